@@ -1,0 +1,1 @@
+"""Darknet to PyTorch to ONNX: the only room that imports torch."""

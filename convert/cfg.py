@@ -1,0 +1,534 @@
+"""Darknet ``.cfg`` files, parsed once into frozen records that keep their line numbers.
+
+The reading rules are darknet's (``read_cfg`` in parser.c, option_list.c): all white space is removed, only whole-line
+comments exist, the first of duplicate keys wins. Where darknet guesses silently (an unknown activation becomes ReLU, an
+unknown key is ignored), this parser raises instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from darktrt import DarktrtError, NmsKind
+
+ACTIVATIONS = (
+    "linear logistic loggy relu relu6 elu selu gelu relie ramp leaky revleaky tanh plse hardtan lhtan swish mish hard_mish "
+    "normalize_channels normalize_channels_softmax normalize_channels_softmax_maxval"
+).split()
+"""Names accepted after ``activation=`` (activations.c, ``get_activation``; only ``stair`` is left out)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One section. ``sources`` are absolute indices of the layers it reads; -1 is the network's input."""
+
+    index: int
+    line: int
+    kind: str
+    sources: tuple[int, ...]
+
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether the output is the input itself."""
+        return False
+
+
+@dataclass(frozen=True)
+class Convolutional(Layer):
+    """``padding`` is in pixels before it is multiplied by ``dilation``."""
+
+    filters: int
+    size: int
+    stride_x: int
+    stride_y: int
+    padding: int
+    dilation: int
+    groups: int
+    batch_normalize: bool
+    activation: str
+
+
+@dataclass(frozen=True)
+class Pool(Layer):
+    """[maxpool] and [local_avgpool]; ``padding`` is the total of both sides."""
+
+    size: int
+    stride_x: int
+    stride_y: int
+    padding: int
+
+
+@dataclass(frozen=True)
+class GlobalAverage(Layer):
+    """[avgpool]: the mean over rows and columns."""
+
+
+@dataclass(frozen=True)
+class Upsample(Layer):
+    stride: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class Route(Layer):
+    groups: int
+    group_id: int
+
+    @property
+    def passes_on(self) -> bool:
+        return len(self.sources) == 1 and self.groups == 1
+
+
+@dataclass(frozen=True)
+class Shortcut(Layer):
+    """``sources[0]`` is the previous layer, whose shape the output has; the others are ``from``."""
+
+    activation: str
+    weights_type: Literal["none", "per_feature", "per_channel"]
+    normalization: Literal["none", "relu", "softmax"]
+
+
+@dataclass(frozen=True)
+class Sam(Layer):
+    """``sources`` are the previous layer and ``from``, multiplied element by element."""
+
+    activation: str
+
+
+@dataclass(frozen=True)
+class ScaleChannels(Layer):
+    """``sources``: the factors (1 x 1 per channel, or one channel over h x w with ``scale_wh``), then ``from``."""
+
+    scale_wh: bool
+    activation: str
+
+
+@dataclass(frozen=True)
+class Dropout(Layer):
+    """Does nothing at inference."""
+
+    @property
+    def passes_on(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Reorg(Layer):
+    """[reorg] is darknet's old element order, [reorg3d] a true space-to-depth; ``reverse`` goes the other way."""
+
+    stride: int
+    reverse: bool
+
+    @property
+    def passes_on(self) -> bool:
+        return self.stride == 1
+
+
+@dataclass(frozen=True)
+class Yolo(Layer):
+    mask: tuple[int, ...]
+    anchors: tuple[tuple[float, float], ...]
+    """All anchors (width, height) in pixels of the network input; the head uses those of ``mask``."""
+    classes: int
+    scale_x_y: float
+    new_coords: bool
+    nms_kind: NmsKind
+    beta_nms: float
+    iou_thresh: float
+
+
+@dataclass(frozen=True)
+class Network:
+    """A whole cfg. ``path`` is kept for error messages."""
+
+    path: str
+    width: int
+    height: int
+    channels: int
+    letter_box: bool
+    layers: tuple[Layer, ...]
+
+    def resized(self, width: int, height: int) -> Network:
+        """The same network for another input size."""
+        return replace(self, width=width, height=height)
+
+    def error(self, layer: Layer, message: str) -> DarktrtError:
+        """An error that names the file and the line of ``layer``'s section."""
+        return DarktrtError(f"{self.path}:{layer.line}: [{layer.kind}] {message}")
+
+
+def read_cfg(path: str | Path) -> Network:
+    """Parse a darknet cfg.
+
+    Raises:
+        DarktrtError: the file cannot be read or is no detector cfg; the message names the line.
+    """
+    sections = _sections(str(path), _read_text(path))
+    net = _Options(str(path), sections[0])
+    if sections[0].kind not in ("net", "network"):
+        raise net.error("the first section must be [net]")
+    width, height, channels = (net.positive(key) for key in ("width", "height", "channels"))
+    letter_box = net.integer("letter_box", 0) != 0
+    net.finish(_NET_IGNORED)
+    layers: list[Layer] = []
+    for index, section in enumerate(sections[1:]):
+        layers.append(_layer(_Options(str(path), section), index))
+    if not any(isinstance(layer, Yolo) for layer in layers):
+        raise DarktrtError(f"{path}: has no [yolo] section; darktrt converts YOLO detectors")
+    return Network(str(path), width, height, channels, letter_box, tuple(layers))
+
+
+def _read_text(path: str | Path) -> str:
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+    if b"\0" in data:
+        raise DarktrtError(f"{path}: is a binary file, not a cfg; are cfg and weights swapped?")
+    text = data.decode("utf-8-sig", errors="replace")
+    if text.lstrip()[:1] == "<":
+        raise DarktrtError(f"{path}: is an HTML page, not a cfg; download the raw file")
+    return text
+
+
+@dataclass(frozen=True)
+class _Section:
+    kind: str
+    line: int
+    options: dict[str, tuple[str, int]]
+
+
+def _sections(path: str, text: str) -> list[_Section]:
+    sections: list[_Section] = []
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = re.sub(r"\s", "", raw)
+        if not line or line[0] in "#;":
+            continue
+        if line[0] == "[":
+            if not re.fullmatch(r"\[\w+\]", line):
+                raise DarktrtError(f"{path}:{number}: '{raw.strip()}' is no section header; write [name] alone on its line")
+            sections.append(_Section(line[1:-1], number, {}))
+            continue
+        key, equals, value = line.partition("=")
+        if not equals or not key or not value:
+            raise DarktrtError(f"{path}:{number}: '{raw.strip()[:60]}' is neither a [section] nor key=value")
+        if not sections:
+            raise DarktrtError(f"{path}:{number}: '{key}' stands before the first section; a cfg begins with [net]")
+        sections[-1].options.setdefault(key, (value, number))
+    if not sections:
+        raise DarktrtError(f"{path}: is empty; a cfg begins with [net]")
+    return sections
+
+
+class _Options:
+    """Typed access to one section's options; knows which keys were asked for, so that the others can be refused."""
+
+    def __init__(self, path: str, section: _Section) -> None:
+        self.path, self.section = path, section
+        self.asked: set[str] = set()
+
+    def error(self, message: str, key: str | None = None) -> DarktrtError:
+        line = self.section.options[key][1] if key in self.section.options else self.section.line
+        return DarktrtError(f"{self.path}:{line}: [{self.section.kind}] {message}")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        self.asked.add(key)
+        if key in self.section.options:
+            return self.section.options[key][0]
+        if default is None:
+            close = get_close_matches(key, self.section.options, n=1)
+            hint = f"; is '{close[0]}' a misspelling?" if close else ""
+            raise self.error(f"needs '{key}='{hint}")
+        return default
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        text = self.text(key, None if default is None else str(default))
+        return self._number(key, text, r"[+-]?\d+", int, "a whole number")
+
+    def real(self, key: str, default: float | None = None) -> float:
+        text = self.text(key, None if default is None else repr(default))
+        return self._number(key, text, _REAL, float, "a number")
+
+    def positive(self, key: str, default: int | None = None) -> int:
+        value = self.integer(key, default)
+        if value < 1:
+            raise self.error(f"'{key}={value}' must be at least 1", key)
+        return value
+
+    def integers(self, key: str, default: str | None = None) -> list[int]:
+        return [self._number(key, part, r"[+-]?\d+", int, "a whole number") for part in self._parts(key, default)]
+
+    def reals(self, key: str) -> list[float]:
+        return [self._number(key, part, _REAL, float, "a number") for part in self._parts(key)]
+
+    def choice(self, key: str, default: str, choices: Mapping[str, _T]) -> _T:
+        value = self.text(key, default)
+        if value not in choices:
+            close = get_close_matches(value, choices, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(choices)}"
+            raise self.error(f"'{key}={value}' is not known; {hint}", key)
+        return choices[value]
+
+    def activation(self, default: str) -> str:
+        return self.choice("activation", default, {name: name for name in ACTIVATIONS})
+
+    def finish(self, ignored: frozenset[str], refused: Mapping[str, int] | None = None) -> None:
+        """Refuse keys that nobody asked for, and those whose effect is not supported when they are switched on."""
+        refused = refused or {}
+        for key, neutral in refused.items():
+            if key in self.section.options and self.integer(key) != neutral:
+                raise self.error(f"'{key}={self.text(key)}' changes what the network computes and is not supported", key)
+        known = self.asked | ignored | set(refused)
+        for key in self.section.options:
+            if key not in known:
+                close = get_close_matches(key, known, n=1)
+                hint = f"; did you mean '{close[0]}'?" if close else "; remove it if it only matters for training"
+                raise self.error(f"has no '{key}'{hint}", key)
+
+    def _parts(self, key: str, default: str | None = None) -> list[str]:
+        text = self.text(key, default).partition("#")[0]
+        return text.removesuffix(",").split(",")
+
+    def _number(self, key: str, text: str, pattern: str, kind: Callable[[str], _N], noun: str) -> _N:
+        # darknet's atoi and atof stop at the first character they do not know, so `size=3 # x` is 3
+        match = re.fullmatch(rf"({pattern})(?:[#;].*)?", text)
+        if not match:
+            raise self.error(f"'{key}={text[:40]}' is not {noun}", key)
+        return kind(match[1])
+
+
+_T = TypeVar("_T")
+_N = TypeVar("_N", int, float)
+_REAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+
+
+def _layer(options: _Options, index: int) -> Layer:
+    kind = _ALIASES.get(options.section.kind, options.section.kind)
+    if kind not in _PARSERS:
+        raise options.error(_REFUSED_SECTIONS.get(kind, f"is not supported; darktrt knows {', '.join(sorted(_PARSERS))}"))
+    layer = _PARSERS[kind](options, _Place(index, options.section.line, kind))
+    options.finish(_IGNORED.get(kind, frozenset()) | _COMMON_IGNORED, {**_COMMON_REFUSED, **_REFUSED.get(kind, {})})
+    return layer
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a section stands; ``previous`` is the layer that it reads unless it says otherwise."""
+
+    index: int
+    line: int
+    kind: str
+
+    @property
+    def previous(self) -> int:
+        return self.index - 1
+
+    def at(self, *sources: int) -> tuple[int, int, str, tuple[int, ...]]:
+        return self.index, self.line, self.kind, sources
+
+
+def _sources(options: _Options, place: _Place, key: str) -> list[int]:
+    """Absolute layer indices: negative numbers count back from this layer."""
+    absolute = []
+    for number in options.integers(key):
+        source = place.index + number if number < 0 else number
+        if not 0 <= source < place.index:
+            last = f"; layers 0 to {place.index - 1} stand before it" if place.index else "; no layer stands before it"
+            raise options.error(f"'{key}' names layer {number}, which is not before layer {place.index}{last}", key)
+        absolute.append(source)
+    return absolute
+
+
+def _strides(options: _Options) -> tuple[int, int]:
+    stride = options.positive("stride", 1)
+    return options.positive("stride_x", stride), options.positive("stride_y", stride)
+
+
+def _convolutional(options: _Options, place: _Place) -> Convolutional:
+    size = options.positive("size", 1)
+    stride_x, stride_y = _strides(options)
+    padding, dilation = options.integer("padding", 0), options.positive("dilation", 1)
+    if padding < 0:
+        raise options.error(f"'padding={padding}' must not be negative", "padding")
+    normalize = options.integer("batch_normalize", 0) != 0 or options.integer("cbn", 0) != 0
+    return Convolutional(
+        *place.at(place.previous),
+        filters=options.positive("filters", 1),
+        size=size,
+        stride_x=stride_x,
+        stride_y=stride_y,
+        padding=size // 2 if options.integer("pad", 0) else padding,
+        dilation=1 if size == 1 else dilation,
+        groups=options.positive("groups", 1),
+        batch_normalize=normalize,
+        activation=options.activation("logistic"),
+    )
+
+
+def _pool(options: _Options, place: _Place) -> Pool:
+    stride_x, stride_y = _strides(options)
+    size = options.positive("size", options.positive("stride", 1))
+    padding = options.integer("padding", size - 1)
+    if not 0 <= padding < 2 * size:
+        raise options.error(f"'padding={padding}' pads whole windows of size {size}; it must lie in 0..{2 * size - 1}", "padding")
+    return Pool(*place.at(place.previous), size=size, stride_x=stride_x, stride_y=stride_y, padding=padding)
+
+
+def _avgpool(options: _Options, place: _Place) -> GlobalAverage:
+    return GlobalAverage(*place.at(place.previous))
+
+
+def _upsample(options: _Options, place: _Place) -> Upsample:
+    return Upsample(*place.at(place.previous), stride=options.positive("stride", 2), scale=options.real("scale", 1.0))
+
+
+def _route(options: _Options, place: _Place) -> Route:
+    sources = _sources(options, place, "layers")
+    groups, group_id = options.positive("groups", 1), options.integer("group_id", 0)
+    if not 0 <= group_id < groups:
+        raise options.error(f"'group_id={group_id}' must lie in 0..{groups - 1}", "group_id")
+    return Route(*place.at(*sources), groups=groups, group_id=group_id)
+
+
+def _shortcut(options: _Options, place: _Place) -> Shortcut:
+    return Shortcut(
+        *place.at(place.previous, *_sources(options, place, "from")),
+        activation=options.activation("linear"),
+        weights_type=options.choice("weights_type", "none", _WEIGHTS_TYPES),
+        normalization=options.choice("weights_normalization", "none", _NORMALIZATIONS),
+    )
+
+
+def _single_source(options: _Options, place: _Place) -> int:
+    sources = _sources(options, place, "from")
+    if len(sources) != 1:
+        raise options.error(f"'from' names {len(sources)} layers; it takes one", "from")
+    return sources[0]
+
+
+def _sam(options: _Options, place: _Place) -> Sam:
+    source = _single_source(options, place)
+    return Sam(*place.at(place.previous, source), activation=options.activation("linear"))
+
+
+def _scale_channels(options: _Options, place: _Place) -> ScaleChannels:
+    return ScaleChannels(
+        *place.at(place.previous, _single_source(options, place)),
+        scale_wh=options.integer("scale_wh", 0) != 0,
+        activation=options.activation("linear"),
+    )
+
+
+def _dropout(options: _Options, place: _Place) -> Dropout:
+    return Dropout(*place.at(place.previous))
+
+
+def _reorg(options: _Options, place: _Place) -> Reorg:
+    reverse = options.integer("reverse", 0) != 0
+    return Reorg(*place.at(place.previous), stride=options.positive("stride", 1), reverse=reverse)
+
+
+def _yolo(options: _Options, place: _Place) -> Yolo:
+    total = options.positive("num", 1)
+    anchors = _anchors(options, total)
+    mask = options.integers("mask", ",".join(map(str, range(total))))
+    if wrong := [m for m in mask if not 0 <= m < total]:
+        raise options.error(f"'mask' names anchor {wrong[0]}, but 'num={total}' allows 0..{total - 1}", "mask")
+    return Yolo(
+        *place.at(place.previous),
+        mask=tuple(mask),
+        anchors=anchors,
+        classes=options.positive("classes", 20),
+        scale_x_y=options.real("scale_x_y", 1.0),
+        new_coords=options.integer("new_coords", 0) != 0,
+        nms_kind=options.choice("nms_kind", "default", _NMS_KINDS),
+        beta_nms=options.real("beta_nms", 0.6),
+        iou_thresh=options.real("iou_thresh", 1.0),
+    )
+
+
+def _anchors(options: _Options, total: int) -> tuple[tuple[float, float], ...]:
+    numbers = options.reals("anchors")
+    if len(numbers) < 2 * total:
+        raise options.error(f"'anchors' has {len(numbers)} numbers, but 'num={total}' needs {2 * total}", "anchors")
+    pairs = tuple(zip(numbers[0 : 2 * total : 2], numbers[1 : 2 * total : 2], strict=True))
+    if min(map(min, pairs)) <= 0:
+        raise options.error("'anchors' must be greater than 0 (width, height in pixels of the network input)", "anchors")
+    return pairs
+
+
+_PARSERS: dict[str, Callable[[_Options, _Place], Layer]] = {
+    "convolutional": _convolutional,
+    "maxpool": _pool,
+    "local_avgpool": _pool,
+    "avgpool": _avgpool,
+    "upsample": _upsample,
+    "route": _route,
+    "shortcut": _shortcut,
+    "sam": _sam,
+    "scale_channels": _scale_channels,
+    "dropout": _dropout,
+    "reorg": _reorg,
+    "reorg3d": _reorg,
+    "yolo": _yolo,
+}
+_ALIASES = {"conv": "convolutional", "max": "maxpool", "avg": "avgpool", "local_avg": "local_avgpool"}
+_REFUSED_SECTIONS = {
+    "region": "is the head of YOLOv2, which darktrt does not decode; convert a network with [yolo] heads (YOLOv3 and later)",
+    "Gaussian_yolo": "is the head of Gaussian YOLOv3, which darktrt does not decode; convert a network with [yolo] heads",
+}
+_WEIGHTS_TYPES: dict[str, Literal["none", "per_feature", "per_channel"]] = {
+    "none": "none",
+    "per_feature": "per_feature",
+    "per_layer": "per_feature",
+    "per_channel": "per_channel",
+}
+_NORMALIZATIONS: dict[str, Literal["none", "relu", "softmax"]] = {
+    "none": "none",
+    "relu": "relu",
+    "avg_relu": "relu",
+    "softmax": "softmax",
+}
+_NMS_KINDS: dict[str, NmsKind] = {"default": "plain", "greedynms": "greedynms", "diounms": "diounms"}
+
+# Keys that matter for training, tracking or scheduling alone (parser.c of AlexeyAB's darknet).
+_COMMON_IGNORED = frozenset(
+    "clip onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate stream wait_stream".split()
+)
+_COMMON_REFUSED = {"dontload": 0, "dontloadscales": 0}
+_REFUSED: dict[str, dict[str, int]] = {
+    "convolutional": dict.fromkeys(
+        "binary xnor bin_output antialiasing sway rotate stretch stretch_sway flipped coordconv share_index".split(), 0
+    ),
+    "maxpool": {"maxpool_depth": 0, "antialiasing": 0},
+}
+_IGNORED: dict[str, frozenset[str]] = {
+    "convolutional": frozenset("assisted_excitation dot angle grad_centr reverse".split()),
+    "maxpool": frozenset("out_channels maxpool_zero_nonmax".split()),
+    "dropout": frozenset("probability dropblock dropblock_size_rel dropblock_size_abs".split()),
+    "yolo": frozenset(
+        (
+            "max show_details max_delta counters_per_class label_smooth_eps objectness_smooth iou_normalizer obj_normalizer "
+            "cls_normalizer delta_normalizer uc_normalizer iou_loss iou_thresh_kind jitter resize focal_loss ignore_thresh "
+            "truth_thresh random track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm embedding_layer "
+            "map yolo_point beta1"
+        ).split()
+    ),
+}
+_NET_IGNORED = frozenset(
+    (
+        "batch subdivisions time_steps track augment_speed sequential_subdivisions try_fix_nan weights_reject_freq "
+        "equidistant_point badlabels_rejection_percentage num_sigmas_reject_badlabels ema_alpha use_cuda_graph loss_scale "
+        "dynamic_minibatch optimized_memory workspace_size_limit_MB adam B1 B2 eps inputs max_crop min_crop flip blur "
+        "gaussian_noise mixup cutmix mosaic mosaic_bound contrastive contrastive_jit_flip contrastive_color unsupervised "
+        "label_smooth_eps resize_step attention adversarial_lr max_chart_loss angle aspect saturation exposure hue power "
+        "policy burn_in step scale steps scales seq_scales gamma learning_rate learning_rate_min sgdr_cycle sgdr_mult momentum "
+        "decay max_batches max_epochs seen show_receptive_field"
+    ).split()
+)

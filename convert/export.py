@@ -1,0 +1,207 @@
+"""PyTorch to ONNX: opset 17, heads between named tensors, everything later stages need in the metadata."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadInfo, LayerInfo, NmsInfo, atomic_output, sha256_of
+
+from .cfg import Network, Yolo, read_cfg
+from .model import Darknet, random_weights
+from .shapes import infer_shapes
+from .weights import LayerWeights, read_weights, write_weights
+
+OPSET = 17
+
+
+def convert(
+    cfg: str | Path,
+    weights: str | Path | None,
+    output: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    batch: tuple[int, int, int] = (1, 1, 1),
+    names: str | Path | None = None,
+    seed: int | None = None,
+    save_weights: str | Path | None = None,
+) -> DetectorInfo:
+    """Darknet files to ``plain.onnx``; the whole of ``darktrt convert``.
+
+    Args:
+        weights: the ``.weights`` file, or None to draw random ones from ``seed``.
+        size: (width, height) of the network input; the cfg's own by default.
+        batch: smallest, usual and largest batch.
+        names: a file of class names, a line each; by default COCO's for 80 classes, else "class 0", "class 1", ...
+        save_weights: also write the weights as a ``.weights`` file.
+
+    Raises:
+        DarktrtError: an input cannot be read or does not fit, or an output cannot be written.
+    """
+    original = read_cfg(cfg)
+    network = original.resized(*size) if size else original
+    model = Darknet(network)
+    values = _weights(original, weights, seed)
+    model.load(values)
+    if save_weights:
+        write_weights(save_weights, original, values)
+    origin = sha256_of(weights) if weights else f"random, seed {seed}"
+    sources = {"cfg": sha256_of(cfg), "weights": origin}
+    info = detector_info(network, batch, class_names(network, names), sources)
+    export_onnx(model.eval(), info, output)
+    return info
+
+
+def _weights(network: Network, path: str | Path | None, seed: int | None) -> list[LayerWeights]:
+    if path is not None and seed is not None:
+        raise DarktrtError(f"{path}: give either a weights file or --random-weights, not both")
+    if path is not None:
+        return read_weights(path, network)
+    if seed is None:
+        raise DarktrtError(f"{network.path}: needs its weights; give the .weights file, or --random-weights SEED to try it out")
+    return random_weights(network, seed)
+
+
+def class_names(network: Network, path: str | Path | None) -> tuple[str, ...]:
+    """One name per class, from a file or by default.
+
+    Raises:
+        DarktrtError: the file cannot be read, or its count of names is not the cfg's count of classes.
+    """
+    classes = next(layer.classes for layer in network.layers if isinstance(layer, Yolo))
+    if path is None:
+        coco = (Path(__file__).parent / "zoo" / "coco.names").read_text().split("\n")
+        return tuple(coco[:80]) if classes == 80 else tuple(f"class {i}" for i in range(classes))
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DarktrtError(f"{path}: is no UTF-8 text; write one class name a line") from error
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if len(names) != classes:
+        raise DarktrtError(f"{path}: has {len(names)} names, but {network.path} has {classes} classes; write one name a line")
+    return names
+
+
+def detector_info(network: Network, batch: tuple[int, int, int], names: tuple[str, ...], sources: dict[str, str]) -> DetectorInfo:
+    """The metadata of a network that :func:`export_onnx` is to write."""
+    yolos = [layer for layer in network.layers if isinstance(layer, Yolo)]
+    shapes = infer_shapes(network)
+    tensors = tensor_names(network)
+    heads = tuple(
+        HeadInfo(
+            tensor=tensors[layer.sources[0]],
+            line=layer.line,
+            anchors=tuple(layer.anchors[m] for m in layer.mask),
+            mask=layer.mask,
+            classes=layer.classes,
+            scale_x_y=layer.scale_x_y,
+            new_coords=layer.new_coords,
+            rows=shapes[layer.index].height,
+            columns=shapes[layer.index].width,
+        )
+        for layer in yolos
+    )
+    return DetectorInfo(
+        name=Path(network.path).stem,
+        width=network.width,
+        height=network.height,
+        channels=network.channels,
+        batch=batch,
+        resize="letterbox" if network.letter_box else "stretch",
+        mish_count=sum(getattr(layer, "activation", None) == "mish" for layer in network.layers),
+        heads=heads,
+        nms=NmsInfo(yolos[-1].nms_kind, yolos[-1].beta_nms),
+        class_names=names,
+        sources=sources,
+        layers=tuple(LayerInfo(layer.index, layer.kind, layer.line, tensors[layer.index]) for layer in network.layers),
+    )
+
+
+def tensor_names(network: Network) -> dict[int, str]:
+    """The ONNX tensor that holds each layer's output, by index.
+
+    What a [yolo] reads is ``head0_raw``, ``head1_raw``, ... in cfg order, and the [yolo] itself goes by that name too; any
+    other layer is ``layer{index}``, and one that only passes its input on has its source's name.
+
+    Raises:
+        DarktrtError: two heads read one tensor, or a head reads the network's input.
+    """
+    roots = {-1: -1}
+    for layer in network.layers:
+        roots[layer.index] = roots[layer.sources[0]] if layer.passes_on or isinstance(layer, Yolo) else layer.index
+    names = {root: f"layer{root}" for root in roots.values()}
+    heads = [layer for layer in network.layers if isinstance(layer, Yolo)]
+    for i, head in enumerate(heads):
+        root = roots[head.sources[0]]
+        if root < 0 or names[root].startswith("head"):
+            raise network.error(head, "needs a tensor of its own to read; put a [convolutional] before it")
+        names[root] = f"head{i}_raw"
+    return {layer.index: names[roots[layer.index]] for layer in network.layers}
+
+
+class _Exported(nn.Module):
+    """The outputs of all layers under their tensors' names, then boxes and scores: names survive as names of outputs."""
+
+    def __init__(self, model: Darknet) -> None:
+        super().__init__()
+        self.model = model
+        names = tensor_names(model.network)
+        first = {name: index for index, name in reversed(names.items())}
+        self.names, self.indices = zip(*sorted(first.items(), key=lambda item: item[1]), strict=True)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        heads = [layer.index for layer in self.model.network.layers if isinstance(layer, Yolo)]
+        outputs = self.model.run(images, keep={*self.indices, *heads})
+        decoded = [outputs[i] for i in heads]
+        whole = torch.cat(decoded, 1) if len(decoded) > 1 else decoded[0]
+        return *(outputs[i] for i in self.indices), whole[..., :4], whole[..., 4:]
+
+
+def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:
+    """Write ``plain.onnx``: input ``images``, outputs ``boxes`` and ``scores``; batch static or dynamic as ``info.batch`` says.
+
+    Raises:
+        DarktrtError: the file cannot be written.
+    """
+    exported = _Exported(model)
+    low, _, high = info.batch
+    outputs = [*exported.names, "boxes", "scores"]
+    dynamic = {name: {0: "batch"} for name in ("images", *outputs)} if low < high else {}
+    images = torch.zeros(2 if low < high else low, info.channels, info.height, info.width)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode():
+        # the TorchScript exporter: it writes opset 17 itself and needs no onnxscript; torch calls it the legacy one
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        torch.onnx.export(
+            exported,
+            (images,),
+            buffer,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=outputs,
+            dynamic_axes=dynamic,
+        )
+    graph_model = onnx.load_from_string(buffer.getvalue())
+    del buffer
+    _finish(graph_model, info)
+    with atomic_output(output) as temporary:
+        onnx.save(graph_model, str(temporary))
+
+
+def _finish(model: onnx.ModelProto, info: DetectorInfo) -> None:
+    """Leave boxes and scores as the only outputs, and write the metadata."""
+    graph = model.graph
+    graph.name = info.name
+    inner = [value for value in graph.output if value.name not in ("boxes", "scores")]
+    for value in inner:
+        graph.output.remove(value)
+        graph.value_info.append(value)
+    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})

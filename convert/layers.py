@@ -1,0 +1,355 @@
+"""Torch modules for darknet's layers, built by the type of their record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import singledispatch
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from . import cfg
+from .cfg import Layer
+from .shapes import Shape
+from .weights import LayerWeights, fold
+
+
+def _hard_mish(x: Tensor) -> Tensor:
+    # hard_mish_yashas of activations.c: x above 0, x * x / 2 + x down to -2, else 0
+    negative = x.clamp(-2, 0)
+    return negative * negative / 2 + negative + functional.relu(x)
+
+
+def _normalize_channels(x: Tensor) -> Tensor:
+    positive = functional.relu(x)
+    return positive / (positive.sum(1, keepdim=True) + 0.0001)
+
+
+def _normalize_channels_softmax(x: Tensor) -> Tensor:
+    # shifting by the maximum changes nothing but the weight of the 0.0001, which darknet adds to the sum
+    exponential = torch.exp(x)
+    return exponential / (exponential.sum(1, keepdim=True) + 0.0001)
+
+
+def _normalize_channels_softmax_maxval(x: Tensor) -> Tensor:
+    return _normalize_channels_softmax(x - x.amax(1, keepdim=True))
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "logistic": torch.sigmoid,
+    "loggy": lambda x: 2 * torch.sigmoid(x) - 1,
+    "relu": functional.relu,
+    "relu6": functional.relu6,
+    "elu": functional.elu,
+    "selu": lambda x: 1.0507 * functional.relu(x) + 1.0507 * 1.6732 * (torch.exp(x.clamp(max=0)) - 1),
+    "gelu": lambda x: 0.5 * x * (1 + torch.tanh(0.797885 * x + 0.035677 * x * x * x)),
+    "relie": lambda x: functional.leaky_relu(x, 0.01),
+    "ramp": lambda x: functional.relu(x) + 0.1 * x,
+    "leaky": lambda x: functional.leaky_relu(x, 0.1),
+    "revleaky": lambda x: functional.leaky_relu(x, 0.1),
+    "tanh": torch.tanh,
+    "plse": lambda x: 0.125 * x.clamp(-4, 4) + 0.5 + 0.01 * (x - x.clamp(-4, 4)),
+    "hardtan": lambda x: x.clamp(-1, 1),
+    "lhtan": lambda x: x.clamp(0, 1) + 0.001 * (x - x.clamp(0, 1)),
+    "swish": lambda x: x * torch.sigmoid(x),
+    "mish": lambda x: x * torch.tanh(functional.softplus(x)),
+    "hard_mish": _hard_mish,
+    "normalize_channels": _normalize_channels,
+    "normalize_channels_softmax": _normalize_channels_softmax,
+    "normalize_channels_softmax_maxval": _normalize_channels_softmax_maxval,
+}
+"""By darknet's name; formulas of activations.h, where relu6 and hard_mish mean what their GPU code does."""
+
+
+class DarknetLayer(nn.Module):
+    """A layer: called with one tensor ``(N, C, H, W)`` per source of its record."""
+
+    def load(self, weights: LayerWeights) -> None:
+        """Take the layer's arrays from a weights file; layers without weights take none."""
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        result: Tensor = super().__call__(*inputs)
+        return result
+
+
+class Convolution(DarknetLayer):
+    """Convolution with batch normalisation folded in, then the activation."""
+
+    def __init__(self, layer: cfg.Convolutional, channels: int) -> None:
+        super().__init__()
+        self.record = layer
+        self.activation = ACTIVATIONS[layer.activation]
+        shape = (layer.filters, channels // layer.groups, layer.size, layer.size)
+        self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(layer.filters), requires_grad=False)
+
+    def load(self, weights: LayerWeights) -> None:
+        weight, bias = fold(weights)
+        self.weight.data, self.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.convolve(x))
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """The convolution alone, before the activation."""
+        r = self.record
+        stride, padding = (r.stride_y, r.stride_x), r.padding * r.dilation
+        return functional.conv2d(x, self.weight, self.bias, stride, padding, r.dilation, r.groups)
+
+
+class Pooling(DarknetLayer):
+    """[maxpool] and [local_avgpool] with darknet's padding: ``padding // 2`` left and top, what the output needs right and below."""
+
+    def __init__(self, layer: cfg.Pool, source: Shape, output: Shape) -> None:
+        super().__init__()
+        self.kernel = (layer.size, layer.size)
+        self.strides = (layer.stride_y, layer.stride_x)
+        before = layer.padding // 2
+        after = (
+            max(0, (out - 1) * stride + layer.size - side - before)
+            for out, stride, side in zip(output.plane, self.strides, source.plane, strict=True)
+        )
+        self.pads = (before, before, *after)
+        self.pool = MaxPool if layer.kind == "maxpool" else AveragePool
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled: Tensor = self.pool.apply(x, self.kernel, self.strides, self.pads)  # type: ignore[no-untyped-call]
+        return pooled
+
+
+class MaxPool(torch.autograd.Function):
+    """ONNX MaxPool, whose pads (top, left, bottom, right) may differ from side to side; torch's may not."""
+
+    onnx_op: ClassVar[str] = "MaxPool"
+    onnx_attributes: ClassVar[dict[str, int]] = {}
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]) -> Tensor:
+        top, left, bottom, right = pads
+        return functional.max_pool2d(functional.pad(x, (left, right, top, bottom), value=-torch.inf), kernel, strides)
+
+    @classmethod
+    def symbolic(cls, g: Any, x: Any, kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]) -> Any:
+        return g.op(cls.onnx_op, x, kernel_shape_i=kernel, strides_i=strides, pads_i=pads, **cls.onnx_attributes)
+
+
+class AveragePool(MaxPool):
+    """ONNX AveragePool that does not count the padding."""
+
+    onnx_op = "AveragePool"
+    onnx_attributes: ClassVar[dict[str, int]] = {"count_include_pad_i": 0}
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]) -> Tensor:
+        top, left, bottom, right = pads
+        pair = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+        means = functional.avg_pool2d(functional.pad(pair, (left, right, top, bottom)), kernel, strides)
+        return means[:, :-1] / means[:, -1:]
+
+
+class GlobalAveragePool(DarknetLayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(x, 1)
+
+
+class Upsampling(DarknetLayer):
+    def __init__(self, layer: cfg.Upsample) -> None:
+        super().__init__()
+        self.stride, self.scale = float(layer.stride), layer.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        repeated = functional.interpolate(x, scale_factor=self.stride, mode="nearest")
+        return repeated if self.scale == 1 else repeated * self.scale
+
+
+class Routing(DarknetLayer):
+    """Cuts group ``group_id`` from each input, then concatenates the cuts."""
+
+    def __init__(self, layer: cfg.Route, sources: Sequence[Shape]) -> None:
+        super().__init__()
+        sizes = [source.channels // layer.groups for source in sources]
+        self.cuts = [slice(layer.group_id * size, (layer.group_id + 1) * size) for size in sizes]
+        self.whole = layer.groups == 1
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        cuts = inputs if self.whole else [x[:, cut] for x, cut in zip(inputs, self.cuts, strict=True)]
+        return cuts[0] if len(cuts) == 1 else torch.cat(list(cuts), 1)
+
+
+class Residual(DarknetLayer):
+    """[shortcut]: the sum, weighted or not, of the common first channels, in the shape of the first input."""
+
+    def __init__(self, layer: cfg.Shortcut, sources: Sequence[Shape]) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[layer.activation]
+        self.normalization = layer.normalization
+        self.total = sources[0].channels
+        self.channels = [min(source.channels, self.total) for source in sources]
+        self.wider = [source.channels > self.total for source in sources]
+        count = self.total if layer.weights_type == "per_channel" else 1
+        weight = None if layer.weights_type == "none" else nn.Parameter(torch.empty(len(sources), count), requires_grad=False)
+        self.weight: nn.Parameter | None = weight
+
+    def load(self, weights: LayerWeights) -> None:
+        if self.weight is None:
+            return
+        weight = torch.from_numpy(weights["weight"].copy())
+        # as fuse_conv_batchnorm (network.c) folds it: relu is clamped at 0.001, and 0.0001 is added to the sum
+        if self.normalization == "relu":
+            weight = weight.clamp(min=0.001)
+        elif self.normalization == "softmax":
+            weight = torch.exp(weight - weight.amax(0))
+        if self.normalization != "none":
+            weight = weight / (weight.sum(0) + 0.0001)
+        self.weight.data = weight
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        terms = [self._term(i, x) for i, x in enumerate(inputs)]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return self.activation(total)
+
+    def _term(self, i: int, x: Tensor) -> Tensor:
+        channels = self.channels[i]
+        if self.wider[i]:
+            x = x[:, :channels]
+        if self.weight is not None:
+            x = x * self.weight[i, :channels].reshape(1, -1, 1, 1)
+        return functional.pad(x, (0, 0, 0, 0, 0, self.total - channels)) if channels < self.total else x
+
+
+class Product(DarknetLayer):
+    """[sam] and [scale_channels]: the product of both inputs, broadcast, then the activation."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, factors: Tensor, x: Tensor) -> Tensor:
+        return self.activation(x * factors)
+
+
+class Identity(DarknetLayer):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Reorganization(DarknetLayer):
+    """[reorg3d] is space to depth; [reorg] is too, but reads its input as if that were the larger, shallower picture."""
+
+    def __init__(self, layer: cfg.Reorg, source: Shape, output: Shape) -> None:
+        super().__init__()
+        s = self.stride = layer.stride
+        self.reverse, self.output = layer.reverse, output
+        if layer.kind == "reorg":
+            self.view = source if layer.reverse else Shape(source.channels // s**2, source.height * s, source.width * s)
+        else:
+            self.view = output if layer.reverse else source
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:
+            return x
+        s, (c, h, w) = self.stride, (self.view.channels, self.view.height, self.view.width)
+        if self.reverse:
+            moved = x.reshape(-1, s, s, c // s**2, h, w).permute(0, 3, 4, 1, 5, 2)
+        else:
+            moved = x.reshape(-1, c, h // s, s, w // s, s).permute(0, 3, 5, 1, 2, 4)
+        return moved.reshape(-1, self.output.channels, self.output.height, self.output.width)
+
+
+class YoloHead(DarknetLayer):
+    """Decodes one head (``get_yolo_box`` in darknet's yolo_layer.c).
+
+    From the raw tensor ``(N, A * (5 + classes), H, W)`` to ``(N, A * H * W, 4 + classes)``: x1 y1 x2 y2 in pixels of the
+    network input, then objectness times class; anchor-major, then rows, then columns.
+    """
+
+    anchors: Tensor
+    corner: Tensor
+    cell: Tensor
+
+    def __init__(self, layer: cfg.Yolo, source: Shape, network: cfg.Network) -> None:
+        super().__init__()
+        self.record, self.source = layer, source
+        sizes = torch.tensor([layer.anchors[m] for m in layer.mask])
+        self.register_buffer("anchors", sizes.reshape(-1, 2, 1), persistent=False)
+        rows, columns = torch.meshgrid(torch.arange(source.height), torch.arange(source.width), indexing="ij")
+        grid = torch.stack([columns.reshape(-1), rows.reshape(-1)])
+        # the shift that scale_x_y needs stands in the cell's corner, so that decoding adds once
+        self.register_buffer("corner", grid - (layer.scale_x_y - 1) / 2, persistent=False)
+        cell = torch.tensor([[network.width / source.width], [network.height / source.height]])
+        self.register_buffer("cell", cell, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        fields, count = 5 + self.record.classes, len(self.record.mask)
+        raw = x.reshape(-1, count, fields, self.source.height * self.source.width)
+        if self.record.new_coords:
+            active, sizes = raw, (2 * raw[:, :, 2:4]).square() * self.anchors
+        else:
+            active, sizes = torch.sigmoid(raw), torch.exp(raw[:, :, 2:4]) * self.anchors
+        centres = (active[:, :, 0:2] * self.record.scale_x_y + self.corner) * self.cell
+        scores = active[:, :, 4:5] * active[:, :, 5:]
+        decoded = torch.cat([centres - sizes / 2, centres + sizes / 2, scores], 2)
+        boxes = count * self.source.height * self.source.width
+        return decoded.transpose(2, 3).reshape(-1, boxes, 4 + self.record.classes)
+
+
+@singledispatch
+def build(layer: Layer, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    """The module of one record; ``inputs`` and ``output`` are its shapes."""
+    raise TypeError(f"no module for {type(layer).__name__}")
+
+
+@build.register
+def _(layer: cfg.Convolutional, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Convolution(layer, inputs[0].channels)
+
+
+@build.register
+def _(layer: cfg.Pool, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Pooling(layer, inputs[0], output)
+
+
+@build.register
+def _(layer: cfg.GlobalAverage, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return GlobalAveragePool()
+
+
+@build.register
+def _(layer: cfg.Upsample, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Upsampling(layer)
+
+
+@build.register
+def _(layer: cfg.Route, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Routing(layer, inputs)
+
+
+@build.register
+def _(layer: cfg.Shortcut, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Residual(layer, inputs)
+
+
+@build.register(cfg.Sam)
+@build.register(cfg.ScaleChannels)
+def _(layer: cfg.Sam | cfg.ScaleChannels, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Product(layer.activation)
+
+
+@build.register
+def _(layer: cfg.Dropout, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Identity()
+
+
+@build.register
+def _(layer: cfg.Reorg, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Reorganization(layer, inputs[0], output)
+
+
+@build.register
+def _(layer: cfg.Yolo, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return YoloHead(layer, inputs[0], network)

@@ -1,0 +1,151 @@
+"""The whole network as a torch module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from darktrt import DarktrtError
+
+from .cfg import Layer, Network, Yolo, read_cfg
+from .layers import Convolution, DarknetLayer, build
+from .shapes import infer_shapes, input_shapes
+from .weights import LayerWeights, initial_weights, read_weights
+
+
+class Darknet(nn.Module):
+    """A darknet detector for inference.
+
+    Called with images ``(N, C, H, W)`` float32, RGB 0..1, of the network's size, it gives ``boxes (N, A, 4)``, x1 y1 x2 y2 in
+    pixels of the network input, and ``scores (N, A, classes)``, objectness times class. The A boxes are those of all heads in
+    cfg order; in a head anchor-major, then rows, then columns.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.shapes = infer_shapes(network)
+        classes = {layer.classes for layer in network.layers if isinstance(layer, Yolo)}
+        if len(classes) != 1:
+            raise network.error(network.layers[-1], f"heads have different class counts {sorted(classes)}; they must agree")
+        pairs = zip(network.layers, self.shapes, strict=True)
+        modules = [build(layer, input_shapes(network, self.shapes, layer), shape, network) for layer, shape in pairs]
+        self.layers = nn.ModuleList(modules)
+        self._last_reader = {source: layer.index for layer in network.layers for source in layer.sources}
+
+    def load(self, weights: list[LayerWeights]) -> None:
+        """Take the weights of every layer, as :func:`convert.weights.read_weights` gives them."""
+        for module, values in zip(self.layers, weights, strict=True):
+            assert isinstance(module, DarknetLayer)
+            module.load(values)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes and scores; see the class."""
+        heads = [i for i, layer in enumerate(self.network.layers) if isinstance(layer, Yolo)]
+        outputs = self.run(images, keep=set(heads))
+        decoded = torch.cat([outputs[i] for i in heads], 1) if len(heads) > 1 else outputs[heads[0]]
+        return decoded[..., :4], decoded[..., 4:]
+
+    def run(self, images: Tensor, keep: set[int], before: Callable[[Layer, list[Tensor]], None] | None = None) -> dict[int, Tensor]:
+        """Outputs of the layers ``keep`` by index; others are freed once read. ``before`` sees each layer and its inputs first."""
+        outputs = {-1: images}
+        for layer, module in zip(self.network.layers, self.layers, strict=True):
+            inputs = [outputs[source] for source in layer.sources]
+            if before:
+                before(layer, inputs)
+            outputs[layer.index] = module(*inputs)
+            for index in {*layer.sources, layer.index} - keep:
+                if self._last_reader.get(index, index) <= layer.index:
+                    outputs.pop(index, None)
+        return outputs
+
+
+def load_model(cfg: str | Path, weights: str | Path, size: tuple[int, int] | None = None) -> Darknet:
+    """The module of a cfg with the weights of a file, in evaluation mode; ``size`` (width, height) overrides the cfg's.
+
+    Raises:
+        DarktrtError: either file cannot be read, or they do not belong together.
+    """
+    network = read_cfg(cfg)
+    model = Darknet(network.resized(*size) if size else network)
+    model.load(read_weights(weights, network))
+    return model.eval()
+
+
+def random_weights(network: Network, seed: int) -> list[LayerWeights]:
+    """Sane random weights for any network: the same for the same seed, and activations neither die nor explode.
+
+    Each layer is fitted in turn to eight pictures of noise: the batch normalisation of a convolution takes the mean and variance
+    that it really sees; without one, its weights and bias are scaled so that each filter's output has mean 0 and variance 1.
+    Objectness is then lowered so that few boxes pass, as in a trained network.
+    """
+    network = _shrunk(network)
+    model = Darknet(network).eval()
+    drawn = initial_weights(network, seed)
+    heads = {layer.sources[0]: layer for layer in network.layers if isinstance(layer, Yolo)}
+    fitted: list[LayerWeights] = []
+
+    def fit(layer: Layer, inputs: list[Tensor]) -> None:
+        values = next(drawn)
+        module = model.layers[layer.index]
+        if isinstance(module, Convolution):
+            _fit_convolution(module, values, inputs[0])
+            if layer.index in heads:
+                values["bias"][4 :: 5 + heads[layer.index].classes] -= _OBJECTNESS_DROP
+        fitted.append(values)
+        assert isinstance(module, DarknetLayer)
+        module.load(values)
+
+    with torch.inference_mode():
+        model.run(_noise(network, seed), set(), fit)
+    return fitted
+
+
+_OBJECTNESS_DROP = 4.0
+"""In logits: of normally distributed objectness about one in a thousand passes 0.25."""
+
+
+def _shrunk(network: Network) -> Network:
+    """The same network for inputs of four cells of its coarsest head, where its layers fit at that size: weights do not depend on it."""
+    shapes = infer_shapes(network)
+    columns = min(shapes[layer.index].width for layer in network.layers if isinstance(layer, Yolo))
+    side = 4 * (network.width // columns)
+    smaller = network.resized(min(network.width, side), min(network.height, side))
+    try:
+        infer_shapes(smaller)
+    except DarktrtError:
+        return network
+    return smaller
+
+
+def _noise(network: Network, seed: int) -> Tensor:
+    """Eight pictures ``(8, C, H, W)`` in 0..1: noise of every scale as in photographs, bright, dark, dull; and white noise."""
+    generator = torch.Generator().manual_seed(seed)
+    size, pictures = (network.height, network.width), torch.zeros(8, network.channels, network.height, network.width)
+    for cells in (1, 2, 4, 8, 16, 64, 256):
+        grid = torch.randn(8, network.channels, *(min(cells, side) for side in size), generator=generator)
+        strength = 2 * torch.rand(8, 1, 1, 1, generator=generator)
+        pictures += strength * functional.interpolate(grid, size=size, mode="bilinear")
+    pictures = torch.sigmoid(2 * torch.rand(8, 1, 1, 1, generator=generator) * pictures)
+    return torch.cat([pictures[:7], torch.rand(pictures[:1].shape, generator=generator)])
+
+
+def _fit_convolution(module: Convolution, values: dict[str, npt.NDArray[np.float32]], x: Tensor) -> None:
+    """Set mean and variance (or rescale weight and bias) of ``values`` to what the plain convolution gives on ``x``."""
+    module.load({"weight": values["weight"], "bias": 0 * values["bias"]})
+    plain = module.convolve(x)
+    mean, variance = (t.numpy() for t in (plain.mean((0, 2, 3)), plain.var((0, 2, 3), correction=0)))
+    # a filter that hardly moves on these pictures may move on others: trust no variance far below its neighbours'
+    usual = float(variance.mean()) if plain[0, 0].numel() > 1 else float(plain.square().mean())
+    variance = np.maximum(variance, 0.5 * usual + 1e-6, dtype=np.float32)
+    if "scale" in values:
+        values["mean"], values["variance"] = mean, variance
+    else:
+        values["weight"] /= np.sqrt(variance)[:, None, None, None]
+        values["bias"] -= mean / np.sqrt(variance)

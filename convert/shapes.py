@@ -1,0 +1,211 @@
+"""Shapes and costs of a parsed network, without torch: what every layer gives, checked as darknet would need it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+from itertools import pairwise
+
+from darktrt import DarktrtError
+
+from .cfg import Convolutional, GlobalAverage, Layer, Network, Pool, Reorg, Route, Sam, ScaleChannels, Shortcut, Upsample, Yolo
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of one image: channels, rows, columns."""
+
+    channels: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.channels} x {self.height} x {self.width}"
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+def infer_shapes(network: Network) -> tuple[Shape, ...]:
+    """Output shape of every layer.
+
+    Raises:
+        DarktrtError: a layer's inputs do not fit; the message names the line of its section.
+    """
+    shapes: list[Shape] = []
+    for layer in network.layers:
+        for source in layer.sources:
+            if source >= 0 and isinstance(network.layers[source], Yolo):
+                raise network.error(layer, f"reads layer {source}, a [yolo] head; put a [route] to an earlier layer before it")
+        try:
+            shape = output_shape(layer, input_shapes(network, shapes, layer))
+        except _Misfit as error:
+            raise network.error(layer, str(error)) from None
+        if min(shape.channels, shape.height, shape.width) < 1:
+            raise network.error(layer, f"would give {shape}; is the network's size {network.width}x{network.height} too small?")
+        shapes.append(shape)
+    return tuple(shapes)
+
+
+def input_shapes(network: Network, shapes: Sequence[Shape], layer: Layer) -> list[Shape]:
+    """Shapes of what ``layer`` reads, given those of the layers before it."""
+    image = Shape(network.channels, network.height, network.width)
+    return [shapes[source] if source >= 0 else image for source in layer.sources]
+
+
+def same_plane(shapes: Sequence[Shape]) -> bool:
+    return all(a.plane == b.plane for a, b in pairwise(shapes))
+
+
+class _Misfit(Exception):
+    """What is wrong with a layer's inputs, before file and line are known."""
+
+
+@singledispatch
+def output_shape(layer: Layer, inputs: Sequence[Shape]) -> Shape:
+    """Shape of ``layer``'s output; layers without a rule of their own pass their input on."""
+    return inputs[0]
+
+
+@output_shape.register
+def _(layer: Convolutional, inputs: Sequence[Shape]) -> Shape:
+    source = inputs[0]
+    if source.channels % layer.groups or layer.filters % layer.groups:
+        raise _Misfit(f"'groups={layer.groups}' divides not both its {source.channels} input channels and {layer.filters} filters")
+    window = layer.dilation * (layer.size - 1) + 1
+    padded = (side + 2 * layer.padding * layer.dilation for side in source.plane)
+    rows, columns = ((side - window) // stride + 1 for side, stride in zip(padded, (layer.stride_y, layer.stride_x), strict=True))
+    return Shape(layer.filters, rows, columns)
+
+
+@output_shape.register
+def _(layer: Pool, inputs: Sequence[Shape]) -> Shape:
+    height, width = inputs[0].plane
+    rows = (height + layer.padding - layer.size) // layer.stride_y + 1
+    columns = (width + layer.padding - layer.size) // layer.stride_x + 1
+    return Shape(inputs[0].channels, rows, columns)
+
+
+@output_shape.register
+def _(layer: GlobalAverage, inputs: Sequence[Shape]) -> Shape:
+    return Shape(inputs[0].channels, 1, 1)
+
+
+@output_shape.register
+def _(layer: Upsample, inputs: Sequence[Shape]) -> Shape:
+    return Shape(inputs[0].channels, inputs[0].height * layer.stride, inputs[0].width * layer.stride)
+
+
+@output_shape.register
+def _(layer: Route, inputs: Sequence[Shape]) -> Shape:
+    if not same_plane(inputs):
+        sizes = ", ".join(f"layer {s}: {i.width}x{i.height}" for s, i in zip(layer.sources, inputs, strict=True))
+        raise _Misfit(f"joins layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?")
+    if odd := [i.channels for i in inputs if i.channels % layer.groups]:
+        raise _Misfit(f"cannot cut {odd[0]} channels into 'groups={layer.groups}'")
+    return Shape(sum(i.channels // layer.groups for i in inputs), *inputs[0].plane)
+
+
+@output_shape.register
+def _(layer: Shortcut, inputs: Sequence[Shape]) -> Shape:
+    if not same_plane(inputs):
+        sizes = ", ".join(f"layer {s}: {i.width}x{i.height}" for s, i in zip(layer.sources, inputs, strict=True))
+        raise _Misfit(f"adds layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?")
+    return inputs[0]
+
+
+@output_shape.register
+def _(layer: Sam, inputs: Sequence[Shape]) -> Shape:
+    if inputs[0] != inputs[1]:
+        raise _Misfit(f"multiplies {inputs[0]} by {inputs[1]}; both must have one shape")
+    return inputs[0]
+
+
+@output_shape.register
+def _(layer: ScaleChannels, inputs: Sequence[Shape]) -> Shape:
+    factors, source = inputs
+    wanted = Shape(1, *source.plane) if layer.scale_wh else Shape(source.channels, 1, 1)
+    if factors != wanted:
+        raise _Misfit(f"scales {source} by {factors}; it needs factors of {wanted}")
+    return source
+
+
+@output_shape.register
+def _(layer: Reorg, inputs: Sequence[Shape]) -> Shape:
+    source, stride = inputs[0], layer.stride
+    if source.channels % stride**2 and (layer.reverse or layer.kind == "reorg"):
+        raise _Misfit(f"needs channels that {stride**2} divides, not {source.channels}")
+    if not layer.reverse and (source.height % stride or source.width % stride):
+        raise _Misfit(f"needs rows and columns that {stride} divides, not {source}")
+    if layer.reverse:
+        return Shape(source.channels // stride**2, source.height * stride, source.width * stride)
+    return Shape(source.channels * stride**2, source.height // stride, source.width // stride)
+
+
+@output_shape.register
+def _(layer: Yolo, inputs: Sequence[Shape]) -> Shape:
+    wanted = len(layer.mask) * (5 + layer.classes)
+    if inputs[0].channels != wanted:
+        raise _Misfit(
+            f"reads {inputs[0].channels} channels, but {len(layer.mask)} anchors x (5 + {layer.classes} classes) need {wanted}; "
+            "set 'filters' of the [convolutional] before it, or 'classes' and 'mask' here"
+        )
+    return inputs[0]
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a weights file: its role in the layer and its shape, in file order."""
+
+    role: str
+    shape: tuple[int, ...]
+
+
+def weight_arrays(network: Network, shapes: Sequence[Shape], layer: Layer) -> tuple[Array, ...]:
+    """The arrays that a ``.weights`` file holds for ``layer``, in file order (``load_convolutional_weights`` in parser.c)."""
+    sources = input_shapes(network, shapes, layer)
+    if isinstance(layer, Convolutional):
+        kernel = Array("weight", (layer.filters, sources[0].channels // layer.groups, layer.size, layer.size))
+        roles = ("bias", "scale", "mean", "variance") if layer.batch_normalize else ("bias",)
+        return (*(Array(role, (layer.filters,)) for role in roles), kernel)
+    if isinstance(layer, Shortcut) and layer.weights_type != "none":
+        per_channel = sources[0].channels if layer.weights_type == "per_channel" else 1
+        return (Array("weight", (len(layer.sources), per_channel)),)
+    return ()
+
+
+def gflops(network: Network) -> float:
+    """Billions of floating point operations for one image, counted as darknet's BFLOPs: 2 per multiply-add of convolutions."""
+    shapes = infer_shapes(network)
+    total = 0
+    for layer, shape in zip(network.layers, shapes, strict=True):
+        if isinstance(layer, Convolutional):
+            inputs = input_shapes(network, shapes, layer)[0].channels // layer.groups
+            total += 2 * layer.filters * inputs * layer.size**2 * shape.height * shape.width
+    return total / 1e9
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``416`` or ``WxH`` to (width, height).
+
+    Raises:
+        DarktrtError: neither form, or not positive.
+    """
+    width, _, height = text.lower().partition("x")
+    if not width.isdigit() or not (height or width).isdigit() or min(int(width), int(height or width)) < 1:
+        raise DarktrtError(f"--size {text}: write a side like 416, or WIDTHxHEIGHT like 640x384")
+    return int(width), int(height or width)
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """``4`` to a static batch (4, 4, 4), ``1..8`` to a dynamic one (1, 8, 8): smallest, usual and largest.
+
+    Raises:
+        DarktrtError: neither form, or the range is empty.
+    """
+    low, _, high = text.partition("..")
+    if not low.isdigit() or not (high or low).isdigit() or not 1 <= int(low) <= int(high or low):
+        raise DarktrtError(f"--batch {text}: write a number like 4, or a range like 1..8")
+    return int(low), int(high or low), int(high or low)

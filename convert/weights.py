@@ -1,0 +1,155 @@
+"""Darknet ``.weights`` files: reading them exactly, writing them, and making random ones.
+
+A file is a header (major, minor, revision: int32; images seen: uint64 from version 0.2 on, else uint32) and then nothing
+but little-endian float32, layer by layer in cfg order (``load_weights_upto`` in darknet's parser.c).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from darktrt import DarktrtError, atomic_output
+
+from .cfg import Layer, Network
+from .shapes import infer_shapes, weight_arrays
+
+LayerWeights = Mapping[str, npt.NDArray[np.float32]]
+"""Arrays of one layer by role: ``weight`` and ``bias``, with batch normalisation also ``scale``, ``mean``, ``variance``."""
+
+
+def read_weights(path: str | Path, network: Network) -> list[LayerWeights]:
+    """One mapping per layer (empty where a layer has no weights); the arrays are views of the mapped file.
+
+    Raises:
+        DarktrtError: the file cannot be read, is no weights file, or holds fewer or more floats than ``network`` needs.
+    """
+    reader = WeightReader(path)
+    shapes = infer_shapes(network)
+    weights = []
+    for layer in network.layers:
+        arrays = weight_arrays(network, shapes, layer)
+        weights.append({a.role: reader.read(a.shape, network, layer, a.role) for a in arrays})
+    reader.finish(network)
+    return weights
+
+
+class WeightReader:
+    """Hands out a weights file's floats in order and insists that they come out even."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        try:
+            size = Path(path).stat().st_size
+            with open(path, "rb") as file:
+                start = file.read(256)
+        except OSError as error:
+            raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+        offset = self._header(start, size)
+        if (size - offset) % 4:
+            raise DarktrtError(f"{path}: is truncated: {(size - offset) % 4} bytes follow the last whole float; download it again")
+        count = (size - offset) // 4
+        self._floats = np.memmap(path, "<f4", "r", offset, (count,)) if count else np.zeros(0, np.float32)
+        self._next = 0
+
+    def read(self, shape: tuple[int, ...], network: Network, layer: Layer, role: str) -> npt.NDArray[np.float32]:
+        """The next array. ``network``, ``layer`` and ``role`` say in errors what it was for."""
+        count = int(np.prod(shape))
+        left = len(self._floats) - self._next
+        if left < count:
+            raise DarktrtError(
+                f"{self.path}: ends inside layer {layer.index} [{layer.kind}] ({network.path}:{layer.line}): its {role} needs "
+                f"{count} floats, {left} are left; is this the right cfg, or is the file truncated?"
+            )
+        values = self._floats[self._next : self._next + count].reshape(shape)
+        if not np.isfinite(values).all():
+            raise DarktrtError(
+                f"{self.path}: the {role} of layer {layer.index} [{layer.kind}] ({network.path}:{layer.line}) is not finite; "
+                "is this the right cfg, or did training diverge?"
+            )
+        self._next += count
+        return values
+
+    def finish(self, network: Network) -> None:
+        """Raise when floats are left over."""
+        if left := len(self._floats) - self._next:
+            raise DarktrtError(
+                f"{self.path}: {left} floats left after the last layer of {network.path}; is this the right cfg (classes, filters)?"
+            )
+
+    def _header(self, start: bytes, size: int) -> int:
+        """Length of the header in bytes; what is no weights file is named as what it is."""
+        if size == 0:
+            raise DarktrtError(f"{self.path}: is empty; download it again")
+        if start.startswith(b"version https://git-lfs"):
+            raise DarktrtError(f"{self.path}: is a Git LFS pointer, not the weights; run 'git lfs pull', or download the file itself")
+        if start.lstrip()[:1] == b"<":
+            raise DarktrtError(f"{self.path}: is an HTML page, not weights; the download got a web page instead of the file")
+        if b"[net]" in start or b"[convolutional]" in start:
+            raise DarktrtError(f"{self.path}: is a cfg, not weights; are cfg and weights swapped?")
+        if size < 16:
+            raise DarktrtError(f"{self.path}: is truncated: {size} bytes are less than a header; download it again")
+        major, minor, _ = struct.unpack_from("<3i", start)
+        if not (0 <= major < 1000 and 0 <= minor < 1000):
+            raise DarktrtError(f"{self.path}: has version {major}.{minor}, which no darknet wrote; is this a .weights file?")
+        return 20 if major * 10 + minor >= 2 else 16
+
+
+def write_weights(path: str | Path, network: Network, weights: Sequence[LayerWeights]) -> None:
+    """Write a version 0.2.5 file that darknet and :func:`read_weights` load; nothing half-written stays.
+
+    Raises:
+        DarktrtError: the file cannot be written.
+    """
+    shapes = infer_shapes(network)
+    with atomic_output(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<3iQ", 0, 2, 5, 0))
+        for layer, values in zip(network.layers, weights, strict=True):
+            for array in weight_arrays(network, shapes, layer):
+                file.write(np.ascontiguousarray(values[array.role], "<f4").tobytes())
+
+
+def fold(weights: LayerWeights) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Weight and bias of a convolution with its batch normalisation folded in.
+
+    As darknet's ``fuse_conv_batchnorm`` (network.c): in double, epsilon 1e-5 inside the root.
+    """
+    if "scale" not in weights:
+        return np.array(weights["weight"]), np.array(weights["bias"])
+    factor = weights["scale"] / np.sqrt(weights["variance"].astype(np.float64) + 0.00001)
+    bias = weights["bias"] - factor * weights["mean"]
+    folded = (weights["weight"] * factor[:, None, None, None]).astype(np.float32)
+    return folded, bias.astype(np.float32)
+
+
+def parameter_count(network: Network) -> int:
+    """Number of floats in the network's weights file."""
+    shapes = infer_shapes(network)
+    return sum(int(np.prod(array.shape)) for layer in network.layers for array in weight_arrays(network, shapes, layer))
+
+
+def initial_weights(network: Network, seed: int) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
+    """Random weights of every layer in order, unit gain per input and before any fit to the activations.
+
+    :func:`convert.model.random_weights` sets the batch normalisation to what it measures, so that activations neither die nor
+    explode at any depth.
+    """
+    random = np.random.default_rng(seed)
+    shapes = infer_shapes(network)
+    for layer in network.layers:
+        arrays = {a.role: a.shape for a in weight_arrays(network, shapes, layer)}
+        values: dict[str, npt.NDArray[np.float32]] = {}
+        for role, shape in arrays.items():
+            if role == "weight" and len(shape) == 4:
+                values[role] = random.normal(0, np.prod(shape[1:]) ** -0.5, shape).astype(np.float32)
+            elif role in ("weight", "scale"):
+                values[role] = random.uniform(0.5, 1.5, shape).astype(np.float32)
+            elif role == "bias":
+                values[role] = random.normal(0, 0.2, shape).astype(np.float32)
+            else:
+                values[role] = np.full(shape, role == "variance", np.float32)
+        yield values

@@ -1,0 +1,165 @@
+"""What every room may import: the error for users, safe output files and the detector metadata.
+
+Every other module belongs to a room (``convert``, ``surgery``, ...); this one stands below them all and needs nothing but
+the standard library, so that a deployment host can read the metadata of a model too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+__version__ = "0.1.0"
+
+METADATA_KEY = "darktrt"
+"""Key of the JSON text in an ONNX file's ``metadata_props``."""
+
+ResizePolicy = Literal["stretch", "letterbox"]
+NmsKind = Literal["plain", "greedynms", "diounms"]
+HeadForm = Literal["decoded", "raw", "decode", "nms"]
+InputForm = Literal["uint8", "float"]
+
+
+class DarktrtError(Exception):
+    """A mistake in what the user gave: one sentence that names it and says what to do. Exit status 2, no trace."""
+
+
+@contextmanager
+def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends well, delete it otherwise.
+
+    Raises:
+        DarktrtError: the folder is missing or not writable, the disk is full, or ``path`` is a folder.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise DarktrtError(f"{target}: is a folder; name a file to write")
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+    except OSError as error:
+        raise DarktrtError(f"{target}: cannot write: {error.strerror}; does the folder exist, and may you write there?") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(target)
+    except OSError as error:
+        raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """One [yolo] head: what decoding its raw tensor ``(N, len(anchors) * (5 + classes), rows, columns)`` needs."""
+
+    tensor: str
+    line: int
+    anchors: tuple[tuple[float, float], ...]
+    """The masked anchors (width, height) in pixels of the network input, in the order of the tensor's channels."""
+    mask: tuple[int, ...]
+    classes: int
+    scale_x_y: float
+    new_coords: bool
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class NmsInfo:
+    """Non-maximum suppression as the cfg's last [yolo] asks for it; ``beta`` is the exponent of the distance term."""
+
+    kind: NmsKind = "plain"
+    beta: float = 0.6
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One cfg section: ``tensor`` is its output's name in the ONNX graph (that of its source where it only passes it on)."""
+
+    index: int
+    kind: str
+    line: int
+    tensor: str
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """What the stages after conversion need of the cfg; travels as JSON in ONNX ``metadata_props`` and manifests."""
+
+    name: str
+    width: int
+    height: int
+    channels: int
+    batch: tuple[int, int, int]
+    """Smallest, usual and largest batch; all equal for a static one."""
+    resize: ResizePolicy
+    mish_count: int
+    heads: tuple[HeadInfo, ...]
+    nms: NmsInfo
+    class_names: tuple[str, ...]
+    sources: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the cfg and the weights (or the seed of random ones)."""
+    layers: tuple[LayerInfo, ...] = ()
+    input: InputForm = "float"
+    head: HeadForm = "decoded"
+    """``decoded``: heads in standard ops (plain.onnx); ``raw``, ``decode``, ``nms``: what surgery left at the end."""
+    max_detections: int = 0
+    swapped_activations: dict[str, int] = field(default_factory=dict)
+    """Mish nodes that surgery replaced by another activation, by its name."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str, where: str) -> DetectorInfo:
+        """Parse what :meth:`to_json` wrote; ``where`` names the file in errors.
+
+        Raises:
+            DarktrtError: the text is not such JSON, or misses a field.
+        """
+        try:
+            return _record(DetectorInfo, json.loads(text))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DarktrtError(f"{where}: the darktrt metadata is damaged ({error}); convert the network again") from error
+
+
+_RECORDS: dict[str, type[Any]] = {"heads": HeadInfo, "layers": LayerInfo, "nms": NmsInfo}
+
+
+def _record(kind: type[Any], values: dict[str, Any]) -> Any:
+    """A frozen record from decoded JSON: lists become tuples, nested records are built by their field's name."""
+    known = {f.name for f in fields(kind)}
+    if unknown := set(values) - known:
+        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+    return kind(**{name: _value(name, value) for name, value in values.items()})
+
+
+def _value(name: str, value: Any) -> Any:
+    nested = _RECORDS.get(name)
+    if nested and is_dataclass(nested):
+        return tuple(_record(nested, v) for v in value) if isinstance(value, list) else _record(nested, value)
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
