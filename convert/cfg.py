@@ -17,10 +17,10 @@ from typing import Literal, TypeVar
 from darktrt import DarktrtError, NmsKind
 
 ACTIVATIONS = (
-    "linear logistic loggy relu relu6 elu selu gelu relie ramp leaky revleaky tanh plse hardtan lhtan swish mish hard_mish "
+    "linear logistic loggy relu relu6 elu selu gelu relie ramp leaky revleaky tanh stair plse hardtan lhtan swish mish hard_mish "
     "normalize_channels normalize_channels_softmax normalize_channels_softmax_maxval"
 ).split()
-"""Names accepted after ``activation=`` (activations.c, ``get_activation``; only ``stair`` is left out)."""
+"""Names accepted after ``activation=`` (activations.c, ``get_activation``)."""
 
 
 @dataclass(frozen=True)

@@ -171,23 +171,18 @@ def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:
         DarktrtError: the file cannot be written.
     """
     exported = _Exported(model)
-    low, _, high = info.batch
-    outputs = [*exported.names, "boxes", "scores"]
-    dynamic = {name: {0: "batch"} for name in ("images", *outputs)} if low < high else {}
-    images = torch.zeros(2 if low < high else low, info.channels, info.height, info.width)
     buffer = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
         # the TorchScript exporter: it writes opset 17 itself and needs no onnxscript; torch calls it the legacy one
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         torch.onnx.export(
             exported,
-            (images,),
+            (torch.zeros(1, info.channels, info.height, info.width),),
             buffer,
             dynamo=False,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=outputs,
-            dynamic_axes=dynamic,
+            output_names=[*exported.names, "boxes", "scores"],
         )
     graph_model = onnx.load_from_string(buffer.getvalue())
     del buffer
@@ -197,11 +192,25 @@ def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:
 
 
 def _finish(model: onnx.ModelProto, info: DetectorInfo) -> None:
-    """Leave boxes and scores as the only outputs, and write the metadata."""
+    """Leave boxes and scores as the only outputs, constants as initializers, the batch as asked for; write the metadata."""
     graph = model.graph
     graph.name = info.name
-    inner = [value for value in graph.output if value.name not in ("boxes", "scores")]
-    for value in inner:
+    for value in [value for value in graph.output if value.name not in ("boxes", "scores")]:
         graph.output.remove(value)
         graph.value_info.append(value)
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        graph.node.remove(node)
+        constant = onnx.TensorProto()
+        constant.CopyFrom(node.attribute[0].t)
+        constant.name = node.output[0]
+        graph.initializer.append(constant)
+    low, _, high = info.batch
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        # no operation above looks at the batch: traced with one image, the graph is that of any number
+        batch = value.type.tensor_type.shape.dim[0]
+        batch.Clear()
+        if low < high:
+            batch.dim_param = "batch"
+        else:
+            batch.dim_value = low
     onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})

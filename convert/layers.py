@@ -51,6 +51,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky": lambda x: functional.leaky_relu(x, 0.1),
     "revleaky": lambda x: functional.leaky_relu(x, 0.1),
     "tanh": torch.tanh,
+    "stair": lambda x: torch.where(torch.floor(x) % 2 == 0, torch.floor(x / 2), x - torch.floor(x) + torch.floor(x / 2)),
     "plse": lambda x: 0.125 * x.clamp(-4, 4) + 0.5 + 0.01 * (x - x.clamp(-4, 4)),
     "hardtan": lambda x: x.clamp(-1, 1),
     "lhtan": lambda x: x.clamp(0, 1) + 0.001 * (x - x.clamp(0, 1)),
@@ -207,19 +208,18 @@ class Residual(DarknetLayer):
         self.weight.data = weight
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        terms = [self._term(i, x) for i, x in enumerate(inputs)]
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
+        total = self._weighted(0, inputs[0])
+        for i, x in enumerate(inputs[1:], start=1):
+            common = self.channels[i]
+            term = self._weighted(i, x[:, :common] if self.wider[i] else x)
+            if common < self.total:
+                total = torch.cat([total[:, :common] + term, total[:, common:]], 1)
+            else:
+                total = total + term
         return self.activation(total)
 
-    def _term(self, i: int, x: Tensor) -> Tensor:
-        channels = self.channels[i]
-        if self.wider[i]:
-            x = x[:, :channels]
-        if self.weight is not None:
-            x = x * self.weight[i, :channels].reshape(1, -1, 1, 1)
-        return functional.pad(x, (0, 0, 0, 0, 0, self.total - channels)) if channels < self.total else x
+    def _weighted(self, i: int, x: Tensor) -> Tensor:
+        return x if self.weight is None else x * self.weight[i, : self.channels[i]].reshape(1, -1, 1, 1)
 
 
 class Product(DarknetLayer):

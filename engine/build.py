@@ -1,0 +1,136 @@
+"""ONNX to a serialized engine."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from darktrt import DarktrtError, DetectorInfo, atomic_output, sha256_of
+from plugins.ops import DOMAIN
+from surgery.rewrite import load_model
+
+from .lower import Precision, lower
+from .manifest import Manifest
+from .target import Target, find_target, gpu_name
+
+
+def build_file(source: str | Path, output: str | Path, precision: Precision, choice: Literal["auto", "rtx", "trt"]) -> Manifest:
+    """ONNX file to plan and manifest; the whole of ``darktrt engine``.
+
+    Raises:
+        DarktrtError: ``source`` is no ONNX of darktrt, no TensorRT is at hand, it refuses the network, or ``output`` cannot be
+            written.
+    """
+    model, info = load_model(source)
+    target = find_target(choice)
+    started = time.monotonic()
+    lowered = lower(model, info, target, precision)
+    names = sorted({node.op_type for node in lowered.graph.node if node.domain == DOMAIN})
+    serialized = lowered.SerializeToString()
+    del model, lowered
+    with atomic_output(output) as temporary:
+        plan = build(serialized, info, target, precision)
+        temporary.write_bytes(plan)
+    manifest = Manifest(
+        plan_sha256=hashlib.sha256(plan).hexdigest(),
+        onnx_sha256=sha256_of(source),
+        target=str(target),
+        gpu=None if target.builds_without_gpu else gpu_name(),
+        precision=precision,
+        plugins=tuple(f"{name}:1" for name in names) if target.has_plugins else (),
+        build_seconds=round(time.monotonic() - started, 1),
+        info=info,
+    )
+    manifest.write(output)
+    return manifest
+
+
+def build(model: bytes, info: DetectorInfo, target: Target, precision: Precision) -> memoryview:
+    """Parse a lowered ONNX file with ``target`` and build its engine.
+
+    Raises:
+        DarktrtError: the parser or the builder refuses the network; the message is theirs.
+    """
+    trt = target.load()
+    logger = _logger(trt)
+    builder = trt.Builder(logger)
+    flag = trt.NetworkDefinitionCreationFlag
+    network = builder.create_network(0 if target.weakly_typed else 1 << int(flag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        raise DarktrtError(f"{target} cannot parse the network: {_parser_error(parser)}")
+    config = builder.create_builder_config()
+    config.progress_monitor = progress = _progress_monitor(trt)
+    if precision == "fp16" and target.weakly_typed:
+        config.set_flag(trt.BuilderFlag.FP16)
+    _add_profile(builder, config, network, info)
+    plan = builder.build_serialized_network(network, config)
+    progress.close()
+    if plan is None:
+        raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it gave no reason'}")
+    return memoryview(plan)
+
+
+def _logger(trt: Any) -> Any:
+    """Keeps the last error for the message; prints warnings nobody can act on nowhere."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        last_error = ""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.ERROR:
+                self.last_error = message
+
+    return Logger()
+
+
+def _progress_monitor(trt: Any) -> Any:
+    """A tqdm bar per phase of the build, on a terminal; Ctrl-C stops the build at the next step."""
+    from tqdm import tqdm
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.bars: dict[str, tqdm[Any]] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.bars[phase_name] = tqdm(total=num_steps, desc=phase_name, leave=False, disable=not sys.stderr.isatty())
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self.bars[phase_name].update()
+            return True
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.bars.pop(phase_name).close()
+
+        def close(self) -> None:
+            for bar in self.bars.values():
+                bar.close()
+
+    return Monitor()
+
+
+def _parser_error(parser: Any) -> str:
+    errors = [parser.get_error(i) for i in range(parser.num_errors)]
+    lines = [f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}" for error in errors]
+    return "; ".join(lines) or "it gave no reason"
+
+
+def _add_profile(builder: Any, config: Any, network: Any, info: DetectorInfo) -> None:
+    """The range of a dynamic batch; a static network needs no profile."""
+    low, usual, high = info.batch
+    if low == high:
+        return
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shape = tuple(tensor.shape)
+        if -1 in shape:
+            profile.set_shape(tensor.name, *((n, *shape[1:]) for n in (low, usual, high)))
+    config.add_optimization_profile(profile)

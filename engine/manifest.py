@@ -1,0 +1,78 @@
+"""``engine.json``, the manifest beside every plan: what the plan is, what it was made of, and where it runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from darktrt import DarktrtError, DetectorInfo, atomic_output, sha256_of
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything but the plan's bytes."""
+
+    plan_sha256: str
+    onnx_sha256: str
+    target: str
+    """Flavour and version that built the plan; no other version loads it."""
+    gpu: str | None
+    """The GPU it was built on; None for a plan built without one."""
+    precision: str
+    plugins: tuple[str, ...]
+    """Custom ops that the plan takes from the plugin library, as name:version."""
+    build_seconds: float
+    info: DetectorInfo
+    format: int = FORMAT
+
+    def write(self, plan: str | Path) -> Path:
+        """Write the manifest beside ``plan``.
+
+        Raises:
+            DarktrtError: the file cannot be written.
+        """
+        path = manifest_path(plan)
+        with atomic_output(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+        return path
+
+
+def manifest_path(plan: str | Path) -> Path:
+    """Where the manifest of ``plan`` stands: the same name, ending in ``.json``."""
+    return Path(plan).with_suffix(".json")
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """A manifest from its own file.
+
+    Raises:
+        DarktrtError: the file cannot be read, or is no manifest of this version of darktrt.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot read the manifest: {error.strerror}; keep it beside its plan") from error
+    except ValueError as error:
+        raise DarktrtError(f"{path}: is no manifest ({error}); build the engine again") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise DarktrtError(f"{path}: is no manifest of this version of darktrt; build the engine again")
+    try:
+        info = DetectorInfo.from_json(json.dumps(values.pop("info")), str(path))
+        return Manifest(**{**values, "plugins": tuple(values["plugins"]), "info": info})
+    except (KeyError, TypeError) as error:
+        raise DarktrtError(f"{path}: the manifest is damaged ({error}); build the engine again") from error
+
+
+def read_plan_manifest(plan: str | Path) -> Manifest:
+    """The manifest beside ``plan``, which must be the plan that it speaks of.
+
+    Raises:
+        DarktrtError: it cannot be read, or the plan has changed since.
+    """
+    manifest = read_manifest(manifest_path(plan))
+    if sha256_of(plan) != manifest.plan_sha256:
+        raise DarktrtError(f"{plan}: is not the plan that {manifest_path(plan)} describes; build the engine again")
+    return manifest

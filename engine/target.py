@@ -1,0 +1,109 @@
+"""Which TensorRT builds, and everything that depends on its flavour and version."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+from darktrt import DarktrtError
+
+Flavour = Literal["rtx", "trt"]
+MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "trt": "tensorrt"}
+INSTALL: dict[Flavour, str] = {
+    "rtx": "pip install 'darktrt[rtx]' (TensorRT for RTX: builds without a GPU)",
+    "trt": "pip install 'darktrt[trt]' (full TensorRT: needs an NVIDIA GPU)",
+}
+_NAMES: dict[Flavour, str] = {"rtx": "TensorRT for RTX", "trt": "TensorRT"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A TensorRT at hand; its properties are the only place that knows versions."""
+
+    flavour: Flavour
+    version: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{_NAMES[self.flavour]} {'.'.join(map(str, self.version))}"
+
+    @property
+    def weakly_typed(self) -> bool:
+        """Precision is chosen by builder flags; otherwise by the types in the ONNX file."""
+        return self.flavour == "trt" and self.version < (11,)
+
+    @property
+    def has_plugins(self) -> bool:
+        return self.flavour == "trt"
+
+    @property
+    def bodies_hide_plugins(self) -> bool:
+        """The parser prefers a function body to a registered plugin (TensorRT 9.0 to 10.6), so the bodies must go."""
+        return self.flavour == "trt" and (9,) <= self.version < (10, 7)
+
+    @property
+    def builds_without_gpu(self) -> bool:
+        return self.flavour == "rtx"
+
+    def load(self) -> ModuleType:
+        """The Python module; importing it loads the library.
+
+        Raises:
+            DarktrtError: it is installed but cannot be loaded.
+        """
+        return _load(self.flavour)
+
+
+def find_target(choice: Literal["auto", "rtx", "trt"] = "auto") -> Target:
+    """The TensorRT to build with; ``auto`` takes a full one where a GPU can use it, else TensorRT for RTX.
+
+    Raises:
+        DarktrtError: it is not installed, or cannot be loaded.
+    """
+    if choice != "auto":
+        if installed_version(choice) is None:
+            raise DarktrtError(f"{_NAMES[choice]} is not installed; {INSTALL[choice]}")
+        return _target(choice)
+    if installed_version("trt") and gpu_name():
+        return _target("trt")
+    if installed_version("rtx"):
+        return _target("rtx")
+    if installed_version("trt"):
+        raise DarktrtError(f"TensorRT is installed, but builds on an NVIDIA GPU alone and none is usable here; {INSTALL['rtx']}")
+    raise DarktrtError(f"no TensorRT is installed; {INSTALL['rtx']}, or {INSTALL['trt']}")
+
+
+def installed_version(flavour: Flavour) -> str | None:
+    """Version of the installed Python package, found without loading it."""
+    if importlib.util.find_spec(MODULES[flavour]) is None:
+        return None
+    try:
+        return importlib.metadata.version(MODULES[flavour])
+    except importlib.metadata.PackageNotFoundError:
+        return str(_load(flavour).__version__)
+
+
+def gpu_name() -> str | None:
+    """Name of the first NVIDIA GPU, or None where no driver finds one."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
+    failed = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device)
+    return None if failed else name.value.decode()
+
+
+def _target(flavour: Flavour) -> Target:
+    parts = str(_load(flavour).__version__).split(".")
+    return Target(flavour, tuple(int(part) for part in parts[:3] if part.isdigit()))
+
+
+def _load(flavour: Flavour) -> ModuleType:
+    try:
+        return importlib.import_module(MODULES[flavour])
+    except (ImportError, OSError) as error:
+        raise DarktrtError(f"{_NAMES[flavour]} is installed but does not load ({error}); {INSTALL[flavour]}") from error

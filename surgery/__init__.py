@@ -1,0 +1,1 @@
+"""ONNX to ONNX: Mish and the heads become custom nodes, which carry their meaning as functions."""

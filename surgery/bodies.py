@@ -1,0 +1,60 @@
+"""The function bodies of the custom nodes in a model: put in, taken out, or put in the nodes' place."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import inliner
+
+from darktrt import DarktrtError
+from plugins.ops import DOMAIN, OPSET_VERSION, op_from_node
+
+_FIRST_IR_WITH_FUNCTIONS = 8
+
+
+def embed(model: onnx.ModelProto) -> int:
+    """Give the model one function for each custom op in its graph, in place, and return how many; older ones are replaced.
+
+    Raises:
+        DarktrtError: a custom node is malformed, or two nodes of one op need different bodies.
+    """
+    bodies: dict[str, onnx.FunctionProto] = {}
+    for node in _custom_nodes(model):
+        body = op_from_node(node).body()
+        if bodies.setdefault(node.op_type, body) != body:
+            raise DarktrtError(f"two {node.op_type} nodes differ in form; a model can hold one detector only")
+    drop_bodies(model)
+    model.functions.extend(bodies.values())
+    model.ir_version = max(model.ir_version, _FIRST_IR_WITH_FUNCTIONS)
+    if bodies and all(opset.domain != DOMAIN for opset in model.opset_import):
+        model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, OPSET_VERSION))
+    return len(bodies)
+
+
+def drop_bodies(model: onnx.ModelProto) -> int:
+    """Remove the functions of the custom ops, in place, and return how many; the nodes then need a plugin."""
+    others = [function for function in model.functions if function.domain != DOMAIN]
+    dropped = len(model.functions) - len(others)
+    del model.functions[:]
+    model.functions.extend(others)
+    return dropped
+
+
+def inline_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of the model in which standard ops stand in the place of each custom node.
+
+    Raises:
+        DarktrtError: a custom node has no body in the model.
+    """
+    ours = [(function.domain, function.name) for function in model.functions if function.domain == DOMAIN]
+    for node in _custom_nodes(model):
+        if (DOMAIN, node.op_type) not in ours:
+            raise DarktrtError(f"node '{node.name}': {node.op_type} has no body in this model; run the surgery again")
+    inlined = inliner.inline_selected_functions(model, ours)
+    kept = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
+    del inlined.opset_import[:]
+    inlined.opset_import.extend(kept)
+    return inlined
+
+
+def _custom_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.domain == DOMAIN]

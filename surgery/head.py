@@ -1,0 +1,102 @@
+"""Both ends of a detector: the decoded head becomes plugin nodes, the input takes bytes as a camera gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from darktrt import DarktrtError, DetectorInfo, HeadForm, HeadInfo
+from plugins.ops import DOMAIN, PluginOp, YoloDecode, YoloNms
+
+Dimension = int | str
+
+
+def replace_head(graph: gs.Graph, info: DetectorInfo, head: HeadForm, max_candidates: int, max_detections: int) -> None:
+    """End the graph at the raw heads, at decoded boxes and scores, or at the detections that NMS leaves.
+
+    Raises:
+        DarktrtError: a head's tensor is missing or does not have the channels that the cfg gives it.
+    """
+    raw = [_head_tensor(graph, h) for h in info.heads]
+    for old in graph.outputs:
+        old.name = f"plain_{old.name}"  # until cleanup drops what computed it
+    if head == "raw":
+        graph.outputs = raw
+        return
+    batch = graph.inputs[0].shape[0]
+    anchors = sum(len(h.anchors) * h.rows * h.columns for h in info.heads)
+    classes = info.heads[0].classes
+    prefix = "decoded_" if head == "nms" else ""
+    boxes = gs.Variable(f"{prefix}boxes", np.float32, [batch, anchors, 4])
+    scores = gs.Variable(f"{prefix}scores", np.float32, [batch, anchors, classes])
+    _append(graph, decode_op(info), "yolo_decode", raw, [boxes, scores])
+    graph.outputs = [boxes, scores]
+    if head == "nms":
+        _append_nms(graph, info, boxes, scores, max_candidates, max_detections)
+
+
+def decode_op(info: DetectorInfo) -> YoloDecode:
+    """The decode node's attributes, from the metadata."""
+    return YoloDecode(
+        anchors=tuple(chain.from_iterable(anchor for h in info.heads for anchor in h.anchors)),
+        anchors_per_head=tuple(len(h.anchors) for h in info.heads),
+        scale_x_y=tuple(h.scale_x_y for h in info.heads),
+        new_coords=tuple(int(h.new_coords) for h in info.heads),
+        classes=info.heads[0].classes,
+        input_size=(info.width, info.height),
+    )
+
+
+def _append_nms(
+    graph: gs.Graph, info: DetectorInfo, boxes: gs.Tensor, scores: gs.Tensor, max_candidates: int, max_detections: int
+) -> None:
+    op = YoloNms(info.nms.kind, info.nms.beta, (info.width, info.height), max_candidates, max_detections)
+    batch, k = boxes.shape[0], max_detections
+    thresholds = [gs.Variable(name, np.float32, [1]) for name in ("score_threshold", "iou_threshold")]
+    outputs = [
+        gs.Variable("num_detections", np.int32, [batch, 1]),
+        gs.Variable("boxes", np.float32, [batch, k, 4]),
+        gs.Variable("scores", np.float32, [batch, k]),
+        gs.Variable("classes", np.int32, [batch, k]),
+    ]
+    _append(graph, op, "yolo_nms", [boxes, scores, *thresholds], outputs)
+    graph.inputs.extend(thresholds)
+    graph.outputs = outputs
+
+
+def _append(graph: gs.Graph, op: PluginOp, name: str, inputs: Sequence[gs.Tensor], outputs: Sequence[gs.Tensor]) -> None:
+    graph.nodes.append(gs.Node(op.op_type, name, op.attributes(), list(inputs), list(outputs), domain=DOMAIN))
+
+
+def _head_tensor(graph: gs.Graph, head: HeadInfo) -> gs.Tensor:
+    tensor = graph.tensors().get(head.tensor)
+    if tensor is None:
+        raise DarktrtError(f"surgery: the graph has no tensor '{head.tensor}', the head of cfg line {head.line}; convert it again")
+    wanted = [len(head.anchors) * (5 + head.classes), head.rows, head.columns]
+    if tensor.shape is None or list(tensor.shape[1:]) != wanted:
+        raise DarktrtError(
+            f"surgery: '{head.tensor}' has shape {tensor.shape}, but {len(head.anchors)} anchors, {head.classes} classes and a grid of "
+            f"{head.columns}x{head.rows} need (N, {', '.join(map(str, wanted))}); convert the network again"
+        )
+    tensor.dtype = np.float32
+    return tensor
+
+
+def take_bytes(graph: gs.Graph, info: DetectorInfo) -> None:
+    """Make the input ``images`` uint8 ``(N, H, W, C)``: cast, transposed and divided by 255 inside the graph."""
+    plain = graph.inputs[0]
+    plain.name = "images_float"
+    batch = plain.shape[0]
+    images = gs.Variable("images", np.uint8, [batch, info.height, info.width, info.channels])
+    wide = gs.Variable("images_nhwc", np.float32, [batch, info.height, info.width, info.channels])
+    planes = gs.Variable("images_nchw", np.float32, plain.shape)
+    graph.nodes += [
+        gs.Node("Cast", "images_cast", {"to": onnx.TensorProto.FLOAT}, [images], [wide]),
+        gs.Node("Transpose", "images_transpose", {"perm": [0, 3, 1, 2]}, [wide], [planes]),
+        gs.Node("Div", "images_scale", {}, [planes, gs.Constant("images_255", np.array(255, np.float32))], [plain]),
+    ]
+    graph.inputs[0] = images

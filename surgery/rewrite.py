@@ -1,0 +1,116 @@
+"""``plain.onnx`` to ``portable.onnx``: custom nodes in, with bodies that any consumer of ONNX can run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadForm, InputForm, atomic_output
+
+from .bodies import embed
+from .head import replace_head, take_bytes
+from .mish import replace_mish
+
+OPSETS = range(13, 18)
+
+
+@dataclass(frozen=True)
+class SurgeryOptions:
+    """What to make of a plain model; the defaults are the command's."""
+
+    head: HeadForm = "nms"
+    input: InputForm = "uint8"
+    mish: Literal["plugin", "native"] = "plugin"
+    activation: str | None = None
+    """Put this in the place of Mish: one of :data:`surgery.mish.SWAPS`."""
+    max_candidates: int = 1000
+    max_detections: int = 300
+
+
+@dataclass(frozen=True)
+class SurgeryReport:
+    """What surgery changed: Mish nodes replaced, heads decoded by the plugin, functions in the file."""
+
+    mish: int
+    heads: int
+    functions: int
+    info: DetectorInfo
+
+
+def operate_file(source: str | Path, output: str | Path, options: SurgeryOptions) -> SurgeryReport:
+    """File to file; the whole of ``darktrt surgery``.
+
+    Raises:
+        DarktrtError: ``source`` is no plain model of darktrt, or ``output`` cannot be written.
+    """
+    model, info = load_model(source)
+    if info.head != "decoded":
+        raise DarktrtError(f"{source}: surgery was done on it already (--head {info.head}); start from the plain ONNX of 'convert'")
+    model, report = operate(model, info, options)
+    save_model(model, report.info, output)
+    return report
+
+
+def load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
+    """An ONNX file of darktrt and its metadata.
+
+    Raises:
+        DarktrtError: the file cannot be read, is no ONNX, or was not made by darktrt.
+    """
+    try:
+        model = onnx.load(str(path))
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+    except DecodeError as error:
+        raise DarktrtError(f"{path}: is no ONNX file, or a damaged one; make it with 'darktrt convert'") from error
+    properties = {p.key: p.value for p in model.metadata_props}
+    if METADATA_KEY not in properties:
+        raise DarktrtError(f"{path}: has no darktrt metadata; make it with 'darktrt convert'")
+    return model, DetectorInfo.from_json(properties[METADATA_KEY], str(path))
+
+
+def save_model(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> None:
+    """Check the model, all shapes included, and write it with its metadata.
+
+    Raises:
+        DarktrtError: the file cannot be written.
+    """
+    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_output(path) as temporary:
+        onnx.save(model, str(temporary))
+
+
+def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions) -> tuple[onnx.ModelProto, SurgeryReport]:
+    """The operated model and what was done to it.
+
+    Raises:
+        DarktrtError: the graph is not what the metadata says; the message names the tensor or node.
+    """
+    opset = next((o.version for o in model.opset_import if not o.domain), 0)
+    graph = gs.import_onnx(model)
+    mish = 0
+    if options.mish == "plugin" or options.activation:
+        mish = replace_mish(graph, info.mish_count, options.activation)
+    replace_head(graph, info, options.head, options.max_candidates, options.max_detections)
+    if options.input == "uint8":
+        take_bytes(graph, info)
+    graph.cleanup().toposort()
+    operated = gs.export_onnx(graph, do_type_check=False)
+    functions = embed(operated)
+    nms = options.head == "nms"
+    done = replace(
+        info,
+        input=options.input,
+        head=options.head,
+        max_detections=options.max_detections if nms else 0,
+        mish_count=0 if options.activation else info.mish_count,
+        swapped_activations={options.activation: mish} if options.activation else {},
+    )
+    heads = 0 if options.head == "raw" else len(info.heads)
+    return operated, SurgeryReport(mish, heads, functions, done)
