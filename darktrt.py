@@ -44,7 +44,9 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
     except OSError as error:
-        raise DarktrtError(f"{target}: cannot write: {error.strerror}; does the folder exist, and may you write there?") from error
+        raise DarktrtError(
+            f"{target}: cannot write: {error.strerror}; does the folder exist, and may you write there?"
+        ) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -117,6 +119,10 @@ class DetectorInfo:
     heads: tuple[HeadInfo, ...]
     nms: NmsInfo
     class_names: tuple[str, ...]
+    parameters: int
+    """Floats of the weights file."""
+    gflops: float
+    """For one image, counted as darknet does: 2 per multiply-add of the convolutions."""
     sources: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the cfg and the weights (or the seed of random ones)."""
     layers: tuple[LayerInfo, ...] = ()
@@ -126,6 +132,16 @@ class DetectorInfo:
     max_detections: int = 0
     swapped_activations: dict[str, int] = field(default_factory=dict)
     """Mish nodes that surgery replaced by another activation, by its name."""
+
+    @property
+    def takes_image_size(self) -> bool:
+        """Whether the model has the input ``image_size (N, 2)``: NMS with a distance term on letterboxed pictures needs it."""
+        return self.head == "nms" and self.nms_letterbox
+
+    @property
+    def nms_letterbox(self) -> bool:
+        """Whether NMS depends on the shape of the picture inside the letterbox."""
+        return self.resize == "letterbox" and self.nms.kind != "plain"
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -138,7 +154,8 @@ class DetectorInfo:
             DarktrtError: the text is not such JSON, or misses a field.
         """
         try:
-            return _record(DetectorInfo, json.loads(text))
+            info: DetectorInfo = _record(DetectorInfo, json.loads(text))
+            return info
         except (ValueError, KeyError, TypeError) as error:
             raise DarktrtError(f"{where}: the darktrt metadata is damaged ({error}); convert the network again") from error
 

@@ -17,8 +17,8 @@ from typing import Literal, TypeVar
 from darktrt import DarktrtError, NmsKind
 
 ACTIVATIONS = (
-    "linear logistic loggy relu relu6 elu selu gelu relie ramp leaky revleaky tanh stair plse hardtan lhtan swish mish hard_mish "
-    "normalize_channels normalize_channels_softmax normalize_channels_softmax_maxval"
+    "linear logistic loggy relu relu6 elu selu gelu relie ramp leaky revleaky tanh stair plse "
+    "hardtan lhtan swish mish hard_mish normalize_channels normalize_channels_softmax normalize_channels_softmax_maxval"
 ).split()
 """Names accepted after ``activation=`` (activations.c, ``get_activation``)."""
 
@@ -31,7 +31,6 @@ class Layer:
     line: int
     kind: str
     sources: tuple[int, ...]
-
 
     @property
     def passes_on(self) -> bool:
@@ -376,7 +375,9 @@ def _pool(options: _Options, place: _Place) -> Pool:
     size = options.positive("size", options.positive("stride", 1))
     padding = options.integer("padding", size - 1)
     if not 0 <= padding < 2 * size:
-        raise options.error(f"'padding={padding}' pads whole windows of size {size}; it must lie in 0..{2 * size - 1}", "padding")
+        raise options.error(
+            f"'padding={padding}' pads whole windows of size {size}; it must lie in 0..{2 * size - 1}", "padding"
+        )
     return Pool(*place.at(place.previous), size=size, stride_x=stride_x, stride_y=stride_y, padding=padding)
 
 

@@ -10,12 +10,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from convert.cfg import Network, Yolo, read_cfg
+from convert.model import Darknet, random_weights
+from convert.shapes import gflops, infer_shapes
+from convert.weights import LayerWeights, parameter_count, read_weights, write_weights
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadInfo, LayerInfo, NmsInfo, atomic_output, sha256_of
-
-from .cfg import Network, Yolo, read_cfg
-from .model import Darknet, random_weights
-from .shapes import infer_shapes
-from .weights import LayerWeights, read_weights, write_weights
 
 OPSET = 17
 
@@ -75,7 +74,7 @@ def class_names(network: Network, path: str | Path | None) -> tuple[str, ...]:
     """
     classes = next(layer.classes for layer in network.layers if isinstance(layer, Yolo))
     if path is None:
-        coco = (Path(__file__).parent / "zoo" / "coco.names").read_text().split("\n")
+        coco = (Path(__file__).parent / "data" / "coco.names").read_text().split("\n")
         return tuple(coco[:80]) if classes == 80 else tuple(f"class {i}" for i in range(classes))
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
@@ -89,7 +88,9 @@ def class_names(network: Network, path: str | Path | None) -> tuple[str, ...]:
     return names
 
 
-def detector_info(network: Network, batch: tuple[int, int, int], names: tuple[str, ...], sources: dict[str, str]) -> DetectorInfo:
+def detector_info(
+    network: Network, batch: tuple[int, int, int], names: tuple[str, ...], sources: dict[str, str]
+) -> DetectorInfo:
     """The metadata of a network that :func:`export_onnx` is to write."""
     yolos = [layer for layer in network.layers if isinstance(layer, Yolo)]
     shapes = infer_shapes(network)
@@ -119,6 +120,8 @@ def detector_info(network: Network, batch: tuple[int, int, int], names: tuple[st
         heads=heads,
         nms=NmsInfo(yolos[-1].nms_kind, yolos[-1].beta_nms),
         class_names=names,
+        parameters=parameter_count(network),
+        gflops=round(gflops(network), 3),
         sources=sources,
         layers=tuple(LayerInfo(layer.index, layer.kind, layer.line, tensors[layer.index]) for layer in network.layers),
     )
@@ -178,7 +181,7 @@ def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:
         torch.onnx.export(
             exported,
             (torch.zeros(1, info.channels, info.height, info.width),),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # documented to take a file object too
             dynamo=False,
             opset_version=OPSET,
             input_names=["images"],

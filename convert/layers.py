@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import cfg
-from .cfg import Layer
-from .shapes import Shape
-from .weights import LayerWeights, fold
+from convert import cfg
+from convert.cfg import Layer
+from convert.shapes import Shape
+from convert.weights import LayerWeights, fold
 
 
 def _hard_mish(x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Convolution(DarknetLayer):
 
 
 class Pooling(DarknetLayer):
-    """[maxpool] and [local_avgpool] with darknet's padding: ``padding // 2`` left and top, what the output needs right and below."""
+    """[maxpool] and [local_avgpool] as darknet pads: ``padding // 2`` left and top, what the output needs right and below."""
 
     def __init__(self, layer: cfg.Pool, source: Shape, output: Shape) -> None:
         super().__init__()
@@ -128,12 +128,16 @@ class MaxPool(torch.autograd.Function):
     onnx_attributes: ClassVar[dict[str, int]] = {}
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]
+    ) -> Tensor:
         top, left, bottom, right = pads
         return functional.max_pool2d(functional.pad(x, (left, right, top, bottom), value=-torch.inf), kernel, strides)
 
     @classmethod
-    def symbolic(cls, g: Any, x: Any, kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]) -> Any:
+    def symbolic(
+        cls, g: Any, x: Any, kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]
+    ) -> Any:
         return g.op(cls.onnx_op, x, kernel_shape_i=kernel, strides_i=strides, pads_i=pads, **cls.onnx_attributes)
 
 
@@ -144,7 +148,9 @@ class AveragePool(MaxPool):
     onnx_attributes: ClassVar[dict[str, int]] = {"count_include_pad_i": 0}
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, kernel: tuple[int, int], strides: tuple[int, int], pads: tuple[int, int, int, int]
+    ) -> Tensor:
         top, left, bottom, right = pads
         pair = torch.cat([x, torch.ones_like(x[:, :1])], 1)
         means = functional.avg_pool2d(functional.pad(pair, (left, right, top, bottom)), kernel, strides)

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from convert.cfg import Layer, Network, Yolo, read_cfg
+from convert.layers import Convolution, DarknetLayer, build
+from convert.shapes import infer_shapes, input_shapes
+from convert.weights import LayerWeights, initial_weights, read_weights
 from darktrt import DarktrtError
-
-from .cfg import Layer, Network, Yolo, read_cfg
-from .layers import Convolution, DarknetLayer, build
-from .shapes import infer_shapes, input_shapes
-from .weights import LayerWeights, initial_weights, read_weights
 
 
 class Darknet(nn.Module):
@@ -52,8 +51,10 @@ class Darknet(nn.Module):
         decoded = torch.cat([outputs[i] for i in heads], 1) if len(heads) > 1 else outputs[heads[0]]
         return decoded[..., :4], decoded[..., 4:]
 
-    def run(self, images: Tensor, keep: set[int], before: Callable[[Layer, list[Tensor]], None] | None = None) -> dict[int, Tensor]:
-        """Outputs of the layers ``keep`` by index; others are freed once read. ``before`` sees each layer and its inputs first."""
+    def run(
+        self, images: Tensor, keep: set[int], before: Callable[[Layer, list[Tensor]], None] | None = None
+    ) -> dict[int, Tensor]:
+        """Outputs of the layers ``keep`` by index; others are freed once read. ``before`` sees each layer and its inputs."""
         outputs = {-1: images}
         for layer, module in zip(self.network.layers, self.layers, strict=True):
             inputs = [outputs[source] for source in layer.sources]
@@ -81,8 +82,9 @@ def load_model(cfg: str | Path, weights: str | Path, size: tuple[int, int] | Non
 def random_weights(network: Network, seed: int) -> list[LayerWeights]:
     """Sane random weights for any network: the same for the same seed, and activations neither die nor explode.
 
-    Each layer is fitted in turn to eight pictures of noise: the batch normalisation of a convolution takes the mean and variance
-    that it really sees; without one, its weights and bias are scaled so that each filter's output has mean 0 and variance 1.
+    Each layer is fitted in turn to eight pictures of noise: the batch normalisation of a convolution takes the mean and
+    variance that it really sees; without one, its weights and bias are scaled so that each filter's output has mean 0 and
+    variance 1.
     Objectness is then lowered so that few boxes pass, as in a trained network.
     """
     network = _shrunk(network)
@@ -112,7 +114,7 @@ _OBJECTNESS_DROP = 4.0
 
 
 def _shrunk(network: Network) -> Network:
-    """The same network for inputs of four cells of its coarsest head, where its layers fit at that size: weights do not depend on it."""
+    """The network for inputs of four cells of its coarsest head, if its layers fit that size; weights do not depend on it."""
     shapes = infer_shapes(network)
     columns = min(shapes[layer.index].width for layer in network.layers if isinstance(layer, Yolo))
     side = 4 * (network.width // columns)

@@ -7,9 +7,21 @@ from dataclasses import dataclass
 from functools import singledispatch
 from itertools import pairwise
 
+from convert.cfg import (
+    Convolutional,
+    GlobalAverage,
+    Layer,
+    Network,
+    Pool,
+    Reorg,
+    Route,
+    Sam,
+    ScaleChannels,
+    Shortcut,
+    Upsample,
+    Yolo,
+)
 from darktrt import DarktrtError
-
-from .cfg import Convolutional, GlobalAverage, Layer, Network, Pool, Reorg, Route, Sam, ScaleChannels, Shortcut, Upsample, Yolo
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
                 raise network.error(layer, f"reads layer {source}, a [yolo] head; put a [route] to an earlier layer before it")
         try:
             shape = output_shape(layer, input_shapes(network, shapes, layer))
-        except _Misfit as error:
+        except _MisfitError as error:
             raise network.error(layer, str(error)) from None
         if min(shape.channels, shape.height, shape.width) < 1:
             raise network.error(layer, f"would give {shape}; is the network's size {network.width}x{network.height} too small?")
@@ -59,7 +71,7 @@ def same_plane(shapes: Sequence[Shape]) -> bool:
     return all(a.plane == b.plane for a, b in pairwise(shapes))
 
 
-class _Misfit(Exception):
+class _MisfitError(Exception):
     """What is wrong with a layer's inputs, before file and line are known."""
 
 
@@ -73,10 +85,14 @@ def output_shape(layer: Layer, inputs: Sequence[Shape]) -> Shape:
 def _(layer: Convolutional, inputs: Sequence[Shape]) -> Shape:
     source = inputs[0]
     if source.channels % layer.groups or layer.filters % layer.groups:
-        raise _Misfit(f"'groups={layer.groups}' divides not both its {source.channels} input channels and {layer.filters} filters")
+        raise _MisfitError(
+            f"'groups={layer.groups}' divides not both its {source.channels} input channels and {layer.filters} filters"
+        )
     window = layer.dilation * (layer.size - 1) + 1
     padded = (side + 2 * layer.padding * layer.dilation for side in source.plane)
-    rows, columns = ((side - window) // stride + 1 for side, stride in zip(padded, (layer.stride_y, layer.stride_x), strict=True))
+    rows, columns = (
+        (side - window) // stride + 1 for side, stride in zip(padded, (layer.stride_y, layer.stride_x), strict=True)
+    )
     return Shape(layer.filters, rows, columns)
 
 
@@ -102,9 +118,11 @@ def _(layer: Upsample, inputs: Sequence[Shape]) -> Shape:
 def _(layer: Route, inputs: Sequence[Shape]) -> Shape:
     if not same_plane(inputs):
         sizes = ", ".join(f"layer {s}: {i.width}x{i.height}" for s, i in zip(layer.sources, inputs, strict=True))
-        raise _Misfit(f"joins layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?")
+        raise _MisfitError(
+            f"joins layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?"
+        )
     if odd := [i.channels for i in inputs if i.channels % layer.groups]:
-        raise _Misfit(f"cannot cut {odd[0]} channels into 'groups={layer.groups}'")
+        raise _MisfitError(f"cannot cut {odd[0]} channels into 'groups={layer.groups}'")
     return Shape(sum(i.channels // layer.groups for i in inputs), *inputs[0].plane)
 
 
@@ -112,14 +130,14 @@ def _(layer: Route, inputs: Sequence[Shape]) -> Shape:
 def _(layer: Shortcut, inputs: Sequence[Shape]) -> Shape:
     if not same_plane(inputs):
         sizes = ", ".join(f"layer {s}: {i.width}x{i.height}" for s, i in zip(layer.sources, inputs, strict=True))
-        raise _Misfit(f"adds layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?")
+        raise _MisfitError(f"adds layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?")
     return inputs[0]
 
 
 @output_shape.register
 def _(layer: Sam, inputs: Sequence[Shape]) -> Shape:
     if inputs[0] != inputs[1]:
-        raise _Misfit(f"multiplies {inputs[0]} by {inputs[1]}; both must have one shape")
+        raise _MisfitError(f"multiplies {inputs[0]} by {inputs[1]}; both must have one shape")
     return inputs[0]
 
 
@@ -128,7 +146,7 @@ def _(layer: ScaleChannels, inputs: Sequence[Shape]) -> Shape:
     factors, source = inputs
     wanted = Shape(1, *source.plane) if layer.scale_wh else Shape(source.channels, 1, 1)
     if factors != wanted:
-        raise _Misfit(f"scales {source} by {factors}; it needs factors of {wanted}")
+        raise _MisfitError(f"scales {source} by {factors}; it needs factors of {wanted}")
     return source
 
 
@@ -136,9 +154,9 @@ def _(layer: ScaleChannels, inputs: Sequence[Shape]) -> Shape:
 def _(layer: Reorg, inputs: Sequence[Shape]) -> Shape:
     source, stride = inputs[0], layer.stride
     if source.channels % stride**2 and (layer.reverse or layer.kind == "reorg"):
-        raise _Misfit(f"needs channels that {stride**2} divides, not {source.channels}")
+        raise _MisfitError(f"needs channels that {stride**2} divides, not {source.channels}")
     if not layer.reverse and (source.height % stride or source.width % stride):
-        raise _Misfit(f"needs rows and columns that {stride} divides, not {source}")
+        raise _MisfitError(f"needs rows and columns that {stride} divides, not {source}")
     if layer.reverse:
         return Shape(source.channels // stride**2, source.height * stride, source.width * stride)
     return Shape(source.channels * stride**2, source.height // stride, source.width // stride)
@@ -148,9 +166,9 @@ def _(layer: Reorg, inputs: Sequence[Shape]) -> Shape:
 def _(layer: Yolo, inputs: Sequence[Shape]) -> Shape:
     wanted = len(layer.mask) * (5 + layer.classes)
     if inputs[0].channels != wanted:
-        raise _Misfit(
-            f"reads {inputs[0].channels} channels, but {len(layer.mask)} anchors x (5 + {layer.classes} classes) need {wanted}; "
-            "set 'filters' of the [convolutional] before it, or 'classes' and 'mask' here"
+        raise _MisfitError(
+            f"reads {inputs[0].channels} channels, but {len(layer.mask)} anchors x (5 + {layer.classes} classes) need {wanted};"
+            " set 'filters' of the [convolutional] before it, or 'classes' and 'mask' here"
         )
     return inputs[0]
 

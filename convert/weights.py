@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from convert.cfg import Layer, Network
+from convert.shapes import infer_shapes, weight_arrays
 from darktrt import DarktrtError, atomic_output
-
-from .cfg import Layer, Network
-from .shapes import infer_shapes, weight_arrays
 
 LayerWeights = Mapping[str, npt.NDArray[np.float32]]
 """Arrays of one layer by role: ``weight`` and ``bias``, with batch normalisation also ``scale``, ``mean``, ``variance``."""
@@ -30,7 +29,7 @@ def read_weights(path: str | Path, network: Network) -> list[LayerWeights]:
     """
     reader = WeightReader(path)
     shapes = infer_shapes(network)
-    weights = []
+    weights: list[LayerWeights] = []
     for layer in network.layers:
         arrays = weight_arrays(network, shapes, layer)
         weights.append({a.role: reader.read(a.shape, network, layer, a.role) for a in arrays})
@@ -51,16 +50,22 @@ class WeightReader:
             raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
         offset = self._header(start, size)
         if (size - offset) % 4:
-            raise DarktrtError(f"{path}: is truncated: {(size - offset) % 4} bytes follow the last whole float; download it again")
+            raise DarktrtError(
+                f"{path}: is truncated: {(size - offset) % 4} bytes follow the last whole float; download it again"
+            )
         count = (size - offset) // 4
         self._floats = np.memmap(path, "<f4", "r", offset, (count,)) if count else np.zeros(0, np.float32)
         self._next = 0
 
+    @property
+    def left(self) -> int:
+        """How many floats have not been read."""
+        return len(self._floats) - self._next
+
     def read(self, shape: tuple[int, ...], network: Network, layer: Layer, role: str) -> npt.NDArray[np.float32]:
         """The next array. ``network``, ``layer`` and ``role`` say in errors what it was for."""
         count = int(np.prod(shape))
-        left = len(self._floats) - self._next
-        if left < count:
+        if (left := self.left) < count:
             raise DarktrtError(
                 f"{self.path}: ends inside layer {layer.index} [{layer.kind}] ({network.path}:{layer.line}): its {role} needs "
                 f"{count} floats, {left} are left; is this the right cfg, or is the file truncated?"
@@ -76,9 +81,9 @@ class WeightReader:
 
     def finish(self, network: Network) -> None:
         """Raise when floats are left over."""
-        if left := len(self._floats) - self._next:
+        if left := self.left:
             raise DarktrtError(
-                f"{self.path}: {left} floats left after the last layer of {network.path}; is this the right cfg (classes, filters)?"
+                f"{self.path}: {left} floats left after the last layer of {network.path}; is this the right cfg?"
             )
 
     def _header(self, start: bytes, size: int) -> int:
@@ -86,7 +91,9 @@ class WeightReader:
         if size == 0:
             raise DarktrtError(f"{self.path}: is empty; download it again")
         if start.startswith(b"version https://git-lfs"):
-            raise DarktrtError(f"{self.path}: is a Git LFS pointer, not the weights; run 'git lfs pull', or download the file itself")
+            raise DarktrtError(
+                f"{self.path}: is a Git LFS pointer, not the weights; run 'git lfs pull', or download the file itself"
+            )
         if start.lstrip()[:1] == b"<":
             raise DarktrtError(f"{self.path}: is an HTML page, not weights; the download got a web page instead of the file")
         if b"[net]" in start or b"[convolutional]" in start:

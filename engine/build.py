@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from darktrt import DarktrtError, DetectorInfo, atomic_output, sha256_of
+from engine.lower import Precision, lower
+from engine.manifest import Manifest
+from engine.target import Target, find_target, gpu_name
 from plugins.ops import DOMAIN
 from surgery.rewrite import load_model
-
-from .lower import Precision, lower
-from .manifest import Manifest
-from .target import Target, find_target, gpu_name
 
 
 def build_file(source: str | Path, output: str | Path, precision: Precision, choice: Literal["auto", "rtx", "trt"]) -> Manifest:

@@ -8,16 +8,15 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from darktrt import DetectorInfo
-from surgery.bodies import drop_bodies, embed
+from engine.target import Target
+from surgery.bodies import drop_bodies, embed, inline_bodies
 from surgery.half import halve
-
-from .target import Target
 
 Precision = Literal["fp32", "fp16"]
 
 
 def lower(model: onnx.ModelProto, info: DetectorInfo, target: Target, precision: Precision) -> onnx.ModelProto:
-    """The model for ``target``; a copy where anything changes.
+    """The model for ``target``; ``model`` itself may change.
 
     Raises:
         DarktrtError: the model cannot have this precision.
@@ -29,6 +28,6 @@ def lower(model: onnx.ModelProto, info: DetectorInfo, target: Target, precision:
         model = gs.export_onnx(graph.toposort(), do_type_check=False)
         model.metadata_props.extend(metadata)
         embed(model)
-    if target.bodies_hide_plugins:
+    if target.bodies == "drop":
         drop_bodies(model)
-    return model
+    return inline_bodies(model) if target.bodies == "inline" else model

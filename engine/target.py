@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.metadata
+import importlib.util
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -40,9 +41,15 @@ class Target:
         return self.flavour == "trt"
 
     @property
-    def bodies_hide_plugins(self) -> bool:
-        """The parser prefers a function body to a registered plugin (TensorRT 9.0 to 10.6), so the bodies must go."""
-        return self.flavour == "trt" and (9,) <= self.version < (10, 7)
+    def bodies(self) -> Literal["keep", "drop", "inline"]:
+        """What to do with the functions in the file.
+
+        Inline them where there are no plugins (the parser would too, but gives the nodes of two bodies the same names); drop
+        them where the parser prefers a body to a registered plugin (TensorRT 9.0 to 10.6).
+        """
+        if not self.has_plugins:
+            return "inline"
+        return "drop" if (9,) <= self.version < (10, 7) else "keep"
 
     @property
     def builds_without_gpu(self) -> bool:
@@ -72,7 +79,9 @@ def find_target(choice: Literal["auto", "rtx", "trt"] = "auto") -> Target:
     if installed_version("rtx"):
         return _target("rtx")
     if installed_version("trt"):
-        raise DarktrtError(f"TensorRT is installed, but builds on an NVIDIA GPU alone and none is usable here; {INSTALL['rtx']}")
+        raise DarktrtError(
+            f"TensorRT is installed, but builds on an NVIDIA GPU alone and none is usable here; {INSTALL['rtx']}"
+        )
     raise DarktrtError(f"no TensorRT is installed; {INSTALL['rtx']}, or {INSTALL['trt']}")
 
 

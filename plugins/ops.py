@@ -78,7 +78,10 @@ class PluginOp(ABC):
 
 @dataclass(frozen=True)
 class Mish(PluginOp):
-    """y = x * tanh(softplus(x)), elementwise on any shape and floating type (darknet's thresholds change no float32 result)."""
+    """y = x * tanh(softplus(x)), elementwise on any shape and floating type.
+
+    darknet's softplus is x above 20 and exp(x) below -20, which differs by less than float32 rounding.
+    """
 
     op_type = "MishPlugin"
     output_names = ("y",)
@@ -147,8 +150,10 @@ class YoloNms(PluginOp):
     """Greedy non-maximum suppression per class, as darknet's ``do_nms_sort`` and ``diounms_sort`` do it.
 
     Inputs: ``boxes`` ``(N, A, 4)`` float32, x1 y1 x2 y2 in pixels of the network input, ``scores`` ``(N, A, classes)`` float32,
-    ``score_threshold`` ``(1)`` and ``iou_threshold`` ``(1)`` float32. Outputs, with K = max_detections: ``num_detections``
-    ``(N, 1)`` int32, boxes ``(N, K, 4)``, scores ``(N, K)``, classes ``(N, K)`` int32, by falling score, zeros after the last.
+    ``score_threshold`` ``(1)`` and ``iou_threshold`` ``(1)`` float32; with ``letterbox`` also ``image_size`` ``(N, 2)``
+    float32, width and height of each picture inside its letterbox, in any unit. Outputs, with K = max_detections:
+    ``num_detections`` ``(N, 1)`` int32, boxes ``(N, K, 4)``, scores ``(N, K)``, classes ``(N, K)`` int32, by falling score,
+    zeros after the last.
 
     Candidates are the (anchor, class) pairs with score > score_threshold, the max_candidates best of them (equal scores: the
     lower anchor * classes + class first). By falling score, a candidate is dropped when an earlier, kept one of its class has
@@ -156,7 +161,7 @@ class YoloNms(PluginOp):
 
     - ``plain``: IoU
     - ``greedynms``: IoU - (d2 / c2)^0.6, d2 the squared distance of the centres, c2 the squared diagonal of the smallest
-      box around both, of boxes divided by the input size (darknet's ``box_diou``)
+      box around both, of boxes relative to the picture: divided by ``image_size``, else ``input_size`` (darknet's ``box_diou``)
     - ``diounms``: the same with exponent ``beta`` (``box_diounms``)
 
     IoU is 0 without intersection and the distance term 0 where c2 is 0, so boxes without area never suppress.
@@ -173,7 +178,10 @@ class YoloNms(PluginOp):
     input_size: tuple[int, ...]
     """Width, height."""
     max_candidates: int = 1000
+    """1000 gave what unlimited ones give on 80 of 80 photographs of COCO at score_threshold 0.001; the cost is its square."""
     max_detections: int = 300
+    letterbox: int = 0
+    """1: pictures do not fill the network input, and ``image_size`` is a fifth input. Plain NMS needs none."""
 
     def __post_init__(self) -> None:
         kinds = get_args(NmsKind)
@@ -185,13 +193,21 @@ class YoloNms(PluginOp):
             0 < self.max_detections <= self.max_candidates,
             f"max_detections {self.max_detections} is not in 1..{self.max_candidates}, the number of candidates",
         )
+        possible = (0,) if self.kind == "plain" else (0, 1)
+        self._require(
+            self.letterbox in possible, f"letterbox must be one of {possible} for {self.kind} NMS, not {self.letterbox}"
+        )
 
     @property
     def input_names(self) -> tuple[str, ...]:
-        return ("boxes", "scores", "score_threshold", "iou_threshold")
+        own = ("image_size",) if self.letterbox else ()
+        return ("boxes", "scores", "score_threshold", "iou_threshold", *own)
 
     def statements(self) -> str:
-        return "".join([_NMS_CANDIDATES, _NMS_IOU, _NMS_OVERLAP[self.kind], _NMS_SUPPRESSION, _NMS_OUTPUT])
+        overlap = _NMS_PLAIN
+        if self.kind != "plain":
+            overlap = "".join([_NMS_EXPONENT[self.kind], _NMS_IMAGE_SIZES[self.letterbox], _NMS_DISTANCE])
+        return "".join([_NMS_CANDIDATES, _NMS_IOU, overlap, _NMS_SUPPRESSION, _NMS_OUTPUT])
 
 
 OPS: dict[str, type[PluginOp]] = {op.op_type: op for op in (Mish, YoloDecode, YoloNms)}
@@ -393,10 +409,20 @@ _NMS_IOU = """
     iou = Div (intersection, union)
 """
 
-_NMS_DISTANCE = """
+# `sizes` is width, height, width, height: one row for all pictures, or one each as (N, 1, 4).
+_NMS_IMAGE_SIZES = (
+    """
     size_int = Constant <value_ints: ints = @input_size> ()
     sizes_int = Concat <axis = 0> (size_int, size_int)
     sizes = CastLike (sizes_int, boxes)
+""",
+    """
+    sizes_row = Concat <axis = 1> (image_size, image_size)
+    sizes = Unsqueeze (sizes_row, one)
+""",
+)
+
+_NMS_DISTANCE = """
     relative = Div (box, sizes)
     left, top, right, bottom = Split <axis = 2> (relative)
     left_row = Transpose <perm = [0, 2, 1]> (left)
@@ -430,16 +456,17 @@ _NMS_DISTANCE = """
     overlap = Sub (iou, penalty)
 """
 
-_NMS_OVERLAP: dict[NmsKind, str] = {
-    "plain": "    overlap = Identity (iou)\n",
-    "greedynms": "    exponent = Constant <value_float = 0.6> ()" + _NMS_DISTANCE,
-    "diounms": "    exponent = Constant <value_float: float = @beta> ()" + _NMS_DISTANCE,
+_NMS_PLAIN = "    overlap = Identity (iou)\n"
+_NMS_EXPONENT: dict[NmsKind, str] = {
+    "greedynms": "    exponent = Constant <value_float = 0.6> ()",
+    "diounms": "    exponent = Constant <value_float: float = @beta> ()",
 }
 
 # kept[i] = valid[i] and no kept[j] with suppresses[i, j]. suppresses is strictly lower triangular (only an earlier candidate
 # suppresses), so this has one solution, the greedy one, and t rounds from any start settle at least the first t candidates.
-# The loop ends when a round changes nothing in any image: two or three rounds on most images, one more than the candidates
-# at worst. Sums of zeros and ones are exact in float32, so a sum above zero is at least one and relu(valid - hits) 0 or 1.
+# The loop ends when a round changes nothing in any image, or after as many rounds as there are candidates: exact for every
+# chain of suppressions. Photographs take 4 to 7 rounds, at most 11, at a score threshold of 0.001.
+# Sums of zeros and ones are exact in float32, so a sum above zero is at least one and relu(valid - hits) is 0 or 1.
 _NMS_SUPPRESSION = """
     over = Greater (overlap, iou_threshold)
     class_column = Unsqueeze (class, two)
@@ -458,14 +485,15 @@ _NMS_SUPPRESSION = """
     valid_row = CastLike (valid_bool, boxes)
     valid = Unsqueeze (valid_row, two)
     begin = Constant <value = bool {1}> ()
-    kept = Loop (, begin, valid) <body = round (int64 number, bool go, float[?, ?, 1] old) => (bool moved, float[?, ?, 1] new) {
+    kept = Loop (candidate_count, begin, valid) <
+        body = round (int64 number, bool go, float[?, ?, 1] old) => (bool moved, float[?, ?, 1] new) {
         hits = MatMul (suppresses, old)
         room = Sub (valid, hits)
         new = Relu (room)
         change = Sub (new, old)
         changes = ReduceL1 <keepdims = 0> (change)
         moved = Greater (changes, zero_float)
-    }>
+    } >
 """
 
 # The kept ones come out in the candidates' own order: their keys count down and are all different.

@@ -54,17 +54,20 @@ def decode_op(info: DetectorInfo) -> YoloDecode:
 def _append_nms(
     graph: gs.Graph, info: DetectorInfo, boxes: gs.Tensor, scores: gs.Tensor, max_candidates: int, max_detections: int
 ) -> None:
-    op = YoloNms(info.nms.kind, info.nms.beta, (info.width, info.height), max_candidates, max_detections)
     batch, k = boxes.shape[0], max_detections
-    thresholds = [gs.Variable(name, np.float32, [1]) for name in ("score_threshold", "iou_threshold")]
+    size, letterbox = (info.width, info.height), int(info.nms_letterbox)
+    op = YoloNms(info.nms.kind, info.nms.beta, size, max_candidates, max_detections, letterbox)
+    inputs = [gs.Variable(name, np.float32, [1]) for name in ("score_threshold", "iou_threshold")]
+    if letterbox:
+        inputs.append(gs.Variable("image_size", np.float32, [batch, 2]))
     outputs = [
         gs.Variable("num_detections", np.int32, [batch, 1]),
         gs.Variable("boxes", np.float32, [batch, k, 4]),
         gs.Variable("scores", np.float32, [batch, k]),
         gs.Variable("classes", np.int32, [batch, k]),
     ]
-    _append(graph, op, "yolo_nms", [boxes, scores, *thresholds], outputs)
-    graph.inputs.extend(thresholds)
+    _append(graph, op, "yolo_nms", [boxes, scores, *inputs], outputs)
+    graph.inputs.extend(inputs)
     graph.outputs = outputs
 
 
@@ -75,12 +78,14 @@ def _append(graph: gs.Graph, op: PluginOp, name: str, inputs: Sequence[gs.Tensor
 def _head_tensor(graph: gs.Graph, head: HeadInfo) -> gs.Tensor:
     tensor = graph.tensors().get(head.tensor)
     if tensor is None:
-        raise DarktrtError(f"surgery: the graph has no tensor '{head.tensor}', the head of cfg line {head.line}; convert it again")
+        raise DarktrtError(
+            f"surgery: the graph has no tensor '{head.tensor}', the head of cfg line {head.line}; convert it again"
+        )
     wanted = [len(head.anchors) * (5 + head.classes), head.rows, head.columns]
     if tensor.shape is None or list(tensor.shape[1:]) != wanted:
         raise DarktrtError(
-            f"surgery: '{head.tensor}' has shape {tensor.shape}, but {len(head.anchors)} anchors, {head.classes} classes and a grid of "
-            f"{head.columns}x{head.rows} need (N, {', '.join(map(str, wanted))}); convert the network again"
+            f"surgery: '{head.tensor}' is {tensor.shape}, but {len(head.anchors)} anchors, {head.classes} classes "
+            f"and {head.columns}x{head.rows} cells of cfg line {head.line} need {('N', *wanted)}; convert it again"
         )
     tensor.dtype = np.float32
     return tensor

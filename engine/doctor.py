@@ -1,0 +1,97 @@
+"""What this machine has for building and running engines, and what each missing thing would allow."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.target import INSTALL, MODULES, Flavour, gpu_name
+
+_INCLUDE_FOLDERS = (
+    "/usr/include/x86_64-linux-gnu",
+    "/usr/include/aarch64-linux-gnu",
+    "/usr/include",
+    "/usr/local/cuda/include",
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked for: ``found`` says which, or is empty, and then ``allows`` says what having it would allow."""
+
+    name: str
+    found: str
+    allows: str
+
+
+def examine() -> list[Finding]:
+    """Look for everything, loading none of the large libraries."""
+    packages = [
+        ("torch", "converting darknet networks: pip install darktrt"),
+        ("onnx", "converting and surgery: pip install darktrt"),
+        ("onnx-graphsurgeon", "surgery: pip install darktrt"),
+        ("onnxruntime", "detecting on the CPU: pip install darktrt"),
+        ("av", "detecting in videos: pip install darktrt"),
+    ]
+    return [
+        Finding("Python", platform.python_version(), ""),
+        *(Finding(name, _package(name), allows) for name, allows in packages),
+        Finding("TensorRT for RTX", _tensorrt("rtx"), f"building engines without a GPU: {INSTALL['rtx']}"),
+        Finding("TensorRT", _tensorrt("trt"), f"building engines for this machine's GPU: {INSTALL['trt']}"),
+        Finding("GPU", gpu_name() or "", "running engines, and building with full TensorRT: an NVIDIA GPU and its driver"),
+        Finding("nvcc", _nvcc(), "compiling the CUDA plugins: the CUDA toolkit"),
+        Finding(
+            "TensorRT headers", _headers(), "compiling the plugins' adapters: set TENSORRT_INCLUDE to the folder of NvInfer.h"
+        ),
+        Finding(
+            "plugin library", _plugin_library(), "custom nodes as CUDA plugins in full TensorRT; others run their ONNX bodies"
+        ),
+    ]
+
+
+def report(findings: list[Finding]) -> str:
+    """The findings as a table for people."""
+    lines = []
+    for finding in findings:
+        mark, text = ("ok", finding.found) if finding.found else ("--", f"not found; would allow {finding.allows}")
+        lines.append(f"{mark}  {finding.name:<18} {text}")
+    return "\n".join(lines)
+
+
+def _package(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _tensorrt(flavour: Flavour) -> str:
+    module = MODULES[flavour]
+    if importlib.util.find_spec(module) is None:
+        return ""
+    return _package(module) or "installed, of unknown version"
+
+
+def _nvcc() -> str:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return ""
+    done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
+    release = [line for line in done.stdout.splitlines() if "release" in line]
+    return f"{nvcc} ({release[0].partition('release ')[2].partition(',')[0]})" if release else nvcc
+
+
+def _headers() -> str:
+    folders = [os.environ.get("TENSORRT_INCLUDE", ""), *_INCLUDE_FOLDERS]
+    return next((folder for folder in folders if folder and (Path(folder) / "NvInfer.h").is_file()), "")
+
+
+def _plugin_library() -> str:
+    library = Path(__file__).resolve().parent.parent / "plugins" / "libdarktrt_plugins.so"
+    return str(library) if library.is_file() else ""

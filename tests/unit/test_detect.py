@@ -1,0 +1,535 @@
+"""From outputs to detections and from files to files, with a network made here: it finds red, green and blue rectangles."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from darktrt import DarktrtError, DetectorInfo, NmsInfo
+from vision import detect
+from vision.detect import Detector, FileResult, detect_files, video_frames, video_length, video_rate, video_writer, write_image
+
+NAMES = ("red", "green", "blue")
+SLOTS = 6
+RED = (40, 30, 100, 90)
+
+
+class ColourNetwork:
+    """Sees one rectangle a channel: boxes and scores as a network's, twice each, the second a little off and less sure."""
+
+    def __init__(self, info: DetectorInfo) -> None:
+        self.info = info
+        self.batches: list[int] = []
+        self.inputs: dict[str, np.ndarray] = {}
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        images = inputs["images"]
+        self.inputs = inputs
+        self.batches.append(len(images))
+        if self.info.input == "uint8":
+            assert images.dtype == np.uint8
+            assert images.shape[1:] == (self.info.height, self.info.width, 3)
+            images = images.transpose(0, 3, 1, 2) / np.float32(255)
+        assert images.shape[1:] == (3, self.info.height, self.info.width)
+        seen = [self.look(image) for image in images]
+        boxes, scores = (np.stack(parts) for parts in zip(*seen, strict=True))
+        return self.padded(boxes, scores) if self.info.head == "nms" else {"boxes": boxes, "scores": scores}
+
+    def look(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        boxes, scores = np.zeros((SLOTS, 4), np.float32), np.zeros((SLOTS, 3), np.float32)
+        for channel in range(3):
+            rows, columns = np.nonzero((image[channel] > 0.75) & (image.sum(axis=0) < 1.5))
+            if rows.size:
+                box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
+                boxes[channel * 2], scores[channel * 2, channel] = box, 0.9 - channel / 10
+                boxes[channel * 2 + 1], scores[channel * 2 + 1, channel] = box + 1, 0.5
+        return boxes, scores
+
+    def padded(self, boxes: np.ndarray, scores: np.ndarray) -> dict[str, np.ndarray]:
+        best = scores.max(axis=2)
+        counts = (best > 0.6).sum(axis=1, keepdims=True).astype(np.int32)
+        order = np.argsort(-best, axis=1, kind="stable")
+        kept = np.arange(SLOTS) < counts
+        return {
+            "num_detections": counts,
+            "boxes": np.take_along_axis(boxes, order[:, :, None], axis=1) * kept[:, :, None].astype(np.float32),
+            "scores": np.take_along_axis(best, order, axis=1) * kept.astype(np.float32),
+            "classes": (np.take_along_axis(scores.argmax(axis=2), order, axis=1) * kept).astype(np.int32),
+        }
+
+
+def made_info(**changes: Any) -> DetectorInfo:
+    fields: dict[str, Any] = {
+        "name": "colours",
+        "width": 160,
+        "height": 128,
+        "channels": 3,
+        "batch": (1, 1, 3),
+        "resize": "stretch",
+        "mish_count": 0,
+        "heads": (),
+        "nms": NmsInfo(),
+        "class_names": NAMES,
+        "parameters": 0,
+        "gflops": 0.0,
+    }
+    return DetectorInfo(**{**fields, **changes})
+
+
+def made_detector(**changes: Any) -> Detector:
+    info = made_info(**changes)
+    return Detector(ColourNetwork(info), info)
+
+
+def picture(box: tuple[int, int, int, int] = RED, channel: int = 0, size: tuple[int, int] = (200, 320)) -> np.ndarray:
+    image = np.full((*size, 3), 40, np.uint8)
+    image[box[1] : box[3], box[0] : box[2], channel] = 250
+    return image
+
+
+def save(path: Path, image: np.ndarray) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def save_video(path: Path, frames: int = 7, rate: Fraction = Fraction(30000, 1001), size: tuple[int, int] = (120, 160)) -> Path:
+    with video_writer(path, rate) as write:
+        for i in range(frames):
+            write(picture((10 + 4 * i, 30, 60 + 4 * i, 90), 2, size))
+    return path
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+
+
+# Detector
+
+
+@pytest.mark.parametrize("head", ["nms", "decode", "decoded"])
+@pytest.mark.parametrize("form", ["uint8", "float"])
+@pytest.mark.parametrize("policy", ["stretch", "letterbox"])
+@pytest.mark.parametrize("size", [(200, 320), (320, 200)])
+def test_a_box_is_found_where_it_is(head: str, form: str, policy: str, size: tuple[int, int]) -> None:
+    detector = made_detector(head=head, input=form, resize=policy)
+    found = detector.detect([picture(size=size), picture((100, 20, 180, 150), 1, size)])
+    assert [f.names for f in found] == [["red"], ["green"]]
+    np.testing.assert_allclose(found[0].boxes, [RED], atol=3)
+    np.testing.assert_allclose(found[1].boxes, [[100, 20, 180, 150]], atol=3)
+    np.testing.assert_allclose(found[1].scores, [0.8])
+
+
+def test_several_in_one_image_come_best_first_and_clipped() -> None:
+    image = picture((0, 0, 50, 50), 2)
+    image[120:200, 200:320, 0] = 250
+    found = made_detector().detect([image])[0]
+    assert found.names == ["red", "blue"]
+    assert found.boxes.min() >= 0
+    assert found.boxes[0, 2:].tolist() == [320, 200]
+
+
+@pytest.mark.parametrize(
+    ("batch", "images", "ran"),
+    [((1, 1, 1), 3, [1, 1, 1]), ((4, 4, 4), 6, [4, 4]), ((1, 2, 4), 6, [4, 2]), ((2, 2, 4), 5, [4, 2]), ((1, 1, 8), 0, [])],
+)
+def test_batches_have_the_size_the_model_takes(batch: tuple[int, int, int], images: int, ran: list[int]) -> None:
+    detector = made_detector(batch=batch, head="nms")
+    found = detector.detect([picture((10 + 20 * i, 20, 60 + 20 * i, 90)) for i in range(images)])
+    assert detector.run.batches == ran  # type: ignore[attr-defined]
+    assert len(found) == images
+    for i, one in enumerate(found):
+        np.testing.assert_allclose(one.boxes, [[10 + 20 * i, 20, 60 + 20 * i, 90]], atol=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "policy", "size", "expected"),
+    [
+        ("diounms", "letterbox", (160, 320), [160, 80]),
+        ("plain", "letterbox", (160, 320), None),
+        ("diounms", "stretch", (9, 9), None),
+    ],
+)
+def test_nms_is_told_the_shape_of_a_letterboxed_picture(kind: Any, policy: Any, size: Any, expected: Any) -> None:
+    detector = made_detector(head="nms", resize=policy, nms=NmsInfo(kind), batch=(2, 2, 2))
+    detector.detect([picture(size=size)])
+    given = detector.run.inputs.get("image_size")  # type: ignore[attr-defined]
+    assert (None if given is None else given.tolist()) == (expected and [expected, expected])
+
+
+def test_thresholds_reach_the_model_that_ends_in_nms() -> None:
+    info = made_info(head="nms")
+    network = ColourNetwork(info)
+    Detector(network, info, score_threshold=0.001, iou_threshold=0.6).detect([picture()])
+    np.testing.assert_array_equal(network.inputs["score_threshold"], np.array([0.001], np.float32))
+    np.testing.assert_array_equal(network.inputs["iou_threshold"], np.array([0.6], np.float32))
+    assert network.inputs["iou_threshold"].dtype == np.float32
+
+
+def test_thresholds_and_nms_kind_count_where_numpy_suppresses() -> None:
+    info = made_info(nms=NmsInfo("plain"))
+    assert len(Detector(ColourNetwork(info), info, 0.25, 0.45).detect([picture()])[0]) == 1
+    assert len(Detector(ColourNetwork(info), info, 0.25, 0.99).detect([picture()])[0]) == 2
+    assert len(Detector(ColourNetwork(info), info, 0.95, 0.45).detect([picture()])[0]) == 0
+    distant = made_info(nms=NmsInfo("diounms", beta=0.0))  # any distance at all then counts 1
+    assert len(Detector(ColourNetwork(distant), distant, 0.25, 0.45).detect([picture()])[0]) == 2
+    capped = made_info(max_detections=1)
+    assert len(Detector(ColourNetwork(capped), capped, 0.25, 0.99).detect([picture()])[0]) == 1
+
+
+def test_results_are_copies_of_the_engines_memory() -> None:
+    detector = made_detector(head="nms", input="uint8")
+    image = picture(size=(128, 160))
+    memory = detector.run({"images": image[np.newaxis]})
+    found = Detector(lambda _: memory, detector.info).detect([image])[0]
+    for array in memory.values():
+        array.fill(0)
+    assert found.scores.tolist() == pytest.approx([0.9])
+    assert found.names == ["red"]
+
+
+def test_raw_heads_are_refused() -> None:
+    with pytest.raises(DarktrtError, match=r"colours: ends at its raw heads; .* nms or decode"):
+        made_detector(head="raw")
+
+
+@pytest.mark.parametrize("thresholds", [(25, 0.45), (-0.1, 0.45), (0.25, 1.5), (float("nan"), 0.5)])
+def test_thresholds_outside_0_1_are_refused(thresholds: tuple[float, float]) -> None:
+    with pytest.raises(DarktrtError, match="must be between 0 and 1"):
+        Detector(ColourNetwork(made_info()), made_info(), *thresholds)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ({"scores": np.zeros((1, 5, 3), np.float32)}, "gives no output 'boxes', only scores"),
+        ({"boxes": np.zeros((2, 5, 4), np.float32), "scores": np.zeros((2, 5, 3), np.float32)}, "2 rows for a batch of 1"),
+        ({"boxes": np.zeros((1, 5, 4), np.float32), "scores": np.full((1, 5, 3), np.nan, np.float32)}, "not numbers"),
+    ],
+)
+def test_outputs_that_do_not_fit_are_named(outputs: dict[str, np.ndarray], said: str) -> None:
+    with pytest.raises(DarktrtError, match=f"colours.*{said}"):
+        Detector(lambda _: outputs, made_info()).detect([picture()])
+
+
+# Files
+
+
+def test_one_picture_to_one_picture(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", picture(channel=2))
+    (result,) = detect_files(made_detector(), [source], tmp_path / "out.jpg")
+    assert (result.path, result.frame, result.picture) == (source, None, tmp_path / "out.jpg")
+    assert result.detections.names == ["blue"]
+    drawn = np.asarray(Image.open(tmp_path / "out.jpg")).astype(int)
+    difference = np.abs(drawn - picture(channel=2)).max(axis=2)
+    assert drawn.shape == (200, 320, 3)
+    assert difference[RED[1] : RED[3], RED[0] - 3 : RED[0] + 4].max(axis=1).min() > 50
+    assert difference[110:].max() < 20
+    assert files_in(tmp_path) == ["a.png", "out.jpg"]
+
+
+def test_without_an_output_nothing_is_written(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", picture())
+    (result,) = detect_files(made_detector(), [str(source)])
+    assert result.picture is None
+    assert files_in(tmp_path) == ["a.png"]
+
+
+def test_results_are_json_lines(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", picture())
+    (result,) = detect_files(made_detector(), [source], tmp_path / "out.png")
+    record = json.loads(json.dumps(result.to_dict()))
+    assert record["file"] == str(source)
+    assert record["picture"] == str(tmp_path / "out.png")
+    assert "frame" not in record
+    assert record["detections"][0]["class"] == "red"
+
+
+def test_a_folder_is_searched_to_any_depth_in_order(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a.PNG", "sub/deep/c.bmp", "sub/a.png", ".hidden.png", ".git/x.png"):
+        save(tmp_path / "in" / name, picture())
+    (tmp_path / "in/notes.txt").write_text("no picture")
+    results = list(detect_files(made_detector(), [tmp_path / "in"], tmp_path / "out"))
+    assert [str(r.path.relative_to(tmp_path / "in")) for r in results] == ["a.PNG", "b.jpg", "sub/a.png", "sub/deep/c.bmp"]
+    assert files_in(tmp_path / "out") == ["a.PNG", "b.jpg", "sub/a.png", "sub/deep/c.bmp"]
+
+
+def test_a_second_run_does_not_take_the_copies_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png", picture())
+    monkeypatch.chdir(tmp_path)
+    for source, output in ((tmp_path, tmp_path / "out"), (tmp_path, "out"), (".", "out"), (".", tmp_path / "out")):
+        assert len(list(detect_files(made_detector(), [source], output))) == 1
+    assert files_in(tmp_path) == ["a.png", "out/a.png"]
+
+
+def test_patterns_are_expanded_and_a_file_is_taken_once(tmp_path: Path) -> None:
+    for name in ("s1.png", "s2.png", "t.png", "s[3].png"):
+        save(tmp_path / name, picture())
+    (tmp_path / "s.txt").write_text("no picture")
+    results = detect_files(made_detector(), [tmp_path / "s1.png", f"{tmp_path}/s*", tmp_path / "s[3].png"])
+    assert [r.path.name for r in results] == ["s1.png", "s2.png", "s[3].png"]
+
+
+def test_patterns_may_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / ".cache/in/deep/a.png", picture())
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for pattern in ("../.cache/*/*/*.png", "../.cache/**/a.png", f"{tmp_path}/.cache/in/*/*.png"):
+        assert len(list(detect_files(made_detector(), [pattern], "out"))) == 1
+    assert files_in(tmp_path / "here/out") == ["deep/a.png", "in/deep/a.png"]
+
+
+def test_equal_names_from_different_folders_are_all_kept(tmp_path: Path) -> None:
+    sources = [save(tmp_path / folder / name, picture()) for folder in "abc" for name in ("x.png", "X.png")]
+    save(tmp_path / "d/x.png", picture())
+    results = list(detect_files(made_detector(), [*sources, tmp_path / "d"], tmp_path / "out"))
+    targets = [str(r.picture) for r in results]
+    assert len({t.casefold() for t in targets}) == 7
+    assert len(files_in(tmp_path / "out")) == 7
+
+
+def test_formats_that_are_not_written_become_png(tmp_path: Path) -> None:
+    save(tmp_path / "a.gif", picture())
+    (tmp_path / "photo").write_bytes((tmp_path / "a.gif").read_bytes())
+    results = list(detect_files(made_detector(), [tmp_path / "a.gif", tmp_path / "photo"], tmp_path / "out"))
+    assert len(results) == 2
+    assert files_in(tmp_path / "out") == ["a.gif.png", "photo.png"]
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+def test_every_picture_format_is_written(tmp_path: Path, suffix: str) -> None:
+    write_image(tmp_path / f"a{suffix}", picture())
+    read = np.asarray(Image.open(tmp_path / f"a{suffix}").convert("RGB"))
+    assert np.abs(read.astype(int) - picture()).mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("sources", "output", "said"),
+    [
+        ([], None, "no sources"),
+        (["none.jpg"], None, r"none\.jpg: no such file or folder"),
+        (["empty"], None, "empty: no pictures or videos here"),
+        (["*.gif"], None, r"\*\.gif: no pictures or videos here"),
+        (["a.png"], "out.xyz", r"out\.xyz: cannot write '\.xyz'; use \.bmp"),
+        (["a.png", "b.png"], "out.jpg", r"out\.jpg: is one file, but there are 2 sources"),
+        (["a.png"], "out.mp4", r"out\.mp4: the source .*a\.png is a picture"),
+        (["a.png"], "a.png", r"a\.png: is one of the sources"),
+        (["a.png", "b.png"], ".", "is one of the sources"),
+        (["."], ".", "is one of the sources"),
+        (["a.png"], "missing/out.jpg", r"missing/out\.jpg: cannot write"),
+        (["a.png"], "file", "file: cannot make this output folder"),
+        (["a.png"], "file/out", "cannot make this output folder"),
+        (["x" * 5000], None, "x: cannot be read: .*too long"),
+        (["a.png"], "x" * 5000, "x: cannot be written: .*too long"),
+        (["a**.x*"], None, r"a\*\*\.x\*: (cannot be read|no pictures)"),
+        (["bad.jpg"], "out", r"bad\.jpg: is not a picture"),
+        (["bad.mp4"], "out", r"bad\.mp4: cannot be read as a video"),
+        (["empty.mp4"], "out.mp4", r"empty\.mp4: cannot be read as a video"),
+        (["sound.mp4"], "out.mp4", r"sound\.mp4: has no video stream"),
+    ],
+)
+def test_mistakes_end_in_one_sentence_and_leave_nothing(
+    tmp_path: Path, sources: list[str], output: str | None, said: str
+) -> None:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, picture())
+    (tmp_path / "empty").mkdir()
+    for name in ("bad.jpg", "bad.mp4", "file"):
+        (tmp_path / name).write_text("<html>no such thing</html>")
+    (tmp_path / "empty.mp4").touch()
+    save_sound(tmp_path / "sound.mp4")
+    before = files_in(tmp_path)
+    with pytest.raises(DarktrtError, match=said) as caught:
+        list(detect_files(made_detector(), [tmp_path / s for s in sources], output and tmp_path / output))
+    assert "\n" not in str(caught.value)
+    assert files_in(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+def save_sound(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def test_mistakes_are_told_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match="no such file"):
+        detect_files(made_detector(), [tmp_path / "none.png"])
+
+
+def test_an_unreadable_picture_among_others_is_named(tmp_path: Path) -> None:
+    for i in range(5):
+        save(tmp_path / "in" / f"{i}.png", picture())
+    (tmp_path / "in/4.png").write_bytes((tmp_path / "in/3.png").read_bytes()[:200])
+    results: list[FileResult] = []
+    with pytest.raises(DarktrtError, match=r"4\.png: cannot be decoded"):
+        results.extend(detect_files(made_detector(), [tmp_path / "in"], tmp_path / "out"))
+    assert files_in(tmp_path / "out") == ["0.png", "1.png", "2.png"]  # batches of three
+
+
+def test_pictures_too_large_for_a_format_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match=r"a\.webp: cannot be written|a\.webp: cannot write"):
+        write_image(tmp_path / "a.webp", np.zeros((1, 20000, 3), np.uint8))
+    assert files_in(tmp_path) == []
+
+
+# Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("terminal", "count", "shown"), [(True, 1, False), (True, 2, True), (False, 4, False), (False, 5, True)]
+)
+def test_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, count: int, shown: bool) -> None:
+    for i in range(count):
+        save(tmp_path / f"{i}.png", picture())
+    stderr = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert len(list(detect_files(made_detector(), [tmp_path]))) == count
+    assert (f"{count}/{count}" in stderr.getvalue()) is shown
+
+
+# Video
+
+
+def test_a_video_keeps_its_frames_size_and_rate(tmp_path: Path) -> None:
+    video = save_video(tmp_path / "a.mp4")
+    frames = list(video_frames(video))
+    assert [f.shape for f in frames] == [(120, 160, 3)] * 7
+    assert video_rate(video) == Fraction(30000, 1001)
+    assert video_length(video) == 7
+    for i, frame in enumerate(frames):
+        expected = picture((10 + 4 * i, 30, 60 + 4 * i, 90), 2, (120, 160)).astype(int)
+        assert np.abs(frame - expected).mean() < 4
+
+
+def test_video_to_video(tmp_path: Path) -> None:
+    source = save_video(tmp_path / "a.mp4")
+    results = list(detect_files(made_detector(), [source], tmp_path / "out.mp4"))
+    assert [r.frame for r in results] == list(range(7))
+    assert results[3].to_dict()["frame"] == 3
+    np.testing.assert_allclose(results[5].detections.boxes, [[30, 30, 80, 90]], atol=3)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        assert stream.average_rate == Fraction(30000, 1001)
+        assert stream.frames == 7
+    plain, drawn = list(video_frames(source)), list(video_frames(tmp_path / "out.mp4"))
+    difference = np.abs(drawn[5].astype(int) - plain[5]).max(axis=2)
+    assert difference[40:85, 28:33].max(axis=1).min() > 40
+    assert difference[95:].mean() < 8
+    assert files_in(tmp_path) == ["a.mp4", "out.mp4"]
+
+
+def test_videos_and_pictures_in_one_folder(tmp_path: Path) -> None:
+    save(tmp_path / "in/a.png", picture())
+    save_video(tmp_path / "in/b.mp4", frames=2)
+    save_video(tmp_path / "in/b.avi", frames=2)
+    save(tmp_path / "in/c.png", picture())
+    results = list(detect_files(made_detector(), [tmp_path / "in"], tmp_path / "out"))
+    assert [(r.path.name, r.frame) for r in results] == [
+        ("a.png", None),
+        ("b.avi", 0),
+        ("b.avi", 1),
+        ("b.mp4", 0),
+        ("b.mp4", 1),
+        ("c.png", None),
+    ]
+    assert files_in(tmp_path / "out") == ["a.png", "b.avi.mp4", "b.mp4", "c.png"]
+
+
+def test_odd_sizes_lose_their_last_line(tmp_path: Path) -> None:
+    frames = list(video_frames(save_video(tmp_path / "a.mp4", frames=2, size=(121, 161))))
+    assert frames[0].shape == (120, 160, 3)
+
+
+def test_frames_are_turned_upright(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        if not hasattr(stream, "set_display_rotation"):
+            pytest.skip("this PyAV cannot write a rotation")
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        stream.set_display_rotation(-90)  # to be shown a quarter turn clockwise: a telephone held upright
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture((0, 0, 80, 60), size=(120, 160)), format="rgb24")))
+        container.mux(stream.encode())
+    (frame,) = video_frames(tmp_path / "a.mp4")
+    assert frame.shape == (160, 120, 3)
+    assert frame[10, 110, 0] > 200
+    assert frame[10, 10, 0] < 80
+
+
+def test_without_h264_it_is_mpeg4_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(detect, "_can_encode", lambda name: name == "mpeg4")
+    video = save_video(tmp_path / "a.mp4")
+    assert "no H.264 encoder" in capsys.readouterr().err
+    assert len(list(video_frames(video))) == 7
+
+
+def test_stopping_early_leaves_no_half_video(tmp_path: Path) -> None:
+    source = save_video(tmp_path / "a.mp4")
+    results = detect_files(made_detector(), [source], tmp_path / "out.mp4")
+    next(results)
+    assert len(files_in(tmp_path)) == 2
+    results.close()
+    assert files_in(tmp_path) == ["a.mp4"]
+
+
+def test_a_failure_on_the_way_leaves_no_half_video(tmp_path: Path) -> None:
+    source = save_video(tmp_path / "a.mp4")
+    info = made_info()
+    network = ColourNetwork(info)
+
+    def tired(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if network.batches:
+            raise KeyboardInterrupt
+        return network(inputs)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(detect_files(Detector(tired, info), [source], tmp_path / "out.mp4"))
+    assert files_in(tmp_path) == ["a.mp4"]
+
+
+def test_a_cut_video_is_named(tmp_path: Path) -> None:
+    video = save_video(tmp_path / "a.mp4")
+    video.write_bytes(video.read_bytes()[:-200])
+    with pytest.raises(DarktrtError, match=r"a\.mp4: "):
+        list(detect_files(made_detector(), [video], tmp_path / "out.mp4"))
+    assert files_in(tmp_path) == ["a.mp4"]
+
+
+def test_titles_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        container.metadata["title"] = "Caf* in May"
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(size=(120, 160)), format="rgb24")))
+        container.mux(stream.encode())
+    content = (tmp_path / "a.mp4").read_bytes()
+    assert b"Caf* in" in content
+    (tmp_path / "a.mp4").write_bytes(content.replace(b"Caf* in", b"Caf\xe9 in"))
+    assert len(list(video_frames(tmp_path / "a.mp4"))) == 1
+
+
+def test_names_with_a_colon_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_video(Path("cam:1.mp4"), frames=2)
+    assert len(list(detect_files(made_detector(), ["cam:1.mp4"], "out:1.mp4"))) == 2

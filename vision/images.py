@@ -1,0 +1,183 @@
+"""The one preprocessing contract: reading a picture, darknet's resize and letterbox, and the way back for boxes.
+
+Every stage that feeds a network (PyTorch reference, calibrator, evaluator, client) goes through :func:`preprocess`. All
+arithmetic is float32, one rounding an operation and no BLAS, so that every Python and NumPy gives the same bits.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from darktrt import DarktrtError, InputForm, ResizePolicy
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is read, by Pillow's names. Its other decoders stay off: one of them would start Ghostscript on a file from anywhere."""
+
+LETTERBOX_FILL = np.float32(0.5)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in the network's input: image = (network - offset) * scale, in pixels, for x and y."""
+
+    image_width: int
+    image_height: int
+    scale_x: float
+    scale_y: float
+    offset_x: float
+    offset_y: float
+
+    @property
+    def inner_size(self) -> tuple[int, int]:
+        """Width and height that the image takes of the network input."""
+        return round(self.image_width / self.scale_x), round(self.image_height / self.scale_y)
+
+    def to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes ``(n, 4)`` x1 y1 x2 y2 in pixels of the network input, mapped to pixels of the image (not clipped to it)."""
+        offset = np.array([self.offset_x, self.offset_y] * 2)
+        scale = np.array([self.scale_x, self.scale_y] * 2)
+        placed: NDArray[np.float32] = ((boxes - offset) * scale).astype(np.float32)
+        return placed
+
+
+def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """Decode a picture file to ``(H, W, 3)`` uint8 RGB, turned upright as its EXIF orientation asks.
+
+    Gray is repeated; transparency is dropped and 16 bits are cut to their upper 8, both as darknet's stb_image does;
+    of an animation the first picture is taken.
+
+    Raises:
+        DarktrtError: the file is missing, empty, truncated, no picture, or of more pixels than Pillow's safety limit.
+    """
+    file = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of half the size that is refused: a panorama is no attack
+            with Image.open(file, formats=FORMATS) as image:
+                return _rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # on damaged files Pillow's decoders raise anything from SyntaxError to struct.error
+        raise DarktrtError(f"{file}: {_reason(file, error)}") from error
+
+
+def _reason(file: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be read: {os.strerror(error.errno).lower()}"
+    if file.stat().st_size == 0:
+        return "is empty; copy or download it again"
+    if isinstance(error, UnidentifiedImageError):
+        return f"is not a picture in a format read here ({', '.join(FORMATS)})"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has too many pixels to be safe ({error}); scale it down first"
+    return f"cannot be decoded ({error or type(error).__name__}); is it damaged or truncated?"
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ValueError("its pixels are floats; save it with 8 bits a channel")
+    if image.mode.startswith("I"):  # 16-bit gray: convert() would clip at 255, not scale
+        gray = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, np.newaxis], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
+def preprocess(
+    image: NDArray[np.uint8], width: int, height: int, channels: int, policy: ResizePolicy, input_form: InputForm
+) -> tuple[NDArray[Any], Placement]:
+    """Fit an RGB image ``(H, W, 3)`` uint8 into a network input of ``width`` x ``height``, ready to be stacked into a batch.
+
+    Returns:
+        The array, ``(height, width, channels)`` uint8 for ``uint8`` (resized pixels rounded, halves to even) or
+        ``(channels, height, width)`` float32 0..1 for ``float`` (not rounded, as darknet feeds it), and its placement.
+
+    Raises:
+        DarktrtError: the image is not such an array, or ``channels`` is neither 1 nor 3.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise DarktrtError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    if channels not in (1, 3):
+        raise DarktrtError(f"the network takes {channels} channels; pictures can feed 1 (gray) or 3 (RGB)")
+    pixels, placement = _fit(image if channels == 3 else _gray(image), width, height, policy)
+    if input_form == "uint8":
+        return np.rint(pixels * np.float32(255)).astype(np.uint8), placement
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), placement
+
+
+def _gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """stb_image's luma, by which darknet reads a picture for a network of one channel: ``(H, W, 1)``."""
+    red, green, blue = np.moveaxis(image.astype(np.uint16), 2, 0)
+    luma: NDArray[np.uint8] = ((77 * red + 150 * green + 29 * blue) >> 8).astype(np.uint8)
+    return luma[:, :, np.newaxis]
+
+
+def _fit(image: NDArray[np.uint8], width: int, height: int, policy: ResizePolicy) -> tuple[NDArray[np.float32], Placement]:
+    rows, columns = image.shape[:2]
+    inner_width, inner_height = letterbox_size(columns, rows, width, height) if policy == "letterbox" else (width, height)
+    # Pixels go to the rounded-down offset, boxes come back by the exact half, half a network pixel off where the rest is
+    # odd: darknet's correct_yolo_boxes does so, published letterbox figures include it, and it is kept.
+    x, y = (width - inner_width) // 2, (height - inner_height) // 2
+    offset_x, offset_y = (width - inner_width) / 2, (height - inner_height) / 2
+    placement = Placement(columns, rows, columns / inner_width, rows / inner_height, offset_x, offset_y)
+    resized = resize(image, inner_width, inner_height)
+    if (inner_width, inner_height) == (width, height):
+        return resized, placement
+    canvas = np.full((height, width, image.shape[2]), LETTERBOX_FILL)
+    canvas[y : y + inner_height, x : x + inner_width] = resized
+    return canvas, placement
+
+
+def letterbox_size(image_width: int, image_height: int, width: int, height: int) -> tuple[int, int]:
+    """Width and height that darknet's letterbox_image gives the image inside the network input.
+
+    The short side is cut to an integer; where darknet would come to 0 (and to a division by it), it is 1 here.
+    """
+    if np.float32(width) / np.float32(image_width) < np.float32(height) / np.float32(image_height):
+        return width, max(1, image_height * width // image_width)
+    return max(1, image_width * height // image_height), height
+
+
+def resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.float32]:
+    """darknet's resize_image: uint8 ``(H, W, C)`` to float32 ``(height, width, C)`` in 0..1.
+
+    Bilinear between aligned corners, no antialiasing, no rounding to 8 bits; across the columns first, then down the rows.
+    One difference: darknet gives the last row only its first tap, which comes out nearly black where float32
+    (H-1)/(height-1)*(height-1) falls just short of H-1. Here the last row is the image's last, as its last column is.
+    """
+    top, bottom, down = _taps(image.shape[0], height)
+    left, right, across = _taps(image.shape[1], width)
+    used, place = np.unique(np.concatenate([top, bottom]), return_inverse=True)  # a large image has rows that no tap meets
+    source = image[used]
+    part = _mix(_unit(source.take(left, axis=1)), _unit(source.take(right, axis=1)), across[:, np.newaxis])
+    return _mix(part[place[:height]], part[place[height:]], down[:, np.newaxis, np.newaxis])
+
+
+def _taps(size: int, new_size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """For each new pixel: the two old ones it lies between, and how far from the first to the second."""
+    scale = np.float32(size - 1) / np.float32(max(new_size - 1, 1))
+    position = np.arange(new_size, dtype=np.float32) * scale
+    first = position.astype(np.intp)
+    fraction = position - first.astype(np.float32)
+    first[-1], fraction[-1] = size - 1, 0
+    return first, np.minimum(first + 1, size - 1), fraction
+
+
+def _unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """0..255 to 0..1; equals darknet's (float)(pixel / 255.) for all 256 values."""
+    unit = pixels.astype(np.float32)
+    unit /= np.float32(255)
+    return unit
+
+
+def _mix(first: NDArray[np.float32], second: NDArray[np.float32], fraction: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(1 - fraction) * first + fraction * second; in place, for both are fresh copies and new pages cost more than the sums."""
+    first *= np.float32(1) - fraction
+    second *= fraction
+    first += second
+    return first
