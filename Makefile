@@ -1,0 +1,106 @@
+# darktrt: every stage is a file; `make help` tells the targets and variables.
+
+MODEL     ?= yolov4-tiny
+PRECISION ?= fp16
+BATCH     ?= 1
+OUT       ?= build
+CFG       ?=
+WEIGHTS   ?=
+NAMES     ?=
+HEAD      ?= nms
+INPUT     ?= uint8
+MISH      ?= plugin
+TENSORRT  ?= rtx
+PYTHON    ?= python3
+VENV      ?= .venv
+
+NAME := $(if $(CFG),$(basename $(notdir $(CFG))),$(MODEL))
+SIZE ?= $(if $(CFG),,416)
+DIR  := $(OUT)/$(NAME)
+CFG_FILE     := $(or $(CFG),$(DIR)/$(MODEL).cfg)
+WEIGHTS_FILE := $(if $(CFG),$(WEIGHTS),$(DIR)/$(MODEL).weights)
+PLAN := $(DIR)/$(PRECISION).plan
+DARKTRT := $(VENV)/bin/darktrt
+
+CONVERT_OPTIONS := $(if $(SIZE),--size $(SIZE)) --batch $(BATCH) $(if $(NAMES),--names $(NAMES))
+SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH)
+
+ifneq ($(CFG),)
+ifeq ($(WEIGHTS),)
+$(error CFG=$(CFG) needs WEIGHTS= too)
+endif
+endif
+
+.DELETE_ON_ERROR:
+.PHONY: help engine surgery onnx fetch venv test lint clean always
+
+help: ## list targets and variables
+	@echo 'Targets:'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+	@echo 'Variables, as they stand now:'
+	@echo '  MODEL=$(MODEL)    a network of the zoo: yolov4-tiny or yolov4'
+	@echo '  CFG=$(CFG) WEIGHTS=$(WEIGHTS) NAMES=$(NAMES)    a network of your own instead: darknet files and class names'
+	@echo '  PRECISION=$(PRECISION)    fp16 or fp32'
+	@echo '  SIZE=$(SIZE)    network input, 416 or WIDTHxHEIGHT (with CFG: the size in the cfg)'
+	@echo '  BATCH=$(BATCH)    4 for a static batch, 1..8 for a dynamic one'
+	@echo '  OUT=$(OUT)    results go to $(DIR)/'
+	@echo '  HEAD=$(HEAD) INPUT=$(INPUT) MISH=$(MISH)    see darktrt surgery --help'
+	@echo '  TENSORRT=$(TENSORRT)    what to install: rtx (builds without a GPU) or trt (full TensorRT, needs an NVIDIA GPU)'
+	@echo '  PYTHON=$(PYTHON) VENV=$(VENV)    interpreter and virtual environment'
+
+engine: $(PLAN) ## everything: get a network, convert, operate, build an engine
+	@echo
+	@echo 'Engine:   $(PLAN) (manifest: $(DIR)/$(PRECISION).json)'
+	@echo 'Try it:   $(DARKTRT) detect docs/astronaut.jpg --model $(DIR)/portable.onnx -o out.jpg'
+	@echo 'Look in:  $(DARKTRT) inspect $(PLAN)'
+
+surgery: $(DIR)/portable.onnx ## put plugin nodes into the ONNX file
+onnx: $(DIR)/plain.onnx ## convert the darknet files to ONNX
+fetch: $(if $(CFG),,$(WEIGHTS_FILE)) ## get the network's cfg, weights and class names
+venv: $(VENV)/.installed-$(TENSORRT) ## set up the virtual environment
+
+test: $(VENV)/.installed-dev ## run the tests
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed-dev ## run ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+clean: ## remove results, not the virtual environment
+	rm -rf $(OUT)
+
+# --- the virtual environment ---
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo 'darktrt needs Python 3.10 or newer: make PYTHON=python3.12 ...'; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	    { rm -rf $(VENV); echo 'cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# --- the stages; each also depends on its options, kept in a file that changes only when they do ---
+
+$(DIR):
+	@mkdir -p $@
+
+$(DIR)/%.options: always | $(DIR)
+	@printf '%s\n' '$($*_OPTIONS)' | cmp -s - $@ || printf '%s\n' '$($*_OPTIONS)' > $@
+
+$(DIR)/$(MODEL).weights: convert/zoo.py $(wildcard convert/data/*) | $(VENV)/.installed-$(TENSORRT) $(DIR)
+	$(DARKTRT) fetch $(MODEL) -o $(DIR)
+	@touch $@
+$(DIR)/$(MODEL).cfg: $(DIR)/$(MODEL).weights ;
+
+$(DIR)/plain.onnx: $(CFG_FILE) $(WEIGHTS_FILE) $(NAMES) $(DIR)/CONVERT.options darktrt.py $(wildcard convert/*.py) \
+    | $(VENV)/.installed-$(TENSORRT)
+	$(DARKTRT) convert $(CFG_FILE) $(WEIGHTS_FILE) $(CONVERT_OPTIONS) -o $@
+
+$(DIR)/portable.onnx: $(DIR)/plain.onnx $(DIR)/SURGERY.options plugins/ops.py $(wildcard surgery/*.py)
+	$(DARKTRT) surgery $< $(SURGERY_OPTIONS) -o $@
+
+$(DIR)/%.plan: $(DIR)/portable.onnx $(wildcard engine/*.py)
+	$(DARKTRT) engine $< --precision $* -o $@
