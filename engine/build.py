@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import Any, Literal
 
 from darktrt import DarktrtError, DetectorInfo, atomic_output, sha256_of
 from engine.lower import Precision, lower
-from engine.manifest import Manifest
+from engine.manifest import Manifest, manifest_path
 from engine.target import Target, find_target, gpu_name
-from plugins.ops import DOMAIN
+from plugins.ops import DOMAIN, PLUGIN_VERSION
 from surgery.rewrite import load_model
 
 
@@ -23,6 +27,8 @@ def build_file(source: str | Path, output: str | Path, precision: Precision, cho
         DarktrtError: ``source`` is no ONNX of darktrt, no TensorRT is at hand, it refuses the network, or ``output`` cannot be
             written.
     """
+    if manifest_path(output) == Path(output):
+        raise DarktrtError(f"{output}: .json is the manifest's name; call the engine something like model.plan")
     model, info = load_model(source)
     target = find_target(choice)
     started = time.monotonic()
@@ -30,20 +36,22 @@ def build_file(source: str | Path, output: str | Path, precision: Precision, cho
     names = sorted({node.op_type for node in lowered.graph.node if node.domain == DOMAIN})
     serialized = lowered.SerializeToString()
     del model, lowered
-    with atomic_output(output) as temporary:
+    source_hash = sha256_of(source)
+    # both files get their names together, at the end: no plan without its manifest
+    with atomic_output(output) as plan_file, atomic_output(manifest_path(output)) as manifest_file:
         plan = build(serialized, info, target, precision)
-        temporary.write_bytes(plan)
-    manifest = Manifest(
-        plan_sha256=hashlib.sha256(plan).hexdigest(),
-        onnx_sha256=sha256_of(source),
-        target=str(target),
-        gpu=None if target.builds_without_gpu else gpu_name(),
-        precision=precision,
-        plugins=tuple(f"{name}:1" for name in names) if target.has_plugins else (),
-        build_seconds=round(time.monotonic() - started, 1),
-        info=info,
-    )
-    manifest.write(output)
+        plan_file.write_bytes(plan)
+        manifest = Manifest(
+            plan_sha256=hashlib.sha256(plan).hexdigest(),
+            onnx_sha256=source_hash,
+            target=str(target),
+            gpu=None if target.builds_without_gpu else gpu_name(),
+            precision=precision,
+            plugins=tuple(f"{name}:{PLUGIN_VERSION}" for name in names) if target.has_plugins else (),
+            build_seconds=round(time.monotonic() - started, 1),
+            info=info,
+        )
+        manifest_file.write_text(manifest.to_json())
     return manifest
 
 
@@ -62,12 +70,14 @@ def build(model: bytes, info: DetectorInfo, target: Target, precision: Precision
     if not parser.parse(model):
         raise DarktrtError(f"{target} cannot parse the network: {_parser_error(parser)}")
     config = builder.create_builder_config()
-    config.progress_monitor = progress = _progress_monitor(trt)
+    interrupted = Event()
+    config.progress_monitor = monitor = _progress_monitor(trt, interrupted)
     if precision == "fp16" and target.weakly_typed:
         config.set_flag(trt.BuilderFlag.FP16)
     _add_profile(builder, config, network, info)
-    plan = builder.build_serialized_network(network, config)
-    progress.close()
+    with _deferred_interrupt(interrupted):
+        plan = builder.build_serialized_network(network, config)
+    monitor.finish()
     if plan is None:
         raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it gave no reason'}")
     return memoryview(plan)
@@ -89,30 +99,63 @@ def _logger(trt: Any) -> Any:
     return Logger()
 
 
-def _progress_monitor(trt: Any) -> Any:
-    """A tqdm bar per phase of the build, on a terminal; Ctrl-C stops the build at the next step."""
-    from tqdm import tqdm
+@contextmanager
+def _deferred_interrupt(interrupted: Event) -> Iterator[None]:
+    """Let Ctrl-C set ``interrupted`` while TensorRT runs, whose callbacks would swallow it, and raise it at the end."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+
+
+def _progress_monitor(trt: Any, interrupted: Event) -> Any:
+    """A tqdm bar for every phase of the build, on a terminal; the build stops at its next step once ``interrupted`` is set.
+
+    TensorRT's callbacks must not raise: an exception is kept for :meth:`finish`, and the step says to stop.
+    """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.bars: dict[str, tqdm[Any]] = {}
+            self.bars: dict[str, Any] = {}
+            self.error: Exception | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self.bars[phase_name] = tqdm(total=num_steps, desc=phase_name, leave=False, disable=not sys.stderr.isatty())
+            self._keep(lambda: self.bars.update({phase_name: _phase_bar(phase_name, num_steps)}))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self.bars[phase_name].update()
-            return True
+            self._keep(self.bars[phase_name].update)
+            return self.error is None and not interrupted.is_set()
 
         def phase_finish(self, phase_name: str) -> None:
-            self.bars.pop(phase_name).close()
+            self._keep(lambda: self.bars.pop(phase_name).close())
 
-        def close(self) -> None:
+        def finish(self) -> None:
+            """Close the bars and raise what a callback could not."""
             for bar in self.bars.values():
                 bar.close()
+            if self.error:
+                raise self.error
+
+        def _keep(self, act: Callable[[], object]) -> None:
+            try:
+                act()
+            except Exception as error:
+                self.error = error
 
     return Monitor()
+
+
+def _phase_bar(phase: str, steps: int) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=steps, desc=phase, leave=False, disable=not sys.stderr.isatty())
 
 
 def _parser_error(parser: Any) -> str:

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from darktrt import DarktrtError, DetectorInfo, atomic_output, sha256_of
+from darktrt import DarktrtError, DetectorInfo, sha256_of
 
 FORMAT = 1
 
@@ -28,16 +28,9 @@ class Manifest:
     info: DetectorInfo
     format: int = FORMAT
 
-    def write(self, plan: str | Path) -> Path:
-        """Write the manifest beside ``plan``.
-
-        Raises:
-            DarktrtError: the file cannot be written.
-        """
-        path = manifest_path(plan)
-        with atomic_output(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
-        return path
+    def to_json(self) -> str:
+        """The text of the file."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
 
 def manifest_path(plan: str | Path) -> Path:
