@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darktrt import DarktrtError, __version__
+from darktrt import DarktrtError, __version__, keep_inputs
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -22,8 +25,19 @@ _SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; users' errors become one sentence on stderr and exit status 2."""
     args = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as with Ctrl-C, so that no half-written file stays
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"darktrt {args.command}: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 2
     except DarktrtError as error:
         print(f"darktrt {args.command}: {error}", file=sys.stderr)
         return 2
@@ -220,6 +234,8 @@ def _detect(args: argparse.Namespace) -> None:
     from engine.runtime import OnnxRunner
     from vision.detect import Detector, detect_files
 
+    if args.output:
+        keep_inputs(args.output, args.model)
     with OnnxRunner(args.model) as runner:
         detector = Detector(runner.run, runner.info, args.score_threshold, args.iou_threshold)
         with closing(detect_files(detector, args.sources, args.output)) as results:

@@ -12,9 +12,9 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 __version__ = "0.1.0"
 
@@ -36,12 +36,14 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends well, delete it otherwise.
 
     Raises:
-        DarktrtError: the folder is missing or not writable, the disk is full, or ``path`` is a folder.
+        DarktrtError: the folder is missing or not writable, the disk is full, or ``path`` is a folder or a device.
     """
     target = Path(path)
-    if target.is_dir():
-        raise DarktrtError(f"{target}: is a folder; name a file to write")
     try:
+        if target.is_dir() or str(path).endswith(os.sep):
+            raise DarktrtError(f"{path}: is a folder; name a file to write")
+        if target.exists() and not target.is_file():
+            raise DarktrtError(f"{target}: is a device, which would be replaced; name a file to write")
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
     except OSError as error:
         raise DarktrtError(
@@ -59,6 +61,16 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def keep_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
+    """Refuse an output that is one of the inputs (or another output), or a link to one.
+
+    Raises:
+        DarktrtError: it is.
+    """
+    if any(path and Path(output).resolve() == Path(path).resolve() for path in inputs):
+        raise DarktrtError(f"{output}: is given twice and would be overwritten; choose another output")
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -85,6 +97,15 @@ class HeadInfo:
     rows: int
     columns: int
 
+    def __post_init__(self) -> None:
+        pairs = [anchor for anchor in self.anchors if isinstance(anchor, tuple) and len(anchor) == 2]
+        if (
+            not pairs
+            or len(pairs) < len(self.anchors)
+            or not all(isinstance(v, int | float) and v > 0 for a in pairs for v in a)
+        ):
+            raise ValueError(f"the anchors are {self.anchors!r:.40}")
+
 
 @dataclass(frozen=True)
 class NmsInfo:
@@ -92,6 +113,10 @@ class NmsInfo:
 
     kind: NmsKind = "plain"
     beta: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(NmsKind):
+            raise ValueError(f"the NMS kind is {self.kind!r}")
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,14 @@ class DetectorInfo:
     swapped_activations: dict[str, int] = field(default_factory=dict)
     """Mish nodes that surgery replaced by another activation, by its name."""
 
+    def __post_init__(self) -> None:
+        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise ValueError(f"batch is {self.batch}")
+        if min(self.width, self.height, self.channels) < 1:
+            raise ValueError(f"the input is {self.width}x{self.height}x{self.channels}")
+        if any(head.classes != len(self.class_names) for head in self.heads):
+            raise ValueError(f"there are {len(self.class_names)} class names")
+
     @property
     def takes_image_size(self) -> bool:
         """Whether the model has the input ``image_size (N, 2)``: NMS with a distance term on letterboxed pictures needs it."""
@@ -154,27 +187,39 @@ class DetectorInfo:
             DarktrtError: the text is not such JSON, or misses a field.
         """
         try:
-            info: DetectorInfo = _record(DetectorInfo, json.loads(text))
+            info: DetectorInfo = record(DetectorInfo, json.loads(text))
+            if not info.heads:
+                raise ValueError("it has no heads")
             return info
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise DarktrtError(f"{where}: the darktrt metadata is damaged ({error}); convert the network again") from error
 
 
-_RECORDS: dict[str, type[Any]] = {"heads": HeadInfo, "layers": LayerInfo, "nms": NmsInfo}
+_RECORDS: dict[str, type[Any]] = {"heads": HeadInfo, "layers": LayerInfo, "nms": NmsInfo, "info": DetectorInfo}
+_TYPES: dict[str, tuple[type[Any], ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
-def _record(kind: type[Any], values: dict[str, Any]) -> Any:
-    """A frozen record from decoded JSON: lists become tuples, nested records are built by their field's name."""
-    known = {f.name for f in fields(kind)}
-    if unknown := set(values) - known:
-        raise ValueError(f"unknown field {sorted(unknown)[0]!r}")
+def record(kind: type[Any], values: Any) -> Any:
+    """A frozen record from decoded JSON: lists become tuples, nested records are built by their field's name.
+
+    Raises:
+        ValueError, TypeError: a field is missing, unknown or of another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__} is {values!r:.40}")
+    annotations = {f.name: str(f.type) for f in fields(kind)}
+    for name, value in values.items():
+        if name not in annotations:
+            raise ValueError(f"unknown field {name!r}")
+        if not isinstance(value, _TYPES.get(annotations[name], object)):
+            raise ValueError(f"{name!r} is {value!r:.40}")
     return kind(**{name: _value(name, value) for name, value in values.items()})
 
 
 def _value(name: str, value: Any) -> Any:
     nested = _RECORDS.get(name)
-    if nested and is_dataclass(nested):
-        return tuple(_record(nested, v) for v in value) if isinstance(value, list) else _record(nested, value)
+    if nested:
+        return tuple(record(nested, v) for v in value) if isinstance(value, list) else record(nested, value)
     return _tuples(value)
 
 

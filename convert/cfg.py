@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -248,7 +249,7 @@ class _Options:
 
     def integer(self, key: str, default: int | None = None) -> int:
         text = self.text(key, None if default is None else str(default))
-        return self._number(key, text, r"[+-]?\d+", int, "a whole number")
+        return self._number(key, text, _INTEGER, int, "a whole number")
 
     def real(self, key: str, default: float | None = None) -> float:
         text = self.text(key, None if default is None else repr(default))
@@ -261,7 +262,7 @@ class _Options:
         return value
 
     def integers(self, key: str, default: str | None = None) -> list[int]:
-        return [self._number(key, part, r"[+-]?\d+", int, "a whole number") for part in self._parts(key, default)]
+        return [self._number(key, part, _INTEGER, int, "a whole number") for part in self._parts(key, default)]
 
     def reals(self, key: str) -> list[float]:
         return [self._number(key, part, _REAL, float, "a number") for part in self._parts(key)]
@@ -297,13 +298,14 @@ class _Options:
     def _number(self, key: str, text: str, pattern: str, kind: Callable[[str], _N], noun: str) -> _N:
         # darknet's atoi and atof stop at the first character they do not know, so `size=3 # x` is 3
         match = re.fullmatch(rf"({pattern})(?:[#;].*)?", text)
-        if not match:
+        if not match or not isfinite(value := kind(match[1])):
             raise self.error(f"'{key}={text[:40]}' is not {noun}", key)
-        return kind(match[1])
+        return value
 
 
 _T = TypeVar("_T")
 _N = TypeVar("_N", int, float)
+_INTEGER = r"[+-]?\d{1,9}"  # darknet's are of 32 bits
 _REAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 
 
@@ -374,10 +376,8 @@ def _pool(options: _Options, place: _Place) -> Pool:
     stride_x, stride_y = _strides(options)
     size = options.positive("size", options.positive("stride", 1))
     padding = options.integer("padding", size - 1)
-    if not 0 <= padding < 2 * size:
-        raise options.error(
-            f"'padding={padding}' pads whole windows of size {size}; it must lie in 0..{2 * size - 1}", "padding"
-        )
+    if not 0 <= padding <= 2 * (size - 1):
+        raise options.error(f"'padding={padding}' for size {size} must lie in 0..{2 * (size - 1)}", "padding")
     return Pool(*place.at(place.previous), size=size, stride_x=stride_x, stride_y=stride_y, padding=padding)
 
 
@@ -446,12 +446,19 @@ def _yolo(options: _Options, place: _Place) -> Yolo:
         mask=tuple(mask),
         anchors=anchors,
         classes=options.positive("classes", 20),
-        scale_x_y=options.real("scale_x_y", 1.0),
+        scale_x_y=_scale_x_y(options),
         new_coords=options.integer("new_coords", 0) != 0,
         nms_kind=options.choice("nms_kind", "default", _NMS_KINDS),
         beta_nms=options.real("beta_nms", 0.6),
         iou_thresh=options.real("iou_thresh", 1.0),
     )
+
+
+def _scale_x_y(options: _Options) -> float:
+    value = options.real("scale_x_y", 1.0)
+    if value <= 0:
+        raise options.error(f"'scale_x_y={value:g}' must be greater than 0", "scale_x_y")
+    return value
 
 
 def _anchors(options: _Options, total: int) -> tuple[tuple[float, float], ...]:
@@ -502,11 +509,14 @@ _NMS_KINDS: dict[str, NmsKind] = {"default": "plain", "greedynms": "greedynms", 
 _COMMON_IGNORED = frozenset(
     "clip onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate stream wait_stream".split()
 )
+_NEVER = -(10**9)
+"""Neutral value of a key that has none: darknet's own default for it."""
 _COMMON_REFUSED = {"dontload": 0, "dontloadscales": 0}
 _REFUSED: dict[str, dict[str, int]] = {
     "convolutional": dict.fromkeys(
-        "binary xnor bin_output antialiasing sway rotate stretch stretch_sway flipped coordconv share_index".split(), 0
-    ),
+        "binary xnor bin_output antialiasing sway rotate stretch stretch_sway flipped coordconv".split(), 0
+    )
+    | {"share_index": _NEVER},
     "maxpool": {"maxpool_depth": 0, "antialiasing": 0},
 }
 _IGNORED: dict[str, frozenset[str]] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -13,8 +15,18 @@ from torch import Tensor, nn
 from convert.cfg import Network, Yolo, read_cfg
 from convert.model import Darknet, random_weights
 from convert.shapes import gflops, infer_shapes
-from convert.weights import LayerWeights, parameter_count, read_weights, write_weights
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadInfo, LayerInfo, NmsInfo, atomic_output, sha256_of
+from convert.weights import LayerWeights, dump_weights, parameter_count, read_weights
+from darktrt import (
+    METADATA_KEY,
+    DarktrtError,
+    DetectorInfo,
+    HeadInfo,
+    LayerInfo,
+    NmsInfo,
+    atomic_output,
+    keep_inputs,
+    sha256_of,
+)
 
 OPSET = 17
 
@@ -42,17 +54,22 @@ def convert(
     Raises:
         DarktrtError: an input cannot be read or does not fit, or an output cannot be written.
     """
+    keep_inputs(output, cfg, weights, names)
+    if save_weights:
+        keep_inputs(save_weights, cfg, weights, names, output)
     original = read_cfg(cfg)
     network = original.resized(*size) if size else original
+    # both before the weights, which take a while: what does not fit is said at once
     model = Darknet(network)
+    info = detector_info(network, batch, class_names(network, names), {"cfg": sha256_of(cfg)})
     values = _weights(original, weights, seed)
     model.load(values)
-    if save_weights:
-        write_weights(save_weights, original, values)
     origin = sha256_of(weights) if weights else f"random, seed {seed}"
-    sources = {"cfg": sha256_of(cfg), "weights": origin}
-    info = detector_info(network, batch, class_names(network, names), sources)
-    export_onnx(model.eval(), info, output)
+    info = replace(info, sources={**info.sources, "weights": origin})
+    with ExitStack() as outputs:
+        if save_weights:
+            dump_weights(outputs.enter_context(atomic_output(save_weights)), original, values)
+        export_onnx(model.eval(), info, output)
     return info
 
 
@@ -63,6 +80,8 @@ def _weights(network: Network, path: str | Path | None, seed: int | None) -> lis
         return read_weights(path, network)
     if seed is None:
         raise DarktrtError(f"{network.path}: needs its weights; give the .weights file, or --random-weights SEED to try it out")
+    if not 0 <= seed < 2**32:
+        raise DarktrtError(f"--random-weights {seed}: a seed lies in 0..{2**32 - 1}")
     return random_weights(network, seed)
 
 

@@ -40,9 +40,11 @@ class Darknet(nn.Module):
 
     def load(self, weights: list[LayerWeights]) -> None:
         """Take the weights of every layer, as :func:`convert.weights.read_weights` gives them."""
-        for module, values in zip(self.layers, weights, strict=True):
+        for layer, module, values in zip(self.network.layers, self.layers, weights, strict=True):
             assert isinstance(module, DarknetLayer)
             module.load(values)
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
+                raise self.network.error(layer, "gets weights that are not finite when folded; is this the right weights file?")
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes and scores; see the class."""
@@ -82,10 +84,9 @@ def load_model(cfg: str | Path, weights: str | Path, size: tuple[int, int] | Non
 def random_weights(network: Network, seed: int) -> list[LayerWeights]:
     """Sane random weights for any network: the same for the same seed, and activations neither die nor explode.
 
-    Each layer is fitted in turn to eight pictures of noise: the batch normalisation of a convolution takes the mean and
-    variance that it really sees; without one, its weights and bias are scaled so that each filter's output has mean 0 and
-    variance 1.
-    Objectness is then lowered so that few boxes pass, as in a trained network.
+    Each layer is fitted in turn to eight pictures of noise: the variance of a convolution's batch normalisation, or the weights
+    where there is none, make the mean square of each filter's output 1. Objectness is then lowered so that few boxes pass, as
+    in a trained network.
     """
     network = _shrunk(network)
     model = Darknet(network).eval()
@@ -109,15 +110,19 @@ def random_weights(network: Network, seed: int) -> list[LayerWeights]:
     return fitted
 
 
-_OBJECTNESS_DROP = 4.0
-"""In logits: of normally distributed objectness about one in a thousand passes 0.25."""
+_OBJECTNESS_DROP = 3.0
+"""In logits: of objectness with variance 1 about one in fifty passes 0.25."""
 
 
 def _shrunk(network: Network) -> Network:
-    """The network for inputs of four cells of its coarsest head, if its layers fit that size; weights do not depend on it."""
+    """The network for small inputs, if its layers fit that size; weights do not depend on it.
+
+    They have four cells of the coarsest head, and 64 pixels at least: on fewer, padding would be most of what layers see.
+    """
     shapes = infer_shapes(network)
     columns = min(shapes[layer.index].width for layer in network.layers if isinstance(layer, Yolo))
-    side = 4 * (network.width // columns)
+    stride = max(1, network.width // columns)
+    side = stride * max(4, 64 // stride)
     smaller = network.resized(min(network.width, side), min(network.height, side))
     try:
         infer_shapes(smaller)
@@ -127,7 +132,7 @@ def _shrunk(network: Network) -> Network:
 
 
 def _noise(network: Network, seed: int) -> Tensor:
-    """Eight pictures ``(8, C, H, W)`` in 0..1: noise of every scale as in photographs, bright, dark, dull; and white noise."""
+    """Eight pictures ``(8, C, H, W)`` in 0..1: four of noise of every scale, as in photographs, and four of white noise."""
     generator = torch.Generator().manual_seed(seed)
     size, pictures = (network.height, network.width), torch.zeros(8, network.channels, network.height, network.width)
     for cells in (1, 2, 4, 8, 16, 64, 256):
@@ -135,19 +140,21 @@ def _noise(network: Network, seed: int) -> Tensor:
         strength = 2 * torch.rand(8, 1, 1, 1, generator=generator)
         pictures += strength * functional.interpolate(grid, size=size, mode="bilinear")
     pictures = torch.sigmoid(2 * torch.rand(8, 1, 1, 1, generator=generator) * pictures)
-    return torch.cat([pictures[:7], torch.rand(pictures[:1].shape, generator=generator)])
+    return torch.cat([pictures[:4], torch.rand(pictures[4:].shape, generator=generator)])
 
 
 def _fit_convolution(module: Convolution, values: dict[str, npt.NDArray[np.float32]], x: Tensor) -> None:
-    """Set mean and variance (or rescale weight and bias) of ``values`` to what the plain convolution gives on ``x``."""
+    """Set the variance (or rescale weight and bias) of ``values`` to the mean square of the plain convolution on ``x``.
+
+    The mean stays near 0: taking it away from every layer would leave the differences between pictures alone and blow them up,
+    rounding errors included, from layer to layer.
+    """
     module.load({"weight": values["weight"], "bias": 0 * values["bias"]})
-    plain = module.convolve(x)
-    mean, variance = (t.numpy() for t in (plain.mean((0, 2, 3)), plain.var((0, 2, 3), correction=0)))
-    # a filter that hardly moves on these pictures may move on others: trust no variance far below its neighbours'
-    usual = float(variance.mean()) if plain[0, 0].numel() > 1 else float(plain.square().mean())
-    variance = np.maximum(variance, 0.5 * usual + 1e-6, dtype=np.float32)
+    square = module.convolve(x).square().mean((0, 2, 3)).numpy()
+    # a filter that hardly answers to these pictures may answer to others: trust no mean square far below its neighbours'
+    square = np.maximum(square, 0.5 * square.mean() + 1e-6, dtype=np.float32)
     if "scale" in values:
-        values["mean"], values["variance"] = mean, variance
+        values["variance"] = square
+        values["mean"] *= np.sqrt(square)
     else:
-        values["weight"] /= np.sqrt(variance)[:, None, None, None]
-        values["bias"] -= mean / np.sqrt(variance)
+        values["weight"] /= np.sqrt(square)[:, None, None, None]

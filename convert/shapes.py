@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -40,6 +41,10 @@ class Shape:
         return self.height, self.width
 
 
+LARGEST = 2**29
+"""Numbers in one tensor: 2 GiB, the most that an ONNX file can hold; it stops sizes that are misprints."""
+
+
 def infer_shapes(network: Network) -> tuple[Shape, ...]:
     """Output shape of every layer.
 
@@ -47,6 +52,9 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
         DarktrtError: a layer's inputs do not fit; the message names the line of its section.
     """
     shapes: list[Shape] = []
+    if network.channels * network.height * network.width > LARGEST:
+        size = f"{network.channels} x {network.height} x {network.width}"
+        raise DarktrtError(f"{network.path}: an input of {size} is more than 2 GiB; is a number in [net] mistyped?")
     for layer in network.layers:
         for source in layer.sources:
             if source >= 0 and isinstance(network.layers[source], Yolo):
@@ -57,6 +65,8 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
             raise network.error(layer, str(error)) from None
         if min(shape.channels, shape.height, shape.width) < 1:
             raise network.error(layer, f"would give {shape}; is the network's size {network.width}x{network.height} too small?")
+        if shape.channels * shape.height * shape.width > LARGEST:
+            raise network.error(layer, f"would give {shape}, more than 2 GiB for one image; is a number here mistyped?")
         shapes.append(shape)
     return tuple(shapes)
 
@@ -88,6 +98,8 @@ def _(layer: Convolutional, inputs: Sequence[Shape]) -> Shape:
         raise _MisfitError(
             f"'groups={layer.groups}' divides not both its {source.channels} input channels and {layer.filters} filters"
         )
+    if layer.filters * source.channels // layer.groups * layer.size**2 > LARGEST:
+        raise _MisfitError(f"with {layer.filters} filters of size {layer.size} has 2 GiB of weights; is a number mistyped?")
     window = layer.dilation * (layer.size - 1) + 1
     padded = (side + 2 * layer.padding * layer.dilation for side in source.plane)
     rows, columns = (
@@ -99,6 +111,8 @@ def _(layer: Convolutional, inputs: Sequence[Shape]) -> Shape:
 @output_shape.register
 def _(layer: Pool, inputs: Sequence[Shape]) -> Shape:
     height, width = inputs[0].plane
+    if inputs[0].channels * (height + layer.padding) * (width + layer.padding) > LARGEST:
+        raise _MisfitError(f"of size {layer.size} pads {inputs[0]} to more than 2 GiB; is a number mistyped?")
     rows = (height + layer.padding - layer.size) // layer.stride_y + 1
     columns = (width + layer.padding - layer.size) // layer.stride_x + 1
     return Shape(inputs[0].channels, rows, columns)
@@ -211,10 +225,10 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         DarktrtError: neither form, or not positive.
     """
-    width, _, height = text.lower().partition("x")
-    if not width.isdigit() or not (height or width).isdigit() or min(int(width), int(height or width)) < 1:
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text.lower())
+    if not match:
         raise DarktrtError(f"--size {text}: write a side like 416, or WIDTHxHEIGHT like 640x384")
-    return int(width), int(height or width)
+    return int(match[1]), int(match[2] or match[1])
 
 
 def parse_batch(text: str) -> tuple[int, int, int]:
@@ -223,7 +237,8 @@ def parse_batch(text: str) -> tuple[int, int, int]:
     Raises:
         DarktrtError: neither form, or the range is empty.
     """
-    low, _, high = text.partition("..")
-    if not low.isdigit() or not (high or low).isdigit() or not 1 <= int(low) <= int(high or low):
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:\.\.([1-9][0-9]{0,4}))?", text)
+    if not match or int(match[1]) > int(match[2] or match[1]):
         raise DarktrtError(f"--batch {text}: write a number like 4, or a range like 1..8")
-    return int(low), int(high or low), int(high or low)
+    low, high = int(match[1]), int(match[2] or match[1])
+    return low, high, high

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ class WeightReader:
 
     def read(self, shape: tuple[int, ...], network: Network, layer: Layer, role: str) -> npt.NDArray[np.float32]:
         """The next array. ``network``, ``layer`` and ``role`` say in errors what it was for."""
-        count = int(np.prod(shape))
+        count = prod(shape)
         if (left := self.left) < count:
             raise DarktrtError(
                 f"{self.path}: ends inside layer {layer.index} [{layer.kind}] ({network.path}:{layer.line}): its {role} needs "
@@ -98,12 +99,13 @@ class WeightReader:
             raise DarktrtError(f"{self.path}: is an HTML page, not weights; the download got a web page instead of the file")
         if b"[net]" in start or b"[convolutional]" in start:
             raise DarktrtError(f"{self.path}: is a cfg, not weights; are cfg and weights swapped?")
-        if size < 16:
+        major, minor, _ = struct.unpack_from("<3i", start.ljust(12, b"\0"))
+        length = 20 if major * 10 + minor >= 2 else 16
+        if size < length:
             raise DarktrtError(f"{self.path}: is truncated: {size} bytes are less than a header; download it again")
-        major, minor, _ = struct.unpack_from("<3i", start)
         if not (0 <= major < 1000 and 0 <= minor < 1000):
             raise DarktrtError(f"{self.path}: has version {major}.{minor}, which no darknet wrote; is this a .weights file?")
-        return 20 if major * 10 + minor >= 2 else 16
+        return length
 
 
 def write_weights(path: str | Path, network: Network, weights: Sequence[LayerWeights]) -> None:
@@ -112,8 +114,14 @@ def write_weights(path: str | Path, network: Network, weights: Sequence[LayerWei
     Raises:
         DarktrtError: the file cannot be written.
     """
+    with atomic_output(path) as temporary:
+        dump_weights(temporary, network, weights)
+
+
+def dump_weights(path: Path, network: Network, weights: Sequence[LayerWeights]) -> None:
+    """What :func:`write_weights` writes, to a path that may be left half-written."""
     shapes = infer_shapes(network)
-    with atomic_output(path) as temporary, open(temporary, "wb") as file:
+    with open(path, "wb") as file:
         file.write(struct.pack("<3iQ", 0, 2, 5, 0))
         for layer, values in zip(network.layers, weights, strict=True):
             for array in weight_arrays(network, shapes, layer):
@@ -136,7 +144,7 @@ def fold(weights: LayerWeights) -> tuple[npt.NDArray[np.float32], npt.NDArray[np
 def parameter_count(network: Network) -> int:
     """Number of floats in the network's weights file."""
     shapes = infer_shapes(network)
-    return sum(int(np.prod(array.shape)) for layer in network.layers for array in weight_arrays(network, shapes, layer))
+    return sum(prod(array.shape) for layer in network.layers for array in weight_arrays(network, shapes, layer))
 
 
 def initial_weights(network: Network, seed: int) -> Iterator[dict[str, npt.NDArray[np.float32]]]:
@@ -157,6 +165,8 @@ def initial_weights(network: Network, seed: int) -> Iterator[dict[str, npt.NDArr
                 values[role] = random.uniform(0.5, 1.5, shape).astype(np.float32)
             elif role == "bias":
                 values[role] = random.normal(0, 0.2, shape).astype(np.float32)
+            elif role == "mean":
+                values[role] = random.normal(0, 0.1, shape).astype(np.float32)
             else:
-                values[role] = np.full(shape, role == "variance", np.float32)
+                values[role] = np.ones(shape, np.float32)
         yield values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 
 from darktrt import DarktrtError, atomic_output, sha256_of
@@ -159,7 +161,7 @@ def _download(url: str, target: Path) -> None:
                     bar.update(len(block))
     except urllib.error.URLError as error:
         raise _UnavailableError(str(error.reason)) from error
-    except (TimeoutError, ConnectionError) as error:
+    except (TimeoutError, ConnectionError, ssl.SSLError, HTTPException) as error:
         raise _UnavailableError(f"the connection broke off: {error}") from error
     if size and target.stat().st_size != size:
         raise _UnavailableError(f"the connection broke off after {target.stat().st_size} of {size} bytes")

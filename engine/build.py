@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event, current_thread, main_thread
 from typing import Any, Literal
 
-from darktrt import DarktrtError, DetectorInfo, atomic_output, sha256_of
+from darktrt import DarktrtError, DetectorInfo, atomic_output, keep_inputs, sha256_of
 from engine.lower import Precision, lower
 from engine.manifest import Manifest, manifest_path
 from engine.target import Target, find_target, gpu_name
@@ -27,6 +27,7 @@ def build_file(source: str | Path, output: str | Path, precision: Precision, cho
         DarktrtError: ``source`` is no ONNX of darktrt, no TensorRT is at hand, it refuses the network, or ``output`` cannot be
             written.
     """
+    keep_inputs(output, source)
     if manifest_path(output) == Path(output):
         raise DarktrtError(f"{output}: .json is the manifest's name; call the engine something like model.plan")
     model, info = load_model(source)
@@ -62,20 +63,20 @@ def build(model: bytes, info: DetectorInfo, target: Target, precision: Precision
         DarktrtError: the parser or the builder refuses the network; the message is theirs.
     """
     trt = target.load()
-    logger = _logger(trt)
-    builder = trt.Builder(logger)
-    flag = trt.NetworkDefinitionCreationFlag
-    network = builder.create_network(0 if target.weakly_typed else 1 << int(flag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(model):
-        raise DarktrtError(f"{target} cannot parse the network: {_parser_error(parser)}")
-    config = builder.create_builder_config()
-    interrupted = Event()
-    config.progress_monitor = monitor = _progress_monitor(trt, interrupted)
-    if precision == "fp16" and target.weakly_typed:
-        config.set_flag(trt.BuilderFlag.FP16)
-    _add_profile(builder, config, network, info)
+    logger, interrupted = _logger(trt), Event()
+    monitor = _progress_monitor(trt, interrupted)
     with _deferred_interrupt(interrupted):
+        builder = trt.Builder(logger)
+        flag = trt.NetworkDefinitionCreationFlag
+        network = builder.create_network(0 if target.weakly_typed else 1 << int(flag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse(model):
+            raise DarktrtError(f"{target} cannot parse the network: {_parser_error(parser)}")
+        config = builder.create_builder_config()
+        config.progress_monitor = monitor
+        if precision == "fp16" and target.weakly_typed:
+            config.set_flag(trt.BuilderFlag.FP16)
+        _add_profile(builder, config, network, info)
         plan = builder.build_serialized_network(network, config)
     monitor.finish()
     if plan is None:
@@ -101,15 +102,17 @@ def _logger(trt: Any) -> Any:
 
 @contextmanager
 def _deferred_interrupt(interrupted: Event) -> Iterator[None]:
-    """Let Ctrl-C set ``interrupted`` while TensorRT runs, whose callbacks would swallow it, and raise it at the end."""
+    """Let Ctrl-C and SIGTERM set ``interrupted`` while TensorRT runs, whose callbacks would swallow them; raise at the end."""
     if current_thread() is not main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    signals = signal.SIGINT, signal.SIGTERM
+    previous = [signal.signal(one, lambda *_: interrupted.set()) for one in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for one, handler in zip(signals, previous, strict=True):
+            signal.signal(one, handler)
     if interrupted.is_set():
         raise KeyboardInterrupt
 

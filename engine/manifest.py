@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from darktrt import DarktrtError, DetectorInfo, sha256_of
+from darktrt import DarktrtError, DetectorInfo, record, sha256_of
 
 FORMAT = 1
 
@@ -53,10 +53,10 @@ def read_manifest(path: str | Path) -> Manifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DarktrtError(f"{path}: is no manifest of this version of darktrt; build the engine again")
     try:
-        info = DetectorInfo.from_json(json.dumps(values.pop("info")), str(path))
-        return Manifest(**{**values, "plugins": tuple(values["plugins"]), "info": info})
-    except (KeyError, TypeError) as error:
+        manifest: Manifest = record(Manifest, values)
+    except (ValueError, TypeError) as error:
         raise DarktrtError(f"{path}: the manifest is damaged ({error}); build the engine again") from error
+    return manifest
 
 
 def read_plan_manifest(plan: str | Path) -> Manifest:
@@ -66,6 +66,10 @@ def read_plan_manifest(plan: str | Path) -> Manifest:
         DarktrtError: it cannot be read, or the plan has changed since.
     """
     manifest = read_manifest(manifest_path(plan))
-    if sha256_of(plan) != manifest.plan_sha256:
+    try:
+        found = sha256_of(plan)
+    except OSError as error:
+        raise DarktrtError(f"{plan}: cannot read: {error.strerror}") from error
+    if found != manifest.plan_sha256:
         raise DarktrtError(f"{plan}: is not the plan that {manifest_path(plan)} describes; build the engine again")
     return manifest

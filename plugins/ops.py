@@ -25,7 +25,7 @@ DOMAIN = "darktrt"
 OPSET_VERSION = 1
 PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = ""
-BODY_OPSET = 17
+FIRST_BODY_OPSET = 17
 
 MAX_HEADS = 5
 MAX_TOPK = 3840
@@ -55,7 +55,7 @@ class PluginOp(ABC):
         """The formal inputs, in the order of the node's."""
 
     @abstractmethod
-    def statements(self) -> str:
+    def statements(self, opset: int) -> str:
         """The body as ONNX text, from the formal inputs to the formal outputs."""
 
     def attributes(self) -> dict[str, AttributeValue]:
@@ -64,11 +64,14 @@ class PluginOp(ABC):
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
         return {"plugin_version": PLUGIN_VERSION, "plugin_namespace": PLUGIN_NAMESPACE, **plain}
 
-    def body(self) -> FunctionProto:
-        """The ONNX function of the op: the same for all nodes of a model, whatever the numbers in their attributes."""
+    def body(self, opset: int) -> FunctionProto:
+        """The ONNX function of the op: the same for all nodes of a model, whatever the numbers in their attributes.
+
+        ``opset`` is the model's, which a function of it must share; from :data:`FIRST_BODY_OPSET` on.
+        """
         return parser.parse_function(
-            f'<domain: "{DOMAIN}", opset_import: ["": {BODY_OPSET}]> {self.op_type} <{", ".join(self.attributes())}>'
-            f" ({', '.join(self.input_names)}) => ({', '.join(self.output_names)}) {{{self.statements()}}}"
+            f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {self.op_type} <{", ".join(self.attributes())}>'
+            f" ({', '.join(self.input_names)}) => ({', '.join(self.output_names)}) {{{self.statements(opset)}}}"
         )
 
     def _require(self, holds: bool, problem: str) -> None:
@@ -90,7 +93,7 @@ class Mish(PluginOp):
     def input_names(self) -> tuple[str, ...]:
         return ("x",)
 
-    def statements(self) -> str:
+    def statements(self, opset: int) -> str:
         return _MISH
 
 
@@ -138,7 +141,7 @@ class YoloDecode(PluginOp):
     def input_names(self) -> tuple[str, ...]:
         return tuple(f"head{i}_raw" for i in range(len(self.anchors_per_head)))
 
-    def statements(self) -> str:
+    def statements(self, opset: int) -> str:
         heads = range(len(self.anchors_per_head))
         names = {part: ", ".join(f"head{i}_{part}" for i in heads) for part in ("anchors", "boxes", "scores")}
         head_texts = (_DECODE_HEAD.substitute(index=i, head=f"head{i}") for i in heads)
@@ -203,11 +206,12 @@ class YoloNms(PluginOp):
         own = ("image_size",) if self.letterbox else ()
         return ("boxes", "scores", "score_threshold", "iou_threshold", *own)
 
-    def statements(self) -> str:
+    def statements(self, opset: int) -> str:
         overlap = _NMS_PLAIN
         if self.kind != "plain":
             overlap = "".join([_NMS_EXPONENT[self.kind], _NMS_IMAGE_SIZES[self.letterbox], _NMS_DISTANCE])
-        return "".join([_NMS_CANDIDATES, _NMS_IOU, overlap, _NMS_SUPPRESSION, _NMS_OUTPUT])
+        best = _NMS_BEST_SCORE[opset >= _AXES_ARE_INPUTS]
+        return "".join([best, _NMS_CANDIDATES, _NMS_IOU, overlap, _NMS_SUPPRESSION, _NMS_OUTPUT])
 
 
 OPS: dict[str, type[PluginOp]] = {op.op_type: op for op in (Mish, YoloDecode, YoloNms)}
@@ -349,6 +353,18 @@ _DECODE_END = Template("""
     scores = Concat <axis = 1> ($scores)
 """)
 
+_AXES_ARE_INPUTS = 18
+"""The opset from which ReduceMax takes its axes so."""
+_NMS_BEST_SCORE = (
+    """
+    best_score = ReduceMax <axes = [2], keepdims = 0> (scores)
+""",
+    """
+    last_axis = Constant <value_ints = [2]> ()
+    best_score = ReduceMax <keepdims = 0> (scores, last_axis)
+""",
+)
+
 # The best pairs lie in the anchors of the best class scores, so a first TopK over A anchors spares one over A * classes
 # pairs. Those anchors go on in their old order, which keeps the order of equal scores. (ONNX takes the lower index first
 # among equals; TensorRT's documentation promises nothing there.)
@@ -363,7 +379,6 @@ _NMS_CANDIDATES = """
     max_candidates = Reshape (max_candidates_scalar, one)
     anchors = Shape <start = 1, end = 2> (scores)
     classes = Shape <start = 2, end = 3> (scores)
-    best_score = ReduceMax <axes = [2], keepdims = 0> (scores)
     best_count = Min (anchors, max_candidates)
     unused_score, best_anchor = TopK (best_score, best_count)
     anchor, unused_order = TopK <largest = 0> (best_anchor, best_count)  # (N, best_count), rising
@@ -384,7 +399,8 @@ _NMS_CANDIDATES = """
 
 # Where there is no area, `tiny` makes the union, and so the IoU's divisor, positive; it changes no other one.
 _NMS_IOU = """
-    x1, y1, x2, y2 = Split <axis = 2> (box)  # (N, candidates, 1); with _row (N, 1, candidates)
+    edges = Concat <axis = 0> (one, one, one, one)
+    x1, y1, x2, y2 = Split <axis = 2> (box, edges)  # (N, candidates, 1); with _row (N, 1, candidates)
     x1_row = Transpose <perm = [0, 2, 1]> (x1)
     y1_row = Transpose <perm = [0, 2, 1]> (y1)
     x2_row = Transpose <perm = [0, 2, 1]> (x2)
@@ -424,7 +440,7 @@ _NMS_IMAGE_SIZES = (
 
 _NMS_DISTANCE = """
     relative = Div (box, sizes)
-    left, top, right, bottom = Split <axis = 2> (relative)
+    left, top, right, bottom = Split <axis = 2> (relative, edges)
     left_row = Transpose <perm = [0, 2, 1]> (left)
     top_row = Transpose <perm = [0, 2, 1]> (top)
     right_row = Transpose <perm = [0, 2, 1]> (right)

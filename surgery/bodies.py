@@ -18,8 +18,9 @@ def embed(model: onnx.ModelProto) -> int:
         DarktrtError: a custom node is malformed, or two nodes of one op need different bodies.
     """
     bodies: dict[str, onnx.FunctionProto] = {}
+    opset = next(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
     for node in _custom_nodes(model):
-        body = op_from_node(node).body()
+        body = op_from_node(node).body(opset)
         if bodies.setdefault(node.op_type, body) != body:
             raise DarktrtError(f"two {node.op_type} nodes differ in form; a model can hold one detector only")
     drop_bodies(model)

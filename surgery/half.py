@@ -20,32 +20,38 @@ def halve(graph: gs.Graph, info: DetectorInfo) -> int:
     Raises:
         DarktrtError: a weight is too large for FP16.
     """
-    tensors = graph.tensors()
-    start = tensors.get("images_float") or tensors["images"]
-    heads = [tensors[head.tensor] for head in info.heads]
-    backbone = _between(start, heads)
-    for node in backbone:
+    start, heads = ends(graph, info)
+    nodes = backbone(graph, info)
+    for node in nodes:
         for i, tensor in enumerate(node.inputs):
             if isinstance(tensor, gs.Constant) and tensor.dtype == np.float32 and i not in _FLOAT_INPUTS.get(node.op, ()):
                 node.inputs[i] = _half_constant(tensor)
         for tensor in node.outputs:
             tensor.dtype = np.float16
-    _cast_start(graph, start, backbone)
+    _cast_start(graph, start, nodes)
     for head in heads:
-        _cast_head(graph, head)
-    return len(backbone)
+        _cast_head(graph, head, nodes)
+    return len(nodes)
 
 
-def _between(start: gs.Tensor, ends: list[gs.Tensor]) -> list[gs.Node]:
-    """The nodes on any way from ``start`` to ``ends``."""
-    found: dict[int, gs.Node] = {}
-    waiting = [tensor for tensor in ends if tensor is not start]
+def ends(graph: gs.Graph, info: DetectorInfo) -> tuple[gs.Tensor, list[gs.Tensor]]:
+    """Where the backbone begins, the image as float ``(N, C, H, W)``, and where it ends, the raw heads in cfg order."""
+    tensors = graph.tensors()
+    return tensors.get("images_float") or tensors["images"], [tensors[head.tensor] for head in info.heads]
+
+
+def backbone(graph: gs.Graph, info: DetectorInfo) -> list[gs.Node]:
+    """The nodes on any way from the image to the raw heads, in graph order."""
+    start, heads = ends(graph, info)
+    found: set[int] = set()
+    waiting = list(heads)
     while waiting:
-        for node in waiting.pop().inputs:
+        tensor = waiting.pop()
+        for node in tensor.inputs if tensor is not start else ():
             if id(node) not in found:
-                found[id(node)] = node
-                waiting += [tensor for tensor in node.inputs if tensor is not start]
-    return list(found.values())
+                found.add(id(node))
+                waiting += node.inputs
+    return [node for node in graph.nodes if id(node) in found]
 
 
 def _half_constant(constant: gs.Constant) -> gs.Constant:
@@ -55,18 +61,21 @@ def _half_constant(constant: gs.Constant) -> gs.Constant:
     return gs.Constant(f"{constant.name}_half", values.astype(np.float16))
 
 
-def _cast_start(graph: gs.Graph, start: gs.Tensor, backbone: list[gs.Node]) -> None:
+def _cast_start(graph: gs.Graph, start: gs.Tensor, nodes: list[gs.Node]) -> None:
     half = gs.Variable(f"{start.name}_half", np.float16, start.shape)
-    inside = {id(node) for node in backbone}
+    inside = {id(node) for node in nodes}
     for node in [node for node in start.outputs if id(node) in inside]:
         node.inputs = [half if tensor is start else tensor for tensor in node.inputs]
     graph.nodes.append(gs.Node("Cast", half.name, {"to": onnx.TensorProto.FLOAT16}, [start], [half]))
 
 
-def _cast_head(graph: gs.Graph, head: gs.Tensor) -> None:
-    """Let the head's own name stay with the FP32 tensor that decoding and the outputs see."""
+def _cast_head(graph: gs.Graph, head: gs.Tensor, nodes: list[gs.Node]) -> None:
+    """Let the head's own name stay with the FP32 tensor that decoding and the outputs see; other layers read the FP16 one."""
     half = gs.Variable(f"{head.name}_half", np.float16, head.shape)
     producer = head.inputs[0]
     producer.outputs = [half if tensor is head else tensor for tensor in producer.outputs]
+    inside = {id(node) for node in nodes}
+    for node in [node for node in head.outputs if id(node) in inside]:
+        node.inputs = [half if tensor is head else tensor for tensor in node.inputs]
     head.dtype = np.float32
     graph.nodes.append(gs.Node("Cast", half.name, {"to": onnx.TensorProto.FLOAT}, [half], [head]))

@@ -10,7 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadForm, InputForm, atomic_output
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadForm, InputForm, atomic_output, keep_inputs
 from surgery.bodies import embed
 from surgery.head import replace_head, take_bytes
 from surgery.mish import replace_mish
@@ -45,6 +45,7 @@ def operate_file(source: str | Path, output: str | Path, options: SurgeryOptions
     Raises:
         DarktrtError: ``source`` is no plain model of darktrt, or ``output`` cannot be written.
     """
+    keep_inputs(output, source)
     model, info = load_model(source)
     if info.head != "decoded":
         raise DarktrtError(
@@ -62,15 +63,32 @@ def load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
         DarktrtError: the file cannot be read, is no ONNX, or was not made by darktrt.
     """
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path), format="protobuf", load_external_data=False)  # all that darktrt writes
     except OSError as error:
         raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
     except DecodeError as error:
         raise DarktrtError(f"{path}: is no ONNX file, or a damaged one; make it with 'darktrt convert'") from error
-    properties = {p.key: p.value for p in model.metadata_props}
+    try:
+        properties = {p.key: p.value for p in model.metadata_props}
+        if METADATA_KEY in properties:
+            onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker's exceptions share no base class
+        reason = str(error).strip().partition("\n")[0]
+        raise DarktrtError(f"{path}: is a damaged ONNX file ({reason}); make it with 'darktrt convert'") from error
     if METADATA_KEY not in properties:
         raise DarktrtError(f"{path}: has no darktrt metadata; make it with 'darktrt convert'")
-    return model, DetectorInfo.from_json(properties[METADATA_KEY], str(path))
+    info = DetectorInfo.from_json(properties[METADATA_KEY], str(path))
+    _check_input(model, info, path)
+    return model, info
+
+
+def _check_input(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> None:
+    """The first input must be the images that the metadata announces."""
+    planes = [info.channels, info.height, info.width] if info.input == "float" else [info.height, info.width, info.channels]
+    names = [value.name for value in model.graph.input]
+    sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim] if names else []
+    if names[:1] != ["images"] or sides[1:] != planes:
+        raise DarktrtError(f"{path}: its input is not the {planes} images of its metadata; make it with 'darktrt convert'")
 
 
 def save_model(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> None:
@@ -82,7 +100,7 @@ def save_model(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> 
     onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
     onnx.checker.check_model(model, full_check=True)
     with atomic_output(path) as temporary:
-        onnx.save(model, str(temporary))
+        onnx.save(model, str(temporary), format="protobuf")
 
 
 def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions) -> tuple[onnx.ModelProto, SurgeryReport]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -343,11 +344,14 @@ def _make_folder(folder: Path) -> None:
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an RGB image ``(H, W, 3)`` uint8 in the format of the suffix, whole or not at all."""
+    encoded = io.BytesIO()
+    form = Image.registered_extensions()[path.suffix.lower()]
+    try:
+        Image.fromarray(image).save(encoded, form, quality=92)
+    except ValueError as error:
+        raise DarktrtError(f"{path}: cannot be written ({error}); try a .png file") from error
     with atomic_output(path) as temporary:
-        try:
-            Image.fromarray(image).save(temporary, quality=92)
-        except ValueError as error:
-            raise DarktrtError(f"{path}: cannot be written ({error}); try a .png file") from error
+        temporary.write_bytes(encoded.getvalue())  # Pillow itself would not notice a full disk
 
 
 # Video

@@ -1,0 +1,285 @@
+"""Histograms of a network's activations, by ONNX Runtime: one pass over the pictures, in memory that does not grow."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from calib.histogram import HistogramSet
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, sha256_of
+from vision.images import preprocess, read_image
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+Arrays = dict[str, NDArray[Any]]
+Picture = tuple[str, Path, NDArray[Any]]
+"""SHA-256 of the file, its path, and the network's input made of it."""
+
+SAVE_EVERY = 32
+
+
+def tensors_to_calibrate(model: onnx.ModelProto, info: DetectorInfo) -> list[str]:
+    """The float activations from the image as float to the raw heads, both included, in the order of the graph.
+
+    In a model that takes bytes, what comes before the image in 0..1 is left out; decoding and NMS always are.
+
+    Raises:
+        DarktrtError: the graph lacks the image or a head that its metadata names.
+    """
+    from onnx import TensorProto
+
+    image = "images" if info.input == "float" else "images_float"
+    not_float = {v.name for v in model.graph.value_info if v.type.tensor_type.elem_type not in (0, TensorProto.FLOAT)}
+    from_image = {image}
+    for node in model.graph.node:
+        if from_image.intersection(node.input):
+            from_image.update(node.output)
+    needed = {output for node in _nodes_before_heads(model, info) for output in node.output if output}
+    if image not in needed | {i.name for i in model.graph.input}:
+        raise DarktrtError(f"{info.name}: the graph has no tensor '{image}' on the way to the heads; convert it again")
+    produced = [output for node in model.graph.node for output in node.output if output in needed & from_image]
+    return [name for name in dict.fromkeys([image, *produced]) if name not in not_float]
+
+
+def _nodes_before_heads(model: onnx.ModelProto, info: DetectorInfo) -> list[onnx.NodeProto]:
+    """The nodes that compute the raw heads, in order."""
+    wanted = {head.tensor for head in info.heads}
+    missing = wanted.difference(output for node in model.graph.node for output in node.output)
+    if missing:
+        raise DarktrtError(f"{info.name}: the graph has no tensor '{sorted(missing)[0]}', a head; convert it again")
+    nodes = []
+    for node in reversed(model.graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    return nodes[::-1]
+
+
+def collect(
+    model_path: str | Path,
+    images: Sequence[Path],
+    *,
+    tensors: Sequence[str] | None = None,
+    batch: int = 1,
+    resume: HistogramSet | None = None,
+    skip_bad: bool = False,
+    save_to: Path | None = None,
+    save_every: int = SAVE_EVERY,
+    progress: bool = True,
+) -> HistogramSet:
+    """Run the network on every picture and count its activations.
+
+    A picture counts once, by the SHA-256 of its file: neither a second copy nor one that ``resume`` has is counted again.
+
+    Args:
+        model_path: a plain or portable ONNX file of darktrt.
+        images: picture files.
+        tensors: what to count; all of :func:`tensors_to_calibrate` by default.
+        batch: pictures at a time, brought into what the model takes.
+        resume: histograms of an earlier run on the same model, which are added to.
+        skip_bad: go on after a picture that cannot be read, and list it in ``skipped`` of the result.
+        save_to: where to save as it goes, every ``save_every`` pictures, at the end, and on Ctrl-C. What lies there is
+            always a state between two batches.
+        progress: show a bar on stderr.
+
+    Raises:
+        DarktrtError: there are no pictures, one cannot be read (without ``skip_bad``), the model is not one of darktrt or
+            not that of ``resume``, an activation is NaN or infinite, or the file cannot be written.
+        KeyboardInterrupt: Ctrl-C, after the batch in work; a second Ctrl-C does not wait for it.
+    """
+    if not images:
+        raise DarktrtError("no pictures to calibrate on; name a folder, list, COCO json or pattern")
+    network = _Trunk(model_path, tensors, batch)
+    found = _start(model_path, network.tensors, resume)
+    saves = _Saves(found, save_to, save_every)
+    with _bar(len(images), progress) as bar, _ctrl_c_as_event() as stop:
+        groups = _groups(_pictures(images, network.info, found, skip_bad, bar), network.batch)
+        try:
+            for group in groups:
+                found.add(network.run([array for _, _, array in group]), {digest: str(path) for digest, path, _ in group})
+                bar.update(len(group))
+                if stop.is_set():
+                    break
+                saves.after(len(group))
+        except DarktrtError:
+            saves.now()  # what was counted before the picture that failed
+            raise
+    saves.now()
+    if stop.is_set():
+        raise KeyboardInterrupt
+    if not found.images:
+        raise DarktrtError(f"none of the {len(images)} pictures can be read; first: {found.skipped[0]}")
+    return found
+
+
+def _start(model_path: str | Path, tensors: list[str], resume: HistogramSet | None) -> HistogramSet:
+    """The histograms to add to."""
+    digest = sha256_of(model_path)
+    if resume is None:
+        return HistogramSet(digest)
+    if resume.model != digest:
+        raise DarktrtError(f"{model_path}: is not the model of the histograms to resume; start afresh")
+    if resume.images and set(resume.histograms) != set(tensors):
+        raise DarktrtError(f"{model_path}: the histograms to resume are of other tensors; start afresh")
+    resume.skipped = []
+    return resume
+
+
+class _Saves:
+    """Writes the histograms as they grow, if there is a file to write them to."""
+
+    def __init__(self, histograms: HistogramSet, path: Path | None, every: int) -> None:
+        self.histograms = histograms
+        self.path = path
+        self.every = every
+        self.unsaved = 0
+
+    def after(self, pictures: int) -> None:
+        """So many more pictures were counted; save if it is time."""
+        self.unsaved += pictures
+        if self.unsaved >= self.every:
+            self.now()
+
+    def now(self) -> None:
+        if self.path and self.histograms.images:
+            self.histograms.save(self.path)
+        self.unsaved = 0
+
+
+def _bar(total: int, progress: bool) -> tqdm[Any]:
+    interval = 0.1 if sys.stderr.isatty() else 10  # a log file gets a line each time
+    return tqdm(total=total, unit=" images", file=sys.stderr, disable=not progress, mininterval=interval, smoothing=0.05)
+
+
+def _pictures(
+    images: Sequence[Path], info: DetectorInfo, found: HistogramSet, skip_bad: bool, bar: tqdm[Any]
+) -> Iterator[Picture]:
+    """Every picture not counted before, read and preprocessed; the bar's total shrinks by those left out."""
+    seen = set(found.images)
+    for path in images:
+        try:
+            digest = _digest(path)
+            array = None if digest in seen else _read(path, info)
+        except DarktrtError as error:
+            if not skip_bad:
+                raise
+            found.skipped.append(str(error))
+            array = None
+        if array is None:
+            bar.total = (bar.total or 1) - 1
+            continue
+        seen.add(digest)
+        yield digest, path, array
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read(path: Path, info: DetectorInfo) -> NDArray[Any]:
+    return preprocess(read_image(path), info.width, info.height, info.channels, info.resize, info.input)[0]
+
+
+def _groups(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
+    while group := list(islice(pictures, size)):
+        yield group
+
+
+@contextmanager
+def _ctrl_c_as_event() -> Iterator[threading.Event]:
+    """Inside, the first Ctrl-C sets the event and a second one interrupts.
+
+    Nothing changes outside the main thread, nor where somebody else handles or ignores the signal.
+    """
+    stop = threading.Event()
+
+    def note(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield stop
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class _Trunk:
+    """The network from its image to its raw heads, with every tensor to count as an output."""
+
+    def __init__(self, path: str | Path, tensors: Sequence[str] | None, batch: int) -> None:
+        model, self.info = _load_model(path)
+        self.least, _, most = self.info.batch
+        self.batch = min(max(batch, self.least), most)
+        self.tensors = tensors_to_calibrate(model, self.info) if tensors is None else list(tensors)
+        self.takes_image = self.info.input == "float" and "images" in self.tensors
+        self.outputs = [name for name in self.tensors if not (self.takes_image and name == "images")]
+        self.session = _session(_cut(model, self.info, self.outputs))
+
+    def run(self, images: list[NDArray[Any]]) -> Arrays:
+        """The tensors' values for these images; a batch too short for the model is filled up and cut back."""
+        filled = np.stack(images + images[:1] * (self.least - len(images)))
+        found: Arrays = {"images": filled} if self.takes_image else {}
+        if self.outputs:
+            found |= zip(self.outputs, self.session.run(self.outputs, {"images": filled}), strict=True)
+        return {name: value[: len(images)] for name, value in found.items()}
+
+
+def _cut(model: onnx.ModelProto, info: DetectorInfo, outputs: list[str]) -> bytes:
+    """The model with these outputs and without anything behind the heads."""
+    import onnx
+
+    graph = model.graph
+    nodes = _nodes_before_heads(model, info)
+    if unknown := set(outputs).difference(output for node in nodes for output in node.output):
+        raise DarktrtError(f"{info.name}: '{sorted(unknown)[0]}' is no tensor between the image and the heads")
+    del graph.node[:], graph.output[:], graph.input[1:]  # the other inputs are those of NMS
+    graph.node.extend(nodes)
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    serialized: bytes = model.SerializeToString()
+    return serialized
+
+
+def _session(model: bytes) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+    return onnxruntime.InferenceSession(model, options, providers=providers)
+
+
+def _load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(str(path))
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+    except DecodeError as error:
+        raise DarktrtError(f"{path}: is no ONNX file, or a damaged one; make it with 'darktrt convert'") from error
+    properties = {p.key: p.value for p in model.metadata_props}
+    if METADATA_KEY not in properties:
+        raise DarktrtError(f"{path}: has no darktrt metadata; make it with 'darktrt convert'")
+    return model, DetectorInfo.from_json(properties[METADATA_KEY], str(path))

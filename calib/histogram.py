@@ -1,0 +1,209 @@
+"""Histograms of activations that need no agreement beforehand: ranges widen without loss, shards merge bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darktrt import DarktrtError, atomic_output
+
+BINS = 1 << 14
+LEAST_EXPONENT = -100
+"""The smallest range is 2**-100: scaling by ``BINS / range`` stays inside float32, and less than that is no signal."""
+
+_BLOCK = 1 << 16
+_FORMAT = "darktrt histograms 1"
+
+
+@dataclass(eq=False)
+class Histogram:
+    """How often which |x| occurs in one tensor: ``counts[i]`` values lie in ``[i, i + 1) * 2**exponent / BINS``.
+
+    The exponent is a function of the largest |x| alone: the least one with amax < 2**exponent. So at least BINS / 2 bins
+    lie below amax. When a larger value comes the range doubles, as often as needed, by adding pairs of bins, which is
+    exact: ``floor(floor(v) / 2) == floor(v / 2)``, and scaling a float by a power of two does not round. Hence the
+    histogram depends on which values were added, not on their order or grouping: histograms of the shards of a data set
+    merge to what one run over all of it gives, bit for bit, and nobody has to run a first pass for the ranges.
+    """
+
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    exponent: int = LEAST_EXPONENT
+    minimum: float = math.inf
+    maximum: float = -math.inf
+    zeros: int = 0
+    """Values that are exactly zero; they are also counted in bin 0."""
+
+    @property
+    def count(self) -> int:
+        """How many values were added."""
+        return int(self.counts.sum())
+
+    @property
+    def amax(self) -> float:
+        """The largest |x|, exact; 0 for an empty histogram."""
+        return max(-self.minimum, self.maximum, 0.0)
+
+    @property
+    def bin_width(self) -> float:
+        return math.ldexp(1.0, self.exponent) / BINS
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Count the values of an array of any shape, taken as float32.
+
+        Raises:
+            ValueError: a value is NaN or infinite; nothing was counted then.
+        """
+        flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+        if flat.size == 0:
+            return
+        low, high = float(flat.min()), float(flat.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"holds {'NaN' if math.isnan(low) else 'infinite'} values")
+        self._extend(low, high)
+        scale = np.float32(1 / self.bin_width)
+        for start in range(0, flat.size, _BLOCK):  # blocks stay in the cache
+            magnitude = np.abs(flat[start : start + _BLOCK])
+            self.zeros += int(np.count_nonzero(magnitude == 0))
+            magnitude *= scale
+            counts = np.bincount(magnitude.astype(np.intp))
+            self.counts[: len(counts)] += counts
+
+    def merge(self, other: Histogram) -> None:
+        """Add the values that ``other`` has counted."""
+        self._extend(other.minimum, other.maximum)
+        self.counts += _widened(other.counts, self.exponent - other.exponent)
+        self.zeros += other.zeros
+
+    def _extend(self, minimum: float, maximum: float) -> None:
+        self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
+        exponent = max(math.frexp(self.amax)[1], LEAST_EXPONENT) if self.amax else LEAST_EXPONENT  # frexp(0) is (0, 0)
+        self.counts = _widened(self.counts, exponent - self.exponent)
+        self.exponent = exponent
+
+
+def _widened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+    """The same counts in bins ``2**doublings`` times as wide; a new array unless there is nothing to do."""
+    if doublings == 0:
+        return counts
+    group = 1 << min(doublings, BINS.bit_length() - 1)
+    wide = np.zeros_like(counts)
+    wide[: BINS // group] = counts.reshape(-1, group).sum(axis=1)
+    return wide
+
+
+@dataclass(eq=False)
+class HistogramSet:
+    """Histograms of a network's tensors, the network they belong to and the pictures they have seen."""
+
+    model: str
+    """SHA-256 of the ONNX file."""
+    histograms: dict[str, Histogram] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
+    """The pictures counted: SHA-256 of the file to its path, in the order they were counted."""
+    skipped: list[str] = field(default_factory=list)
+    """Of the last run: a sentence for each picture that could not be read. Not saved, for the next run tries again."""
+
+    def add(self, activations: Mapping[str, NDArray[Any]], images: Mapping[str, str]) -> None:
+        """Count the tensors' values for these pictures (SHA-256 to path); all of it or, on an error, nothing.
+
+        Raises:
+            DarktrtError: a value is NaN or infinite.
+        """
+        for name, values in activations.items():
+            if not np.isfinite([values.min(), values.max()]).all():
+                where = ", ".join(images.values())
+                raise DarktrtError(f"tensor '{name}' is NaN or infinite for {where}; are the weights damaged?")
+        for name, values in activations.items():
+            self.histograms.setdefault(name, Histogram()).add(values)
+        self.images.update(images)
+
+    def merge(self, others: Iterable[HistogramSet]) -> None:
+        """Add what the others have counted: the result is that of one run over all their pictures.
+
+        Raises:
+            DarktrtError: another is of another model or other tensors, or has counted a picture that is here too; nothing
+                of that one is added then.
+        """
+        for other in others:
+            self._check_mergeable(other)
+            for name, histogram in other.histograms.items():
+                self.histograms.setdefault(name, Histogram()).merge(histogram)
+            self.images.update(other.images)
+            self.skipped += other.skipped
+
+    def _check_mergeable(self, other: HistogramSet) -> None:
+        if other.model != self.model:
+            raise DarktrtError(
+                f"histograms of different models do not merge (SHA-256 {self.model[:12]} and {other.model[:12]}); "
+                "run calib on the same ONNX file for every shard"
+            )
+        if self.images and other.images and set(self.histograms) != set(other.histograms):
+            odd = sorted(set(self.histograms) ^ set(other.histograms))[0]
+            raise DarktrtError(f"the histograms are not of the same tensors: '{odd}' is in one of them only; run calib again")
+        if twice := [digest for digest in other.images if digest in self.images]:
+            first, second = self.images[twice[0]], other.images[twice[0]]
+            raise DarktrtError(
+                f"{len(twice)} pictures were counted on both sides, first '{first}' (there as '{second}'); "
+                "shards must not share pictures"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write everything as a NumPy archive (.npz), whole or not at all.
+
+        Raises:
+            DarktrtError: the file cannot be written.
+        """
+        all_ = list(self.histograms.values())
+        header = {"format": _FORMAT, "model": self.model, "tensors": list(self.histograms), "images": self.images}
+        with atomic_output(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(
+                file,
+                header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+                counts=np.array([h.counts for h in all_], np.int64).reshape(-1, BINS),
+                exponents=np.array([h.exponent for h in all_], np.int64),
+                limits=np.array([(h.minimum, h.maximum) for h in all_], np.float64).reshape(-1, 2),
+                zeros=np.array([h.zeros for h in all_], np.int64),
+            )
+
+    @staticmethod
+    def load(path: str | Path) -> HistogramSet:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DarktrtError: the file cannot be read, is no such file, or is damaged.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                return _from_arrays({name: archive[name] for name in archive.files})
+        except OSError as error:
+            if error.errno:
+                raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+            raise DarktrtError(f"{path}: {_NO_HISTOGRAMS}") from error
+        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+            raise DarktrtError(f"{path}: {_NO_HISTOGRAMS}") from error
+
+
+_NO_HISTOGRAMS = "holds no histograms of 'darktrt calib', or is damaged; run calib again"
+
+
+def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
+    header = json.loads(arrays["header"].tobytes())
+    if header["format"] != _FORMAT:
+        raise ValueError(header["format"])
+    counts, exponents, limits, zeros = (arrays[name] for name in ("counts", "exponents", "limits", "zeros"))
+    names, number = header["tensors"], len(header["tensors"])
+    if counts.shape != (number, BINS) or limits.shape != (number, 2) or not len(exponents) == len(zeros) == number:
+        raise ValueError("shapes")
+    histograms = {
+        name: Histogram(counts[i].astype(np.int64), int(exponents[i]), float(limits[i, 0]), float(limits[i, 1]), int(zeros[i]))
+        for i, name in enumerate(names)
+    }
+    return HistogramSet(header["model"], histograms, header["images"])

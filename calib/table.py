@@ -1,0 +1,127 @@
+"""The calibration table, tensor to INT8 scale, in the text form of TensorRT's calibration cache."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from darktrt import DarktrtError, atomic_output
+
+_HEADER = re.compile(r"TRT-(\d+)-((?:Entropy|MinMax|Legacy)Calibration2?)")
+_HEX = re.compile(r"[0-9a-fA-F]{1,8}")
+
+
+class Comparison(NamedTuple):
+    """A table against the tensors of a network, each in its own order."""
+
+    missing: list[str]
+    """Tensors of the network that the table does not have."""
+    unused: list[str]
+    """Tensors of the table that the network does not have."""
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """Scales (amax / 127) by tensor name, in order.
+
+    Raises:
+        DarktrtError: on creation, when a scale is not a positive finite float32 or a name does not fit on a line.
+    """
+
+    scales: dict[str, np.float32]
+    version: str
+    """TensorRT's version as its caches have it: 8600 for 8.6.0, 101300 for 10.13.0."""
+    calibrator: str = "EntropyCalibration2"
+    """The kind of calibrator in the header; TensorRT gives a cache only to a calibrator of the same kind."""
+
+    def __post_init__(self) -> None:
+        if not _HEADER.fullmatch(f"TRT-{self.version}-{self.calibrator}"):
+            raise DarktrtError(f"'TRT-{self.version}-{self.calibrator}' is no header of a calibration cache")
+        for name, scale in self.scales.items():
+            if not name or "\n" in name or "\r" in name:
+                raise DarktrtError(f"tensor {name!r}: such a name does not fit into a calibration cache")
+            _check_scale(name, float(scale))
+
+    def text(self) -> str:
+        """The cache: a header, then a line ``name: hex`` a tensor, hex being the scale as a big-endian float32."""
+        lines = [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in self.scales.items()]
+        return "\n".join([f"TRT-{self.version}-{self.calibrator}", *lines, ""])
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`text`, whole or not at all.
+
+        Raises:
+            DarktrtError: the file cannot be written.
+        """
+        with atomic_output(path) as temporary:
+            temporary.write_bytes(self.text().encode())
+
+    @staticmethod
+    def load(path: str | Path) -> CalibrationTable:
+        """Read a cache of darktrt, trtexec or any other user of TensorRT.
+
+        Caches of TensorRT's entropy, minmax and legacy calibrators have the same lines and all are read; the kind is kept.
+
+        Raises:
+            DarktrtError: the file cannot be read, is no such text, or a line of it is wrong; the line is named.
+        """
+        try:
+            text = Path(path).read_bytes().decode()
+        except OSError as error:
+            raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise DarktrtError(f"{path}: is not text, so no calibration cache") from error
+        return parse_table(text, str(path))
+
+    def compare(self, names: Iterable[str]) -> Comparison:
+        """What the table lacks of a network's tensors, and the reverse."""
+        wanted = dict.fromkeys(names)
+        return Comparison(
+            [name for name in wanted if name not in self.scales], [name for name in self.scales if name not in wanted]
+        )
+
+
+def parse_table(text: str, where: str) -> CalibrationTable:
+    """Parse the text of a cache; ``where`` names it in errors.
+
+    Raises:
+        DarktrtError: it has no such header, no scale, or a wrong line.
+    """
+    header, *lines = text.replace("\r\n", "\n").split("\n")
+    match = _HEADER.fullmatch(header.strip())
+    if not match:
+        raise DarktrtError(
+            f"{where}: begins with {header[:40]!r}, not with a header such as 'TRT-8600-EntropyCalibration2'; "
+            "is it a calibration cache?"
+        )
+    scales: dict[str, np.float32] = {}
+    for number, line in enumerate(lines, 2):
+        if line.strip():
+            name, scale = _parse_line(line, f"{where}:{number}")
+            if name in scales:
+                raise DarktrtError(f"{where}:{number}: tensor '{name}' has a scale already; delete one of the two lines")
+            scales[name] = scale
+    if not scales:
+        raise DarktrtError(f"{where}: holds no scales, only a header; calibrate again")
+    return CalibrationTable(scales, match[1], match[2])
+
+
+def _parse_line(line: str, where: str) -> tuple[str, np.float32]:
+    name, colon, digits = line.rpartition(": ")  # names have colons of their own
+    if not colon or not name or not _HEX.fullmatch(digits.strip()):
+        raise DarktrtError(f"{where}: {line[:80]!r} is not 'tensor: scale' with the scale as up to 8 hexadecimal digits")
+    scale = np.float32(struct.unpack(">f", bytes.fromhex(digits.strip().zfill(8)))[0])
+    _check_scale(f"{where}: {name}", float(scale))
+    return name, scale
+
+
+def _check_scale(name: str, scale: float) -> None:
+    if not (math.isfinite(scale) and scale > 0):
+        raise DarktrtError(f"{name}: the scale is {scale}; it must be positive and finite, so calibrate this tensor again")

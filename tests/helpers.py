@@ -1,0 +1,205 @@
+"""What the tests share: tolerances, made networks as darknet files, made pictures, and running ONNX models."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from convert.cfg import read_cfg
+from convert.export import convert
+from convert.model import random_weights
+from convert.weights import write_weights
+from darktrt import DetectorInfo
+from surgery.rewrite import SurgeryOptions, load_model, operate
+
+Array = NDArray[Any]
+
+# Tolerances, the one place that has them. Relative ones are of the largest value of the reference.
+LAYER_TOLERANCE = 1e-5
+"""A layer against the scalar reference in double: float32 sums of some hundred terms."""
+EXPORT_TOLERANCE = 1e-5
+"""ONNX Runtime against the torch module, both float32."""
+HALF_TOLERANCE = 1e-2
+"""FP16 against float32: rounding to 11 bits errs by up to 2^-11 = 5e-4; twenty of these for a dozen layers, each rounded."""
+DARKNET_SCORE, DARKNET_PIXELS = 0.01, 2.0
+"""Detections of a real picture against those of darknet's own binary."""
+MAP_TOLERANCE = 0.001
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+"""Real cfgs, weights and pictures, where this checkout has them beside it."""
+
+
+# --- cfg texts ---
+
+
+def section(kind: str, **options: object) -> str:
+    """``[kind]`` and its options."""
+    return "\n".join([f"[{kind}]", *(f"{key}={value}" for key, value in options.items()), "", ""])
+
+
+def net(width: int = 64, height: int = 64, channels: int = 3, **options: object) -> str:
+    return section("net", width=width, height=height, channels=channels, **options)
+
+
+def conv(filters: int, size: int = 3, stride: int = 1, activation: str = "mish", normalize: int = 1, **options: object) -> str:
+    fixed = {"batch_normalize": normalize, "filters": filters, "size": size, "stride": stride, "pad": 1}
+    return section("convolutional", **fixed, activation=activation, **options)
+
+
+def head(classes: int = 3, mask: str = "0,1,2", activation: str = "linear", **options: object) -> str:
+    """The convolution that makes a head's raw tensor, and its [yolo]; anchors are those of a 64-pixel network."""
+    last = conv(len(mask.split(",")) * (5 + classes), 1, activation=activation, normalize=0)
+    return last + yolo(classes, mask, **options)
+
+
+def yolo(classes: int = 3, mask: str = "0,1,2", **options: object) -> str:
+    anchors = {"anchors": "6,9, 11,8, 14,20, 22,16, 30,35, 50,44", "num": 6}
+    return section("yolo", mask=mask, classes=classes, **{**anchors, **options})
+
+
+MADE_NET = {"width": 96, "height": 64}
+MADE_BODY = (
+    conv(8, stride=2)
+    + conv(16, stride=2)
+    + section("route", layers=-1, groups=2, group_id=1)
+    + conv(8)
+    + section("shortcut", **{"from": -2, "activation": "linear"})
+    + section("route", layers="-1,-4")
+    + section("maxpool", size=2, stride=2)
+    + conv(24)
+    + section("maxpool", size=5, stride=1)
+    + section("route", layers="-1,-2")
+    + conv(32, stride=2, activation="leaky")
+    + head(mask="3,4,5", scale_x_y=1.05, nms_kind="greedynms", beta_nms=0.6)
+    + section("route", layers=-3)
+    + conv(16, 1)
+    + section("upsample", stride=2)
+    + section("route", layers="-1,7")
+    + conv(16)
+    + head(scale_x_y=1.1, nms_kind="greedynms", beta_nms=0.6)
+)
+MADE_CFG = net(**MADE_NET) + MADE_BODY
+"""Two heads at strides 16 and 8, not square, six Mish of eight activations, greedynms."""
+MADE_MISH = 6
+
+
+def deep_cfg(blocks: int = 24, width: int = 64, height: int = 64) -> str:
+    """A deep residual Mish network: two convolutions a block, as many as yolov4's backbone has."""
+    block = conv(8, 1) + conv(16) + section("shortcut", **{"from": -3, "activation": "linear"})
+    return net(width, height) + conv(16, stride=2) + conv(16, stride=2) + blocks * block + conv(32, stride=2) + head()
+
+
+# --- files ---
+
+
+@dataclass(frozen=True)
+class Made:
+    """A made network as files."""
+
+    cfg: Path
+    weights: Path
+    plain: Path
+    info: DetectorInfo
+
+    def model(self) -> onnx.ModelProto:
+        """The plain model, fresh from its file."""
+        return load_model(self.plain)[0]
+
+    def operated(self, **options: Any) -> onnx.ModelProto:
+        """The model after surgery, its metadata in place, checked in full."""
+        model, report = operate(self.model(), self.info, SurgeryOptions(**options))
+        onnx.helper.set_model_props(model, {"darktrt": report.info.to_json()})
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def make(folder: Path, text: str, batch: tuple[int, int, int] = (1, 1, 1), seed: int = 1, name: str = "made") -> Made:
+    """Write ``text`` as a cfg, random weights for it, and the plain ONNX of both."""
+    cfg, weights, plain = (folder / f"{name}.{suffix}" for suffix in ("cfg", "weights", "onnx"))
+    cfg.write_text(text)
+    info = convert(cfg, None, plain, seed=seed, save_weights=weights, batch=batch)
+    return Made(cfg, weights, plain, info)
+
+
+def write_random_weights(cfg: Path, weights: Path, seed: int = 1) -> None:
+    network = read_cfg(cfg)
+    write_weights(weights, network, random_weights(network, seed))
+
+
+def weights_bytes(floats: Iterable[float] | Array, version: tuple[int, int, int] = (0, 2, 5), seen: int = 0) -> bytes:
+    """A weights file, written by the description of its format and not by the code under test."""
+    wide = version[0] * 10 + version[1] >= 2
+    header = struct.pack("<iii", *version) + struct.pack("<Q" if wide else "<I", seen)
+    return header + np.asarray(floats, "<f4").tobytes()
+
+
+def files_in(folder: Path) -> list[str]:
+    """Everything below a folder, hidden files too."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# --- pictures ---
+
+
+def made_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth shades with rectangles on them, ``(height, width, 3)``: more like a photograph than noise is."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width]
+    image = np.stack([128 + 80 * np.sin(rows / (9 + 4 * i) + columns / (13 - 2 * i) + seed) for i in range(3)], 2)
+    for _ in range(6):
+        y, x = random.integers(0, height - 8), random.integers(0, width - 8)
+        image[y : y + random.integers(8, 40), x : x + random.integers(8, 40)] = random.integers(0, 256, 3)
+    return image.round().clip(0, 255).astype(np.uint8)
+
+
+def batch_of_images(info: DetectorInfo, count: int, seed: int = 0) -> NDArray[np.uint8]:
+    """Different pictures of the network's size, ``(count, H, W, 3)``."""
+    return np.stack([made_image(info.height, info.width, seed + i) for i in range(count)])
+
+
+def as_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """``(N, H, W, C)`` bytes to ``(N, C, H, W)`` float32 in 0..1, as the graph of ``--input uint8`` does it."""
+    return np.ascontiguousarray(images.astype(np.float32).transpose(0, 3, 1, 2)) / np.float32(255)
+
+
+# --- running ---
+
+
+def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+def run(model: onnx.ModelProto | Path, inputs: dict[str, Array]) -> dict[str, Array]:
+    """All outputs by name."""
+    ready = session(model)
+    names = [output.name for output in ready.get_outputs()]
+    return dict(zip(names, ready.run(names, inputs), strict=True))
+
+
+def with_outputs(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """The model with these inner tensors as further outputs."""
+    have = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in have)
+    return model
+
+
+def thresholds(score: float = 0.25, iou: float = 0.45) -> dict[str, Array]:
+    return {"score_threshold": np.array([score], np.float32), "iou_threshold": np.array([iou], np.float32)}
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """Largest difference over the largest value expected."""
+    difference = np.abs(found.astype(np.float64) - expected)
+    return float(difference.max() / max(np.abs(expected).max(), 1e-30))

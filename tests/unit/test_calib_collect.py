@@ -1,0 +1,302 @@
+"""Collecting: which tensors, the same counts as by hand, shards, resuming, Ctrl-C and everything that can be wrong."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers import MADE_CFG, Array, Made, made_image, make, run, with_outputs
+from onnx import numpy_helper
+from PIL import Image
+from test_calib_histogram import same, same_sets
+
+from calib import collect as module
+from calib.collect import collect, tensors_to_calibrate
+from calib.histogram import Histogram, HistogramSet
+from darktrt import DarktrtError
+from surgery.rewrite import SurgeryOptions, load_model, operate, save_model
+from vision.images import preprocess, read_image
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Seven pictures of different sizes."""
+    folder = tmp_path_factory.mktemp("pictures")
+    paths = [folder / f"{i}.png" for i in range(7)]
+    for i, path in enumerate(paths):
+        Image.fromarray(made_image(50 + 9 * i, 120 - 5 * i, i)).save(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The made network after the default surgery: bytes in, plugin nodes, NMS."""
+    path = tmp_path_factory.mktemp("portable") / "portable.onnx"
+    model, report = operate(made.model(), made.info, SurgeryOptions())
+    save_model(model, report.info, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(portable: Path, pictures: list[Path]) -> HistogramSet:
+    """One run over all pictures."""
+    return collect(portable, pictures, progress=False)
+
+
+def counted_by_hand(model_path: Path, pictures: list[Path], tensor: str) -> Histogram:
+    """The whole model, heads and all, run on one picture after the other."""
+    model, info = load_model(model_path)
+    histogram = Histogram()
+    for path in pictures:
+        array, _ = preprocess(read_image(path), info.width, info.height, info.channels, info.resize, info.input)
+        inputs: dict[str, Array] = {"images": array[np.newaxis]}
+        if info.head == "nms":
+            inputs |= {"score_threshold": np.array([0.3], np.float32), "iou_threshold": np.array([0.5], np.float32)}
+        found = run(with_outputs(model, [tensor]), inputs) if tensor != "images" else inputs
+        histogram.add(found[tensor])
+    return histogram
+
+
+# --- which tensors ---
+
+
+def test_tensors_are_those_between_image_and_heads(made: Made) -> None:
+    model = made.model()
+    tensors = tensors_to_calibrate(model, made.info)
+    heads = {head.tensor for head in made.info.heads}
+    assert tensors[0] == "images"
+    assert heads < set(tensors)
+    produced = [output for node in model.graph.node for output in node.output]
+    assert tensors[1:] == [name for name in produced if name in set(tensors)]
+    behind = set(heads)
+    for node in model.graph.node:
+        if behind & set(node.input) or node.op_type == "Constant":
+            behind.update(node.output)
+    assert set(produced) - set(tensors) == behind - heads
+
+
+@pytest.mark.parametrize("options", [{}, {"input": "float"}, {"head": "decode"}, {"head": "raw"}], ids=str)
+def test_portable_files_have_plugin_outputs_and_no_mish_internals(made: Made, options: dict[str, Any]) -> None:
+    model, report = operate(made.model(), made.info, SurgeryOptions(**options))
+    tensors = tensors_to_calibrate(model, report.info)
+    assert tensors[0] == ("images" if options.get("input") == "float" else "images_float")
+    trunk = [
+        n for n in model.graph.node if not n.op_type.startswith("Yolo") and n.op_type not in ("Constant", "Cast", "Transpose")
+    ]
+    assert tensors[1:] == [n.output[0] for n in trunk if n.output[0] != "images_float"]
+    assert sum(n.op_type == "MishPlugin" and n.output[0] in tensors for n in trunk) == made.info.mish_count
+
+
+def test_integers_and_constants_on_the_way_are_no_activations(made: Made) -> None:
+    model = made.model()
+    first = model.graph.node[0]
+    size, back = (
+        onnx.helper.make_node("Shape", ["images"], ["size"]),
+        onnx.helper.make_node("Reshape", ["images", "size"], ["again"]),
+    )
+    first.input[0] = "again"
+    nodes = [size, back, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("size", onnx.TensorProto.INT64, [4]))
+    assert tensors_to_calibrate(model, made.info)[:2] == ["images", "again"]
+
+
+# --- counting ---
+
+
+@pytest.mark.parametrize("kind", ["plain", "portable"])
+def test_counts_are_those_of_running_the_whole_model(made: Made, portable: Path, pictures: list[Path], kind: str) -> None:
+    path = made.plain if kind == "plain" else portable
+    found = collect(path, pictures[:2], progress=False)
+    model, info = load_model(path)
+    tensors = tensors_to_calibrate(model, info)
+    assert list(found.histograms) == tensors
+    for name in (tensors[0], tensors[1], tensors[len(tensors) // 2], info.heads[-1].tensor):
+        expected = counted_by_hand(path, pictures[:2], name)
+        actual = found.histograms[name]
+        assert actual.count == expected.count
+        assert actual.amax == pytest.approx(expected.amax, rel=1e-5)
+        # sums are rounded differently where the optimizer fused other nodes, so a few values change bins
+        assert np.abs(np.cumsum(actual.counts) - np.cumsum(expected.counts)).max() <= 0.002 * actual.count, name
+
+
+def test_image_tensor_is_the_preprocessed_picture(portable: Path, made: Made, pictures: list[Path]) -> None:
+    for path in (portable, made.plain):
+        name = tensors_to_calibrate(*load_model(path))[0]
+        found = collect(path, pictures[:3], tensors=[name], progress=False)
+        assert list(found.histograms) == [name]
+        assert same(found.histograms[name], counted_by_hand(path, pictures[:3], name))
+        assert list(found.images.values()) == [str(p) for p in pictures[:3]]
+
+
+def test_batches_change_nothing_but_rounding(made: Made, portable: Path, pictures: list[Path], whole: HistogramSet) -> None:
+    assert made.info.batch == (1, 3, 3)
+    batched = collect(portable, pictures, batch=64, progress=False)  # comes to 3, 3 and 1
+    assert batched.images == whole.images
+    for name, histogram in whole.histograms.items():
+        assert batched.histograms[name].count == histogram.count
+        assert batched.histograms[name].amax == pytest.approx(histogram.amax, rel=1e-5)
+
+
+def test_static_batch_is_filled_up_and_cut_back(tmp_path: Path, made: Made, pictures: list[Path]) -> None:
+    static = make(tmp_path, MADE_CFG, batch=(4, 4, 4))
+    filled, single = (collect(path, pictures, progress=False) for path in (static.plain, made.plain))
+    for name, histogram in single.histograms.items():
+        assert filled.histograms[name].count == histogram.count
+        assert filled.histograms[name].amax == pytest.approx(histogram.amax, rel=1e-5)
+
+
+def test_shards_merge_to_the_whole_run_bit_for_bit(portable: Path, pictures: list[Path], whole: HistogramSet) -> None:
+    last, first = (collect(portable, part, progress=False) for part in (pictures[3:], pictures[:3]))
+    last.merge([first])
+    assert same_sets(last, whole)
+
+
+def test_resumed_run_equals_one_without_a_break(
+    tmp_path: Path, portable: Path, pictures: list[Path], whole: HistogramSet
+) -> None:
+    collect(portable, pictures[:4], save_to=tmp_path / "a.npz", progress=False)
+    found = collect(
+        portable, pictures, resume=HistogramSet.load(tmp_path / "a.npz"), save_to=tmp_path / "a.npz", progress=False
+    )
+    assert same_sets(found, whole)
+    assert same_sets(HistogramSet.load(tmp_path / "a.npz"), whole)
+    assert same_sets(collect(portable, pictures, resume=found, progress=False), whole)
+
+
+def test_a_picture_counts_once(tmp_path: Path, portable: Path, pictures: list[Path], whole: HistogramSet) -> None:
+    copy = tmp_path / "copy.png"
+    shutil.copy(pictures[0], copy)
+    assert same_sets(collect(portable, [*pictures, copy, pictures[2]], progress=False), whole)
+
+
+# --- what can happen on the way ---
+
+
+def signals_after(pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the picture of this number is being read."""
+    read, seen = module._read, iter(range(1, 99))
+
+    def read_and_interrupt(path: Path, info: Any) -> Any:
+        if next(seen) == pictures:
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(path, info)
+
+    monkeypatch.setattr(module, "_read", read_and_interrupt)
+
+
+def test_ctrl_c_leaves_a_file_to_resume_from(
+    tmp_path: Path, portable: Path, pictures: list[Path], whole: HistogramSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        signals_after(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            collect(portable, pictures, save_to=tmp_path / "a.npz", progress=False)
+    assert signal.getsignal(signal.SIGINT) is before
+    saved = HistogramSet.load(tmp_path / "a.npz")
+    assert list(saved.images.values()) == [str(p) for p in pictures[:3]]
+    assert same_sets(saved, collect(portable, pictures[:3], progress=False))
+    assert same_sets(collect(portable, pictures, resume=saved, progress=False), whole)
+
+
+def test_killed_run_leaves_what_was_saved_last(
+    tmp_path: Path, portable: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise MemoryError
+
+    saves = iter(range(99))
+    save = HistogramSet.save
+    monkeypatch.setattr(HistogramSet, "save", lambda self, path: save(self, path) if next(saves) < 2 else die())
+    with pytest.raises(MemoryError):
+        collect(portable, pictures, save_to=tmp_path / "a.npz", save_every=2, progress=False)
+    saved = HistogramSet.load(tmp_path / "a.npz")
+    assert same_sets(saved, collect(portable, pictures[:4], progress=False))
+
+
+@pytest.fixture
+def corrupt(tmp_path: Path, pictures: list[Path]) -> Iterator[Path]:
+    path = tmp_path / "corrupt.jpg"
+    Image.open(pictures[0]).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    yield path
+
+
+def test_unreadable_picture_stops_the_run_and_is_named(
+    tmp_path: Path, portable: Path, pictures: list[Path], corrupt: Path
+) -> None:
+    for bad, message in (
+        (corrupt, r"corrupt\.jpg: cannot be decoded"),
+        (tmp_path / "none.jpg", r"none\.jpg: cannot be read: No such"),
+    ):
+        with pytest.raises(DarktrtError, match=message):
+            collect(portable, [*pictures[:2], bad, *pictures[2:]], save_to=tmp_path / "a.npz", progress=False)
+        assert list(HistogramSet.load(tmp_path / "a.npz").images.values()) == [str(p) for p in pictures[:2]]
+
+
+def test_unreadable_pictures_are_skipped_and_listed(
+    tmp_path: Path, portable: Path, pictures: list[Path], corrupt: Path, whole: HistogramSet
+) -> None:
+    found = collect(portable, [corrupt, *pictures, tmp_path / "none.jpg"], skip_bad=True, progress=False)
+    assert same_sets(found, whole)
+    assert [sentence.split(":")[0] for sentence in found.skipped] == [str(corrupt), str(tmp_path / "none.jpg")]
+    collect(portable, pictures[:1], resume=found, progress=False)
+    assert found.skipped == []
+    with pytest.raises(DarktrtError, match=r"none of the 1 pictures can be read; first: .*corrupt\.jpg"):
+        collect(portable, [corrupt], skip_bad=True, progress=False)
+    with pytest.raises(DarktrtError, match="no pictures to calibrate on"):
+        collect(portable, [], progress=False)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_activation_that_is_no_number_names_tensor_and_picture(
+    tmp_path: Path, portable: Path, pictures: list[Path], value: float
+) -> None:
+    model, info = load_model(portable)
+    bias = next(i for i in model.graph.initializer if i.name.endswith("2.bias") or i.name.endswith("1.bias"))
+    damaged = numpy_helper.to_array(bias).copy()
+    damaged[0] = value
+    bias.CopyFrom(numpy_helper.from_array(damaged, bias.name))
+    save_model(model, info, tmp_path / "nan.onnx")
+    with pytest.raises(DarktrtError, match=r"tensor '.*' is NaN or infinite for .*0\.png; are the weights damaged"):
+        collect(tmp_path / "nan.onnx", pictures, save_to=tmp_path / "a.npz", progress=False)
+    assert not (tmp_path / "a.npz").exists()
+
+
+def test_wrong_models(tmp_path: Path, made: Made, portable: Path, pictures: list[Path], whole: HistogramSet) -> None:
+    with pytest.raises(DarktrtError, match="is not the model of the histograms to resume"):
+        collect(made.plain, pictures, resume=whole, progress=False)
+    with pytest.raises(DarktrtError, match="are of other tensors"):
+        collect(portable, pictures, tensors=["layer0"], resume=whole, progress=False)
+    with pytest.raises(DarktrtError, match="'boxes' is no tensor between the image and the heads"):
+        collect(portable, pictures, tensors=["layer0", "boxes"], progress=False)
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(DarktrtError, match="is no ONNX file"):
+        collect(tmp_path / "text.onnx", pictures, progress=False)
+    with pytest.raises(DarktrtError, match="No such file"):
+        collect(tmp_path / "none.onnx", pictures, progress=False)
+    foreign, _ = load_model(made.plain)
+    del foreign.metadata_props[:]
+    onnx.save(foreign, str(tmp_path / "foreign.onnx"))
+    with pytest.raises(DarktrtError, match="has no darktrt metadata"):
+        collect(tmp_path / "foreign.onnx", pictures, progress=False)
+
+
+def test_graph_without_its_head_or_image(made: Made) -> None:
+    model = made.model()
+    next(n for n in model.graph.node if "head1_raw" in n.output).output[0] = "other"
+    with pytest.raises(DarktrtError, match="no tensor 'head1_raw', a head"):
+        tensors_to_calibrate(model, made.info)
+    model = made.model()
+    model.graph.input[0].name = model.graph.node[0].input[0] = "pixels"
+    with pytest.raises(DarktrtError, match="no tensor 'images'"):
+        tensors_to_calibrate(model, made.info)

@@ -1,0 +1,112 @@
+"""What DATA can be: folders, lists, COCO files, patterns; and what is said when it holds nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from calib.data import find_images
+from darktrt import DarktrtError
+
+
+@pytest.fixture
+def shots(folder: Path) -> Path:
+    """``shots/`` in the current folder with pictures (empty files: nothing is read here) and other things."""
+    root = Path("shots")
+    for name in ["b.jpg", "a.PNG", "deep/er/c.jpeg", "d.txt", ".hidden.jpg", ".cache/e.jpg", "deep/f.mp4"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+ALL = ["shots/a.PNG", "shots/b.jpg", "shots/deep/er/c.jpeg"]
+
+
+def found(*data: str | Path, limit: int | None = None, seed: int = 0) -> list[str]:
+    return [str(path) for path in find_images(data, limit, seed)]
+
+
+def test_folder_is_searched_and_hidden_things_are_not(shots: Path) -> None:
+    assert found(shots) == ALL
+    hidden = shots.rename(".shots")
+    assert len(found(hidden)) == 3
+
+
+def test_picture_pattern_and_overlap(shots: Path) -> None:
+    assert found("shots/b.jpg") == ["shots/b.jpg"]
+    assert found("shots/*.[jP]*") == ALL[:2]
+    assert found("shots/**/*.jp*g") == ALL[1:]
+    assert found("shots/b.jpg", shots.resolve(), "shots")[2:] == ["shots/b.jpg"]  # each as it was named first
+
+
+def test_list_file(shots: Path) -> None:
+    absolute = (shots / "a.PNG").resolve()
+    Path("lists").mkdir()
+    Path("lists/train.txt").write_text(f"\ufeff../shots/b.jpg\r\n\r\n# old: x.jpg\r\n{absolute}\r\n", encoding="utf-8")
+    assert {Path(p).resolve() for p in found("lists/train.txt")} == {(shots / "b.jpg").resolve(), absolute}
+
+
+def coco(path: str, *names: str) -> str:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps({"images": [{"id": i, "file_name": name} for i, name in enumerate(names)]}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "path", ["shots/x.json", "shots.json", "annotations/shots.json", "annotations/instances_shots.json", "instances_shots.json"]
+)
+def test_coco_file_finds_its_pictures(shots: Path, path: str) -> None:
+    assert {Path(p).resolve() for p in found(coco(path, "b.jpg", "a.PNG"))} == {
+        (shots / n).resolve() for n in ("a.PNG", "b.jpg")
+    }
+
+
+def test_coco_file_with_its_folder(shots: Path) -> None:
+    path = coco("far/away/x.json", "deep/er/c.jpeg", "b.jpg")
+    assert found(f"{path}:shots") == ALL[1:]
+    with pytest.raises(DarktrtError, match=r"'deep/er/c.jpeg' is not in .*name the pictures' folder as far/away/x.json:FOLDER"):
+        found(path)
+    with pytest.raises(DarktrtError, match="is not in 'shots/deep'"):
+        found(f"{path}:shots/deep")
+
+
+def test_sample_depends_on_the_seed_alone(folder: Path) -> None:
+    for i in range(60):
+        Path(f"{i}.jpg").touch()
+    first = found(".", limit=20, seed=1)
+    assert first == sorted(first)
+    assert len(set(first)) == 20
+    assert found("*.jpg", ".", limit=20, seed=1) == first
+    assert found(".", limit=20, seed=2) != first
+    assert len(found(".", limit=60)) == len(found(".", limit=99)) == 60
+
+
+def test_nothing_there_is_said(shots: Path) -> None:
+    Path("empty").mkdir()
+    Path("empty.txt").write_text("\n")
+    Path("bytes.bin").write_bytes(b"\xff\xfe\xfa")
+    Path("notes.txt").write_text("hello\n")
+    Path("broken.json").write_text("{")
+    Path("other.json").write_text("[1]")
+    cases = {
+        "empty": "empty: no pictures here",
+        "empty.txt": "no pictures here",
+        "shots/*.bmp": "no pictures here",
+        coco("none.json"): "no pictures here",
+        "none": "none: no such file or folder",
+        "bytes.bin": "neither a picture nor a list",
+        "notes.txt": "lists 'hello', which is no picture",
+        "broken.json": "is no COCO file",
+        "other.json": "is no COCO file",
+        "missing.json:shots": "No such file",
+        "x" * 300: "cannot be read",
+    }
+    for entry, message in cases.items():
+        with pytest.raises(DarktrtError, match=message):
+            found(entry, "shots")
+    with pytest.raises(DarktrtError, match="no pictures to calibrate on"):
+        found()
+    with pytest.raises(DarktrtError, match="limit is 0"):
+        found("shots", limit=0)

@@ -1,0 +1,221 @@
+"""Thresholds against literal loops and against the raw values that the histograms were made of."""
+
+from __future__ import annotations
+
+from math import log
+
+import numpy as np
+import pytest
+from helpers import Array
+
+from calib.entropy import (
+    DEAD_SCALE_AMAX,
+    METHODS,
+    Floats,
+    Method,
+    choose_amax,
+    entropy_amax,
+    entropy_divergences,
+    entropy_histogram,
+    expected_error,
+    mse_amax,
+    percentile_amax,
+)
+from calib.histogram import Histogram
+from darktrt import DarktrtError
+
+RANDOM = np.random.default_rng(5)
+SAMPLES: dict[str, Array] = {
+    "normal": RANDOM.normal(0, 2, 300_000),
+    "laplace": RANDOM.laplace(0, 1, 300_000),
+    "rectified": np.maximum(RANDOM.normal(-0.5, 1, 300_000), 0),
+    "uniform": RANDOM.uniform(0, 1, 300_000),
+    "outlier": np.append(RANDOM.normal(0, 1, 300_000), [-60, 200, *RANDOM.laplace(0, 8, 3000)]),
+    "few": RANDOM.normal(0, 1, 60),
+    "sparse": np.where(RANDOM.uniform(size=200_000) < 0.995, 0, RANDOM.exponential(1, 200_000)),
+}
+SAMPLES = {name: values.astype(np.float32) for name, values in SAMPLES.items()}
+names = pytest.mark.parametrize("name", SAMPLES)
+
+
+def histogram_of(values: Array) -> Histogram:
+    histogram = Histogram()
+    histogram.add(np.asarray(values, np.float32))
+    return histogram
+
+
+def quantized(values: Array, amax: float) -> Floats:
+    scale = amax / 127
+    rounded: Floats = scale * np.clip(np.rint(values.astype(np.float64) / scale), -127, 127)
+    return rounded
+
+
+def raw_error(values: Array, amax: float, power: float = 2) -> float:
+    return float(np.mean(np.abs(values - quantized(values, amax)) ** power))
+
+
+# --- entropy ---
+
+
+def literal_divergence(counts: Floats, kept: int) -> float:
+    """KL(P, Q) for one candidate as the GTC talk describes it, one bin after the other."""
+    p = [float(count) for count in counts[:kept]]
+    q = [0.0] * kept
+    for level in range(128):
+        members = [b for b in range(kept) if b * 128 // kept == level]
+        filled = [b for b in members if counts[b] > 0]
+        for b in filled:
+            q[b] = sum(float(counts[m]) for m in members) / len(filled)
+    p[-1] += float(sum(counts[kept:]))
+    divergence = 0.0
+    for p_b, q_b in zip(p, q, strict=True):
+        if p_b > 0:
+            if q_b == 0:
+                return float("inf")
+            divergence += p_b / sum(p) * log((p_b / sum(p)) / (q_b / sum(q)))
+    return divergence
+
+
+@names
+def test_divergences_are_those_of_the_literal_loop(name: str) -> None:
+    counts = entropy_histogram(histogram_of(SAMPLES[name]))
+    found = entropy_divergences(counts)
+    assert len(found) == 2048 - 128 + 1
+    for kept in [128, 129, 200, 255, 256, 777, 1024, 2047, 2048]:
+        expected = literal_divergence(counts, kept)
+        assert found[kept - 128] == pytest.approx(expected, rel=1e-6, abs=1e-9), kept
+
+
+def test_divergences_of_whole_counts_with_gaps() -> None:
+    counts = RANDOM.integers(0, 3, 300).astype(np.float64)
+    counts[[150, 299]] = 0, 5
+    expected = [literal_divergence(counts, kept) for kept in range(128, 301)]
+    assert np.isinf(expected).any()
+    assert entropy_divergences(counts) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_quantizing_as_in_the_talk_loses_nothing_where_levels_are_bins() -> None:
+    counts = np.zeros(2048)
+    counts[:128] = RANDOM.integers(1, 99, 128)
+    assert entropy_divergences(counts)[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_entropy_bins_split_evenly_and_bin_zero_is_its_neighbour() -> None:
+    histogram = histogram_of(SAMPLES["uniform"])
+    counts = entropy_histogram(histogram)
+    exact = np.histogram(SAMPLES["uniform"], 2048, (0, histogram.amax))[0]
+    assert counts[0] == counts[1]
+    assert np.abs(counts - exact)[1:].max() <= 60  # of 146 a bin; what a split bin can differ by
+    assert counts[1:].sum() == pytest.approx(exact[1:].sum(), abs=60)
+
+
+def test_pictures_get_the_threshold_of_tensorrts_own_caches() -> None:
+    values = np.arange(256, dtype=np.float32) / 255
+    histogram = histogram_of(np.repeat(values, RANDOM.integers(50, 100, 256)))
+    assert np.float32(entropy_amax(histogram) / 127).tobytes()[::-1].hex() == "3c010a14"
+
+
+def test_entropy_clips_an_outlier_and_ignores_the_share_of_zeros() -> None:
+    assert entropy_amax(histogram_of(SAMPLES["outlier"])) < 30
+    dense = SAMPLES["laplace"]
+    assert entropy_amax(histogram_of(np.append(dense, np.zeros(10 * dense.size)))) == entropy_amax(histogram_of(dense))
+
+
+# --- the others ---
+
+
+@names
+@pytest.mark.parametrize("percentile", [50, 99, 99.9, 99.99, 100])
+def test_percentile_is_that_of_the_raw_values(name: str, percentile: float) -> None:
+    values, histogram = np.abs(SAMPLES[name]), histogram_of(SAMPLES[name])
+    found = percentile_amax(histogram, percentile)
+    around = (np.percentile(values, percentile, method=method) for method in ("lower", "higher"))
+    low, high = around
+    assert low - histogram.bin_width <= found <= high + histogram.bin_width
+    if percentile == 100:
+        assert found == histogram.amax
+
+
+@names
+@pytest.mark.parametrize("power", [1, 2, 2.4, 3])
+def test_expected_error_is_that_of_the_raw_values(name: str, power: float) -> None:
+    histogram = histogram_of(SAMPLES[name])
+    amaxes = histogram.amax * np.array([0.05, 0.3, 0.8, 1, 1.1])
+    found = expected_error(histogram, amaxes, power)
+    expected = [raw_error(SAMPLES[name], amax, power) for amax in amaxes]
+    assert found == pytest.approx(expected, rel=0.35 if name == "few" else 0.02)
+
+
+@names
+def test_mse_is_as_good_as_any_threshold_tried_on_the_raw_values(name: str) -> None:
+    histogram = histogram_of(SAMPLES[name])
+    best = min(raw_error(SAMPLES[name], amax) for amax in np.geomspace(histogram.amax / 256, histogram.amax, 300))
+    assert raw_error(SAMPLES[name], mse_amax(histogram)) <= best * (1.2 if name == "few" else 1.01)
+
+
+@names
+@pytest.mark.parametrize("method", METHODS)
+def test_choice_says_what_it_clips(name: str, method: Method) -> None:
+    values, histogram = np.abs(SAMPLES[name]), histogram_of(SAMPLES[name])
+    choice = choose_amax(histogram, method, percentile=99.9)
+    assert 0 < choice.amax <= histogram.amax * (1 + 1 / 4096)
+    assert choice.scale == np.float32(choice.amax / 127)
+    in_bin = np.mean(np.abs(values - choice.amax) < histogram.bin_width)
+    assert abs(choice.clipped_share - np.mean(values > choice.amax)) <= in_bin + 1e-9
+    assert choice.method == method or method == "auto"
+    assert not choice.dead
+
+
+@names
+def test_auto_takes_the_least_error_of_the_four(name: str) -> None:
+    histogram = histogram_of(SAMPLES[name])
+    choice = choose_amax(histogram, "auto", 99.9)
+    assert set(choice.errors) == {"entropy", "percentile", "minmax", "mse"}
+    assert choice.errors[choice.method] == min(choice.errors.values())
+    assert choice.amax == choose_amax(histogram, choice.method, 99.9).amax  # type: ignore[arg-type]
+
+
+def test_auto_weighs_what_it_is_given() -> None:
+    histogram = histogram_of(SAMPLES["outlier"])
+    widest = choose_amax(histogram, "auto", error=lambda _, amaxes: -amaxes)
+    narrowest = choose_amax(histogram, "auto", error=lambda _, amaxes: amaxes)
+    assert widest.amax == histogram.amax
+    assert narrowest.amax < 30
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "values",
+    [np.full(1000, 2.0), np.full(1000, -3.3), np.array([1e-20]), np.array([0, 0, 5.0]), np.array([3e38, -1.0, 0]), [1.0, 2.0]],
+    ids=["one power of two", "one negative", "one tiny", "mostly zero", "huge", "two"],
+)
+def test_odd_tensors_get_a_usable_scale(method: Method, values: Array) -> None:
+    choice = choose_amax(histogram_of(values), method)
+    assert np.isfinite(choice.scale)
+    assert 0 < choice.amax <= np.abs(values).max() * 1.001
+    assert 0 <= choice.clipped_share <= 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("values", [np.zeros(9), np.full(5, 1e-40)])
+def test_all_zero_tensor_gets_a_defined_scale_and_a_flag(method: Method, values: Array) -> None:
+    choice = choose_amax(histogram_of(values), method)
+    assert choice.dead
+    assert choice.amax == DEAD_SCALE_AMAX
+    assert choice.scale > 0
+
+
+def test_a_percentile_inside_the_zeros_falls_back_to_the_largest_value() -> None:
+    choice = choose_amax(histogram_of(np.append(np.zeros(99_999), 5)), "percentile", 99.99)
+    assert (choice.amax, choice.method) == (5, "minmax")
+
+
+def test_wrong_arguments() -> None:
+    histogram = histogram_of(SAMPLES["few"])
+    with pytest.raises(DarktrtError, match="unknown calibration method 'kl'"):
+        choose_amax(histogram, "kl")  # type: ignore[arg-type]
+    for percentile in (0, -1, 100.1, float("nan")):
+        with pytest.raises(DarktrtError, match="percentile is"):
+            choose_amax(histogram, "percentile", percentile)
+    with pytest.raises(DarktrtError, match="no values"):
+        choose_amax(Histogram(), "entropy")

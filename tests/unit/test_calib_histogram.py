@@ -1,0 +1,205 @@
+"""Histograms: exact against counting by hand, the same whatever the order or grouping, safe on disk."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array
+
+from calib.histogram import BINS, LEAST_EXPONENT, Histogram, HistogramSet
+from darktrt import DarktrtError
+
+RANDOM = np.random.default_rng(3)
+CHUNKS: list[Array] = [
+    np.zeros((2, 3), np.float32),
+    RANDOM.normal(0, 1e-6, (3, 50)).astype(np.float32),
+    RANDOM.normal(0, 3, (1, 4, 30, 30)).astype(np.float32),
+    np.maximum(RANDOM.normal(0, 1, 100_000), 0).astype(np.float32),
+    np.array([-700.5, 0, 1e-42, 2.0**-30], np.float32),
+    RANDOM.laplace(0, 20, 500).astype(np.float32),
+]
+"""Values that make the range grow by different steps, depending on the order."""
+
+
+def counted(chunks: Sequence[Array]) -> Histogram:
+    histogram = Histogram()
+    for chunk in chunks:
+        histogram.add(chunk)
+    return histogram
+
+
+def same(first: Histogram, second: Histogram) -> bool:
+    """Whether two histograms agree in every field, bit for bit."""
+    rest = [(h.exponent, h.minimum, h.maximum, h.zeros) for h in (first, second)]
+    return rest[0] == rest[1] and np.array_equal(first.counts, second.counts)
+
+
+def same_sets(first: HistogramSet, second: HistogramSet) -> bool:
+    """Whether two sets agree in the model, the pictures (whatever their order) and every histogram."""
+    return (
+        (first.model, first.images, list(first.histograms)) == (second.model, second.images, list(second.histograms))
+    ) and all(same(first.histograms[name], second.histograms[name]) for name in first.histograms)
+
+
+@pytest.mark.parametrize("chunk", CHUNKS, ids=range(len(CHUNKS)))
+def test_counts_are_those_of_the_definition(chunk: Array) -> None:
+    histogram = counted([chunk])
+    bins = np.floor(np.abs(chunk.astype(np.float64)) / histogram.bin_width).astype(int)
+    assert np.array_equal(histogram.counts, np.bincount(bins.ravel(), minlength=BINS))
+    assert histogram.count == chunk.size
+    assert histogram.amax == np.abs(chunk).max()
+    assert (histogram.minimum, histogram.maximum) == (chunk.min(), chunk.max())
+    assert histogram.zeros == np.sum(chunk == 0)
+
+
+@pytest.mark.parametrize("amax", [2**-100, 1e-20, 0.3, 0.999, 1, 1.001, 127, 128, 3e38, 3.4028235e38])
+def test_range_is_the_power_of_two_above_amax(amax: float) -> None:
+    histogram = counted([np.array([amax], np.float32)])
+    used = np.flatnonzero(histogram.counts)
+    assert list(used) == [int(histogram.amax / histogram.bin_width)]
+    assert 2048 <= BINS // 2 <= used[0] < BINS
+
+
+def test_signal_below_every_float_of_use_keeps_the_least_range() -> None:
+    histogram = counted([np.array([1e-45, 1e-35, 0], np.float32)])
+    assert histogram.exponent == LEAST_EXPONENT
+    assert histogram.counts[0] == 3
+    assert histogram.zeros == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_neither_order_nor_grouping_matters(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    order = random.permutation(len(CHUNKS))
+    cut = random.integers(0, len(CHUNKS) + 1)
+    first, second = (counted([CHUNKS[i] for i in part]) for part in (order[:cut], order[cut:]))
+    whole = counted([np.concatenate([chunk.ravel() for chunk in CHUNKS])])
+    one_by_one = counted([CHUNKS[i] for i in order])
+    assert same(one_by_one, whole)
+    first.merge(second)
+    assert same(first, whole)
+
+
+def test_merging_leaves_the_other_alone() -> None:
+    small, large = counted(CHUNKS[1:2]), counted(CHUNKS[4:5])
+    before = copy.deepcopy(small)
+    large.merge(small)
+    large.add(CHUNKS[2])
+    assert same(small, before)
+
+
+def test_empty_arrays_and_odd_layouts() -> None:
+    histogram = counted([np.zeros((0, 3), np.float32)])
+    assert (histogram.count, histogram.amax) == (0, 0)
+    values = RANDOM.normal(size=(6, 8)).astype(np.float32)
+    assert same(counted([values[::2, ::-1], values[1::2]]), counted([values]))
+    assert same(counted([np.float32(2.5)]), counted([np.array([[2.5]], np.float16)]))
+    histogram.merge(counted([values]))
+    histogram.merge(Histogram())
+    assert same(histogram, counted([values]))
+
+
+@pytest.mark.parametrize(("value", "word"), [(np.nan, "NaN"), (np.inf, "infinite"), (-np.inf, "infinite")])
+def test_no_number_is_refused_and_nothing_counted(value: float, word: str) -> None:
+    histogram = counted(CHUNKS[:3])
+    before = copy.deepcopy(histogram)
+    with pytest.raises(ValueError, match=word):
+        histogram.add(np.array([1e9, value, 2], np.float32))
+    assert same(histogram, before)
+
+
+# --- sets ---
+
+
+def made_set(chunks: Sequence[Array] = CHUNKS, model: str = "aa", start: int = 0) -> HistogramSet:
+    made = HistogramSet(model)
+    for i, chunk in enumerate(chunks, start):
+        made.add({"a: b": chunk, "größe": chunk * 2}, {f"digest{i}": f"pictures/{i} x.jpg"})
+    return made
+
+
+def test_set_survives_the_disk(tmp_path: Path) -> None:
+    whole = made_set()
+    whole.save(tmp_path / "a.npz")
+    assert same_sets(HistogramSet.load(tmp_path / "a.npz"), whole)
+    HistogramSet("bb").save(tmp_path / "odd.name")
+    assert same_sets(HistogramSet.load(tmp_path / "odd.name"), HistogramSet("bb"))
+
+
+def test_shards_merge_to_one_run() -> None:
+    parts = [made_set(CHUNKS[:2]), made_set(CHUNKS[2:3], start=2), made_set(CHUNKS[3:], start=3)]
+    parts[0].merge(parts[1:])
+    assert same_sets(parts[0], made_set())
+    empty = HistogramSet("aa")
+    empty.merge([parts[0]])
+    assert same_sets(empty, made_set())
+
+
+def test_merging_refuses_another_model() -> None:
+    with pytest.raises(DarktrtError, match="different models"):
+        made_set().merge([made_set(model="bb", start=10)])
+
+
+def test_merging_refuses_a_picture_counted_twice_and_changes_nothing() -> None:
+    first = made_set()
+    with pytest.raises(DarktrtError, match=r"2 pictures were counted on both sides, first 'pictures/4 x\.jpg'"):
+        first.merge([made_set(start=4)])
+    assert same_sets(first, made_set())
+
+
+def test_merging_refuses_other_tensors() -> None:
+    other = HistogramSet("aa")
+    other.add({"a: b": CHUNKS[0]}, {"digest": "x.jpg"})
+    with pytest.raises(DarktrtError, match="'größe' is in one of them only"):
+        made_set().merge([other])
+
+
+def test_no_number_names_tensor_and_picture_and_counts_nothing() -> None:
+    first = made_set()
+    bad = {"a: b": CHUNKS[2], "größe": np.array([np.nan], np.float32)}
+    with pytest.raises(DarktrtError, match=r"tensor 'größe' is NaN or infinite for bad\.jpg"):
+        first.add(bad, {"new": "bad.jpg"})
+    assert same_sets(first, made_set())
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-700])
+
+
+def _replace(path: Path, **arrays: Any) -> None:
+    with np.load(path) as archive:
+        kept = {name: archive[name] for name in archive.files}
+    np.savez(path, **{**kept, **arrays})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncate,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("TRT-8600-EntropyCalibration2\n"),
+        lambda path: np.savez(path, other=np.zeros(3)),
+        lambda path: np.save(path.open("wb"), np.zeros(3)),
+        lambda path: _replace(path, counts=np.zeros((2, 7), np.int64)),
+        lambda path: _replace(path, zeros=np.zeros(1, np.int64)),
+        lambda path: _replace(path, header=np.frombuffer(b'{"format": "darktrt histograms 0"}', np.uint8)),
+    ],
+)
+def test_damaged_files_are_named(damage: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    made_set().save(path)
+    damage(path)
+    with pytest.raises(DarktrtError, match=r"a\.npz: holds no histograms"):
+        HistogramSet.load(path)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match="No such file"):
+        HistogramSet.load(tmp_path / "none.npz")
+    with pytest.raises(DarktrtError, match="cannot write"):
+        made_set().save(tmp_path / "none" / "a.npz")

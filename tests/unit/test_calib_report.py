@@ -1,0 +1,59 @@
+"""The table and the drawn page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calib.entropy import Choice, choose_amax
+from calib.histogram import HistogramSet
+from calib.report import plot, summary_table
+from darktrt import DarktrtError
+
+
+@pytest.fixture
+def counted() -> tuple[HistogramSet, dict[str, Choice]]:
+    random = np.random.default_rng(0)
+    histograms = HistogramSet("model")
+    activations = {
+        "layer0": random.laplace(0, 1, 9000),
+        "a/very/long/name" * 9: random.uniform(0, 1, 50),
+        "one": np.ones(4),
+        "off": np.zeros(9),
+        "last": random.normal(size=2),
+    }
+    histograms.add({name: values.astype(np.float32) for name, values in activations.items()}, {"digest": "x.jpg"})
+    return histograms, {name: choose_amax(h, "percentile", 99) for name, h in histograms.histograms.items()}
+
+
+def test_table_has_a_line_a_tensor(counted: tuple[HistogramSet, dict[str, Choice]]) -> None:
+    header, *lines = summary_table(*counted).splitlines()
+    assert header.split() == ["tensor", "amax", "chosen", "scale", "clipped", "method"]
+    assert len({len(line.split("%")[0]) for line in lines}) == 1
+    histograms, choices = counted
+    first = [f"{histograms.histograms['layer0'].amax:.4g}", f"{choices['layer0'].amax:.4g}", f"{choices['layer0'].scale:.4g}"]
+    assert lines[0].split()[:4] == ["layer0", *first]
+    assert lines[0].split()[5] == "percentile"
+    assert float(lines[0].split()[4].rstrip("%")) == pytest.approx(1, abs=0.05)
+    assert lines[3].endswith("always zero")
+
+
+def test_plot_marks_the_threshold_of_every_tensor(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
+    plot(*counted, tmp_path / "page.png")
+    page = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
+    panels = [page[190 * (i // 4) :][40:160, 400 * (i % 4) :][:, :400] for i in range(5)]
+    marked = [np.flatnonzero((panel == (200, 50, 40)).all(2).sum(0) > 60) for panel in panels]
+    assert [len(columns) for columns in marked] == [2, 2, 2, 0, 2]  # the tensor that is always zero has none
+    histograms, choices = counted
+    share = choices["layer0"].amax / histograms.histograms["layer0"].amax
+    assert marked[0].mean() == pytest.approx(14 + 372 * share, abs=2)
+
+
+def test_plot_refuses_what_it_cannot_write(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match=r"page\.svg: cannot draw"):
+        plot(*counted, tmp_path / "page.svg")
+    with pytest.raises(DarktrtError, match="cannot write"):
+        plot(*counted, tmp_path / "none" / "page.png")

@@ -1,0 +1,321 @@
+"""The text rules of cfg files, the records they become, and every refusal with its line."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+from pathlib import Path
+
+import pytest
+from helpers import MADE_CFG, conv, head, net, section, yolo
+
+from convert.cfg import (
+    ACTIVATIONS,
+    Convolutional,
+    Dropout,
+    GlobalAverage,
+    Network,
+    Pool,
+    Reorg,
+    Route,
+    Sam,
+    ScaleChannels,
+    Shortcut,
+    Upsample,
+    Yolo,
+    read_cfg,
+)
+from darktrt import DarktrtError
+
+
+def parsed(folder: Path, text: str | bytes) -> Network:
+    file = folder / "net.cfg"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return read_cfg(file)
+
+
+def without_path(network: Network) -> Network:
+    return dataclasses.replace(network, path="")
+
+
+def refused(folder: Path, text: str | bytes) -> str:
+    """The message, which names the file; its path is cut off."""
+    with pytest.raises(DarktrtError) as caught:
+        parsed(folder, text)
+    message = str(caught.value)
+    assert message.startswith(f"{folder}/net.cfg:")
+    assert "\n" not in message
+    return message.removeprefix(f"{folder}/")
+
+
+def body(text: str) -> str:
+    """A cfg of one section and a head behind a convolution."""
+    return net() + text + head()
+
+
+# --- text ---
+
+
+def test_a_cfg_becomes_records_with_line_numbers(tmp_path: Path) -> None:
+    network = parsed(tmp_path, MADE_CFG)
+    assert (network.width, network.height, network.channels, network.letter_box) == (96, 64, 3, False)
+    lines = MADE_CFG.splitlines()
+    assert [lines[layer.line - 1] for layer in network.layers] == [f"[{layer.kind}]" for layer in network.layers]
+    assert [layer.index for layer in network.layers] == list(range(20))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        network.width = 1  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        network.layers[0].line = 1  # type: ignore[misc]
+
+
+SAME = {
+    "CRLF": MADE_CFG.replace("\n", "\r\n").encode(),
+    "BOM": codecs.BOM_UTF8 + MADE_CFG.encode(),
+    "no newline at the end": MADE_CFG.rstrip().encode(),
+    "spaces": MADE_CFG.replace("=", " = ").replace("[", " [ ").replace("]", " ]\t").replace("filters", "fil ters").encode(),
+    "spaces in values": MADE_CFG.replace("leaky", "le aky").replace("64", "6 4").encode(),
+    "comments": MADE_CFG.replace("\n\n", "\n# a comment = 1\n").encode(),
+    "other comments": MADE_CFG.replace("\n\n", "\n ; [yolo]\n").encode(),
+    "Latin-1 in comments": MADE_CFG.replace("\n\n", "\n# größe\n").encode("latin-1"),
+    "comments behind numbers": MADE_CFG.replace("size=3", "size=3 # pixels").replace("stride=2", "stride=2;px").encode(),
+    "comments behind lists": MADE_CFG.replace("mask=0,1,2", "mask=0,1,2 # 3,4").replace("50,44", "50,44#,1").encode(),
+    "network": MADE_CFG.replace("[net]", "[network]").encode(),
+    "plus signs and zeros": MADE_CFG.replace("=2", "=+2").replace("=8", "=08").encode(),
+    "training keys": MADE_CFG.replace(
+        "channels=3", "channels=3\nlearning_rate=.001\nsteps=1,2\nscales=.1,.1\nbatch=64"
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_other_spellings_give_the_same_records(tmp_path: Path, name: str) -> None:
+    def plain(network: Network) -> list[object]:
+        return [dataclasses.replace(layer, line=0) for layer in without_path(network).layers]
+
+    assert plain(parsed(tmp_path, SAME[name])) == plain(parsed(tmp_path, MADE_CFG))
+
+
+def test_aliases_of_sections(tmp_path: Path) -> None:
+    text = "[conv]\nsize=1\n[max]\nsize=2\n[local_avg]\nsize=2\n[avg]\n"
+    layers = parsed(tmp_path, body(text)).layers
+    assert [layer.kind for layer in layers[:4]] == ["convolutional", "maxpool", "local_avgpool", "avgpool"]
+
+
+def test_the_first_of_duplicate_keys_wins(tmp_path: Path) -> None:
+    first = parsed(tmp_path, body("[convolutional]\nfilters=4\nfilters=9\nsize=1\n")).layers[0]
+    assert isinstance(first, Convolutional)
+    assert first.filters == 4
+
+
+# --- records ---
+
+
+def layer(folder: Path, text: str) -> object:
+    return parsed(folder, net() + conv(4) + conv(4) + text + head()).layers[2]
+
+
+def test_convolutional(tmp_path: Path) -> None:
+    assert layer(tmp_path, "[convolutional]\n") == Convolutional(
+        2, 22, "convolutional", (1,), 1, 1, 1, 1, 0, 1, 1, batch_normalize=False, activation="logistic"
+    )
+    options = "filters=6 size=5 stride=2 stride_y=3 pad=1 padding=7 dilation=2 groups=2 batch_normalize=1 activation=swish"
+    record = layer(tmp_path, "[convolutional]\n" + options.replace(" ", "\n") + "\n")
+    assert record == Convolutional(2, 22, "convolutional", (1,), 6, 5, 2, 3, 2, 2, 2, batch_normalize=True, activation="swish")
+    assert layer(tmp_path, "[convolutional]\nsize=3\npadding=2\n").padding == 2  # type: ignore[attr-defined]
+    assert layer(tmp_path, "[convolutional]\ndilation=4\n").dilation == 1  # type: ignore[attr-defined]
+    assert layer(tmp_path, "[convolutional]\ncbn=1\n").batch_normalize  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(tmp_path: Path, name: str) -> None:
+    assert layer(tmp_path, f"[convolutional]\nactivation={name}\n").activation == name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("text", "record"),
+    [
+        ("[maxpool]\nsize=3\nstride=2\n", Pool(2, 22, "maxpool", (1,), 3, 2, 2, 2)),
+        ("[maxpool]\nstride=2\n", Pool(2, 22, "maxpool", (1,), 2, 2, 2, 1)),
+        ("[maxpool]\nsize=2\nstride_x=3\npadding=0\n", Pool(2, 22, "maxpool", (1,), 2, 3, 1, 0)),
+        ("[local_avgpool]\nsize=5\n", Pool(2, 22, "local_avgpool", (1,), 5, 1, 1, 4)),
+        ("[avgpool]\n", GlobalAverage(2, 22, "avgpool", (1,))),
+        ("[upsample]\n", Upsample(2, 22, "upsample", (1,), 2, 1.0)),
+        ("[upsample]\nstride=4\nscale=.5\n", Upsample(2, 22, "upsample", (1,), 4, 0.5)),
+        ("[route]\nlayers=-1,0\n", Route(2, 22, "route", (1, 0), 1, 0)),
+        ("[route]\nlayers=-2,1,\ngroups=2\ngroup_id=1\n", Route(2, 22, "route", (0, 1), 2, 1)),
+        ("[shortcut]\nfrom=-2\n", Shortcut(2, 22, "shortcut", (1, 0), "linear", "none", "none")),
+        (
+            "[shortcut]\nfrom=0,-1\nactivation=leaky\nweights_type=per_layer\nweights_normalization=avg_relu\n",
+            Shortcut(2, 22, "shortcut", (1, 0, 1), "leaky", "per_feature", "relu"),
+        ),
+        ("[sam]\nfrom=-2\nactivation=mish\n", Sam(2, 22, "sam", (1, 0), "mish")),
+        ("[scale_channels]\nfrom=-2\nscale_wh=1\n", ScaleChannels(2, 22, "scale_channels", (1, 0), True, "linear")),
+        ("[dropout]\nprobability=.5\n", Dropout(2, 22, "dropout", (1,))),
+        ("[reorg]\nstride=2\n", Reorg(2, 22, "reorg", (1,), 2, False)),
+        ("[reorg3d]\nstride=2\nreverse=1\n", Reorg(2, 22, "reorg3d", (1,), 2, True)),
+    ],
+)
+def test_layers(tmp_path: Path, text: str, record: object) -> None:
+    assert layer(tmp_path, text) == record
+
+
+def test_yolo(tmp_path: Path) -> None:
+    anchors = ((6.0, 9.0), (11.0, 8.0), (14.0, 20.0), (22.0, 16.0), (30.0, 35.0), (50.0, 44.0))
+    options = {"scale_x_y": 1.05, "new_coords": 1, "nms_kind": "diounms", "beta_nms": 0.8, "iou_thresh": 0.2}
+    record = parsed(tmp_path, net() + conv(8, 1) + yolo(3, "4,1", **options)).layers[1]
+    assert record == Yolo(1, 14, "yolo", (0,), (4, 1), anchors, 3, 1.05, True, "diounms", 0.8, 0.2)
+
+
+def test_yolo_defaults(tmp_path: Path) -> None:
+    record = parsed(tmp_path, net() + conv(8, 1) + "[yolo]\nanchors=1,2, 3.5,4, 5,6\nnum=2\n").layers[1]
+    assert record == Yolo(1, 14, "yolo", (0,), (0, 1), ((1.0, 2.0), (3.5, 4.0)), 20, 1.0, False, "plain", 0.6, 1.0)
+
+
+@pytest.mark.parametrize(("value", "on"), [(0, False), (1, True), (2, True)])
+def test_letter_box(tmp_path: Path, value: int, on: bool) -> None:
+    assert parsed(tmp_path, net(letter_box=value) + conv(8) + head()).letter_box is on
+
+
+def test_a_resized_network_keeps_its_layers(tmp_path: Path) -> None:
+    network = parsed(tmp_path, MADE_CFG)
+    other = network.resized(320, 192)
+    assert (other.width, other.height) == (320, 192)
+    assert other.layers is network.layers
+
+
+def test_what_passes_its_input_on_says_so(tmp_path: Path) -> None:
+    text = "[dropout]\n[route]\nlayers=0\n[reorg]\nstride=1\n[route]\nlayers=0,1\n[route]\nlayers=0\ngroups=2\n"
+    layers = parsed(tmp_path, net() + conv(8) + text + head()).layers
+    assert [layer.passes_on for layer in layers[:6]] == [False, True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "[net]\nwidth=64\nheight=64\nchannels=3\nmax_batches=500200\npolicy=steps\nmosaic=1\nsubdivisions=8\nburn_in=1000\n",
+        net() + "[convolutional]\nantialiasing=0\nbinary=0\nxnor=0\nlearning_rate=1\nstopbackward=800\n",
+        net() + "[maxpool]\nsize=2\nantialiasing=0\nmaxpool_depth=0\n",
+    ],
+)
+def test_keys_for_training_and_switched_off_ones_are_passed_over(tmp_path: Path, keys: str) -> None:
+    parsed(tmp_path, keys + head())
+
+
+def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
+    options = {"jitter": 0.3, "ignore_thresh": 0.7, "truth_thresh": 1, "iou_loss": "ciou", "random": 1, "max_delta": 5}
+    parsed(tmp_path, net() + conv(8) + head(**options))
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # keys
+        (body("[convolutional]\nfitlers=4\n"), "net.cfg:7: [convolutional] has no 'fitlers'; did you mean 'filters'?"),
+        (body("[maxpool]\nsize=2\nsizes=2\n"), "net.cfg:8: [maxpool] has no 'sizes'; did you mean 'size'?"),
+        (
+            net() + conv(24, 1) + section("yolo", mask="0,1,2", anchor="1,2,3,4,5,6", classes=3, num=3),
+            "net.cfg:14: [yolo] needs 'anchors='; is 'anchor' a misspelling?",
+        ),
+        (net(letterbox=1) + head(), "net.cfg:5: [net] has no 'letterbox'; did you mean 'letter_box'?"),
+        (
+            body("[convolutional]\nwobble=1\n"),
+            "net.cfg:7: [convolutional] has no 'wobble'; remove it if it only matters for training",
+        ),
+        # sections
+        (body("[dense]\n"), "net.cfg:6: [dense] is not supported; darktrt knows avgpool, convolutional"),
+        (body("[region]\n"), "net.cfg:6: [region] is the head of YOLOv2, which darktrt does not decode"),
+        (body("[Gaussian_yolo]\n"), "net.cfg:6: [Gaussian_yolo] is the head of Gaussian YOLOv3"),
+        (body("[lstm]\n"), "net.cfg:6: [lstm] is not supported"),
+        (body("[maxpool] # x\n"), "net.cfg:6: '[maxpool] # x' is no section header; write [name] alone on its line"),
+        (body("[maxpool\n"), "net.cfg:6: '[maxpool' is no section header"),
+        (conv(4) + head(), "net.cfg:1: [convolutional] the first section must be [net]"),
+        ("width=4\n" + net() + head(), "net.cfg:1: 'width' stands before the first section; a cfg begins with [net]"),
+        (net() + conv(4), "net.cfg: has no [yolo] section"),
+        (net(), "net.cfg: has no [yolo] section"),
+        # lines
+        (body("[maxpool]\nsize 3\n"), "net.cfg:7: 'size 3' is neither a [section] nor key=value"),
+        (body("[maxpool]\npadding=\n"), "net.cfg:7: 'padding=' is neither a [section] nor key=value"),
+        (body("[maxpool]\n=3\n"), "net.cfg:7: '=3' is neither a [section] nor key=value"),
+        # numbers
+        (body("[maxpool]\nsize=two\n"), "net.cfg:7: [maxpool] 'size=two' is not a whole number"),
+        (body("[maxpool]\nsize=3.5\n"), "net.cfg:7: [maxpool] 'size=3.5' is not a whole number"),
+        (body("[maxpool]\nsize=0\n"), "net.cfg:7: [maxpool] 'size=0' must be at least 1"),
+        (body("[maxpool]\nsize=" + 5000 * "9" + "\n"), "net.cfg:7: [maxpool] 'size=99999"),
+        (body("[convolutional]\nfilters=-3\n"), "net.cfg:7: [convolutional] 'filters=-3' must be at least 1"),
+        (body("[convolutional]\npadding=-1\n"), "net.cfg:7: [convolutional] 'padding=-1' must not be negative"),
+        (body("[convolutional]\ngroups=0\n"), "net.cfg:7: [convolutional] 'groups=0' must be at least 1"),
+        (body("[maxpool]\nsize=3\npadding=6\n"), "net.cfg:8: [maxpool] 'padding=6' for size 3 must lie in 0..4"),
+        (body("[upsample]\nscale=x\n"), "net.cfg:7: [upsample] 'scale=x' is not a number"),
+        (body("[upsample]\nscale=1e999\n"), "net.cfg:7: [upsample] 'scale=1e999' is not a number"),
+        (body("[upsample]\nscale=nan\n"), "net.cfg:7: [upsample] 'scale=nan' is not a number"),
+        ("[net]\nwidth=64\nheight=64\n" + head(), "net.cfg:1: [net] needs 'channels='"),
+        ("[net]\nwidth=64\nheight=-64\nchannels=3\n" + head(), "net.cfg:3: [net] 'height=-64' must be at least 1"),
+        # names
+        (
+            body("[convolutional]\nactivation=laeky\n"),
+            "net.cfg:7: [convolutional] 'activation=laeky' is not known; did you mean 'leaky'?",
+        ),
+        (
+            body("[convolutional]\nactivation=leaky # x\n"),
+            "net.cfg:7: [convolutional] 'activation=leaky#x' is not known; did you mean 'leaky'?",
+        ),
+        (body("[convolutional]\nactivation=norm_chan\n"), "net.cfg:7: [convolutional] 'activation=norm_chan' is not known; "),
+        (
+            body("[shortcut]\nfrom=-1\n").replace("[shortcut]", conv(4) + "[shortcut]\nweights_type=per_image"),
+            "'weights_type=per_image' is not known",
+        ),
+        (
+            net() + conv(4) + head(nms_kind="cornersnms"),
+            "'nms_kind=cornersnms' is not known; use one of default, greedynms, diounms",
+        ),
+        # sources
+        (
+            body("[route]\nlayers=-1\n"),
+            "net.cfg:7: [route] 'layers' names layer -1, which is not before layer 0; no layer stands before it",
+        ),
+        (
+            body(conv(4) + "[route]\nlayers=1\n"),
+            "net.cfg:15: [route] 'layers' names layer 1, which is not before layer 1; layers 0 to 0",
+        ),
+        (body(conv(4) + "[route]\nlayers=7\n"), "[route] 'layers' names layer 7, which is not before layer 1"),
+        (body(conv(4) + "[route]\nlayers=-5\n"), "[route] 'layers' names layer -5"),
+        (body(conv(4) + "[route]\n"), "net.cfg:14: [route] needs 'layers='"),
+        (body(conv(4) + "[route]\nlayers=0\ngroups=2\ngroup_id=2\n"), "net.cfg:17: [route] 'group_id=2' must lie in 0..1"),
+        (body(conv(4) + "[shortcut]\nfrom=x\n"), "net.cfg:15: [shortcut] 'from=x' is not a whole number"),
+        (body(conv(4) + "[sam]\nfrom=0,0\n"), "net.cfg:15: [sam] 'from' names 2 layers; it takes one"),
+        (body(conv(4) + "[scale_channels]\n"), "net.cfg:14: [scale_channels] needs 'from='"),
+        # switched on, not supported
+        (
+            body("[convolutional]\nxnor=1\n"),
+            "net.cfg:7: [convolutional] 'xnor=1' changes what the network computes and is not supported",
+        ),
+        (body("[convolutional]\nantialiasing=1\n"), "'antialiasing=1' changes what the network computes"),
+        (body("[convolutional]\nshare_index=0\n"), "'share_index=0' changes what the network computes"),
+        (body("[maxpool]\nsize=2\nmaxpool_depth=1\n"), "'maxpool_depth=1' changes what the network computes"),
+        (body("[convolutional]\ndontload=1\n"), "'dontload=1' changes what the network computes"),
+        # heads
+        (net() + conv(4) + head(mask="0,6"), "[yolo] 'mask' names anchor 6, but 'num=6' allows 0..5"),
+        (net() + conv(4) + head(num=9), "[yolo] 'anchors' has 12 numbers, but 'num=9' needs 18"),
+        (net() + conv(4) + head(anchors="1,2,3", num=2), "[yolo] 'anchors' has 3 numbers, but 'num=2' needs 4"),
+        (net() + conv(4) + head(anchors="1,2,0,4", num=2), "[yolo] 'anchors' must be greater than 0"),
+        (net() + conv(4) + head(anchors="1,2,x,4", num=2), "[yolo] 'anchors=x' is not a number"),
+        (net() + conv(4) + head(classes=0), "[yolo] 'classes=0' must be at least 1"),
+        # files
+        ("", "net.cfg: is empty; a cfg begins with [net]"),
+        ("# nothing\n\n", "net.cfg: is empty"),
+        (b"\0\0\0\0\x02\0\0\0", "net.cfg: is a binary file, not a cfg; are cfg and weights swapped?"),
+        ("\n<!DOCTYPE html><html>", "net.cfg: is an HTML page, not a cfg; download the raw file"),
+    ],
+)
+def test_refusals_name_the_line(tmp_path: Path, text: str | bytes, message: str) -> None:
+    assert message in refused(tmp_path, text)
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match=r"none\.cfg: cannot read: No such file"):
+        read_cfg(tmp_path / "none.cfg")
+    with pytest.raises(DarktrtError, match="cannot read: Is a directory"):
+        read_cfg(tmp_path)

@@ -1,0 +1,338 @@
+"""Both ends after surgery: every form of head and input, detections against NumPy, letterboxed NMS, and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers import (
+    EXPORT_TOLERANCE,
+    MADE_BODY,
+    Array,
+    Made,
+    as_float,
+    batch_of_images,
+    conv,
+    files_in,
+    head,
+    make,
+    net,
+    relative_error,
+    run,
+    section,
+    thresholds,
+    with_outputs,
+)
+from onnx import helper
+
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadInfo
+from surgery.head import decode_op
+from surgery.rewrite import SurgeryOptions, load_model, operate, operate_file, save_model
+from vision.boxes import nms
+
+ANCHORS = 3 * (4 * 6 + 8 * 12)
+
+
+def form(values: Any) -> dict[str, tuple[str, list[object]]]:
+    """Type and shape by name."""
+    types = {v.name: onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower() for v in values}
+    return {v.name: (types[v.name], [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]) for v in values}
+
+
+INPUTS = {"uint8": ("uint8", ["batch", 64, 96, 3]), "float": ("float", ["batch", 3, 64, 96])}
+OUTPUTS = {
+    "raw": {"head0_raw": ("float", ["batch", 24, 4, 6]), "head1_raw": ("float", ["batch", 24, 8, 12])},
+    "decode": {"boxes": ("float", ["batch", ANCHORS, 4]), "scores": ("float", ["batch", ANCHORS, 3])},
+    "nms": {
+        "num_detections": ("int32", ["batch", 1]),
+        "boxes": ("float", ["batch", 50, 4]),
+        "scores": ("float", ["batch", 50]),
+        "classes": ("int32", ["batch", 50]),
+    },
+}
+
+
+@pytest.mark.parametrize("end", OUTPUTS)
+@pytest.mark.parametrize("start", INPUTS)
+def test_every_form_of_input_and_head(made: Made, start: str, end: str) -> None:
+    model = made.operated(input=start, head=end, max_detections=50)
+    found = form(model.graph.input)
+    assert found.pop("images") == INPUTS[start]
+    limits = {"score_threshold": ("float", [1]), "iou_threshold": ("float", [1])}
+    assert found == (limits if end == "nms" else {})
+    assert form(model.graph.output) == OUTPUTS[end]
+    info = info_of(model)
+    assert (info.input, info.head, info.max_detections) == (start, end, 50 if end == "nms" else 0)
+    assert [node.op_type for node in model.graph.node if node.domain][-1] == {
+        "raw": "MishPlugin",
+        "decode": "YoloDecodePlugin",
+        "nms": "YoloNmsPlugin",
+    }[end]
+
+
+def info_of(model: onnx.ModelProto) -> DetectorInfo:
+    return DetectorInfo.from_json({p.key: p.value for p in model.metadata_props}[METADATA_KEY], "model")
+
+
+def test_a_static_batch_stays_static(made: Made, tmp_path: Path) -> None:
+    static = make(tmp_path, made.cfg.read_text(), batch=(2, 2, 2))
+    assert [shape[0] for _, shape in form(static.operated().graph.output).values()] == [2, 2, 2, 2]
+
+
+def test_a_file_becomes_a_file(made: Made, tmp_path: Path) -> None:
+    report = operate_file(made.plain, tmp_path / "portable.onnx", SurgeryOptions())
+    assert files_in(tmp_path) == ["portable.onnx"]
+    assert (report.mish, report.heads, report.functions) == (6, 2, 3)
+    model, info = load_model(tmp_path / "portable.onnx")
+    assert info == report.info
+    onnx.checker.check_model(model, full_check=True)
+    found = run(tmp_path / "portable.onnx", {"images": batch_of_images(info, 1), **thresholds(0.01)})
+    assert found["num_detections"].item() > 0
+
+
+# --- numbers ---
+
+
+def raw_names(info: DetectorInfo) -> list[str]:
+    return [h.tensor for h in info.heads]
+
+
+def test_bytes_give_the_bits_that_floats_give(made: Made) -> None:
+    """x / 255 in float32, by the graph or before it."""
+    images = batch_of_images(made.info, 3)
+    plain = run(with_outputs(made.model(), raw_names(made.info)), {"images": as_float(images)})
+    model = made.operated(head="raw")
+    found = run(model, {"images": images})
+    for name in raw_names(made.info):
+        assert found[name].tobytes() == plain[name].tobytes()
+    levels = np.arange(256, dtype=np.uint8)
+    picture = np.resize(levels, (1, 64, 96, 3))
+    converted = run(with_outputs(model, ["images_float"]), {"images": picture})["images_float"]
+    assert converted.tobytes() == as_float(picture).tobytes()
+
+
+def logistic(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def decode(raw: Array, h: HeadInfo, size: tuple[int, int]) -> tuple[Array, Array]:
+    """One head of one image in double: boxes ``(anchors * rows * columns, 4)`` and scores."""
+    fields = raw.astype(np.float64).reshape(len(h.anchors), 5 + h.classes, h.rows, h.columns)
+    v = fields if h.new_coords else logistic(fields)
+    shift = (h.scale_x_y - 1) / 2
+    x = (np.arange(h.columns)[None, None, :] + v[:, 0] * h.scale_x_y - shift) / h.columns * size[0]
+    y = (np.arange(h.rows)[None, :, None] + v[:, 1] * h.scale_x_y - shift) / h.rows * size[1]
+    sides = (2 * v[:, 2:4]) ** 2 if h.new_coords else np.exp(fields[:, 2:4])
+    w, t = (sides[:, k] * np.array(h.anchors)[:, k, None, None] for k in (0, 1))
+    boxes = np.stack([x - w / 2, y - t / 2, x + w / 2, y + t / 2], -1).reshape(-1, 4)
+    return boxes, (v[:, 4:5] * v[:, 5:]).transpose(0, 2, 3, 1).reshape(-1, h.classes)
+
+
+def decode_all(raws: dict[str, Array], info: DetectorInfo, image: int) -> tuple[Array, Array]:
+    parts = [decode(raws[h.tensor][image], h, (info.width, info.height)) for h in info.heads]
+    return np.concatenate([b for b, _ in parts]), np.concatenate([s for _, s in parts])
+
+
+NETWORKS = {
+    "v4": net(96, 64) + MADE_BODY,
+    "plain NMS, one class, one head": net(64, 96) + conv(8, stride=2) + conv(8, stride=4) + head(1, "2,0"),
+    "diounms": net() + conv(8, stride=4) + head(nms_kind="diounms", beta_nms=0.3) + section("route", layers=0)
+    + conv(8, stride=2) + head(mask="5,4", nms_kind="diounms", beta_nms=0.3),
+    "new_coords": net(96, 32) + conv(8, stride=4)
+    + head(activation="logistic", new_coords=1, scale_x_y=2.0, nms_kind="greedynms"),
+    "both kinds of head": net(64, 64) + conv(8, stride=4) + head(scale_x_y=1.2) + section("route", layers=0)
+    + head(mask="3,4", activation="logistic", new_coords=1, scale_x_y=2.0, nms_kind="diounms", beta_nms=0.8),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("network"), NETWORKS[request.param], batch=(1, 3, 3))
+
+
+def test_decoding_equals_numpy_and_the_plain_file(network: Made) -> None:
+    images = as_float(batch_of_images(network.info, 2))
+    plain = run(with_outputs(network.model(), raw_names(network.info)), {"images": images})
+    found = run(network.operated(input="float", head="decode"), {"images": images})
+    for i in range(2):
+        boxes, scores = decode_all(plain, network.info, i)
+        assert relative_error(found["boxes"][i], boxes) <= EXPORT_TOLERANCE
+        assert relative_error(found["scores"][i], scores) <= EXPORT_TOLERANCE
+    for name in ("boxes", "scores"):
+        assert relative_error(found[name], plain[name]) <= EXPORT_TOLERANCE
+
+
+@pytest.mark.parametrize(("score", "iou"), [(0.01, 0.45), (0.002, 0.2), (0.001, 0.7), (0.99, 0.5)])
+def test_detections_equal_numpys_of_the_decoded_heads(network: Made, score: float, iou: float) -> None:
+    """In a batch of different pictures."""
+    images, info = batch_of_images(network.info, 3), network.info
+    decoded = run(network.operated(head="decode"), {"images": images})
+    found = run(network.operated(), {"images": images, **thresholds(score, iou)})
+    rule = (info.nms.kind, info.nms.beta, (info.width, info.height))
+    for i in range(3):
+        boxes, scores = decoded["boxes"][i], decoded["scores"][i]
+        expected = nms(boxes, scores, score, iou, *rule, max_candidates=1000, max_detections=300)
+        check_image(found, i, expected)
+        if iou == 0.2:
+            assert len(expected[1]) < (scores > score).sum(), "something is suppressed"
+    assert score < 0.5 or not found["num_detections"].any()
+
+
+def check_image(found: dict[str, Array], i: int, expected: tuple[Array, Array, Array]) -> None:
+    count = int(found["num_detections"][i, 0])
+    assert count == len(expected[1])
+    for name, array in zip(("boxes", "scores", "classes"), expected, strict=True):
+        np.testing.assert_array_equal(found[name][i, :count], array)
+        assert not found[name][i, count:].any()
+
+
+def test_limits_of_candidates_and_detections(made: Made) -> None:
+    images = batch_of_images(made.info, 2)
+    decoded = run(made.operated(head="decode"), {"images": images})
+    found = run(made.operated(max_candidates=40, max_detections=7), {"images": images, **thresholds(0.001)})
+    for i in range(2):
+        rule = (made.info.nms.kind, made.info.nms.beta, (96, 64))
+        check_image(found, i, nms(decoded["boxes"][i], decoded["scores"][i], 0.001, 0.45, *rule, 40, 7))
+
+
+# --- letterboxed networks ---
+
+
+@pytest.fixture(scope="module")
+def letterboxed(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("letterboxed")
+    return make(folder, net(96, 64, letter_box=1) + MADE_BODY, batch=(1, 3, 3))
+
+
+def test_a_letterboxed_network_with_a_distance_term_takes_the_pictures_sizes(letterboxed: Made) -> None:
+    model = letterboxed.operated()
+    assert info_of(model).resize == "letterbox"
+    assert info_of(model).takes_image_size
+    assert form(model.graph.input)["image_size"] == ("float", ["batch", 2])
+    images, sizes = batch_of_images(letterboxed.info, 3), [(96, 64), (96, 8), (10, 64)]
+    decoded = run(letterboxed.operated(head="decode"), {"images": images})
+    found = run(model, {"images": images, "image_size": np.array(sizes, np.float32), **thresholds(0.001, 0.01)})
+    stretched = 0
+    for i, size in enumerate(sizes):
+        boxes, scores = decoded["boxes"][i], decoded["scores"][i]
+        own, other = (nms(boxes, scores, 0.001, 0.01, "greedynms", 0.6, s, 1000, 300) for s in (size, (96, 64)))
+        check_image(found, i, own)
+        stretched += not np.array_equal(own[1], other[1])
+    assert stretched, "the sizes matter"
+
+
+@pytest.mark.parametrize("options", [{"head": "decode"}, {"head": "raw"}])
+def test_without_nms_no_sizes_are_asked_for(letterboxed: Made, options: dict[str, str]) -> None:
+    assert list(form(letterboxed.operated(**options).graph.input)) == ["images"]
+
+
+def test_plain_nms_needs_no_sizes(tmp_path: Path) -> None:
+    made = make(tmp_path, net(letter_box=1) + conv(8, stride=4) + head())
+    assert "image_size" not in form(made.operated().graph.input)
+
+
+# --- attributes ---
+
+
+def test_attributes_say_what_the_cfg_says(made: Made) -> None:
+    nodes = {node.op_type: node for node in made.operated(max_candidates=500, max_detections=20).graph.node if node.domain}
+    attributes = {k: {a.name: helper.get_attribute_value(a) for a in node.attribute} for k, node in nodes.items()}
+    decoding, suppressing = attributes["YoloDecodePlugin"], attributes["YoloNmsPlugin"]
+    assert list(nodes["YoloDecodePlugin"].input) == ["head0_raw", "head1_raw"]
+    assert list(nodes["YoloNmsPlugin"].input) == ["decoded_boxes", "decoded_scores", "score_threshold", "iou_threshold"]
+    assert decoding["anchors"] == [22, 16, 30, 35, 50, 44, 6, 9, 11, 8, 14, 20]
+    assert decoding["anchors_per_head"] == [3, 3]
+    assert decoding["scale_x_y"] == pytest.approx([1.05, 1.1])
+    assert (decoding["new_coords"], decoding["classes"], decoding["input_size"]) == ([0, 0], 3, [96, 64])
+    assert (suppressing["kind"], suppressing["input_size"]) == (b"greedynms", [96, 64])
+    assert (suppressing["max_candidates"], suppressing["max_detections"]) == (500, 20)
+    for own in attributes.values():
+        assert (own["plugin_version"], own["plugin_namespace"]) == (b"1", b"")
+
+
+# --- refusals ---
+
+
+def test_surgery_is_done_once(made: Made, tmp_path: Path) -> None:
+    for end in ("nms", "decode", "raw"):
+        operate_file(made.plain, tmp_path / "once.onnx", SurgeryOptions(head=end))  # type: ignore[arg-type]
+        message = rf"once\.onnx: surgery was done on it already \(--head {end}\); start from the plain ONNX of 'convert'"
+        with pytest.raises(DarktrtError, match=message):
+            operate_file(tmp_path / "once.onnx", tmp_path / "twice.onnx", SurgeryOptions())
+    assert files_in(tmp_path) == ["once.onnx"]
+
+
+def test_the_source_is_not_overwritten(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(made.plain.read_bytes())
+    with pytest.raises(DarktrtError, match=r"a\.onnx: is given twice"):
+        operate_file(tmp_path / "a.onnx", tmp_path / "a.onnx", SurgeryOptions())
+
+
+def other_head(made: Made, **changes: Any) -> DetectorInfo:
+    return replace(made.info, heads=(made.info.heads[0], replace(made.info.heads[1], **changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tensor": "head7_raw"}, "the graph has no tensor 'head7_raw', the head of cfg line 119; convert it again"),
+        ({"columns": 9}, r"'head1_raw' is .*'batch', 24, 8, 12.*, but 3 anchors, 3 classes and 9x8 cells of cfg line 119"),
+        ({"rows": 9}, r"'head1_raw' is .* need \('N', 24, 9, 12\); convert it again"),
+    ],
+)
+def test_metadata_of_another_network_is_refused(made: Made, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(DarktrtError, match=said):
+        operate(made.model(), other_head(made, **changes), SurgeryOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_detections": 0}, r"max_detections 0 is not in 1\.\.1000"),
+        ({"max_detections": 1001}, r"max_detections 1001 is not in 1\.\.1000"),
+        ({"max_candidates": 4000}, r"max_candidates 4000 is not in 1\.\.3840"),
+    ],
+)
+def test_limits_out_of_range_are_refused(made: Made, options: dict[str, int], said: str) -> None:
+    with pytest.raises(DarktrtError, match=said):
+        made.operated(**options)
+
+
+def test_six_heads_are_refused(tmp_path: Path) -> None:
+    text = net() + conv(8, stride=4) + section("route", layers=0).join(head() for _ in range(6))
+    with pytest.raises(DarktrtError, match="6 heads; between 1 and 5 are supported"):
+        make(tmp_path, text).operated()
+
+
+def test_a_model_of_somebody_else_is_refused(made: Made, tmp_path: Path) -> None:
+    model = made.model()
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "foreign.onnx"))
+    with pytest.raises(DarktrtError, match=r"foreign\.onnx: has no darktrt metadata; make it with 'darktrt convert'"):
+        load_model(tmp_path / "foreign.onnx")
+
+
+def test_a_model_whose_weights_lie_elsewhere_is_refused_without_them(made: Made, tmp_path: Path) -> None:
+    model = made.model()
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "a.onnx"), save_as_external_data=True, location="a.data", size_threshold=0)
+    (tmp_path / "a.data").unlink()
+    with pytest.raises(DarktrtError, match=r"a\.onnx: has no darktrt metadata"):
+        load_model(tmp_path / "a.onnx")
+
+
+def test_a_model_that_does_not_pass_the_checker_is_not_written(made: Made, tmp_path: Path) -> None:
+    model = made.model()
+    model.graph.node[0].op_type = "Konv"
+    with pytest.raises(onnx.checker.ValidationError):
+        save_model(model, made.info, tmp_path / "a.onnx")
+    assert files_in(tmp_path) == []
+
+
+def test_the_decode_node_follows_the_metadata(made: Made) -> None:
+    op = decode_op(other_head(made, new_coords=True, scale_x_y=2.0))
+    assert (op.new_coords, op.scale_x_y) == ((0, 1), (1.05, 2.0))

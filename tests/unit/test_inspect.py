@@ -1,0 +1,205 @@
+"""What 'inspect' and 'doctor' tell people."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import MADE_CFG, MADE_MISH, Made, conv, head, net, section, weights_bytes
+
+from convert.inspect import describe_cfg, describe_weights
+from convert.zoo import MODELS
+from darktrt import DarktrtError
+from engine import doctor
+from engine.doctor import Finding, examine, report
+from engine.inspect import describe_manifest, describe_onnx, describe_plan
+from engine.manifest import Manifest, manifest_path, read_manifest
+from surgery.rewrite import SurgeryOptions, operate_file
+
+
+def fields(text: str) -> dict[str, str]:
+    """The lines of a description by their first word; of several the last."""
+    return {line.split()[0]: " ".join(line.split()[1:]) for line in text.splitlines() if line.split()}
+
+
+# --- cfg and weights ---
+
+
+def test_a_cfg(made: Made) -> None:
+    text = describe_cfg(made.cfg)
+    told = fields(text)
+    assert f"darknet cfg   {made.cfg}" in text
+    assert told["input"] == "96 x 64, 3 channels, stretched"
+    assert told["layers"] == "20: 9 convolutional, 5 route, 2 maxpool, 2 yolo, 1 shortcut, 1 upsample"
+    assert told["Mish"] == str(MADE_MISH)
+    assert told["parameters"] == f"{made.info.parameters:,}"
+    assert told["GFLOPs"] == f"{made.info.gflops:.3f}"
+    assert (
+        "head          layer 12, line 77: 6 x 4 cells, anchors 22x16 30x35 50x44, 3 classes, scale_x_y 1.05, greedynms NMS"
+        in text
+    )
+    assert told["8"] == "58 route of 7, 6 48 x 8 x 12" or "9     58  route            of 8, 7" in text
+
+
+def test_every_layer_has_a_line_with_its_output(made: Made) -> None:
+    table = describe_cfg(made.cfg).split("output\n")[1].splitlines()
+    assert len(table) == 20
+    lines = MADE_CFG.splitlines()
+    for i, row in enumerate(table):
+        index, line, kind = row.split()[:3]
+        assert int(index) == i
+        assert lines[int(line) - 1] == f"[{kind}]"
+    assert table[0].split() == ["0", "6", "convolutional", "3x3/2", "mish", "8", "x", "32", "x", "48"]
+    assert "group 1 of 2" in table[2]
+    assert "3 + 2 linear" in table[4]
+
+
+def test_rarer_things_in_a_cfg_are_told(tmp_path: Path) -> None:
+    text = net(letter_box=1) + section("convolutional", filters=6, size=3, stride_x=2, groups=3, activation="swish")
+    text += conv(18, 1, normalize=0) + head(1, "2,3", new_coords=1, nms_kind="diounms", beta_nms=0.7)
+    (tmp_path / "a.cfg").write_text(text)
+    told = describe_cfg(tmp_path / "a.cfg")
+    assert "letterboxed" in told
+    assert "3x3/2x1 groups 3 swish" in told
+    assert "1 classes, new_coords, scale_x_y 1, diounms NMS, beta 0.7" in told
+
+
+@pytest.mark.parametrize(
+    ("version", "seen", "told"),
+    [((0, 2, 5), 32013312, "32,013,312"), ((0, 1, 0), 5000, "5,000"), ((0, 2, 5), 2**40, "1,099,511,627,776")],
+)
+def test_weights(tmp_path: Path, version: tuple[int, int, int], seen: int, told: str) -> None:
+    file = tmp_path / "a.weights"
+    file.write_bytes(weights_bytes(np.zeros(1234), version, seen))
+    text = describe_weights(file)
+    assert f"version          {'.'.join(map(str, version))}" in text
+    assert f"images seen      {told} in training" in text
+    assert "parameters       1,234 (0.0 MiB)" in text
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in text
+    assert "official" not in text
+
+
+def test_official_weights_are_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.weights"
+    file.write_bytes(weights_bytes(np.zeros(3)))
+    model = MODELS["yolov4-tiny"]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    weights = type(model.weights)(model.weights.name, digest, model.weights.url)
+    monkeypatch.setitem(MODELS, "yolov4-tiny", type(model)(model.cfg, weights, model.names))
+    assert "(the official yolov4-tiny)" in describe_weights(file)
+
+
+# --- ONNX, plans, manifests ---
+
+
+def test_a_plain_onnx(made: Made) -> None:
+    text = describe_onnx(made.plain)
+    told = fields(text)
+    assert told["input"] == "images float (batch, 3, 64, 96)"
+    assert "output        boxes float (batch, 360, 4)" in text
+    assert told["output"] == "scores float (batch, 360, 3)"
+    assert "opset ai.onnx 17" in text
+    assert told["bodies"] == "none"
+    assert "plugin nodes  none" in text
+    assert told["network"] == f"made: 20 cfg layers, {made.info.parameters:,} parameters, {made.info.gflops:.3f} GFLOPs"
+    assert told["images"] == "96 x 64, 3 channels, float, stretch, batch 1 to 3"
+    assert "ends at       decoded" in text
+    assert told["classes"] == "class 0, class 1, class 2"
+    assert told["weights"] == "random, seed 1"
+    assert told["cfg"].startswith("sha256 ")
+
+
+def test_a_portable_onnx(made: Made, tmp_path: Path) -> None:
+    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(max_detections=20))
+    text = describe_onnx(tmp_path / "a.onnx")
+    assert f"plugin nodes  {MADE_MISH} MishPlugin, 1 YoloDecodePlugin, 1 YoloNmsPlugin" in text
+    assert "bodies        MishPlugin, YoloDecodePlugin, YoloNmsPlugin" in text
+    assert f"{MADE_MISH} darktrt.MishPlugin" in text
+    assert "darktrt 1" in text
+    assert "ends at       nms: greedynms NMS, at most 20 detections" in text
+    assert "input         images uint8 (batch, 64, 96, 3)" in text
+    assert "output        classes int32 (batch, 20)" in text
+
+
+def test_swapped_activations_are_told(made: Made, tmp_path: Path) -> None:
+    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(activation="leaky"))
+    assert fields(describe_onnx(tmp_path / "a.onnx"))["Mish"] == f"0, {MADE_MISH} replaced by leaky"
+
+
+def test_a_plan_by_its_manifest(made: Made, tmp_path: Path) -> None:
+    plan = tmp_path / "fp16.plan"
+    plan.write_bytes(b"a plan")
+    digest = hashlib.sha256(b"a plan").hexdigest()
+    manifest = Manifest(digest, "0" * 64, "TensorRT 10.3.0", "NVIDIA L4", "fp16", ("MishPlugin:1",), 12.5, made.info)
+    manifest_path(plan).write_text(manifest.to_json())
+    text = describe_plan(plan)
+    assert text.startswith(f"engine        {plan} (0.0 MiB)\nmanifest      {tmp_path}/fp16.json\n")
+    assert "built by      TensorRT 10.3.0, FP16, in 12.5 s, on NVIDIA L4" in text
+    assert "plugins       MishPlugin:1" in text
+    assert f"plan          sha256 {digest}" in text
+    assert text.endswith(describe_manifest(manifest_path(plan), read_manifest(manifest_path(plan))))
+    plan.write_bytes(b"changed")
+    with pytest.raises(DarktrtError, match="is not the plan"):
+        describe_plan(plan)
+
+
+# --- doctor ---
+
+
+def test_a_machine_that_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "gpu_name", lambda: None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    monkeypatch.setattr(doctor, "_INCLUDE_FOLDERS", ())
+    monkeypatch.delenv("TENSORRT_INCLUDE", raising=False)
+    findings = examine()
+    assert [f.name for f in findings if f.found] == ["Python"]
+    text = report(findings)
+    assert len(text.splitlines()) == len(findings) == 12
+    for finding in findings[1:]:
+        assert f"--  {finding.name:<18} not found; would allow " in text
+    assert "pip install 'darktrt[rtx]'" in text
+
+
+def test_a_machine_that_has_everything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "NvInfer.h").write_text("")
+    monkeypatch.setenv("TENSORRT_INCLUDE", str(tmp_path))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(doctor, "gpu_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/opt/nvcc")
+    answer = subprocess.CompletedProcess([], 0, "nvcc: NVIDIA\nCuda compilation tools, release 12.6, V12.6.20\n", "")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: answer)
+    found = {f.name: f.found for f in examine()}
+    assert found.pop("Python") == platform.python_version()
+    assert found["nvcc"] == "/opt/nvcc (12.6)"
+    assert found["GPU"] == "NVIDIA L4"
+    assert found["TensorRT headers"] == str(tmp_path)
+    assert found["TensorRT"] == found["TensorRT for RTX"] == found["torch"] == "1.2.3"
+
+
+def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it has; and nothing large is loaded for it."""
+    loaded: list[str] = []
+    monkeypatch.setattr(importlib, "import_module", loaded.append)
+    found = {f.name: f.found for f in examine()}
+    assert found["torch"] == importlib.metadata.version("torch")
+    assert found["onnxruntime"]
+    assert not loaded
+
+
+def test_the_table_marks_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: None)
+    text = report([Finding("here", "1.0", "x"), Finding("not here", "", "flying: wings")])
+    assert text == "ok  here               1.0\n--  not here           not found; would allow flying: wings"

