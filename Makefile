@@ -7,6 +7,7 @@ OUT       ?= build
 CFG       ?=
 WEIGHTS   ?=
 NAMES     ?=
+DATA      ?=
 HEAD      ?= nms
 INPUT     ?= uint8
 MISH      ?= plugin
@@ -23,6 +24,7 @@ PLAN := $(DIR)/$(PRECISION).plan
 DARKTRT := $(VENV)/bin/darktrt
 
 CONVERT_OPTIONS := $(if $(SIZE),--size $(SIZE)) --batch $(BATCH) $(if $(NAMES),--names $(NAMES))
+CALIB_OPTIONS   := $(DATA)
 SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH)
 
 ifneq ($(CFG),)
@@ -32,7 +34,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help engine surgery onnx fetch venv test lint clean always
+.PHONY: help engine calib surgery onnx fetch venv test lint clean always
 
 help: ## list targets and variables
 	@echo 'Targets:'
@@ -40,7 +42,8 @@ help: ## list targets and variables
 	@echo 'Variables, as they stand now:'
 	@echo '  MODEL=$(MODEL)    a network of the zoo: yolov4-tiny or yolov4'
 	@echo '  CFG=$(CFG) WEIGHTS=$(WEIGHTS) NAMES=$(NAMES)    a network of your own instead: darknet files and class names'
-	@echo '  PRECISION=$(PRECISION)    fp16 or fp32'
+	@echo '  PRECISION=$(PRECISION)    fp16, fp32 or int8'
+	@echo '  DATA=$(DATA)    pictures to calibrate INT8 on: folders, lists, COCO json files, patterns'
 	@echo '  SIZE=$(SIZE)    network input, 416 or WIDTHxHEIGHT (with CFG: the size in the cfg)'
 	@echo '  BATCH=$(BATCH)    4 for a static batch, 1..8 for a dynamic one'
 	@echo '  OUT=$(OUT)    results go to $(DIR)/'
@@ -54,6 +57,7 @@ engine: $(PLAN) ## everything: get a network, convert, operate, build an engine
 	@echo 'Try it:   $(DARKTRT) detect docs/astronaut.jpg --model $(DIR)/portable.onnx -o out.jpg'
 	@echo 'Look in:  $(DARKTRT) inspect $(PLAN)'
 
+calib: $(DIR)/calibration.table ## choose INT8 scales on the pictures of DATA
 surgery: $(DIR)/portable.onnx ## put plugin nodes into the ONNX file
 onnx: $(DIR)/plain.onnx ## convert the darknet files to ONNX
 fetch: $(if $(CFG),,$(WEIGHTS_FILE)) ## get the network's cfg, weights and class names
@@ -101,6 +105,13 @@ $(DIR)/plain.onnx: $(CFG_FILE) $(WEIGHTS_FILE) $(NAMES) $(DIR)/CONVERT.options d
 
 $(DIR)/portable.onnx: $(DIR)/plain.onnx $(DIR)/SURGERY.options plugins/ops.py $(wildcard surgery/*.py)
 	$(DARKTRT) surgery $< $(SURGERY_OPTIONS) -o $@
+
+$(DIR)/calibration.table: $(DIR)/portable.onnx $(if $(DATA),$(DIR)/CALIB.options) $(wildcard calib/*.py)
+	@test -n '$(DATA)' || { echo 'INT8 is calibrated on pictures: make ... DATA=path/to/pictures'; exit 1; }
+	$(DARKTRT) calib $< $(DATA) -o $@
+
+$(DIR)/int8.plan: $(DIR)/portable.onnx $(DIR)/calibration.table $(wildcard engine/*.py)
+	$(DARKTRT) engine $< --precision int8 --table $(DIR)/calibration.table -o $@
 
 $(DIR)/%.plan: $(DIR)/portable.onnx $(wildcard engine/*.py)
 	$(DARKTRT) engine $< --precision $* -o $@

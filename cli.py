@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from darktrt import DarktrtError, __version__, keep_inputs
 
 if TYPE_CHECKING:
+    import numpy as np
+
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_fetch, _add_convert, _add_surgery, _add_engine, _add_detect, _add_inspect, _add_doctor):
+    for add in (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_engine, _add_detect, _add_inspect, _add_doctor):
         add(commands)
     return parser
 
@@ -140,6 +142,7 @@ def _add_surgery(commands: _Commands) -> None:
         "darktrt surgery plain.onnx -o portable.onnx",
         "darktrt surgery plain.onnx -o portable.onnx --head decode --input float",
         "darktrt surgery plain.onnx -o portable.onnx --activation leaky",
+        "darktrt surgery plain.onnx -o int8.onnx --qdq --table calibration.table",
     )
     parser.add_argument("source", metavar="ONNX", help="what 'darktrt convert' wrote")
     parser.add_argument("-o", "--output", required=True, metavar="ONNX", help="file to write")
@@ -167,16 +170,83 @@ def _add_surgery(commands: _Commands) -> None:
         metavar="K",
         help="best boxes that NMS looks at (default: 1000, at most 3840)",
     )
+    parser.add_argument("--qdq", action="store_true", help="quantize with Q/DQ nodes, by the scales of --table")
+    _add_calibration(parser)
     parser.set_defaults(run=_surgery)
 
 
 def _surgery(args: argparse.Namespace) -> None:
     from surgery.rewrite import SurgeryOptions, operate_file
 
-    options = SurgeryOptions(args.head, args.input, args.mish, args.activation, args.max_candidates, args.max_detections)
+    if args.qdq != bool(args.table):
+        raise DarktrtError("--qdq and --table TABLE go together")
+    options = SurgeryOptions(
+        args.head,
+        args.input,
+        args.mish,
+        args.activation,
+        args.max_candidates,
+        args.max_detections,
+        _scales(args.table) if args.qdq else None,
+        _names(args.keep),
+    )
     report = operate_file(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced{f' by {args.activation}' if args.activation else ''}"
     print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies")
+    if report.int8:
+        kept = ", ".join(report.int8.kept) or "none"
+        print(f"{len(report.int8.quantized)} convolutions in INT8; kept in floating point: {kept}")
+
+
+def _add_calib(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "calib",
+        "run a network over pictures and choose INT8 scales; or merge what several runs have counted",
+        "darktrt calib portable.onnx photos/ -o calibration.table",
+        "darktrt calib portable.onnx train.txt --limit 500 --plot histograms.png -o calibration.table",
+        "darktrt calib merge shard1.npz shard2.npz -o calibration.table",
+    )
+    parser.add_argument("model", metavar="ONNX", help="what 'darktrt surgery' wrote; or the word merge")
+    parser.add_argument(
+        "data", metavar="DATA", nargs="+", help="folders, lists, COCO json files, patterns; with merge: .npz files"
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="TABLE", help="table to write; its histograms go beside it, as .npz"
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
+    parser.add_argument("--batch", type=int, default=1, metavar="B", help="pictures at a time (default: 1)")
+    methods = ["auto", "entropy", "mse", "percentile", "minmax"]
+    parser.add_argument("--method", choices=methods, default="auto", help="how to choose (default: auto, least expected error)")
+    parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
+    parser.add_argument("--resume", action="store_true", help="go on from the histograms that an interrupted run left")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read, and list them")
+    parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
+    parser.set_defaults(run=_calib)
+
+
+def _calib(args: argparse.Namespace) -> None:
+    from calib.collect import histograms_of
+    from calib.entropy import choose_amax
+    from calib.histogram import merged
+    from calib.report import plot, summary_table
+    from calib.table import table_of
+
+    if args.model == "merge":
+        histograms = merged(args.data)
+    else:
+        histograms = histograms_of(
+            args.model, args.data, args.output, args.limit, args.seed, args.batch, resume=args.resume, skip_bad=args.skip_bad
+        )
+    choices = {name: choose_amax(h, args.method, args.percentile) for name, h in histograms.histograms.items()}
+    table_of(choices).save(args.output)
+    print(summary_table(histograms, choices))
+    for skipped in histograms.skipped:
+        print(f"skipped: {skipped}", file=sys.stderr)
+    if args.plot:
+        plot(histograms, choices, args.plot)
+    print(f"{args.output}: scales of {len(choices)} tensors from {len(histograms.images)} pictures")
 
 
 def _add_engine(commands: _Commands) -> None:
@@ -186,6 +256,7 @@ def _add_engine(commands: _Commands) -> None:
         "build a TensorRT engine and its manifest",
         "darktrt engine portable.onnx -o model.plan --precision fp16",
         "darktrt engine portable.onnx -o model.plan --precision fp32 --target rtx",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --table calibration.table",
     )
     parser.add_argument("source", metavar="ONNX", help="what 'darktrt surgery' wrote")
     parser.add_argument(
@@ -198,19 +269,39 @@ def _add_engine(commands: _Commands) -> None:
         default="auto",
         help="rtx: TensorRT for RTX; trt: full TensorRT; auto: full where a GPU can use it (default)",
     )
+    _add_calibration(parser)
     parser.set_defaults(run=_engine)
 
 
-def _engine(args: argparse.Namespace) -> None:
-    if args.precision == "int8":
-        raise DarktrtError("INT8 engines cannot be built yet; use --precision fp16")
-    from engine.build import build_file
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--table", metavar="TABLE", help="calibration table of 'darktrt calib', or a TensorRT calibration cache"
+    )
+    keep = "convolutions to keep in floating point, by node name (default: the first, and those of the heads)"
+    parser.add_argument("--keep", metavar="NAME,...", help=keep)
 
-    manifest = build_file(args.source, args.output, args.precision, args.target)
+
+def _engine(args: argparse.Namespace) -> None:
+    from engine.build import build_file
+    from engine.lower import Calibration
+
+    calibration = Calibration(_scales(args.table), _names(args.keep)) if args.table else None
+    manifest = build_file(args.source, args.output, args.precision, args.target, calibration)
     size = Path(args.output).stat().st_size / 2**20
     print(
         f"{args.output}: {args.precision.upper()} for {manifest.target}, {size:.1f} MiB, built in {manifest.build_seconds:g} s"
     )
+
+
+def _scales(path: str) -> dict[str, np.float32]:
+    from calib.table import CalibrationTable
+
+    return CalibrationTable.load(path).scales
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    """``A,B`` as names; None where nothing was said."""
+    return None if text is None else tuple(name for name in text.split(",") if name)
 
 
 def _add_detect(commands: _Commands) -> None:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Literal, get_args
 
 __version__ = "0.1.0"
@@ -39,28 +39,31 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         DarktrtError: the folder is missing or not writable, the disk is full, or ``path`` is a folder or a device.
     """
     target = Path(path)
+    temporary = target.parent / f".{target.name}.{token_hex(4)}{target.suffix}"
+    try:  # around the creation too, so that Ctrl-C at any moment leaves nothing
+        _create(temporary, path)
+        yield temporary
+        temporary.replace(target)
+    except OSError as error:
+        raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
+    finally:
+        with suppress(OSError):  # there may be no such folder
+            temporary.unlink()
+
+
+def _create(temporary: Path, path: str | os.PathLike[str]) -> None:
+    """Make an empty file beside ``path``, if that can be written."""
+    target = Path(path)
     try:
         if target.is_dir() or str(path).endswith(os.sep):
             raise DarktrtError(f"{path}: is a folder; name a file to write")
         if target.exists() and not target.is_file():
             raise DarktrtError(f"{target}: is a device, which would be replaced; name a file to write")
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
+        temporary.touch(exist_ok=False)
     except OSError as error:
         raise DarktrtError(
             f"{target}: cannot write: {error.strerror}; does the folder exist, and may you write there?"
         ) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
-    except OSError as error:
-        raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def keep_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
@@ -157,6 +160,8 @@ class DetectorInfo:
     max_detections: int = 0
     swapped_activations: dict[str, int] = field(default_factory=dict)
     """Mish nodes that surgery replaced by another activation, by its name."""
+    int8_convolutions: int = 0
+    """Convolutions that Q/DQ nodes in the graph put into INT8."""
 
     def __post_init__(self) -> None:
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:

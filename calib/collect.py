@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from calib.data import find_images
 from calib.histogram import HistogramSet
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, sha256_of
 from vision.images import preprocess, read_image
@@ -28,6 +29,8 @@ Picture = tuple[str, Path, NDArray[Any]]
 """SHA-256 of the file, its path, and the network's input made of it."""
 
 SAVE_EVERY = 32
+FEW = 16
+"""Pictures below which a warning is due."""
 
 
 def tensors_to_calibrate(model: onnx.ModelProto, info: DetectorInfo) -> list[str]:
@@ -122,6 +125,30 @@ def collect(
     if not found.images:
         raise DarktrtError(f"none of the {len(images)} pictures can be read; first: {found.skipped[0]}")
     return found
+
+
+def histograms_of(
+    model_path: str | Path,
+    data: Sequence[str],
+    output: str | Path,
+    limit: int | None,
+    seed: int,
+    batch: int,
+    *,
+    resume: bool,
+    skip_bad: bool,
+) -> HistogramSet:
+    """A whole run: find the pictures, collect, and keep the histograms beside ``output``; few pictures are warned of.
+
+    Raises:
+        DarktrtError: as :func:`calib.data.find_images` and :func:`collect` do.
+    """
+    images = find_images(list(data), limit, seed)
+    if len(images) < FEW:
+        print(f"warning: {len(images)} pictures are few to calibrate on; a hundred or more are usual", file=sys.stderr)
+    save_to = Path(output).with_suffix(".npz")
+    earlier = HistogramSet.load(save_to) if resume and save_to.exists() else None
+    return collect(model_path, images, batch=batch, resume=earlier, skip_bad=skip_bad, save_to=save_to)
 
 
 def _start(model_path: str | Path, tensors: list[str], resume: HistogramSet | None) -> HistogramSet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,3 +207,14 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
         for i, name in enumerate(names)
     }
     return HistogramSet(header["model"], histograms, header["images"])
+
+
+def merged(paths: Sequence[str | Path]) -> HistogramSet:
+    """The histograms of several runs on one model, as one run over all their pictures would give them.
+
+    Raises:
+        DarktrtError: a file cannot be read, or the runs cannot be merged.
+    """
+    first, *others = (HistogramSet.load(path) for path in paths)
+    first.merge(others)
+    return first

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from calib.entropy import Choice
 from darktrt import DarktrtError, atomic_output
+
+CACHE_VERSION = "8600"
+"""TensorRT 8.6.0, in the header of tables made here."""
 
 _HEADER = re.compile(r"TRT-(\d+)-((?:Entropy|MinMax|Legacy)Calibration2?)")
 _HEX = re.compile(r"[0-9a-fA-F]{1,8}")
@@ -125,3 +129,8 @@ def _parse_line(line: str, where: str) -> tuple[str, np.float32]:
 def _check_scale(name: str, scale: float) -> None:
     if not (math.isfinite(scale) and scale > 0):
         raise DarktrtError(f"{name}: the scale is {scale}; it must be positive and finite, so calibrate this tensor again")
+
+
+def table_of(choices: Mapping[str, Choice]) -> CalibrationTable:
+    """The table of chosen thresholds, as a cache for TensorRT 8.6's entropy calibrator."""
+    return CalibrationTable({name: choice.scale for name, choice in choices.items()}, CACHE_VERSION)

@@ -13,14 +13,20 @@ from threading import Event, current_thread, main_thread
 from typing import Any, Literal
 
 from darktrt import DarktrtError, DetectorInfo, atomic_output, keep_inputs, sha256_of
-from engine.lower import Precision, lower
+from engine.lower import Calibration, Precision, lower
 from engine.manifest import Manifest, manifest_path
 from engine.target import Target, find_target, gpu_name
 from plugins.ops import DOMAIN, PLUGIN_VERSION
 from surgery.rewrite import load_model
 
 
-def build_file(source: str | Path, output: str | Path, precision: Precision, choice: Literal["auto", "rtx", "trt"]) -> Manifest:
+def build_file(
+    source: str | Path,
+    output: str | Path,
+    precision: Precision,
+    choice: Literal["auto", "rtx", "trt"],
+    calibration: Calibration | None = None,
+) -> Manifest:
     """ONNX file to plan and manifest; the whole of ``darktrt engine``.
 
     Raises:
@@ -33,7 +39,7 @@ def build_file(source: str | Path, output: str | Path, precision: Precision, cho
     model, info = load_model(source)
     target = find_target(choice)
     started = time.monotonic()
-    lowered = lower(model, info, target, precision)
+    lowered = lower(model, info, target, precision, calibration)
     names = sorted({node.op_type for node in lowered.graph.node if node.domain == DOMAIN})
     serialized = lowered.SerializeToString()
     del model, lowered

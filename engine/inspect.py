@@ -79,6 +79,7 @@ def _info_lines(info: DetectorInfo) -> list[str]:
         f"network       {info.name}: {len(info.layers)} cfg layers, {info.parameters:,} parameters, {info.gflops:.3f} GFLOPs",
         f"images        {info.width} x {info.height}, {info.channels} channels, {info.input}, {info.resize}, {batch}",
         f"Mish          {info.mish_count}{swapped}",
+        f"INT8          {info.int8_convolutions or 'no'} convolutions",
         *heads,
         f"ends at       {info.head}" + (f": {nms}, at most {info.max_detections} detections" if info.head == "nms" else ""),
         f"classes       {', '.join(info.class_names[:6])}{', ...' if len(info.class_names) > 6 else ''}",

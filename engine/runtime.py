@@ -29,7 +29,7 @@ class OnnxRunner:
         if not Path(path).is_file():
             raise DarktrtError(f"{path}: cannot read: no such file; make it with 'darktrt surgery'")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class

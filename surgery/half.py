@@ -22,11 +22,14 @@ def halve(graph: gs.Graph, info: DetectorInfo) -> int:
     """
     start, heads = ends(graph, info)
     nodes = backbone(graph, info)
+    halves: dict[int, gs.Constant] = {}  # by the constant's identity, for nodes may share one
     for node in nodes:
         for i, tensor in enumerate(node.inputs):
             if isinstance(tensor, gs.Constant) and tensor.dtype == np.float32 and i not in _FLOAT_INPUTS.get(node.op, ()):
-                node.inputs[i] = _half_constant(tensor)
-        for tensor in node.outputs:
+                if id(tensor) not in halves:
+                    halves[id(tensor)] = _half_constant(tensor)
+                node.inputs[i] = halves[id(tensor)]
+        for tensor in node.outputs if node.op != "QuantizeLinear" else ():
             tensor.dtype = np.float16
     _cast_start(graph, start, nodes)
     for head in heads:

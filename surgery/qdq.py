@@ -24,7 +24,9 @@ class QuantizeReport:
     kept: tuple[str, ...]
 
 
-def quantize(graph: gs.Graph, info: DetectorInfo, scales: Mapping[str, float], keep: Collection[str]) -> QuantizeReport:
+def quantize(
+    graph: gs.Graph, info: DetectorInfo, scales: Mapping[str, np.float32], keep: Collection[str] | None = None
+) -> QuantizeReport:
     """Let every convolution of the backbone but ``keep`` take INT8 inputs and weights.
 
     Each input tensor gets one pair of QuantizeLinear and DequantizeLinear, whoever reads it; weights are stored as INT8 with a
@@ -33,13 +35,14 @@ def quantize(graph: gs.Graph, info: DetectorInfo, scales: Mapping[str, float], k
 
     Args:
         scales: amax / 127 of each tensor, by its name in the graph.
-        keep: names of convolution nodes to leave in floating point.
+        keep: names of convolution nodes to leave in floating point; None for those of :func:`default_keep`.
 
     Raises:
         DarktrtError: a tensor has no scale, or ``keep`` names no convolution.
     """
     convolutions = [node for node in backbone(graph, info) if node.op == "Conv"]
     names = {node.name for node in convolutions}
+    keep = default_keep(graph, info) if keep is None else keep
     if unknown := sorted(set(keep) - names):
         raise DarktrtError(f"'{unknown[0]}' is no convolution of this network; 'darktrt inspect' lists them")
     chosen = [node for node in convolutions if node.name not in keep]
@@ -53,7 +56,7 @@ def quantize(graph: gs.Graph, info: DetectorInfo, scales: Mapping[str, float], k
     for node in chosen:
         x = node.inputs[0]
         if x.name not in dequantized:
-            dequantized[x.name] = _quantize_activation(graph, x, half_scale(np.float32(scales[x.name])))
+            dequantized[x.name] = _quantize_activation(graph, x, half_scale(scales[x.name]))
         node.inputs[0] = dequantized[x.name]
         node.inputs[1] = _quantize_weight(graph, node.inputs[1])
     return QuantizeReport(tuple(n.name for n in chosen), tuple(n.name for n in convolutions if n.name in keep))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
@@ -14,6 +16,7 @@ from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadForm, InputFor
 from surgery.bodies import embed
 from surgery.head import replace_head, take_bytes
 from surgery.mish import replace_mish
+from surgery.qdq import QuantizeReport, quantize
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class SurgeryOptions:
     """Put this in the place of Mish: one of :data:`surgery.mish.SWAPS`."""
     max_candidates: int = 1000
     max_detections: int = 300
+    scales: Mapping[str, np.float32] | None = None
+    """amax / 127 by tensor: quantize with Q/DQ nodes."""
+    keep: tuple[str, ...] | None = None
+    """Convolutions not to quantize; None for those of :func:`surgery.qdq.default_keep`."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class SurgeryReport:
     heads: int
     functions: int
     info: DetectorInfo
+    int8: QuantizeReport | None = None
 
 
 def operate_file(source: str | Path, output: str | Path, options: SurgeryOptions) -> SurgeryReport:
@@ -116,6 +124,9 @@ def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions)
     replace_head(graph, info, options.head, options.max_candidates, options.max_detections)
     if options.input == "uint8":
         take_bytes(graph, info)
+    int8 = None
+    if options.scales is not None:
+        int8 = quantize(graph, info, options.scales, options.keep)
     graph.cleanup().toposort()
     operated = gs.export_onnx(graph, do_type_check=False)
     functions = embed(operated)
@@ -127,6 +138,7 @@ def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions)
         max_detections=options.max_detections if nms else 0,
         mish_count=0 if options.activation else info.mish_count,
         swapped_activations={options.activation: mish} if options.activation else {},
+        int8_convolutions=len(int8.quantized) if int8 else 0,
     )
     heads = 0 if options.head == "raw" else len(info.heads)
-    return operated, SurgeryReport(mish, heads, functions, done)
+    return operated, SurgeryReport(mish, heads, functions, done, int8)

@@ -60,14 +60,14 @@ def listing(folder: Path) -> dict[str, bytes | None]:
     return {name: (folder / name).read_bytes() if (folder / name).is_file() else None for name in files_in(folder)}
 
 
-def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
+def refused(capfd: pytest.CaptureFixture[str], folder: Path, *arguments: str) -> str:
     """The sentence that the command ends with; it wrote nothing else anywhere."""
     before = listing(folder)
     try:
         status: object = main(arguments)
     except SystemExit as stopped:  # argparse's own
         status = stopped.code
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert status == 2, err
     assert out == ""
     lines = [line for line in err.splitlines() if not line.startswith(("usage: ", "       "))]
@@ -152,18 +152,18 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", CFGS)
-def test_a_bad_cfg(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_bad_cfg(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     content, said = CFGS[name]
     Path("bad.cfg").write_bytes(content if isinstance(content, bytes) else content.encode())
     for command in (CONVERT.format("bad.cfg"), "convert bad.cfg --random-weights 0 --save-weights new.weights -o out.onnx"):
-        message = refused(capsys, place, *command.split())
+        message = refused(capfd, place, *command.split())
         assert said in message
         assert message.startswith("bad.cfg:")
 
 
-def test_a_bad_cfg_is_told_by_inspect_too(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_cfg_is_told_by_inspect_too(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("bad.cfg").write_text(MADE_CFG.replace("leaky", "leeky"))
-    assert "bad.cfg:67: " in refused(capsys, place, "inspect", "bad.cfg")
+    assert "bad.cfg:67: " in refused(capfd, place, "inspect", "bad.cfg")
 
 
 WEIGHTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
@@ -192,17 +192,17 @@ WEIGHTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_bad_weights(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_bad_weights(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     spoil, said = WEIGHTS[name]
     Path("bad.weights").write_bytes(spoil(Path("net.weights").read_bytes()))
-    message = refused(capsys, place, "convert", "net.cfg", "bad.weights", "-o", "out.onnx")
+    message = refused(capfd, place, "convert", "net.cfg", "bad.weights", "-o", "out.onnx")
     assert message.startswith("bad.weights: ")
     assert said in message
 
 
-def test_weights_of_another_network(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weights_of_another_network(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     Path("other.cfg").write_text(MADE_CFG.replace("filters=32", "filters=40"))
-    message = refused(capsys, place, "convert", "other.cfg", "net.weights", "-o", "out.onnx")
+    message = refused(capfd, place, "convert", "other.cfg", "net.weights", "-o", "out.onnx")
     assert message.startswith("net.weights: ends inside layer 17 [convolutional] (other.cfg:103)")
 
 
@@ -294,7 +294,7 @@ COMMANDS = [
     ("engine none.onnx -o out.plan", "none.onnx: cannot read: No such file or directory"),
     ("engine net.names -o out.plan", f"net.names: {ONNX}"),
     ("engine model.plan -o out.plan", "model.plan: "),
-    ("engine portable.onnx -o out.plan --precision int8", "INT8 engines cannot be built yet; use --precision fp16"),
+    ("engine portable.onnx -o out.plan --precision int8", "INT8 needs a calibration table; make one with 'darktrt calib'"),
     ("engine portable.onnx -o out.plan --precision fp8", "argument --precision: invalid choice: 'fp8'"),
     ("engine portable.onnx -o out.json", "out.json: .json is the manifest's name"),
     ("engine portable.onnx -o portable.onnx", "portable.onnx: is given twice"),
@@ -338,10 +338,10 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize(("command", "said"), COMMANDS, ids=[command for command, _ in COMMANDS])
-def test_a_bad_command(place: Path, capsys: pytest.CaptureFixture[str], command: str, said: str) -> None:
+def test_a_bad_command(place: Path, capfd: pytest.CaptureFixture[str], command: str, said: str) -> None:
     if command.startswith("engine") and "--target rtx" in command:
         pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
-    assert said in refused(capsys, place, *command.split())
+    assert said in refused(capfd, place, *command.split())
 
 
 # --- damaged models ---
@@ -393,14 +393,14 @@ DAMAGES: dict[str, tuple[Callable[[str], bytes], str, str]] = {  # what, said to
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_model(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_damaged_model(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     spoil, said, said_to_detect = DAMAGES[name]
     Path("bad.onnx").write_bytes(spoil("plain.onnx"))
     for command in ("surgery bad.onnx -o out.onnx", "engine bad.onnx -o out.plan", "inspect bad.onnx"):
-        message = refused(capsys, place, *command.split())
+        message = refused(capfd, place, *command.split())
         assert message.startswith("bad.onnx: ")
         assert said in message
-    message = refused(capsys, place, "detect", "a.png", "--model", "bad.onnx", "-o", "out.png")
+    message = refused(capfd, place, "detect", "a.png", "--model", "bad.onnx", "-o", "out.png")
     assert message.startswith("bad.onnx: ")
     assert said_to_detect in message
 
@@ -417,20 +417,28 @@ MISFITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_a_model_and_metadata_that_do_not_fit(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_model_and_metadata_that_do_not_fit(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     change, said = MISFITS[name]
     Path("bad.onnx").write_bytes(edited("plain.onnx", change))
-    assert said in refused(capsys, place, "surgery", "bad.onnx", "-o", "out.onnx")
+    assert said in refused(capfd, place, "surgery", "bad.onnx", "-o", "out.onnx")
 
 
-def test_a_foreign_model(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_foreign_model(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     text = (
         '<ir_version: 8, opset_import: ["": 17]> g (float[1,3,8,8] images) => (float[1,3,8,8] boxes) { boxes = Relu (images) }'
     )
     onnx.save(onnx.parser.parse_model(text), "foreign.onnx")
     for command in ("surgery foreign.onnx -o out.onnx", "engine foreign.onnx -o out.plan", "detect a.png --model foreign.onnx"):
-        message = refused(capsys, place, *command.split())
+        message = refused(capfd, place, *command.split())
         assert message.startswith("foreign.onnx: has no darktrt metadata; make it with 'darktrt convert'")
+
+
+def test_a_model_with_an_unknown_operator(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("bad.onnx").write_bytes(edited("plain.onnx", lambda model: setattr(model.graph.node[0], "op_type", "Konv")))
+    for command in ("surgery bad.onnx -o out.onnx", "detect a.png --model bad.onnx -o out.png"):
+        message = refused(capfd, place, *command.split())
+        assert message.startswith("bad.onnx: ")
+        assert "Konv" in message
 
 
 @pytest.mark.parametrize(
@@ -442,11 +450,11 @@ def test_a_foreign_model(place: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ('"gpu"', '"tpu"', "unknown field 'tpu'"),
     ],
 )
-def test_a_damaged_manifest(place: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, said: str) -> None:
+def test_a_damaged_manifest(place: Path, capfd: pytest.CaptureFixture[str], old: str, new: str, said: str) -> None:
     text = Path("model.json").read_text()
     Path("model.json").write_text(text.replace(old, new, 1))
     for file in ("model.json", "model.plan"):
-        message = refused(capsys, place, "inspect", file)
+        message = refused(capfd, place, "inspect", file)
         assert message.startswith("model.json: ")
         assert said in message
 
@@ -472,10 +480,10 @@ def spoilt_pictures(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["empty.jpg", "cut.jpg", "page.png", "cut.mp4", "text.mp4"])
-def test_a_damaged_picture_or_video(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_a_damaged_picture_or_video(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     said = spoilt_pictures(place)[name]
     for output in ([], ["-o", "out" + Path(name).suffix.replace("jpg", "png")], ["-o", "new"]):
-        message = refused(capsys, place, "detect", name, "--model", "portable.onnx", *output)
+        message = refused(capfd, place, "detect", name, "--model", "portable.onnx", *output)
         assert message.startswith(f"{name}: ")
         assert said in message
 
@@ -483,19 +491,19 @@ def test_a_damaged_picture_or_video(place: Path, capsys: pytest.CaptureFixture[s
 # --- what is missing on the machine ---
 
 
-def test_no_tensorrt(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tensorrt(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(target, "installed_version", lambda _: None)
     for choice, said in (
         ("auto", "no TensorRT is installed; pip install"),
         ("rtx", "TensorRT for RTX is not installed"),
         ("trt", "TensorRT is not"),
     ):
-        message = refused(capsys, place, "engine", "portable.onnx", "-o", "out.plan", "--target", choice)
+        message = refused(capfd, place, "engine", "portable.onnx", "-o", "out.plan", "--target", choice)
         assert said in message
         assert "pip install 'darktrt[" in message
 
 
-def test_fetching_offline(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*_: object, **__: object) -> None:
         raise urllib.error.URLError("[Errno -2] Name or service not known")
 
@@ -504,7 +512,7 @@ def test_fetching_offline(place: Path, capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setattr(zoo.subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setenv("DARKTRT_ZOO", "sub")
     assert main(["fetch", "yolov4-tiny", "-o", "new"]) == 2
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     lines = err.splitlines()
     assert out == ""
     assert lines[0] == "darktrt fetch: yolov4-tiny.weights is to be had nowhere; tried"
@@ -516,10 +524,10 @@ def test_fetching_offline(place: Path, capsys: pytest.CaptureFixture[str], monke
     assert files_in(place / "new") == ["yolov4-tiny.cfg"], "complete, and checked"
 
 
-def test_an_output_that_is_no_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_is_no_file(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     os.mkfifo("pipe.onnx")
     for command in ("convert net.cfg net.weights -o pipe.onnx", "surgery plain.onnx -o pipe.onnx"):
-        assert "pipe.onnx: is a device, which would be replaced" in refused(capsys, place, *command.split())
+        assert "pipe.onnx: is a device, which would be replaced" in refused(capfd, place, *command.split())
     assert Path("pipe.onnx").is_fifo()
 
 
@@ -575,14 +583,14 @@ def test_no_space_for_the_output(place: Path, name: str) -> None:
 # --- Ctrl-C ---
 
 
-def interrupt(folder: Path, command: str) -> None:
+def interrupt(folder: Path, command: str, number: signal.Signals = signal.SIGINT) -> None:
     """Start a command, press Ctrl-C once its first output has been begun, and see that nothing stays."""
     before = files_in(folder)
     with subprocess.Popen([*CLI, *command.split()], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60
         while files_in(folder) == before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert err.splitlines()[-1].endswith(f"darktrt {command.split()[0]}: interrupted")
@@ -590,16 +598,21 @@ def interrupt(folder: Path, command: str) -> None:
     assert files_in(folder) == before
 
 
-def test_ctrl_c_in_a_conversion(place: Path) -> None:
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+
+
+@SIGNALS
+def test_ctrl_c_in_a_conversion(place: Path, number: signal.Signals) -> None:
     Path("deep.cfg").write_text(deep_cfg(24))
-    interrupt(place, "convert deep.cfg --random-weights 0 --save-weights deep.weights -o deep.onnx")
+    interrupt(place, "convert deep.cfg --random-weights 0 --save-weights deep.weights -o deep.onnx", number)
 
 
-def test_ctrl_c_in_a_build(place: Path) -> None:
+@SIGNALS
+def test_ctrl_c_in_a_build(place: Path, number: signal.Signals) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
     deep = make(place, deep_cfg(24), name="deep")
     operate_file(deep.plain, "deep.p.onnx", SurgeryOptions())
-    interrupt(place, "engine deep.p.onnx -o deep.plan --target rtx")
+    interrupt(place, "engine deep.p.onnx -o deep.plan --target rtx", number)
 
 
 def test_ctrl_c_in_a_video(place: Path) -> None:

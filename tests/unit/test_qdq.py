@@ -1,0 +1,160 @@
+"""INT8 by Q/DQ nodes: where they stand, what they compute, and that TensorRT for RTX builds them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from helpers import Made, as_float, batch_of_images, files_in, relative_error, run, with_outputs
+from onnx import TensorProto, numpy_helper
+from PIL import Image
+
+from calib.collect import tensors_to_calibrate
+from calib.table import CalibrationTable
+from cli import main
+from darktrt import DarktrtError
+from engine.build import build
+from engine.lower import Calibration, lower
+from engine.target import Target
+from surgery.qdq import default_keep, half_scale, quantize
+from surgery.rewrite import SurgeryOptions, operate
+
+RTX = Target("rtx", (1, 7, 1))
+INT8_TOLERANCE = 0.25
+"""Of the raw heads of a small random network: a few per cent a layer, seven layers, worst element against the largest."""
+
+
+@pytest.fixture(scope="module")
+def scales(made: Made) -> dict[str, np.float32]:
+    """amax / 127 of every tensor over a few pictures."""
+    names = tensors_to_calibrate(made.model(), made.info)
+    outputs = [name for name in names if name != "images"]
+    images = as_float(batch_of_images(made.info, 3))
+    values = run(with_outputs(made.model(), outputs), {"images": images}) | {"images": images}
+    return {name: np.float32(np.abs(values[name]).max() / 127) for name in names}
+
+
+def quantized(made: Made, scales: dict[str, np.float32], keep: tuple[str, ...] | None = None) -> tuple[onnx.ModelProto, object]:
+    options = SurgeryOptions(head="raw", input="float", scales=scales, keep=keep)
+    model, report = operate(made.model(), made.info, options)
+    onnx.checker.check_model(model, full_check=True)
+    return model, report.int8
+
+
+def convolutions(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == "Conv"]
+
+
+def test_all_but_the_first_and_the_heads_are_quantized(made: Made, scales: dict[str, np.float32]) -> None:
+    model, report = quantized(made, scales)
+    producers = {output: node for node in model.graph.node for output in node.output}
+    heads = {head.tensor for head in made.info.heads}
+    for node in convolutions(model):
+        inputs = [producers.get(name) for name in node.input[:2]]
+        kept = node.input[0] == "images" or heads & set(node.output)
+        assert [i is not None and i.op_type == "DequantizeLinear" for i in inputs] == [not kept, not kept], node.name
+    assert len(report.kept) == 3  # type: ignore[attr-defined]
+    assert len(report.quantized) + 3 == len(convolutions(model))  # type: ignore[attr-defined]
+
+
+def test_a_tensor_is_quantized_once_however_many_read_it(made: Made, scales: dict[str, np.float32]) -> None:
+    model, _ = quantized(made, scales, ())
+    sources = Counter(node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
+    assert set(sources.values()) == {1}
+    assert set(sources) == {node.input[0] for node in convolutions(made.model())}
+
+
+def test_weights_are_int8_with_a_scale_a_filter(made: Made, scales: dict[str, np.float32]) -> None:
+    model, _ = quantized(made, scales, ())
+    plain = {i.name: numpy_helper.to_array(i) for i in made.model().graph.initializer}
+    stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    weights = [name for name, values in plain.items() if values.ndim == 4]
+    for name in weights:
+        levels, scale = stored[f"{name}_int8"], stored[f"{name}_scale"]
+        assert levels.dtype == np.int8
+        assert scale.shape == (len(levels),)
+        assert np.abs(levels).max() <= 127
+        restored = levels.astype(np.float32) * scale[:, None, None, None]
+        assert (np.abs(restored - plain[name]) <= 0.51 * scale[:, None, None, None]).all()
+        assert name not in stored
+
+
+def test_raw_heads_stay_near(made: Made, scales: dict[str, np.float32]) -> None:
+    images = {"images": as_float(batch_of_images(made.info, 3))}
+    exact = run(operate(made.model(), made.info, SurgeryOptions(head="raw", input="float"))[0], images)
+    for keep in (None, ()):
+        found = run(quantized(made, scales, keep)[0], images)
+        for name, expected in exact.items():
+            assert 0 < relative_error(found[name], expected) < INT8_TOLERANCE
+
+
+def test_wrong_scales_are_noticed(made: Made, scales: dict[str, np.float32]) -> None:
+    """The tolerance above tells a table of other numbers."""
+    images = {"images": as_float(batch_of_images(made.info, 3))}
+    exact = run(operate(made.model(), made.info, SurgeryOptions(head="raw", input="float"))[0], images)
+    found = run(quantized(made, {name: np.float32(scale / 8) for name, scale in scales.items()})[0], images)
+    assert max(relative_error(found[name], exact[name]) for name in exact) > INT8_TOLERANCE
+
+
+def test_scales_survive_fp16() -> None:
+    values = np.geomspace(1e-9, 1e3, 999).astype(np.float32)
+    rounded = half_scale(values)
+    assert rounded.dtype == np.float32
+    assert (rounded > 0).all()
+    np.testing.assert_array_equal(rounded, rounded.astype(np.float16))
+
+
+@pytest.mark.parametrize("already", [False, True])
+def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32], already: bool) -> None:
+    """From a model without and with Q/DQ nodes; every convolution but the kept ones reads INT8."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
+    table = {**scales, "images_float": scales["images"]}
+    model, report = operate(made.model(), made.info, SurgeryOptions(scales=table if already else None))
+    lowered = lower(model, report.info, RTX, "int8", None if already else Calibration(table))
+    onnx.checker.check_model(lowered, full_check=True)
+    graph = onnx.shape_inference.infer_shapes(lowered, strict_mode=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    for node in lowered.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert (types[node.input[0]], types[node.output[0]]) == (TensorProto.FLOAT16, TensorProto.INT8)
+    assert sum(node.op_type == "QuantizeLinear" for node in lowered.graph.node) > 0
+    assert len(build(lowered.SerializeToString(), report.info, RTX, "int8")) > 10_000
+
+
+def test_mistakes_are_told(made: Made, scales: dict[str, np.float32]) -> None:
+    graph = gs.import_onnx(made.model())
+    with pytest.raises(DarktrtError, match=r"no scale for \d+ tensors of this network, '.+' for one"):
+        quantize(graph, made.info, {}, ())
+    with pytest.raises(DarktrtError, match="'/no/Conv' is no convolution of this network"):
+        quantize(graph, made.info, scales, ("/no/Conv",))
+    model, report = operate(made.model(), made.info, SurgeryOptions())
+    with pytest.raises(DarktrtError, match="INT8 needs a calibration table"):
+        lower(model, report.info, RTX, "int8")
+    with pytest.raises(DarktrtError, match=r"INT8 engines with TensorRT 8\.6\.0 cannot be built yet"):
+        lower(model, report.info, Target("trt", (8, 6, 0)), "int8", Calibration(scales))
+    assert len(default_keep(graph, made.info)) == 3
+
+
+def test_from_pictures_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
+    Path("photos").mkdir()
+    for i, image in enumerate(batch_of_images(made.info, 3)):
+        Image.fromarray(image).save(f"photos/{i}.png")
+    for command in (
+        f"surgery {made.plain} -o portable.onnx",
+        "calib portable.onnx photos -o calibration.table --plot histograms.png",
+        "engine portable.onnx -o int8.plan --precision int8 --table calibration.table",
+        f"surgery {made.plain} -o qdq.onnx --qdq --table calibration.table",
+        "calib merge calibration.npz -o merged.table",
+    ):
+        assert main(command.split()) == 0, capsys.readouterr().err
+    output = capsys.readouterr()
+    assert "3 pictures are few to calibrate on" in output.err
+    assert "convolutions in INT8; kept in floating point: " in output.out
+    assert CalibrationTable.load("merged.table") == CalibrationTable.load("calibration.table")
+    assert Path("calibration.table").read_text().startswith("TRT-8600-EntropyCalibration2\n")
+    assert {"int8.plan", "int8.json", "qdq.onnx", "histograms.png"} <= set(files_in(folder))
