@@ -15,6 +15,7 @@ from engine.target import Target
 from surgery.bodies import drop_bodies, embed, inline_bodies
 from surgery.half import halve
 from surgery.qdq import quantize
+from surgery.rewrite import import_graph
 
 Precision = Literal["fp32", "fp16", "int8"]
 
@@ -58,7 +59,7 @@ def _check_int8(info: DetectorInfo, target: Target, calibration: Calibration | N
 
 def _typed(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration | None) -> onnx.ModelProto:
     """Precision as the types of the graph state it: Q/DQ nodes with ``calibration``, FP16 for the rest of the backbone."""
-    graph = gs.import_onnx(model)
+    graph = import_graph(model)
     if calibration:
         quantize(graph, info, calibration.scales, calibration.keep)
     halve(graph, info)

@@ -80,6 +80,7 @@ def load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
         properties = {p.key: p.value for p in model.metadata_props}
         if METADATA_KEY in properties:
             onnx.checker.check_model(model, full_check=True)
+            _check_names(model)
     except Exception as error:  # the checker's exceptions share no base class
         reason = str(error).strip().partition("\n")[0]
         raise DarktrtError(f"{path}: is a damaged ONNX file ({reason}); make it with 'darktrt convert'") from error
@@ -90,6 +91,22 @@ def load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
     return model, info
 
 
+def _check_names(model: onnx.ModelProto) -> None:
+    """Names must be text: protobuf hands out damaged ones as bytes, or raises when they are read."""
+    nodes = model.graph.node
+    names = [
+        name
+        for node in nodes
+        for name in (node.name, node.op_type, *node.input, *node.output, *(a.name for a in node.attribute))
+    ]
+    names += [constant.name for constant in model.graph.initializer]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        names += [value.name, value.doc_string, *(side.dim_param for side in value.type.tensor_type.shape.dim)]
+    names += [model.graph.name, model.graph.doc_string, model.producer_name, model.producer_version]
+    if any(not isinstance(name, str) for name in names):
+        raise ValueError("a name is not UTF-8")
+
+
 def _check_input(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> None:
     """The first input must be the images that the metadata announces."""
     planes = [info.channels, info.height, info.width] if info.input == "float" else [info.height, info.width, info.channels]
@@ -97,6 +114,18 @@ def _check_input(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -
     sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim] if names else []
     if names[:1] != ["images"] or sides[1:] != planes:
         raise DarktrtError(f"{path}: its input is not the {planes} images of its metadata; make it with 'darktrt convert'")
+
+
+def import_graph(model: onnx.ModelProto) -> gs.Graph:
+    """The model as a graph to operate on.
+
+    Raises:
+        DarktrtError: it is damaged in a way that the checker lets pass.
+    """
+    try:
+        return gs.import_onnx(model)
+    except Exception as error:  # of many kinds, by what is damaged
+        raise DarktrtError(f"the ONNX file is damaged ({error}); make it with 'darktrt convert'") from error
 
 
 def save_model(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> None:
@@ -117,7 +146,7 @@ def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions)
     Raises:
         DarktrtError: the graph is not what the metadata says; the message names the tensor or node.
     """
-    graph = gs.import_onnx(model)
+    graph = import_graph(model)
     mish = 0
     if options.mish == "plugin" or options.activation:
         mish = replace_mish(graph, info.mish_count, options.activation)
