@@ -48,7 +48,7 @@ def read_manifest(path: str | Path) -> Manifest:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DarktrtError(f"{path}: cannot read the manifest: {error.strerror}; keep it beside its plan") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DarktrtError(f"{path}: is no manifest ({error}); build the engine again") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DarktrtError(f"{path}: is no manifest of this version of darktrt; build the engine again")
