@@ -164,7 +164,7 @@ def initial_weights(network: Network, seed: int) -> Iterator[dict[str, npt.NDArr
             if role == "weight" and len(shape) == 4:
                 values[role] = random.normal(0, np.prod(shape[1:]) ** -0.5, shape).astype(np.float32)
             elif role in ("weight", "scale"):
-                values[role] = random.uniform(0.4, 0.9, shape).astype(np.float32)
+                values[role] = random.uniform(0.4, 0.8, shape).astype(np.float32)
             elif role == "bias":
                 values[role] = random.normal(0, 0.4, shape).astype(np.float32)
             elif role == "mean":
