@@ -22,6 +22,7 @@ from helpers import (
 )
 from onnx import helper, parser
 
+import cli
 from darktrt import DarktrtError
 from plugins.ops import DOMAIN
 from surgery.bodies import embed, inline_bodies
@@ -217,6 +218,7 @@ SWAPPED = {
 
 def test_every_swap_has_a_reference() -> None:
     assert set(SWAPPED) == set(SWAPS)
+    assert cli._SWAPS == SWAPS  # stated twice, for the command line starts without this room
 
 
 @pytest.mark.parametrize("name", SWAPS)
