@@ -233,6 +233,9 @@ def _calib(args: argparse.Namespace) -> None:
     from calib.report import plot, summary_table
     from calib.table import table_of
 
+    keep_inputs(args.output, *args.data)
+    if args.plot:
+        keep_inputs(args.plot, args.model, args.output, *args.data)
     if args.model == "merge":
         histograms = merged(args.data)
     else:

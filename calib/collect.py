@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from calib.data import find_images
 from calib.histogram import HistogramSet
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, sha256_of
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, keep_inputs, sha256_of
 from vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
@@ -143,10 +143,12 @@ def histograms_of(
     Raises:
         DarktrtError: as :func:`calib.data.find_images` and :func:`collect` do.
     """
+    save_to = Path(output).with_suffix(".npz")
+    keep_inputs(output, model_path, save_to)
+    keep_inputs(save_to, model_path)
     images = find_images(list(data), limit, seed)
     if len(images) < FEW:
         print(f"warning: {len(images)} pictures are few to calibrate on; a hundred or more are usual", file=sys.stderr)
-    save_to = Path(output).with_suffix(".npz")
     earlier = HistogramSet.load(save_to) if resume and save_to.exists() else None
     return collect(model_path, images, batch=batch, resume=earlier, skip_bad=skip_bad, save_to=save_to)
 

@@ -179,11 +179,8 @@ class _Exported(nn.Module):
         self.names, self.indices = zip(*sorted(first.items(), key=lambda item: item[1]), strict=True)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        heads = [layer.index for layer in self.model.network.layers if isinstance(layer, Yolo)]
-        outputs = self.model.run(images, keep={*self.indices, *heads})
-        decoded = [outputs[i] for i in heads]
-        whole = torch.cat(decoded, 1) if len(decoded) > 1 else decoded[0]
-        return *(outputs[i] for i in self.indices), whole[..., :4], whole[..., 4:]
+        outputs = self.model.run(images, keep={*self.indices, *self.model.heads})
+        return *(outputs[i] for i in self.indices), *self.model.join(outputs)
 
 
 def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:

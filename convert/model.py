@@ -29,6 +29,7 @@ class Darknet(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.heads = [layer.index for layer in network.layers if isinstance(layer, Yolo)]
         self.shapes = infer_shapes(network)
         classes = {layer.classes for layer in network.layers if isinstance(layer, Yolo)}
         if len(classes) != 1:
@@ -48,10 +49,13 @@ class Darknet(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Boxes and scores; see the class."""
-        heads = [i for i, layer in enumerate(self.network.layers) if isinstance(layer, Yolo)]
-        outputs = self.run(images, keep=set(heads))
-        decoded = torch.cat([outputs[i] for i in heads], 1) if len(heads) > 1 else outputs[heads[0]]
-        return decoded[..., :4], decoded[..., 4:]
+        return self.join(self.run(images, keep=set(self.heads)))
+
+    def join(self, outputs: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+        """Boxes and scores of all heads, from what :meth:`run` gave for the layers ``heads``."""
+        decoded = [outputs[i] for i in self.heads]
+        whole = torch.cat(decoded, 1) if len(decoded) > 1 else decoded[0]
+        return whole[..., :4], whole[..., 4:]
 
     def run(
         self, images: Tensor, keep: set[int], before: Callable[[Layer, list[Tensor]], None] | None = None

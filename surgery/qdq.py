@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
 from darktrt import DarktrtError, DetectorInfo
-from surgery.half import backbone
+from surgery.half import backbone, ends
 
 LEVELS = 127
 """Of one sign: INT8 is used symmetrically, as TensorRT does."""
@@ -40,11 +40,11 @@ def quantize(
     Raises:
         DarktrtError: a tensor has no scale, or ``keep`` names no convolution.
     """
-    convolutions = [node for node in backbone(graph, info) if node.op == "Conv"]
+    convolutions = _convolutions(graph, info)
     names = {node.name for node in convolutions}
     keep = default_keep(graph, info) if keep is None else keep
     if unknown := sorted(set(keep) - names):
-        raise DarktrtError(f"'{unknown[0]}' is no convolution of this network; 'darktrt inspect' lists them")
+        raise DarktrtError(f"'{unknown[0]}' is no convolution of this network; the names are like '{min(names)}'")
     chosen = [node for node in convolutions if node.name not in keep]
     missing = sorted({node.inputs[0].name for node in chosen} - set(scales))
     if missing:
@@ -64,16 +64,18 @@ def quantize(
 
 def default_keep(graph: gs.Graph, info: DetectorInfo) -> list[str]:
     """The first convolution and those that give the raw heads: few operations, and the most to lose."""
-    convolutions = [node for node in backbone(graph, info) if node.op == "Conv"]
-    first = graph.tensors().get("images_float") or graph.tensors()["images"]
-    heads = {head.tensor for head in info.heads}
-    ends = _nearest_convolutions(graph, heads)
-    return [node.name for node in convolutions if node.inputs[0] is first or node.name in ends]
+    first, heads = ends(graph, info)
+    last = _nearest_convolutions(heads)
+    return [node.name for node in _convolutions(graph, info) if node.inputs[0] is first or node.name in last]
 
 
-def _nearest_convolutions(graph: gs.Graph, tensors: Collection[str]) -> set[str]:
-    """Of each tensor, the convolutions met first going up."""
-    waiting, found = [graph.tensors()[name] for name in tensors], set()
+def _convolutions(graph: gs.Graph, info: DetectorInfo) -> list[gs.Node]:
+    return [node for node in backbone(graph, info) if node.op == "Conv"]
+
+
+def _nearest_convolutions(tensors: Sequence[gs.Tensor]) -> set[str]:
+    """Names of the convolutions met first going up from these tensors."""
+    waiting, found = list(tensors), set()
     while waiting:
         for node in waiting.pop().inputs:
             if node.op == "Conv":

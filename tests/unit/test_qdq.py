@@ -153,6 +153,16 @@ def test_from_pictures_to_an_int8_engine(made: Made, folder: Path, capsys: pytes
     ):
         assert main(command.split()) == 0, capsys.readouterr().err
     output = capsys.readouterr()
+    before = files_in(folder), Path("portable.onnx").read_bytes()
+    for command in (
+        "calib portable.onnx photos -o portable.onnx",
+        "calib portable.onnx photos -o new.npz",
+        "calib merge calibration.npz -o calibration.npz",
+        "calib portable.onnx photos -o new.table --plot portable.onnx",
+    ):
+        assert main(command.split()) == 2
+        assert "is given twice and would be overwritten" in capsys.readouterr().err
+    assert (files_in(folder), Path("portable.onnx").read_bytes()) == before
     assert "3 pictures are few to calibrate on" in output.err
     assert "convolutions in INT8; kept in floating point: " in output.out
     assert CalibrationTable.load("merged.table") == CalibrationTable.load("calibration.table")
