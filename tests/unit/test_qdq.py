@@ -77,7 +77,7 @@ def test_weights_are_int8_with_a_scale_a_filter(made: Made, scales: dict[str, np
         levels, scale = stored[f"{name}_int8"], stored[f"{name}_scale"]
         assert levels.dtype == np.int8
         assert scale.shape == (len(levels),)
-        assert np.abs(levels).max() <= 127
+        assert set(np.abs(levels.astype(int)).max((1, 2, 3))) <= {126, 127}  # 126 where FP16 rounds the scale up
         restored = levels.astype(np.float32) * scale[:, None, None, None]
         assert (np.abs(restored - plain[name]) <= 0.51 * scale[:, None, None, None]).all()
         assert name not in stored
