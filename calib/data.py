@@ -1,4 +1,4 @@
-"""The pictures to calibrate on: folders, lists, COCO files and patterns to a sorted, seeded sample of paths."""
+"""The pictures to calibrate on: folders, lists, COCO files and patterns to a sorted, seeded sample of paths; or samples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
-from darktrt import DarktrtError
+from PIL import Image
+
+from darktrt import DarktrtError, atomic_output
 from vision.detect import IMAGE_SUFFIXES
+from vision.images import read_image
+
+SAMPLES_WARNING = """\
+WARNING: no DATA was given, so the scales come from flips and crops of two sample pictures.
+         Such scales are for trying out only: an INT8 engine made with them may miss objects.
+         Calibrate on pictures like those that the network will see, a hundred or more:
+         darktrt calib ONNX path/to/pictures -o TABLE, or make ... DATA=path/to/pictures"""
+
+_CROP = 2 / 3
+_CORNERS = {"whole": None, "middle": (0.5, 0.5), "nw": (0, 0), "ne": (1, 0), "sw": (0, 1), "se": (1, 1)}
+"""Where a crop of ``_CROP`` of both sides lies: the shares of what is cut off that are cut off left and above."""
 
 
 def find_images(data: Sequence[str | Path], limit: int | None, seed: int) -> list[Path]:
@@ -40,14 +53,19 @@ def find_images(data: Sequence[str | Path], limit: int | None, seed: int) -> lis
     return images
 
 
+def path_of(entry: str) -> Path:
+    """The file, folder or pattern that an entry of DATA names, without the folder that may follow a COCO json."""
+    json_file, colon, _ = entry.partition(".json:")
+    return Path(f"{json_file}.json" if colon else entry)
+
+
 def _entry(entry: str) -> list[Path]:
     path = Path(entry)
-    json_file, colon, folder = entry.partition(".json:")
     try:
         if path.is_dir():
             images = _matching(path, "**/*")
-        elif colon:
-            images = _coco(Path(f"{json_file}.json"), Path(folder))
+        elif ".json:" in entry:
+            images = _coco(entry)
         elif path.is_file():
             images = _file(path)
         else:
@@ -62,7 +80,7 @@ def _entry(entry: str) -> list[Path]:
 def _file(path: Path) -> list[Path]:
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return [path]
-    return _coco(path, None) if path.suffix.lower() == ".json" else _listed(path)
+    return _coco(str(path)) if path.suffix.lower() == ".json" else _listed(path)
 
 
 def _listed(path: Path) -> list[Path]:
@@ -77,20 +95,32 @@ def _listed(path: Path) -> list[Path]:
     return images
 
 
-def _coco(path: Path, folder: Path | None) -> list[Path]:
+def _coco(entry: str) -> list[Path]:
+    path = path_of(entry)
     try:
         names = [str(image["file_name"]) for image in json.loads(path.read_text())["images"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DarktrtError(f"{path}: is no COCO file, which has images with a file_name") from error
     if not names:
         return []
+    place = coco_folder(entry, names[0])
+    return [place / name for name in names]
+
+
+def coco_folder(entry: str, first: str) -> Path:
+    """The folder that the file names of a COCO json count from, guessed where ``entry`` is no ``FILE.json:FOLDER``.
+
+    Raises:
+        DarktrtError: the picture ``first`` is not there.
+    """
+    path, folder = path_of(entry), entry.partition(".json:")[2]
     split = path.stem.removeprefix("instances_")
     guesses = [path.parent, path.parent / "images", path.parent / split, path.parent.parent / split]
-    for place in [folder] if folder else guesses:
-        if (place / names[0]).is_file():
-            return [place / name for name in names]
+    for place in [Path(folder)] if folder else guesses:
+        if (place / first).is_file():
+            return place
     where = f"'{folder}'" if folder else "its folder, nor in one named like it"
-    raise DarktrtError(f"{path}: its picture '{names[0]}' is not in {where}; name the pictures' folder as {path}:FOLDER")
+    raise DarktrtError(f"{path}: its picture '{first}' is not in {where}; name the pictures' folder as {path}:FOLDER")
 
 
 def _pattern(path: Path) -> list[Path]:
@@ -109,3 +139,29 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
     ]
+
+
+def flips_and_crops(pictures: Sequence[Path], folder: Path) -> list[Path]:
+    """Twelve pictures of each one, written as JPEG into ``folder``: whole and five crops, each also mirrored.
+
+    The same pictures give the same files, byte for byte, so that a run on them can be resumed.
+
+    Raises:
+        DarktrtError: a picture cannot be read, or a file not written.
+    """
+    made = []
+    for path in pictures:
+        image = Image.fromarray(read_image(path))
+        for name, corner in _CORNERS.items():
+            crop = _cropped(image, *corner) if corner else image
+            for suffix, variant in (("", crop), ("-mirrored", crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
+                made.append(folder / f"{path.stem}-{name}{suffix}.jpg")
+                with atomic_output(made[-1]) as temporary:
+                    variant.save(temporary, quality=95)
+    return made
+
+
+def _cropped(image: Image.Image, left: float, above: float) -> Image.Image:
+    width, height = round(image.width * _CROP), round(image.height * _CROP)
+    x, y = round((image.width - width) * left), round((image.height - height) * above)
+    return image.crop((x, y, x + width, y + height))

