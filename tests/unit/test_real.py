@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,15 +26,17 @@ from helpers import (
     with_outputs,
 )
 
+from check.coco import evaluate, load_truth
 from convert.cfg import Yolo, read_cfg
 from convert.export import convert
 from convert.model import Darknet, load_model
 from convert.shapes import gflops
 from convert.weights import parameter_count
+from darktrt import DetectorInfo
 from engine.runtime import OnnxRunner
 from surgery.rewrite import SurgeryOptions, operate_file
 from vision.boxes import Detections
-from vision.detect import Detector
+from vision.detect import Detector, Run
 from vision.images import read_image
 
 ZOO, DATA = SHARED / "zoo", SHARED / "data"
@@ -205,27 +204,10 @@ def test_real_raw_heads_equal_the_module(real: Real) -> None:
 # --- mAP ---
 
 
-def average_precision(found: dict[int, Detections]) -> tuple[float, float]:
+def average_precision(run: Run, info: DetectorInfo) -> tuple[float, float]:
     """AP and AP50 of COCO, over 80 pictures."""
-    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed (pip install pycocotools)")
-    evaluation = pytest.importorskip("pycocotools.cocoeval")
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = coco.COCO(str(TRUTH))
-        categories = sorted(truth.getCatIds())
-        results = [
-            {"image_id": image, "category_id": categories[c], "score": float(s), "bbox": [x1, y1, x2 - x1, y2 - y1]}
-            for image, one in found.items()
-            for (x1, y1, x2, y2), s, c in zip(one.boxes.tolist(), one.scores, one.class_ids, strict=True)
-        ]
-        judge = evaluation.COCOeval(truth, truth.loadRes(results), "bbox")
-        for step in (judge.evaluate, judge.accumulate, judge.summarize):
-            step()
-    return float(judge.stats[0]), float(judge.stats[1])
-
-
-def detect_all(detector: Detector) -> dict[int, Detections]:
-    images = json.loads(TRUTH.read_text())["images"]
-    return {one["id"]: detector.detect([read_image(VAL / one["file_name"])])[0] for one in images}
+    found = evaluate(run, info, load_truth(f"{TRUTH}:{VAL}", info.class_names))
+    return found.ap, found.ap50
 
 
 @needs(WEIGHTS, VAL, TRUTH)
@@ -233,7 +215,7 @@ def test_average_precision(real: Real) -> None:
     """Of darknet's own chain, whose AP is .2916 and AP50 .4783 with the bottom row it spoils, and .2928, .4802 without."""
     with OnnxRunner(real.decode) as runner:
         info = runner.info
-        decoded = average_precision(detect_all(Detector(runner.run, info, 0.001, 0.45)))
+        decoded = average_precision(runner.run, info)
     assert decoded == pytest.approx((0.2928, 0.4802), abs=MAP_TOLERANCE)
 
     def run_module(inputs: dict[str, Array]) -> dict[str, Any]:
@@ -241,9 +223,9 @@ def test_average_precision(real: Real) -> None:
             boxes, scores = real.module(torch.from_numpy(inputs["images"]))
         return {"boxes": boxes.numpy(), "scores": scores.numpy()}
 
-    module = average_precision(detect_all(Detector(run_module, info, 0.001, 0.45)))
+    module = average_precision(run_module, info)
     with OnnxRunner(real.nms) as runner:
-        portable = average_precision(detect_all(Detector(runner.run, runner.info, 0.001, 0.45)))
+        portable = average_precision(runner.run, runner.info)
     assert portable == pytest.approx(module, abs=MAP_TOLERANCE)
 
 
@@ -251,7 +233,7 @@ def test_average_precision(real: Real) -> None:
 def test_average_precision_of_bytes(real: Real) -> None:
     """Resized pixels rounded to bytes cost no more than 0.003; on these 80 pictures they happen to gain 0.004 and 0.006."""
     with OnnxRunner(real.nms_uint8) as runner:
-        found = average_precision(detect_all(Detector(runner.run, runner.info, 0.001, 0.45)))
+        found = average_precision(runner.run, runner.info)
     for value, of_floats in zip(found, (0.2928, 0.4802), strict=True):
         assert -0.003 <= value - of_floats <= 0.01
 

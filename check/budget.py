@@ -1,0 +1,234 @@
+"""INT8 within a budget: the layers that lose most stay in floating point until the rest costs no more than agreed."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from calib.data import find_images
+from calib.histogram import HistogramSet
+from calib.report import Outputs
+from check.coco import Accuracy, Truth, evaluate, has_labels, load_truth
+from check.sensitivity import LIMIT, each_alone
+from check.simulate import Network, Yardstick, convolutions, kept_by_default, load_network, quantized, session
+from darktrt import DarktrtError, sha256_of
+from surgery.qdq import Calibration
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to judge INT8 on."""
+
+    data: Sequence[str]
+    """A COCO file with labels, or pictures without; as :func:`calib.data.find_images` takes them."""
+    limit: int | None = None
+    """A sample of so many pictures; None for all that have labels, or for :data:`check.sensitivity.LIMIT` without labels."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise DarktrtError(f"the limit is {self.limit}; evaluate on at least 1 picture")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """INT8 with these convolutions in floating point, and what it costs."""
+
+    kept: tuple[str, ...]
+    drop: float
+    """Of the average precision, against FP32; without labels the change of the scores, of :class:`check.simulate.Change`."""
+    accuracy: Accuracy | None = None
+    """None without labels."""
+
+
+@dataclass(frozen=True)
+class Trade:
+    """What was tried, in order; the last trial is within the budget."""
+
+    budget: float
+    trials: tuple[Trial, ...]
+
+    @property
+    def chosen(self) -> Trial:
+        return self.trials[-1]
+
+    def __str__(self) -> str:
+        what = "AP drop" if self.chosen.accuracy else "change of the scores"
+        return f"{len(self.chosen.kept)} convolutions kept in FP16, {what} {self.chosen.drop:.4f} (at most {self.budget:g})"
+
+
+def check_budget(budget: float) -> None:
+    """Refuse what cannot be a largest drop.
+
+    Raises:
+        DarktrtError: it is negative, infinite or NaN.
+    """
+    if not (math.isfinite(budget) and budget >= 0):
+        raise DarktrtError(f"the largest drop is {budget:g}; it must be 0 or more, such as 0.005 for half a point of mAP")
+
+
+def within_budget(
+    source: str | Path,
+    calibration: Calibration,
+    budget: float,
+    evaluation: Evaluation,
+    table: str | Path | None = None,
+    show: Callable[[str], None] = print,
+) -> Trade:
+    """Find how many more convolutions must stay in floating point for INT8 to lose no more than ``budget``.
+
+    Begins with ``calibration.keep``, then adds 1, 2, 3, 4, 6, 8, 12, ... of the others, first those that cost most when
+    quantized alone. ONNX Runtime runs the network with the engine's own Q/DQ nodes: its arithmetic up to rounding.
+    (TensorRT up to 10, which takes the scales themselves, may put further layers than convolutions into INT8.)
+
+    Args:
+        source: an ONNX file with decoded heads or NMS, not quantized.
+        table: the scales' file; the histograms beside it, if any, tell whether calibration has seen the pictures.
+        show: takes the lines of the trade as they come.
+
+    Raises:
+        DarktrtError: the budget is none, or no less than the whole AP in float, or a file cannot be used.
+    """
+    check_budget(budget)
+    network = load_network(source)
+    truth = _labels(network, evaluation)
+    pictures = _pictures(truth, evaluation)
+    if table:
+        _warn_of_overlap([one.path for one in truth.pictures] if truth else pictures, table)
+    kept = tuple(kept_by_default(network) if calibration.keep is None else calibration.keep)
+    quantized(network, calibration, kept)  # refuses the table of another network before the work begins
+    yardstick = cache(lambda: Yardstick(network, pictures))
+    judge = _AccuracyJudge(network, calibration, truth) if truth else _ScoreJudge(yardstick(), calibration)
+    for line in judge.introduce(budget):
+        show(line)
+    trials = []
+    for names, added in _candidates(kept, calibration, yardstick):
+        trials.append(judge.trial(names))
+        show(judge.line(trials[-1], added))
+        if trials[-1].drop <= budget:
+            break
+    if len(trials[-1].kept) == len(convolutions(network)):
+        print("warning: nothing is left in INT8; --precision fp16 makes the same engine", file=sys.stderr)
+    return Trade(budget, tuple(trials))
+
+
+def _candidates(
+    kept: tuple[str, ...], calibration: Calibration, yardstick: Callable[[], Yardstick]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """More and more to keep, and what is new; the layers are ranked only if the first is not enough."""
+    yield kept, "to begin with" if kept else "none"
+    changes = each_alone(yardstick(), calibration)
+    worst = [one.node for one in sorted(changes, key=lambda one: -changes[one].scores) if one.node not in kept]
+    before = 0
+    for count in _counts(len(worst)):
+        yield (*kept, *worst[:count]), ", ".join(worst[before:count])
+        before = count
+
+
+def _counts(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, ... below ``most``, and ``most``."""
+    steps = sorted({factor << i for factor in (1, 3) for i in range(most.bit_length())})
+    return [step for step in steps if step < most] + [most] * (most > 0)
+
+
+class _Judge(ABC):
+    """Says what INT8 costs, and how to print that."""
+
+    @abstractmethod
+    def introduce(self, budget: float) -> list[str]:
+        """The lines above the trials."""
+
+    @abstractmethod
+    def trial(self, kept: tuple[str, ...]) -> Trial:
+        """Judge INT8 with these convolutions in floating point."""
+
+    @abstractmethod
+    def line(self, trial: Trial, added: str) -> str:
+        """A line for people."""
+
+
+class _AccuracyJudge(_Judge):
+    """By the drop of the average precision."""
+
+    def __init__(self, network: Network, calibration: Calibration, truth: Truth) -> None:
+        self.network, self.calibration, self.truth = network, calibration, truth
+
+    def introduce(self, budget: float) -> list[str]:
+        self.exact = exact = evaluate(session(self.network.model), self.network.info, self.truth, "FP32")
+        pictures = f"{len(self.truth.pictures)} pictures of {self.truth.name}"
+        if exact.ap <= budget:
+            raise DarktrtError(
+                f"FP32 has AP {exact.ap:.4f} on {pictures}, so any INT8 would pass a largest drop of {budget:g}; "
+                "are these labels the network's, and is the drop in parts of 1?"
+            )
+        title = f"FP32: AP {exact.ap:.4f}, AP50 {exact.ap50:.4f} on {pictures}"
+        return [title, f"{'kept in FP16':>12}  {'AP':>6}  {'drop':>7}  {'AP50':>6}  {'drop':>7}  added"]
+
+    def trial(self, kept: tuple[str, ...]) -> Trial:
+        run = session(quantized(self.network, self.calibration, kept))
+        found = evaluate(run, self.network.info, self.truth, f"INT8, {len(kept)} kept")
+        return Trial(kept, self.exact.ap - found.ap, found)
+
+    def line(self, trial: Trial, added: str) -> str:
+        found, exact = trial.accuracy or self.exact, self.exact
+        drops = f"{found.ap:6.4f}  {trial.drop:7.4f}  {found.ap50:6.4f}  {exact.ap50 - found.ap50:7.4f}"
+        return f"{len(trial.kept):12}  {drops}  {added}"
+
+
+class _ScoreJudge(_Judge):
+    """By the change of the scores, which needs no labels."""
+
+    def __init__(self, yardstick: Yardstick, calibration: Calibration) -> None:
+        self.yardstick, self.calibration = yardstick, calibration
+
+    def introduce(self, budget: float) -> list[str]:
+        print(
+            f"warning: there are no labels to measure mAP on, so the budget of {budget:g} bounds the change of the scores: "
+            "how far scores (0 to 1) move from FP32's, as RMS, by how sure FP32 is; it is often ten times the drop of mAP, "
+            "for which you name a COCO json with annotations",
+            file=sys.stderr,
+        )
+        return [f"{'kept in FP16':>12}  {'scores':>7}  {'heads':>7}  added"]
+
+    def trial(self, kept: tuple[str, ...]) -> Trial:
+        self.change = self.yardstick.change(self.calibration, kept)
+        return Trial(kept, self.change.scores)
+
+    def line(self, trial: Trial, added: str) -> str:
+        return f"{len(trial.kept):12}  {trial.drop:7.4f}  {self.change.heads:7.4f}  {added}"
+
+
+def _labels(network: Network, evaluation: Evaluation) -> Truth | None:
+    labelled = [entry for entry in evaluation.data if has_labels(entry)]
+    if len(labelled) > 1:
+        raise DarktrtError(f"{labelled[1]}: labels are in {labelled[0]} too; name one COCO json to evaluate on")
+    return load_truth(labelled[0], network.info.class_names, evaluation.limit, evaluation.seed) if labelled else None
+
+
+def _pictures(truth: Truth | None, evaluation: Evaluation) -> list[Path]:
+    """Those that changes of scores are measured on."""
+    if truth is None:
+        return find_images(evaluation.data, LIMIT if evaluation.limit is None else evaluation.limit, evaluation.seed)
+    paths = sorted(picture.path for picture in truth.pictures)
+    return paths if len(paths) <= LIMIT else random.Random(evaluation.seed).sample(paths, LIMIT)
+
+
+def _warn_of_overlap(pictures: Sequence[Path], table: str | Path) -> None:
+    """Say on stderr how many of the pictures calibration has seen, where the histograms beside the table tell."""
+    histograms = Outputs(Path(table)).histograms
+    if not histograms.is_file():
+        return
+    calibrated = HistogramSet.load(histograms).images
+    seen = sum(sha256_of(path) in calibrated for path in pictures)
+    if seen:
+        print(
+            f"warning: INT8 was calibrated on {seen} of the {len(pictures)} pictures that it is judged on; "
+            "on others it may lose more",
+            file=sys.stderr,
+        )

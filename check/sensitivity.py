@@ -1,0 +1,218 @@
+"""Which layers lose most by INT8: every convolution quantized alone, ranked, as a table, a picture and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from calib.data import find_images
+from check.coco import Accuracy, Truth, evaluate, load_truth, progress_bar
+from check.simulate import (
+    Change,
+    Convolution,
+    Network,
+    Yardstick,
+    convolutions,
+    kept_by_default,
+    load_network,
+    quantized,
+    session,
+)
+from darktrt import DarktrtError, atomic_output
+from surgery.qdq import Calibration
+
+LIMIT = 16
+"""Pictures that the changes of scores are measured on, unless told otherwise."""
+
+_ROW, _MARGIN, _TITLE, _BARS, _NUMBERS = 18, 14, 44, 480, 150
+_INK, _FAINT, _BAR, _KEPT = (34, 34, 34), (130, 130, 130), (108, 148, 190), (190, 190, 190)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What quantizing this convolution alone, its input and its weights, does to the network."""
+
+    convolution: Convolution
+    change: Change
+    kept: bool
+    """INT8 leaves it in floating point by default."""
+    accuracy: Accuracy | None = None
+    """Where it was asked for."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Every convolution's cost, in graph order."""
+
+    network: str
+    pictures: int
+    layers: tuple[LayerCost, ...]
+    together: Change
+    """Of INT8 as it is by default: all quantized but those kept."""
+    accuracy: Accuracy | None = None
+    """In float, where it was asked for."""
+
+    def ranked(self) -> list[LayerCost]:
+        """Worst first: by average precision where that was measured, else by the change of the scores."""
+        return sorted(self.layers, key=lambda layer: (layer.accuracy.ap if layer.accuracy else 0.0, -layer.change.scores))
+
+    def to_table(self) -> str:
+        """A line a convolution, worst first."""
+        width = max(len(layer.convolution.node) for layer in self.layers)
+        judged = f"  {'AP':>7}  {'drop':>7}" if self.accuracy else ""
+        lines = [f"rank  {'convolution':<{width}}  cfg line  {'scores':>8}  {'heads':>8}{judged}"]
+        for rank, layer in enumerate(self.ranked(), 1):
+            name, _, line = layer.convolution
+            row = f"{rank:4}  {name:<{width}}  {line:8}  {layer.change.scores:8.5f}  {layer.change.heads:8.5f}"
+            if self.accuracy and layer.accuracy:
+                row += f"  {layer.accuracy.ap:7.4f}  {self.accuracy.ap - layer.accuracy.ap:7.4f}"
+            lines.append(f"{row}{'  kept by default' if layer.kept else ''}")
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """How much INT8 changes as a whole, by the measures of the table."""
+        kept = sum(layer.kept for layer in self.layers)
+        return (
+            f"{self.network}: all in INT8 but the {kept} kept by default change scores by {self.together.scores:.5f}, "
+            f"heads by {self.together.heads:.5f}, on {self.pictures} pictures"
+        )
+
+    def to_json(self) -> str:
+        """All numbers; those that do not exist are null."""
+        layers = [
+            {
+                **layer.convolution._asdict(),
+                **layer.change._asdict(),
+                "kept": layer.kept,
+                "accuracy": _numbers(layer.accuracy),
+            }
+            for layer in self.ranked()
+        ]
+        head = {"network": self.network, "pictures": self.pictures, "together": self.together._asdict()}
+        return json.dumps({**head, "accuracy": _numbers(self.accuracy), "layers": layers}, indent=2, allow_nan=False) + "\n"
+
+
+def _numbers(accuracy: Accuracy | None) -> dict[str, float | None] | None:
+    if accuracy is None:
+        return None
+    return {name: None if math.isnan(value) else value for name, value in asdict(accuracy).items()}
+
+
+def sensitivity(
+    source: str | Path,
+    data: Sequence[str],
+    calibration: Calibration,
+    limit: int = LIMIT,
+    seed: int = 0,
+    truth: str | None = None,
+) -> Sensitivity:
+    """Quantize every convolution alone and measure what that changes; a bar on stderr.
+
+    Args:
+        source: an ONNX file with decoded heads or NMS, not quantized.
+        data: pictures as :func:`calib.data.find_images` takes them, of which ``limit`` are drawn.
+        truth: a COCO file to measure the average precision on too, with each convolution quantized: slow.
+
+    Raises:
+        DarktrtError: a file cannot be used, or the calibration is of another network.
+    """
+    network = load_network(source)
+    quantized(network, calibration, [])  # refuses the table of another network before the work begins
+    labels = load_truth(truth, network.info.class_names) if truth else None
+    yardstick = Yardstick(network, find_images(data, limit, seed))
+    kept = kept_by_default(network)
+    changes = each_alone(yardstick, calibration)
+    exact, judged = _accuracies(network, calibration, list(changes), labels) if labels else (None, {})
+    layers = tuple(LayerCost(one, change, one.node in kept, judged.get(one)) for one, change in changes.items())
+    together = yardstick.change(calibration, kept)
+    return Sensitivity(network.info.name, len(yardstick.inputs), layers, together, exact)
+
+
+def each_alone(yardstick: Yardstick, calibration: Calibration) -> dict[Convolution, Change]:
+    """What every convolution changes when nothing else is quantized, in graph order."""
+    all_ = convolutions(yardstick.network)
+    changes = {}
+    with progress_bar(len(all_), "convolutions") as bar:
+        for one in all_:
+            changes[one] = yardstick.change(calibration, _others(all_, one))
+            bar.update()
+    return changes
+
+
+def _others(convolutions: Iterable[Convolution], one: Convolution) -> list[str]:
+    return [other.node for other in convolutions if other != one]
+
+
+def _accuracies(
+    network: Network, calibration: Calibration, all_: list[Convolution], truth: Truth
+) -> tuple[Accuracy, dict[Convolution, Accuracy]]:
+    """The accuracy in float, and with each convolution quantized alone."""
+    exact = evaluate(session(network.model), network.info, truth, "FP32")
+    judged = {}
+    for i, one in enumerate(all_, 1):
+        run = session(quantized(network, calibration, _others(all_, one)))
+        judged[one] = evaluate(run, network.info, truth, f"{i} of {len(all_)}")
+    return exact, judged
+
+
+def save_json(result: Sensitivity, path: str | Path) -> None:
+    """Write :meth:`Sensitivity.to_json`.
+
+    Raises:
+        DarktrtError: the file cannot be written.
+    """
+    with atomic_output(path) as temporary:
+        temporary.write_text(result.to_json(), encoding="utf-8")
+
+
+# The picture
+
+
+def check_picture(path: str | Path) -> None:
+    """Refuse a name that :func:`plot` cannot write to.
+
+    Raises:
+        DarktrtError: its suffix is no picture format.
+    """
+    if Path(path).suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
+        raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
+
+
+def plot(result: Sensitivity, path: str | Path) -> None:
+    """Draw a bar a convolution, in graph order, for the change of the scores; those kept by default are gray.
+
+    Raises:
+        DarktrtError: the file cannot be written, or its suffix is no picture format.
+    """
+    check_picture(path)
+    font = ImageFont.load_default(13)
+    labels = [f"{layer.convolution.node}, cfg line {layer.convolution.line}" for layer in result.layers]
+    left = 2 * _MARGIN + round(max(font.getlength(label) for label in labels))
+    height = _TITLE + _ROW * len(labels) + 2 * _MARGIN
+    page = Image.new("RGB", (left + _BARS + _NUMBERS, height), "white")
+    draw = ImageDraw.Draw(page)
+    title = f"{result.network}: change of the scores with one convolution in INT8, {result.pictures} pictures"
+    draw.text((_MARGIN, _MARGIN), title, _INK, font)
+    worst = max(layer.change.scores for layer in result.layers)
+    for i, (label, layer) in enumerate(zip(labels, result.layers, strict=True)):
+        _draw_bar(draw, (left, _MARGIN + _TITLE + _ROW * i), label, layer, result, worst)
+    with atomic_output(path) as temporary:
+        page.save(temporary)
+
+
+def _draw_bar(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], label: str, layer: LayerCost, result: Sensitivity, worst: float
+) -> None:
+    (x, y), font = corner, ImageFont.load_default(13)
+    draw.text((x - _MARGIN - font.getlength(label), y), label, _FAINT if layer.kept else _INK, font)
+    length = round(layer.change.scores / worst * _BARS) if worst else 0
+    draw.rectangle((x, y + 2, x + length, y + _ROW - 4), _KEPT if layer.kept else _BAR)
+    text = f"{layer.change.scores:.4f}"
+    if result.accuracy and layer.accuracy:
+        text += f", AP -{result.accuracy.ap - layer.accuracy.ap:.4f}".replace("--", "+")
+    draw.text((x + length + 6, y), text, _FAINT if layer.kept else _INK, font)

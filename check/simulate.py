@@ -1,0 +1,182 @@
+"""What INT8 does to a network's numbers, in ONNX Runtime on the CPU: Q/DQ nodes, and how far scores and heads move.
+
+Rounding to INT8 levels is exact here and everything between is float32. An engine adds up the same levels in integers and does
+the rest in FP16, so its numbers differ from these by rounding alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import onnxruntime
+from numpy.typing import NDArray
+
+from darktrt import DarktrtError, DetectorInfo
+from onnx_file import load_model
+from surgery.bodies import embed
+from surgery.half import backbone
+from surgery.qdq import Calibration, default_keep, quantize
+from surgery.rewrite import import_graph
+from vision.detect import Arrays, Run
+from vision.images import preprocess, read_image
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A detector in floating point, with its metadata."""
+
+    model: onnx.ModelProto
+    info: DetectorInfo
+
+
+class Convolution(NamedTuple):
+    """A convolution of the backbone and the cfg section that it comes from."""
+
+    node: str
+    section: int
+    line: int
+
+
+def load_network(path: str | Path) -> Network:
+    """A detector that can be quantized and can detect.
+
+    Raises:
+        DarktrtError: the file is no ONNX of darktrt, is quantized already, or ends at its raw heads.
+    """
+    model, info = load_model(path)
+    if info.int8_convolutions:
+        raise DarktrtError(f"{path}: has Q/DQ nodes already; start from the ONNX of 'darktrt surgery' without --qdq")
+    if info.head == "raw":
+        raise DarktrtError(f"{path}: ends at its raw heads; make it with 'darktrt surgery' and --head nms or decode")
+    return Network(model, info)
+
+
+def convolutions(network: Network) -> list[Convolution]:
+    """The convolutions that can be quantized, in graph order."""
+    graph = import_graph(network.model)
+    sections = {layer.tensor: layer for layer in reversed(network.info.layers)}  # the first that gives a tensor, not a route
+    found = []
+    for node in backbone(graph, network.info):
+        if node.op == "Conv":
+            tensor = node.outputs[0]
+            while tensor.name not in sections:  # on through the activation
+                if not tensor.outputs:
+                    raise DarktrtError(f"'{node.name}' belongs to no cfg section of the metadata; convert the network again")
+                tensor = tensor.outputs[0].outputs[0]
+            found.append(Convolution(node.name, sections[tensor.name].index, sections[tensor.name].line))
+    return found
+
+
+def kept_by_default(network: Network) -> list[str]:
+    """The convolutions that INT8 leaves in floating point unless told otherwise."""
+    return default_keep(import_graph(network.model), network.info)
+
+
+def quantized(network: Network, calibration: Calibration, keep: Collection[str]) -> onnx.ModelProto:
+    """The network with Q/DQ nodes around every convolution but ``keep``, as an INT8 engine gets it.
+
+    Raises:
+        DarktrtError: the calibration lacks a tensor of this network, or ``keep`` names no convolution of it.
+    """
+    graph = import_graph(network.model)
+    quantize(graph, network.info, replace(calibration, keep=tuple(keep)))
+    return _exported(graph.toposort())
+
+
+def up_to_scores(network: Network) -> Network:
+    """The network cut behind decoding: its outputs are ``scores (N, A, C)`` and the raw heads, under their names."""
+    graph = import_graph(network.model)
+    tensors = graph.tensors()
+    names = ["decoded_scores" if network.info.head == "nms" else "scores", *(head.tensor for head in network.info.heads)]
+    if missing := [name for name in names if name not in tensors]:
+        raise DarktrtError(f"{network.info.name}: the graph has no tensor '{missing[0]}'; make it with 'darktrt surgery'")
+    scores, *heads = graph.outputs = [tensors[name] for name in names]
+    graph.cleanup(remove_unused_graph_inputs=True)
+    scores.name = "scores"
+    for head in heads:
+        head.dtype = np.float32
+    return Network(_exported(graph), network.info)
+
+
+def _exported(graph: gs.Graph) -> onnx.ModelProto:
+    model: onnx.ModelProto = gs.export_onnx(graph, do_type_check=False)
+    embed(model)
+    return model
+
+
+def session(model: onnx.ModelProto) -> Run:
+    """The model ready to run, as a function of its named inputs; it goes away with the function."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Weights are dequantized once, not in every run, and nothing goes to integer kernels, of which some saturate.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    ready = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in ready.get_outputs()]
+    return lambda inputs: dict(zip(names, ready.run(names, inputs), strict=True))
+
+
+class Change(NamedTuple):
+    """How far a network's outputs are from those of its float form."""
+
+    scores: float
+    """Weighted RMS: sqrt(sum w |s' - s|^2 / sum w) over all anchors of all pictures, where s and s' are an anchor's vectors
+    of class scores (objectness times class, 0..1), in float and changed, and w is the anchor's best float score. So an anchor
+    counts by how sure the network is of it; there is no threshold, below which nothing would count."""
+    heads: float
+    """Of the raw heads: sqrt(sum (r' - r)^2 / sum r^2), every element alike."""
+
+
+class Yardstick:
+    """Pictures, and what the float network makes of them, against which its quantized forms are measured.
+
+    It holds the input and the float outputs of every picture, 8 MB each for yolov4 at 416 x 416: it is for tens of pictures.
+
+    Raises:
+        DarktrtError: a picture cannot be read, or the float network gives NaN.
+    """
+
+    def __init__(self, network: Network, pictures: Sequence[Path]) -> None:
+        self.network = up_to_scores(network)
+        self.inputs = [_input(path, network.info) for path in pictures]
+        self.expected = list(self._outputs(self.network.model))
+        if not all(np.isfinite(values).all() for outputs in self.expected for values in outputs.values()):
+            raise DarktrtError(f"{network.info.name}: its outputs are NaN or infinite; are the weights damaged?")
+
+    def change(self, calibration: Calibration, keep: Collection[str]) -> Change:
+        """What quantizing everything but ``keep`` does to the outputs."""
+        sums = np.zeros(4)
+        changed = self._outputs(quantized(self.network, calibration, keep))
+        for expected, found in zip(self.expected, changed, strict=True):
+            sums += _sums(expected, found)
+        scores, weight, heads, strength = sums.tolist()
+        return Change(math.sqrt(scores / weight) if weight else 0.0, math.sqrt(heads / strength) if strength else 0.0)
+
+    def _outputs(self, model: onnx.ModelProto) -> Iterator[Arrays]:
+        """The outputs for each picture; a batch too short for the network is filled up and cut back."""
+        run, inputs = session(model), iter(self.inputs)
+        least = self.network.info.batch[0]
+        while group := list(islice(inputs, least)):
+            outputs = run({"images": np.stack(group + group[:1] * (least - len(group)))})
+            yield from ({name: values[i] for name, values in outputs.items()} for i in range(len(group)))
+
+
+def _sums(expected: Arrays, found: Arrays) -> NDArray[np.float64]:
+    """The four sums of :class:`Change` over one picture."""
+    weight = expected["scores"].max(1).astype(np.float64)
+    moved = np.square(found["scores"] - expected["scores"], dtype=np.float64).sum(1)
+    heads = [name for name in expected if name != "scores"]
+    error = sum(np.square(found[name] - expected[name], dtype=np.float64).sum() for name in heads)
+    strength = sum(np.square(expected[name], dtype=np.float64).sum() for name in heads)
+    return np.array([weight @ moved, weight.sum(), error, strength])
+
+
+def _input(path: Path, info: DetectorInfo) -> NDArray[Any]:
+    return preprocess(read_image(path), info.width, info.height, info.channels, info.resize, info.input)[0]

@@ -1,0 +1,213 @@
+"""INT8 within a budget: what is tried in which order, what is said, and what the engine is made with."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import Made, files_in, made_image
+from PIL import Image
+
+from calib.table import CalibrationTable
+from check.budget import Evaluation, Trade, within_budget
+from check.simulate import convolutions, kept_by_default, load_network
+from cli import main
+from darktrt import DarktrtError
+from engine.runtime import OnnxRunner
+from surgery.qdq import Calibration
+from surgery.rewrite import SurgeryOptions, operate_file
+from vision.detect import Detector
+from vision.images import read_image
+
+SPOILT, READER = "layer0", "/layers.1/Conv"
+"""A tensor whose scale is wrong in the table ``bad.table``, and the one convolution that reads it."""
+BUDGET, SCORES = 0.2, 0.01
+"""Of the average precision and of the change of scores: far above what the good table costs, far below the bad one."""
+
+
+@pytest.fixture(scope="module")
+def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The made network for NMS, pictures, labels that are what it finds in float, a good table and a bad one."""
+    folder = tmp_path_factory.mktemp("budget")
+    operate_file(made.plain, folder / "net.onnx", SurgeryOptions())
+    for name, start in (("photos", 0), ("others", 50)):
+        (folder / name).mkdir()
+        for i in range(start, start + 5):
+            Image.fromarray(made_image(128, 192, seed=i)).save(folder / name / f"{i}.png")
+    label_by_the_network(folder)
+    assert main(["calib", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "good.table")]) == 0
+    scales = CalibrationTable.load(folder / "good.table").scales
+    CalibrationTable({**scales, SPOILT: np.float32(scales[SPOILT] / 500)}, "8600").save(folder / "bad.table")
+    return folder
+
+
+def label_by_the_network(folder: Path) -> None:
+    """``val.json``: the surest detections of the float network in ``photos``, for which its AP is 1."""
+    images, labels = [], []
+    with OnnxRunner(folder / "net.onnx") as runner:
+        names = runner.info.class_names
+        for i, path in enumerate(sorted((folder / "photos").iterdir())):
+            images.append({"id": i, "file_name": path.name})
+            (found,) = Detector(runner.run, runner.info, 0.001, 0.45).detect([read_image(path)])
+            for (x1, y1, x2, y2), one in zip(found.boxes[:6].tolist(), found.class_ids[:6].tolist(), strict=True):
+                labels.append({"image_id": i, "category_id": one, "bbox": [x1, y1, x2 - x1, y2 - y1]})
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    text = json.dumps({"images": images, "annotations": labels, "categories": categories})
+    (folder / "val.json").write_text(text)
+
+
+def trade(
+    files: Path, table: str, budget: float, data: str = "val.json:{}/photos", keep: tuple[str, ...] | None = None
+) -> tuple[Trade, list[str]]:
+    lines: list[str] = []
+    calibration = Calibration(CalibrationTable.load(files / table).scales, keep)
+    entry = f"{files}/{data}".format(files)
+    return within_budget(files / "net.onnx", calibration, budget, Evaluation([entry]), files / table, lines.append), lines
+
+
+def test_what_is_good_enough_stays_as_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, lines = trade(files, "good.table", BUDGET)
+    assert [trial.kept for trial in found.trials] == [tuple(kept_by_default(load_network(files / "net.onnx")))]
+    assert lines[0].startswith("FP32: AP 0.8")
+    assert lines[0].endswith(f"on 5 pictures of {files}/val.json")
+    assert len(lines) == 3
+    assert "convolutions" not in capsys.readouterr().err  # nothing was ranked
+
+
+def test_the_worst_layer_is_kept_first(files: Path) -> None:
+    """The one with the bad scale; keeping it brings back what the good table gives without it."""
+    found, lines = trade(files, "bad.table", BUDGET)
+    before, after = found.trials
+    assert after.kept == (*before.kept, READER)
+    assert before.drop > 2 * BUDGET > BUDGET / 2 > after.drop
+    assert lines[-1].split()[0] == "4"
+    assert lines[-1].endswith(READER)
+    assert str(found) == f"4 convolutions kept in FP16, AP drop {after.drop:.4f} (at most {BUDGET})"
+
+
+def test_a_budget_of_nothing_ends_in_float(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps of 1, 2, 3, 4 and then all; or fewer, if INT8 happens to lose nothing."""
+    found, lines = trade(files, "bad.table", 0, "photos")
+    assert [len(trial.kept) for trial in found.trials] == [3, 4, 5, 6, 7, 9]
+    for one, more in zip(found.trials, found.trials[1:], strict=False):
+        assert more.kept[: len(one.kept)] == one.kept
+        assert more.drop < one.drop
+    assert set(found.chosen.kept) == {one.node for one in convolutions(load_network(files / "net.onnx"))}
+    assert found.chosen.drop == 0
+    assert "nothing is left in INT8; --precision fp16 makes the same engine" in capsys.readouterr().err
+    added = [name for line in lines[2:] for name in line.split("  ")[-1].split(", ")]
+    assert added == list(found.chosen.kept[3:])
+
+
+def test_counts_grow_by_about_a_half() -> None:
+    from check.budget import _counts
+
+    assert _counts(110) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 110]
+    assert [_counts(n) for n in (0, 1, 2, 5)] == [[], [1], [1, 2], [1, 2, 3, 4, 5]]
+
+
+def test_the_first_to_keep_are_those_named(files: Path) -> None:
+    found, _ = trade(files, "bad.table", BUDGET, keep=())
+    assert [trial.kept for trial in found.trials] == [(), (READER,)]
+    found, _ = trade(files, "bad.table", BUDGET, keep=(READER,))
+    assert [trial.kept for trial in found.trials] == [(READER,)]
+
+
+def test_without_labels_scores_are_judged_which_is_said(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, lines = trade(files, "bad.table", SCORES, "photos")
+    assert found.trials[-1].kept[-1] == READER
+    assert found.trials[0].drop > SCORES >= found.chosen.drop
+    assert all(trial.accuracy is None for trial in found.trials)
+    assert lines[0].split() == ["kept", "in", "FP16", "scores", "heads", "added"]
+    assert "warning: there are no labels to measure mAP on" in capsys.readouterr().err
+    assert "change of the scores 0.0" in str(found)
+    again, _ = trade(files, "bad.table", found.chosen.drop, "photos")
+    assert again.trials == found.trials  # a drop of exactly the budget is within it
+
+
+def test_a_coco_file_without_annotations_counts_as_pictures(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = json.loads((files / "val.json").read_text())
+    (files / "photos/test.json").write_text(json.dumps({"images": values["images"]}))
+    try:
+        found, _ = trade(files, "good.table", BUDGET, "photos/test.json")
+    finally:
+        (files / "photos/test.json").unlink()
+    assert found.chosen.accuracy is None
+    assert "no labels" in capsys.readouterr().err
+
+
+def test_pictures_seen_in_calibration_are_warned_of(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trade(files, "good.table", BUDGET)
+    assert "was calibrated on" not in capsys.readouterr().err
+    trade(files, "good.table", BUDGET, "others")
+    assert "warning: INT8 was calibrated on 5 of the 5 pictures that it is judged on" in capsys.readouterr().err
+
+
+def test_labels_of_something_else_are_told(files: Path) -> None:
+    """With an AP below the budget every INT8 would pass."""
+    values = json.loads((files / "val.json").read_text())
+    for one in values["annotations"]:
+        one["bbox"] = [0, 0, 3, 3]
+    (files / "photos/wrong.json").write_text(json.dumps(values))
+    try:
+        with pytest.raises(DarktrtError, match=r"FP32 has AP 0\.0000 on 5 pictures of .*wrong\.json, so any INT8 would pass"):
+            trade(files, "good.table", 0.005, "photos/wrong.json")
+    finally:
+        (files / "photos/wrong.json").unlink()
+
+
+# --- the command ---
+
+ENGINE = "engine net.onnx -o my.plan"
+INT8 = f"{ENGINE} --precision int8 --table good.table"
+BAD = {
+    f"{INT8} --eval val.json:photos --max-drop -1": "the largest drop is -1; it must be 0 or more",
+    f"{INT8} --eval val.json:photos --max-drop nan": "the largest drop is nan; it must be 0 or more",
+    f"{INT8} --eval val.json:photos --max-drop inf": "the largest drop is inf; it must be 0 or more",
+    f"{INT8} --max-drop 0.1": "--max-drop X, --eval DATA, --table TABLE and --precision int8 go together",
+    f"{INT8} --eval photos": "--max-drop X, --eval DATA, --table TABLE and --precision int8 go together",
+    f"{ENGINE} --table good.table --eval photos --max-drop 0": "--max-drop X, --eval DATA, --table TABLE and --precision int8",
+    f"{ENGINE} --precision int8 --eval photos --max-drop 0": "--max-drop X, --eval DATA, --table TABLE and --precision int8",
+    f"{INT8} --max-drop 0 --eval none.json": "none.json: no such file or folder",
+    f"{INT8} --max-drop 0 --eval photos --eval-limit 0": "the limit is 0; evaluate on at least 1 picture",
+    f"{INT8} --max-drop 0 --eval photos --keep /no": "'/no' is no convolution of this network",
+    f"{INT8} --max-drop 0 --eval val.json": "val.json: its picture '0.png' is not in its folder",
+    f"{INT8} --max-drop 0 --eval val.json:photos val.json:photos": "val.json:photos: labels are in val.json:photos too",
+    f"{INT8} --max-drop 0 --eval six.json:photos": "six.json: has 4 categories without the network's class 'class 0'",
+    f"{INT8} --max-drop 0 --eval photos".replace("good", "other"): "the calibration table has no scale for 6 tensors",
+    f"{INT8} --max-drop 0 --eval photos/0.png".replace("my.plan", "photos/0.png"): "photos/0.png: is given twice",
+}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
+@pytest.mark.parametrize("command", BAD)
+def test_mistakes_are_told(command: str, files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("net.onnx", "good.table", "val.json", "photos"):
+        (folder / name).symlink_to(files / name)
+    if "other.table" in command:
+        CalibrationTable({"another": np.float32(1)}, "8600").save("other.table")
+    values = json.loads((files / "val.json").read_text())
+    Path("six.json").write_text(json.dumps({**values, "categories": [{"id": i, "name": f"six {i}"} for i in range(4)]}))
+    before = files_in(folder)
+    assert main(command.split()) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"darktrt engine: {BAD[command]}"), err
+    assert (out, err.count("\n"), files_in(folder)) == ("", 1, before)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
+def test_the_engine_is_made_with_what_was_chosen(files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"engine {files}/net.onnx --target rtx --precision int8 --table {files}/bad.table"
+    budget = f"--max-drop {BUDGET} --eval {files}/val.json:{files}/photos"
+    assert main([*command.split(), *budget.split(), "-o", "chosen.plan"]) == 0
+    out, _ = capsys.readouterr()
+    assert out.splitlines()[-1].startswith("chosen.plan: 4 convolutions kept in FP16, AP drop 0.")
+    kept = ",".join([*kept_by_default(load_network(files / "net.onnx")), READER])
+    assert main([*command.split(), "--keep", kept, "-o", "named.plan"]) == 0
+    assert main([*command.split(), "-o", "default.plan"]) == 0
+    sizes = {name: Path(f"{name}.plan").stat().st_size for name in ("chosen", "named", "default")}
+    assert sizes["chosen"] == pytest.approx(sizes["named"], abs=64)
+    assert sizes["default"] != pytest.approx(sizes["named"], abs=64)

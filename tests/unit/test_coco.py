@@ -1,0 +1,256 @@
+"""COCO mAP: the numbers on cases small enough to know by heart, whose labels are whose classes, and wrong files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, Made, made_image
+from PIL import Image
+
+from check.coco import accuracy, evaluate, has_labels, load_truth
+from darktrt import DarktrtError
+from vision.boxes import Detections
+
+NAMES = ("cat", "dog")
+Box = tuple[float, float, float, float]
+
+
+def label(image: Any, box: Box, category: int = 7, **more: Any) -> dict[str, Any]:
+    """An annotation; the box as COCO has it, x y width height."""
+    return {"image_id": image, "category_id": category, "bbox": list(box), **more}
+
+
+def write(
+    folder: Path, labels: Sequence[dict[str, Any]], *, names: Sequence[str] = NAMES, count: int = 2, name: str = "val.json"
+) -> str:
+    """A COCO file with ``count`` pictures of 200 x 150 beside it, image ids from 40, category ids 7, 9, ..."""
+    for i in range(count):
+        Image.fromarray(made_image(150, 200, seed=i)).save(folder / f"{i}.png")
+    images = [{"id": 40 + i, "file_name": f"{i}.png", "width": 200, "height": 150} for i in range(count)]
+    categories = [{"id": 7 + 2 * i, "name": category} for i, category in enumerate(names)]
+    path = folder / name
+    path.write_text(json.dumps({"images": images, "annotations": labels, "categories": categories[::-1]}))
+    return str(path)
+
+
+def found(*rows: tuple[Box, float, int]) -> Detections:
+    """Detections from (x1 y1 x2 y2), score and class id."""
+    boxes, scores, ids = zip(*rows, strict=True) if rows else ((), (), ())
+    arrays = np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(ids, np.int32)
+    return Detections(*arrays, NAMES)
+
+
+def judge(entry: str, *detections: Detections) -> tuple[float, float, float]:
+    result = accuracy(detections, load_truth(entry, NAMES))
+    return result.ap, result.ap50, result.ap75
+
+
+# --- the numbers ---
+
+
+def test_what_is_found_exactly_counts_in_full(tmp_path: Path) -> None:
+    """Whatever the ids in the file; other tools' files have no area, crowd flag or id."""
+    for more in ({}, {"id": 0}, {"id": 5, "area": 10_000, "iscrowd": 0}):
+        entry = write(tmp_path, [label(40, (0, 0, 100, 100), **more), label(41, (10, 20, 50, 60), 9)])
+        result = accuracy([found(((0, 0, 100, 100), 0.9, 0)), found(((10, 20, 60, 80), 0.3, 1))], load_truth(entry, NAMES))
+        assert (result.ap, result.ap50, result.ap75, result.ap_medium, result.ap_large) == pytest.approx([1] * 5)
+        assert math.isnan(result.ap_small)
+
+
+def test_overlap_decides_at_which_thresholds_a_box_counts(tmp_path: Path) -> None:
+    """IoU .72 passes .50, .55, .60, .65 and .70 of the ten thresholds."""
+    entry = write(tmp_path, [label(40, (0, 0, 100, 100))])
+    assert judge(entry, found(((0, 0, 72, 100), 0.9, 0)), found()) == pytest.approx((0.5, 1, 0))
+
+
+def test_what_is_missed_ends_the_recall(tmp_path: Path) -> None:
+    """One of two objects: precision is 1 at recalls 0 to .5, which are 51 of COCO's 101."""
+    entry = write(tmp_path, [label(40, (0, 0, 100, 100)), label(41, (0, 0, 100, 100))])
+    assert judge(entry, found(((0, 0, 100, 100), 0.9, 0)), found())[0] == pytest.approx(51 / 101)
+
+
+def test_a_false_alarm_costs_by_its_score(tmp_path: Path) -> None:
+    entry = write(tmp_path, [label(40, (0, 0, 100, 100))])
+    right, wrong = ((0, 0, 100, 100), 0.5, 0), (110, 0, 200, 100)
+    assert judge(entry, found((wrong, 0.9, 0), right), found())[0] == pytest.approx(0.5)
+    assert judge(entry, found(right, (wrong, 0.1, 0)), found())[0] == pytest.approx(1)
+    assert judge(entry, found(right), found((wrong, 0.9, 0)))[0] == pytest.approx(0.5)
+    assert judge(entry, found(((0, 0, 100, 100), 0.5, 1)), found())[0] == 0
+
+
+def test_nothing_found_is_zero(tmp_path: Path) -> None:
+    assert judge(write(tmp_path, [label(40, (0, 0, 100, 100))]), found(), found()) == (0, 0, 0)
+
+
+def test_a_crowd_need_not_be_found_and_is_no_false_alarm(tmp_path: Path) -> None:
+    entry = write(tmp_path, [label(40, (0, 0, 50, 50)), label(40, (100, 0, 100, 150), iscrowd=1)])
+    right, inside = ((0, 0, 50, 50), 0.5, 0), ((110, 10, 140, 40), 0.9, 0)
+    assert judge(entry, found(right), found())[0] == pytest.approx(1)
+    assert judge(entry, found(inside, right), found())[0] == pytest.approx(1)
+
+
+# --- classes ---
+
+
+def classes_of(entry: str, names: Sequence[str]) -> list[int]:
+    return [one.class_id for picture in load_truth(entry, names).pictures for one in picture.objects]
+
+
+def test_classes_go_by_name(tmp_path: Path) -> None:
+    """In any order, in darknet's and VOC's names too; what the network does not know is left out."""
+    labels = [label(40, (0, 0, 9, 9), category) for category in (7, 9, 11)]
+    assert classes_of(write(tmp_path, labels, names=("cat", "dog", "cow")), ("dog", "cow", "cat")) == [2, 0, 1]
+    assert classes_of(write(tmp_path, labels, names=("cat", "dog", "cow")), ("cow", "dog")) == [1, 0]
+    entry = write(tmp_path, labels, names=("tv", "potted plant", "airplane"))
+    assert classes_of(entry, ("aeroplane", "pottedplant", "tvmonitor")) == [2, 1, 0]
+    assert classes_of(entry, ("airplane", "Potted_Plant", "tv")) == [2, 1, 0]
+    entry = write(tmp_path, labels, names=("couch", "dining table", "motorcycle"))
+    assert classes_of(entry, ("motorbike", "diningtable", "sofa")) == [2, 1, 0]
+
+
+def test_other_names_go_by_the_order_of_the_ids_which_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = [label(40, (0, 0, 9, 9), category) for category in (9, 7)]
+    assert classes_of(write(tmp_path, labels), ("katze", "hund")) == [1, 0]
+    assert "has no category 'katze'; categories are taken as classes in order of their ids" in capsys.readouterr().err
+    assert classes_of(write(tmp_path, labels), NAMES) == [1, 0]
+    assert capsys.readouterr().err == ""
+
+
+def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
+    with pytest.raises(DarktrtError, match=r"val\.json: has 2 categories without the network's class 'cow'.*has 3 classes"):
+        load_truth(entry, ("cat", "dog", "cow"))
+    with pytest.raises(DarktrtError, match=r"val\.json: no object of the network's classes is labelled in 2 pictures"):
+        load_truth(entry, ("dog",))
+
+
+# --- files ---
+
+
+def test_pictures_are_found_where_calibration_finds_them(tmp_path: Path) -> None:
+    entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
+    assert [picture.path for picture in load_truth(entry, NAMES).pictures] == [tmp_path / "0.png", tmp_path / "1.png"]
+    (tmp_path / "annotations").mkdir()
+    moved = Path(entry).rename(tmp_path / "annotations/instances_val.json")
+    with pytest.raises(DarktrtError, match=r"its picture '0\.png' is not in its folder"):
+        load_truth(str(moved), NAMES)
+    assert load_truth(f"{moved}:{tmp_path}", NAMES).pictures[1].path == tmp_path / "1.png"
+    (tmp_path / "val/part").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / f"{i}.png").rename(tmp_path / f"val/part/{i}.png")
+    moved.write_text(moved.read_text().replace('"0.', '"part/0.').replace('"1.', '"part/1.'))
+    assert load_truth(str(moved), NAMES).pictures[1].path == tmp_path / "val/part/1.png"
+
+
+def test_equal_names_in_folders_are_not_mixed_up(tmp_path: Path) -> None:
+    entry = Path(write(tmp_path, [label(40, (0, 0, 9, 9))]))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "1.png").rename(tmp_path / "a/0.png")
+    entry.write_text(entry.read_text().replace("1.png", "a/0.png"))
+    assert [picture.path for picture in load_truth(str(entry), NAMES).pictures] == [tmp_path / "0.png", tmp_path / "a/0.png"]
+
+
+def test_a_limit_draws_a_sample_by_its_seed(tmp_path: Path) -> None:
+    entry = write(tmp_path, [label(40 + i, (0, 0, 9, 9)) for i in range(9)], count=9)
+    samples = [load_truth(entry, NAMES, 4, seed).pictures for seed in (0, 0, 1)]
+    assert [len({picture.path for picture in sample}) for sample in samples] == [4, 4, 4]
+    assert samples[0] == samples[1] != samples[2]
+    assert load_truth(entry, NAMES, 99).pictures == load_truth(entry, NAMES).pictures
+    with pytest.raises(DarktrtError, match="the limit is 0; evaluate on at least 1 picture"):
+        load_truth(entry, NAMES, 0)
+
+
+def test_labels_are_told_from_pictures(tmp_path: Path) -> None:
+    entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
+    assert has_labels(entry)
+    assert has_labels(f"{entry}:{tmp_path}")
+    for other in (str(tmp_path), str(tmp_path / "0.png"), str(tmp_path / "none.json"), write(tmp_path, [], name="test.json")):
+        assert not has_labels(other)
+
+
+GOOD = {
+    "images": [{"id": 40, "file_name": "0.png"}],
+    "annotations": [label(40, (0, 0, 9, 9))],
+    "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+}
+WRONG = {
+    "no annotations": ({**GOOD, "annotations": []}, "has no annotations, so nothing to hold detections against"),
+    "no key of annotations": ({"images": GOOD["images"]}, "has no annotations"),
+    "no categories": ({**GOOD, "categories": []}, "has no categories"),
+    "no images": ({**GOOD, "images": []}, "no pictures here"),
+    "images without names": ({**GOOD, "images": [{"id": 1}]}, "is no COCO file, which has images with a file_name"),
+    "a list": ([1, 2], "is no COCO file"),
+    "a picture is missing": (
+        {**GOOD, "images": [*GOOD["images"], {"id": 41, "file_name": "x.png"}]},
+        r"1 of its 2 pictures are missing, '.*x\.png' for one",
+    ),
+    "an unknown image": ({**GOOD, "annotations": [label(99, (0, 0, 9, 9))]}, "an annotation has image_id 99"),
+    "an unknown category": ({**GOOD, "annotations": [label(40, (0, 0, 9, 9), 1)]}, "an annotation has category_id 1"),
+    "three numbers": ({**GOOD, "annotations": [{**label(40, (0, 0, 9, 9)), "bbox": [1, 2, 3]}]}, "is a damaged COCO file"),
+    "a box of NaN": ({**GOOD, "annotations": [label(40, (0, 0, math.nan, 9))]}, r"is a damaged COCO file .*a bbox is \["),
+    "a box of words": ({**GOOD, "annotations": [{**label(40, (0, 0, 9, 9)), "bbox": "abcd"}]}, "is a damaged COCO file"),
+    "annotations of text": ({**GOOD, "annotations": "many"}, "is a damaged COCO file"),
+    "images without ids": ({**GOOD, "images": [{"file_name": "0.png"}]}, r"is a damaged COCO file \(KeyError: 'id'\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_files_are_told_in_a_sentence(case: str, tmp_path: Path) -> None:
+    values, message = WRONG[case]
+    Image.fromarray(made_image(150, 200)).save(tmp_path / "0.png")
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(DarktrtError, match=message) as raised:
+        load_truth(str(path), NAMES)
+    assert str(raised.value).startswith(f"{path}: ")
+    path.write_text(json.dumps(GOOD))
+    assert len(load_truth(str(path), NAMES).pictures) == 1
+
+
+def test_what_is_no_json_is_told(tmp_path: Path) -> None:
+    (tmp_path / "val.json").write_text("{")
+    cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "is no COCO file of labels", Path("none.json"): "no such file"}
+    for entry, message in cases.items():
+        with pytest.raises(DarktrtError, match=message):
+            load_truth(str(entry), NAMES)
+    with pytest.raises(DarktrtError, match=r"val\.json: is no JSON"):
+        has_labels(str(tmp_path / "val.json"))
+
+
+# --- a network ---
+
+
+def test_a_network_is_judged_in_pixels_of_the_pictures(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that finds the same box in every picture; its batch of two is filled up for the third picture."""
+    info = replace(made.info, head="decode", input="uint8", batch=(2, 2, 2), class_names=("cat", "dog", "cow"))
+    shapes = []
+
+    def run(inputs: dict[str, Array]) -> dict[str, Array]:
+        shapes.append(inputs["images"].shape)
+        boxes = np.array([[[24, 16, 72, 48]]], np.float32).repeat(2, 0)
+        return {"boxes": boxes, "scores": np.array([[[0.0, 0.002, 0.0]]], np.float32).repeat(2, 0)}
+
+    labels = [label(40 + i, (50, 37.5, 100, 75), 9) for i in range(3)]
+    entry = write(tmp_path, labels, names=("cat", "dog", "cow"), count=3)
+    result = evaluate(run, info, load_truth(entry, info.class_names))
+    assert (result.ap, result.ap_medium) == pytest.approx((1, 1))
+    assert shapes == [(2, 64, 96, 3)] * 2
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_pictures_that_are_not_those_of_the_labels_are_told(made: Made, tmp_path: Path) -> None:
+    info = replace(made.info, head="decode", class_names=("cat", "dog", "cow"))
+    truth = load_truth(write(tmp_path, [label(40, (0, 0, 9, 9))], names=info.class_names), info.class_names)
+    Image.fromarray(made_image(100, 200)).save(tmp_path / "0.png")
+    with pytest.raises(DarktrtError, match=r"0\.png: is 200x100, but .*val\.json has labels for 200x150"):
+        evaluate(lambda _: {}, info, truth)
+    (tmp_path / "0.png").write_text("no picture")
+    with pytest.raises(DarktrtError, match=r"0\.png: "):
+        evaluate(lambda _: {}, info, truth)

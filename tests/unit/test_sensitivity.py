@@ -1,0 +1,318 @@
+"""What quantizing each layer alone costs: the measure against its formula, the ranking, and what people see of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from helpers import MADE_CFG, SHARED, Array, Made, files_in, made_image, make, run
+from PIL import Image
+
+import cli
+from calib.data import find_images
+from calib.table import CalibrationTable
+from check.coco import Accuracy
+from check.sensitivity import LayerCost, Sensitivity, each_alone, plot, sensitivity
+from check.simulate import Change, Convolution, Yardstick, convolutions, kept_by_default, load_network, quantized, up_to_scores
+from cli import main
+from convert.export import convert
+from darktrt import DarktrtError
+from onnx_file import load_model
+from surgery.qdq import Calibration
+from surgery.rewrite import SurgeryOptions, operate_file
+from vision.images import preprocess, read_image
+
+SPOILT = "layer0"
+"""The tensor whose scale :func:`spoilt` breaks; one convolution reads it."""
+
+
+@pytest.fixture(scope="module")
+def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The made network after surgery in every form, five pictures, and its calibration table."""
+    folder = tmp_path_factory.mktemp("sensitivity")
+    for head in ("nms", "decode", "raw"):
+        operate_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
+    (folder / "photos").mkdir()
+    for i in range(5):
+        Image.fromarray(made_image(64 + 8 * i, 96, seed=i)).save(folder / f"photos/{i}.png")
+    assert main(["calib", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table")]) == 0
+    return folder
+
+
+@pytest.fixture
+def scales(files: Path) -> Calibration:
+    return Calibration(CalibrationTable.load(files / "my.table").scales)
+
+
+def spoilt(scales: Calibration) -> Calibration:
+    """A table that clips one tensor to nearly nothing."""
+    return Calibration({**scales.scales, SPOILT: np.float32(scales.scales[SPOILT] / 500)})
+
+
+def readers(made: Made, tensor: str) -> list[str]:
+    return [node.name for node in made.model().graph.node if node.op_type == "Conv" and tensor in node.input]
+
+
+def measured(files: Path, calibration: Calibration, form: str = "nms", limit: int = 5) -> dict[Convolution, Change]:
+    network = load_network(files / f"{form}.onnx")
+    return each_alone(Yardstick(network, find_images([str(files / "photos")], limit, 0)), calibration)
+
+
+# --- the network ---
+
+
+def test_convolutions_come_with_their_line_of_the_cfg(files: Path, made: Made) -> None:
+    """Through the activation behind them, which surgery may have replaced."""
+    lines = MADE_CFG.splitlines()
+    expected = [i for i, line in enumerate(lines, 1) if line == "[convolutional]"]
+    for form in ("nms", "decode"):
+        found = convolutions(load_network(files / f"{form}.onnx"))
+        assert [one.line for one in found] == expected
+        assert [made.info.layers[one.section].line for one in found] == expected
+        assert [one.node for one in found] == [node.name for node in made.model().graph.node if node.op_type == "Conv"]
+
+
+def test_the_network_ends_at_its_scores(files: Path) -> None:
+    network = load_network(files / "nms.onnx")
+    cut = up_to_scores(network)
+    onnx.checker.check_model(cut.model, full_check=True)
+    image = made_image(64, 96)[None]
+    found = run(cut.model, {"images": image})
+    assert set(found) == {"scores", *(head.tensor for head in network.info.heads)}
+    np.testing.assert_array_equal(found["scores"], run(files / "decode.onnx", {"images": image})["scores"])
+
+
+@pytest.mark.parametrize("form", ["nms", "decode"])
+def test_what_is_quantized_is_what_an_engine_gets(files: Path, scales: Calibration, form: str) -> None:
+    """Nodes and constants of the graph are those of surgery with Q/DQ, and nothing of the float network has changed."""
+    network = load_network(files / f"{form}.onnx")
+    before = network.model.SerializeToString()
+    model = quantized(network, scales, kept_by_default(network))
+    onnx.checker.check_model(model, full_check=True)
+    assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 3
+    assert network.model.SerializeToString() == before
+
+
+# --- the measure ---
+
+
+def scores_of(model: onnx.ModelProto, images: list[Array]) -> Array:
+    return np.concatenate([run(model, {"images": image[None]})["scores"] for image in images]).astype(np.float64)
+
+
+def test_the_change_is_what_the_formula_says(files: Path, scales: Calibration) -> None:
+    """Computed again, from surgery's own Q/DQ nodes around one convolution."""
+    found = measured(files, scales)
+    network = load_network(files / "decode.onnx")
+    names = [one.node for one in found]
+    info = network.info
+    images = [
+        preprocess(read_image(p), info.width, info.height, 3, "stretch", "uint8")[0]
+        for p in find_images([str(files / "photos")], 5, 0)
+    ]
+    exact = scores_of(network.model, images)
+    weight = exact.max(2)
+    for one, change in list(found.items())[::3]:
+        model = quantized(network, scales, [name for name in names if name != one.node])
+        quantizers = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        assert len(quantizers) == 1
+        moved = ((scores_of(model, images) - exact) ** 2).sum(2)
+        assert change.scores == pytest.approx(np.sqrt((weight * moved).sum() / weight.sum()), rel=1e-3)
+        assert 0 < change.heads < 0.2
+
+
+def test_nothing_quantized_changes_nothing(files: Path, scales: Calibration) -> None:
+    network = load_network(files / "nms.onnx")
+    yardstick = Yardstick(network, find_images([str(files / "photos")], 2, 0))
+    assert yardstick.change(scales, [one.node for one in convolutions(network)]) == (0, 0)
+    some, all_ = yardstick.change(scales, kept_by_default(network)), yardstick.change(scales, [])
+    assert 0 < some.scores < all_.scores * 2
+    assert some.heads < all_.heads
+
+
+def test_a_layer_with_a_bad_scale_comes_first(files: Path, scales: Calibration, made: Made) -> None:
+    changes = measured(files, spoilt(scales))
+    assert [max(changes, key=lambda one: changes[one].scores).node] == readers(made, SPOILT)
+    before = measured(files, scales)
+    assert [one.node for one in changes if changes[one] != before[one]] == readers(made, SPOILT)
+
+
+def test_every_form_of_the_network_is_measured_alike(files: Path, scales: Calibration, tmp_path: Path) -> None:
+    """Also one of a fixed batch of two, which is filled up for the last of five pictures."""
+    static = make(tmp_path, MADE_CFG, batch=(2, 2, 2))
+    operate_file(static.plain, files / "two.onnx", SurgeryOptions())
+    expected = measured(files, scales)
+    for form in ("decode", "two"):
+        found = measured(files, scales, form)
+        assert list(found) == list(expected)
+        for one, change in found.items():
+            assert change == pytest.approx(expected[one], rel=1e-2)
+
+
+def test_outputs_that_are_no_numbers_are_told(files: Path, tmp_path: Path) -> None:
+    model, _ = load_model(files / "nms.onnx")
+    weight = next(one for one in model.graph.initializer if len(one.dims) == 4)
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
+    onnx.save(model, str(tmp_path / "nan.onnx"))
+    with pytest.raises(DarktrtError, match="its outputs are NaN or infinite; are the weights damaged"):
+        Yardstick(load_network(tmp_path / "nan.onnx"), find_images([str(files / "photos")], 1, 0))
+
+
+# --- what people see ---
+
+
+def result(*costs: float, judged: bool = False) -> Sensitivity:
+    """Layers of these changes of the scores, the first kept by default."""
+    accuracy = Accuracy(0.5, 0.6, 0.5, float("nan"), 0.5, 0.5)
+    layers = [
+        LayerCost(
+            Convolution(f"/layers.{i}/Conv", i, 10 * i), Change(cost, 0.1), i == 0, replace(accuracy, ap=round(0.4 + cost, 9))
+        )
+        for i, cost in enumerate(costs)
+    ]
+    if not judged:
+        layers = [replace(layer, accuracy=None) for layer in layers]
+    return Sensitivity("net", 3, tuple(layers), Change(0.3, 0.2), accuracy if judged else None)
+
+
+def test_the_table_has_the_worst_first(capsys: pytest.CaptureFixture[str]) -> None:
+    header, *rows = result(0.02, 0.04, 0.03).to_table().splitlines()
+    assert header.split() == ["rank", "convolution", "cfg", "line", "scores", "heads"]
+    assert [row.split()[:4] for row in rows] == [
+        ["1", "/layers.1/Conv", "10", "0.04000"],
+        ["2", "/layers.2/Conv", "20", "0.03000"],
+        ["3", "/layers.0/Conv", "0", "0.02000"],
+    ]
+    assert [row.endswith("kept by default") for row in rows] == [False, False, True]
+
+
+def test_where_precision_was_measured_it_ranks() -> None:
+    found = result(0.02, 0.04, 0.03, judged=True)
+    assert [layer.convolution.section for layer in found.ranked()] == [0, 2, 1]
+    header, first, *_ = found.to_table().splitlines()
+    assert header.split()[-2:] == ["AP", "drop"]
+    assert first.split()[5:7] == ["0.4200", "0.0800"]
+
+
+def test_json_has_every_number() -> None:
+    values = json.loads(result(0.02, 0.04, judged=True).to_json())
+    assert (values["network"], values["pictures"], values["together"]) == ("net", 3, {"scores": 0.3, "heads": 0.2})
+    assert values["layers"][0] == {
+        "node": "/layers.0/Conv",
+        "section": 0,
+        "line": 0,
+        "scores": 0.02,
+        "heads": 0.1,
+        "kept": True,
+        "accuracy": {"ap": 0.42, "ap50": 0.6, "ap75": 0.5, "ap_small": None, "ap_medium": 0.5, "ap_large": 0.5},
+    }
+    assert json.loads(result(0.02).to_json())["layers"][0]["accuracy"] is None
+
+
+def test_bars_are_as_long_as_the_costs(tmp_path: Path) -> None:
+    plot(result(0.02, 0.04, 0.01), tmp_path / "bars.png")
+    page = np.asarray(Image.open(tmp_path / "bars.png").convert("RGB")).astype(int)
+    rows = [page[14 + 44 + 18 * i :][:18] for i in range(3)]
+    colours = [(190, 190, 190), (108, 148, 190), (108, 148, 190)]  # the one kept by default is gray
+    lengths = [int((row == colour).all(2).any(0).sum()) for row, colour in zip(rows, colours, strict=True)]
+    assert lengths == [pytest.approx(length, abs=2) for length in (240, 480, 120)]
+    with pytest.raises(DarktrtError, match=r"bars\.svg: cannot draw"):
+        plot(result(0.02), tmp_path / "bars.svg")
+    plot(result(0.0), tmp_path / "none.png")
+
+
+# --- the command ---
+
+
+def test_help_has_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["calib", "sensitivity", "--help"])
+    examples = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
+    assert len(examples) == 3
+    for example in examples:
+        assert cli._parse(example.split()[1:]).command == "calib sensitivity"
+
+
+def test_the_command_ranks_and_draws(files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"calib sensitivity {files}/nms.onnx {files}/photos --table {files}/my.table --limit 2 --json a.json --plot a.png"
+    assert main(command.split()) == 0
+    out, err = capsys.readouterr()
+    rows = out.splitlines()
+    assert len(rows) == 1 + 9 + 1
+    assert rows[-1].startswith("made: all in INT8 but the 3 kept by default change scores by 0.")
+    costs = [float(row.split()[3]) for row in rows[1:-1]]
+    assert costs == sorted(costs, reverse=True)
+    assert "9/9" in err
+    assert files_in(folder) == ["a.json", "a.png"]
+    values = json.loads(Path("a.json").read_text())
+    assert [layer["node"] for layer in values["layers"]] == [row.split()[1] for row in rows[1:-1]]
+
+
+def test_the_command_measures_precision_on_request(files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(2)]
+    labels = [{"image_id": 0, "category_id": 1, "bbox": [4, 4, 40, 30]}]
+    categories = [{"id": i, "name": f"class {i}"} for i in range(3)]
+    Path("val.json").write_text(json.dumps({"images": images, "annotations": labels, "categories": categories}))
+    command = f"calib sensitivity {files}/nms.onnx {files}/photos --table {files}/my.table --limit 1"
+    assert main([*command.split(), "--map", f"val.json:{files}/photos"]) == 0
+    out, err = capsys.readouterr()
+    assert out.split("\n")[0].split()[-2:] == ["AP", "drop"]
+    assert "9 of 9" in err
+
+
+BAD = {
+    "nms.onnx photos --table none.table": "none.table: cannot read",
+    "nms.onnx photos --table other.table": "the calibration table has no scale for 8 tensors of this network",
+    "raw.onnx photos --table my.table": "raw.onnx: ends at its raw heads; make it with 'darktrt surgery' and --head nms",
+    "int8.onnx photos --table my.table": "int8.onnx: has Q/DQ nodes already; start from the ONNX of 'darktrt surgery' without",
+    "my.table photos --table my.table": "my.table: ",
+    "nms.onnx empty --table my.table": "empty: no pictures here",
+    "nms.onnx photos --table my.table --limit 0": "the limit is 0",
+    "nms.onnx photos --table my.table --map photos": "photos: is no COCO file of labels",
+    "nms.onnx photos --table my.table --plot a.svg": "a.svg: cannot draw to that format",
+    "nms.onnx photos --table my.table --json nms.onnx": "nms.onnx: is given twice and would be overwritten",
+    "nms.onnx photos --table my.table --plot a.png --json a.png": "a.png: is given twice",
+    "nms.onnx photos/0.png bad.png --table my.table": "bad.png: ",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_mistakes_are_told(
+    arguments: str, files: Path, folder: Path, made: Made, scales: Calibration, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("nms.onnx", "raw.onnx", "my.table", "photos"):
+        (folder / name).symlink_to(files / name)
+    (folder / "empty").mkdir()
+    Path("bad.png").write_text("no picture")
+    if "other.table" in arguments:
+        CalibrationTable({"another": np.float32(1)}, "8600").save("other.table")
+    if "int8.onnx" in arguments:
+        operate_file(made.plain, "int8.onnx", SurgeryOptions(calibration=Calibration(scales.scales)))
+    before = files_in(folder)
+    assert main(["calib", "sensitivity", *arguments.split()]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"darktrt calib sensitivity: {BAD[arguments]}"), err
+    assert (out, err.count("\n"), files_in(folder)) == ("", 1, before)
+
+
+# --- a real network ---
+
+ZOO, DATA = SHARED / "zoo", SHARED / "data"
+MISSING = [str(path) for path in (ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.weights", DATA / "val.json") if not path.exists()]
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
+def test_a_real_network(tmp_path: Path) -> None:
+    """At 224 x 224: its 21 convolutions cost something each, the whole more than any of them, but not the sum of all."""
+    convert(ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.weights", tmp_path / "plain.onnx", size=(224, 224))
+    operate_file(tmp_path / "plain.onnx", tmp_path / "nms.onnx", SurgeryOptions())
+    model, data = str(tmp_path / "nms.onnx"), str(DATA / "val.json")
+    assert main(["calib", model, data, "--limit", "4", "-o", str(tmp_path / "my.table")]) == 0
+    found = sensitivity(model, [data], Calibration(CalibrationTable.load(tmp_path / "my.table").scales), 2)
+    costs = [layer.change.scores for layer in found.layers]
+    assert len(costs) == 21
+    assert 0.0005 < min(costs) < max(costs) < found.together.scores < sum(costs)
