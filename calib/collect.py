@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,12 @@ from tqdm import tqdm
 
 from calib.data import find_images
 from calib.histogram import HistogramSet
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, keep_inputs, sha256_of
+from calib.importance import Weights, weights_of
+from calib.report import Outputs
+from calib.shifts import Shift, ShiftMeter
+from darktrt import DarktrtError, DetectorInfo, keep_inputs, sha256_of
+from onnx_file import load_model
+from vision.detect import IMAGE_SUFFIXES
 from vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
@@ -28,7 +33,10 @@ Arrays = dict[str, NDArray[Any]]
 Picture = tuple[str, Path, NDArray[Any]]
 """SHA-256 of the file, its path, and the network's input made of it."""
 
+_Item = TypeVar("_Item")
+
 SAVE_EVERY = 32
+_GO_ON = "--skip-bad leaves such pictures out; --resume goes on from those counted before"
 FEW = 16
 """Pictures below which a warning is due."""
 
@@ -111,7 +119,8 @@ def collect(
         groups = _groups(_pictures(images, network.info, found, skip_bad, bar), network.batch)
         try:
             for group in groups:
-                found.add(network.run([array for _, _, array in group]), {digest: str(path) for digest, path, _ in group})
+                activations, weights = network.run([array for _, _, array in group])
+                found.add(activations, {digest: str(path) for digest, path, _ in group}, weights)
                 bar.update(len(group))
                 if stop.is_set():
                     break
@@ -129,8 +138,8 @@ def collect(
 
 def histograms_of(
     model_path: str | Path,
-    data: Sequence[str],
-    output: str | Path,
+    data: Sequence[str | Path],
+    outputs: Outputs,
     limit: int | None,
     seed: int,
     batch: int,
@@ -138,19 +147,50 @@ def histograms_of(
     resume: bool,
     skip_bad: bool,
 ) -> HistogramSet:
-    """A whole run: find the pictures, collect, and keep the histograms beside ``output``; few pictures are warned of.
+    """A whole run: find the pictures, collect, and keep the histograms beside the table; few pictures are warned of.
 
     Raises:
         DarktrtError: as :func:`calib.data.find_images` and :func:`collect` do.
     """
-    save_to = Path(output).with_suffix(".npz")
-    keep_inputs(output, model_path, save_to)
+    save_to = outputs.histograms
     keep_inputs(save_to, model_path)
     images = find_images(list(data), limit, seed)
+    for path in outputs.files:
+        if path.suffix.lower() in IMAGE_SUFFIXES:  # others cannot be one of many thousand pictures
+            keep_inputs(path, *images)
     if len(images) < FEW:
         print(f"warning: {len(images)} pictures are few to calibrate on; a hundred or more are usual", file=sys.stderr)
     earlier = HistogramSet.load(save_to) if resume and save_to.exists() else None
     return collect(model_path, images, batch=batch, resume=earlier, skip_bad=skip_bad, save_to=save_to)
+
+
+def measure_shifts(
+    model_path: str | Path, images: Sequence[Path], scales: Mapping[str, np.float32], batch: int = 1, *, progress: bool = True
+) -> dict[str, Shift]:
+    """The second pass: what INT8 with these scales does to the channels' means of every tensor that a convolution reads.
+
+    Pictures that cannot be read are left out; the first pass has told of them.
+
+    Raises:
+        DarktrtError: the model is not one of darktrt, or none of the pictures can be read.
+    """
+    model, info = load_model(model_path)
+    read = dict.fromkeys(node.input[0] for node in _nodes_before_heads(model, info) if node.op_type == "Conv")
+    network = _Trunk(model_path, [name for name in read if name in scales], batch)
+    meter = ShiftMeter(scales)
+    with _bar(len(images), progress) as bar:
+        for group in _groups(_readable(images, info), network.batch):
+            meter.add(network.run(group)[0])
+            bar.update(len(group))
+    if not meter.sums:
+        raise DarktrtError(f"none of the {len(images)} pictures can be read")
+    return meter.shifts()
+
+
+def _readable(images: Sequence[Path], info: DetectorInfo) -> Iterator[NDArray[Any]]:
+    for path in images:
+        with suppress(DarktrtError):
+            yield _read(path, info)
 
 
 def _start(model_path: str | Path, tensors: list[str], resume: HistogramSet | None) -> HistogramSet:
@@ -203,7 +243,7 @@ def _pictures(
             array = None if digest in seen else _read(path, info)
         except DarktrtError as error:
             if not skip_bad:
-                raise
+                raise DarktrtError(f"{error} ({_GO_ON})") from error
             found.skipped.append(str(error))
             array = None
         if array is None:
@@ -224,8 +264,8 @@ def _read(path: Path, info: DetectorInfo) -> NDArray[Any]:
     return preprocess(read_image(path), info.width, info.height, info.channels, info.resize, info.input)[0]
 
 
-def _groups(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
-    while group := list(islice(pictures, size)):
+def _groups(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
+    while group := list(islice(items, size)):
         yield group
 
 
@@ -256,21 +296,32 @@ class _Trunk:
     """The network from its image to its raw heads, with every tensor to count as an output."""
 
     def __init__(self, path: str | Path, tensors: Sequence[str] | None, batch: int) -> None:
-        model, self.info = _load_model(path)
+        self.path = path
+        model, self.info = load_model(path)
         self.least, _, most = self.info.batch
         self.batch = min(max(batch, self.least), most)
         self.tensors = tensors_to_calibrate(model, self.info) if tensors is None else list(tensors)
         self.takes_image = self.info.input == "float" and "images" in self.tensors
-        self.outputs = [name for name in self.tensors if not (self.takes_image and name == "images")]
-        self.session = _session(_cut(model, self.info, self.outputs))
+        heads = [head.tensor for head in self.info.heads]
+        self.outputs = [name for name in dict.fromkeys([*self.tensors, *heads]) if not (self.takes_image and name == "images")]
+        self.session = _session(_cut(model, self.info, self.outputs), path)
 
-    def run(self, images: list[NDArray[Any]]) -> Arrays:
-        """The tensors' values for these images; a batch too short for the model is filled up and cut back."""
+    def run(self, images: list[NDArray[Any]]) -> tuple[Arrays, Weights]:
+        """The tensors' values for these images and the weights of the images' places.
+
+        A batch too short for the model is filled up and cut back.
+        """
         filled = np.stack(images + images[:1] * (self.least - len(images)))
-        found: Arrays = {"images": filled} if self.takes_image else {}
-        if self.outputs:
-            found |= zip(self.outputs, self.session.run(self.outputs, {"images": filled}), strict=True)
-        return {name: value[: len(images)] for name, value in found.items()}
+        values = {"images": filled, **dict(zip(self.outputs, self._run(filled), strict=True))}
+        cut = {name: value[: len(images)] for name, value in values.items()}
+        return {name: cut[name] for name in self.tensors}, weights_of(cut, self.info.heads)
+
+    def _run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
+        try:
+            found: list[NDArray[Any]] = self.session.run(self.outputs, {"images": images})
+        except Exception as error:  # its exceptions share no base class
+            raise DarktrtError(f"{self.path}: ONNX Runtime fails: {str(error).splitlines()[0]}") from error
+        return found
 
 
 def _cut(model: onnx.ModelProto, info: DetectorInfo, outputs: list[str]) -> bytes:
@@ -288,27 +339,15 @@ def _cut(model: onnx.ModelProto, info: DetectorInfo, outputs: list[str]) -> byte
     return serialized
 
 
-def _session(model: bytes) -> onnxruntime.InferenceSession:
+def _session(model: bytes, path: str | Path) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors come as exceptions
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    return onnxruntime.InferenceSession(model, options, providers=providers)
-
-
-def _load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
-    import onnx
-    from google.protobuf.message import DecodeError
-
     try:
-        model = onnx.load(str(path))
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
-    except DecodeError as error:
-        raise DarktrtError(f"{path}: is no ONNX file, or a damaged one; make it with 'darktrt convert'") from error
-    properties = {p.key: p.value for p in model.metadata_props}
-    if METADATA_KEY not in properties:
-        raise DarktrtError(f"{path}: has no darktrt metadata; make it with 'darktrt convert'")
-    return model, DetectorInfo.from_json(properties[METADATA_KEY], str(path))
+        return onnxruntime.InferenceSession(model, options, providers=providers)
+    except Exception as error:  # its exceptions share no base class
+        first = str(error).splitlines()[0]
+        raise DarktrtError(f"{path}: ONNX Runtime cannot load it ({first}); make it with 'darktrt convert'") from error

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.importance import Weights, resampled
 from darktrt import DarktrtError, atomic_output
 
 BINS = 1 << 14
@@ -20,7 +21,7 @@ LEAST_EXPONENT = -100
 """The smallest range is 2**-100: scaling by ``BINS / range`` stays inside float32, and less than that is no signal."""
 
 _BLOCK = 1 << 16
-_FORMAT = "darktrt histograms 1"
+_FORMAT = "darktrt histograms 2"
 
 
 @dataclass(eq=False)
@@ -40,6 +41,8 @@ class Histogram:
     maximum: float = -math.inf
     zeros: int = 0
     """Values that are exactly zero; they are also counted in bin 0."""
+    weighted: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    """Like ``counts``, every value counted as often as the weight of its place says."""
 
     @property
     def count(self) -> int:
@@ -55,8 +58,12 @@ class Histogram:
     def bin_width(self) -> float:
         return math.ldexp(1.0, self.exponent) / BINS
 
-    def add(self, values: NDArray[Any]) -> None:
-        """Count the values of an array of any shape, taken as float32.
+    def add(self, values: NDArray[Any], weights: Weights | None = None) -> None:
+        """Count the values of an array, taken as float32.
+
+        Args:
+            values: of any shape; ``(N, C, H, W)`` with weights.
+            weights: of each place, on a grid of their own ``(N, rows, columns)``; without them every value has the weight 1.
 
         Raises:
             ValueError: a value is NaN or infinite; nothing was counted then.
@@ -75,17 +82,32 @@ class Histogram:
             magnitude *= scale
             counts = np.bincount(magnitude.astype(np.intp))
             self.counts[: len(counts)] += counts
+        self._add_weighted(flat.reshape(np.shape(values)), weights, scale)
+
+    def _add_weighted(self, values: NDArray[np.float32], weights: Weights | None, scale: np.float32) -> None:
+        if weights is None:
+            places, times = values.reshape(1, -1), np.ones(values.size)
+        else:
+            grid = resampled(weights, *values.shape[2:])
+            seen = grid > 0
+            places = np.concatenate([one[:, here] for one, here in zip(values, seen, strict=True)], axis=1)
+            times = grid[seen].astype(np.float64)  # sums of whole numbers are exact in doubles up to 2**53
+        for channel in places:
+            found = np.bincount((np.abs(channel) * scale).astype(np.intp), times)
+            self.weighted[: len(found)] += found.astype(np.int64)
 
     def merge(self, other: Histogram) -> None:
         """Add the values that ``other`` has counted."""
         self._extend(other.minimum, other.maximum)
         self.counts += _widened(other.counts, self.exponent - other.exponent)
+        self.weighted += _widened(other.weighted, self.exponent - other.exponent)
         self.zeros += other.zeros
 
     def _extend(self, minimum: float, maximum: float) -> None:
         self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
         exponent = max(math.frexp(self.amax)[1], LEAST_EXPONENT) if self.amax else LEAST_EXPONENT  # frexp(0) is (0, 0)
         self.counts = _widened(self.counts, exponent - self.exponent)
+        self.weighted = _widened(self.weighted, exponent - self.exponent)
         self.exponent = exponent
 
 
@@ -111,8 +133,10 @@ class HistogramSet:
     skipped: list[str] = field(default_factory=list)
     """Of the last run: a sentence for each picture that could not be read. Not saved, for the next run tries again."""
 
-    def add(self, activations: Mapping[str, NDArray[Any]], images: Mapping[str, str]) -> None:
+    def add(self, activations: Mapping[str, NDArray[Any]], images: Mapping[str, str], weights: Weights | None = None) -> None:
         """Count the tensors' values for these pictures (SHA-256 to path); all of it or, on an error, nothing.
+
+        ``weights`` are those of the pictures' places, as :meth:`Histogram.add` takes them.
 
         Raises:
             DarktrtError: a value is NaN or infinite.
@@ -122,7 +146,7 @@ class HistogramSet:
                 where = ", ".join(images.values())
                 raise DarktrtError(f"tensor '{name}' is NaN or infinite for {where}; are the weights damaged?")
         for name, values in activations.items():
-            self.histograms.setdefault(name, Histogram()).add(values)
+            self.histograms.setdefault(name, Histogram()).add(values, weights)
         self.images.update(images)
 
     def merge(self, others: Iterable[HistogramSet]) -> None:
@@ -168,6 +192,7 @@ class HistogramSet:
                 file,
                 header=np.frombuffer(json.dumps(header).encode(), np.uint8),
                 counts=np.array([h.counts for h in all_], np.int64).reshape(-1, BINS),
+                weighted=np.array([h.weighted for h in all_], np.int64).reshape(-1, BINS),
                 exponents=np.array([h.exponent for h in all_], np.int64),
                 limits=np.array([(h.minimum, h.maximum) for h in all_], np.float64).reshape(-1, 2),
                 zeros=np.array([h.zeros for h in all_], np.int64),
@@ -191,6 +216,7 @@ class HistogramSet:
             raise DarktrtError(f"{path}: {_NO_HISTOGRAMS}") from error
 
 
+_ARRAYS = ("counts", "weighted", "exponents", "limits", "zeros")
 _NO_HISTOGRAMS = "holds no histograms of 'darktrt calib', or is damaged; run calib again"
 
 
@@ -198,12 +224,20 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
     header = json.loads(arrays["header"].tobytes())
     if header["format"] != _FORMAT:
         raise ValueError(header["format"])
-    counts, exponents, limits, zeros = (arrays[name] for name in ("counts", "exponents", "limits", "zeros"))
+    counts, weighted, exponents, limits, zeros = (arrays[name] for name in _ARRAYS)
     names, number = header["tensors"], len(header["tensors"])
-    if counts.shape != (number, BINS) or limits.shape != (number, 2) or not len(exponents) == len(zeros) == number:
+    shapes = [array.shape for array in (counts, weighted, exponents, limits, zeros)]
+    if shapes != [(number, BINS), (number, BINS), (number,), (number, 2), (number,)]:
         raise ValueError("shapes")
     histograms = {
-        name: Histogram(counts[i].astype(np.int64), int(exponents[i]), float(limits[i, 0]), float(limits[i, 1]), int(zeros[i]))
+        name: Histogram(
+            counts[i].astype(np.int64),
+            int(exponents[i]),
+            float(limits[i, 0]),
+            float(limits[i, 1]),
+            int(zeros[i]),
+            weighted[i].astype(np.int64),
+        )
         for i, name in enumerate(names)
     }
     return HistogramSet(header["model"], histograms, header["images"])

@@ -1,8 +1,9 @@
-"""What calibration found, for people: a table of thresholds, and the histograms drawn with them."""
+"""What calibration leaves behind: the table and what lies beside it, a summary for people, and the histograms drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from calib.entropy import Choice
 from calib.histogram import Histogram, HistogramSet
-from darktrt import DarktrtError, atomic_output
+from calib.shifts import shifts_path
+from calib.table import table_of
+from darktrt import DarktrtError, atomic_output, check_writable, keep_inputs
 
 _COLUMNS, _WIDTH, _HEIGHT = 4, 400, 190
 _MARGIN, _TITLE, _AXIS = 14, 40, 20
@@ -18,12 +21,94 @@ _INK, _FAINT, _BAR, _MARK = (34, 34, 34), (130, 130, 130), (108, 148, 190), (200
 _BARS = 186
 
 
+@dataclass(frozen=True)
+class Outputs:
+    """The files that a calibration writes: the table, and beside it, under the same name, all others."""
+
+    table: Path
+    plot: Path | None = None
+    """The page of histograms: where the user wants it, if at all."""
+
+    @property
+    def cache(self) -> Path:
+        """The table once more, under the suffix by which TensorRT's users know such a file: for trtexec --calib."""
+        return self.table.with_suffix(".cache")
+
+    @property
+    def summary(self) -> Path:
+        return self.table.with_suffix(".txt")
+
+    @property
+    def histograms(self) -> Path:
+        return self.table.with_suffix(".npz")
+
+    @property
+    def shifts(self) -> Path:
+        return shifts_path(self.table)
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the pictures to calibrate on where the user names none."""
+        return self.table.with_suffix(".samples")
+
+    @property
+    def files(self) -> list[Path]:
+        """What is written at the end; the histograms are written on the way there."""
+        return [path for path in (self.table, self.cache, self.summary, self.plot) if path]
+
+    def check(self, inputs: Iterable[str | Path]) -> None:
+        """See, before any work, that every file can be written and that none of them is an input or two things at once.
+
+        Raises:
+            DarktrtError: one is, or cannot be written.
+        """
+        check_writable(self.table)
+        kept = list(inputs)
+        for path in self.files:
+            keep_inputs(path, *kept)
+        if self.table in (self.summary, self.histograms, self.shifts, self.samples):
+            raise DarktrtError(
+                f"{self.table}: is given twice and would be overwritten: a file beside the table has this name; "
+                f"name the table like {self.table.with_suffix('.table').name}"
+            )
+        if self.plot:
+            keep_inputs(self.plot, self.table, self.cache, self.summary, self.histograms, self.shifts)
+            _check_drawable(self.plot)
+        for path in self.files:
+            check_writable(path)
+
+
+def save(histograms: HistogramSet, choices: Mapping[str, Choice], outputs: Outputs, about: Mapping[str, str]) -> None:
+    """Write the table, the cache, the summary, and the page of histograms if one is wanted; what an earlier table had goes.
+
+    Raises:
+        DarktrtError: one of them cannot be written.
+    """
+    table = table_of(choices)
+    with suppress(FileNotFoundError):
+        outputs.shifts.unlink()  # of an earlier table
+    table.save(outputs.table)
+    table.save(outputs.cache)
+    with atomic_output(outputs.summary) as temporary:
+        temporary.write_text(summary(histograms, choices, about), encoding="utf-8")
+    if outputs.plot:
+        plot(histograms, choices, outputs.plot)
+
+
+def summary(histograms: HistogramSet, choices: Mapping[str, Choice], about: Mapping[str, str]) -> str:
+    """What the scales come from (``about`` adds lines of its own), the pictures left out, and :func:`summary_table`."""
+    lines = {**about, "SHA-256": histograms.model[:12], "pictures": str(len(histograms.images))}
+    heading = [f"{name + ':':10} {value}" for name, value in lines.items()]
+    skipped = [f"{'skipped:':10} {sentence}" for sentence in histograms.skipped]
+    return "\n".join([*heading, *skipped, "", summary_table(histograms, choices), ""])
+
+
 def summary_table(histograms: HistogramSet, choices: Mapping[str, Choice]) -> str:
     """A line a tensor: the largest |x| seen, the amax chosen, the scale, the share of values clipped, and by which method."""
     width = max([len(name) for name in choices] + [len("tensor")])
     lines = [f"{'tensor':{width}}  {'amax':>10}  {'chosen':>10}  {'scale':>10}  {'clipped':>9}  method"]
     for name, choice in choices.items():
-        amax = histograms.histograms[name].amax
+        amax = histograms.histograms[name].amax + 0.0  # -0 is 0 here
         method = "always zero" if choice.dead else choice.method
         lines.append(
             f"{name:{width}}  {amax:10.4g}  {choice.amax:10.4g}  {choice.scale:10.4g}  {choice.clipped_share:9.4%}  {method}"
@@ -37,8 +122,7 @@ def plot(histograms: HistogramSet, choices: Mapping[str, Choice], path: str | Pa
     Raises:
         DarktrtError: the file cannot be written, or its suffix is no picture format.
     """
-    if Path(path).suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
-        raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
+    _check_drawable(Path(path))
     rows = -(-len(choices) // _COLUMNS)
     page = Image.new("RGB", (_COLUMNS * _WIDTH, rows * _HEIGHT), "white")
     for i, (name, choice) in enumerate(choices.items()):
@@ -46,6 +130,11 @@ def plot(histograms: HistogramSet, choices: Mapping[str, Choice], path: str | Pa
         _draw(ImageDraw.Draw(page), corner, name, histograms.histograms[name], choice)
     with atomic_output(path) as temporary:
         page.save(temporary)
+
+
+def _check_drawable(path: Path) -> None:
+    if path.suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
+        raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
 
 
 def _draw(draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, histogram: Histogram, choice: Choice) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calib.entropy import Choice
+from calib.entropy import DEAD_SCALE_AMAX, LEVELS, Choice
 from darktrt import DarktrtError, atomic_output
 
 CACHE_VERSION = "8600"
@@ -20,6 +20,14 @@ CACHE_VERSION = "8600"
 
 _HEADER = re.compile(r"TRT-(\d+)-((?:Entropy|MinMax|Legacy)Calibration2?)")
 _HEX = re.compile(r"[0-9a-fA-F]{1,8}")
+_WHOLE = re.compile(r": [0-9a-fA-F]{8}\s*$")
+"""A last line without a line end; with fewer digits it may have been cut."""
+_MOST_BYTES = 16 << 20
+"""More than the table of any network; what is larger was named by mistake and is not read."""
+_DEAD_SCALE = np.float32(DEAD_SCALE_AMAX / LEVELS)
+"""What a scale of 0 is read as. TensorRT 8.6 itself writes some (NVIDIA/TensorRT issue 3020) and then fails to build what
+reads such a tensor in INT8, although the other lines are sound. It is taken for a tensor that was zero in every picture,
+"uniformly zero" in TensorRT's log: that stays zero at any scale, and gets the one that calibration here gives to it."""
 
 
 class Comparison(NamedTuple):
@@ -72,14 +80,20 @@ class CalibrationTable:
         """Read a cache of darktrt, trtexec or any other user of TensorRT.
 
         Caches of TensorRT's entropy, minmax and legacy calibrators have the same lines and all are read; the kind is kept.
+        A tensor with a scale of 0, always zero in calibration, gets the scale that an always-zero one gets here.
 
         Raises:
             DarktrtError: the file cannot be read, is no such text, or a line of it is wrong; the line is named.
         """
         try:
-            text = Path(path).read_bytes().decode()
+            with open(path, "rb") as file:
+                content = file.read(_MOST_BYTES + 1)
         except OSError as error:
             raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+        if len(content) > _MOST_BYTES:
+            raise DarktrtError(f"{path}: is larger than {_MOST_BYTES >> 20} MiB, so no calibration cache")
+        try:
+            text = content.decode("utf-8-sig")  # some editors put a byte order mark before the header
         except UnicodeDecodeError as error:
             raise DarktrtError(f"{path}: is not text, so no calibration cache") from error
         return parse_table(text, str(path))
@@ -105,6 +119,8 @@ def parse_table(text: str, where: str) -> CalibrationTable:
             f"{where}: begins with {header[:40]!r}, not with a header such as 'TRT-8600-EntropyCalibration2'; "
             "is it a calibration cache?"
         )
+    if lines and lines[-1].strip() and not _WHOLE.search(lines[-1]):
+        raise DarktrtError(f"{where}:{len(lines) + 1}: ends inside the line {lines[-1][:80]!r}; copy the file again")
     scales: dict[str, np.float32] = {}
     for number, line in enumerate(lines, 2):
         if line.strip():
@@ -114,7 +130,9 @@ def parse_table(text: str, where: str) -> CalibrationTable:
             scales[name] = scale
     if not scales:
         raise DarktrtError(f"{where}: holds no scales, only a header; calibrate again")
-    return CalibrationTable(scales, match[1], match[2])
+    if not any(scales.values()):
+        raise DarktrtError(f"{where}: every scale is 0, so calibration saw nothing but zeros; calibrate again")
+    return CalibrationTable({name: scale or _DEAD_SCALE for name, scale in scales.items()}, match[1], match[2])
 
 
 def _parse_line(line: str, where: str) -> tuple[str, np.float32]:
@@ -122,7 +140,8 @@ def _parse_line(line: str, where: str) -> tuple[str, np.float32]:
     if not colon or not name or not _HEX.fullmatch(digits.strip()):
         raise DarktrtError(f"{where}: {line[:80]!r} is not 'tensor: scale' with the scale as up to 8 hexadecimal digits")
     scale = np.float32(struct.unpack(">f", bytes.fromhex(digits.strip().zfill(8)))[0])
-    _check_scale(f"{where}: {name}", float(scale))
+    if scale != 0:
+        _check_scale(f"{where}: {name}", float(scale))
     return name, scale
 
 

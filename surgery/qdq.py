@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import onnx_graphsurgeon as gs
 
+from calib.shifts import Shift, corrected_bias
 from darktrt import DarktrtError, DetectorInfo
 from surgery.half import backbone, ends
 
 LEVELS = 127
 """Of one sign: INT8 is used symmetrically, as TensorRT does."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What INT8 needs to know."""
+
+    scales: Mapping[str, np.float32]
+    """amax / 127 by tensor."""
+    keep: tuple[str, ...] | None = None
+    """Convolutions to leave in floating point, by node name; None for those of :func:`default_keep`."""
+    shifts: Mapping[str, Shift] = field(default_factory=dict)
+    """What quantizing does to the means of tensors, as far as it was measured: biases are corrected by them."""
 
 
 @dataclass(frozen=True)
@@ -24,42 +37,50 @@ class QuantizeReport:
     kept: tuple[str, ...]
 
 
-def quantize(
-    graph: gs.Graph, info: DetectorInfo, scales: Mapping[str, np.float32], keep: Collection[str] | None = None
-) -> QuantizeReport:
-    """Let every convolution of the backbone but ``keep`` take INT8 inputs and weights.
+def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> QuantizeReport:
+    """Let every convolution of the backbone but those to keep take INT8 inputs and weights.
 
     Each input tensor gets one pair of QuantizeLinear and DequantizeLinear, whoever reads it; weights are stored as INT8 with a
-    scale per output channel, biases stay as they are (TensorRT refuses INT32 ones). TensorRT moves the pairs through max
-    pools, concats and upsamples by itself.
-
-    Args:
-        scales: amax / 127 of each tensor, by its name in the graph.
-        keep: names of convolution nodes to leave in floating point; None for those of :func:`default_keep`.
+    scale per output channel, biases stay in floating point (TensorRT refuses INT32 ones), corrected for what quantizing shifts.
+    TensorRT moves the pairs through max pools, concats and upsamples by itself.
 
     Raises:
         DarktrtError: a tensor has no scale, or ``keep`` names no convolution.
     """
     convolutions = _convolutions(graph, info)
     names = {node.name for node in convolutions}
-    keep = default_keep(graph, info) if keep is None else keep
+    keep = default_keep(graph, info) if calibration.keep is None else calibration.keep
     if unknown := sorted(set(keep) - names):
         raise DarktrtError(f"'{unknown[0]}' is no convolution of this network; the names are like '{min(names)}'")
     chosen = [node for node in convolutions if node.name not in keep]
-    missing = sorted({node.inputs[0].name for node in chosen} - set(scales))
-    if missing:
-        raise DarktrtError(
-            f"the calibration table has no scale for {len(missing)} tensors of this network, '{missing[0]}' for one; "
-            "calibrate this very network"
-        )
+    _check_scales(graph, chosen, calibration.scales)
     dequantized: dict[str, gs.Tensor] = {}
     for node in chosen:
-        x = node.inputs[0]
+        x, weight = node.inputs[:2]
         if x.name not in dequantized:
-            dequantized[x.name] = _quantize_activation(graph, x, half_scale(scales[x.name]))
+            dequantized[x.name] = _quantize_activation(graph, x, half_scale(calibration.scales[x.name]))
+        levels, step = _levels(weight.values)
+        if x.name in calibration.shifts:
+            _correct_bias(node, levels * step[:, None, None, None], calibration.shifts[x.name])
         node.inputs[0] = dequantized[x.name]
-        node.inputs[1] = _quantize_weight(graph, node.inputs[1])
+        node.inputs[1] = _quantized_weight(graph, weight, levels, step)
     return QuantizeReport(tuple(n.name for n in chosen), tuple(n.name for n in convolutions if n.name in keep))
+
+
+def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapping[str, np.float32]) -> None:
+    missing = sorted({node.inputs[0].name for node in convolutions} - set(scales))
+    if not missing:
+        return
+    foreign = len(set(scales).difference(graph.tensors()))
+    hint = (
+        f"; {foreign} of its {len(scales)} tensors are unknown here, is it of another network?"
+        if 2 * foreign > len(scales)
+        else ""
+    )
+    raise DarktrtError(
+        f"the calibration table has no scale for {len(missing)} tensors of this network, '{missing[0]}' for one{hint}; "
+        "calibrate this very network"
+    )
 
 
 def default_keep(graph: gs.Graph, info: DetectorInfo) -> list[str]:
@@ -101,14 +122,28 @@ def _quantize_activation(graph: gs.Graph, x: gs.Tensor, scale: npt.NDArray[np.fl
     return result
 
 
-def _quantize_weight(graph: gs.Graph, weight: gs.Constant) -> gs.Tensor:
-    values = weight.values.astype(np.float32)
+def _levels(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """INT8 levels of a weight ``(O, I, kh, kw)`` and the scale ``(O,)`` of each output channel: amax / 127."""
+    values = weight.astype(np.float32)
     amax = np.abs(values).max((1, 2, 3))
     scale = half_scale(np.where(amax > 0, amax / LEVELS, 1).astype(np.float32))
     levels = np.clip(np.rint(values / scale[:, None, None, None]), -LEVELS, LEVELS).astype(np.int8)
+    return levels, scale
+
+
+def _correct_bias(node: gs.Node, quantized: npt.NDArray[np.float32], shift: Shift) -> None:
+    weight = node.inputs[1].values
+    old = node.inputs[2].values if len(node.inputs) > 2 else np.zeros(len(weight), np.float32)
+    bias = gs.Constant(f"{node.name}_bias_corrected", corrected_bias(old, weight, quantized, shift))
+    node.inputs = [*node.inputs[:2], bias]
+
+
+def _quantized_weight(
+    graph: gs.Graph, weight: gs.Constant, levels: npt.NDArray[np.int8], scale: npt.NDArray[np.float32]
+) -> gs.Tensor:
     stored = gs.Constant(f"{weight.name}_int8", levels)
     step = gs.Constant(f"{weight.name}_scale", scale)
     zero = gs.Constant(f"{weight.name}_zero", np.zeros(len(scale), np.int8))
-    result = gs.Variable(f"{weight.name}_dequantized", np.float32, values.shape)
+    result = gs.Variable(f"{weight.name}_dequantized", np.float32, levels.shape)
     graph.nodes.append(gs.Node("DequantizeLinear", f"{weight.name}_dequantize", {"axis": 0}, [stored, step, zero], [result]))
     return result

@@ -15,13 +15,15 @@ import pytest
 from helpers import MADE_CFG, Array, Made, made_image, make, run, with_outputs
 from onnx import numpy_helper
 from PIL import Image
-from test_calib_histogram import same, same_sets
+from test_calib_histogram import same_sets
 
 from calib import collect as module
-from calib.collect import collect, tensors_to_calibrate
+from calib.collect import collect, measure_shifts, tensors_to_calibrate
 from calib.histogram import Histogram, HistogramSet
+from calib.importance import weights_of
 from darktrt import DarktrtError
-from surgery.rewrite import SurgeryOptions, load_model, operate, save_model
+from onnx_file import load_model
+from surgery.rewrite import SurgeryOptions, operate, save_model
 from vision.images import preprocess, read_image
 
 
@@ -59,8 +61,10 @@ def counted_by_hand(model_path: Path, pictures: list[Path], tensor: str) -> Hist
         inputs: dict[str, Array] = {"images": array[np.newaxis]}
         if info.head == "nms":
             inputs |= {"score_threshold": np.array([0.3], np.float32), "iou_threshold": np.array([0.5], np.float32)}
-        found = run(with_outputs(model, [tensor]), inputs) if tensor != "images" else inputs
-        histogram.add(found[tensor])
+        outputs = dict.fromkeys([tensor, *(head.tensor for head in info.heads)])
+        outputs.pop("images", None)
+        found = run(with_outputs(model, outputs), inputs) | inputs
+        histogram.add(found[tensor], weights_of(found, info.heads))
     return histogram
 
 
@@ -125,7 +129,9 @@ def test_counts_are_those_of_running_the_whole_model(made: Made, portable: Path,
         assert actual.count == expected.count
         assert actual.amax == pytest.approx(expected.amax, rel=1e-5)
         # sums are rounded differently where the optimizer fused other nodes, so a few values change bins
-        assert np.abs(np.cumsum(actual.counts) - np.cumsum(expected.counts)).max() <= 0.002 * actual.count, name
+        for found_counts, expected_counts in ((actual.counts, expected.counts), (actual.weighted, expected.weighted)):
+            difference = np.abs(np.cumsum(found_counts) - np.cumsum(expected_counts)).max()
+            assert difference <= 0.002 * expected_counts.sum(), name
 
 
 def test_image_tensor_is_the_preprocessed_picture(portable: Path, made: Made, pictures: list[Path]) -> None:
@@ -133,7 +139,9 @@ def test_image_tensor_is_the_preprocessed_picture(portable: Path, made: Made, pi
         name = tensors_to_calibrate(*load_model(path))[0]
         found = collect(path, pictures[:3], tensors=[name], progress=False)
         assert list(found.histograms) == [name]
-        assert same(found.histograms[name], counted_by_hand(path, pictures[:3], name))
+        expected = counted_by_hand(path, pictures[:3], name)
+        assert np.array_equal(found.histograms[name].counts, expected.counts)
+        assert (found.histograms[name].minimum, found.histograms[name].maximum) == (expected.minimum, expected.maximum)
         assert list(found.images.values()) == [str(p) for p in pictures[:3]]
 
 
@@ -300,3 +308,28 @@ def test_graph_without_its_head_or_image(made: Made) -> None:
     model.graph.input[0].name = model.graph.node[0].input[0] = "pixels"
     with pytest.raises(DarktrtError, match="no tensor 'images'"):
         tensors_to_calibrate(model, made.info)
+
+
+# --- shifts ---
+
+
+def test_shifts_are_those_of_running_the_whole_model(made: Made, portable: Path, pictures: list[Path]) -> None:
+    """For every tensor that a convolution reads, over all pictures that can be read."""
+    model, _ = load_model(made.plain)
+    names = {node.input[0] for node in model.graph.node if node.op_type == "Conv"} - {"images"}
+    scales = {name: np.float32(0.02) for name in names}
+    broken = pictures[0].parent / "broken.png"
+    broken.write_bytes(b"no picture")
+    found = measure_shifts(portable, [pictures[0], broken, pictures[1]], scales, progress=False)
+    assert set(found) == names
+    broken.unlink()
+    images = np.stack(
+        [preprocess(read_image(p), made.info.width, made.info.height, 3, "stretch", "float")[0] for p in pictures[:2]]
+    )
+    name = sorted(names)[0]
+    values = run(with_outputs(model, [name]), {"images": np.rint(images * 255).astype(np.float32) / 255})[name]
+    np.testing.assert_allclose(found[name].mean, values.mean((0, 2, 3)), atol=1e-5)
+    steps = np.clip(np.rint(values / np.float32(0.02)), -128, 127) * np.float32(0.02)
+    np.testing.assert_allclose(found[name].quantized, steps.mean((0, 2, 3)), atol=1e-4)
+    with pytest.raises(DarktrtError, match="none of the 1 pictures can be read"):
+        measure_shifts(portable, [broken], scales, progress=False)

@@ -167,12 +167,39 @@ def test_choice_says_what_it_clips(name: str, method: Method) -> None:
 
 
 @names
-def test_auto_takes_the_least_error_of_the_four(name: str) -> None:
+def test_auto_takes_the_least_error_of_all(name: str) -> None:
     histogram = histogram_of(SAMPLES[name])
     choice = choose_amax(histogram, "auto", 99.9)
-    assert set(choice.errors) == {"entropy", "percentile", "minmax", "mse"}
+    assert set(choice.errors) == {"entropy", "percentile", "minmax", "mse", "weighted"}
     assert choice.errors[choice.method] == min(choice.errors.values())
     assert choice.amax == choose_amax(histogram, choice.method, 99.9).amax  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def objects() -> Histogram:
+    """Large values at one place, where the network finds something; small ones on the background."""
+    random = np.random.default_rng(0)
+    values = random.laplace(0, 0.1, (1, 4, 400, 400)).astype(np.float32)
+    values[:, :, 3:5, 3:5] = random.uniform(0, 5, (1, 4, 2, 2))
+    weights = np.zeros((1, 400, 400), np.uint8)
+    weights[:, 3:5, 3:5] = 200
+    histogram = Histogram()
+    histogram.add(values, weights)
+    return histogram
+
+
+def test_weights_move_the_threshold_to_where_objects_are(objects: Histogram) -> None:
+    plain, weighted, auto = (choose_amax(objects, method).amax for method in ("mse", "weighted", "auto"))
+    assert plain < 0.9 * weighted
+    assert weighted == pytest.approx(objects.amax, rel=0.1)
+    assert auto == weighted
+
+
+def test_without_any_detection_weighted_is_mse() -> None:
+    values = SAMPLES["outlier"].astype(np.float32).reshape(1, 1, 1, -1)
+    histogram = Histogram()
+    histogram.add(values, np.zeros((1, 1, 1), np.uint8))
+    assert choose_amax(histogram, "weighted").amax == choose_amax(histogram, "mse").amax
 
 
 def test_auto_weighs_what_it_is_given() -> None:

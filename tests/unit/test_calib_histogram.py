@@ -36,7 +36,9 @@ def counted(chunks: Sequence[Array]) -> Histogram:
 def same(first: Histogram, second: Histogram) -> bool:
     """Whether two histograms agree in every field, bit for bit."""
     rest = [(h.exponent, h.minimum, h.maximum, h.zeros) for h in (first, second)]
-    return rest[0] == rest[1] and np.array_equal(first.counts, second.counts)
+    return (
+        rest[0] == rest[1] and np.array_equal(first.counts, second.counts) and np.array_equal(first.weighted, second.weighted)
+    )
 
 
 def same_sets(first: HistogramSet, second: HistogramSet) -> bool:
@@ -81,6 +83,38 @@ def test_neither_order_nor_grouping_matters(seed: int) -> None:
     whole = counted([np.concatenate([chunk.ravel() for chunk in CHUNKS])])
     one_by_one = counted([CHUNKS[i] for i in order])
     assert same(one_by_one, whole)
+    first.merge(second)
+    assert same(first, whole)
+
+
+# --- weights ---
+
+
+def test_values_without_weights_weigh_one() -> None:
+    histogram = counted(CHUNKS)
+    assert np.array_equal(histogram.weighted, histogram.counts)
+
+
+def test_a_value_counts_as_often_as_its_place_weighs() -> None:
+    values = RANDOM.normal(0, 3, (2, 5, 6, 8)).astype(np.float32)
+    weights = RANDOM.integers(0, 256, (2, 3, 4)).astype(np.uint8)
+    weights[0, 1:] = 0
+    histogram = Histogram()
+    histogram.add(values, weights)
+    times = weights.repeat(2, 1).repeat(2, 2)[:, np.newaxis].repeat(5, 1)
+    bins = np.floor(np.abs(values.astype(np.float64)) / histogram.bin_width).astype(int)
+    assert np.array_equal(histogram.weighted, np.bincount(bins.ravel(), times.ravel(), BINS))
+    assert np.array_equal(histogram.counts, np.bincount(bins.ravel(), minlength=BINS))
+
+
+def test_weighted_shards_merge_to_one_run() -> None:
+    """The second shard has larger values, so bins are joined on the way."""
+    values = [RANDOM.normal(0, 3 * 20**i, (3, 4, 8, 8)).astype(np.float32) for i in range(2)]
+    weights = [RANDOM.integers(0, 256, (3, 2, 2)).astype(np.uint8) for _ in range(2)]
+    whole, first, second = Histogram(), Histogram(), Histogram()
+    whole.add(np.concatenate(values), np.concatenate(weights))
+    first.add(values[0], weights[0])
+    second.add(values[1], weights[1])
     first.merge(second)
     assert same(first, whole)
 
@@ -186,6 +220,7 @@ def _replace(path: Path, **arrays: Any) -> None:
         lambda path: np.savez(path, other=np.zeros(3)),
         lambda path: np.save(path.open("wb"), np.zeros(3)),
         lambda path: _replace(path, counts=np.zeros((2, 7), np.int64)),
+        lambda path: _replace(path, weighted=np.zeros((2, 7), np.int64)),
         lambda path: _replace(path, zeros=np.zeros(1, np.int64)),
         lambda path: _replace(path, header=np.frombuffer(b'{"format": "darktrt histograms 0"}', np.uint8)),
     ],

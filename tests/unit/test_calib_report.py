@@ -1,4 +1,4 @@
-"""The table and the drawn page."""
+"""What calibration writes: the table and the files beside it, their guards, the summary and the drawn page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import files_in
 from PIL import Image
 
 from calib.entropy import Choice, choose_amax
 from calib.histogram import HistogramSet
-from calib.report import plot, summary_table
+from calib.report import Outputs, plot, save, summary, summary_table
+from calib.table import CalibrationTable
 from darktrt import DarktrtError
 
 
@@ -39,6 +41,7 @@ def test_table_has_a_line_a_tensor(counted: tuple[HistogramSet, dict[str, Choice
     assert lines[0].split()[5] == "percentile"
     assert float(lines[0].split()[4].rstrip("%")) == pytest.approx(1, abs=0.05)
     assert lines[3].endswith("always zero")
+    assert "-0 " not in lines[3]
 
 
 def test_plot_marks_the_threshold_of_every_tensor(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
@@ -57,3 +60,60 @@ def test_plot_refuses_what_it_cannot_write(counted: tuple[HistogramSet, dict[str
         plot(*counted, tmp_path / "page.svg")
     with pytest.raises(DarktrtError, match="cannot write"):
         plot(*counted, tmp_path / "none" / "page.png")
+
+
+def test_files_beside_the_table(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
+    histograms, choices = counted
+    histograms.skipped = ["x.jpg: is empty"]
+    outputs = Outputs(tmp_path / "my.table", tmp_path / "page.png")
+    outputs.check([])
+    assert files_in(tmp_path) == []
+    save(histograms, choices, outputs, {"network": "my"})
+    assert files_in(tmp_path) == ["my.cache", "my.table", "my.txt", "page.png"]
+    assert outputs.cache.read_bytes() == outputs.table.read_bytes()
+    assert CalibrationTable.load(outputs.cache).scales == {name: choice.scale for name, choice in choices.items()}
+    text = outputs.summary.read_text()
+    assert text == summary(histograms, choices, {"network": "my"})
+    assert text.splitlines()[:5] == [
+        "network:   my",
+        "SHA-256:   model",
+        "pictures:  1",
+        "skipped:   x.jpg: is empty",
+        "",
+    ]
+    assert text.endswith(f"\n\n{summary_table(histograms, choices)}\n")
+
+
+def test_the_table_may_be_named_as_a_cache(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path / "my.cache")
+    outputs.check([])
+    save(*counted, outputs, {})
+    assert files_in(tmp_path) == ["my.cache", "my.txt"]
+
+
+@pytest.mark.parametrize(
+    ("table", "plot_to", "message"),
+    [
+        ("a.txt", None, r"a\.txt: is given twice and would be overwritten: .*name the table like a\.table"),
+        ("a.npz", None, "is given twice"),
+        ("list.table", None, r"list\.txt: is given twice"),
+        ("model.onnx", None, r"model\.onnx: is given twice"),
+        ("a.png", "a.png", "is given twice"),
+        ("a.table", "model.onnx", "is given twice"),
+        ("a.table", "a.svg", "cannot draw to that format"),
+        ("a.table", "none/a.png", "cannot write: No such file or directory"),
+        ("none/a.table", None, "cannot write: No such file or directory"),
+        ("sub", None, "sub: is a folder"),
+        ("taken.table", None, r"taken\.txt: is a folder"),
+        (".", None, "is a folder"),
+    ],
+)
+def test_outputs_are_refused_before_the_work(folder: Path, table: str, plot_to: str | None, message: str) -> None:
+    for name in ("model.onnx", "list.txt"):
+        Path(name).touch()
+    for name in ("sub", "taken.txt"):
+        Path(name).mkdir()
+    before = files_in(folder)
+    with pytest.raises(DarktrtError, match=message):
+        Outputs(Path(table), Path(plot_to) if plot_to else None).check(["model.onnx", "list.txt"])
+    assert files_in(folder) == before

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calib.entropy import choose_amax
+from calib.histogram import Histogram
 from calib.table import CalibrationTable, parse_table
 from darktrt import DarktrtError
 
@@ -47,7 +49,7 @@ def test_other_calibrators_are_read_and_their_kind_kept(kind: str) -> None:
 
 
 def test_short_hex_line_ends_and_empty_lines_are_read() -> None:
-    table = parse_table("TRT-8600-EntropyCalibration2\r\na: 3c010a14\r\n\r\nb: 800000", "here")
+    table = parse_table("TRT-8600-EntropyCalibration2\r\na: 3c010a14\r\n\r\nb: 800000\n", "here")
     assert table.scales == {"a": np.float32(2048.5 / 2048 / 127), "b": np.finfo(np.float32).tiny}
 
 
@@ -65,7 +67,10 @@ def test_short_hex_line_ends_and_empty_lines_are_read() -> None:
         ("TRT-8600-EntropyCalibration2\n: 3c010a14\n", "here:2"),
         ("TRT-8600-EntropyCalibration2\nb: 3c010a14\na: 7fc00000\n", "here:3: a: the scale is nan"),
         ("TRT-8600-EntropyCalibration2\na: 7f800000\n", "the scale is inf"),
-        ("TRT-8600-EntropyCalibration2\na: 00000000\n", "the scale is 0"),
+        ("TRT-8600-EntropyCalibration2\na: 00000000\nb: 0\n", "every scale is 0"),
+        ("TRT-8600-EntropyCalibration2\na: 3c010a14\nb: 3c010", "here:3: ends inside the line 'b: 3c010'"),
+        ("TRT-8600-EntropyCalibration2\na: 3c010a14\nb", "here:3: ends inside the line 'b'"),
+        ("TRT-8XXX-EntropyCalibration2\na: 3c010a14\n", "begins with 'TRT-8XXX-EntropyCalibration2'"),
         ("TRT-8600-EntropyCalibration2\na: bc010a14\n", "the scale is -0.0"),
         ("TRT-8600-EntropyCalibration2\na: 3c010a14\nb: 3c010a14\na: 3c010a14\n", "here:4: tensor 'a' has a scale already"),
     ],
@@ -76,10 +81,33 @@ def test_wrong_text_is_named(text: str, message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("zero", ["00000000", "0", "80000000"])
+def test_a_scale_of_zero_is_read_as_that_of_a_tensor_always_zero(zero: str) -> None:
+    histogram = Histogram()
+    histogram.add(np.zeros(9, np.float32))
+    table = parse_table(f"TRT-8600-MinMaxCalibration\na: 3c010a14\ndead: {zero}\nb: 3d9b6bf2\n", "here")
+    assert table.scales["dead"] == choose_amax(histogram, "auto").scale > 0
+    assert table.scales["a"] == np.float32(2048.5 / 2048 / 127)
+    assert parse_table(table.text(), "here") == table
+
+
+def test_what_editors_and_tools_add_changes_nothing(tmp_path: Path) -> None:
+    plain = parse_table(CACHE, "here")
+    for content in (CACHE.replace("\n", "\r\n"), f"\ufeff{CACHE}", CACHE.rstrip("\n"), f"{CACHE}\n \n"):
+        (tmp_path / "a").write_bytes(content.encode())
+        assert CalibrationTable.load(tmp_path / "a") == plain
+
+
 def test_files_that_are_no_text_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff\xfe\x00plan")
     with pytest.raises(DarktrtError, match="not text"):
         CalibrationTable.load(tmp_path / "a")
+    with open(tmp_path / "big", "wb") as file:
+        file.truncate(2 << 30)  # takes no place on the disk
+    with pytest.raises(DarktrtError, match="larger than 16 MiB"):
+        CalibrationTable.load(tmp_path / "big")
+    with pytest.raises(DarktrtError, match="Is a directory"):
+        CalibrationTable.load(tmp_path)
     with pytest.raises(DarktrtError, match="No such file"):
         CalibrationTable.load(tmp_path / "none")
 

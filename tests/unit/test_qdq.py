@@ -18,9 +18,9 @@ from calib.table import CalibrationTable
 from cli import main
 from darktrt import DarktrtError
 from engine.build import build
-from engine.lower import Calibration, lower
+from engine.lower import lower
 from engine.target import Target
-from surgery.qdq import default_keep, half_scale, quantize
+from surgery.qdq import Calibration, default_keep, half_scale, quantize
 from surgery.rewrite import SurgeryOptions, operate
 
 RTX = Target("rtx", (1, 7, 1))
@@ -39,7 +39,7 @@ def scales(made: Made) -> dict[str, np.float32]:
 
 
 def quantized(made: Made, scales: dict[str, np.float32], keep: tuple[str, ...] | None = None) -> tuple[onnx.ModelProto, object]:
-    options = SurgeryOptions(head="raw", input="float", scales=scales, keep=keep)
+    options = SurgeryOptions(head="raw", input="float", calibration=Calibration(scales, keep))
     model, report = operate(made.model(), made.info, options)
     onnx.checker.check_model(model, full_check=True)
     return model, report.int8
@@ -113,7 +113,7 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
     """From a model without and with Q/DQ nodes; every convolution but the kept ones reads INT8."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
     table = {**scales, "images_float": scales["images"]}
-    model, report = operate(made.model(), made.info, SurgeryOptions(scales=table if already else None))
+    model, report = operate(made.model(), made.info, SurgeryOptions(calibration=Calibration(table) if already else None))
     lowered = lower(model, report.info, RTX, "int8", None if already else Calibration(table))
     onnx.checker.check_model(lowered, full_check=True)
     graph = onnx.shape_inference.infer_shapes(lowered, strict_mode=True).graph
@@ -128,14 +128,12 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
 def test_mistakes_are_told(made: Made, scales: dict[str, np.float32]) -> None:
     graph = gs.import_onnx(made.model())
     with pytest.raises(DarktrtError, match=r"no scale for \d+ tensors of this network, '.+' for one"):
-        quantize(graph, made.info, {}, ())
+        quantize(graph, made.info, Calibration({}, ()))
     with pytest.raises(DarktrtError, match="'/no/Conv' is no convolution of this network"):
-        quantize(graph, made.info, scales, ("/no/Conv",))
+        quantize(graph, made.info, Calibration(scales, ("/no/Conv",)))
     model, report = operate(made.model(), made.info, SurgeryOptions())
     with pytest.raises(DarktrtError, match="INT8 needs a calibration table"):
         lower(model, report.info, RTX, "int8")
-    with pytest.raises(DarktrtError, match=r"INT8 engines with TensorRT 8\.6\.0 cannot be built yet"):
-        lower(model, report.info, Target("trt", (8, 6, 0)), "int8", Calibration(scales))
     assert len(default_keep(graph, made.info)) == 3
 
 

@@ -1,0 +1,57 @@
+"""Where a network finds something: how much each place of a picture matters to its detections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darktrt import HeadInfo
+
+WEIGHT_OF_ONE = 255
+"""The weight of a place whose score is 1. Weights are whole numbers, so that their sums do not depend on an order."""
+
+Weights = NDArray[np.uint8]
+"""``(N, rows, columns)``."""
+
+
+def weights_of(raws: Mapping[str, NDArray[Any]], heads: Sequence[HeadInfo]) -> Weights:
+    """The best score (objectness times class) of any anchor at each place, on the finest head's grid, in 1/255.
+
+    Args:
+        raws: by name the heads' raw tensors ``(N, anchors * (5 + classes), rows, columns)``.
+    """
+    maps = [_best_scores(raws[head.tensor], head) for head in heads]
+    rows, columns = (max(m.shape[axis] for m in maps) for axis in (1, 2))
+    best: NDArray[np.float32] = np.max([resampled(m, rows, columns) for m in maps], axis=0)
+    return np.rint(best * WEIGHT_OF_ONE).astype(np.uint8)
+
+
+def _best_scores(raw: NDArray[Any], head: HeadInfo) -> NDArray[np.float32]:
+    batch, _, rows, columns = raw.shape
+    boxes = raw.reshape(batch, len(head.anchors), -1, rows, columns)
+    logits = np.stack([boxes[:, :, 4], boxes[:, :, 5:].max(axis=2)])
+    objectness, classes = logits if head.new_coords else _logistic(logits)
+    scores: NDArray[np.float32] = np.clip((objectness * classes).max(axis=1), 0, 1)
+    return np.nan_to_num(scores)
+
+
+def _logistic(x: NDArray[Any]) -> NDArray[Any]:
+    result: NDArray[Any] = 1 / (1 + np.exp(-np.clip(x, -80, 80)))
+    return result
+
+
+def resampled(maps: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
+    """Maps ``(N, R, C)`` on another grid ``(N, rows, columns)``: the largest where cells join, the same where they split."""
+    return _resampled(_resampled(maps, rows, 1), columns, 2)
+
+
+def _resampled(maps: NDArray[Any], size: int, axis: int) -> NDArray[Any]:
+    starts = np.arange(size) * maps.shape[axis] // size
+    if size >= maps.shape[axis]:
+        split: NDArray[Any] = np.take(maps, starts, axis)
+        return split
+    joined: NDArray[Any] = np.maximum.reduceat(maps, starts, axis)
+    return joined

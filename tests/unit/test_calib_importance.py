@@ -1,0 +1,57 @@
+"""Weights of a picture's places: the best score of any anchor, against a loop over the definition."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from helpers import Array, Made
+
+from calib.importance import resampled, weights_of
+from darktrt import HeadInfo
+
+
+def score(raw: Array, head: HeadInfo, anchor: int, row: int, column: int) -> float:
+    values = [float(raw[anchor * (5 + head.classes) + i, row, column]) for i in range(4, 5 + head.classes)]
+    if not head.new_coords:
+        values = [1 / (1 + math.exp(-value)) for value in values]
+    return values[0] * max(values[1:])
+
+
+@pytest.mark.parametrize("new_coords", [False, True])
+def test_weights_are_the_best_scores(made: Made, new_coords: bool) -> None:
+    random = np.random.default_rng(1)
+    heads = [replace(head, new_coords=new_coords) for head in made.info.heads]
+    shapes = [(2, len(head.anchors) * (5 + head.classes), head.rows, head.columns) for head in heads]
+    draw = random.random if new_coords else random.normal
+    raws = {head.tensor: draw(size=shape).astype(np.float32) for head, shape in zip(heads, shapes, strict=True)}
+    found = weights_of(raws, heads)
+    rows, columns = max(head.rows for head in heads), max(head.columns for head in heads)
+    assert found.shape == (2, rows, columns)
+    assert found.dtype == np.uint8
+    for n, row, column in np.ndindex(*found.shape):
+        best = max(
+            score(raws[head.tensor][n], head, anchor, row * head.rows // rows, column * head.columns // columns)
+            for head in heads
+            for anchor in range(len(head.anchors))
+        )
+        assert abs(found[n, row, column] - 255 * best) <= 0.5 + 1e-3
+
+
+def test_huge_and_damaged_raw_values_stay_weights(made: Made) -> None:
+    raws = {
+        head.tensor: np.full((1, len(head.anchors) * (5 + head.classes), head.rows, head.columns), value, np.float32)
+        for head, value in zip(made.info.heads, (1e30, np.nan), strict=True)
+    }
+    assert (weights_of(raws, made.info.heads) == 255).all()
+
+
+def test_cells_join_by_their_largest_and_split_into_copies() -> None:
+    maps = np.arange(24).reshape(1, 4, 6)
+    assert resampled(maps, 2, 3).tolist() == [[[7, 9, 11], [19, 21, 23]]]
+    assert resampled(maps, 4, 12)[0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert resampled(maps, 3, 6)[0, :, 0].tolist() == [0, 6, 18]
+    assert resampled(maps, 1, 1).item() == 23
+    assert resampled(maps, 4, 6).tolist() == maps.tolist()

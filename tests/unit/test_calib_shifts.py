@@ -1,0 +1,114 @@
+"""Corrected biases: the means they are made of, what they do to a quantized network, and the file beside the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Array, Made, as_float, batch_of_images, run, with_outputs
+
+from calib.shifts import Shift, ShiftMeter, corrected_bias, load_shifts, save_shifts, shifts_path
+from calib.table import CalibrationTable
+from darktrt import DarktrtError
+from surgery.qdq import Calibration
+from surgery.rewrite import SurgeryOptions, operate
+
+RANDOM = np.random.default_rng(7)
+
+
+def measured(values: Array, scale: float) -> Shift:
+    meter = ShiftMeter({"x": np.float32(scale)})
+    for part in np.array_split(values, 3):
+        meter.add({"x": part})
+    return meter.shifts()["x"]
+
+
+def test_means_are_those_of_the_values_and_of_their_int8_form() -> None:
+    values = RANDOM.normal(0.2, 1, (7, 4, 5, 6)).astype(np.float32)
+    shift = measured(values, 0.02)
+    steps = np.clip(np.round(values.astype(np.float64) / np.float32(0.02)), -128, 127)
+    np.testing.assert_allclose(shift.mean, values.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(shift.quantized, (steps * np.float32(0.02)).mean((0, 2, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_corrected_bias_gives_the_old_mean_back(groups: int) -> None:
+    """For a 1x1 convolution, which has no zeros around its input, exactly."""
+    values = np.abs(RANDOM.normal(0, 1, (2, 8, 9, 9))).astype(np.float32)
+    weight = RANDOM.normal(size=(12, 8 // groups, 1, 1)).astype(np.float32)
+    coarse = (np.round(weight * 4) / 4).astype(np.float32)
+    bias = RANDOM.normal(size=12).astype(np.float32)
+    steps = np.clip(np.rint(values / np.float32(0.3)), -128, 127) * np.float32(0.3)
+
+    def means(x: Array, w: Array, b: Array) -> Array:
+        channels = x.mean((0, 2, 3)).reshape(groups, -1).repeat(12 // groups, 0)
+        return np.asarray((w[:, :, 0, 0] * channels).sum(1) + b)
+
+    corrected = corrected_bias(bias, weight, coarse, measured(values, 0.3))
+    assert np.abs(corrected - bias).max() > 0.01
+    np.testing.assert_allclose(means(steps, coarse, corrected), means(values, weight, bias), atol=1e-5)
+
+
+def test_a_quantized_network_keeps_its_means(made: Made) -> None:
+    """Of a convolution's outputs: with corrected biases they move less than without."""
+    node = next(n for n in made.model().graph.node if n.op_type == "Conv" and n.input[0] != "images")
+    tensor, output = node.input[0], node.output[0]
+    inputs = {"images": as_float(batch_of_images(made.info, 4))}
+    before = run(with_outputs(made.model(), [tensor, output]), inputs)
+    scale = np.float32(np.abs(before[tensor]).max() / 200)  # clips too
+    meter = ShiftMeter({tensor: scale})
+    meter.add({tensor: before[tensor]})
+    others = tuple(n.name for n in made.model().graph.node if n.op_type == "Conv" and n.name != node.name)
+
+    def moved(shifts: dict[str, Shift]) -> float:
+        options = SurgeryOptions(head="raw", input="float", calibration=Calibration({tensor: scale}, others, shifts))
+        model, _ = operate(made.model(), made.info, options)
+        after = run(with_outputs(model, [output]), inputs)[output]
+        return float(np.abs((after - before[output]).mean((0, 2, 3))).mean())
+
+    assert moved(meter.shifts()) < 0.5 * moved({})
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "my.table"
+    CalibrationTable({"a": np.float32(0.1), "b: c": np.float32(0.2)}, "8600").save(path)
+    return path
+
+
+SHIFTS = {"a": Shift(np.array([1.0, 2.5]), np.array([1.25, 2.0])), "b: c": Shift(np.array([3.0]), np.array([4.0]))}
+
+
+def test_shifts_survive_the_disk(table: Path) -> None:
+    assert load_shifts(table) == {}
+    save_shifts(SHIFTS, table)
+    found = load_shifts(table)
+    assert [(name, one.mean.tolist(), one.quantized.tolist()) for name, one in found.items()] == [
+        ("a", [1.0, 2.5], [1.25, 2.0]),
+        ("b: c", [3.0], [4.0]),
+    ]
+
+
+def test_shifts_of_another_table_are_refused(table: Path) -> None:
+    save_shifts(SHIFTS, table)
+    CalibrationTable({"a": np.float32(0.3)}, "8600").save(table)
+    with pytest.raises(DarktrtError, match=r"my\.shifts\.npz: was measured with another .*my\.table; run calib again"):
+        load_shifts(table)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-90]),
+        lambda path: np.savez(path.open("wb"), mean=np.zeros(2)),
+        lambda path: path.write_text("x"),
+    ],
+)
+def test_damaged_shifts_are_named(table: Path, damage: Any) -> None:
+    save_shifts(SHIFTS, table)
+    damage(shifts_path(table))
+    with pytest.raises(DarktrtError, match=r"my\.shifts\.npz: is damaged; run calib again, or delete it"):
+        load_shifts(table)
