@@ -8,6 +8,8 @@ CFG       ?=
 WEIGHTS   ?=
 NAMES     ?=
 DATA      ?=
+MAX_DROP  ?=
+EVAL      ?=
 HEAD      ?= nms
 INPUT     ?= uint8
 MISH      ?= plugin
@@ -25,6 +27,7 @@ DARKTRT := $(VENV)/bin/darktrt
 
 CONVERT_OPTIONS := $(if $(SIZE),--size $(SIZE)) --batch $(BATCH) $(if $(NAMES),--names $(NAMES))
 CALIB_OPTIONS   := $(DATA)
+INT8_OPTIONS     = $(if $(MAX_DROP),--max-drop $(MAX_DROP) --eval $(EVAL_DATA))
 SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH)
 
 ifneq ($(CFG),)
@@ -43,7 +46,9 @@ help: ## list targets and variables
 	@echo '  MODEL=$(MODEL)    a network of the zoo: yolov4-tiny or yolov4'
 	@echo '  CFG=$(CFG) WEIGHTS=$(WEIGHTS) NAMES=$(NAMES)    a network of your own instead: darknet files and class names'
 	@echo '  PRECISION=$(PRECISION)    fp16, fp32 or int8'
-	@echo '  DATA=$(DATA)    pictures to calibrate INT8 on: folders, lists, COCO json files, patterns'
+	@echo '  DATA=$(DATA)    pictures to calibrate INT8 on: folders, lists, COCO json files, patterns (without: samples, to try it)'
+	@echo '  MAX_DROP=$(MAX_DROP)    with int8, the largest loss of mAP, such as 0.005: the worst layers stay in FP16 until it holds'
+	@echo '  EVAL=$(EVAL)    what to measure that on: a COCO json with annotations (without: DATA)'
 	@echo '  SIZE=$(SIZE)    network input, 416 or WIDTHxHEIGHT (with CFG: the size in the cfg)'
 	@echo '  BATCH=$(BATCH)    4 for a static batch, 1..8 for a dynamic one'
 	@echo '  OUT=$(OUT)    results go to $(DIR)/'
@@ -54,6 +59,7 @@ help: ## list targets and variables
 engine: $(PLAN) ## everything: get a network, convert, operate, build an engine
 	@echo
 	@echo 'Engine:   $(PLAN) (manifest: $(DIR)/$(PRECISION).json)'
+	@$(if $(filter int8,$(PRECISION)),sed -n 's/^warning: */Scales:   /p' $(DIR)/calibration.txt)
 	@echo 'Try it:   $(DARKTRT) detect docs/astronaut.jpg --model $(DIR)/portable.onnx -o out.jpg'
 	@echo 'Look in:  $(DARKTRT) inspect $(PLAN)'
 
@@ -106,12 +112,18 @@ $(DIR)/plain.onnx: $(CFG_FILE) $(WEIGHTS_FILE) $(NAMES) $(DIR)/CONVERT.options d
 $(DIR)/portable.onnx: $(DIR)/plain.onnx $(DIR)/SURGERY.options plugins/ops.py $(wildcard surgery/*.py)
 	$(DARKTRT) surgery $< $(SURGERY_OPTIONS) -o $@
 
-$(DIR)/calibration.table: $(DIR)/portable.onnx $(if $(DATA),$(DIR)/CALIB.options) $(wildcard calib/*.py)
-	@test -n '$(DATA)' || { echo 'INT8 is calibrated on pictures: make ... DATA=path/to/pictures'; exit 1; }
-	$(DARKTRT) calib $< $(DATA) -o $@
+# without DATA those of the last time, which its options file keeps
+CALIB_DATA = $(or $(DATA),$(shell cat $(DIR)/CALIB.options 2>/dev/null))
 
-$(DIR)/int8.plan: $(DIR)/portable.onnx $(DIR)/calibration.table $(wildcard engine/*.py)
-	$(DARKTRT) engine $< --precision int8 --table $(DIR)/calibration.table -o $@
+$(DIR)/calibration.table: $(DIR)/portable.onnx $(if $(DATA),$(DIR)/CALIB.options) $(wildcard calib/*.py)
+	$(DARKTRT) calib $< $(CALIB_DATA) -o $@
+
+EVAL_DATA = $(or $(EVAL),$(CALIB_DATA))
+
+$(DIR)/int8.plan: $(DIR)/portable.onnx $(DIR)/calibration.table $(DIR)/INT8.options $(wildcard engine/*.py) \
+    $(if $(MAX_DROP),$(wildcard check/*.py))
+	@test -z '$(MAX_DROP)' || test -n '$(EVAL_DATA)' || { echo 'MAX_DROP is measured on pictures: make ... EVAL=val.json'; exit 1; }
+	$(DARKTRT) engine $< --precision int8 --table $(DIR)/calibration.table $(INT8_OPTIONS) -o $@
 
 $(DIR)/%.plan: $(DIR)/portable.onnx $(wildcard engine/*.py)
 	$(DARKTRT) engine $< --precision $* -o $@

@@ -11,22 +11,27 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt import DarktrtError, __version__, keep_inputs
 
 if TYPE_CHECKING:
-    import numpy as np
+    from calib.histogram import HistogramSet
+    from calib.report import Outputs
+    from check.budget import Trade
+    from surgery.qdq import Calibration
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_SENSITIVITY = "calib sensitivity"
 _SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; users' errors become one sentence on stderr and exit status 2."""
-    args = _parser().parse_args(arguments)
+    args = _parse(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as with Ctrl-C, so that no half-written file stays
     try:
         args.run(args)
@@ -49,6 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments; ``calib sensitivity`` is a command of two words, with options of its own."""
+    words = list(arguments)
+    if words[:2] == _SENSITIVITY.split():
+        words[:2] = [_SENSITIVITY]
+    return _parser().parse_args(words)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="darktrt",
@@ -57,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_engine, _add_detect, _add_inspect, _add_doctor):
+    stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine)
+    for add in (*stages, _add_detect, _add_inspect, _add_doctor):
         add(commands)
     return parser
 
@@ -73,11 +87,12 @@ def _add_fetch(commands: _Commands) -> None:
     parser = _command(
         commands,
         "fetch",
-        "get cfg, weights and class names of a pretrained network",
+        "get cfg, weights and class names of a pretrained network; or two sample pictures",
         "darktrt fetch yolov4-tiny -o networks",
+        "darktrt fetch samples -o pictures",
         "DARKTRT_ZOO=/media/usb/networks darktrt fetch yolov4 -o networks",
     )
-    parser.add_argument("model", metavar="MODEL", help="yolov4-tiny or yolov4")
+    parser.add_argument("model", metavar="MODEL", help="yolov4-tiny or yolov4; or samples, two pictures")
     parser.add_argument("-o", "--output", default=".", metavar="FOLDER", help="where the files go (default: here)")
     parser.set_defaults(run=_fetch)
 
@@ -187,8 +202,7 @@ def _surgery(args: argparse.Namespace) -> None:
         args.activation,
         args.max_candidates,
         args.max_detections,
-        _scales(args.table) if args.qdq else None,
-        _names(args.keep),
+        _calibration(args.table, args.keep) if args.qdq else None,
     )
     report = operate_file(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced{f' by {args.activation}' if args.activation else ''}"
@@ -206,20 +220,25 @@ def _add_calib(commands: _Commands) -> None:
         "darktrt calib portable.onnx photos/ -o calibration.table",
         "darktrt calib portable.onnx train.txt --limit 500 --plot histograms.png -o calibration.table",
         "darktrt calib merge shard1.npz shard2.npz -o calibration.table",
+        "darktrt calib sensitivity --help",
     )
     parser.add_argument("model", metavar="ONNX", help="what 'darktrt surgery' wrote; or the word merge")
-    parser.add_argument(
-        "data", metavar="DATA", nargs="+", help="folders, lists, COCO json files, patterns; with merge: .npz files"
-    )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="TABLE", help="table to write; its histograms go beside it, as .npz"
-    )
+    parser.usage = "%(prog)s ONNX [DATA ...] -o TABLE [options]"
+    data = "folders, lists, COCO json files, patterns (default: two sample pictures, to try it out); with merge: .npz files"
+    # nargs="*" would take no DATA in 'calib ONNX -o TABLE DATA'
+    parser.add_argument("data", metavar="DATA", nargs="+", default=[], help=data).required = False
+    beside = "table to write; beside it go a summary (.txt), .cache for trtexec, histograms (.npz) and means (.shifts.npz)"
+    parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
     parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     parser.add_argument("--batch", type=int, default=1, metavar="B", help="pictures at a time (default: 1)")
-    methods = ["auto", "entropy", "mse", "percentile", "minmax"]
-    parser.add_argument("--method", choices=methods, default="auto", help="how to choose (default: auto, least expected error)")
+    methods = ["auto", "entropy", "weighted", "mse", "percentile", "minmax"]
+    parser.add_argument(
+        "--method", choices=methods, default="auto", help="how to choose (default: auto, least error where objects are found)"
+    )
     parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
+    bias = "pictures on which a second pass measures how to correct biases; 0 leaves them (default: 64)"
+    parser.add_argument("--bias-images", type=int, default=64, metavar="N", help=bias)
     parser.add_argument("--resume", action="store_true", help="go on from the histograms that an interrupted run left")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read, and list them")
     parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
@@ -227,29 +246,115 @@ def _add_calib(commands: _Commands) -> None:
 
 
 def _calib(args: argparse.Namespace) -> None:
-    from calib.collect import histograms_of
+    from calib.data import path_of
     from calib.entropy import choose_amax
-    from calib.histogram import merged
-    from calib.report import plot, summary_table
-    from calib.table import table_of
+    from calib.report import Outputs, save, summary_table
 
-    keep_inputs(args.output, *args.data)
-    if args.plot:
-        keep_inputs(args.plot, args.model, args.output, *args.data)
-    if args.model == "merge":
-        histograms = merged(args.data)
-    else:
-        histograms = histograms_of(
-            args.model, args.data, args.output, args.limit, args.seed, args.batch, resume=args.resume, skip_bad=args.skip_bad
-        )
+    if not 0 < args.percentile <= 100:
+        raise DarktrtError(f"--percentile {args.percentile:g}: it must be above 0 and at most 100")
+    if args.bias_images < 0:
+        raise DarktrtError(f"--bias-images {args.bias_images}: it must be at least 0")
+    outputs = Outputs(Path(args.output), Path(args.plot) if args.plot else None)
+    outputs.check([args.model, *map(path_of, args.data)])
+    histograms, about = (_merge if args.model == "merge" else _calibrate)(args, outputs)
+    about["method"] = f"percentile {args.percentile:g}" if args.method == "percentile" else args.method
     choices = {name: choose_amax(h, args.method, args.percentile) for name, h in histograms.histograms.items()}
-    table_of(choices).save(args.output)
+    save(histograms, choices, outputs, about)
+    if args.bias_images and args.model != "merge":
+        _measure_shifts(args, histograms, outputs.table)
     print(summary_table(histograms, choices))
     for skipped in histograms.skipped:
         print(f"skipped: {skipped}", file=sys.stderr)
-    if args.plot:
-        plot(histograms, choices, args.plot)
     print(f"{args.output}: scales of {len(choices)} tensors from {len(histograms.images)} pictures")
+    if "warning" in about:
+        _warn_of_samples()
+
+
+def _merge(args: argparse.Namespace, _: Outputs) -> tuple[HistogramSet, dict[str, str]]:
+    from calib.histogram import merged
+
+    if not args.data:
+        raise DarktrtError("nothing to merge; name the .npz files that several runs of 'darktrt calib' left")
+    return merged(args.data), {"merged": ", ".join(args.data)}
+
+
+def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet, dict[str, str]]:
+    """The histograms, and what the summary should say of them."""
+    from calib.collect import histograms_of
+    from onnx_file import load_model
+
+    about = {"network": f"{load_model(args.model)[1].name}, {args.model}"}
+    data = args.data
+    if not data:
+        _warn_of_samples()
+        data, about["warning"] = _samples(outputs.samples), "made of two sample pictures, for trying out only"
+    histograms = histograms_of(
+        args.model, data, outputs, args.limit, args.seed, args.batch, resume=args.resume, skip_bad=args.skip_bad
+    )
+    return histograms, about
+
+
+def _measure_shifts(args: argparse.Namespace, histograms: HistogramSet, table: Path) -> None:
+    from calib.collect import measure_shifts
+    from calib.shifts import save_shifts
+    from calib.table import CalibrationTable
+
+    paths = [path for path in map(Path, histograms.images.values()) if path.is_file()]
+    some = paths[:: max(-(-len(paths) // args.bias_images), 1)]
+    save_shifts(measure_shifts(args.model, some, CalibrationTable.load(table).scales, args.batch), table)
+
+
+def _samples(folder: Path) -> list[Path]:
+    from calib.data import flips_and_crops
+    from convert.zoo import SAMPLES, fetch
+
+    return flips_and_crops(fetch(SAMPLES, folder), folder)
+
+
+def _warn_of_samples() -> None:
+    from calib.data import SAMPLES_WARNING
+
+    print(SAMPLES_WARNING, file=sys.stderr)
+
+
+def _add_sensitivity(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        _SENSITIVITY,
+        "rank convolutions by what quantizing each alone costs",
+        "darktrt calib sensitivity portable.onnx photos/ --table calibration.table",
+        "darktrt calib sensitivity portable.onnx photos/ --table calibration.table --plot layers.png --json layers.json",
+        "darktrt calib sensitivity portable.onnx val.json --table calibration.table --map val.json:val2017",
+    )
+    parser.add_argument("model", metavar="ONNX", help="what 'darktrt surgery' wrote, not quantized")
+    parser.add_argument("data", metavar="DATA", nargs="+", help="folders, lists, COCO json files, patterns")
+    parser.add_argument("--table", required=True, metavar="TABLE", help="calibration table of 'darktrt calib'")
+    parser.add_argument("--limit", type=int, default=16, metavar="N", help="use a random sample of N pictures (default: 16)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
+    truth = "also measure mAP with each layer quantized, and rank by it: slow; TRUTH is a COCO json, or FILE.json:FOLDER"
+    parser.add_argument("--map", metavar="TRUTH", help=truth)
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
+    parser.add_argument("--plot", metavar="PNG", help="draw a bar for each layer")
+    parser.set_defaults(run=_sensitivity)
+
+
+def _sensitivity(args: argparse.Namespace) -> None:
+    from calib.data import path_of
+    from check.sensitivity import check_picture, plot, save_json, sensitivity
+
+    inputs = [args.model, args.table, *map(path_of, args.data), *([path_of(args.map)] if args.map else [])]
+    for output, others in ((args.json, inputs), (args.plot, [*inputs, args.json])):
+        if output:
+            keep_inputs(output, *others)
+    if args.plot:
+        check_picture(args.plot)
+    found = sensitivity(args.model, args.data, _calibration(args.table), args.limit, args.seed, args.map)
+    print(found.to_table(), flush=True)
+    if args.json:
+        save_json(found, args.json)
+    if args.plot:
+        plot(found, args.plot)
+    print(found.summary())
 
 
 def _add_engine(commands: _Commands) -> None:
@@ -260,6 +365,7 @@ def _add_engine(commands: _Commands) -> None:
         "darktrt engine portable.onnx -o model.plan --precision fp16",
         "darktrt engine portable.onnx -o model.plan --precision fp32 --target rtx",
         "darktrt engine portable.onnx -o model.plan --precision int8 --table calibration.table",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --table my.table --max-drop 0.005 --eval val.json",
     )
     parser.add_argument("source", metavar="ONNX", help="what 'darktrt surgery' wrote")
     parser.add_argument(
@@ -273,6 +379,20 @@ def _add_engine(commands: _Commands) -> None:
         help="rtx: TensorRT for RTX; trt: full TensorRT; auto: full where a GPU can use it (default)",
     )
     _add_calibration(parser)
+    budget = "largest loss of mAP, such as 0.005: the worst layers stay in FP16 until --eval shows no more"
+    parser.add_argument("--max-drop", type=float, metavar="X", help=budget)
+    labels = "a COCO json with annotations, or FILE.json:FOLDER; of pictures without labels the change of the scores counts"
+    parser.add_argument("--eval", nargs="+", metavar="DATA", help=labels)
+    parser.add_argument("--eval-limit", type=int, metavar="N", help="use a random sample of N pictures of it")
+    parser.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="N", help="0 to 5: how long to look for fast kernels"
+    )
+    parser.add_argument("--timing-cache", metavar="FILE", help="keep measured times here, which makes later builds shorter")
+    parser.add_argument(
+        "--tactic-sources",
+        metavar="+LIB,-LIB",
+        help="libraries to add or leave out, as trtexec has it: --tactic-sources=-CUDNN,-CUBLAS,-CUBLAS_LT",
+    )
     parser.set_defaults(run=_engine)
 
 
@@ -285,26 +405,45 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 
 
 def _engine(args: argparse.Namespace) -> None:
-    from engine.build import build_file
-    from engine.lower import Calibration
+    from engine.build import BuildOptions, build_file
 
-    calibration = Calibration(_scales(args.table), _names(args.keep)) if args.table else None
-    manifest = build_file(args.source, args.output, args.precision, args.target, calibration)
+    budget_options = args.max_drop is not None, args.eval is not None
+    if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
+        raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
+    calibration = _calibration(args.table, args.keep) if args.table else None
+    trade = _trade(args, calibration) if calibration and args.eval else None
+    if calibration and trade:
+        calibration = replace(calibration, keep=trade.chosen.kept)
+    options = BuildOptions(args.tactic_sources, args.optimization_level, args.timing_cache)
+    manifest = build_file(args.source, args.output, args.precision, args.target, calibration, options)
     size = Path(args.output).stat().st_size / 2**20
     print(
         f"{args.output}: {args.precision.upper()} for {manifest.target}, {size:.1f} MiB, built in {manifest.build_seconds:g} s"
     )
+    if trade:
+        print(f"{args.output}: {trade}")
 
 
-def _scales(path: str) -> dict[str, np.float32]:
+def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
+    """What INT8 must keep in floating point; what would stop the build later is told before this long work."""
+    from calib.data import path_of
+    from check.budget import Evaluation, within_budget
+    from engine.target import find_target
+
+    keep_inputs(args.output, args.source, args.table, *map(path_of, args.eval))
+    find_target(args.target)
+    evaluation = Evaluation(args.eval, args.eval_limit)
+    return within_budget(args.source, calibration, args.max_drop, evaluation, args.table)
+
+
+def _calibration(table: str, keep: str | None = None) -> Calibration:
+    """A table and what lies beside it; ``keep`` is ``A,B``, or None where nothing was said."""
+    from calib.shifts import load_shifts
     from calib.table import CalibrationTable
+    from surgery.qdq import Calibration
 
-    return CalibrationTable.load(path).scales
-
-
-def _names(text: str | None) -> tuple[str, ...] | None:
-    """``A,B`` as names; None where nothing was said."""
-    return None if text is None else tuple(name for name in text.split(",") if name)
+    names = None if keep is None else tuple(name for name in keep.split(",") if name)
+    return Calibration(CalibrationTable.load(table).scales, names, load_shifts(table))
 
 
 def _add_detect(commands: _Commands) -> None:

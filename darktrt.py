@@ -51,6 +51,20 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+class _NotWrittenError(Exception):
+    """Leaves an output's block; nothing is written then."""
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """See, before long work, that :func:`atomic_output` could write ``path``; what is there stays.
+
+    Raises:
+        DarktrtError: as there.
+    """
+    with suppress(_NotWrittenError), atomic_output(path):
+        raise _NotWrittenError
+
+
 def _create(temporary: Path, path: str | os.PathLike[str]) -> None:
     """Make an empty file beside ``path``, if that can be written."""
     target = Path(path)

@@ -7,17 +7,36 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from typing import Any, Literal
 
+import onnx
+
+from calib.table import CalibrationTable
+from calib.trt import TableSource, calibrator
 from darktrt import DarktrtError, DetectorInfo, atomic_output, keep_inputs, sha256_of
-from engine.lower import Calibration, Precision, lower
+from engine.lower import Precision, kept_tensors, lower
 from engine.manifest import Manifest, manifest_path
 from engine.target import Target, find_target, gpu_name
-from plugins.ops import DOMAIN, PLUGIN_VERSION
-from surgery.rewrite import load_model
+from engine.weak import Calibrated, NetworkMap, set_precision
+from onnx_file import load_model
+from plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from surgery.qdq import Calibration
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How TensorRT goes about it; the defaults are TensorRT's own."""
+
+    tactic_sources: str | None = None
+    """Libraries to take kernels from, added to or taken from the default ones as trtexec has it: ``-CUDNN,+CUBLAS``."""
+    optimization_level: int | None = None
+    """0 to 5: how long to look for fast kernels."""
+    timing_cache: str | Path | None = None
+    """A file that keeps measured times between builds; it is read, if there is one, and written."""
 
 
 def build_file(
@@ -26,6 +45,7 @@ def build_file(
     precision: Precision,
     choice: Literal["auto", "rtx", "trt"],
     calibration: Calibration | None = None,
+    options: BuildOptions | None = None,
 ) -> Manifest:
     """ONNX file to plan and manifest; the whole of ``darktrt engine``.
 
@@ -33,20 +53,25 @@ def build_file(
         DarktrtError: ``source`` is no ONNX of darktrt, no TensorRT is at hand, it refuses the network, or ``output`` cannot be
             written.
     """
-    keep_inputs(output, source)
+    options = options or BuildOptions()
+    keep_inputs(output, source, options.timing_cache)
     if manifest_path(output) == Path(output):
         raise DarktrtError(f"{output}: .json is the manifest's name; call the engine something like model.plan")
+    if options.timing_cache:
+        keep_inputs(options.timing_cache, source, manifest_path(output))
     model, info = load_model(source)
     target = find_target(choice)
     started = time.monotonic()
+    calibrated = served_table(model, info, target, calibration) if precision == "int8" and calibration else None
     lowered = lower(model, info, target, precision, calibration)
     names = sorted({node.op_type for node in lowered.graph.node if node.domain == DOMAIN})
+    _check_plugins(names, target)
     serialized = lowered.SerializeToString()
     del model, lowered
     source_hash = sha256_of(source)
     # both files get their names together, at the end: no plan without its manifest
     with atomic_output(output) as plan_file, atomic_output(manifest_path(output)) as manifest_file:
-        plan = build(serialized, info, target, precision)
+        plan = build(serialized, info, target, precision, calibrated, options)
         plan_file.write_bytes(plan)
         manifest = Manifest(
             plan_sha256=hashlib.sha256(plan).hexdigest(),
@@ -62,32 +87,145 @@ def build_file(
     return manifest
 
 
-def build(model: bytes, info: DetectorInfo, target: Target, precision: Precision) -> memoryview:
-    """Parse a lowered ONNX file with ``target`` and build its engine.
+def served_table(model: onnx.ModelProto, info: DetectorInfo, target: Target, calibration: Calibration) -> Calibrated | None:
+    """INT8 by a calibrator that serves the scales as a cache of this very TensorRT; None where Q/DQ nodes do its work.
 
     Raises:
-        DarktrtError: the parser or the builder refuses the network; the message is theirs.
+        DarktrtError: the input of a convolution has no scale, or ``calibration.keep`` names no convolution.
+    """
+    if not target.weakly_typed or info.int8_convolutions:
+        return None
+    table = CalibrationTable(dict(calibration.scales), target.cache_version)
+    return Calibrated(TableSource(table, info.batch[1]), kept_tensors(model, info, calibration))
+
+
+def _check_plugins(names: list[str], target: Target) -> None:
+    missing = [
+        name for name in names if not target.runs_bodies and not target.has_plugin(name, PLUGIN_VERSION, PLUGIN_NAMESPACE)
+    ]
+    if missing:
+        raise DarktrtError(
+            f"{target} takes {', '.join(missing)} from darktrt's plugin library, which is missing; "
+            "do without: 'darktrt surgery --head raw --mish native', or 'darktrt engine --target rtx'"
+        )
+
+
+def build(
+    model: bytes,
+    info: DetectorInfo,
+    target: Target,
+    precision: Precision,
+    calibrated: Calibrated | None = None,
+    options: BuildOptions | None = None,
+) -> memoryview:
+    """Parse a lowered ONNX file with ``target`` and build its engine.
+
+    Args:
+        calibrated: INT8 by a calibrator, for a weakly typed target.
+
+    Raises:
+        DarktrtError: the parser or the builder refuses the network, in its own words; or calibration failed.
     """
     trt = target.load()
-    logger, interrupted = _logger(trt), Event()
-    monitor = _progress_monitor(trt, interrupted)
-    with _deferred_interrupt(interrupted):
+    options = options or BuildOptions()
+    logger, interrupted, failed = _logger(trt), Event(), Event()
+    with _deferred_interrupt(interrupted), ExitStack() as stack:
         builder = trt.Builder(logger)
-        flag = trt.NetworkDefinitionCreationFlag
-        network = builder.create_network(0 if target.weakly_typed else 1 << int(flag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, logger)
-        if not parser.parse(model):
-            raise DarktrtError(f"{target} cannot parse the network: {_parser_error(parser)}")
+        network = _parse(trt, builder, logger, model, target)
         config = builder.create_builder_config()
-        config.progress_monitor = monitor
-        if precision == "fp16" and target.weakly_typed:
-            config.set_flag(trt.BuilderFlag.FP16)
-        _add_profile(builder, config, network, info)
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets an engine tell the precision of its layers
+        _configure(trt, config, options, target)
+        if precision != "fp32" and target.weakly_typed:
+            stack.enter_context(_weak_precision(trt, config, network, info, calibrated, precision == "int8", failed))
+        _add_profiles(builder, config, network, info, calibrated)
+        if target.has_progress_monitor:
+            config.progress_monitor = stack.enter_context(_progress_monitor(trt, interrupted, failed))
         plan = builder.build_serialized_network(network, config)
-    monitor.finish()
-    if plan is None:
-        raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it gave no reason'}")
+        if plan is None:
+            raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it gave no reason'}")
+        if options.timing_cache:
+            _save_timing_cache(config, options.timing_cache)
     return memoryview(plan)
+
+
+@contextmanager
+def _weak_precision(
+    trt: Any, config: Any, network: Any, info: DetectorInfo, calibrated: Calibrated | None, int8: bool, failed: Event
+) -> Iterator[None]:
+    """FP16 or INT8 by flags, layers and calibrator; leaving the context raises what failed in calibration."""
+    parsed = NetworkMap(network, info)
+    set_precision(trt, config, parsed, int8, calibrated.kept if calibrated else ())
+    if calibrated is None:
+        yield
+        return
+    _report_coverage(calibrated, parsed)
+    with calibrator(trt, calibrated.source, network, failed) as config.int8_calibrator:
+        yield
+
+
+def _parse(trt: Any, builder: Any, logger: Any, model: bytes, target: Target) -> Any:
+    flags = trt.NetworkDefinitionCreationFlag
+    network = builder.create_network(1 << int(getattr(flags, target.network_flag)) if target.network_flag else 0)
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(model):
+        raise DarktrtError(f"{target} cannot parse the network: {_parser_error(parser, target)}")
+    return network
+
+
+def _configure(trt: Any, config: Any, options: BuildOptions, target: Target) -> None:
+    if options.tactic_sources:
+        _set_tactic_sources(trt, config, options.tactic_sources, target)
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.timing_cache:
+        _load_timing_cache(config, Path(options.timing_cache), target)
+
+
+def _set_tactic_sources(trt: Any, config: Any, text: str, target: Target) -> None:
+    sources = trt.TacticSource.__members__
+    mask = config.get_tactic_sources()
+    for entry in text.split(","):
+        sign, name = entry[:1], entry[1:].upper()
+        if sign not in ("+", "-") or name not in sources:
+            raise DarktrtError(
+                f"--tactic-sources: '{entry}' is not + or - and one of {target}'s libraries: {', '.join(sources)}; "
+                "write, for example, --tactic-sources=-CUDNN,-CUBLAS"
+            )
+        bit = 1 << int(sources[name])
+        mask = mask | bit if sign == "+" else mask & ~bit
+    if not config.set_tactic_sources(mask):
+        raise DarktrtError(f"--tactic-sources: {target} refuses '{text}'")
+
+
+def _load_timing_cache(config: Any, path: Path, target: Target) -> None:
+    if not target.has_timing_cache:
+        raise DarktrtError(f"--timing-cache: {target} measures nothing while it builds; leave it out")
+    try:
+        content = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise DarktrtError(f"{path}: is no timing cache of {target} on this GPU; delete it or name another file")
+
+
+def _save_timing_cache(config: Any, path: str | Path) -> None:
+    with atomic_output(path) as temporary:
+        temporary.write_bytes(config.get_timing_cache().serialize())
+
+
+def _report_coverage(calibrated: Calibrated, network: NetworkMap) -> None:
+    """Tell on stderr where a served table and the network differ."""
+    if not isinstance(calibrated.source, TableSource):
+        return
+    found = calibrated.source.table.compare(network.activations())
+    for names, meaning in (
+        (found.missing, "tensors of the network have no scale in the table, so what reads or gives them is not INT8"),
+        (found.unused, "tensors of the table are not in the network"),
+    ):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            print(f"warning: {len(names)} {meaning}: {', '.join(names[:3])}{more}", file=sys.stderr)
 
 
 def _logger(trt: Any) -> Any:
@@ -108,7 +246,10 @@ def _logger(trt: Any) -> Any:
 
 @contextmanager
 def _deferred_interrupt(interrupted: Event) -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM set ``interrupted`` while TensorRT runs, whose callbacks would swallow them; raise at the end."""
+    """Let Ctrl-C and SIGTERM set ``interrupted`` while TensorRT runs, whose callbacks would swallow them; raise at the end.
+
+    Where TensorRT has no progress monitor nothing can stop its build, and the end is the build's.
+    """
     if current_thread() is not main_thread():
         yield
         return
@@ -123,10 +264,11 @@ def _deferred_interrupt(interrupted: Event) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _progress_monitor(trt: Any, interrupted: Event) -> Any:
-    """A tqdm bar for every phase of the build, on a terminal; the build stops at its next step once ``interrupted`` is set.
+@contextmanager
+def _progress_monitor(trt: Any, *stops: Event) -> Iterator[Any]:
+    """A tqdm bar for every phase of the build, on a terminal; the build stops at its next step once one of ``stops`` is set.
 
-    TensorRT's callbacks must not raise: an exception is kept for :meth:`finish`, and the step says to stop.
+    TensorRT's callbacks must not raise: an exception is kept, the step says to stop, and leaving the context raises it.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -140,17 +282,10 @@ def _progress_monitor(trt: Any, interrupted: Event) -> Any:
 
         def step_complete(self, phase_name: str, step: int) -> bool:
             self._keep(self.bars[phase_name].update)
-            return self.error is None and not interrupted.is_set()
+            return self.error is None and not any(stop.is_set() for stop in stops)
 
         def phase_finish(self, phase_name: str) -> None:
             self._keep(lambda: self.bars.pop(phase_name).close())
-
-        def finish(self) -> None:
-            """Close the bars and raise what a callback could not."""
-            for bar in self.bars.values():
-                bar.close()
-            if self.error:
-                raise self.error
 
         def _keep(self, act: Callable[[], object]) -> None:
             try:
@@ -158,7 +293,14 @@ def _progress_monitor(trt: Any, interrupted: Event) -> Any:
             except Exception as error:
                 self.error = error
 
-    return Monitor()
+    monitor = Monitor()
+    try:
+        yield monitor
+    finally:
+        for bar in monitor.bars.values():
+            bar.close()
+        if monitor.error:
+            raise monitor.error
 
 
 def _phase_bar(phase: str, steps: int) -> Any:
@@ -167,21 +309,30 @@ def _phase_bar(phase: str, steps: int) -> Any:
     return tqdm(total=steps, desc=phase, leave=False, disable=not sys.stderr.isatty())
 
 
-def _parser_error(parser: Any) -> str:
+def _parser_error(parser: Any, target: Target) -> str:
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
-    lines = [f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}" for error in errors]
+    if target.names_parser_nodes:
+        lines = [f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}" for error in errors]
+    else:
+        lines = [f"node number {error.node()}: {error.desc()}" for error in errors]
     return "; ".join(lines) or "it gave no reason"
 
 
-def _add_profile(builder: Any, config: Any, network: Any, info: DetectorInfo) -> None:
-    """The range of a dynamic batch; a static network needs no profile."""
+def _add_profiles(builder: Any, config: Any, network: Any, info: DetectorInfo, calibrated: Calibrated | None) -> None:
+    """The range of a dynamic batch, and the batch to calibrate with; a static network needs no profile."""
     low, usual, high = info.batch
     if low == high:
         return
+    config.add_optimization_profile(_profile(builder, network, (low, usual, high)))
+    if calibrated:
+        config.set_calibration_profile(_profile(builder, network, (calibrated.source.batch,) * 3))
+
+
+def _profile(builder: Any, network: Any, batches: tuple[int, int, int]) -> Any:
     profile = builder.create_optimization_profile()
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         shape = tuple(tensor.shape)
         if -1 in shape:
-            profile.set_shape(tensor.name, *((n, *shape[1:]) for n in (low, usual, high)))
-    config.add_optimization_profile(profile)
+            profile.set_shape(tensor.name, *((n, *shape[1:]) for n in batches))
+    return profile

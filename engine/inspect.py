@@ -9,8 +9,8 @@ import onnx
 
 from darktrt import DetectorInfo
 from engine.manifest import Manifest, manifest_path, read_plan_manifest
+from onnx_file import load_model
 from plugins.ops import DOMAIN
-from surgery.rewrite import load_model
 
 
 def describe_onnx(path: str | Path) -> str:

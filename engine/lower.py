@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
@@ -14,21 +11,13 @@ from darktrt import DarktrtError, DetectorInfo
 from engine.target import Target
 from surgery.bodies import drop_bodies, embed, inline_bodies
 from surgery.half import halve
-from surgery.qdq import quantize
+from surgery.qdq import Calibration, quantize
 from surgery.rewrite import import_graph
 
 Precision = Literal["fp32", "fp16", "int8"]
 
 _HALF_QDQ_OPSET = 19
 """The opset from which Q/DQ nodes take and give FP16."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What INT8 needs to know: scales (amax / 127) by tensor, and the convolutions to keep in FP16 (None: the default ones)."""
-
-    scales: Mapping[str, np.float32]
-    keep: tuple[str, ...] | None = None
 
 
 def lower(
@@ -40,7 +29,7 @@ def lower(
         DarktrtError: the model cannot have this precision.
     """
     if precision == "int8":
-        _check_int8(info, target, calibration)
+        _check_int8(info, calibration)
     if precision != "fp32" and not target.weakly_typed:
         model = _typed(model, info, calibration if precision == "int8" else None)
     if target.bodies == "drop":
@@ -48,9 +37,17 @@ def lower(
     return inline_bodies(model) if target.bodies == "inline" else model
 
 
-def _check_int8(info: DetectorInfo, target: Target, calibration: Calibration | None) -> None:
-    if target.weakly_typed:
-        raise DarktrtError(f"INT8 engines with {target} cannot be built yet; use TensorRT for RTX, or fp16")
+def kept_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration) -> tuple[str, ...]:
+    """Outputs of the convolutions to keep in FP16, for a weakly typed target; chosen and checked as Q/DQ nodes would be.
+
+    Raises:
+        DarktrtError: the input of another convolution has no scale, or ``calibration.keep`` names no convolution.
+    """
+    kept = set(quantize(import_graph(model), info, calibration).kept)
+    return tuple(node.output[0] for node in model.graph.node if node.name in kept)
+
+
+def _check_int8(info: DetectorInfo, calibration: Calibration | None) -> None:
     if not info.int8_convolutions and calibration is None:
         raise DarktrtError("INT8 needs a calibration table; make one with 'darktrt calib' and give it with --table")
     if info.int8_convolutions and calibration is not None:
@@ -61,7 +58,7 @@ def _typed(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration 
     """Precision as the types of the graph state it: Q/DQ nodes with ``calibration``, FP16 for the rest of the backbone."""
     graph = import_graph(model)
     if calibration:
-        quantize(graph, info, calibration.scales, calibration.keep)
+        quantize(graph, info, calibration)
     halve(graph, info)
     typed: onnx.ModelProto = gs.export_onnx(graph.toposort(), do_type_check=False)
     typed.metadata_props.extend(model.metadata_props)

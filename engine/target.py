@@ -37,8 +37,47 @@ class Target:
         return self.flavour == "trt" and self.version < (11,)
 
     @property
+    def network_flag(self) -> str | None:
+        """The flag to create networks with: 8 and 9 have networks without a batch dimension, 10 has two kinds of typing."""
+        if not self.weakly_typed:
+            return "STRONGLY_TYPED"
+        return "EXPLICIT_BATCH" if self.version < (10,) else None
+
+    @property
+    def cache_version(self) -> str:
+        """The version in the header of its calibration caches, as its ``getInferLibVersion()`` has it: 8601, 100300."""
+        major, minor, patch = (*self.version, 0, 0)[:3]
+        return str(major * (10000 if major >= 10 else 1000) + minor * 100 + patch)
+
+    @property
+    def has_progress_monitor(self) -> bool:
+        """``IProgressMonitor``, which also is the only way to stop a build."""
+        return self.flavour == "rtx" or self.version >= (10,)
+
+    @property
+    def has_timing_cache(self) -> bool:
+        """It measures kernels as it builds; TensorRT for RTX chooses them when an engine is first loaded."""
+        return self.flavour == "trt"
+
+    @property
+    def names_parser_nodes(self) -> bool:
+        """Errors of its parser have the name and operator of the node, not just its number."""
+        return self.flavour == "rtx" or self.version >= (10,)
+
+    @property
     def has_plugins(self) -> bool:
         return self.flavour == "trt"
+
+    @property
+    def runs_bodies(self) -> bool:
+        """Its parser runs the body of a custom op for which there is no plugin."""
+        return self.flavour == "rtx" or self.version >= (10, 7)
+
+    def has_plugin(self, name: str, version: str, namespace: str) -> bool:
+        """Whether a plugin library that is loaded has this custom op."""
+        registry = self.load().get_plugin_registry()
+        find = registry.get_plugin_creator if self.version < (10,) else registry.get_creator
+        return find(name, version, namespace) is not None
 
     @property
     def bodies(self) -> Literal["keep", "drop", "inline"]:

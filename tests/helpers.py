@@ -18,7 +18,8 @@ from convert.export import convert
 from convert.model import random_weights
 from convert.weights import write_weights
 from darktrt import DetectorInfo
-from surgery.rewrite import SurgeryOptions, load_model, operate
+from onnx_file import load_model
+from surgery.rewrite import SurgeryOptions, operate
 
 Array = NDArray[Any]
 

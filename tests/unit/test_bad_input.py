@@ -21,6 +21,7 @@ import pytest
 from helpers import MADE_CFG, ROOT, Made, conv, deep_cfg, files_in, head, made_image, make, net, section, yolo
 from PIL import Image
 
+from calib.table import CalibrationTable
 from cli import main
 from convert import zoo
 from engine import target
@@ -40,6 +41,7 @@ def good(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     operate_file(made.plain, folder / "portable.onnx", SurgeryOptions())
     operate_file(made.plain, folder / "raw.onnx", SurgeryOptions(head="raw"))
     (folder / "net.names").write_text("cat\ndog\ncow\n")
+    CalibrationTable({f"other{i}": np.float32(1) for i in range(9)}, "8600").save(folder / "foreign.table")
     (folder / "model.plan").write_bytes(b"a plan")
     manifest = Manifest("0" * 64, "0" * 64, "TensorRT 10.3.0", None, "fp16", (), 1.0, made.info)
     (folder / "model.json").write_text(manifest.to_json())
@@ -70,7 +72,8 @@ def refused(capfd: pytest.CaptureFixture[str], folder: Path, *arguments: str) ->
     out, err = capfd.readouterr()
     assert status == 2, err
     assert out == ""
-    lines = [line for line in err.splitlines() if not line.startswith(("usage: ", "       "))]
+    around = ("usage: ", "       ", "warning: ")
+    lines = [line for line in err.splitlines() if line and not line.startswith(around) and "images/s" not in line]
     assert len(lines) == 1, err
     assert lines[0].startswith(f"darktrt {arguments[0]}: ")
     assert listing(folder) == before
@@ -290,11 +293,45 @@ COMMANDS = [
     ("surgery plain.onnx -o out.onnx --max-candidates 5000", "max_candidates 5000 is not in 1..3840"),
     ("surgery plain.onnx -o out.onnx --head boxes", "argument --head: invalid choice: 'boxes'"),
     ("surgery plain.onnx -o out.onnx --activation gelu", "argument --activation: invalid choice: 'gelu'"),
+    ("surgery plain.onnx -o out.onnx --qdq", "--qdq and --table TABLE go together"),
+    ("surgery plain.onnx -o out.onnx --qdq --table none.table", "none.table: cannot read: No such file or directory"),
+    ("surgery plain.onnx -o out.onnx --qdq --table sub", "sub: cannot read: Is a directory"),
+    ("surgery plain.onnx -o out.onnx --qdq --table a.png", "a.png: is not text, so no calibration cache"),
+    ("surgery plain.onnx -o out.onnx --qdq --table net.cfg", "net.cfg: begins with '[net]', not with a header such as"),
+    ("surgery plain.onnx -o out.onnx --qdq --table foreign.table", "the calibration table has no scale for 6 tensors"),
+    # calib
+    ("calib none.onnx a.png -o t.table", "none.onnx: cannot read: No such file or directory"),
+    ("calib none.onnx -o t.table", "none.onnx: cannot read: No such file or directory"),
+    ("calib net.cfg a.png -o t.table", f"net.cfg: {ONNX}"),
+    ("calib portable.onnx sub -o t.table", "sub: no pictures here (.bmp"),
+    ("calib portable.onnx none -o t.table", "none: no such file or folder"),
+    ("calib portable.onnx net.names -o t.table", "net.names: lists 'cat', which is no picture"),
+    ("calib portable.onnx net.weights -o t.table", "net.weights: is neither a picture nor a list of pictures"),
+    ("calib portable.onnx model.json -o t.table", "model.json: is no COCO file"),
+    ("calib portable.onnx a.png", "the following arguments are required: -o/--output"),
+    ("calib portable.onnx a.png -o none/t.table", "none/t.table: cannot write: No such file or directory"),
+    ("calib portable.onnx a.png -o sub", "sub: is a folder; name a file to write"),
+    ("calib portable.onnx a.png -o portable.onnx", "portable.onnx: is given twice and would be overwritten"),
+    ("calib portable.onnx . -o b.jpg", "b.jpg: is given twice and would be overwritten"),
+    ("calib portable.onnx . -o t.table --plot b.jpg", "b.jpg: is given twice and would be overwritten"),
+    ("calib portable.onnx a.png -o t.txt", "a file beside the table has this name; name the table like t.table"),
+    ("calib portable.onnx a.png -o t.table --plot t.svg", "t.svg: cannot draw to that format; name a .png file"),
+    ("calib portable.onnx a.png -o t.table --plot none/t.png", "none/t.png: cannot write: No such file or directory"),
+    ("calib portable.onnx a.png -o t.table --limit 0", "the limit is 0; calibrate on at least 1 picture"),
+    ("calib portable.onnx a.png -o t.table --percentile 0", "--percentile 0: it must be above 0 and at most 100"),
+    ("calib portable.onnx a.png -o t.table --method kl", "argument --method: invalid choice: 'kl'"),
+    ("calib merge -o t.table", "nothing to merge; name the .npz files"),
+    ("calib merge none.npz -o t.table", "none.npz: cannot read: No such file or directory"),
+    ("calib merge a.png -o t.table", "a.png: holds no histograms of 'darktrt calib', or is damaged"),
     # engine
     ("engine none.onnx -o out.plan", "none.onnx: cannot read: No such file or directory"),
     ("engine net.names -o out.plan", f"net.names: {ONNX}"),
     ("engine model.plan -o out.plan", "model.plan: "),
     ("engine portable.onnx -o out.plan --precision int8", "INT8 needs a calibration table; make one with 'darktrt calib'"),
+    (
+        "engine portable.onnx -o out.plan --precision int8 --target rtx --table foreign.table",
+        "the calibration table has no scale for 6 tensors",
+    ),
     ("engine portable.onnx -o out.plan --precision fp8", "argument --precision: invalid choice: 'fp8'"),
     ("engine portable.onnx -o out.json", "out.json: .json is the manifest's name"),
     ("engine portable.onnx -o portable.onnx", "portable.onnx: is given twice"),
@@ -332,7 +369,7 @@ COMMANDS = [
     ("inspect sub", "sub: cannot tell what it is"),
     ("inspect model.plan", "model.plan: is not the plan that model.json describes"),
     # fetch
-    ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4)"),
+    ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4, samples)"),
     ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make the folder: Not a directory"),
 ]
 
@@ -396,7 +433,12 @@ DAMAGES: dict[str, tuple[Callable[[str], bytes], str, str]] = {  # what, said to
 def test_a_damaged_model(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     spoil, said, said_to_detect = DAMAGES[name]
     Path("bad.onnx").write_bytes(spoil("plain.onnx"))
-    for command in ("surgery bad.onnx -o out.onnx", "engine bad.onnx -o out.plan", "inspect bad.onnx"):
+    for command in (
+        "surgery bad.onnx -o out.onnx",
+        "engine bad.onnx -o out.plan",
+        "inspect bad.onnx",
+        "calib bad.onnx a.png -o t.table",
+    ):
         message = refused(capfd, place, *command.split())
         assert message.startswith("bad.onnx: ")
         assert said in message
@@ -459,6 +501,50 @@ def test_a_damaged_manifest(place: Path, capfd: pytest.CaptureFixture[str], old:
         assert said in message
 
 
+def damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """Some bytes cut off, taken out or changed."""
+    kind, place = random.integers(4), int(random.integers(len(content)))
+    if kind == 0:
+        return content[:place]
+    if kind == 1:
+        return content[:place] + content[place + int(random.choice([1, 2, 50])) :]
+    changed = bytearray(content)
+    for i in random.integers(len(content), size=random.choice([1, 2, 10])):
+        changed[i] = changed[i] ^ 1 << random.integers(8) if kind == 2 else random.integers(256)
+    return bytes(changed)
+
+
+def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Or works, where the damage is in a weight."""
+    random = np.random.default_rng(0)
+    tiny = make(place, net(64, 64) + conv(8, stride=8) + head(), name="tiny")
+    operate_file(tiny.plain, "tiny.p.onnx", SurgeryOptions())
+    sources = [Path(name).read_bytes() for name in ("tiny.onnx", "tiny.p.onnx")]
+    before = files_in(place)
+    worked = 0
+    for i in range(200):
+        Path("bad.onnx").write_bytes(damaged(sources[i % 2], random))
+        status = main(["calib", "bad.onnx", "a.png", "-o", "t.table"])
+        err = capfd.readouterr().err
+        assert status in (0, 2)
+        for name in set(files_in(place)) - {*before, "bad.onnx"}:
+            assert status == 0, (name, err)
+            Path(name).unlink()
+        assert status == 0 or len([line for line in err.splitlines() if line.startswith("darktrt calib: ")]) == 1
+        worked += status == 0
+    assert 0 < worked < 100
+
+
+def test_weights_that_are_no_numbers(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def spoil(model: onnx.ModelProto) -> None:
+        weight = next(i for i in model.graph.initializer if len(i.dims) == 4)
+        weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
+
+    Path("nan.onnx").write_bytes(edited("portable.onnx", spoil))
+    message = refused(capfd, place, "calib", "nan.onnx", "a.png", "-o", "t.table")
+    assert message == "tensor '/layers.0/Conv_output_0' is NaN or infinite for a.png; are the weights damaged?"
+
+
 # --- damaged pictures and videos ---
 
 
@@ -488,6 +574,15 @@ def test_a_damaged_picture_or_video(place: Path, capfd: pytest.CaptureFixture[st
         assert said in message
 
 
+@pytest.mark.parametrize("name", ["empty.jpg", "cut.jpg", "page.png"])
+def test_a_damaged_picture_to_calibrate_on(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+    said = spoilt_pictures(place)[name]
+    message = refused(capfd, place, "calib", "portable.onnx", name, "-o", "t.table")
+    assert message.startswith(f"{name}: ")
+    assert said in message
+    assert message.endswith("(--skip-bad leaves such pictures out; --resume goes on from those counted before)")
+
+
 # --- what is missing on the machine ---
 
 
@@ -511,6 +606,13 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(urllib.request, "urlopen", offline)
     monkeypatch.setattr(zoo.subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setenv("DARKTRT_ZOO", "sub")
+    before = listing(place)
+    assert main(["calib", "portable.onnx", "-o", "t.table"]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("WARNING: no DATA was given")
+    assert "darktrt calib: bus.jpg is to be had nowhere; tried" in lines
+    assert lines[-1].endswith("or calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/pictures")
+    assert listing(place) == before
     assert main(["fetch", "yolov4-tiny", "-o", "new"]) == 2
     out, err = capfd.readouterr()
     lines = err.splitlines()
@@ -548,6 +650,7 @@ FULL = {
     ),
     "surgery": ("surgery plain.onnx -o out.onnx", 50_000, "out.onnx: cannot write: "),
     "engine": ("engine portable.onnx -o out.plan --target rtx", 5_000, "cannot write: "),
+    "calib": ("calib portable.onnx a.png -o t.table", 5_000, "t.npz: cannot write: "),
     "a picture": ("detect a.png --model portable.onnx -o out.bmp", 5_000, "out.bmp: cannot write: "),
     "pictures": ("detect a.png b.jpg --model portable.onnx -o new", 1_000, "new/a.png: cannot write: "),
     "a video": ("detect long.mp4 --model portable.onnx -o out.mp4", 5_000, "out.mp4: cannot be written"),

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from helpers import MADE_CFG, ROOT, Made, files_in, made_image, net, section
+from onnx import numpy_helper
 from PIL import Image
 
 import cli
+from calib.data import SAMPLES_WARNING
 from cli import main
 from convert import zoo
-from darktrt import __version__
+from darktrt import __version__, sha256_of
 
-COMMANDS = ["fetch", "convert", "surgery", "engine", "detect", "inspect", "doctor"]
+COMMANDS = ["fetch", "convert", "surgery", "calib", "engine", "detect", "inspect", "doctor"]
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> tuple[str, str]:
@@ -56,7 +60,8 @@ def test_examples_parse(capsys: pytest.CaptureFixture[str]) -> None:
             main([command, "--help"])
         for example in capsys.readouterr().out.partition("examples:\n")[2].splitlines():
             words = example.partition("darktrt ")[2].partition(" > ")[0].split()
-            assert cli._parser().parse_args(words).command == command
+            if words[-1] != "--help":
+                assert cli._parse(words).command == command
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +193,99 @@ def test_letterboxed_networks_detect(pictures: Path, capsys: pytest.CaptureFixtu
 def test_surgery_counts_what_it_did(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, _ = said(capsys, "surgery", made.plain, "-o", "a.onnx", "--activation", "leaky", "--head", "raw")
     assert out == "a.onnx: 6 Mish replaced by leaky, 0 heads decoded by one node, 0 function bodies\n"
+
+
+# --- calibration ---
+
+
+@pytest.fixture
+def samples(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two made pictures in the place of the samples, in the zoo's folder."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for i, name in enumerate(("a.jpg", "b.jpg")):
+        Image.fromarray(made_image(100, 130, seed=i)).save(folder / name)
+    assets = tuple(zoo.Asset(path.name, sha256_of(path)) for path in sorted(folder.iterdir()))
+    monkeypatch.setattr(zoo, "_SAMPLES", assets)
+    monkeypatch.setenv("DARKTRT_ZOO", str(folder))
+
+
+def test_calibration_without_data_takes_samples_and_warns(
+    made: Made, folder: Path, samples: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, "surgery", made.plain, "-o", "portable.onnx")
+    out, err = said(capsys, "calib", "portable.onnx", "-o", "my.table")
+    assert out.endswith("my.table: scales of 25 tensors from 24 pictures\n")
+    assert err.startswith(f"{SAMPLES_WARNING}\n")
+    assert err.endswith(f"\n{SAMPLES_WARNING}\n")
+    made_of = [name for name in files_in(folder) if name.startswith("my.samples/")]
+    assert len(made_of) == 26
+    assert set(files_in(folder)) - set(made_of) == {
+        "portable.onnx",
+        *(f"my.{suffix}" for suffix in ("table", "cache", "txt", "npz", "samples")),
+    }
+    summary = Path("my.txt").read_text()
+    assert summary.startswith("network:   made, portable.onnx\nwarning:   made of two sample pictures, for trying out only\n")
+    before = Path("my.table").read_bytes()
+    out, err = said(capsys, "calib", "portable.onnx", "-o", "my.table", "--resume")
+    assert "from 24 pictures" in out
+    assert Path("my.table").read_bytes() == before
+    _, err = said(capsys, "calib", "portable.onnx", "-o", "my.table", "my.samples")
+    assert SAMPLES_WARNING not in err
+    assert "warning" not in Path("my.txt").read_text()
+
+
+def test_what_calibration_writes(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "surgery", made.plain, "-o", "portable.onnx")
+    out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "a.table", "--method", "percentile", "--plot", "a.png")
+    assert {name for name in files_in(pictures) if name.startswith("a.")} == {
+        "a.cache",
+        "a.npz",
+        "a.png",
+        "a.table",
+        "a.txt",
+    }
+    heading, _, table = Path("a.txt").read_text().partition("\n\n")
+    assert heading.splitlines() == [
+        "network:   made, portable.onnx",
+        "method:    percentile 99.99",
+        f"SHA-256:   {sha256_of('portable.onnx')[:12]}",
+        "pictures:  3",
+    ]
+    assert out == f"{table}a.table: scales of 25 tensors from 3 pictures\n"
+    said(capsys, "calib", "merge", "a.npz", "-o", "b.table", "--method", "percentile")
+    assert Path("b.txt").read_text().startswith("merged:    a.npz\nmethod:    percentile 99.99\n")
+    assert {name for name in files_in(pictures) if name.startswith("b.")} == {"b.cache", "b.table", "b.txt"}
+    contents = {Path(name).read_bytes() for name in ("a.table", "a.cache", "b.table", "b.cache")}
+    assert len(contents) == 1
+
+
+def test_a_tensor_that_is_always_zero(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = made.model()
+    for constant in model.graph.initializer:
+        if list(constant.dims)[:2] in ([8, 3], [8]):  # of the first convolution, and the bias of another
+            constant.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(constant), constant.name))
+    onnx.save(model, "plain.onnx")
+    said(capsys, "surgery", "plain.onnx", "-o", "portable.onnx")
+    out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "a.table")
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("always zero")][:1] == ["/layers.0/Conv_output_0"]
+    out, _ = said(capsys, "surgery", "plain.onnx", "-o", "qdq.onnx", "--qdq", "--table", "a.cache")
+    assert "6 convolutions in INT8" in out
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_calibrates_with_and_without_data(tmp_path: Path) -> None:
+    def calibrates(*words: str) -> str:
+        command = ["make", "--dry-run", "--no-print-directory", f"OUT={tmp_path}", "PRECISION=int8", "engine", *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return next(line for line in done.stdout.splitlines() if "darktrt calib " in line).partition("portable.onnx ")[2]
+
+    table = f"-o {tmp_path}/yolov4-tiny/calibration.table"
+    assert calibrates("DATA=a b.json").split() == ["a", "b.json", *table.split()]
+    assert calibrates().strip() == table
+    (tmp_path / "yolov4-tiny").mkdir(exist_ok=True)
+    (tmp_path / "yolov4-tiny/CALIB.options").write_text("c d\n")
+    assert calibrates().split() == ["c", "d", *table.split()], "those of the last time"
+    assert calibrates("DATA=a").split() == ["a", *table.split()]
 
 
 def test_fetch_prints_the_files(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

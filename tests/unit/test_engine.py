@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,18 +17,25 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fake_tensorrt import FakeTensorRT, Network
 from helpers import Made, batch_of_images, files_in, make, run, thresholds
 from onnx import parser
 
+from calib.collect import tensors_to_calibrate
+from calib.table import CalibrationTable
+from calib.trt import BatchSource
 from darktrt import METADATA_KEY, DarktrtError
 from engine import build as build_module
 from engine import target as target_module
-from engine.build import build, build_file
+from engine.build import BuildOptions, build, build_file
 from engine.lower import lower
 from engine.manifest import Manifest, manifest_path, read_manifest, read_plan_manifest
 from engine.runtime import OnnxRunner
 from engine.target import Target, find_target, gpu_name, installed_version
+from engine.weak import Calibrated, NetworkMap
+from onnx_file import load_model
 from plugins.ops import DOMAIN
+from surgery.qdq import Calibration
 from surgery.rewrite import SurgeryOptions, operate_file
 
 NO_RTX = importlib.util.find_spec("tensorrt_rtx") is None
@@ -57,10 +65,27 @@ def test_facts_of_full_tensorrt(version: tuple[int, ...], weakly_typed: bool, bo
     assert str(target) == f"TensorRT {'.'.join(map(str, version))}"
 
 
+@pytest.mark.parametrize(
+    ("version", "facts"),  # network flag, version in caches, progress monitor, parser that names nodes, bodies run
+    [
+        ((8, 6, 0), ("EXPLICIT_BATCH", "8600", False, False, False)),
+        ((8, 6, 1), ("EXPLICIT_BATCH", "8601", False, False, False)),
+        ((10, 0, 1), (None, "100001", True, True, False)),
+        ((10, 3), (None, "100300", True, True, False)),
+        ((10, 14, 1), (None, "101401", True, True, True)),
+        ((11, 0, 0), ("STRONGLY_TYPED", "110000", True, True, True)),
+    ],
+)
+def test_more_facts_of_full_tensorrt(version: tuple[int, ...], facts: tuple[object, ...]) -> None:
+    t = Target("trt", version)
+    assert (t.network_flag, t.cache_version, t.has_progress_monitor, t.names_parser_nodes, t.runs_bodies) == facts
+
+
 @pytest.mark.parametrize("version", [(1, 0, 0), (1, 7, 1), (2, 0, 0)])
 def test_facts_of_tensorrt_for_rtx(version: tuple[int, ...]) -> None:
     target = Target("rtx", version)
     assert (target.weakly_typed, target.has_plugins, target.bodies) == (False, False, "inline")
+    assert (target.network_flag, target.has_progress_monitor, target.names_parser_nodes) == ("STRONGLY_TYPED", True, True)
     assert target.builds_without_gpu
     assert str(target).startswith("TensorRT for RTX ")
 
@@ -277,76 +302,349 @@ def test_no_plan_without_its_manifest(made: Made, tmp_path: Path, monkeypatch: p
     assert files_in(tmp_path) == ["a.onnx", "model.json"]
 
 
+# --- full TensorRT, with a stand-in that records ---
+
+
+def full(monkeypatch: pytest.MonkeyPatch, version: str, **options: Any) -> FakeTensorRT:
+    """Pretend that this TensorRT is installed, with a GPU."""
+    trt = FakeTensorRT(version, **options)
+    machine(monkeypatch, "NVIDIA L4", trt=version)
+    monkeypatch.setattr(target_module, "_load", lambda _: trt)
+    monkeypatch.setattr(build_module, "gpu_name", lambda: "NVIDIA L4")
+    return trt
+
+
+PLUGINS = ("MishPlugin", "YoloDecodePlugin", "YoloNmsPlugin")
+OBEY = "OBEY_PRECISION_CONSTRAINTS"
+
+
 @pytest.mark.parametrize(
-    ("version", "fp16", "strongly"), [("8.6.1", True, False), ("10.3.0", True, False), ("11.0.0", False, True)]
+    ("version", "flags", "network"),
+    [("8.6.1", ["FP16", OBEY], 1 << 0), ("10.3.0", ["FP16", OBEY], 0), ("11.0.0", [], 1 << 1)],
 )
 def test_full_tensorrt_is_asked_in_its_own_way(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, fp16: bool, strongly: bool
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, flags: list[str], network: int
 ) -> None:
-    """With a stand-in that records: flags by version, a profile for the dynamic inputs, plugins and GPU in the manifest."""
-    calls: dict[str, Any] = {"flags": [], "shapes": {}}
-    machine(monkeypatch, "NVIDIA L4", trt=version)
-    monkeypatch.setattr(target_module, "_load", lambda _: stand_in(version, calls))
-    monkeypatch.setattr(build_module, "gpu_name", lambda: "NVIDIA L4")
+    """Flags by version, a profile for the dynamic inputs, plugins and GPU in the manifest."""
+    trt = full(monkeypatch, version, plugins=PLUGINS)
     operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "auto")
-    assert calls["flags"] == (["FP16"] if fp16 else [])
-    assert calls["network"] == (1 << 3 if strongly else 0)
-    assert calls["shapes"] == {"images": [(1, 64, 96, 3), (3, 64, 96, 3), (3, 64, 96, 3)]}
+    assert trt.config.asked == flags
+    assert trt.network.flags == network
+    assert trt.config.profiles == [{"images": [(1, 64, 96, 3), (3, 64, 96, 3), (3, 64, 96, 3)]}]
+    assert hasattr(trt.config, "progress_monitor") == (version != "8.6.1")
+    assert trt.config.profiling_verbosity == "DETAILED"
     assert manifest.plugins == ("MishPlugin:1", "YoloDecodePlugin:1", "YoloNmsPlugin:1")
     assert manifest.gpu == "NVIDIA L4"
     assert manifest.target == f"TensorRT {version}"
     assert (tmp_path / "a.plan").read_bytes() == b"plan"
 
 
-def stand_in(version: str, calls: dict[str, Any]) -> Any:
-    """As much of the module tensorrt as a build uses."""
-
-    class Base:
-        ERROR = 1
-
-        def __init__(self, *_: object) -> None:
-            pass
-
-    def tensor(value: onnx.ValueInfoProto) -> Any:
-        dimensions = [d.dim_value or -1 for d in value.type.tensor_type.shape.dim]
-        return SimpleNamespace(name=value.name, shape=dimensions)
-
-    class Parser(Base):
-        def parse(self, model: bytes) -> bool:
-            calls["inputs"] = [tensor(value) for value in onnx.load_from_string(model).graph.input]
-            return True
-
-    class Builder(Base):
-        def create_network(self, flags: int) -> Any:
-            calls["network"] = flags
-
-            class Network:
-                num_inputs = property(lambda _: len(calls["inputs"]))
-
-                def get_input(self, i: int) -> Any:
-                    return calls["inputs"][i]
-
-            return Network()
-
-        def create_builder_config(self) -> Any:
-            return SimpleNamespace(set_flag=calls["flags"].append, add_optimization_profile=lambda _: None)
-
-        def create_optimization_profile(self) -> Any:
-            return SimpleNamespace(set_shape=lambda name, *shapes: calls["shapes"].update({name: list(shapes)}))
-
-        def build_serialized_network(self, *_: object) -> bytes:
-            return b"plan"
-
-    return SimpleNamespace(
-        __version__=version,
-        ILogger=Base,
-        IProgressMonitor=Base,
-        Builder=Builder,
-        OnnxParser=Parser,
-        BuilderFlag=SimpleNamespace(FP16="FP16"),
-        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=3),
+@pytest.mark.parametrize(("version", "needed"), [("8.6.1", True), ("10.3.0", True), ("10.14.1", False)])
+def test_a_missing_plugin_library_is_said(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, needed: bool
+) -> None:
+    full(monkeypatch, version, plugins=("MishPlugin",))
+    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    if not needed:
+        assert build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt").precision == "fp16"
+        return
+    with pytest.raises(DarktrtError) as caught:
+        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt")
+    assert str(caught.value) == (
+        f"TensorRT {version} takes YoloDecodePlugin, YoloNmsPlugin from darktrt's plugin library, which is missing; "
+        "do without: 'darktrt surgery --head raw --mish native', or 'darktrt engine --target rtx'"
     )
+    assert files_in(tmp_path) == ["a.onnx"]
+
+
+def test_decoding_stays_fp32(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every layer behind the raw heads, and none before them, in a plain model as in one with plugins."""
+    for model, plugins in ((made.model(), ()), (made.operated(mish="native"), PLUGINS)):
+        trt = full(monkeypatch, "8.6.1", plugins=plugins)
+        build(model.SerializeToString(), made.info, Target("trt", (8, 6, 1)), "fp16")
+        heads = [head.tensor for head in made.info.heads]
+        reached = set(heads)
+        for node in model.graph.node:
+            if reached.intersection(node.input):
+                reached.update(node.output)
+        pinned = [layer for layer in trt.network.layers if layer.precision is not None]
+        assert {layer.precision.name for layer in pinned} == {"FLOAT"}
+        floats = [layer for layer in trt.network.layers if layer.get_output(0).name in reached - set(heads)]
+        assert [layer.name for layer in pinned] == [layer.name for layer in floats if layer.type.name != "CAST"]
+        for layer in pinned:
+            kinds = [layer.get_output(i).dtype.name for i in range(layer.num_outputs)]
+            assert sorted(layer.output_types) == [i for i, kind in enumerate(kinds) if kind == "FLOAT"]
+            assert {kind.name for kind in layer.output_types.values()} == {"FLOAT"}
+
+
+def test_a_head_that_later_layers_read_divides_nothing(made: Made) -> None:
+    """Decoding is what lies behind the heads and not before another one; constants need no scale."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1,8,8,8] images) => (float[1,8,8,8] z, float[1,8,8,8] w)
+        <float[8,8,1,1] k> {
+            a = Conv (images, k)
+            head0 = Conv (a, k)
+            two = Constant <value_float = 2.0> ()
+            b = Mul (head0, two)
+            head1 = Conv (b, k)
+            y = Sigmoid (head0)
+            z = Add (y, head1)
+            w = Tanh (a)
+        }"""
+    network = Network()
+    network.add(parser.parse_model(text))
+    head = made.info.heads[0]
+    info = replace(made.info, heads=(replace(head, tensor="head0"), replace(head, tensor="head1")))
+    found = NetworkMap(network, info)
+    assert [layer.get_output(0).name for layer in found.behind_heads()] == ["y", "z"]
+    assert found.activations() == ["images", "a", "head0", "b", "head1"]
+    assert [layer.get_output(0).name for layer in found.kept(["head0"])] == ["head0", "b"]
+    with pytest.raises(DarktrtError, match="TensorRT's network has no tensor 'other', a head"):
+        NetworkMap(network, replace(made.info, heads=(replace(head, tensor="other"),)))
+
+
+def raw(made: Made, folder: Path, **options: Any) -> tuple[Path, dict[str, np.float32]]:
+    """A model without custom nodes, and a table for it."""
+    file = folder / "raw.onnx"
+    operate_file(made.plain, file, SurgeryOptions(head="raw", mish="native", **options))
+    model, info = load_model(file)
+    return file, {name: np.float32(0.01 + i) for i, name in enumerate(tensors_to_calibrate(model, info))}
+
+
+@pytest.mark.parametrize("form", ["float", "uint8"])
+@pytest.mark.parametrize(("version", "header"), [("8.6.0", "8600"), ("8.6.1", "8601"), ("10.3.0", "100300")])
+def test_int8_serves_the_table_under_its_own_version(
+    made: Made,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    version: str,
+    header: str,
+    form: str,
+) -> None:
+    trt = full(monkeypatch, version)
+    source, scales = raw(made, tmp_path, input=form)
+    manifest = build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales))
+    assert trt.config.asked == ["FP16", "INT8", OBEY]
+    assert trt.events == ["read"]
+    text = bytes(trt.config.int8_calibrator.read_calibration_cache()).decode()
+    assert text == CalibrationTable(scales, header).text()
+    shape = (64, 96, 3) if form == "uint8" else (3, 64, 96)
+    assert trt.config.calibration_profile == {"images": [(3, *shape)] * 3}
+    assert manifest.precision == "int8"
+    assert capsys.readouterr().err == ""
+
+
+def pinned_names(trt: FakeTensorRT) -> list[str]:
+    return [layer.name for layer in trt.network.layers if layer.precision is not None and layer.precision.name == "HALF"]
+
+
+def test_kept_convolutions_are_pinned_with_their_activations(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = full(monkeypatch, "8.6.1")
+    source, scales = raw(made, tmp_path)
+    convolutions = [node for node in load_model(source)[0].graph.node if node.op_type == "Conv"]
+    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales))
+    pinned = [
+        layer.name for layer in trt.network.layers if layer.name in pinned_names(trt) and layer.type.name == "CONVOLUTION"
+    ]
+    heads = {head.tensor for head in made.info.heads}
+    assert pinned == [node.name for i, node in enumerate(convolutions) if i == 0 or node.output[0] in heads]
+    first = convolutions[0].output[0]
+    mish = [layer for layer in trt.network.layers if layer.name in pinned_names(trt) and layer.type.name != "CONVOLUTION"]
+    assert [layer.type.name for layer in mish] == ["ACTIVATION", "ACTIVATION", "ELEMENTWISE"]
+    assert mish[0].get_input(0).name == mish[2].get_input(0).name == first
+    assert not any(layer.output_types for layer in trt.network.layers)
+
+    one = convolutions[2].name
+    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales, (one,)))
+    assert [name for name in pinned_names(trt) if name in {node.name for node in convolutions}] == [one]
+    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales, ()))
+    assert pinned_names(trt) == []
+    with pytest.raises(DarktrtError, match="'nobody' is no convolution of this network"):
+        build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales, ("nobody",)))
+
+
+def test_where_table_and_network_differ_is_said(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full(monkeypatch, "10.3.0")
+    source, scales = raw(made, tmp_path)
+    heads = [head.tensor for head in made.info.heads]
+    for head in heads:
+        del scales[head]
+    scales |= {f"other_{i}": np.float32(1) for i in range(5)}
+    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales))
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: 2 tensors of the network have no scale in the table, so what reads or gives them is not INT8: "
+        + ", ".join(heads),
+        "warning: 5 tensors of the table are not in the network: other_0, other_1, other_2, ...",
+    ]
+    first = next(node.input[0] for node in load_model(source)[0].graph.node if node.op_type == "Conv")
+    del scales[first]
+    with pytest.raises(DarktrtError, match=f"has no scale for 1 tensors of this network, '{first}' for one"):
+        build_file(source, tmp_path / "b.plan", "int8", "trt", Calibration(scales, ()))
+    assert "b.plan" not in files_in(tmp_path)
+
+
+def test_int8_of_a_model_with_qdq_nodes_needs_no_calibrator(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt = full(monkeypatch, "8.6.1")
+    _, scales = raw(made, tmp_path)
+    operate_file(made.plain, tmp_path / "q.onnx", SurgeryOptions(head="raw", mish="native", calibration=Calibration(scales)))
+    build_file(tmp_path / "q.onnx", tmp_path / "a.plan", "int8", "trt")
+    assert trt.config.asked == ["FP16", "INT8", OBEY]
+    assert trt.config.int8_calibrator is None
+    assert pinned_names(trt) == []
+    with pytest.raises(DarktrtError, match="has Q/DQ nodes already"):
+        build_file(tmp_path / "q.onnx", tmp_path / "a.plan", "int8", "trt", Calibration(scales))
+
+
+def test_int8_without_a_table_is_refused(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full(monkeypatch, "8.6.1")
+    source, _ = raw(made, tmp_path)
+    with pytest.raises(DarktrtError, match="INT8 needs a calibration table"):
+        build_file(source, tmp_path / "a.plan", "int8", "trt")
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
+def test_a_refused_table_leaves_no_plan(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    trt = full(monkeypatch, version)
+    trt.library_version = 9999
+    source, scales = raw(made, tmp_path)
+    with pytest.raises(DarktrtError, match="this TensorRT does not take the calibration table"):
+        build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales))
+    assert files_in(tmp_path) == ["raw.onnx"]
+
+
+def test_a_build_can_be_fed_batches(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full(monkeypatch, "10.3.0")
+    source, _ = raw(made, tmp_path, input="float")
+    model, info = load_model(source)
+    asked = []
+
+    class Fed:
+        batch = 2
+
+        def begin(self, inputs: Any) -> None:
+            assert inputs["images"].shape == (2, 3, 64, 96)
+
+        def next_batch(self, names: Any) -> list[int] | None:
+            asked.append(names)
+            return [4096] if len(asked) < 3 else None
+
+        def read_cache(self) -> None:
+            return None
+
+        def write_cache(self, cache: bytes) -> None:
+            assert cache.startswith(b"TRT-100300-")
+
+    build(model.SerializeToString(), info, find_target("trt"), "int8", Calibrated(Fed()))
+    assert asked == [["images"]] * 3
+    assert trt.fed == [[4096]] * 2
+    assert trt.config.calibration_profile == {"images": [(2, 3, 64, 96)] * 3}
+
+
+def test_a_failed_calibration_stops_the_build_where_it_can(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full(monkeypatch, "10.3.0")
+    source, _ = raw(made, tmp_path)
+    model, info = load_model(source)
+    went_on = []
+
+    def build_on(network: Any, config: Any) -> bytes:
+        config.progress_monitor.phase_start("Tactics", None, 2)
+        for step in range(2):
+            if step == 1:
+                FakeTensorRT.build(trt, network, config)
+            went_on.append(config.progress_monitor.step_complete("Tactics", step))
+        return b"plan"
+
+    monkeypatch.setattr(trt, "build", build_on)
+    with BatchSource([], 1) as nothing, pytest.raises(DarktrtError, match="there is no batch of pictures"):
+        build(model.SerializeToString(), info, find_target("trt"), "int8", Calibrated(nothing))
+    assert went_on == [True, False]
+
+
+def test_an_old_parser_is_told_too(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    full(monkeypatch, "8.6.1", refuses="no importer for Odd")
+    with pytest.raises(DarktrtError, match=r"^TensorRT 8\.6\.1 cannot parse the network: node number 7: no importer for Odd$"):
+        build(b"", made.info, find_target("trt"), "fp32")
+
+
+# --- how TensorRT goes about it ---
+
+
+def build_with(made: Made, folder: Path, **options: Any) -> None:
+    if not (folder / "raw.onnx").exists():
+        raw(made, folder)
+    build_file(folder / "raw.onnx", folder / "a.plan", "fp32", "trt", None, BuildOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("text", "mask"),
+    [
+        ("-CUDNN", 0b11011),
+        ("-CUDNN,-CUBLAS,-CUBLAS_LT", 0b11000),
+        ("-cudnn,+CUDNN", 0b11111),
+        ("+CUBLAS", 0b11111),
+        ("-CUDNN,-CUDNN", 0b11011),
+    ],
+)
+def test_tactic_sources_are_added_and_left_out(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, mask: int
+) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    build_with(made, tmp_path, tactic_sources=text)
+    assert trt.config.sources == mask
+
+
+@pytest.mark.parametrize("text", ["CUDNN", "-CUFFT", "-CUDNN CUBLAS", "-", "-CUDNN,"])
+def test_other_tactic_sources_are_refused(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    full(monkeypatch, "8.6.0")
+    with pytest.raises(
+        DarktrtError, match=r"is not \+ or - and one of TensorRT 8\.6\.0's libraries: CUBLAS, CUBLAS_LT, CUDNN, "
+    ):
+        build_with(made, tmp_path, tactic_sources=text)
+
+
+def test_the_optimization_level_is_passed_on(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    build_with(made, tmp_path)
+    assert not hasattr(trt.config, "builder_optimization_level")
+    build_with(made, tmp_path, optimization_level=0)
+    assert trt.config.builder_optimization_level == 0
+
+
+def test_the_timing_cache_is_read_and_written(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full(monkeypatch, "8.6.0")
+    cache = tmp_path / "timing.cache"
+    build_with(made, tmp_path, timing_cache=cache)
+    assert cache.read_bytes() == b"+measured"
+    build_with(made, tmp_path, timing_cache=str(cache))
+    assert cache.read_bytes() == b"+measured+measured"
+    for content in (b"broken", b"other GPU"):
+        cache.write_bytes(content)
+        with pytest.raises(DarktrtError, match=r"timing\.cache: is no timing cache of TensorRT 8\.6\.0 on this GPU; delete it"):
+            build_with(made, tmp_path, timing_cache=cache)
+        assert cache.read_bytes() == content
+    for taken in ("a.plan", "raw.onnx", "a.json"):
+        with pytest.raises(DarktrtError, match="is given twice"):
+            build_with(made, tmp_path, timing_cache=tmp_path / taken)
+
+
+@rtx
+def test_rtx_takes_what_it_has_of_these_options(made: Made, tmp_path: Path) -> None:
+    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
+    build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "rtx", None, BuildOptions("-EDGE_MASK_CONVOLUTIONS", 1))
+    for options, said in (
+        (BuildOptions("-CUDNN"), r"one of TensorRT for RTX 1.*'s libraries: EDGE_MASK_CONVOLUTIONS, "),
+        (BuildOptions(timing_cache=tmp_path / "timing.cache"), "--timing-cache: TensorRT for RTX 1.* measures nothing"),
+    ):
+        with pytest.raises(DarktrtError, match=said):
+            build_file(tmp_path / "a.onnx", tmp_path / "b.plan", "fp16", "rtx", None, options)
+    assert files_in(tmp_path) == ["a.json", "a.onnx", "a.plan"]
 
 
 # --- manifests ---

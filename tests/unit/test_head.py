@@ -30,8 +30,9 @@ from helpers import (
 from onnx import helper
 
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadInfo
+from onnx_file import load_model
 from surgery.head import decode_op
-from surgery.rewrite import SurgeryOptions, load_model, operate, operate_file, save_model
+from surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
 from vision.boxes import nms
 
 ANCHORS = 3 * (4 * 6 + 8 * 12)
