@@ -247,7 +247,7 @@ def _add_calib(commands: _Commands) -> None:
 
 def _calib(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from calib.entropy import choose_amax
+    from calib.entropy import choose_amax, joined
     from calib.report import Outputs, save, summary_table
 
     if not 0 < args.percentile <= 100:
@@ -259,6 +259,7 @@ def _calib(args: argparse.Namespace) -> None:
     histograms, about = (_merge if args.model == "merge" else _calibrate)(args, outputs)
     about["method"] = f"percentile {args.percentile:g}" if args.method == "percentile" else args.method
     choices = {name: choose_amax(h, args.method, args.percentile) for name, h in histograms.histograms.items()}
+    choices = joined(choices, histograms.groups)
     save(histograms, choices, outputs, about)
     if args.bias_images and args.model != "merge":
         _measure_shifts(args, histograms, outputs.table)
@@ -340,14 +341,10 @@ def _add_sensitivity(commands: _Commands) -> None:
 
 def _sensitivity(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from check.sensitivity import check_picture, plot, save_json, sensitivity
+    from check.sensitivity import check_outputs, plot, save_json, sensitivity
 
     inputs = [args.model, args.table, *map(path_of, args.data), *([path_of(args.map)] if args.map else [])]
-    for output, others in ((args.json, inputs), (args.plot, [*inputs, args.json])):
-        if output:
-            keep_inputs(output, *others)
-    if args.plot:
-        check_picture(args.plot)
+    check_outputs(args.json, args.plot, inputs)
     found = sensitivity(args.model, args.data, _calibration(args.table), args.limit, args.seed, args.map)
     print(found.to_table(), flush=True)
     if args.json:
@@ -405,32 +402,36 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 
 
 def _engine(args: argparse.Namespace) -> None:
-    from engine.build import BuildOptions, build_file
+    from calib.data import path_of
+    from engine.build import BuildOptions, build_file, check_files
+    from engine.layers import summary
 
     budget_options = args.max_drop is not None, args.eval is not None
     if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
         raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
+    options = BuildOptions(args.tactic_sources, args.optimization_level, args.timing_cache)
+    check_files(args.output, options, args.source, args.table, *map(path_of, args.eval or ()))
     calibration = _calibration(args.table, args.keep) if args.table else None
     trade = _trade(args, calibration) if calibration and args.eval else None
     if calibration and trade:
         calibration = replace(calibration, keep=trade.chosen.kept)
-    options = BuildOptions(args.tactic_sources, args.optimization_level, args.timing_cache)
-    manifest = build_file(args.source, args.output, args.precision, args.target, calibration, options)
+    cost = trade.cost(", ".join(args.eval)) if trade else None
+    manifest = build_file(args.source, args.output, args.precision, args.target, calibration, options, cost)
     size = Path(args.output).stat().st_size / 2**20
     print(
         f"{args.output}: {args.precision.upper()} for {manifest.target}, {size:.1f} MiB, built in {manifest.build_seconds:g} s"
     )
+    if args.precision == "int8":
+        print(f"{args.output}: {summary(manifest.int8_convolutions, manifest.other_convolutions)}")
     if trade:
         print(f"{args.output}: {trade}")
 
 
 def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
     """What INT8 must keep in floating point; what would stop the build later is told before this long work."""
-    from calib.data import path_of
     from check.budget import Evaluation, within_budget
     from engine.target import find_target
 
-    keep_inputs(args.output, args.source, args.table, *map(path_of, args.eval))
     find_target(args.target)
     evaluation = Evaluation(args.eval, args.eval_limit)
     return within_budget(args.source, calibration, args.max_drop, evaluation, args.table)

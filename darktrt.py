@@ -215,7 +215,18 @@ class DetectorInfo:
 
 
 _RECORDS: dict[str, type[Any]] = {"heads": HeadInfo, "layers": LayerInfo, "nms": NmsInfo, "info": DetectorInfo}
-_TYPES: dict[str, tuple[type[Any], ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+_NONE = type(None)
+_TYPES: dict[str, tuple[type[Any], ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, _NONE),
+    "str": (str,),
+    "str | None": (str, _NONE),
+    "bool": (bool,),
+    "tuple[str, ...]": (list,),
+    "dict[str, str]": (dict,),
+}
+"""What JSON must have for fields of these types; the elements of lists are not looked at."""
 
 
 def record(kind: type[Any], values: Any) -> Any:

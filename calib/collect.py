@@ -78,6 +78,26 @@ def _nodes_before_heads(model: onnx.ModelProto, info: DetectorInfo) -> list[onnx
     return nodes[::-1]
 
 
+_PASSING = {"Concat", "MaxPool", "Resize", "Slice", "Split"}
+"""Operations whose output values are input values. (Resize here is the upsampling of darknet, to the nearest.)"""
+
+
+def passing_groups(model: onnx.ModelProto, info: DetectorInfo, tensors: Sequence[str]) -> list[list[str]]:
+    """Those of ``tensors`` that max pools, concats, slices and upsamples connect, in graph order; groups of two or more."""
+    group_of = {name: [name] for name in tensors}
+    for node in _nodes_before_heads(model, info):
+        if node.op_type in _PASSING:
+            known = [name for name in (*node.input, *node.output) if name in group_of]
+            for other in known[1:]:
+                group = group_of[known[0]]
+                if group_of[other] is not group:
+                    group.extend(group_of[other])
+                    group_of.update(dict.fromkeys(group_of[other], group))
+    order = {name: i for i, name in enumerate(tensors)}
+    distinct = {id(group): sorted(group, key=order.__getitem__) for group in group_of.values() if len(group) > 1}
+    return sorted(distinct.values(), key=lambda group: order[group[0]])
+
+
 def collect(
     model_path: str | Path,
     images: Sequence[Path],
@@ -113,7 +133,7 @@ def collect(
     if not images:
         raise DarktrtError("no pictures to calibrate on; name a folder, list, COCO json or pattern")
     network = _Trunk(model_path, tensors, batch)
-    found = _start(model_path, network.tensors, resume)
+    found = _start(model_path, network, resume)
     saves = _Saves(found, save_to, save_every)
     with _bar(len(images), progress) as bar, _ctrl_c_as_event() as stop:
         groups = _groups(_pictures(images, network.info, found, skip_bad, bar), network.batch)
@@ -193,14 +213,14 @@ def _readable(images: Sequence[Path], info: DetectorInfo) -> Iterator[NDArray[An
             yield _read(path, info)
 
 
-def _start(model_path: str | Path, tensors: list[str], resume: HistogramSet | None) -> HistogramSet:
+def _start(model_path: str | Path, network: _Trunk, resume: HistogramSet | None) -> HistogramSet:
     """The histograms to add to."""
     digest = sha256_of(model_path)
     if resume is None:
-        return HistogramSet(digest)
+        return HistogramSet(digest, groups=network.groups)
     if resume.model != digest:
         raise DarktrtError(f"{model_path}: is not the model of the histograms to resume; start afresh")
-    if resume.images and set(resume.histograms) != set(tensors):
+    if resume.images and set(resume.histograms) != set(network.tensors):
         raise DarktrtError(f"{model_path}: the histograms to resume are of other tensors; start afresh")
     resume.skipped = []
     return resume
@@ -301,6 +321,7 @@ class _Trunk:
         self.least, _, most = self.info.batch
         self.batch = min(max(batch, self.least), most)
         self.tensors = tensors_to_calibrate(model, self.info) if tensors is None else list(tensors)
+        self.groups = passing_groups(model, self.info, self.tensors)
         self.takes_image = self.info.input == "float" and "images" in self.tensors
         heads = [head.tensor for head in self.info.heads]
         self.outputs = [name for name in dict.fromkeys([*self.tensors, *heads]) if not (self.takes_image and name == "images")]

@@ -95,32 +95,36 @@ def _listed(path: Path) -> list[Path]:
     return images
 
 
-def _coco(entry: str) -> list[Path]:
-    path = path_of(entry)
-    try:
-        names = [str(image["file_name"]) for image in json.loads(path.read_text())["images"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DarktrtError(f"{path}: is no COCO file, which has images with a file_name") from error
-    if not names:
-        return []
-    place = coco_folder(entry, names[0])
-    return [place / name for name in names]
+def coco_pictures(entry: str) -> tuple[Path, list[str]]:
+    """The names of a COCO json's pictures, and the folder that they count from.
 
-
-def coco_folder(entry: str, first: str) -> Path:
-    """The folder that the file names of a COCO json count from, guessed where ``entry`` is no ``FILE.json:FOLDER``.
+    Args:
+        entry: ``FILE.json:FOLDER``, or ``FILE.json``, for which :func:`find_images` says where the folder is looked for.
 
     Raises:
-        DarktrtError: the picture ``first`` is not there.
+        DarktrtError: it is no COCO file, lists no pictures, or the first is not in the folder.
     """
     path, folder = path_of(entry), entry.partition(".json:")[2]
+    try:
+        names = [str(image["file_name"]) for image in json.loads(path.read_text(encoding="utf-8"))["images"]]
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DarktrtError(f"{path}: is no COCO file, which has images with a file_name") from error
+    if not names:
+        raise DarktrtError(f"{entry}: no pictures here ({' '.join(IMAGE_SUFFIXES)})")
     split = path.stem.removeprefix("instances_")
     guesses = [path.parent, path.parent / "images", path.parent / split, path.parent.parent / split]
     for place in [Path(folder)] if folder else guesses:
-        if (place / first).is_file():
-            return place
+        if (place / names[0]).is_file():
+            return place, names
     where = f"'{folder}'" if folder else "its folder, nor in one named like it"
-    raise DarktrtError(f"{path}: its picture '{first}' is not in {where}; name the pictures' folder as {path}:FOLDER")
+    raise DarktrtError(f"{path}: its picture '{names[0]}' is not in {where}; name the pictures' folder as {path}:FOLDER")
+
+
+def _coco(entry: str) -> list[Path]:
+    folder, names = coco_pictures(entry)
+    return [folder / name for name in names]
 
 
 def _pattern(path: Path) -> list[Path]:

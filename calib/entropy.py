@@ -7,7 +7,7 @@ with scale = amax / 127. Choosing the amax trades rounding error below it for cl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,6 +27,9 @@ DEAD_AMAX = 2.0**-100
 DEAD_SCALE_AMAX = 1.0
 """What an all-zero tensor gets: any positive scale maps zero to zero; TensorRT and ONNX refuse a scale of 0."""
 
+NEAR = 1.25
+"""How much the thresholds of tensors may differ that get a common one."""
+
 Floats = NDArray[np.float64]
 ErrorMeasure = Callable[[Histogram, Floats], Floats]
 """Of a histogram and candidate amaxes ``(n,)``: the error ``(n,)`` that quantizing with each makes."""
@@ -45,6 +48,8 @@ class Choice:
     """Under ``auto`` the error measured for each method's threshold; else empty."""
     dead: bool = False
     """The tensor was zero in every picture; its scale is arbitrary."""
+    joined: bool = False
+    """The threshold is that of a group of tensors; ``clipped_share`` is of the tensor's own, so at most this is clipped."""
 
     @property
     def scale(self) -> np.float32:
@@ -82,6 +87,21 @@ def choose_amax(histogram: Histogram, method: Method, percentile: float = 99.99,
     errors = dict(zip(amaxes, found.tolist(), strict=True))
     best = min(errors, key=errors.__getitem__)
     return _choice(histogram, amaxes[best], best, errors)
+
+
+def joined(choices: Mapping[str, Choice], groups: Iterable[Sequence[str]]) -> dict[str, Choice]:
+    """The choices, with one threshold, the largest, for each group whose thresholds are near to each other.
+
+    With one scale a tensor is quantized once, whoever reads it, and passes through concats, max pools, slices and upsamples
+    as INT8. A group whose thresholds differ by more than :data:`NEAR` keeps them, for the coarser steps would cost accuracy.
+    """
+    result = dict(choices)
+    for group in groups:
+        alive = [name for name in group if not choices[name].dead]
+        amaxes = [choices[name].amax for name in alive]
+        if amaxes and max(amaxes) <= NEAR * min(amaxes):
+            result.update({name: replace(choices[name], amax=max(amaxes), joined=True) for name in alive})
+    return result
 
 
 def _amax_by(method: Method, histogram: Histogram, percentile: float) -> float:

@@ -86,14 +86,21 @@ class Histogram:
 
     def _add_weighted(self, values: NDArray[np.float32], weights: Weights | None, scale: np.float32) -> None:
         if weights is None:
-            places, times = values.reshape(1, -1), np.ones(values.size)
-        else:
-            grid = resampled(weights, *values.shape[2:])
-            seen = grid > 0
-            places = np.concatenate([one[:, here] for one, here in zip(values, seen, strict=True)], axis=1)
-            times = grid[seen].astype(np.float64)  # sums of whole numbers are exact in doubles up to 2**53
-        for channel in places:
-            found = np.bincount((np.abs(channel) * scale).astype(np.intp), times)
+            self._count_weighted(values.reshape(1, -1), np.ones(values.size), scale)
+            return
+        for one, grid in zip(values, resampled(weights, *values.shape[2:]), strict=True):
+            here = np.flatnonzero(grid)
+            self._count_weighted(one.reshape(len(one), -1).take(here, 1), grid.ravel()[here], scale)
+
+    def _count_weighted(self, values: NDArray[np.float32], times: NDArray[Any], scale: np.float32) -> None:
+        """Count values ``(C, places)``, those of each place so many times."""
+        if values.size == 0:
+            return
+        rows = max(_BLOCK // len(times), 1)
+        for start in range(0, len(values), rows):
+            bins = (np.abs(values[start : start + rows]) * scale).astype(np.intp)
+            # sums of whole numbers are exact in doubles up to 2**53
+            found = np.bincount(bins.ravel(), np.broadcast_to(times, bins.shape).ravel())
             self.weighted[: len(found)] += found.astype(np.int64)
 
     def merge(self, other: Histogram) -> None:
@@ -132,6 +139,8 @@ class HistogramSet:
     """The pictures counted: SHA-256 of the file to its path, in the order they were counted."""
     skipped: list[str] = field(default_factory=list)
     """Of the last run: a sentence for each picture that could not be read. Not saved, for the next run tries again."""
+    groups: list[list[str]] = field(default_factory=list)
+    """Tensors that pass the same values on, from :func:`calib.collect.passing_groups`: one scale would serve each group."""
 
     def add(self, activations: Mapping[str, NDArray[Any]], images: Mapping[str, str], weights: Weights | None = None) -> None:
         """Count the tensors' values for these pictures (SHA-256 to path); all of it or, on an error, nothing.
@@ -158,6 +167,7 @@ class HistogramSet:
         """
         for other in others:
             self._check_mergeable(other)
+            self.groups = self.groups or other.groups
             for name, histogram in other.histograms.items():
                 self.histograms.setdefault(name, Histogram()).merge(histogram)
             self.images.update(other.images)
@@ -186,7 +196,13 @@ class HistogramSet:
             DarktrtError: the file cannot be written.
         """
         all_ = list(self.histograms.values())
-        header = {"format": _FORMAT, "model": self.model, "tensors": list(self.histograms), "images": self.images}
+        header: dict[str, Any] = {
+            "format": _FORMAT,
+            "model": self.model,
+            "tensors": list(self.histograms),
+            "images": self.images,
+        }
+        header["groups"] = self.groups
         with atomic_output(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
@@ -240,7 +256,7 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
         )
         for i, name in enumerate(names)
     }
-    return HistogramSet(header["model"], histograms, header["images"])
+    return HistogramSet(header["model"], histograms, header["images"], groups=header["groups"])
 
 
 def merged(paths: Sequence[str | Path]) -> HistogramSet:

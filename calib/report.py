@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def summary_table(histograms: HistogramSet, choices: Mapping[str, Choice]) -> st
     lines = [f"{'tensor':{width}}  {'amax':>10}  {'chosen':>10}  {'scale':>10}  {'clipped':>9}  method"]
     for name, choice in choices.items():
         amax = histograms.histograms[name].amax + 0.0  # -0 is 0 here
-        method = "always zero" if choice.dead else choice.method
+        method = "always zero" if choice.dead else choice.method + (", joined" if choice.joined else "")
         lines.append(
             f"{name:{width}}  {amax:10.4g}  {choice.amax:10.4g}  {choice.scale:10.4g}  {choice.clipped_share:9.4%}  {method}"
         )

@@ -51,7 +51,7 @@ class CalibrationTable:
     version: str
     """TensorRT's version as its caches have it: 8600 for 8.6.0, 101300 for 10.13.0."""
     calibrator: str = "EntropyCalibration2"
-    """The kind of calibrator in the header; TensorRT gives a cache only to a calibrator of the same kind."""
+    """The kind of calibrator in the header."""
 
     def __post_init__(self) -> None:
         if not _HEADER.fullmatch(f"TRT-{self.version}-{self.calibrator}"):

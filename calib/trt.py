@@ -115,7 +115,8 @@ def _adapter(trt: Any, source: Source, failed: Event) -> Any:
 class TableSource:
     """Serves a table as the calibration cache: no picture is read and no calibration runs on the GPU.
 
-    ``table.version`` must be that of the TensorRT at hand, which takes no other's cache.
+    ``table.version`` should be that of the TensorRT at hand. TensorRT 8.6.0 takes a cache under the version of any other too
+    (measured), but NVIDIA promises that of none.
     """
 
     def __init__(self, table: CalibrationTable, batch: int = 1) -> None:
@@ -132,7 +133,7 @@ class TableSource:
         """
         header = self._text.partition(b"\n")[0].decode()
         raise DarktrtError(
-            f"this TensorRT does not take the calibration table ('{header}') and asks for pictures; is it of another version?"
+            f"this TensorRT does not take the calibration table ('{header}') and asks for pictures, of which there are none"
         )
 
     def read_cache(self) -> bytes:

@@ -18,6 +18,7 @@ from check.coco import Accuracy, Truth, evaluate, has_labels, load_truth
 from check.sensitivity import LIMIT, each_alone
 from check.simulate import Network, Yardstick, convolutions, kept_by_default, load_network, quantized, session
 from darktrt import DarktrtError, sha256_of
+from engine.manifest import Int8Cost
 from surgery.qdq import Calibration
 
 
@@ -57,6 +58,13 @@ class Trade:
     @property
     def chosen(self) -> Trial:
         return self.trials[-1]
+
+    def cost(self, data: str) -> Int8Cost:
+        """What was chosen, for the manifest; ``data`` names what it was judged on."""
+        drop, found = self.chosen.drop, self.chosen.accuracy
+        if found is None:
+            return Int8Cost("scores", drop, self.budget, data)
+        return Int8Cost("AP", drop, self.budget, data, found.ap, found.ap50)
 
     def __str__(self) -> str:
         what = "AP drop" if self.chosen.accuracy else "change of the scores"

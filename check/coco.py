@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from calib.data import coco_folder, path_of
+from calib.data import coco_pictures, path_of
 from darktrt import DarktrtError, DetectorInfo
 from vision.boxes import Detections
 from vision.detect import Detector, Run
@@ -110,9 +110,10 @@ def load_truth(entry: str, class_names: Sequence[str], limit: int | None = None,
         )
     if limit is not None and limit < 1:
         raise DarktrtError(f"the limit is {limit}; evaluate on at least 1 picture")
+    folder, _ = coco_pictures(entry)
     values = _coco_json(path)
     try:
-        truth = _parse(values, path, coco_folder(entry, str(values["images"][0]["file_name"])))
+        truth = _parse(values, path, folder)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DarktrtError(f"{path}: is a damaged COCO file ({type(error).__name__}: {error}); get it again") from error
     truth = _with_classes(truth, class_names)

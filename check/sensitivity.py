@@ -23,7 +23,7 @@ from check.simulate import (
     quantized,
     session,
 )
-from darktrt import DarktrtError, atomic_output
+from darktrt import DarktrtError, atomic_output, check_writable, keep_inputs
 from surgery.qdq import Calibration
 
 LIMIT = 16
@@ -171,6 +171,22 @@ def save_json(result: Sensitivity, path: str | Path) -> None:
 
 
 # The picture
+
+
+def check_outputs(json_file: str | None, picture: str | None, inputs: Iterable[str | Path]) -> None:
+    """See, before any work, that the files asked for can be written, and that none of them is an input or the other.
+
+    Raises:
+        DarktrtError: one is, or cannot be written.
+    """
+    kept = list(inputs)
+    for path in (json_file, picture):
+        if path:
+            keep_inputs(path, *kept)
+            check_writable(path)
+            kept.append(path)
+    if picture:
+        check_picture(picture)
 
 
 def check_picture(path: str | Path) -> None:

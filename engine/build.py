@@ -11,15 +11,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, current_thread, main_thread
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import onnx
 
 from calib.table import CalibrationTable
 from calib.trt import TableSource, calibrator
-from darktrt import DarktrtError, DetectorInfo, atomic_output, keep_inputs, sha256_of
+from darktrt import DarktrtError, DetectorInfo, atomic_output, check_writable, keep_inputs, sha256_of
+from engine.layers import asked_for, convolution_precisions, inspected, is_layer_list
 from engine.lower import Precision, kept_tensors, lower
-from engine.manifest import Manifest, manifest_path
+from engine.manifest import Int8Cost, Manifest, manifest_path
 from engine.target import Target, find_target, gpu_name
 from engine.weak import Calibrated, NetworkMap, set_precision
 from onnx_file import load_model
@@ -39,6 +40,30 @@ class BuildOptions:
     """A file that keeps measured times between builds; it is read, if there is one, and written."""
 
 
+class Built(NamedTuple):
+    """What a build gives."""
+
+    plan: memoryview
+    layers: str = ""
+    """The engine's list of layers, which :mod:`engine.layers` reads; of full TensorRT only for INT8."""
+
+
+def check_files(output: str | Path, options: BuildOptions, *inputs: str | Path | None) -> None:
+    """See, before any work, that a build can write its files, and that none of them is an input or two things at once.
+
+    Raises:
+        DarktrtError: one is, or cannot be written.
+    """
+    manifest = manifest_path(output)
+    if manifest == Path(output):
+        raise DarktrtError(f"{output}: .json is the manifest's name; call the engine something like model.plan")
+    outputs = [path for path in (output, manifest, options.timing_cache) if path]
+    for i, path in enumerate(outputs):
+        keep_inputs(path, *inputs, *outputs[:i])
+    for path in outputs:
+        check_writable(path)
+
+
 def build_file(
     source: str | Path,
     output: str | Path,
@@ -46,45 +71,68 @@ def build_file(
     choice: Literal["auto", "rtx", "trt"],
     calibration: Calibration | None = None,
     options: BuildOptions | None = None,
+    cost: Int8Cost | None = None,
 ) -> Manifest:
     """ONNX file to plan and manifest; the whole of ``darktrt engine``.
+
+    Args:
+        cost: what is known of this INT8, for the manifest.
 
     Raises:
         DarktrtError: ``source`` is no ONNX of darktrt, no TensorRT is at hand, it refuses the network, or ``output`` cannot be
             written.
     """
     options = options or BuildOptions()
-    keep_inputs(output, source, options.timing_cache)
-    if manifest_path(output) == Path(output):
-        raise DarktrtError(f"{output}: .json is the manifest's name; call the engine something like model.plan")
-    if options.timing_cache:
-        keep_inputs(options.timing_cache, source, manifest_path(output))
+    check_files(output, options, source)
     model, info = load_model(source)
     target = find_target(choice)
     started = time.monotonic()
-    calibrated = served_table(model, info, target, calibration) if precision == "int8" and calibration else None
-    lowered = lower(model, info, target, precision, calibration)
-    names = sorted({node.op_type for node in lowered.graph.node if node.domain == DOMAIN})
-    _check_plugins(names, target)
-    serialized = lowered.SerializeToString()
-    del model, lowered
+    ready = _prepare(model, info, target, precision, calibration)
+    del model
     source_hash = sha256_of(source)
     # both files get their names together, at the end: no plan without its manifest
     with atomic_output(output) as plan_file, atomic_output(manifest_path(output)) as manifest_file:
-        plan = build(serialized, info, target, precision, calibrated, options)
+        plan, layers = build(ready.model, info, target, precision, ready.calibrated, options)
         plan_file.write_bytes(plan)
+        convolutions = convolution_precisions(layers, ready.asked, target)
         manifest = Manifest(
             plan_sha256=hashlib.sha256(plan).hexdigest(),
             onnx_sha256=source_hash,
             target=str(target),
             gpu=None if target.builds_without_gpu else gpu_name(),
             precision=precision,
-            plugins=tuple(f"{name}:{PLUGIN_VERSION}" for name in names) if target.has_plugins else (),
+            plugins=ready.plugins,
             build_seconds=round(time.monotonic() - started, 1),
             info=info,
+            int8_convolutions=tuple(one.node for one in convolutions if one.int8),
+            other_convolutions={one.node: one.reason for one in convolutions if not one.int8},
+            int8_cost=cost,
         )
         manifest_file.write_text(manifest.to_json())
     return manifest
+
+
+class _Prepared(NamedTuple):
+    """What a build takes, and what its manifest tells of that."""
+
+    model: bytes
+    """Lowered for the target."""
+    calibrated: Calibrated | None
+    plugins: tuple[str, ...]
+    asked: dict[str, bool]
+    """Of INT8 every convolution, and whether it is to be INT8."""
+
+
+def _prepare(
+    model: onnx.ModelProto, info: DetectorInfo, target: Target, precision: Precision, calibration: Calibration | None
+) -> _Prepared:
+    calibrated = served_table(model, info, target, calibration) if precision == "int8" and calibration else None
+    lowered = lower(model, info, target, precision, calibration)
+    names = sorted({node.op_type for node in lowered.graph.node if node.domain == DOMAIN})
+    _check_plugins(names, target)
+    plugins = tuple(f"{name}:{PLUGIN_VERSION}" for name in names) if target.has_plugins else ()
+    asked = asked_for(lowered, calibrated.kept if calibrated else None) if precision == "int8" else {}
+    return _Prepared(lowered.SerializeToString(), calibrated, plugins, asked)
 
 
 def served_table(model: onnx.ModelProto, info: DetectorInfo, target: Target, calibration: Calibration) -> Calibrated | None:
@@ -117,7 +165,7 @@ def build(
     precision: Precision,
     calibrated: Calibrated | None = None,
     options: BuildOptions | None = None,
-) -> memoryview:
+) -> Built:
     """Parse a lowered ONNX file with ``target`` and build its engine.
 
     Args:
@@ -145,7 +193,8 @@ def build(
             raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it gave no reason'}")
         if options.timing_cache:
             _save_timing_cache(config, options.timing_cache)
-    return memoryview(plan)
+        layers = logger.layers if target.logs_layers or precision != "int8" else inspected(trt, logger, plan)
+    return Built(memoryview(plan), layers)
 
 
 @contextmanager
@@ -229,10 +278,11 @@ def _report_coverage(calibrated: Calibrated, network: NetworkMap) -> None:
 
 
 def _logger(trt: Any) -> Any:
-    """Keeps the last error for the message; prints warnings nobody can act on nowhere."""
+    """Keeps the last error for the message, and the layer list; prints warnings nobody can act on nowhere."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         last_error = ""
+        layers = ""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -240,6 +290,8 @@ def _logger(trt: Any) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
                 self.last_error = message
+            elif is_layer_list(message):
+                self.layers = message
 
     return Logger()
 
@@ -260,8 +312,8 @@ def _deferred_interrupt(interrupted: Event) -> Iterator[None]:
     finally:
         for one, handler in zip(signals, previous, strict=True):
             signal.signal(one, handler)
-    if interrupted.is_set():
-        raise KeyboardInterrupt
+        if interrupted.is_set():  # instead of what TensorRT says of a build that was stopped
+            raise KeyboardInterrupt
 
 
 @contextmanager

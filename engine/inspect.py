@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 
 from darktrt import DetectorInfo
+from engine.layers import summary
 from engine.manifest import Manifest, manifest_path, read_plan_manifest
 from onnx_file import load_model
 from plugins.ops import DOMAIN
@@ -34,6 +35,7 @@ def describe_onnx(path: str | Path) -> str:
         f"plugin nodes  {', '.join(f'{count} {name}' for name, count in custom.items()) or 'none'}",
         f"bodies        {bodies or 'none'}",
         f"constants     {weights:,} numbers",
+        f"INT8          {info.int8_convolutions or 'no'} convolutions",
         *_info_lines(info),
     ]
     return "\n".join(lines)
@@ -59,9 +61,17 @@ def describe_manifest(path: str | Path, manifest: Manifest) -> str:
         f"plugins       {', '.join(manifest.plugins) or 'none needed'}",
         f"plan          sha256 {manifest.plan_sha256}",
         f"from ONNX     sha256 {manifest.onnx_sha256}",
+        f"INT8          {_int8(manifest)}",
+        *([f"INT8 costs    {manifest.int8_cost}"] if manifest.int8_cost else []),
         *_info_lines(manifest.info),
     ]
     return "\n".join(lines)
+
+
+def _int8(manifest: Manifest) -> str:
+    if manifest.precision != "int8":
+        return "no convolutions"
+    return summary(manifest.int8_convolutions, manifest.other_convolutions)
 
 
 def _info_lines(info: DetectorInfo) -> list[str]:
@@ -79,7 +89,6 @@ def _info_lines(info: DetectorInfo) -> list[str]:
         f"network       {info.name}: {len(info.layers)} cfg layers, {info.parameters:,} parameters, {info.gflops:.3f} GFLOPs",
         f"images        {info.width} x {info.height}, {info.channels} channels, {info.input}, {info.resize}, {batch}",
         f"Mish          {info.mish_count}{swapped}",
-        f"INT8          {info.int8_convolutions or 'no'} convolutions",
         *heads,
         f"ends at       {info.head}" + (f": {nms}, at most {info.max_detections} detections" if info.head == "nms" else ""),
         f"classes       {', '.join(info.class_names[:6])}{', ...' if len(info.class_names) > 6 else ''}",

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from darktrt import DarktrtError, DetectorInfo, record, sha256_of
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Int8Cost:
+    """What INT8 costs the network, measured before the build in ONNX Runtime with the Q/DQ nodes of this calibration."""
+
+    measure: str
+    """``AP``, or ``scores`` where there were no labels."""
+    drop: float
+    """Of the AP, 0..1, against FP32; or the change of the scores."""
+    budget: float
+    """The most that was allowed."""
+    data: str
+    """What it was measured on, as it was named."""
+    ap: float | None = None
+    """The AP that is left, and AP50."""
+    ap50: float | None = None
+
+    def __str__(self) -> str:
+        name = "AP drop" if self.measure == "AP" else "change of the scores"
+        left = f"; AP {self.ap:.4f}, AP50 {self.ap50:.4f}" if self.ap is not None and self.ap50 is not None else ""
+        return f"{name} {self.drop:.4f} (at most {self.budget:g}){left}, in ONNX Runtime on {self.data}"
 
 
 @dataclass(frozen=True)
@@ -26,7 +48,18 @@ class Manifest:
     """Custom ops that the plan takes from the plugin library, as name:version."""
     build_seconds: float
     info: DetectorInfo
+    int8_convolutions: tuple[str, ...] = ()
+    """Those that the engine computes in INT8, by the names of their ONNX nodes."""
+    other_convolutions: dict[str, str] = field(default_factory=dict)
+    """Of an INT8 engine those that are not, or not known to be, in INT8, and why."""
+    int8_cost: Int8Cost | None = None
+    """Where a largest drop was asked for."""
     format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        names = *self.plugins, *self.int8_convolutions, *self.other_convolutions, *self.other_convolutions.values()
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise ValueError(f"{odd[0]!r:.40} stands where a name should")
 
     def to_json(self) -> str:
         """The text of the file."""
@@ -53,6 +86,8 @@ def read_manifest(path: str | Path) -> Manifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DarktrtError(f"{path}: is no manifest of this version of darktrt; build the engine again")
     try:
+        if values.get("int8_cost") is not None:
+            values["int8_cost"] = record(Int8Cost, values["int8_cost"])
         manifest: Manifest = record(Manifest, values)
     except (ValueError, TypeError) as error:
         raise DarktrtError(f"{path}: the manifest is damaged ({error}); build the engine again") from error

@@ -55,6 +55,11 @@ class Target:
         return self.flavour == "rtx" or self.version >= (10,)
 
     @property
+    def logs_layers(self) -> bool:
+        """Its builder logs the engine's layers, of which otherwise the engine inspector tells, once the engine is loaded."""
+        return self.flavour == "rtx"
+
+    @property
     def has_timing_cache(self) -> bool:
         """It measures kernels as it builds; TensorRT for RTX chooses them when an engine is first loaded."""
         return self.flavour == "trt"

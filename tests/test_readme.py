@@ -55,7 +55,8 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
     words = [word.replace("my.", f"{tmp_path}/my.") for word in shlex.split(line)]
     done = run(["make", "--dry-run", "--no-print-directory", f"OUT={tmp_path}/build", *words[1:]], ROOT)
     assert done.returncode == 0, done.stderr
-    assert ("pytest" if "test" in words else "darktrt engine") in done.stdout
+    does = {"test": "pytest", "calib": "darktrt calib", "engine": "darktrt engine"}
+    assert does[words[1]] in done.stdout
 
 
 def test_what_it_stands_on_is_what_it_installs() -> None:
@@ -66,9 +67,17 @@ def test_what_it_stands_on_is_what_it_installs() -> None:
         assert f"\n| {package} |" in README
 
 
+def headings(text: str) -> set[str]:
+    """As GitHub names them in links."""
+    return {re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)", text, re.MULTILINE)}
+
+
 def test_pictures_and_links_exist() -> None:
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", README):
-        assert (ROOT / target).is_file(), target
+        name, _, heading = target.partition("#")
+        assert (ROOT / (name or "README.md")).is_file(), target
+        if heading:
+            assert heading in headings((ROOT / (name or "README.md")).read_text(encoding="utf-8")), target
 
 
 def test_version_and_help_agree_with_the_readme() -> None:

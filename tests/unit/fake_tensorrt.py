@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable
 from enum import IntEnum
 from types import SimpleNamespace
@@ -132,13 +133,18 @@ class Config:
 
 
 class FakeTensorRT(SimpleNamespace):
-    """The module. ``network`` and ``config`` are those of the last build, ``fed`` the addresses of the batches it took."""
+    """The module. ``network`` and ``config`` are those of the last build, ``fed`` the addresses of the batches it took.
+
+    Convolutions whose names are in ``faster_in_half`` are not computed in INT8, nor are those pinned to another precision.
+    """
 
     def __init__(self, version: str, plugins: tuple[str, ...] = (), refuses: str = "") -> None:
         self.__version__ = version
         self.library_version = LIBRARY_VERSIONS[version]
+        self.takes_caches = True
         self.plugins = plugins
         self.refuses = refuses
+        self.faster_in_half: set[str] = set()
         self.config = Config()
         self.fed: list[list[int]] = []
         self.events: list[str] = []
@@ -149,6 +155,8 @@ class FakeTensorRT(SimpleNamespace):
         self.ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
         self.DataType, self.TacticSource = DataType, TacticSource
         self.ILogger = Base
+        self.LayerInformationFormat = SimpleNamespace(JSON="JSON")
+        self.Runtime = lambda _: SimpleNamespace(deserialize_cuda_engine=self.load)
         self.Builder, self.OnnxParser = self._builder, self._parser
         if major < 11:
             self.IInt8EntropyCalibrator2 = Base
@@ -194,10 +202,29 @@ class FakeTensorRT(SimpleNamespace):
             return None
         return b"plan"
 
+    def load(self, plan: Any) -> Any:
+        """An engine, of which the inspector tells."""
+        assert bytes(plan) == b"plan"
+        inspector = SimpleNamespace(get_engine_information=lambda _: self._layers())
+        return SimpleNamespace(create_engine_inspector=lambda: inspector)
+
+    def _layers(self) -> str:
+        """The JSON of TensorRT 8.6.0, which has a raw control character between the names of fused nodes."""
+        layers = []
+        for one in self.network.layers:
+            if one.type.name == "CONVOLUTION":
+                half = one.name in self.faster_in_half or one.precision is not None
+                kind = "Half" if half else "Int8"
+                inputs = [{"Name": "x", "Format/Datatype": "Channel major FP16 format" if half else "Row major Int8 format"}]
+                nodes = f"[ONNX Layer: {one.name}]\x1e[ONNX Layer: {one.name}_activation]"
+                layers.append({"Name": one.name, "LayerType": "CaskConvolution", "Inputs": inputs, "Outputs": []})
+                layers[-1] |= {"ParameterType": "Convolution", "Weights": {"Type": kind, "Count": 9}, "Metadata": nodes}
+        return json.dumps({"Layers": layers, "Bindings": []}, ensure_ascii=False).replace("\\u001e", "\x1e")
+
     def _calibrate(self, network: Network, calibrator: Any) -> bool:
         names = [tensor.name for tensor in network.inputs]
         cache = self._call("read", calibrator.read_calibration_cache)
-        if cache is not None and bytes(cache).startswith(b"TRT-%d-EntropyCalibration2\n" % self.library_version):
+        if cache is not None and bytes(cache).startswith(b"TRT-") and self.takes_caches:
             return True
         self._call("size", calibrator.get_batch_size)
         while addresses := self._call("get", lambda: calibrator.get_batch(names)):

@@ -16,6 +16,7 @@ from check.budget import Evaluation, Trade, within_budget
 from check.simulate import convolutions, kept_by_default, load_network
 from cli import main
 from darktrt import DarktrtError
+from engine.manifest import read_plan_manifest
 from engine.runtime import OnnxRunner
 from surgery.qdq import Calibration
 from surgery.rewrite import SurgeryOptions, operate_file
@@ -179,6 +180,10 @@ BAD = {
     f"{INT8} --max-drop 0 --eval six.json:photos": "six.json: has 4 categories without the network's class 'class 0'",
     f"{INT8} --max-drop 0 --eval photos".replace("good", "other"): "the calibration table has no scale for 6 tensors",
     f"{INT8} --max-drop 0 --eval photos/0.png".replace("my.plan", "photos/0.png"): "photos/0.png: is given twice",
+    f"{INT8} --max-drop 0 --eval val.json:photos".replace("my", "val"): "val.json: is given twice",
+    f"{INT8} --max-drop 0 --eval val.json:photos".replace("my.plan", "good.table"): "good.table: is given twice",
+    f"{INT8} --max-drop 0 --eval val.json:photos".replace("my", "no/my"): "no/my.plan: cannot write: No such file",
+    f"{INT8} --max-drop 0 --eval val.json:photos --timing-cache no/t": "no/t: cannot write: No such file",
 }
 
 
@@ -205,6 +210,16 @@ def test_the_engine_is_made_with_what_was_chosen(files: Path, folder: Path, caps
     assert main([*command.split(), *budget.split(), "-o", "chosen.plan"]) == 0
     out, _ = capsys.readouterr()
     assert out.splitlines()[-1].startswith("chosen.plan: 4 convolutions kept in FP16, AP drop 0.")
+    manifest = read_plan_manifest("chosen.plan")
+    assert len(manifest.other_convolutions) == 4
+    assert manifest.other_convolutions[READER] == "kept in FP16"
+    cost = manifest.int8_cost
+    assert cost is not None and cost.ap is not None and cost.ap50 is not None
+    assert (cost.measure, cost.budget, cost.data) == ("AP", BUDGET, f"{files}/val.json:{files}/photos")
+    assert 0 < cost.ap < cost.ap50
+    assert f"AP drop {cost.drop:.4f} (at most" in out
+    assert main(["inspect", "chosen.plan"]) == 0
+    assert f"\nINT8 costs    AP drop {cost.drop:.4f} (at most {BUDGET:g}); AP {cost.ap:.4f}, " in capsys.readouterr().out
     kept = ",".join([*kept_by_default(load_network(files / "net.onnx")), READER])
     assert main([*command.split(), "--keep", kept, "-o", "named.plan"]) == 0
     assert main([*command.split(), "-o", "default.plan"]) == 0

@@ -18,7 +18,7 @@ from PIL import Image
 from test_calib_histogram import same_sets
 
 from calib import collect as module
-from calib.collect import collect, measure_shifts, tensors_to_calibrate
+from calib.collect import collect, measure_shifts, passing_groups, tensors_to_calibrate
 from calib.histogram import Histogram, HistogramSet
 from calib.importance import weights_of
 from darktrt import DarktrtError
@@ -111,6 +111,23 @@ def test_integers_and_constants_on_the_way_are_no_activations(made: Made) -> Non
     model.graph.node.extend(nodes)
     model.graph.value_info.append(onnx.helper.make_tensor_value_info("size", onnx.TensorProto.INT64, [4]))
     assert tensors_to_calibrate(model, made.info)[:2] == ["images", "again"]
+
+
+def test_groups_are_tensors_that_pass_the_same_values_on(made: Made) -> None:
+    """Of the made network: a slice of layer 1's, concats of routes, max pools, the upsampling."""
+    model = made.model()
+    tensors = tensors_to_calibrate(model, made.info)
+    groups = passing_groups(model, made.info, tensors)
+    together = {name: set(group) for group in groups for name in group}
+    for node in model.graph.node:
+        names = [name for name in (*node.input, *node.output) if name in tensors]
+        if node.op_type in ("Concat", "MaxPool", "Resize", "Slice", "Split") and len(names) > 1:
+            assert all(together[name] == together[names[0]] for name in names), node.name
+        elif len(names) > 1:
+            assert together.get(names[-1]) is None or together[names[-1]] != together.get(names[0]), node.name
+    assert len(groups) >= 2
+    assert sum(map(len, groups)) == len(together), "a tensor is in two groups"
+    assert passing_groups(model, made.info, []) == []
 
 
 # --- counting ---

@@ -11,6 +11,8 @@ from helpers import Array
 from calib.entropy import (
     DEAD_SCALE_AMAX,
     METHODS,
+    NEAR,
+    Choice,
     Floats,
     Method,
     choose_amax,
@@ -18,6 +20,7 @@ from calib.entropy import (
     entropy_divergences,
     entropy_histogram,
     expected_error,
+    joined,
     mse_amax,
     percentile_amax,
 )
@@ -200,6 +203,23 @@ def test_without_any_detection_weighted_is_mse() -> None:
     histogram = Histogram()
     histogram.add(values, np.zeros((1, 1, 1), np.uint8))
     assert choose_amax(histogram, "weighted").amax == choose_amax(histogram, "mse").amax
+
+
+def chosen(amax: float, dead: bool = False) -> Choice:
+    return Choice(amax, "mse", 0.0, {}, dead)
+
+
+def test_tensors_that_pass_values_on_get_one_threshold_where_theirs_are_near() -> None:
+    choices = {"a": chosen(4), "b": chosen(4 * NEAR), "c": chosen(5), "d": chosen(2), "e": chosen(7)}
+    result = joined(choices, [["a", "b", "c"], ["d", "e"]])
+    assert {name: choice.amax for name, choice in result.items()} == {"a": 5, "b": 5, "c": 5, "d": 2, "e": 7}
+    assert [name for name, choice in result.items() if choice.joined] == ["a", "b", "c"]
+
+
+def test_a_tensor_that_is_always_zero_neither_joins_nor_keeps_others_apart() -> None:
+    result = joined({"a": chosen(1, dead=True), "b": chosen(30), "c": chosen(31)}, [["a", "b", "c"]])
+    assert {name: choice.amax for name, choice in result.items()} == {"a": 1, "b": 31, "c": 31}
+    assert joined({"a": chosen(1, dead=True)}, [["a"]]) == {"a": chosen(1, dead=True)}
 
 
 def test_auto_weighs_what_it_is_given() -> None:

@@ -44,7 +44,8 @@ def same(first: Histogram, second: Histogram) -> bool:
 def same_sets(first: HistogramSet, second: HistogramSet) -> bool:
     """Whether two sets agree in the model, the pictures (whatever their order) and every histogram."""
     return (
-        (first.model, first.images, list(first.histograms)) == (second.model, second.images, list(second.histograms))
+        (first.model, first.images, list(first.histograms), first.groups)
+        == (second.model, second.images, list(second.histograms), second.groups)
     ) and all(same(first.histograms[name], second.histograms[name]) for name in first.histograms)
 
 
@@ -151,7 +152,7 @@ def test_no_number_is_refused_and_nothing_counted(value: float, word: str) -> No
 
 
 def made_set(chunks: Sequence[Array] = CHUNKS, model: str = "aa", start: int = 0) -> HistogramSet:
-    made = HistogramSet(model)
+    made = HistogramSet(model, groups=[["a: b", "größe"]])
     for i, chunk in enumerate(chunks, start):
         made.add({"a: b": chunk, "größe": chunk * 2}, {f"digest{i}": f"pictures/{i} x.jpg"})
     return made
@@ -160,6 +161,7 @@ def made_set(chunks: Sequence[Array] = CHUNKS, model: str = "aa", start: int = 0
 def test_set_survives_the_disk(tmp_path: Path) -> None:
     whole = made_set()
     whole.save(tmp_path / "a.npz")
+    assert whole.groups
     assert same_sets(HistogramSet.load(tmp_path / "a.npz"), whole)
     HistogramSet("bb").save(tmp_path / "odd.name")
     assert same_sets(HistogramSet.load(tmp_path / "odd.name"), HistogramSet("bb"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import Array, Made
 
-from calib.importance import resampled, weights_of
+from calib.importance import WEIGHT_OF_ONE, resampled, weights_of
 from darktrt import HeadInfo
 
 
@@ -37,7 +37,7 @@ def test_weights_are_the_best_scores(made: Made, new_coords: bool) -> None:
             for head in heads
             for anchor in range(len(head.anchors))
         )
-        assert abs(found[n, row, column] - 255 * best) <= 0.5 + 1e-3
+        assert abs(found[n, row, column] - WEIGHT_OF_ONE * best) <= 0.5 + 1e-3
 
 
 def test_huge_and_damaged_raw_values_stay_weights(made: Made) -> None:
@@ -45,7 +45,7 @@ def test_huge_and_damaged_raw_values_stay_weights(made: Made) -> None:
         head.tensor: np.full((1, len(head.anchors) * (5 + head.classes), head.rows, head.columns), value, np.float32)
         for head, value in zip(made.info.heads, (1e30, np.nan), strict=True)
     }
-    assert (weights_of(raws, made.info.heads) == 255).all()
+    assert (weights_of(raws, made.info.heads) == WEIGHT_OF_ONE).all()
 
 
 def test_cells_join_by_their_largest_and_split_into_copies() -> None:

@@ -69,8 +69,10 @@ def test_the_served_text_stays_where_it_is() -> None:
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
 def test_a_table_that_tensorrt_refuses_fails_the_build(version: str) -> None:
+    trt = FakeTensorRT(version)
+    trt.takes_caches = False
     with pytest.raises(DarktrtError, match=r"does not take the calibration table \('TRT-8600-EntropyCalibration2'\)"):
-        build(TableSource(TABLE), FakeTensorRT(version))
+        build(TableSource(TABLE), trt)
 
 
 # --- feeding ---

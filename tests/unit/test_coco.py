@@ -216,7 +216,7 @@ def test_wrong_files_are_told_in_a_sentence(case: str, tmp_path: Path) -> None:
 
 def test_what_is_no_json_is_told(tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text("{")
-    cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "is no COCO file of labels", Path("none.json"): "no such file"}
+    cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "is no COCO file of labels", Path("none.json"): "No such file"}
     for entry, message in cases.items():
         with pytest.raises(DarktrtError, match=message):
             load_truth(str(entry), NAMES)

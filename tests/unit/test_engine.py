@@ -8,6 +8,7 @@ import importlib.machinery
 import importlib.metadata
 import importlib.util
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from calib.trt import BatchSource
 from darktrt import METADATA_KEY, DarktrtError
 from engine import build as build_module
 from engine import target as target_module
-from engine.build import BuildOptions, build, build_file
+from engine.build import BuildOptions, Built, build, build_file
 from engine.lower import lower
 from engine.manifest import Manifest, manifest_path, read_manifest, read_plan_manifest
 from engine.runtime import OnnxRunner
@@ -291,7 +292,7 @@ def test_a_failed_build_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: 
 def test_no_plan_without_its_manifest(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     (tmp_path / "model.json").mkdir()
-    monkeypatch.setattr(build_module, "build", lambda *_: memoryview(b"plan"))
+    monkeypatch.setattr(build_module, "build", lambda *_: Built(memoryview(b"plan")))
     machine(monkeypatch, None, rtx="1.7.1")
     with pytest.raises(DarktrtError, match=r"model\.json: is a folder"):
         build_file(tmp_path / "a.onnx", tmp_path / "model.plan", "fp32", "rtx")
@@ -512,7 +513,7 @@ def test_int8_without_a_table_is_refused(made: Made, tmp_path: Path, monkeypatch
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
 def test_a_refused_table_leaves_no_plan(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     trt = full(monkeypatch, version)
-    trt.library_version = 9999
+    trt.takes_caches = False
     source, scales = raw(made, tmp_path)
     with pytest.raises(DarktrtError, match="this TensorRT does not take the calibration table"):
         build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales))
@@ -565,6 +566,22 @@ def test_a_failed_calibration_stops_the_build_where_it_can(made: Made, tmp_path:
     with BatchSource([], 1) as nothing, pytest.raises(DarktrtError, match="there is no batch of pictures"):
         build(model.SerializeToString(), info, find_target("trt"), "int8", Calibrated(nothing))
     assert went_on == [True, False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_build_is_an_interrupt_not_an_error(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Whatever TensorRT makes of being stopped; the handlers are put back."""
+    trt = full(monkeypatch, "10.3.0")
+    source, _ = raw(made, tmp_path)
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
+    for plan in (None, b"plan"):
+        monkeypatch.setattr(trt, "build", lambda *_, plan=plan: signal.raise_signal(number) or plan)
+        with pytest.raises(KeyboardInterrupt):
+            build_file(source, tmp_path / "a.plan", "fp16", "trt")
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
+    assert files_in(tmp_path) == ["raw.onnx"]
 
 
 def test_an_old_parser_is_told_too(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

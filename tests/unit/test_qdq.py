@@ -18,6 +18,7 @@ from calib.table import CalibrationTable
 from cli import main
 from darktrt import DarktrtError
 from engine.build import build
+from engine.layers import asked_for, convolution_precisions
 from engine.lower import lower
 from engine.target import Target
 from surgery.qdq import Calibration, default_keep, half_scale, quantize
@@ -122,7 +123,11 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
         if node.op_type == "QuantizeLinear":
             assert (types[node.input[0]], types[node.output[0]]) == (TensorProto.FLOAT16, TensorProto.INT8)
     assert sum(node.op_type == "QuantizeLinear" for node in lowered.graph.node) > 0
-    assert len(build(lowered.SerializeToString(), report.info, RTX, "int8")) > 10_000
+    plan, layers = build(lowered.SerializeToString(), report.info, RTX, "int8")
+    assert len(plan) > 10_000
+    asked = asked_for(lowered)
+    assert sorted(asked.values()) == [False] * 3 + [True] * 6
+    assert {one.node: one.int8 for one in convolution_precisions(layers, asked, RTX)} == asked
 
 
 def test_mistakes_are_told(made: Made, scales: dict[str, np.float32]) -> None:

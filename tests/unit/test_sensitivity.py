@@ -274,6 +274,8 @@ BAD = {
     "nms.onnx photos --table my.table --limit 0": "the limit is 0",
     "nms.onnx photos --table my.table --map photos": "photos: is no COCO file of labels",
     "nms.onnx photos --table my.table --plot a.svg": "a.svg: cannot draw to that format",
+    "nms.onnx photos --table my.table --plot no/a.png": "no/a.png: cannot write: No such file",
+    "nms.onnx photos --table my.table --json empty": "empty: is a folder; name a file to write",
     "nms.onnx photos --table my.table --json nms.onnx": "nms.onnx: is given twice and would be overwritten",
     "nms.onnx photos --table my.table --plot a.png --json a.png": "a.png: is given twice",
     "nms.onnx photos/0.png bad.png --table my.table": "bad.png: ",

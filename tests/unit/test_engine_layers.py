@@ -1,0 +1,346 @@
+"""What an engine really computes in INT8: layer lists as text and JSON, and real engines of TensorRT for RTX."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_tensorrt import FakeTensorRT
+from helpers import Made
+from onnx import parser
+
+from calib.collect import tensors_to_calibrate
+from calib.table import CalibrationTable
+from cli import main
+from darktrt import DarktrtError
+from engine import build as build_module
+from engine import target as target_module
+from engine.build import build_file
+from engine.inspect import describe_plan
+from engine.layers import UNKNOWN, asked_for, convolution_precisions, summary
+from engine.manifest import read_plan_manifest
+from engine.target import Target
+from onnx_file import load_model
+from surgery.qdq import Calibration
+from surgery.rewrite import SurgeryOptions, operate_file
+
+rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)",
+)
+RTX, WEAK, STRONG = Target("rtx", (1, 7, 1)), Target("trt", (8, 6, 0)), Target("trt", (11, 0, 0))
+
+
+# --- the text of TensorRT for RTX ---
+
+
+def tensor(kind: str, name: str = "__mye1dconst_myl0") -> str:
+    shape = "Dimensions: [1,32,8,8], Strides: [2048,1,256,32], StrideOrder: [3,0,2,1]"
+    return f"{{ Name: {name}, {shape}, Datatype: {kind}, Format: (NHWC) Channel major format }}"
+
+
+def line(name: str, kind: str, given: str, constants: str, metadata: str) -> str:
+    """A line of the list; ``given`` and ``constants`` are datatypes, comma-separated."""
+    lists = [", ".join(tensor(one) for one in text.split(",") if one) for text in (given, constants)]
+    inputs, weights = (f"[ {text}]" if text else "[]" for text in lists)
+    tail = f"Outputs: [ {tensor('Int8', 'y')}], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: {metadata}"
+    return f"Name: {name}, LayerType: {kind}, Inputs: {inputs}, Constants: {weights}, {tail}"
+
+
+def nodes(*names: str) -> str:
+    return "".join(f"[ONNX Layer: {name}]" for name in names)
+
+
+LINES = {
+    "memset": line("__mye16853_hc_init_myl0_0", "memset", "", "", ""),
+    "cast": line("__myl_CastTranMulCastConc_myl0_4", "kgen", "UInt8", "Half,Float", nodes("images_cast", "/layers.0/Conv")),
+    "first": line("/layers.0/Conv_myl0_5", "correlation", "Half", "Half,Float,Half", nodes("/layers.0/Conv")),
+    "second": line("/layers.1/Conv_myl0_7", "correlation", "Int8", "Int8,Float", nodes("/layers.1/Conv", "w_dequantize")),
+    "bias": line("__myl_MulCastAddMulMax_myl0_8", "kgen", "Float", "Half,Half", nodes("/layers.1/Conv", "/layers.1/LeakyRelu")),
+    "fused": line(
+        "__myl_CorrMulMax_myl0_9", "runtime_fusion", "Half", "Half,Half", nodes("/layers.2/Conv", "/layers.2/LeakyRelu")
+    ),
+    "matrix": line("__mye8128_myl0_162", "gemm", "Int8", "Int8,Float", nodes("/layers.3/Conv") + "__gemm_from_conv1x1"),
+}
+ASKED = {"/layers.0/Conv": False, "/layers.1/Conv": True, "/layers.2/Conv": True, "/layers.3/Conv": True}
+END = "\n\nI/O Tensors:\n Name: images, IOMode: Input, DataType: UInt8\n\nEngine Metadata:\n Multi-Device: Disabled"
+
+
+def text_of(**changes: str) -> str:
+    return "\n".join(["Layers:", *(LINES | changes).values()]) + END
+
+
+def found(text: str, target: Target = RTX) -> list[tuple[str, bool | None, str]]:
+    return [(one.node.split(".")[1][0], one.int8, one.reason) for one in convolution_precisions(text, ASKED, target)]
+
+
+def test_the_text_tells_what_each_convolution_became() -> None:
+    assert found(text_of()) == [
+        ("0", False, "kept in FP16"),
+        ("1", True, ""),
+        ("2", False, "TensorRT computes in FP16"),
+        ("3", True, ""),
+    ]
+
+
+CORRELATION = "/layers.1/Conv_myl0_7", "correlation"
+STRANGE = {
+    "another type of layer": line(CORRELATION[0], "conv", "Int8", "Int8,Float", nodes("/layers.1/Conv")),
+    "another datatype": line(*CORRELATION, "Fp8", "Fp8,Float", nodes("/layers.1/Conv")),
+    "weights of another datatype": line(*CORRELATION, "Half", "Int4,Float", nodes("/layers.1/Conv")),
+    "mixed datatypes": line(*CORRELATION, "Int8", "Half,Float", nodes("/layers.1/Conv")),
+    "no weights": line(*CORRELATION, "Int8", "", nodes("/layers.1/Conv")),
+    "no input": line(*CORRELATION, "", "Int8", nodes("/layers.1/Conv")),
+    "no metadata": line(*CORRELATION, "Int8", "Int8", ""),
+    "another field": line(*CORRELATION, "Int8", "Int8", nodes("/layers.1/Conv")).replace("Inputs: ", "In: "),
+    "a longer name": line(*CORRELATION, "Int8", "Int8", nodes("/layers.1/Conv_1", "x/layers.1/Conv")),
+    "a fusion of what follows": line("__myl_MulMax_myl0_3", "runtime_fusion", "Half", "Half", nodes("/layers.1/Conv")),
+    "twice, differently": "\n".join([LINES["second"], line(*CORRELATION, "Half", "Half", nodes("/layers.1/Conv"))]),
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_what_the_text_does_not_tell_is_unknown(case: str) -> None:
+    assert [one[1] for one in found(text_of(second=STRANGE[case]))] == [False, None, False, True]
+
+
+@pytest.mark.parametrize("text", ["", "Layers:\n", text_of()[1:], text_of().replace("LayerType", "Type"), "{}", "Layers: 7"])
+def test_another_text_is_unknown_whole(text: str) -> None:
+    assert {one[1:] for one in found(text)} == {(None, UNKNOWN)}
+
+
+def test_a_layer_listed_twice_alike_is_known() -> None:
+    """As for two optimization profiles."""
+    assert [one[1] for one in found(text_of(again=LINES["second"]))] == [False, True, False, True]
+
+
+# --- the JSON of the engine inspector ---
+
+
+def layer(
+    name: str, kind: str = "Int8", data: str = "Thirty-two wide channel vectorized row major Int8 format"
+) -> dict[str, Any]:
+    return {
+        "Name": f"{name} + PWN({name[:9]}/LeakyRelu)",
+        "LayerType": "CaskConvolution",
+        "Inputs": [{"Name": "x", "Location": "Device", "Dimensions": [1, 32, 8, 8], "Format/Datatype": data}],
+        "Outputs": [{"Name": "y", "Location": "Device", "Dimensions": [1, 32, 8, 8], "Format/Datatype": data}],
+        "ParameterType": "Convolution",
+        "Weights": {"Type": kind, "Count": 9216},
+        "Bias": {"Type": "Float", "Count": 32},
+        "TacticName": "sm80_xmma_fprop_implicit_gemm_interleaved_i8i8_i8i32_f32",
+        "Metadata": f"[ONNX Layer: {name}]\x1e[ONNX Layer: {name[:9]}/LeakyRelu]",
+    }
+
+
+def half(name: str) -> dict[str, Any]:
+    return layer(name, "Half", "Channel major FP16 format where channel % 8 == 0")
+
+
+def single(name: str) -> dict[str, Any]:
+    return layer(name, "Float", "Channel major FP32 format where channel % 4 == 0")
+
+
+def copy_to(name: str) -> dict[str, Any]:
+    """What brings a tensor into the form of the next layer; of its own it has no metadata."""
+    kinds = [{"Name": "x", "Format/Datatype": form} for form in ("Row major linear FP32", "Row major Int8 format")]
+    return {
+        "Name": f"Reformatting CopyNode for Input Tensor 0 to {name}",
+        "LayerType": "Reformat",
+        "Inputs": kinds[:1],
+        "Outputs": kinds[1:],
+        "ParameterType": "Reformat",
+        "Metadata": "",
+    }
+
+
+def json_of(*layers: Any) -> str:
+    """TensorRT 8.6.0 writes the separators of Metadata as raw control characters, which JSON forbids."""
+    return json.dumps({"Layers": layers, "Bindings": ["images", "y"]}).replace("\\u001e", "\x1e")
+
+
+NAMES = list(ASKED)
+
+
+def test_the_json_tells_what_each_convolution_became() -> None:
+    text = json_of(copy_to(NAMES[0]), half(NAMES[0]), copy_to(NAMES[1]), layer(NAMES[1]), half(NAMES[2]), single(NAMES[3]))
+    assert "\x1e" in text
+    assert found(text, WEAK) == [
+        ("0", False, "kept in FP16"),
+        ("1", True, ""),
+        ("2", False, "TensorRT chose FP16, faster here"),
+        ("3", False, "TensorRT chose FP32, faster here"),
+    ]
+    assert [one[2] for one in found(text, STRONG)[2:]] == ["TensorRT computes in FP16", "TensorRT computes in FP32"]
+
+
+def test_what_was_to_be_kept_and_is_not_counts_as_what_it_is() -> None:
+    assert found(json_of(layer(NAMES[0])), WEAK)[0] == ("0", True, "")
+    assert found(json_of(single(NAMES[0])), WEAK)[0] == ("0", False, "kept in FP32")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"Weights": {}},
+        {"Weights": None},
+        {"Weights": {"Type": "Half"}},
+        {"Weights": {"Type": "FP8"}},
+        {"Inputs": []},
+        {"Inputs": None},
+        {"Inputs": ["x"]},
+        {"Inputs": [{"Name": "x"}]},
+        {"Metadata": ""},
+        {"Metadata": None},
+        {"Metadata": "/layers.1/Conv"},
+        {"ParameterType": "Scale"},
+    ],
+)
+def test_what_the_json_does_not_tell_is_unknown(changes: dict[str, Any]) -> None:
+    assert found(json_of({**layer(NAMES[1]), **changes}), WEAK)[1] == ("1", None, UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "3", "null", '{"Layers": []}', '{"Layers": ["/layers.1/Conv"]}', '{"Layers": 3}', '{"Layers": null}'],
+)
+def test_another_json_is_unknown_whole(text: str) -> None:
+    assert {one[1:] for one in found(text, WEAK)} == {(None, UNKNOWN)}
+
+
+# --- what was asked for ---
+
+
+def test_what_is_asked_for_is_read_from_the_graph() -> None:
+    model = parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[1,8,8,8] x) => (float[1,8,8,8] z)
+        <float[8,8,1,1] k, float s, int8 o> {
+            q = QuantizeLinear (x, s, o)
+            d = DequantizeLinear (q, s, o)
+            y = Conv (d, k)
+            z = Conv (y, k)
+        }"""
+    )
+    for node, name in zip(model.graph.node, ("quantize", "dequantize", "a", "b"), strict=True):
+        node.name = name
+    assert asked_for(model) == {"a": True, "b": False}
+    assert asked_for(model, kept=["y"]) == {"a": False, "b": True}
+    assert asked_for(model, kept=[]) == {"a": True, "b": True}
+
+
+# --- for people ---
+
+
+def test_the_summary_groups_by_reason() -> None:
+    others = {"a": "kept in FP16", "c": "TensorRT chose FP16, faster here", "d": "kept in FP16"}
+    assert summary(["b"], {}) == "1 of 1 convolutions run in INT8"
+    assert summary(["b"], others) == (
+        "1 of 4 convolutions run in INT8; kept in FP16: a, d; TensorRT chose FP16, faster here: c"
+    )
+    assert summary(["b"], {"a": UNKNOWN}) == f"at least 1 of 2 convolutions run in INT8; {UNKNOWN}: a"
+    for unknown in ({"a": UNKNOWN, "b": UNKNOWN}, {}):
+        assert summary([], unknown) == f"how many convolutions run in INT8 is {UNKNOWN}"
+    assert summary([], {"a": "kept in FP16"}) == "0 of 1 convolutions run in INT8; kept in FP16: a"
+
+
+# --- engines ---
+
+
+def portable(made: Made, path: Path, **options: Any) -> Calibration:
+    """A model with a scale for every tensor."""
+    operate_file(made.plain, path, SurgeryOptions(**options))
+    return Calibration({name: np.float32(0.05) for name in tensors_to_calibrate(*load_model(path))})
+
+
+@rtx
+@pytest.mark.parametrize("form", ["nms", "raw"])
+def test_all_but_the_kept_run_in_int8(made: Made, folder: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+    calibration = portable(made, folder / "a.onnx", head=form)
+    CalibrationTable(dict(calibration.scales), "8600").save("a.table")
+    assert main("engine a.onnx -o a.plan --precision int8 --target rtx --table a.table".split()) == 0
+    kept = "/layers.0/Conv, /layers.11/Conv, /layers.18/Conv"
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1:] == [f"a.plan: 6 of 9 convolutions run in INT8; kept in FP16: {kept}"]
+    assert err == ""
+    manifest = read_plan_manifest("a.plan")
+    assert len(manifest.int8_convolutions) == 6
+    assert manifest.other_convolutions == dict.fromkeys(kept.split(", "), "kept in FP16")
+    assert f"\nINT8          6 of 9 convolutions run in INT8; kept in FP16: {kept}\n" in describe_plan("a.plan")
+
+
+@rtx
+def test_what_is_kept_is_what_is_not_counted(made: Made, tmp_path: Path) -> None:
+    calibration = portable(made, tmp_path / "a.onnx", head="raw")
+    names = [node.name for node in load_model(tmp_path / "a.onnx")[0].graph.node if node.op_type == "Conv"]
+    for keep in ([], names[1:5], names):
+        chosen = Calibration(calibration.scales, tuple(keep))
+        manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "rtx", chosen)
+        assert list(manifest.other_convolutions) == keep
+        assert list(manifest.int8_convolutions) == [name for name in names if name not in keep]
+
+
+@rtx
+def test_an_fp16_engine_counts_nothing(made: Made, tmp_path: Path) -> None:
+    portable(made, tmp_path / "a.onnx", head="raw")
+    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "rtx")
+    assert (manifest.int8_convolutions, manifest.other_convolutions, manifest.int8_cost) == ((), {}, None)
+    assert "\nINT8          no convolutions\n" in describe_plan(tmp_path / "a.plan")
+
+
+def full(monkeypatch: pytest.MonkeyPatch, version: str) -> FakeTensorRT:
+    trt = FakeTensorRT(version)
+    monkeypatch.setattr(target_module, "installed_version", {"trt": version}.get)
+    monkeypatch.setattr(target_module, "_load", lambda _: trt)
+    monkeypatch.setattr(build_module, "gpu_name", lambda: "NVIDIA L4")
+    return trt
+
+
+@pytest.mark.parametrize("version", ["8.6.0", "10.3.0"])
+def test_the_engine_inspector_is_asked(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    trt = full(monkeypatch, version)
+    calibration = portable(made, tmp_path / "a.onnx", head="raw", mish="native")
+    trt.faster_in_half = {"/layers.3/Conv"}
+    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "trt", calibration)
+    assert len(manifest.int8_convolutions) == 5
+    kept = dict.fromkeys(("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv"), "kept in FP16")
+    assert manifest.other_convolutions == {**kept, "/layers.3/Conv": "TensorRT chose FP16, faster here"}
+    assert read_plan_manifest(tmp_path / "a.plan") == manifest
+
+
+def test_an_engine_that_does_not_load_is_kept_all_the_same(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    calibration = portable(made, tmp_path / "a.onnx", head="raw", mish="native")
+    monkeypatch.setattr(trt, "load", lambda _: None)
+    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "trt", calibration)
+    assert manifest.int8_convolutions == ()
+    assert set(manifest.other_convolutions.values()) == {UNKNOWN}
+    assert len(manifest.other_convolutions) == 9
+    assert f"how many convolutions run in INT8 is {UNKNOWN}" in describe_plan(tmp_path / "a.plan")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("int8_convolutions", "a"),
+        ("int8_convolutions", [1]),
+        ("int8_convolutions", None),
+        ("other_convolutions", ["a"]),
+        ("other_convolutions", {"a": 1}),
+        ("int8_cost", 3),
+        ("int8_cost", {"measure": "AP"}),
+        ("int8_cost", {"measure": "AP", "drop": "x", "budget": 1.0, "data": "val.json"}),
+    ],
+)
+def test_a_damaged_manifest_is_told(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any) -> None:
+    full(monkeypatch, "8.6.0")
+    calibration = portable(made, tmp_path / "a.onnx", head="raw", mish="native")
+    build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "trt", calibration)
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(DarktrtError, match=r"a\.json: the manifest is damaged"):
+        read_plan_manifest(tmp_path / "a.plan")
