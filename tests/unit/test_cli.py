@@ -221,7 +221,7 @@ def test_calibration_without_data_takes_samples_and_warns(
     assert len(made_of) == 26
     assert set(files_in(folder)) - set(made_of) == {
         "portable.onnx",
-        *(f"my.{suffix}" for suffix in ("table", "cache", "txt", "npz", "samples")),
+        *(f"my.{suffix}" for suffix in ("table", "cache", "txt", "npz", "shifts.npz", "samples")),
     }
     summary = Path("my.txt").read_text()
     assert summary.startswith("network:   made, portable.onnx\nwarning:   made of two sample pictures, for trying out only\n")
@@ -241,6 +241,7 @@ def test_what_calibration_writes(made: Made, pictures: Path, capsys: pytest.Capt
         "a.cache",
         "a.npz",
         "a.png",
+        "a.shifts.npz",
         "a.table",
         "a.txt",
     }
