@@ -116,6 +116,10 @@ def layers_from_text(text: str) -> list[Layer]:
     return found
 
 
+_DYNAMIC = "N/A due to dynamic shapes"
+"""Instead of an input's type, in engines with a dynamic batch; that of the weights is told all the same."""
+
+
 def layers_from_json(text: str) -> list[Layer]:
     """Those that convolve, of the JSON of an engine inspector."""
     try:
@@ -125,7 +129,9 @@ def layers_from_json(text: str) -> list[Layer]:
     found = []
     for layer in layers if isinstance(layers, list) else []:
         if isinstance(layer, dict) and layer.get("ParameterType") == "Convolution":  # without details there are names alone
-            kinds = _field(layer, "Inputs", 0, "Format/Datatype"), _field(layer, "Weights", "Type")
+            kinds = [_field(layer, "Inputs", 0, "Format/Datatype"), _field(layer, "Weights", "Type")]
+            if kinds[0] == _DYNAMIC:
+                del kinds[0]
             found.append(_layer(_field(layer, "Metadata"), kinds))
     return found
 

@@ -141,7 +141,7 @@ def convolutions(plan: bytes, target: Target) -> dict[str, bool]:
         copies = layer["LayerType"] in ("Reformat", "NoOp") or layer["Name"].startswith("Reformat")
         for name in re.findall(r"\bconv_\d+\b", "" if copies else layer["Name"]):
             kinds = [layer["Inputs"][0]["Format/Datatype"], layer.get("Weights", {}).get("Type", "Int8")]
-            found[name] = all("int8" in kind.lower() for kind in kinds)
+            found[name] = all("int8" in kind.lower() for kind in kinds if kind != "N/A due to dynamic shapes")
     return found
 
 

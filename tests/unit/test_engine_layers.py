@@ -179,6 +179,17 @@ def test_the_json_tells_what_each_convolution_became() -> None:
     assert [one[2] for one in found(text, STRONG)[2:]] == ["TensorRT computes in FP16", "TensorRT computes in FP32"]
 
 
+def test_with_a_dynamic_batch_the_weights_tell() -> None:
+    """Of TensorRT 8.6.0."""
+    kinds = {"data": "N/A due to dynamic shapes"}
+    text = json_of(layer(NAMES[0], "Half", **kinds), layer(NAMES[1], **kinds), layer(NAMES[2], "Half", **kinds))
+    assert found(text, WEAK)[:3] == [
+        ("0", False, "kept in FP16"),
+        ("1", True, ""),
+        ("2", False, "TensorRT chose FP16, faster here"),
+    ]
+
+
 def test_what_was_to_be_kept_and_is_not_counts_as_what_it_is() -> None:
     assert found(json_of(layer(NAMES[0])), WEAK)[0] == ("0", True, "")
     assert found(json_of(single(NAMES[0])), WEAK)[0] == ("0", False, "kept in FP32")
