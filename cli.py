@@ -258,7 +258,10 @@ def _calib(args: argparse.Namespace) -> None:
     outputs.check([args.model, *map(path_of, args.data)])
     histograms, about = (_merge if args.model == "merge" else _calibrate)(args, outputs)
     about["method"] = f"percentile {args.percentile:g}" if args.method == "percentile" else args.method
-    choices = {name: choose_amax(h, args.method, args.percentile) for name, h in histograms.histograms.items()}
+    choices = {
+        name: choose_amax(h, args.method, args.percentile, for_head=name in histograms.head_inputs)
+        for name, h in histograms.histograms.items()
+    }
     choices = joined(choices, histograms.groups)
     save(histograms, choices, outputs, about)
     if args.bias_images and args.model != "merge":

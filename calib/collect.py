@@ -98,6 +98,19 @@ def passing_groups(model: onnx.ModelProto, info: DetectorInfo, tensors: Sequence
     return sorted(distinct.values(), key=lambda group: order[group[0]])
 
 
+def head_inputs(model: onnx.ModelProto, info: DetectorInfo) -> list[str]:
+    """What the last convolutions before the raw heads read, in the order of the heads."""
+    producers = {output: node for node in model.graph.node for output in node.output}
+    found = []
+    for head in info.heads:
+        node = producers.get(head.tensor)
+        while node is not None and node.op_type != "Conv":  # on through an activation
+            node = producers.get(node.input[0])
+        if node is not None:
+            found.append(node.input[0])
+    return list(dict.fromkeys(found))
+
+
 def collect(
     model_path: str | Path,
     images: Sequence[Path],
@@ -217,7 +230,7 @@ def _start(model_path: str | Path, network: _Trunk, resume: HistogramSet | None)
     """The histograms to add to."""
     digest = sha256_of(model_path)
     if resume is None:
-        return HistogramSet(digest, groups=network.groups)
+        return HistogramSet(digest, groups=network.groups, head_inputs=network.head_inputs)
     if resume.model != digest:
         raise DarktrtError(f"{model_path}: is not the model of the histograms to resume; start afresh")
     if resume.images and set(resume.histograms) != set(network.tensors):
@@ -322,6 +335,7 @@ class _Trunk:
         self.batch = min(max(batch, self.least), most)
         self.tensors = tensors_to_calibrate(model, self.info) if tensors is None else list(tensors)
         self.groups = passing_groups(model, self.info, self.tensors)
+        self.head_inputs = [name for name in head_inputs(model, self.info) if name in self.tensors]
         self.takes_image = self.info.input == "float" and "images" in self.tensors
         heads = [head.tensor for head in self.info.heads]
         self.outputs = [name for name in dict.fromkeys([*self.tensors, *heads]) if not (self.takes_image and name == "images")]

@@ -57,14 +57,23 @@ class Choice:
         return scale
 
 
-def choose_amax(histogram: Histogram, method: Method, percentile: float = 99.99, error: ErrorMeasure | None = None) -> Choice:
+def choose_amax(
+    histogram: Histogram,
+    method: Method,
+    percentile: float = 99.99,
+    error: ErrorMeasure | None = None,
+    *,
+    for_head: bool = False,
+) -> Choice:
     """The threshold of a tensor by one method.
 
     ``entropy``: :func:`entropy_amax`. ``percentile``: :func:`percentile_amax`. ``minmax``: the largest |x| seen.
     ``mse``: :func:`mse_amax`. ``weighted``: the same where every value weighs with the score that the network has at its place
     (:mod:`calib.importance`). ``auto``: of those five the one with the least ``error``, the earlier in this list where two are
     equal. ``error`` is the expected squared error so weighted; no threshold has less of it than that of ``weighted``, what the
-    others have is kept in the choice, for comparison. Most of a picture is background, whose small values ask for a small
+    others have is kept in the choice, for comparison. ``for_head`` says that the convolution of a head reads the tensor; then
+    ``auto`` weighs all values alike: rounding there moves every box at once, while what clipping takes from a large score the
+    logistic function hardly shows. Most of a picture is background, whose small values ask for a small
     range; but what clipping them costs falls on the objects. Change of detections in INT8 (calib's benchmark,
     benchmarks/int8.md) is a sixth to a quarter less with weights than without.
 
@@ -83,7 +92,8 @@ def choose_amax(histogram: Histogram, method: Method, percentile: float = 99.99,
         amax = _amax_by(method, histogram, percentile)
         return _choice(histogram, amax, method, {})
     amaxes = {name: _amax_by(name, histogram, percentile) for name in METHODS[:-1]}
-    found = (error or expected_error)(_weighted(histogram), np.array(list(amaxes.values())))
+    judged = histogram if for_head else _weighted(histogram)
+    found = (error or expected_error)(judged, np.array(list(amaxes.values())))
     errors = dict(zip(amaxes, found.tolist(), strict=True))
     best = min(errors, key=errors.__getitem__)
     return _choice(histogram, amaxes[best], best, errors)

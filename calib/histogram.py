@@ -141,6 +141,8 @@ class HistogramSet:
     """Of the last run: a sentence for each picture that could not be read. Not saved, for the next run tries again."""
     groups: list[list[str]] = field(default_factory=list)
     """Tensors that pass the same values on, from :func:`calib.collect.passing_groups`: one scale would serve each group."""
+    head_inputs: list[str] = field(default_factory=list)
+    """What the convolutions of the heads read, from :func:`calib.collect.head_inputs`."""
 
     def add(self, activations: Mapping[str, NDArray[Any]], images: Mapping[str, str], weights: Weights | None = None) -> None:
         """Count the tensors' values for these pictures (SHA-256 to path); all of it or, on an error, nothing.
@@ -168,6 +170,7 @@ class HistogramSet:
         for other in others:
             self._check_mergeable(other)
             self.groups = self.groups or other.groups
+            self.head_inputs = self.head_inputs or other.head_inputs
             for name, histogram in other.histograms.items():
                 self.histograms.setdefault(name, Histogram()).merge(histogram)
             self.images.update(other.images)
@@ -202,7 +205,7 @@ class HistogramSet:
             "tensors": list(self.histograms),
             "images": self.images,
         }
-        header["groups"] = self.groups
+        header |= {"groups": self.groups, "head_inputs": self.head_inputs}
         with atomic_output(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
@@ -256,7 +259,8 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
         )
         for i, name in enumerate(names)
     }
-    return HistogramSet(header["model"], histograms, header["images"], groups=header["groups"])
+    model, images, groups, head_inputs = (header[name] for name in ("model", "images", "groups", "head_inputs"))
+    return HistogramSet(model, histograms, images, groups=groups, head_inputs=head_inputs)
 
 
 def merged(paths: Sequence[str | Path]) -> HistogramSet:

@@ -18,7 +18,7 @@ from PIL import Image
 from test_calib_histogram import same_sets
 
 from calib import collect as module
-from calib.collect import collect, measure_shifts, passing_groups, tensors_to_calibrate
+from calib.collect import collect, head_inputs, measure_shifts, passing_groups, tensors_to_calibrate
 from calib.histogram import Histogram, HistogramSet
 from calib.importance import weights_of
 from darktrt import DarktrtError
@@ -128,6 +128,16 @@ def test_groups_are_tensors_that_pass_the_same_values_on(made: Made) -> None:
     assert len(groups) >= 2
     assert sum(map(len, groups)) == len(together), "a tensor is in two groups"
     assert passing_groups(model, made.info, []) == []
+
+
+def test_what_the_heads_read(made: Made, portable: Path) -> None:
+    found = head_inputs(made.model(), made.info)
+    convolutions = {node.output[0]: node.input[0] for node in made.model().graph.node if node.op_type == "Conv"}
+    assert found == [convolutions[head.tensor] for head in made.info.heads]
+    assert head_inputs(*load_model(portable)) == found
+    without = made.model()
+    del without.graph.node[:]
+    assert head_inputs(without, made.info) == []
 
 
 # --- counting ---

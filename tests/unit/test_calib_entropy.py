@@ -196,6 +196,7 @@ def test_weights_move_the_threshold_to_where_objects_are(objects: Histogram) -> 
     assert plain < 0.9 * weighted
     assert weighted == pytest.approx(objects.amax, rel=0.1)
     assert auto == weighted
+    assert choose_amax(objects, "auto", for_head=True).amax == plain
 
 
 def test_without_any_detection_weighted_is_mse() -> None:
