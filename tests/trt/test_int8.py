@@ -40,7 +40,11 @@ pytestmark = [
 ]
 
 BATCH, SIDE, CHANNELS, DEPTH = 8, 128, 128, 5
-"""Large enough that INT8 is faster than FP16 in every convolution of CHANNELS to CHANNELS."""
+"""Large enough that INT8 and FP16 are about as fast in a convolution of CHANNELS to CHANNELS, on an H200.
+
+TensorRT takes what it times as faster: there in two runs of three INT8 for all four of them, in the third FP16. So what these
+tests hold is that what must not be INT8 is not, and that everything is told as it is.
+"""
 KEPT = ("conv_0", f"conv_{DEPTH}")
 Arrays = dict[str, NDArray[Any]]
 
@@ -151,11 +155,17 @@ def test_the_version_in_caches_is_the_librarys_own(target: Target) -> None:
     assert target.cache_version == str(library.getInferLibVersion())
 
 
+def assert_kept(found: dict[str, bool], kept: tuple[str, ...]) -> None:
+    """All convolutions are found, and those to keep are not in INT8."""
+    assert set(found) == {f"conv_{i}" for i in range(DEPTH + 1)}
+    assert not any(found[name] for name in kept)
+
+
 @pytest.mark.parametrize("batch", ["static", "dynamic"])
 def test_a_served_table_needs_no_picture(
     target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str
 ) -> None:
-    """No batch is asked for, and all convolutions but the kept ones are INT8."""
+    """No batch is asked for, and the manifest tells of each convolution what the engine tells."""
     asked = []
     monkeypatch.setattr(build_module.TableSource, "next_batch", lambda *_: asked.append(1))
     if batch == "dynamic":
@@ -164,17 +174,18 @@ def test_a_served_table_needs_no_picture(
     manifest = build_file(onnx_file, tmp_path / "a.plan", "int8", "trt", Calibration(SCALES), options)
     assert not asked
     found = convolutions((tmp_path / "a.plan").read_bytes(), target)
-    assert found == {f"conv_{i}": f"conv_{i}" not in KEPT for i in range(DEPTH + 1)}
+    assert_kept(found, KEPT)
     assert manifest.precision == "int8"
     assert set(manifest.int8_convolutions) == {name for name, int8 in found.items() if int8}
-    assert manifest.other_convolutions == dict.fromkeys(KEPT, "kept in FP16")
+    others = {name for name, int8 in found.items() if not int8}
+    assert manifest.other_convolutions == {
+        name: "kept in FP16" if name in KEPT else "TensorRT chose FP16, faster here" for name in others
+    }
 
 
 def test_what_is_kept_can_be_chosen(target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path) -> None:
     build_file(onnx_file, tmp_path / "a.plan", "int8", "trt", Calibration(SCALES, ("conv_2",)), options)
-    found = convolutions((tmp_path / "a.plan").read_bytes(), target)
-    assert not found["conv_2"]
-    assert all(found[f"conv_{i}"] for i in (1, 3, 4))
+    assert_kept(convolutions((tmp_path / "a.plan").read_bytes(), target), ("conv_2",))
 
 
 def test_fed_batches_give_a_cache_that_goes_round(
@@ -192,7 +203,7 @@ def test_fed_batches_give_a_cache_that_goes_round(
     assert table.version == target.cache_version
     assert not table.compare(names()).missing
     assert table.scales["images"] == pytest.approx(1 / 127, rel=0.1)
-    assert convolutions(bytes(plan), target) == {f"conv_{i}": f"conv_{i}" not in KEPT for i in range(DEPTH + 1)}
+    assert_kept(convolutions(bytes(plan), target), KEPT)
     build_file(onnx_file, tmp_path / "a.plan", "int8", "trt", Calibration(table.scales), options)
 
 
