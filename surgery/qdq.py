@@ -42,7 +42,9 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
 
     Each input tensor gets one pair of QuantizeLinear and DequantizeLinear, whoever reads it; weights are stored as INT8 with a
     scale per output channel, biases stay in floating point (TensorRT refuses INT32 ones), corrected for what quantizing shifts.
-    TensorRT moves the pairs through max pools, concats and upsamples by itself.
+    TensorRT moves the pairs through max pools, concats and upsamples by itself. Activations, Mish as one node among them, take
+    floating point and give what the pair behind them makes INT8 in the same pass; residual adds read and give floating point,
+    for quantizing their inputs would round, block after block, what all later blocks add to.
 
     Raises:
         DarktrtError: a tensor has no scale, or ``keep`` names no convolution.
