@@ -274,12 +274,17 @@ def _calib(args: argparse.Namespace) -> None:
         _warn_of_samples()
 
 
-def _merge(args: argparse.Namespace, _: Outputs) -> tuple[HistogramSet, dict[str, str]]:
+def _merge(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet, dict[str, str]]:
+    """The histograms, kept beside the table too, unless they are those of one file that lies there already."""
     from calib.histogram import merged
 
     if not args.data:
         raise DarktrtError("nothing to merge; name the .npz files that several runs of 'darktrt calib' left")
-    return merged(args.data), {"merged": ", ".join(args.data)}
+    histograms = merged(args.data)
+    if [Path(path).resolve() for path in args.data] != [outputs.histograms.resolve()]:
+        keep_inputs(outputs.histograms, *args.data)
+        histograms.save(outputs.histograms)
+    return histograms, {"merged": ", ".join(args.data)}
 
 
 def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet, dict[str, str]]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 import cli
 from calib.data import SAMPLES_WARNING
+from calib.shifts import load_shifts
 from cli import main
 from convert import zoo
 from darktrt import __version__, sha256_of
@@ -255,9 +256,32 @@ def test_what_calibration_writes(made: Made, pictures: Path, capsys: pytest.Capt
     assert out == f"{table}a.table: scales of 25 tensors from 3 pictures\n"
     said(capsys, "calib", "merge", "a.npz", "-o", "b.table", "--method", "percentile")
     assert Path("b.txt").read_text().startswith("merged:    a.npz\nmethod:    percentile 99.99\n")
-    assert {name for name in files_in(pictures) if name.startswith("b.")} == {"b.cache", "b.table", "b.txt"}
+    assert {name for name in files_in(pictures) if name.startswith("b.")} == {*("b.cache", "b.npz", "b.table", "b.txt")}
     contents = {Path(name).read_bytes() for name in ("a.table", "a.cache", "b.table", "b.cache")}
     assert len(contents) == 1
+
+
+def test_shards_on_the_command_line(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Merged, the table is that of one run; a run over all pictures that goes on from there adds what corrects biases."""
+    said(capsys, "surgery", made.plain, "-o", "portable.onnx")
+    one, *others = sorted(Path("in").iterdir())
+    said(capsys, "calib", "portable.onnx", "in", "-o", "whole.table")
+    said(capsys, "calib", "portable.onnx", one, "-o", "first.table", "--bias-images", "0")
+    said(capsys, "calib", "portable.onnx", *others, "-o", "second.table", "--bias-images", "1")
+    assert not Path("first.shifts.npz").exists()
+    said(capsys, "calib", "merge", "first.npz", "second.npz", "-o", "both.table")
+    assert Path("both.table").read_bytes() == Path("whole.table").read_bytes()
+    assert not Path("both.shifts.npz").exists()
+    out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "both.table", "--resume")
+    assert "from 3 pictures" in out
+    both, whole = load_shifts("both.table"), load_shifts("whole.table")
+    assert both.keys() == whole.keys()
+    for name, shift in whole.items():
+        np.testing.assert_allclose(both[name].quantized, shift.quantized, rtol=1e-9, atol=1e-9)
+    said(capsys, "calib", "merge", "both.npz", "-o", "both.table", "--method", "minmax")
+    assert not Path("both.shifts.npz").exists(), "it was measured with the table before"
+    assert main(["calib", "merge", "first.npz", "second.npz", "-o", "first.table"]) == 2
+    assert "first.npz: is given twice" in capsys.readouterr().err
 
 
 def test_a_tensor_that_is_always_zero(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
