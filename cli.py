@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from darktrt import DarktrtError, __version__, keep_inputs
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from calib.histogram import HistogramSet
     from calib.report import Outputs
     from check.budget import Trade
@@ -265,7 +267,7 @@ def _calib(args: argparse.Namespace) -> None:
     choices = joined(choices, histograms.groups)
     save(histograms, choices, outputs, about)
     if args.bias_images and args.model != "merge":
-        _measure_shifts(args, histograms, outputs.table)
+        _measure_shifts(args, histograms, {name: choice.scale for name, choice in choices.items()})
     print(summary_table(histograms, choices))
     for skipped in histograms.skipped:
         print(f"skipped: {skipped}", file=sys.stderr)
@@ -303,14 +305,15 @@ def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet
     return histograms, about
 
 
-def _measure_shifts(args: argparse.Namespace, histograms: HistogramSet, table: Path) -> None:
+def _measure_shifts(args: argparse.Namespace, histograms: HistogramSet, scales: dict[str, np.float32]) -> None:
     from calib.collect import measure_shifts
+    from calib.data import find_images
     from calib.shifts import save_shifts
-    from calib.table import CalibrationTable
 
-    paths = [path for path in map(Path, histograms.images.values()) if path.is_file()]
-    some = paths[:: max(-(-len(paths) // args.bias_images), 1)]
-    save_shifts(measure_shifts(args.model, some, CalibrationTable.load(table).scales, args.batch), table)
+    counted = [path for path in map(Path, histograms.images.values()) if path.is_file()]
+    paths = counted or find_images(args.data, args.limit, args.seed)  # merged histograms name the paths of other machines
+    some = paths[:: -(-len(paths) // args.bias_images)]
+    save_shifts(measure_shifts(args.model, some, scales, args.batch), args.output)
 
 
 def _samples(folder: Path) -> list[Path]:
