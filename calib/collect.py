@@ -22,8 +22,8 @@ from calib.report import Outputs
 from calib.shifts import Shift, ShiftMeter
 from darktrt import DarktrtError, DetectorInfo, keep_inputs, sha256_of
 from onnx_file import load_model
-from vision.detect import IMAGE_SUFFIXES
-from vision.images import preprocess, read_image
+from vision.detect import IMAGE_SUFFIXES, fit
+from vision.images import read_image
 
 if TYPE_CHECKING:
     import onnx
@@ -145,11 +145,13 @@ def collect(
     """
     if not images:
         raise DarktrtError("no pictures to calibrate on; name a folder, list, COCO json or pattern")
-    network = _Trunk(model_path, tensors, batch)
+    model, info = load_model(model_path)
+    network = _Trunk(model_path, model, info, tensors, batch)
+    del model  # as large as the weights
     found = _start(model_path, network, resume)
     saves = _Saves(found, save_to, save_every)
     with _bar(len(images), progress) as bar, _ctrl_c_as_event() as stop:
-        groups = _groups(_pictures(images, network.info, found, skip_bad, bar), network.batch)
+        groups = _groups(_pictures(images, info, found, skip_bad, bar), network.batch)
         try:
             for group in groups:
                 activations, weights = network.run([array for _, _, array in group])
@@ -209,7 +211,8 @@ def measure_shifts(
     """
     model, info = load_model(model_path)
     read = dict.fromkeys(node.input[0] for node in _nodes_before_heads(model, info) if node.op_type == "Conv")
-    network = _Trunk(model_path, [name for name in read if name in scales], batch)
+    network = _Trunk(model_path, model, info, [name for name in read if name in scales], batch)
+    del model
     meter = ShiftMeter(scales)
     with _bar(len(images), progress) as bar:
         for group in _groups(_readable(images, info), network.batch):
@@ -294,7 +297,7 @@ def _digest(path: Path) -> str:
 
 
 def _read(path: Path, info: DetectorInfo) -> NDArray[Any]:
-    return preprocess(read_image(path), info.width, info.height, info.channels, info.resize, info.input)[0]
+    return fit(read_image(path), info)[0]
 
 
 def _groups(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
@@ -328,10 +331,11 @@ def _ctrl_c_as_event() -> Iterator[threading.Event]:
 class _Trunk:
     """The network from its image to its raw heads, with every tensor to count as an output."""
 
-    def __init__(self, path: str | Path, tensors: Sequence[str] | None, batch: int) -> None:
-        self.path = path
-        model, self.info = load_model(path)
-        self.least, _, most = self.info.batch
+    def __init__(
+        self, path: str | Path, model: onnx.ModelProto, info: DetectorInfo, tensors: Sequence[str] | None, batch: int
+    ) -> None:
+        self.path, self.info = path, info
+        self.least, _, most = info.batch
         self.batch = min(max(batch, self.least), most)
         self.tensors = tensors_to_calibrate(model, self.info) if tensors is None else list(tensors)
         self.groups = passing_groups(model, self.info, self.tensors)

@@ -74,8 +74,8 @@ def choose_amax(
     others have is kept in the choice, for comparison. ``for_head`` says that the convolution of a head reads the tensor; then
     ``auto`` weighs all values alike: rounding there moves every box at once, while what clipping takes from a large score the
     logistic function hardly shows. Most of a picture is background, whose small values ask for a small
-    range; but what clipping them costs falls on the objects. Change of detections in INT8 (calib's benchmark,
-    benchmarks/int8.md) is a sixth to a quarter less with weights than without.
+    range; but what clipping them costs falls on the objects. With weights INT8 changes scores by a seventh
+    less than without (benchmarks/int8.md).
 
     Raises:
         DarktrtError: the method is unknown, the percentile is not in (0, 100], or the histogram is empty.

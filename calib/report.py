@@ -74,7 +74,7 @@ class Outputs:
             )
         if self.plot:
             keep_inputs(self.plot, self.table, self.cache, self.summary, self.histograms, self.shifts)
-            _check_drawable(self.plot)
+            check_drawable(self.plot)
         for path in self.files:
             check_writable(path)
 
@@ -123,7 +123,7 @@ def plot(histograms: HistogramSet, choices: Mapping[str, Choice], path: str | Pa
     Raises:
         DarktrtError: the file cannot be written, or its suffix is no picture format.
     """
-    _check_drawable(Path(path))
+    check_drawable(path)
     rows = -(-len(choices) // _COLUMNS)
     page = Image.new("RGB", (_COLUMNS * _WIDTH, rows * _HEIGHT), "white")
     for i, (name, choice) in enumerate(choices.items()):
@@ -133,8 +133,13 @@ def plot(histograms: HistogramSet, choices: Mapping[str, Choice], path: str | Pa
         page.save(temporary)
 
 
-def _check_drawable(path: Path) -> None:
-    if path.suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
+def check_drawable(path: str | Path) -> None:
+    """Refuse a name that no picture can be written to.
+
+    Raises:
+        DarktrtError: its suffix is no picture format.
+    """
+    if Path(path).suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
         raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
 
 

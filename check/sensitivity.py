@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from calib.data import find_images
+from calib.report import check_drawable
 from check.coco import Accuracy, Truth, evaluate, load_truth, progress_bar
 from check.simulate import (
     Change,
@@ -23,7 +24,7 @@ from check.simulate import (
     quantized,
     session,
 )
-from darktrt import DarktrtError, atomic_output, check_writable, keep_inputs
+from darktrt import atomic_output, check_writable, keep_inputs
 from surgery.qdq import Calibration
 
 LIMIT = 16
@@ -186,17 +187,7 @@ def check_outputs(json_file: str | None, picture: str | None, inputs: Iterable[s
             check_writable(path)
             kept.append(path)
     if picture:
-        check_picture(picture)
-
-
-def check_picture(path: str | Path) -> None:
-    """Refuse a name that :func:`plot` cannot write to.
-
-    Raises:
-        DarktrtError: its suffix is no picture format.
-    """
-    if Path(path).suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
-        raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
+        check_drawable(picture)
 
 
 def plot(result: Sensitivity, path: str | Path) -> None:
@@ -205,7 +196,7 @@ def plot(result: Sensitivity, path: str | Path) -> None:
     Raises:
         DarktrtError: the file cannot be written, or its suffix is no picture format.
     """
-    check_picture(path)
+    check_drawable(path)
     font = ImageFont.load_default(13)
     labels = [f"{layer.convolution.node}, cfg line {layer.convolution.line}" for layer in result.layers]
     left = 2 * _MARGIN + round(max(font.getlength(label) for label in labels))

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -25,8 +25,8 @@ from surgery.bodies import embed
 from surgery.half import backbone
 from surgery.qdq import Calibration, default_keep, quantize
 from surgery.rewrite import import_graph
-from vision.detect import Arrays, Run
-from vision.images import preprocess, read_image
+from vision.detect import Arrays, Run, fit
+from vision.images import read_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +145,7 @@ class Yardstick:
 
     def __init__(self, network: Network, pictures: Sequence[Path]) -> None:
         self.network = up_to_scores(network)
-        self.inputs = [_input(path, network.info) for path in pictures]
+        self.inputs = [fit(read_image(path), network.info)[0] for path in pictures]
         self.expected = list(self._outputs(self.network.model))
         if not all(np.isfinite(values).all() for outputs in self.expected for values in outputs.values()):
             raise DarktrtError(f"{network.info.name}: its outputs are NaN or infinite; are the weights damaged?")
@@ -176,7 +176,3 @@ def _sums(expected: Arrays, found: Arrays) -> NDArray[np.float64]:
     error = sum(np.square(found[name] - expected[name], dtype=np.float64).sum() for name in heads)
     strength = sum(np.square(expected[name], dtype=np.float64).sum() for name in heads)
     return np.array([weight @ moved, weight.sum(), error, strength])
-
-
-def _input(path: Path, info: DetectorInfo) -> NDArray[Any]:
-    return preprocess(read_image(path), info.width, info.height, info.channels, info.resize, info.input)[0]

@@ -47,6 +47,11 @@ HANDFUL = 4
 _Item = TypeVar("_Item")
 
 
+def fit(image: NDArray[np.uint8], info: DetectorInfo) -> tuple[NDArray[Any], Placement]:
+    """An RGB image ``(H, W, 3)`` as the input of one network, without the batch, and where the image lies in it."""
+    return preprocess(image, info.width, info.height, info.channels, info.resize, info.input)
+
+
 class Detector:
     """A network that can be run, with what its metadata says about feeding it and reading it.
 
@@ -81,7 +86,7 @@ class Detector:
 
     def _detect_batch(self, images: list[NDArray[np.uint8]]) -> list[Detections]:
         info = self.info
-        fitted = [preprocess(i, info.width, info.height, info.channels, info.resize, info.input) for i in images]
+        fitted = [fit(image, info) for image in images]
         fitted += fitted[:1] * (info.batch[0] - len(fitted))
         inputs: Arrays = {"images": np.stack([array for array, _ in fitted])}
         if info.takes_image_size:
