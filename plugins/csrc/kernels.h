@@ -1,0 +1,86 @@
+// The CUDA kernels behind the custom ops, as C functions: device pointers, sizes and a stream in, an error code out.
+//
+// Every function only enqueues work on the stream given: no allocation, no synchronisation, no other stream, so a CUDA graph
+// can capture it. They return 0 (cudaSuccess), another cudaError_t, or DARKTRT_UNSUPPORTED for arguments that no kernel takes.
+// libdarktrt_host has the same functions without workspace and stream, under names that begin with darktrt_host_, in plain
+// loops over host memory, from the same math headers.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define DARKTRT_UNSUPPORTED (-1)
+
+enum { DARKTRT_FLOAT = 0, DARKTRT_HALF = 1, DARKTRT_INT8 = 2 };
+
+// A tensor (batch, channels, pixels): its type, and where an element lies.
+//   lanes 1                   [batch][channels][pixels]                        TensorRT's kLINEAR
+//   lanes v                   [batch][ceil(channels / v)][pixels][v]           kCHW4, kCHW16, kCHW32
+//   lanes v, channels_last    [batch][pixels][ceil(channels / v) * v]          kHWC8, kHWC16
+typedef struct {
+    int32_t type;
+    int32_t lanes;
+    int32_t channels_last;
+    float scale;  // of DARKTRT_INT8: value = scale * level
+} DarktrtFormat;
+
+typedef struct {
+    int32_t batch, channels;
+    int64_t pixels;
+} DarktrtShape;
+
+// y = mish(x). Both formats lie alike; their types are equal, or half and int8.
+int darktrt_mish(DarktrtShape shape, const void* x, DarktrtFormat x_format, void* y, DarktrtFormat y_format, void* stream);
+
+// y = mish(x) + residual. All formats lie alike; types are equal, or half for x and residual and int8 for y.
+int darktrt_mish_add(DarktrtShape shape, const void* x, DarktrtFormat x_format, const void* residual,
+                     DarktrtFormat residual_format, void* y, DarktrtFormat y_format, void* stream);
+
+// y = mish(x), then mish of second, along channels: shape.channels of x, second_channels of the other. Formats as for
+// darktrt_mish; with lanes above 1 shape.channels must fill its lanes.
+int darktrt_mish_concat(DarktrtShape shape, const void* x, DarktrtFormat x_format, const void* second,
+                        DarktrtFormat second_format, int32_t second_channels, void* y, DarktrtFormat y_format, void* stream);
+
+#define DARKTRT_MAX_HEADS 5
+#define DARKTRT_MAX_ANCHORS 32  // of one head
+
+typedef struct {
+    int32_t anchors, rows, columns, new_coords;
+    float scale_x_y;
+    float anchor_sizes[2 * DARKTRT_MAX_ANCHORS];  // width, height in pixels of the network input
+} DarktrtHead;
+
+typedef struct {
+    int32_t batch, heads, classes;
+    int32_t width, height;  // of the network input
+    DarktrtHead head[DARKTRT_MAX_HEADS];
+} DarktrtYolo;
+
+enum { DARKTRT_PLAIN = 0, DARKTRT_DISTANCE = 1 };
+
+typedef struct {
+    int32_t kind;    // DARKTRT_DISTANCE: greedynms with exponent 0.6, diounms with exponent beta
+    float exponent;  // of the distance term
+    int32_t max_candidates, max_detections;
+} DarktrtNms;
+
+// heads[i] is (batch, anchors * (5 + classes), rows, columns), float or half by `type`, linear. boxes (batch, A, 4), scores
+// (batch, A, classes), float: see YoloDecode in plugins/ops.py.
+int darktrt_decode(const DarktrtYolo* yolo, int32_t type, const void* const* heads, float* boxes, float* scores, void* stream);
+
+// Bytes of device memory that darktrt_detect needs at `workspace`, 256-byte aligned.
+size_t darktrt_detect_workspace(const DarktrtYolo* yolo, const DarktrtNms* nms);
+
+// Decode and NMS in one: see YoloDetect in plugins/ops.py. The thresholds are one float each, image_size (batch, 2) or null, all
+// in device memory. count (batch), boxes (batch, max_detections, 4), scores and classes (batch, max_detections).
+int darktrt_detect(const DarktrtYolo* yolo, const DarktrtNms* nms, int32_t type, const void* const* heads,
+                   const float* score_threshold, const float* iou_threshold, const float* image_size, int32_t* count,
+                   float* boxes, float* scores, int32_t* classes, void* workspace, void* stream);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,115 @@
+// From the raw tensor of a [yolo] head to a box and scores: the math of YoloDecode in plugins/ops.py, operation for operation.
+#pragma once
+
+#include "hd.h"
+#include "kernels.h"
+
+namespace darktrt {
+
+struct alignas(16) Box {
+    float x1, y1, x2, y2;
+};
+
+struct Heads {
+    const void* raw[DARKTRT_MAX_HEADS];
+};
+
+HOST_DEVICE float logistic(float x) { return 1.f / (1.f + exponential(-x)); }
+
+HOST_DEVICE bool is_finite(float value) { return fabsf(value) <= 3.402823466e38f; }
+
+HOST_DEVICE bool is_finite(const Box& box)
+{
+    return is_finite(box.x1) && is_finite(box.y1) && is_finite(box.x2) && is_finite(box.y2);
+}
+
+// An anchor of a head in a cell of its grid.
+struct Place {
+    int32_t head, anchor, cell, cells;
+};
+
+// The place of an anchor that is counted over the heads, in a head over its anchors, then rows, then columns.
+HOST_DEVICE Place locate(const DarktrtYolo& yolo, uint32_t anchor)
+{
+    int32_t head = 0;
+    uint32_t cells = 0;
+    for (;; ++head) {
+        cells = static_cast<uint32_t>(yolo.head[head].rows * yolo.head[head].columns);
+        const uint32_t size = cells * static_cast<uint32_t>(yolo.head[head].anchors);
+        if (anchor < size) break;
+        anchor -= size;
+    }
+    return {head, static_cast<int32_t>(anchor / cells), static_cast<int32_t>(anchor % cells), static_cast<int32_t>(cells)};
+}
+
+// The channels of a place in one image: x, y, width, height, objectness, then the classes.
+template <typename T> struct Raw {
+    const T* first;
+    int64_t stride;
+
+    HOST_DEVICE float operator[](int32_t channel) const { return static_cast<float>(first[channel * stride]); }
+};
+
+template <typename T> HOST_DEVICE Raw<T> raw_at(const DarktrtYolo& yolo, const Heads& heads, int32_t image, const Place& place)
+{
+    const int64_t anchor = int64_t{image} * yolo.head[place.head].anchors + place.anchor;
+    const int64_t first = anchor * (5 + yolo.classes) * place.cells + place.cell;
+    return {static_cast<const T*>(heads.raw[place.head]) + first, place.cells};
+}
+
+HOST_DEVICE float value_of(float raw, int32_t new_coords) { return new_coords ? raw : logistic(raw); }
+
+// Centre minus and plus half the extent, along one axis of `cells` cells over `size` pixels.
+HOST_DEVICE void decode_axis(float place_raw, float extent_raw, int32_t cell, int32_t cells, int32_t size, float anchor,
+                             const DarktrtHead& head, float* low, float* high)
+{
+    const float stride = static_cast<float>(size) / static_cast<float>(cells);
+    const float offset = (head.scale_x_y - 1.f) * 0.5f;
+    const float scaled = value_of(place_raw, head.new_coords) * head.scale_x_y;
+    const float centre = (scaled + (static_cast<float>(cell) - offset)) * stride;
+    const float doubled = extent_raw * 2.f;
+    const float factor = head.new_coords ? doubled * doubled : exponential(extent_raw);
+    const float reach = factor * anchor * 0.5f;
+    *low = centre - reach;
+    *high = centre + reach;
+}
+
+template <typename T> HOST_DEVICE Box decode_box(const DarktrtYolo& yolo, const Place& place, const Raw<T>& raw)
+{
+    const DarktrtHead& head = yolo.head[place.head];
+    const float* anchor = head.anchor_sizes + 2 * place.anchor;
+    Box box;
+    decode_axis(raw[0], raw[2], place.cell % head.columns, head.columns, yolo.width, anchor[0], head, &box.x1, &box.x2);
+    decode_axis(raw[1], raw[3], place.cell / head.columns, head.rows, yolo.height, anchor[1], head, &box.y1, &box.y2);
+    return box;
+}
+
+// Whether any class can pass the threshold: a logistic class probability is at most 1, one of new_coords may be anything.
+HOST_DEVICE bool may_pass(float objectness, float threshold, int32_t new_coords)
+{
+    return new_coords || objectness > threshold;
+}
+
+inline int64_t anchor_count(const DarktrtYolo& yolo)
+{
+    int64_t count = 0;
+    for (int32_t i = 0; i < yolo.heads; ++i) {
+        count += int64_t{yolo.head[i].anchors} * yolo.head[i].rows * yolo.head[i].columns;
+    }
+    return count;
+}
+
+// The limits keep anchor * classes + class and the cells of a head within 32 bits.
+inline bool is_supported(const DarktrtYolo& yolo)
+{
+    bool good = yolo.batch >= 0 && yolo.heads > 0 && yolo.heads <= DARKTRT_MAX_HEADS && yolo.classes > 0 &&
+                yolo.classes <= (1 << 20) && yolo.width > 0 && yolo.height > 0;
+    for (int32_t i = 0; good && i < yolo.heads; ++i) {
+        const DarktrtHead& head = yolo.head[i];
+        good = head.anchors > 0 && head.anchors <= DARKTRT_MAX_ANCHORS && head.rows >= 0 && head.rows <= (1 << 13) &&
+               head.columns >= 0 && head.columns <= (1 << 13);
+    }
+    return good && anchor_count(yolo) < (int64_t{1} << 31) && anchor_count(yolo) * yolo.classes < (int64_t{1} << 32) - 1;
+}
+
+}  // namespace darktrt

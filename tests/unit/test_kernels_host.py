@@ -1,0 +1,376 @@
+"""The math of the CUDA kernels on any machine: the host library against the ops' ONNX bodies, torch, and oracles in numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from helpers import session
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels import (
+    LAYOUTS,
+    LINEAR,
+    UNSUPPORTED,
+    Array,
+    Detections,
+    Format,
+    Head,
+    Layout,
+    Library,
+    Nms,
+    Shape,
+    Yolo,
+    build,
+    has_compiler,
+    scene,
+)
+from onnx import helper
+from oracles import decode64, expected_detections, mish64, overlap
+
+from plugins.ops import DOMAIN, FIRST_BODY_OPSET, Mish, MishAdd, MishConcat, PluginOp, YoloDecode, YoloDetect
+from surgery.bodies import embed
+
+pytestmark = pytest.mark.skipif(not has_compiler(), reason="building the host library needs make and a C++ compiler")
+
+ULP = float(np.finfo(np.float32).eps)
+KINDS = ("plain", "greedynms", "diounms")
+ANCHORS = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0))
+SMALL = Yolo((Head(ANCHORS, 6, 10, 0, 1.05), Head(ANCHORS[1:], 3, 5)), 4, 160, 96)
+NEW_COORDS = Yolo((Head(ANCHORS[:2], 8, 5, 1, 2.0), Head(ANCHORS, 4, 3, 1, 1.1)), 3, 96, 128)
+ONE_CLASS = Yolo((Head(ANCHORS[:1], 10, 10, 0, 1.2),), 1, 160, 160)
+YOLOS = {"v4": SMALL, "new_coords": NEW_COORDS, "one class": ONE_CLASS}
+many = settings(max_examples=100, deadline=None, database=None)
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Library:
+    return Library(build("host", tmp_path_factory.mktemp("host")))
+
+
+def run_body(op: PluginOp, inputs: list[Array]) -> list[Array]:
+    """The op's ONNX body in ONNX Runtime."""
+    opset = [helper.make_opsetid("", FIRST_BODY_OPSET), helper.make_opsetid(DOMAIN, 1)]
+    node = helper.make_node(op.op_type, list(op.input_names), list(op.output_names), domain=DOMAIN, **op.attributes())
+    types = [helper.np_dtype_to_tensor_dtype(array.dtype) for array in inputs]
+    ins = [helper.make_tensor_value_info(*v) for v in zip(op.input_names, types, (a.shape for a in inputs), strict=True)]
+    outs = [onnx.ValueInfoProto(name=name) for name in op.output_names]
+    model = helper.make_model(helper.make_graph([node], "one_node", ins, outs), opset_imports=opset, ir_version=8)
+    embed(model)
+    made: list[Array] = session(model).run(None, dict(zip(op.input_names, inputs, strict=True)))
+    return made
+
+
+# --- Mish ---
+
+
+def activations() -> Array:
+    special = [
+        -3e38,
+        -1e4,
+        -104.1,
+        -103.9,
+        -88.8,
+        -87.3,
+        -20,
+        -1.19,
+        -1e-3,
+        -1e-40,
+        -0.0,
+        0,
+        1e-45,
+        1e-30,
+        3,
+        19.9,
+        20.1,
+        89,
+        3e38,
+    ]
+    x = np.concatenate([special, np.random.default_rng(0).uniform(-110, 40, 20_000), np.linspace(-8, 8, 5001)])
+    return x.astype(np.float32).reshape(1, 5, -1)
+
+
+def test_mish_is_within_4_ulp(host: Library) -> None:
+    x = activations()
+    expected = mish64(x)
+    found = host.mish(x)[0]
+    smallest = np.spacing(np.float32(0))  # exp(x) may err by half of it, which x then multiplies
+    assert (np.abs(found - expected) <= 4 * np.spacing(np.abs(expected).astype(np.float32)) + 60.0 * smallest).all()
+    np.testing.assert_array_equal(found[x > 20], x[x > 20])
+
+
+def test_mish_of_what_is_not_finite(host: Library) -> None:
+    found = host.mish(np.array([np.nan, np.inf, -np.inf], np.float32).reshape(1, 1, 3))[0]
+    np.testing.assert_array_equal(found, np.array([[[np.nan, np.inf, np.nan]]], np.float32))
+
+
+def test_mish_is_the_bodys_and_torchs(host: Library) -> None:
+    x = activations()
+    residual, second = np.roll(x, 7, 2), np.concatenate([x[:, 2:], -x[:, :1]], 1)
+    options: tuple[tuple[PluginOp, dict[str, Array]], ...] = (
+        (Mish(), {}),
+        (MishAdd(), {"residual": residual}),
+        (MishConcat(), {"second": second}),
+    )
+    for op, others in options:
+        (body,) = run_body(op, [x, *others.values()])
+        np.testing.assert_allclose(host.mish(x, **others)[0], body, rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(host.mish(x)[0], torch.nn.functional.mish(torch.from_numpy(x)), rtol=1e-6, atol=1e-6)
+
+
+def test_every_half_is_rounded_correctly(host: Library) -> None:
+    """All but those that float32 cannot tell from a tie."""
+    x = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    x = x[np.isfinite(x)].reshape(1, 1, -1)
+    expected, found = mish64(x), host.mish(x)[0]
+    assert (found != expected.astype(np.float16)).mean() < 2e-4
+    ulp = np.spacing(np.minimum(np.abs(expected), 65472).astype(np.float16)).astype(np.float64)
+    assert (np.abs(found - expected) <= 0.501 * ulp).all()
+    special = np.array([np.inf, np.nan, 65504], np.float16).reshape(1, 1, 3)
+    np.testing.assert_array_equal(host.mish(special)[0], special)
+
+
+INT8_SCALES = [(0.05, 0.07, 0.04), (1.0, 0.5, 1.0), (0.031, 1e-3, 0.02), (3.0, 2.0, 0.3), (0.1, 0.1, 0.1), (1e-3, 1e-3, 1e-6)]
+
+
+def quantized(quotient: Array) -> Array:
+    return np.clip(np.rint(quotient), -128, 127).astype(np.int8)
+
+
+def float_mish(x: Array, scale: float) -> Array:
+    return mish64(x.astype(np.float32) * np.float32(scale)).astype(np.float32)
+
+
+def assert_levels(found: Array, exact: Array) -> None:
+    """The nearest levels; where the quotient lies within float32 rounding of halfway, the one or the other."""
+    clipped = np.clip(exact, -128, 127)
+    assert (np.abs(found - clipped) <= 0.5 + 8 * ULP * np.abs(clipped)).all()
+
+
+@pytest.mark.parametrize("scales", INT8_SCALES)
+def test_int8_levels_are_the_nearest(host: Library, scales: tuple[float, float, float]) -> None:
+    """All levels, and all pairs of them with a residual."""
+    sx, sr, sy = (np.float64(np.float32(scale)) for scale in scales)
+    x, residual = (part.astype(np.int8).reshape(1, 1, -1) for part in np.meshgrid(np.arange(-128, 128), np.arange(-128, 128)))
+    found = host.mish(x, scales=scales)[0]
+    assert_levels(found, mish64(x * sx) / sy)
+    assert_levels(host.mish(x, residual=residual, scales=scales)[0], (mish64(x * sx) + residual * sr) / sy)
+    joined = host.mish(x, second=residual, scales=scales)[0]
+    assert_levels(joined[:, 1:], mish64(residual * sr) / sy)
+    np.testing.assert_array_equal(joined[:, :1], found)
+
+
+def test_int8_is_what_quantize_linear_does(host: Library) -> None:
+    """DequantizeLinear, Mish, QuantizeLinear in float32: ties to even, -128..127. Mish of large x is x, so there are ties."""
+    levels = np.arange(-128, 128).astype(np.int8).reshape(1, 1, -1)
+    zero = np.zeros_like(levels)
+    for scale in (0.5, 1.0):
+        expected = quantized(float_mish(levels, 64 * scale) / np.float32(128 * scale))
+        np.testing.assert_array_equal(host.mish(levels, scales=(64 * scale, 1, 128 * scale))[0], expected)
+        assert {3: 2, 5: 2, 7: 4}.items() <= dict(zip(levels.flat, expected.flat, strict=True)).items()
+    added = host.mish(zero, residual=levels, scales=(1, 0.5, 1))[0]
+    np.testing.assert_array_equal(added, quantized(levels * np.float32(0.5)))
+    np.testing.assert_array_equal(host.mish(zero, residual=levels, scales=(1, 2, 1))[0], quantized(levels * np.float32(2)))
+
+
+def test_half_to_int8(host: Library) -> None:
+    x = np.linspace(-9, 9, 4001).astype(np.float16).reshape(1, 1, -1)
+    assert_levels(host.mish(x, dtype=np.int8, scales=(1, 1, 0.06))[0], mish64(x) / np.float64(np.float32(0.06)))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
+def test_layouts(host: Library, layout: Layout, dtype: Any) -> None:
+    """The same numbers wherever they lie; garbage in padding lanes comes out as zeros."""
+    random = np.random.default_rng(0)
+    garbage = 77 if dtype is np.int8 else np.nan
+    for channels in (64, 33):
+        x, residual = (random.integers(-100, 100, (2, channels, 15)).astype(dtype) for _ in range(2))
+        first = x[:, :32]
+        for inputs in ({"x": x}, {"x": x, "residual": residual}, {"x": first, "second": x}):
+            options: dict[str, Any] = {**inputs, "scales": INT8_SCALES[0]}
+            expected, _ = host.mish(**options)
+            found, padding = host.mish(**options, layout=layout, padding=garbage)
+            np.testing.assert_array_equal(found, expected)
+            assert not padding.any()
+
+
+def test_what_no_kernel_takes(host: Library) -> None:
+    shape = Shape(1, 3, 4)
+    for x, y in (
+        (Format(0, 1, 0, 1), Format(1, 1, 0, 1)),
+        (Format(1, 8, 1, 1), Format(1, 16, 1, 1)),
+        (Format(2, 1, 0, 1), Format(2, 1, 0, 0)),
+        (Format(0, 0, 0, 1), Format(0, 0, 0, 1)),
+    ):
+        assert host.call("mish", shape, None, x, None, y) == UNSUPPORTED
+    lanes = Format(1, 16, 0, 1)
+    assert host.call("mish_concat", shape, None, lanes, None, lanes, 16, None, lanes) == UNSUPPORTED
+    assert host.mish(np.zeros((0, 3, 4), np.float32), layout=LINEAR)[0].size == 0
+
+
+# --- decode ---
+
+
+def op_fields(yolo: Yolo) -> dict[str, Any]:
+    return {
+        "anchors": tuple(size for head in yolo.heads for anchor in head.anchors for size in anchor),
+        "anchors_per_head": tuple(len(head.anchors) for head in yolo.heads),
+        "scale_x_y": tuple(head.scale_x_y for head in yolo.heads),
+        "new_coords": tuple(head.new_coords for head in yolo.heads),
+        "classes": yolo.classes,
+        "input_size": (yolo.width, yolo.height),
+    }
+
+
+@pytest.mark.parametrize("name", YOLOS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_decode_is_the_bodys_and_the_formula(host: Library, name: str, dtype: Any) -> None:
+    yolo = YOLOS[name]
+    heads = scene(yolo, 2, 0, 0.2, dtype)
+    found = host.decode(yolo, heads)
+    for mine, theirs in zip(found, run_body(YoloDecode(**op_fields(yolo)), [h.astype(np.float32) for h in heads]), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6 * max(1, np.abs(theirs).max()))
+    for mine, theirs in zip(found, decode64(yolo, heads), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=2e-6, atol=1e-6 * max(1, np.abs(theirs).max()))
+
+
+@st.composite
+def yolos(draw: st.DrawFn) -> Yolo:
+    """Any numbers of heads, anchors, cells and classes."""
+    size = st.integers(1, 7)
+    side = st.floats(1, 100, width=32)
+    heads = []
+    for _ in range(draw(st.integers(1, 3))):
+        anchors = tuple(draw(st.lists(st.tuples(side, side), min_size=1, max_size=4)))
+        scale = draw(st.sampled_from([1.0, 1.05, 1.2, 2.0]))
+        heads.append(Head(anchors, draw(size), draw(size), draw(st.integers(0, 1)), scale))
+    return Yolo(tuple(heads), draw(st.integers(1, 6)), draw(st.integers(32, 640)), draw(st.integers(32, 640)))
+
+
+@many
+@given(yolo=yolos(), batch=st.integers(1, 3), seed=st.integers(0, 1 << 30))
+def test_decode_of_any_heads(host: Library, yolo: Yolo, batch: int, seed: int) -> None:
+    heads = scene(yolo, batch, seed, 0.5)
+    for mine, theirs in zip(host.decode(yolo, heads), decode64(yolo, heads), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=5e-6, atol=1e-6 * max(1, np.abs(theirs).max()))
+
+
+# --- detection ---
+
+
+def assert_same(found: Detections, expected: Detections) -> None:
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def check_detections(host: Library, yolo: Yolo, nms: Nms, heads: list[Array], *numbers: Any) -> Detections:
+    """Against the oracle, whose input is the host library's decode: equal to the bit."""
+    found = host.detect(yolo, nms, heads, *numbers)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert_same(found, expected_detections(yolo, nms, *host.decode(yolo, heads), *numbers))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", YOLOS)
+@pytest.mark.parametrize("letterbox", [False, True])
+def test_detections_are_the_bodys(host: Library, name: str, kind: Any, letterbox: bool) -> None:
+    yolo, heads = YOLOS[name], scene(YOLOS[name], 2, 1, 0.3)
+    sizes = np.array([[160.0, 70.0], [40.0, 96.0]], np.float32) if letterbox and kind != "plain" else None
+    own = {"kind": kind, "beta": 0.8, "max_candidates": 150, "max_detections": 40}
+    op = YoloDetect(**op_fields(yolo), **own, letterbox=int(sizes is not None))
+    for thresholds in ((0.25, 0.45), (0.01, 0.2), (0.9999, 0.5)):
+        numbers = [np.array([value], np.float32) for value in thresholds]
+        body = run_body(op, [*heads, *numbers, *([] if sizes is None else [sizes])])
+        found = check_detections(host, yolo, Nms(**own), heads, *thresholds, sizes)
+        np.testing.assert_array_equal(found.count[:, None], body[0])
+        np.testing.assert_allclose(found.boxes, body[1], rtol=1e-5, atol=1e-3)
+        np.testing.assert_allclose(found.scores, body[2], rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(found.classes, body[3])
+
+
+@many
+@given(
+    yolo=yolos(),
+    batch=st.integers(1, 2),
+    seed=st.integers(0, 1 << 30),
+    kind=st.sampled_from(KINDS),
+    thresholds=st.tuples(st.sampled_from([-1.0, 0.0, 0.001, 0.05, 0.3, 0.9, 1.0]), st.floats(-0.5, 1)),
+    room=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    coarse=st.booleans(),
+    letterbox=st.booleans(),
+    special=st.sampled_from([0.0, 0.1]),
+)
+def test_detections_of_any_heads(
+    host: Library,
+    yolo: Yolo,
+    batch: int,
+    seed: int,
+    kind: str,
+    thresholds: tuple[float, float],
+    room: tuple[int, int],
+    coarse: bool,
+    letterbox: bool,
+    special: float,
+) -> None:
+    """Also few different values, so that many scores are equal, and NaN and infinity, which make no box."""
+    random, heads = np.random.default_rng(seed), scene(yolo, batch, seed, 0.3)
+    for head in heads:
+        if coarse:
+            head[...] = np.round(head)
+        odd = random.random(head.shape) < special
+        head[odd] = random.choice(np.array([np.nan, np.inf, -np.inf, 90, -90, 3e38, -3e38], np.float32), int(odd.sum()))
+    sizes = random.uniform(20, 500, (batch, 2)).astype(np.float32) if letterbox else None
+    nms = Nms(kind, float(random.uniform(0.3, 2)), max(room), min(room))
+    found = check_detections(host, yolo, nms, heads, *thresholds, sizes)
+    assert np.isfinite(found.boxes).all() and not np.isnan(found.scores).any()
+
+
+def test_equal_scores_come_by_index(host: Library) -> None:
+    heads = [np.zeros(shape, np.float32) for shape in SMALL.shapes(2)]
+    found = check_detections(host, SMALL, Nms("plain", 0.6, 10, 7), heads, 0.2, 0.99)
+    np.testing.assert_array_equal(found.classes, [[0, 1, 2, 3, 0, 1, 2]] * 2)
+    assert (found.scores == 0.25).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overlap_just_over_and_just_under_the_threshold(host: Library, kind: str) -> None:
+    """Two boxes of 16 x 8, 8 apart: an IoU of 1/3. An overlap equal to the threshold does not suppress."""
+    yolo = Yolo((Head(((16.0, 8.0),), 1, 2, 1),), 1, 16, 8)
+    raw = np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.9, 0.8], [1, 1]], np.float32).reshape(1, 6, 1, 2)
+    nms = Nms(kind, 0.8)
+    boxes = host.decode(yolo, [raw])[0][0]
+    (exact,) = overlap(boxes[:1], boxes[1], nms, np.array([16, 8], np.float32))
+    if kind == "plain":
+        assert exact == np.float32(1 / 3)
+    for threshold, count in ((exact, 2), (np.nextafter(exact, np.float32(-1)), 1), (np.nextafter(exact, np.float32(1)), 2)):
+        assert host.detect(yolo, nms, [raw], 0.1, float(threshold)).count[0] == count
+
+
+def test_boxes_without_area_suppress_nothing(host: Library) -> None:
+    """However small a box is, with an area it does."""
+    yolo = Yolo((Head(((16.0, 8.0), (16.0, 8.0)), 1, 1, 1),), 1, 16, 8)
+    for size, count in ((0, 2), (1e-3, 1)):
+        raw = np.array([0, 0, size, size, 1, 1] * 2, np.float32).reshape(1, 12, 1, 1)
+        for kind in KINDS:
+            assert host.detect(yolo, Nms(kind), [raw], 0.1, 0.5 if size else 0.0).count[0] == count
+
+
+def test_no_anchor_no_image_and_what_is_not_supported(host: Library) -> None:
+    empty = Yolo((Head(ANCHORS, 0, 4),), 2, 32, 32)
+    assert host.detect(empty, Nms(), [np.zeros(shape, np.float32) for shape in empty.shapes(2)], -1.0).count.tolist() == [0, 0]
+    assert host.detect(SMALL, Nms(), [np.zeros(shape, np.float32) for shape in SMALL.shapes(0)]).count.size == 0
+    heads = [np.zeros(shape, np.float32) for shape in SMALL.shapes(1)]
+    for nms in (Nms(max_candidates=3841), Nms(max_candidates=5, max_detections=6), Nms("diounms", 0.0)):
+        with pytest.raises(AssertionError, match="returned -1"):
+            host.detect(SMALL, nms, heads)
+
+
+def test_a_build_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="make host failed"):
+        build("host", tmp_path, CXX="false")
