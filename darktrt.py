@@ -25,6 +25,7 @@ ResizePolicy = Literal["stretch", "letterbox"]
 NmsKind = Literal["plain", "greedynms", "diounms"]
 HeadForm = Literal["decoded", "raw", "decode", "nms"]
 InputForm = Literal["uint8", "float"]
+MishForm = Literal["plugin", "fused", "native", "auto"]
 
 
 class DarktrtError(Exception):
@@ -176,12 +177,17 @@ class DetectorInfo:
     """Mish nodes that surgery replaced by another activation, by its name."""
     int8_convolutions: int = 0
     """Convolutions that Q/DQ nodes in the graph put into INT8."""
+    mish: MishForm = "plugin"
+    """What surgery made of Mish: a plugin node each, nodes that take the adds and concats behind them in, or standard ops;
+    ``auto`` is a node each that becomes the form that suits the engine."""
 
     def __post_init__(self) -> None:
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
             raise ValueError(f"batch is {self.batch}")
         if min(self.width, self.height, self.channels) < 1:
             raise ValueError(f"the input is {self.width}x{self.height}x{self.channels}")
+        if self.mish not in get_args(MishForm):
+            raise ValueError(f"the form of Mish is {self.mish!r}")
         if any(head.classes != len(self.class_names) for head in self.heads):
             raise ValueError(f"there are {len(self.class_names)} class names")
 

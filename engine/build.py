@@ -24,6 +24,7 @@ from engine.manifest import Int8Cost, Manifest, manifest_path
 from engine.target import Target, find_target, gpu_name
 from engine.weak import Calibrated, NetworkMap, set_precision
 from onnx_file import load_model
+from plugins.library import PluginLibrary, find_library, load_plugins
 from plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from surgery.qdq import Calibration
 
@@ -72,21 +73,24 @@ def build_file(
     calibration: Calibration | None = None,
     options: BuildOptions | None = None,
     cost: Int8Cost | None = None,
+    plugins: str | Path | None = None,
 ) -> Manifest:
     """ONNX file to plan and manifest; the whole of ``darktrt engine``.
 
     Args:
         cost: what is known of this INT8, for the manifest.
+        plugins: the plugin library; by default the one at hand, if the model has custom nodes.
 
     Raises:
-        DarktrtError: ``source`` is no ONNX of darktrt, no TensorRT is at hand, it refuses the network, or ``output`` cannot be
-            written.
+        DarktrtError: ``source`` is no ONNX of darktrt, no TensorRT is at hand, it refuses the network, ``output`` cannot be
+            written, or the plugin library does not fit.
     """
     options = options or BuildOptions()
     check_files(output, options, source)
     model, info = load_model(source)
     target = find_target(choice)
     started = time.monotonic()
+    library = plugin_library(model, target, plugins)
     ready = _prepare(model, info, target, precision, calibration)
     del model
     source_hash = sha256_of(source)
@@ -102,6 +106,7 @@ def build_file(
             gpu=None if target.builds_without_gpu else gpu_name(),
             precision=precision,
             plugins=ready.plugins,
+            plugin_library={"sha256": library.sha256, "tensorrt": library.tensorrt} if library and ready.plugins else {},
             build_seconds=round(time.monotonic() - started, 1),
             info=info,
             int8_convolutions=tuple(one.node for one in convolutions if one.int8),
@@ -110,6 +115,19 @@ def build_file(
         )
         manifest_file.write_text(manifest.to_json())
     return manifest
+
+
+def plugin_library(model: onnx.ModelProto, target: Target, path: str | Path | None = None) -> PluginLibrary | None:
+    """Load the plugin library that is named, or one at hand where the model has custom nodes.
+
+    Raises:
+        DarktrtError: it does not fit, or the target takes none.
+    """
+    if path and not target.has_plugins:
+        raise DarktrtError(f"--plugins: {target} has no plugins and runs the bodies of custom nodes; leave it out")
+    useful = target.has_plugins and any(node.domain == DOMAIN for node in model.graph.node)
+    found = find_library(path) if path or useful else None
+    return load_plugins(target.load(), found) if found else None
 
 
 class _Prepared(NamedTuple):
@@ -129,8 +147,8 @@ def _prepare(
     calibrated = served_table(model, info, target, calibration) if precision == "int8" and calibration else None
     lowered = lower(model, info, target, precision, calibration)
     names = sorted({node.op_type for node in lowered.graph.node if node.domain == DOMAIN})
-    _check_plugins(names, target)
-    plugins = tuple(f"{name}:{PLUGIN_VERSION}" for name in names) if target.has_plugins else ()
+    taken = _plugins_taken(names, target)
+    plugins = tuple(f"{name}:{PLUGIN_VERSION}" for name in taken)
     asked = asked_for(lowered, calibrated.kept if calibrated else None) if precision == "int8" else {}
     return _Prepared(lowered.SerializeToString(), calibrated, plugins, asked)
 
@@ -147,15 +165,17 @@ def served_table(model: onnx.ModelProto, info: DetectorInfo, target: Target, cal
     return Calibrated(TableSource(table, info.batch[1]), kept_tensors(model, info, calibration))
 
 
-def _check_plugins(names: list[str], target: Target) -> None:
-    missing = [
-        name for name in names if not target.runs_bodies and not target.has_plugin(name, PLUGIN_VERSION, PLUGIN_NAMESPACE)
-    ]
-    if missing:
+def _plugins_taken(names: list[str], target: Target) -> list[str]:
+    """Those of the custom ops that the target takes from a plugin library; it runs the bodies of the others."""
+    taken = [name for name in names if target.has_plugins and target.has_plugin(name, PLUGIN_VERSION, PLUGIN_NAMESPACE)]
+    missing = [name for name in names if name not in taken]
+    if missing and not target.runs_bodies:
         raise DarktrtError(
-            f"{target} takes {', '.join(missing)} from darktrt's plugin library, which is missing; "
-            "do without: 'darktrt surgery --head raw --mish native', or 'darktrt engine --target rtx'"
+            f"{target} takes {', '.join(missing)} from darktrt's plugin library, which is missing; build it with "
+            "'make plugins', or name it by --plugins; do without: 'darktrt surgery --head raw --mish native', or "
+            "'darktrt engine --target rtx'"
         )
+    return taken
 
 
 def build(

@@ -11,7 +11,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from darktrt import DarktrtError
 from engine.target import INSTALL, MODULES, Flavour, gpu_name
+from plugins.library import find_library, read_library
 
 _INCLUDE_FOLDERS = (
     "/usr/include/x86_64-linux-gnu",
@@ -47,11 +49,11 @@ def examine() -> list[Finding]:
         Finding("GPU", gpu_name() or "", "running engines, and building with full TensorRT: an NVIDIA GPU and its driver"),
         Finding("nvcc", _nvcc(), "compiling the CUDA plugins: the CUDA toolkit"),
         Finding(
-            "TensorRT headers", _headers(), "compiling the plugins' adapters: set TENSORRT_INCLUDE to the folder of NvInfer.h"
+            "TensorRT headers",
+            _headers(),
+            "compiling the plugins without a download: set TENSORRT_INCLUDE to the folder of NvInfer.h",
         ),
-        Finding(
-            "plugin library", _plugin_library(), "custom nodes as CUDA plugins in full TensorRT; others run their ONNX bodies"
-        ),
+        Finding("plugin library", _plugin_library(), "custom nodes as CUDA plugins in full TensorRT: make plugins"),
     ]
 
 
@@ -93,5 +95,8 @@ def _headers() -> str:
 
 
 def _plugin_library() -> str:
-    library = Path(__file__).resolve().parent.parent / "plugins" / "libdarktrt_plugins.so"
-    return str(library) if library.is_file() else ""
+    path = find_library()
+    try:
+        return str(read_library(path)) if path else ""
+    except DarktrtError as error:
+        return f"not usable: {error}"

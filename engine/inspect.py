@@ -59,6 +59,7 @@ def describe_manifest(path: str | Path, manifest: Manifest) -> str:
         f"built by      {manifest.target}, {manifest.precision.upper()}, in {manifest.build_seconds:g} s, "
         + (f"on {manifest.gpu}" if manifest.gpu else "without a GPU"),
         f"plugins       {', '.join(manifest.plugins) or 'none needed'}",
+        *(f"from library  {name} {value}" for name, value in sorted(manifest.plugin_library.items())),
         f"plan          sha256 {manifest.plan_sha256}",
         f"from ONNX     sha256 {manifest.onnx_sha256}",
         f"INT8          {_int8(manifest)}",
@@ -77,6 +78,7 @@ def _int8(manifest: Manifest) -> str:
 def _info_lines(info: DetectorInfo) -> list[str]:
     low, _, high = info.batch
     batch = f"batch {low}" if low == high else f"batch {low} to {high}"
+    form = f", --mish {info.mish}" if info.mish_count and info.head != "decoded" else ""
     swapped = "".join(f", {count} replaced by {name}" for name, count in info.swapped_activations.items())
     nms = f"{info.nms.kind} NMS" + (f", beta {info.nms.beta:g}" if info.nms.kind == "diounms" else "")
     heads = [
@@ -88,7 +90,7 @@ def _info_lines(info: DetectorInfo) -> list[str]:
     return [
         f"network       {info.name}: {len(info.layers)} cfg layers, {info.parameters:,} parameters, {info.gflops:.3f} GFLOPs",
         f"images        {info.width} x {info.height}, {info.channels} channels, {info.input}, {info.resize}, {batch}",
-        f"Mish          {info.mish_count}{swapped}",
+        f"Mish          {info.mish_count}{form}{swapped}",
         *heads,
         f"ends at       {info.head}" + (f": {nms}, at most {info.max_detections} detections" if info.head == "nms" else ""),
         f"classes       {', '.join(info.class_names[:6])}{', ...' if len(info.class_names) > 6 else ''}",

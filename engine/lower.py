@@ -7,10 +7,12 @@ from typing import Literal
 import onnx
 import onnx_graphsurgeon as gs
 
-from darktrt import DarktrtError, DetectorInfo
+from darktrt import DarktrtError, DetectorInfo, MishForm
 from engine.target import Target
+from plugins.ops import MISH_OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from surgery.bodies import drop_bodies, embed, inline_bodies
 from surgery.half import halve
+from surgery.mish import fuse_mish
 from surgery.qdq import Calibration, quantize
 from surgery.rewrite import import_graph
 
@@ -25,16 +27,37 @@ def lower(
 ) -> onnx.ModelProto:
     """The model for ``target``; ``model`` itself may change.
 
+    Where Mish may take any form, the target's registry of plugins is asked: their library should be loaded before.
+
     Raises:
         DarktrtError: the model cannot have this precision.
     """
     if precision == "int8":
         _check_int8(info, calibration)
-    if precision != "fp32" and not target.weakly_typed:
-        model = _typed(model, info, calibration if precision == "int8" else None)
+    mish = _mish_form(info, target, precision)
+    typed = precision != "fp32" and not target.weakly_typed
+    if typed or mish == "fused":
+        graph = import_graph(model)
+        if mish == "fused":
+            fuse_mish(graph)
+        if typed:
+            _state_types(graph, info, calibration if precision == "int8" else None)
+        model = _exported(graph, model)
+    if target.bodies == "inline":
+        return inline_bodies(model)
+    if mish == "native":
+        model = inline_bodies(model, MISH_OPS)
     if target.bodies == "drop":
         drop_bodies(model)
-    return inline_bodies(model) if target.bodies == "inline" else model
+    return model
+
+
+def _mish_form(info: DetectorInfo, target: Target, precision: Precision) -> MishForm:
+    """What Mish is to become; a form that the model states is in its graph already."""
+    if info.mish != "auto" or not info.mish_count or not target.has_plugins:
+        return info.mish
+    ready = all(target.has_plugin(op.op_type, PLUGIN_VERSION, PLUGIN_NAMESPACE) for op in MISH_OPS)
+    return target.mish_form(precision) if ready else "native"
 
 
 def kept_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration) -> tuple[str, ...]:
@@ -54,17 +77,19 @@ def _check_int8(info: DetectorInfo, calibration: Calibration | None) -> None:
         raise DarktrtError("the model has Q/DQ nodes already; build it without --table")
 
 
-def _typed(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration | None) -> onnx.ModelProto:
+def _state_types(graph: gs.Graph, info: DetectorInfo, calibration: Calibration | None) -> None:
     """Precision as the types of the graph state it: Q/DQ nodes with ``calibration``, FP16 for the rest of the backbone."""
-    graph = import_graph(model)
     if calibration:
         quantize(graph, info, calibration)
     halve(graph, info)
-    typed: onnx.ModelProto = gs.export_onnx(graph.toposort(), do_type_check=False)
-    typed.metadata_props.extend(model.metadata_props)
     if calibration or info.int8_convolutions:
-        for opset in typed.opset_import:
+        for opset in graph.import_domains:
             if not opset.domain:
                 opset.version = max(opset.version, _HALF_QDQ_OPSET)
-    embed(typed)
-    return typed
+
+
+def _exported(graph: gs.Graph, source: onnx.ModelProto) -> onnx.ModelProto:
+    model: onnx.ModelProto = gs.export_onnx(graph.toposort(), do_type_check=False)
+    model.metadata_props.extend(source.metadata_props)
+    embed(model)
+    return model

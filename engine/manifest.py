@@ -54,6 +54,8 @@ class Manifest:
     """Of an INT8 engine those that are not, or not known to be, in INT8, and why."""
     int8_cost: Int8Cost | None = None
     """Where a largest drop was asked for."""
+    plugin_library: dict[str, str] = field(default_factory=dict)
+    """Of the library that the plugins come from: its ``sha256``, and the version of TensorRT's headers as ``tensorrt``."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:

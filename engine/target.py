@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
-from darktrt import DarktrtError
+from darktrt import DarktrtError, MishForm
+from plugins.library import is_registered
 
 Flavour = Literal["rtx", "trt"]
 MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "trt": "tensorrt"}
@@ -18,6 +19,8 @@ INSTALL: dict[Flavour, str] = {
     "rtx": "pip install 'darktrt[rtx]' (TensorRT for RTX: builds without a GPU)",
     "trt": "pip install 'darktrt[trt]' (full TensorRT: needs an NVIDIA GPU)",
 }
+_MISH_FORMS: dict[str, MishForm] = {"fp32": "fused", "fp16": "native", "int8": "fused"}
+"""The fastest form by precision."""
 _NAMES: dict[Flavour, str] = {"rtx": "TensorRT for RTX", "trt": "TensorRT"}
 
 
@@ -80,9 +83,11 @@ class Target:
 
     def has_plugin(self, name: str, version: str, namespace: str) -> bool:
         """Whether a plugin library that is loaded has this custom op."""
-        registry = self.load().get_plugin_registry()
-        find = registry.get_plugin_creator if self.version < (10,) else registry.get_creator
-        return find(name, version, namespace) is not None
+        return is_registered(self.load(), name, version, namespace)
+
+    def mish_form(self, precision: str) -> MishForm:
+        """What to make of Mish where the model leaves it open and there are plugins for every form."""
+        return _MISH_FORMS[precision]
 
     @property
     def bodies(self) -> Literal["keep", "drop", "inline"]:
@@ -127,6 +132,11 @@ def find_target(choice: Literal["auto", "rtx", "trt"] = "auto") -> Target:
             f"TensorRT is installed, but builds on an NVIDIA GPU alone and none is usable here; {INSTALL['rtx']}"
         )
     raise DarktrtError(f"no TensorRT is installed; {INSTALL['rtx']}, or {INSTALL['trt']}")
+
+
+def flavour_of(target: str) -> Flavour:
+    """The flavour of a target that was written as text, in a manifest."""
+    return "rtx" if target.startswith(_NAMES["rtx"]) else "trt"
 
 
 def installed_version(flavour: Flavour) -> str | None:

@@ -28,6 +28,8 @@ PLUGIN_NAMESPACE = ""
 FIRST_BODY_OPSET = 17
 
 MAX_HEADS = 5
+MAX_ANCHORS = 32
+"""Of one head."""
 MAX_TOPK = 3840
 """The largest K of TensorRT's TopK; it bounds the candidates of an image."""
 
@@ -94,23 +96,54 @@ class Mish(PluginOp):
         return ("x",)
 
     def statements(self, opset: int) -> str:
-        return _MISH
+        return _MISH.substitute(x="x", y="y")
 
 
 @dataclass(frozen=True)
-class YoloDecode(PluginOp):
-    """Raw [yolo] tensors to boxes and scores.
+class MishAdd(PluginOp):
+    """y = mish(x) + residual, the two of one shape and floating type: an activation and the shortcut behind it."""
 
-    Inputs: per head ``(N, anchors_per_head[i] * (5 + classes), rows, columns)`` float32, in cfg order. Outputs: ``boxes``
-    ``(N, A, 4)`` float32, x1 y1 x2 y2 in pixels of the network input, and ``scores`` ``(N, A, classes)`` float32, objectness
+    op_type = "MishAddPlugin"
+    output_names = ("y",)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("x", "residual")
+
+    def statements(self, opset: int) -> str:
+        return _MISH.substitute(x="x", y="activated") + _MISH_ADD
+
+
+@dataclass(frozen=True)
+class MishConcat(PluginOp):
+    """y = mish(x), then mish(second), along axis 1; the two differ in that axis at most: activations that a route joins."""
+
+    op_type = "MishConcatPlugin"
+    output_names = ("y",)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("x", "second")
+
+    def statements(self, opset: int) -> str:
+        first, second = (_MISH.substitute(x=x, y=f"activated_{x}") for x in self.input_names)
+        return first + second + _MISH_CONCAT
+
+
+MISH_OPS: tuple[type[PluginOp], ...] = (Mish, MishAdd, MishConcat)
+
+
+@dataclass(frozen=True)
+class YoloHeads(PluginOp):
+    """The raw [yolo] tensors of a detector, as inputs, and what decoding them needs.
+
+    Inputs: per head ``(N, anchors_per_head[i] * (5 + classes), rows, columns)`` float32, in cfg order. They decode to boxes
+    ``(N, A, 4)`` float32, x1 y1 x2 y2 in pixels of the network input, and scores ``(N, A, classes)`` float32, objectness
     times class. A runs over the heads, in a head over anchor, then row, then column.
 
     With v = logistic(raw), or raw itself under new_coords: centre = (column + v * s - (s - 1) / 2) / columns * W, likewise
     with rows and H; size = exp(raw) * anchor, or (2 v)^2 * anchor under new_coords (darknet's ``get_yolo_box``).
     """
-
-    op_type = "YoloDecodePlugin"
-    output_names = ("boxes", "scores")
 
     anchors: tuple[float, ...]
     """Width, height in pixels of the network input, of the masked anchors of all heads in order."""
@@ -127,6 +160,8 @@ class YoloDecode(PluginOp):
         heads = len(self.anchors_per_head)
         self._require(1 <= heads <= MAX_HEADS, f"{heads} heads; between 1 and {MAX_HEADS} are supported")
         self._require(min(self.anchors_per_head) > 0, "anchors_per_head names a head with no anchor")
+        most = max(self.anchors_per_head)
+        self._require(most <= MAX_ANCHORS, f"a head has {most} anchors; {MAX_ANCHORS} are supported")
         numbers = 2 * sum(self.anchors_per_head)
         self._require(len(self.anchors) == numbers, f"anchors has {len(self.anchors)} numbers, its heads need {numbers}")
         self._require(_positive(self.anchors), f"anchors must be positive, not {self.anchors}")
@@ -142,6 +177,7 @@ class YoloDecode(PluginOp):
         return tuple(f"head{i}_raw" for i in range(len(self.anchors_per_head)))
 
     def statements(self, opset: int) -> str:
+        """From the heads to ``boxes`` and ``scores``."""
         heads = range(len(self.anchors_per_head))
         names = {part: ", ".join(f"head{i}_{part}" for i in heads) for part in ("anchors", "boxes", "scores")}
         head_texts = (_DECODE_HEAD.substitute(index=i, head=f"head{i}") for i in heads)
@@ -149,18 +185,26 @@ class YoloDecode(PluginOp):
 
 
 @dataclass(frozen=True)
-class YoloNms(PluginOp):
-    """Greedy non-maximum suppression per class, as darknet's ``do_nms_sort`` and ``diounms_sort`` do it.
+class YoloDecode(YoloHeads):
+    """The heads' ``boxes`` and ``scores``, as they are."""
 
-    Inputs: ``boxes`` ``(N, A, 4)`` float32, x1 y1 x2 y2 in pixels of the network input, ``scores`` ``(N, A, classes)`` float32,
-    ``score_threshold`` ``(1)`` and ``iou_threshold`` ``(1)`` float32; with ``letterbox`` also ``image_size`` ``(N, 2)``
-    float32, width and height of each picture inside its letterbox, in any unit. Outputs, with K = max_detections:
-    ``num_detections`` ``(N, 1)`` int32, boxes ``(N, K, 4)``, scores ``(N, K)``, classes ``(N, K)`` int32, by falling score,
-    zeros after the last.
+    op_type = "YoloDecodePlugin"
+    output_names = ("boxes", "scores")
 
-    Candidates are the (anchor, class) pairs with score > score_threshold, the max_candidates best of them (equal scores: the
-    lower anchor * classes + class first). By falling score, a candidate is dropped when an earlier, kept one of its class has
-    overlap > iou_threshold with it. The max_detections best of the kept come out. Overlap:
+
+@dataclass(frozen=True)
+class YoloDetect(YoloHeads):
+    """The heads decoded, then greedy non-maximum suppression per class, as darknet's ``do_nms_sort`` and ``diounms_sort``.
+
+    Inputs besides the heads: ``score_threshold`` ``(1)`` and ``iou_threshold`` ``(1)`` float32; with ``letterbox`` also
+    ``image_size`` ``(N, 2)`` float32, width and height of each picture inside its letterbox, in any unit. Outputs, with
+    K = max_detections: ``num_detections`` ``(N, 1)`` int32, boxes ``(N, K, 4)``, scores ``(N, K)``, classes ``(N, K)`` int32,
+    by falling score, zeros after the last.
+
+    Candidates are the (anchor, class) pairs with score > score_threshold whose box is finite in all four coordinates, so NaN
+    or infinity in a head is never detected; the max_candidates best of them (equal scores: the lower anchor * classes + class
+    first). By falling score, a candidate is dropped when an earlier, kept one of its class has overlap > iou_threshold with
+    it. The max_detections best of the kept come out. Overlap:
 
     - ``plain``: IoU
     - ``greedynms``: IoU - (d2 / c2)^0.6, d2 the squared distance of the centres, c2 the squared diagonal of the smallest
@@ -173,24 +217,22 @@ class YoloNms(PluginOp):
     unlimited candidates whenever max_detections of them are kept, or no candidate was left out.
     """
 
-    op_type = "YoloNmsPlugin"
+    op_type = "YoloDetectPlugin"
     output_names = ("num_detections", "detected_boxes", "detected_scores", "detected_classes")
 
     kind: NmsKind
     beta: float
-    input_size: tuple[int, ...]
-    """Width, height."""
     max_candidates: int = 1000
     """1000 gave what unlimited ones give on 80 of 80 photographs of COCO at score_threshold 0.001; the cost is its square."""
     max_detections: int = 300
     letterbox: int = 0
-    """1: pictures do not fill the network input, and ``image_size`` is a fifth input. Plain NMS needs none."""
+    """1: pictures do not fill the network input, and ``image_size`` is the last input. Plain NMS needs none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kinds = get_args(NmsKind)
         self._require(self.kind in kinds, f"kind {self.kind!r} is not one of {', '.join(kinds)}")
         self._require(_positive([self.beta]), f"beta must be positive, not {self.beta}")
-        self._require(_is_size(self.input_size), f"input_size must be width and height, not {self.input_size}")
         self._require(0 < self.max_candidates <= MAX_TOPK, f"max_candidates {self.max_candidates} is not in 1..{MAX_TOPK}")
         self._require(
             0 < self.max_detections <= self.max_candidates,
@@ -204,17 +246,19 @@ class YoloNms(PluginOp):
     @property
     def input_names(self) -> tuple[str, ...]:
         own = ("image_size",) if self.letterbox else ()
-        return ("boxes", "scores", "score_threshold", "iou_threshold", *own)
+        return (*super().input_names, "score_threshold", "iou_threshold", *own)
 
     def statements(self, opset: int) -> str:
         overlap = _NMS_PLAIN
         if self.kind != "plain":
             overlap = "".join([_NMS_EXPONENT[self.kind], _NMS_IMAGE_SIZES[self.letterbox], _NMS_DISTANCE])
         best = _NMS_BEST_SCORE[opset >= _AXES_ARE_INPUTS]
-        return "".join([best, _NMS_CANDIDATES, _NMS_IOU, overlap, _NMS_SUPPRESSION, _NMS_OUTPUT])
+        suppression = "".join([_NMS_MASK, best, _NMS_CANDIDATES, _NMS_IOU, overlap, _NMS_SUPPRESSION, _NMS_OUTPUT])
+        return super().statements(opset) + suppression
 
 
-OPS: dict[str, type[PluginOp]] = {op.op_type: op for op in (Mish, YoloDecode, YoloNms)}
+HEAD_OPS: tuple[type[PluginOp], ...] = (YoloDecode, YoloDetect)
+OPS = {op.op_type: op for op in MISH_OPS + HEAD_OPS}
 
 
 def op_from_node(node: NodeProto) -> PluginOp:
@@ -257,11 +301,13 @@ def _is_size(size: tuple[int, ...]) -> bool:
 
 # The bodies. ONNX text has no nested expressions; `#` begins a comment.
 
-_MISH = """
-    softplus = Softplus (x)
-    gate = Tanh (softplus)
-    y = Mul (x, gate)
-"""
+_MISH = Template("""
+    softplus_$x = Softplus ($x)
+    gate_$x = Tanh (softplus_$x)
+    $y = Mul ($x, gate_$x)
+""")
+_MISH_ADD = "    y = Add (activated, residual)\n"
+_MISH_CONCAT = "    y = Concat <axis = 1> (activated_x, activated_second)\n"
 
 _DECODE_BEGIN = Template("""
     zero = Constant <value_ints = [0]> ()
@@ -280,13 +326,13 @@ _DECODE_BEGIN = Template("""
     channels = ReduceSum (parts)
     box_shape = Concat <axis = 0> (zero, rest, four)
     score_shape = Concat <axis = 0> (zero, rest, classes)
-    size_int = Constant <value_ints: ints = @input_size> ()
-    size = CastLike (size_int, half)
+    input_size = Constant <value_ints: ints = @input_size> ()
+    size = CastLike (input_size, half)
     numbers = Constant <value_floats: floats = @anchors> ()
     pair_shape = Concat <axis = 0> (rest, two, one)
-    pairs = Reshape (numbers, pair_shape)
+    anchor_pairs = Reshape (numbers, pair_shape)
     anchors_per_head = Constant <value_ints: ints = @anchors_per_head> ()
-    $anchors = Split <axis = 0> (pairs, anchors_per_head)  # (anchors, 2, 1)
+    $anchors = Split <axis = 0> (anchor_pairs, anchors_per_head)  # (anchors, 2, 1)
     scales = Constant <value_floats: floats = @scale_x_y> ()
     new_coords_int = Constant <value_ints: ints = @new_coords> ()
     new_coords = Cast <to = 9> (new_coords_int)
@@ -357,33 +403,42 @@ _AXES_ARE_INPUTS = 18
 """The opset from which ReduceMax takes its axes so."""
 _NMS_BEST_SCORE = (
     """
-    best_score = ReduceMax <axes = [2], keepdims = 0> (scores)
+    best_score = ReduceMax <axes = [2], keepdims = 0> (ranked)
 """,
     """
-    last_axis = Constant <value_ints = [2]> ()
-    best_score = ReduceMax <keepdims = 0> (scores, last_axis)
+    best_score = ReduceMax <keepdims = 0> (ranked, two)
 """,
 )
+
+# A pair that is no candidate gets the lowest float as its score, so that no NaN comes into an order and the candidates are
+# those above it, whatever the threshold. A box counts its finite coordinates: NaN is not <= the largest float either.
+_NMS_MASK = """
+    zero_float = Constant <value_float = 0.0> ()
+    four_float = Constant <value_float = 4.0> ()
+    largest = Constant <value_float = 3.4028235e38> ()
+    lowest = Constant <value_float = -3.4028235e38> ()
+    extents = Abs (boxes)
+    finite_bool = LessOrEqual (extents, largest)
+    finite = CastLike (finite_bool, boxes)
+    finite_count = ReduceSum (finite, two)  # (N, A, 1)
+    box_is_finite = Equal (finite_count, four_float)
+    above = Greater (scores, score_threshold)
+    is_candidate = And (above, box_is_finite)
+    ranked = Where (is_candidate, scores, lowest)
+"""
 
 # The best pairs lie in the anchors of the best class scores, so a first TopK over A anchors spares one over A * classes
 # pairs. Those anchors go on in their old order, which keeps the order of equal scores. (ONNX takes the lower index first
 # among equals; TensorRT's documentation promises nothing there.)
 _NMS_CANDIDATES = """
-    zero = Constant <value_ints = [0]> ()
-    one = Constant <value_ints = [1]> ()
-    two = Constant <value_ints = [2]> ()
-    four = Constant <value_ints = [4]> ()
-    rest = Constant <value_ints = [-1]> ()
-    zero_float = Constant <value_float = 0.0> ()
     max_candidates_scalar = Constant <value_int: int = @max_candidates> ()
     max_candidates = Reshape (max_candidates_scalar, one)
-    anchors = Shape <start = 1, end = 2> (scores)
-    classes = Shape <start = 2, end = 3> (scores)
-    best_count = Min (anchors, max_candidates)
+    anchor_count = Shape <start = 1, end = 2> (scores)
+    best_count = Min (anchor_count, max_candidates)
     unused_score, best_anchor = TopK (best_score, best_count)
     anchor, unused_order = TopK <largest = 0> (best_anchor, best_count)  # (N, best_count), rising
     anchor_index = Unsqueeze (anchor, two)
-    anchor_scores = GatherND <batch_dims = 1> (scores, anchor_index)
+    anchor_scores = GatherND <batch_dims = 1> (ranked, anchor_index)
     flat_shape = Concat <axis = 0> (zero, rest)
     pair_scores = Reshape (anchor_scores, flat_shape)
     pairs = Mul (best_count, classes)
@@ -428,9 +483,7 @@ _NMS_IOU = """
 # `sizes` is width, height, width, height: one row for all pictures, or one each as (N, 1, 4).
 _NMS_IMAGE_SIZES = (
     """
-    size_int = Constant <value_ints: ints = @input_size> ()
-    sizes_int = Concat <axis = 0> (size_int, size_int)
-    sizes = CastLike (sizes_int, boxes)
+    sizes = Concat <axis = 0> (size, size)
 """,
     """
     sizes_row = Concat <axis = 1> (image_size, image_size)
@@ -455,7 +508,6 @@ _NMS_DISTANCE = """
     outer_height2 = Mul (outer_height, outer_height)
     true_diagonal2 = Add (outer_width2, outer_height2)
     diagonal2 = Max (true_diagonal2, tiny)
-    half = Constant <value_float = 0.5> ()
     x_sum = Add (left, right)
     x = Mul (x_sum, half)
     x_row = Transpose <perm = [0, 2, 1]> (x)
@@ -488,8 +540,6 @@ _NMS_SUPPRESSION = """
     class_column = Unsqueeze (class, two)
     class_row = Unsqueeze (class, one)
     same_class = Equal (class_column, class_row)
-    zero_scalar = Constant <value_int = 0> ()
-    one_scalar = Constant <value_int = 1> ()
     candidate_count = Squeeze (candidates)
     position = Range (zero_scalar, candidate_count, one_scalar)
     position_column = Unsqueeze (position, one)
@@ -497,7 +547,7 @@ _NMS_SUPPRESSION = """
     later_same_class = And (same_class, later)
     suppresses_bool = And (over, later_same_class)
     suppresses = CastLike (suppresses_bool, boxes)
-    valid_bool = Greater (score, score_threshold)
+    valid_bool = Greater (score, lowest)
     valid_row = CastLike (valid_bool, boxes)
     valid = Unsqueeze (valid_row, two)
     begin = Constant <value = bool {1}> ()

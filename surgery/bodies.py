@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 from onnx import inliner
 
 from darktrt import DarktrtError
-from plugins.ops import DOMAIN, OPSET_VERSION, op_from_node
+from plugins.ops import DOMAIN, OPS, OPSET_VERSION, PluginOp, op_from_node
 
 _FIRST_IR_WITH_FUNCTIONS = 8
 
@@ -40,20 +42,22 @@ def drop_bodies(model: onnx.ModelProto) -> int:
     return dropped
 
 
-def inline_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of the model in which standard ops stand in the place of each custom node.
+def inline_bodies(model: onnx.ModelProto, ops: Collection[type[PluginOp]] = tuple(OPS.values())) -> onnx.ModelProto:
+    """A copy of the model in which standard ops stand in the place of each node of these custom ops.
 
     Raises:
-        DarktrtError: a custom node has no body in the model.
+        DarktrtError: such a node has no body in the model.
     """
-    ours = [(function.domain, function.name) for function in model.functions if function.domain == DOMAIN]
+    wanted = {op.op_type for op in ops}
+    bodies = {function.name for function in model.functions if function.domain == DOMAIN}
     for node in _custom_nodes(model):
-        if (DOMAIN, node.op_type) not in ours:
+        if node.op_type in wanted - bodies:
             raise DarktrtError(f"node '{node.name}': {node.op_type} has no body in this model; run the surgery again")
-    inlined = inliner.inline_selected_functions(model, ours)
-    kept = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
-    del inlined.opset_import[:]
-    inlined.opset_import.extend(kept)
+    inlined = inliner.inline_selected_functions(model, [(DOMAIN, name) for name in sorted(wanted & bodies)])
+    if not _custom_nodes(inlined):
+        kept = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
+        del inlined.opset_import[:]
+        inlined.opset_import.extend(kept)
     return inlined
 
 

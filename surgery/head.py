@@ -1,18 +1,17 @@
-"""Both ends of a detector: the decoded head becomes plugin nodes, the input takes bytes as a camera gives them."""
+"""Both ends of a detector: the decoded head becomes a plugin node, the input takes bytes as a camera gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from darktrt import DarktrtError, DetectorInfo, HeadForm, HeadInfo
-from plugins.ops import DOMAIN, PluginOp, YoloDecode, YoloNms
-
-Dimension = int | str
+from plugins.ops import DOMAIN, PluginOp, YoloDecode, YoloDetect
 
 
 def replace_head(graph: gs.Graph, info: DetectorInfo, head: HeadForm, max_candidates: int, max_detections: int) -> None:
@@ -21,44 +20,39 @@ def replace_head(graph: gs.Graph, info: DetectorInfo, head: HeadForm, max_candid
     Raises:
         DarktrtError: a head's tensor is missing or does not have the channels that the cfg gives it.
     """
-    raw = [_head_tensor(graph, h) for h in info.heads]
-    for old in graph.outputs:
-        old.name = f"plain_{old.name}"  # until cleanup drops what computed it
     if head == "raw":
-        graph.outputs = raw
-        return
-    batch = graph.inputs[0].shape[0]
+        graph.outputs = _raw_heads(graph, info)
+    elif head == "decode":
+        decode_heads(graph, info)
+    else:
+        _detect(graph, info, max_candidates, max_detections)
+
+
+def decode_heads(graph: gs.Graph, info: DetectorInfo) -> None:
+    """End the graph at ``boxes (N, A, 4)`` and ``scores (N, A, C)``.
+
+    Raises:
+        DarktrtError: as :func:`replace_head`.
+    """
+    raw, batch = _raw_heads(graph, info), graph.inputs[0].shape[0]
     anchors = sum(len(h.anchors) * h.rows * h.columns for h in info.heads)
-    classes = info.heads[0].classes
-    prefix = "decoded_" if head == "nms" else ""
-    boxes = gs.Variable(f"{prefix}boxes", np.float32, [batch, anchors, 4])
-    scores = gs.Variable(f"{prefix}scores", np.float32, [batch, anchors, classes])
-    _append(graph, decode_op(info), "yolo_decode", raw, [boxes, scores])
-    graph.outputs = [boxes, scores]
-    if head == "nms":
-        _append_nms(graph, info, boxes, scores, max_candidates, max_detections)
+    boxes = gs.Variable("boxes", np.float32, [batch, anchors, 4])
+    scores = gs.Variable("scores", np.float32, [batch, anchors, info.heads[0].classes])
+    _end_at(graph, YoloDecode(**_head_attributes(info)), "yolo_decode", raw, [boxes, scores])
 
 
-def decode_op(info: DetectorInfo) -> YoloDecode:
-    """The decode node's attributes, from the metadata."""
-    return YoloDecode(
-        anchors=tuple(chain.from_iterable(anchor for h in info.heads for anchor in h.anchors)),
-        anchors_per_head=tuple(len(h.anchors) for h in info.heads),
-        scale_x_y=tuple(h.scale_x_y for h in info.heads),
-        new_coords=tuple(int(h.new_coords) for h in info.heads),
-        classes=info.heads[0].classes,
-        input_size=(info.width, info.height),
+def _detect(graph: gs.Graph, info: DetectorInfo, max_candidates: int, max_detections: int) -> None:
+    raw, batch, k = _raw_heads(graph, info), graph.inputs[0].shape[0], max_detections
+    op = YoloDetect(
+        **_head_attributes(info),
+        kind=info.nms.kind,
+        beta=info.nms.beta,
+        max_candidates=max_candidates,
+        max_detections=max_detections,
+        letterbox=int(info.nms_letterbox),
     )
-
-
-def _append_nms(
-    graph: gs.Graph, info: DetectorInfo, boxes: gs.Tensor, scores: gs.Tensor, max_candidates: int, max_detections: int
-) -> None:
-    batch, k = boxes.shape[0], max_detections
-    size, letterbox = (info.width, info.height), int(info.nms_letterbox)
-    op = YoloNms(info.nms.kind, info.nms.beta, size, max_candidates, max_detections, letterbox)
     inputs = [gs.Variable(name, np.float32, [1]) for name in ("score_threshold", "iou_threshold")]
-    if letterbox:
+    if op.letterbox:
         inputs.append(gs.Variable("image_size", np.float32, [batch, 2]))
     outputs = [
         gs.Variable("num_detections", np.int32, [batch, 1]),
@@ -66,13 +60,33 @@ def _append_nms(
         gs.Variable("scores", np.float32, [batch, k]),
         gs.Variable("classes", np.int32, [batch, k]),
     ]
-    _append(graph, op, "yolo_nms", [boxes, scores, *inputs], outputs)
+    _end_at(graph, op, "yolo_detect", [*raw, *inputs], outputs)
     graph.inputs.extend(inputs)
-    graph.outputs = outputs
 
 
-def _append(graph: gs.Graph, op: PluginOp, name: str, inputs: Sequence[gs.Tensor], outputs: Sequence[gs.Tensor]) -> None:
+def _head_attributes(info: DetectorInfo) -> dict[str, Any]:
+    """Those that the nodes share, from the metadata."""
+    return {
+        "anchors": tuple(chain.from_iterable(anchor for h in info.heads for anchor in h.anchors)),
+        "anchors_per_head": tuple(len(h.anchors) for h in info.heads),
+        "scale_x_y": tuple(h.scale_x_y for h in info.heads),
+        "new_coords": tuple(int(h.new_coords) for h in info.heads),
+        "classes": info.heads[0].classes,
+        "input_size": (info.width, info.height),
+    }
+
+
+def _end_at(graph: gs.Graph, op: PluginOp, name: str, inputs: Sequence[gs.Tensor], outputs: Sequence[gs.Tensor]) -> None:
     graph.nodes.append(gs.Node(op.op_type, name, op.attributes(), list(inputs), list(outputs), domain=DOMAIN))
+    graph.outputs = list(outputs)
+
+
+def _raw_heads(graph: gs.Graph, info: DetectorInfo) -> list[gs.Tensor]:
+    """The heads' tensors; the names of the outputs that the graph had become free."""
+    raw = [_head_tensor(graph, head) for head in info.heads]
+    for old in graph.outputs:
+        old.name = f"plain_{old.name}"  # until cleanup drops what computed it
+    return raw
 
 
 def _head_tensor(graph: gs.Graph, head: HeadInfo) -> gs.Tensor:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadForm, InputForm, atomic_output, keep_inputs
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadForm, InputForm, MishForm, atomic_output, keep_inputs
 from onnx_file import load_model
 from surgery.bodies import embed
 from surgery.head import replace_head, take_bytes
-from surgery.mish import replace_mish
+from surgery.mish import Fused, fuse_mish, replace_mish
 from surgery.qdq import Calibration, QuantizeReport, quantize
 
 
@@ -23,7 +22,7 @@ class SurgeryOptions:
 
     head: HeadForm = "nms"
     input: InputForm = "uint8"
-    mish: Literal["plugin", "native"] = "plugin"
+    mish: MishForm = "auto"
     activation: str | None = None
     """Put this in the place of Mish: one of :data:`surgery.mish.SWAPS`."""
     max_candidates: int = 1000
@@ -40,6 +39,8 @@ class SurgeryReport:
     heads: int
     functions: int
     info: DetectorInfo
+    fused: Fused
+    """Adds and concats that took Mish in."""
     int8: QuantizeReport | None = None
 
 
@@ -92,8 +93,9 @@ def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions)
     """
     graph = import_graph(model)
     mish = 0
-    if options.mish == "plugin" or options.activation:
+    if options.mish != "native" or options.activation:
         mish = replace_mish(graph, info.mish_count, options.activation)
+    fused = fuse_mish(graph) if options.mish == "fused" else Fused(0, 0)
     replace_head(graph, info, options.head, options.max_candidates, options.max_detections)
     if options.input == "uint8":
         take_bytes(graph, info)
@@ -110,8 +112,9 @@ def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions)
         head=options.head,
         max_detections=options.max_detections if nms else 0,
         mish_count=0 if options.activation else info.mish_count,
+        mish=options.mish,
         swapped_activations={options.activation: mish} if options.activation else {},
         int8_convolutions=len(int8.quantized) if int8 else 0,
     )
     heads = 0 if options.head == "raw" else len(info.heads)
-    return operated, SurgeryReport(mish, heads, functions, done, int8)
+    return operated, SurgeryReport(mish, heads, functions, done, fused, int8)

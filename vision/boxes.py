@@ -113,9 +113,9 @@ def nms(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
     """Non-maximum suppression per class of one image, as darknet's do_nms_sort and diounms_sort (box.c) do it.
 
-    A pair of box and class is a candidate when its score exceeds ``score_threshold``; of these the ``max_candidates`` best
-    go on. In order of score, equal ones in order of box and then class, a candidate is kept unless a kept one of its class
-    overlaps it by more than ``iou_threshold``. The ``max_detections`` best are returned.
+    A pair of box and class is a candidate when its score exceeds ``score_threshold`` and the box is finite; of these the
+    ``max_candidates`` best go on. In order of score, equal ones in order of box and then class, a candidate is kept unless a
+    kept one of its class overlaps it by more than ``iou_threshold``. The ``max_detections`` best are returned.
 
     Args:
         boxes: ``(A, 4)`` x1 y1 x2 y2 in pixels of the network input.
@@ -129,7 +129,7 @@ def nms(
         Boxes ``(n, 4)``, scores ``(n,)`` and class ids ``(n,)`` int32, best first.
     """
     flat = scores.reshape(-1)
-    candidates = np.flatnonzero(flat > np.float32(score_threshold))
+    candidates = np.flatnonzero((scores > np.float32(score_threshold)) & np.isfinite(boxes).all(axis=1, keepdims=True))
     candidates = candidates[np.argsort(-flat[candidates], kind="stable")][:max_candidates]
     anchors, class_ids = np.divmod(candidates, scores.shape[1])
     exponent = {"plain": None, "greedynms": GREEDYNMS_EXPONENT, "diounms": beta}[kind]
@@ -137,7 +137,7 @@ def nms(
     for class_id in np.unique(class_ids):
         ranks = np.flatnonzero(class_ids == class_id)
         corners = np.ascontiguousarray(boxes[anchors[ranks]].T)
-        with np.errstate(all="ignore"):  # boxes without area and infinite ones give NaN, which suppresses nothing, as in C
+        with np.errstate(all="ignore"):  # boxes without area and huge ones give NaN, which suppresses nothing, as in C
             kept.append(ranks[_keep(corners, np.float32(iou_threshold), exponent, image_size, max_detections)])
     best = np.sort(np.concatenate([np.empty(0, np.intp), *kept]))[:max_detections]
     return boxes[anchors[best]], flat[candidates[best]], class_ids[best].astype(np.int32)

@@ -1,0 +1,33 @@
+"""Write what ONNX Runtime makes of an ONNX file beside it, as .npz, for the test of a whole network in test_plugins.py.
+
+    python tests/trt/expect.py portable.onnx picture.jpg ...
+
+Runs where darktrt is installed. The file holds inputs and outputs by name; the pictures are one batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from engine.runtime import OnnxRunner
+from vision.detect import fit
+from vision.images import read_image
+
+
+def main(model: str, *pictures: str) -> None:
+    with OnnxRunner(model) as runner:
+        inputs = {
+            "images": np.stack([fit(read_image(picture), runner.info)[0] for picture in pictures]),
+            "score_threshold": np.array([0.05], np.float32),
+            "iou_threshold": np.array([0.45], np.float32),
+        }
+        outputs = runner.run(inputs)
+    np.savez_compressed(Path(model).with_suffix(".npz"), **inputs, **outputs)
+    print(f"{Path(model).with_suffix('.npz')}: {outputs['num_detections'].ravel()} detections")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,354 @@
+// Drives the plugins as TensorRT would, without it: prints what they accept and which kernels they call with what.
+// Linked with plugins/csrc/trt/library.cpp; the kernels here only tell of their arguments.
+#include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "../../plugins/csrc/kernels.h"
+
+using namespace nvinfer1;
+
+// --- kernels ---
+
+static std::string text(DarktrtFormat f)
+{
+    char line[64];
+    std::snprintf(line, sizeof line, " %d/%d/%d", f.type, f.lanes, f.channels_last);
+    const std::string scale = " x " + std::to_string(f.scale).substr(0, 4);
+    return line + (f.type == DARKTRT_INT8 ? scale : "");
+}
+
+static int told(const char* name, DarktrtShape s, const std::string& rest)
+{
+    std::printf("%s (%d %d %d)%s\n", name, s.batch, s.channels, static_cast<int>(s.pixels), rest.c_str());
+    return s.batch == 9 ? 2 : s.batch == 8 ? DARKTRT_UNSUPPORTED : 0;
+}
+
+static void tell(const DarktrtYolo* yolo)
+{
+    std::printf("yolo %d %d %d %dx%d:", yolo->batch, yolo->heads, yolo->classes, yolo->width, yolo->height);
+    for (int i = 0; i < yolo->heads; ++i) {
+        const DarktrtHead& head = yolo->head[i];
+        std::printf(" [%d %dx%d %d %.2f", head.anchors, head.rows, head.columns, head.new_coords, head.scale_x_y);
+        for (int j = 0; j < 2 * head.anchors; ++j) {
+            std::printf(" %g", head.anchor_sizes[j]);
+        }
+        std::printf("]");
+    }
+    std::printf("\n");
+}
+
+extern "C" {
+int darktrt_mish(DarktrtShape shape, const void*, DarktrtFormat x, void*, DarktrtFormat y, void*)
+{
+    return told("mish", shape, text(x) + text(y));
+}
+int darktrt_mish_add(DarktrtShape shape, const void*, DarktrtFormat x, const void*, DarktrtFormat residual, void*,
+                     DarktrtFormat y, void*)
+{
+    return told("mish_add", shape, text(x) + text(residual) + text(y));
+}
+int darktrt_mish_concat(DarktrtShape shape, const void*, DarktrtFormat x, const void*, DarktrtFormat second, int32_t channels,
+                        void*, DarktrtFormat y, void*)
+{
+    return told("mish_concat", shape, text(x) + text(second) + " " + std::to_string(channels) + text(y));
+}
+int darktrt_decode(const DarktrtYolo* yolo, int32_t type, const void* const*, float*, float*, void*)
+{
+    std::printf("decode %d ", type);
+    tell(yolo);
+    return 0;
+}
+size_t darktrt_detect_workspace(const DarktrtYolo* yolo, const DarktrtNms* nms)
+{
+    std::printf("workspace %d ", nms->max_candidates);
+    tell(yolo);
+    return 1000 * yolo->batch;
+}
+int darktrt_detect(const DarktrtYolo* yolo, const DarktrtNms* nms, int32_t type, const void* const*, const float* score,
+                   const float* iou, const float* image_size, int32_t*, float*, float*, int32_t*, void*, void*)
+{
+    std::printf("detect %d nms %d %.1f %d %d, inputs %d %d %d ", type, nms->kind, nms->exponent, nms->max_candidates,
+                nms->max_detections, *reinterpret_cast<const int*>(score), *reinterpret_cast<const int*>(iou),
+                image_size ? *reinterpret_cast<const int*>(image_size) : -1);
+    tell(yolo);
+    return 0;
+}
+const char* cudaGetErrorString(cudaError_t)
+{
+    return "out of memory";
+}
+}
+
+// --- the two interfaces ---
+
+#if NV_TENSORRT_MAJOR >= 10
+using Creators = IPluginCreatorInterface* const*;
+extern "C" Creators getCreators(int32_t& count);
+
+struct Made {
+    IPluginV3* plugin;
+
+    template <typename Interface> Interface* as(PluginCapabilityType type) const
+    {
+        return static_cast<Interface*>(plugin->getCapabilityInterface(type));
+    }
+    IPluginV3OneBuild* build() const { return as<IPluginV3OneBuild>(PluginCapabilityType::kBUILD); }
+    IPluginV3OneRuntime* runtime() const { return as<IPluginV3OneRuntime>(PluginCapabilityType::kRUNTIME); }
+
+    int outputs() const { return build()->getNbOutputs(); }
+    bool supports(int pos, const std::vector<PluginTensorDesc>& tensors, int inputs) const
+    {
+        std::vector<DynamicPluginTensorDesc> dynamic;
+        for (const auto& tensor : tensors) {
+            dynamic.push_back({tensor, tensor.dims, tensor.dims, tensor.dims});
+        }
+        return build()->supportsFormatCombination(pos, dynamic.data(), inputs, outputs());
+    }
+    std::vector<DataType> types(const std::vector<DataType>& in) const
+    {
+        std::vector<DataType> out(outputs());
+        build()->getOutputDataTypes(out.data(), outputs(), in.data(), static_cast<int32_t>(in.size()));
+        return out;
+    }
+    size_t workspace(const std::vector<PluginTensorDesc>& tensors, int inputs) const
+    {
+        std::vector<DynamicPluginTensorDesc> dynamic;
+        for (const auto& tensor : tensors) {
+            dynamic.push_back({{}, {}, tensor.dims, {}});
+        }
+        return build()->getWorkspaceSize(dynamic.data(), inputs, nullptr, outputs());
+    }
+    int enqueue(const std::vector<PluginTensorDesc>& tensors, int inputs, const void* const* memory) const
+    {
+        return runtime()->enqueue(tensors.data(), tensors.data() + inputs, memory, const_cast<void* const*>(memory), nullptr,
+                                  nullptr);
+    }
+    void destroy() const { delete plugin; }
+};
+
+static Made created(IPluginCreatorInterface* creator, const PluginFieldCollection& fields)
+{
+    return {static_cast<IPluginCreatorV3One*>(creator)->createPlugin("node", &fields, TensorRTPhase::kBUILD)};
+}
+
+// A clone of what a plan would give back.
+static Made reread(IPluginCreatorInterface* creator, const Made& made)
+{
+    const Made again = created(creator, *made.runtime()->getFieldsToSerialize());
+    const Made clone{again.runtime()->attachToContext(nullptr)};
+    again.destroy();
+    return clone;
+}
+
+static const char* nameOf(IPluginCreatorInterface* creator)
+{
+    return static_cast<IPluginCreatorV3One*>(creator)->getPluginName();
+}
+static Creators creators(int32_t& count)
+{
+    return getCreators(count);
+}
+#else
+using Creators = IPluginCreator* const*;
+extern "C" Creators getPluginCreators(int32_t& count);
+
+struct Made {
+    IPluginV2DynamicExt* plugin;
+
+    int outputs() const { return plugin->getNbOutputs(); }
+    bool supports(int pos, const std::vector<PluginTensorDesc>& tensors, int inputs) const
+    {
+        return plugin->supportsFormatCombination(pos, tensors.data(), inputs, outputs());
+    }
+    std::vector<DataType> types(const std::vector<DataType>& in) const
+    {
+        std::vector<DataType> out;
+        for (int i = 0; i < outputs(); ++i) {
+            out.push_back(plugin->getOutputDataType(i, in.data(), static_cast<int32_t>(in.size())));
+        }
+        return out;
+    }
+    size_t workspace(const std::vector<PluginTensorDesc>& tensors, int inputs) const
+    {
+        return plugin->getWorkspaceSize(tensors.data(), inputs, nullptr, outputs());
+    }
+    int enqueue(const std::vector<PluginTensorDesc>& tensors, int inputs, const void* const* memory) const
+    {
+        return plugin->enqueue(tensors.data(), tensors.data() + inputs, memory, const_cast<void* const*>(memory), nullptr,
+                               nullptr);
+    }
+    void destroy() const { plugin->destroy(); }
+};
+
+static Made created(IPluginCreator* creator, const PluginFieldCollection& fields)
+{
+    return {static_cast<IPluginV2DynamicExt*>(creator->createPlugin("node", &fields))};
+}
+
+static Made reread(IPluginCreator* creator, const Made& made)
+{
+    std::vector<char> bytes(made.plugin->getSerializationSize());
+    made.plugin->serialize(bytes.data());
+    auto* again = static_cast<IPluginV2DynamicExt*>(creator->deserializePlugin("node", bytes.data(), bytes.size()));
+    const Made clone{again->clone()};
+    again->destroy();
+    return clone;
+}
+
+static const char* nameOf(IPluginCreator* creator)
+{
+    return creator->getPluginName();
+}
+static Creators creators(int32_t& count)
+{
+    return getPluginCreators(count);
+}
+#endif
+
+// --- what is tried ---
+
+static const char* const kTypes[] = {"FLOAT", "HALF", "INT8", "INT32"};
+static const char* const kFormats[] = {"LINEAR", "CHW2", "HWC8",       "CHW4",     "CHW16", "CHW32", "DHWC8",
+                                       "CDHW32", "HWC",  "DLA_LINEAR", "DLA_HWC4", "HWC16", "DHWC"};
+
+static const float kAnchors[] = {1, 2, 3, 4, 5, 6}, kScales[] = {1.05F, 1}, kBeta = 0.7F;
+static const int32_t kPerHead[] = {2, 1}, kNewCoords[] = {0, 1}, kClasses = 3, kSize[] = {96, 64}, kCandidates = 100,
+                     kDetections = 30, kLetterbox = 1;
+
+static std::vector<PluginField> fields()
+{
+    using Type = PluginFieldType;
+    return {{"plugin_version", "1", Type::kCHAR, 2},
+            {"anchors", kAnchors, Type::kFLOAT32, 6},
+            {"anchors_per_head", kPerHead, Type::kINT32, 2},
+            {"scale_x_y", kScales, Type::kFLOAT32, 2},
+            {"new_coords", kNewCoords, Type::kINT32, 2},
+            {"classes", &kClasses, Type::kINT32, 1},
+            {"input_size", kSize, Type::kINT32, 2},
+            {"kind", "diounms", Type::kCHAR, 8},
+            {"beta", &kBeta, Type::kFLOAT32, 1},
+            {"max_candidates", &kCandidates, Type::kINT32, 1},
+            {"max_detections", &kDetections, Type::kINT32, 1},
+            {"letterbox", &kLetterbox, Type::kINT32, 1}};
+}
+
+static PluginTensorDesc tensor(DataType type, TensorFormat format, int batch, int channels)
+{
+    Dims dims{};
+    dims.nbDims = 4;
+    dims.d[0] = batch;
+    dims.d[1] = channels;
+    dims.d[2] = 5;
+    dims.d[3] = 6;
+    return {dims, type, format, 0.25F};
+}
+
+// Tensors of a Mish op: all inputs alike.
+static std::vector<PluginTensorDesc> alike(int inputs, DataType taken, DataType given, TensorFormat format, int batch,
+                                           int channels)
+{
+    std::vector<PluginTensorDesc> tensors(inputs, tensor(taken, format, batch, channels));
+    tensors.push_back(tensor(given, format, batch, channels));
+    return tensors;
+}
+
+static bool supported(const Made& made, const std::vector<PluginTensorDesc>& tensors, int inputs)
+{
+    for (int pos = 0; pos < static_cast<int>(tensors.size()); ++pos) {
+        if (!made.supports(pos, tensors, inputs)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static void tryMish(const Made& made, int inputs, int channels)
+{
+    const std::vector<int> memory(inputs + 1);
+    const void* const pointers[] = {memory.data(), memory.data(), memory.data()};
+    for (int taken = 0; taken < 4; ++taken) {
+        for (int given = 0; given < 4; ++given) {
+            for (int format = 0; format < 13; ++format) {
+                const auto tensors = alike(inputs, DataType(taken), DataType(given), TensorFormat(format), 2, channels);
+                if (supported(made, tensors, inputs)) {
+                    std::printf("%s>%s %s: ", kTypes[taken], kTypes[given], kFormats[format]);
+                    made.enqueue(tensors, inputs, pointers);
+                }
+            }
+        }
+    }
+    for (int batch : {8, 9}) {  // the kernel fails
+        const auto tensors = alike(inputs, DataType::kFLOAT, DataType::kFLOAT, TensorFormat::kLINEAR, batch, channels);
+        std::printf("fails: %d\n", made.enqueue(tensors, inputs, pointers));
+    }
+    auto odd = alike(inputs, DataType::kFLOAT, DataType::kFLOAT, TensorFormat::kCHW32, 2, channels);
+    odd.back().format = TensorFormat::kLINEAR;
+    std::printf("mixed formats: %d\n", supported(made, odd, inputs));
+}
+
+static void tryHeads(const Made& made, bool detects)
+{
+    const int numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8};
+    std::vector<const void*> pointers;
+    for (const auto& number : numbers) {
+        pointers.push_back(&number);
+    }
+    const int inputs = detects ? 5 : 2;
+    const auto others = made.types(std::vector<DataType>(inputs, DataType::kFLOAT));
+    for (int type = 0; type < 4; ++type) {
+        const auto linear = TensorFormat::kLINEAR;
+        std::vector<PluginTensorDesc> tensors{tensor(DataType(type), linear, 2, 16), tensor(DataType(type), linear, 2, 8)};
+        tensors.resize(inputs, tensor(DataType::kFLOAT, linear, 2, 1));
+        for (auto other : others) {
+            tensors.push_back(tensor(other, linear, 2, 1));
+        }
+        if (supported(made, tensors, inputs)) {
+            std::printf("%s: ", kTypes[type]);
+            made.enqueue(tensors, inputs, pointers.data());
+            std::printf("bytes: %zu\n", made.workspace(tensors, inputs));
+        }
+        tensors[1].dims.d[1] = 9;
+        if (type == 0) {
+            std::printf("wrong channels: %d\n", made.enqueue(tensors, inputs, pointers.data()));
+        }
+        tensors[1] = tensor(DataType(1 - type % 2), linear, 2, 8);
+        if (supported(made, tensors, inputs)) {
+            std::printf("heads of two types are taken\n");
+        }
+    }
+    for (auto other : others) {
+        std::printf("output of %s\n", kTypes[static_cast<int>(other)]);
+    }
+}
+
+int main()
+{
+    int32_t count = 0;
+    auto* const list = creators(count);
+    for (int32_t i = 0; i < count; ++i) {
+        const std::string name = nameOf(list[i]);
+        std::printf("= %s\n", name.c_str());
+        auto all = fields();
+        const Made first = created(list[i], {static_cast<int32_t>(all.size()), all.data()});
+        const Made made = reread(list[i], first);
+        first.destroy();
+        if (name.find("Mish") == 0) {
+            tryMish(made, name == "MishPlugin" ? 1 : 2, 64);
+            std::printf("= %s, 40 channels\n", name.c_str());
+            tryMish(made, name == "MishPlugin" ? 1 : 2, 40);
+        } else {
+            tryHeads(made, name == "YoloDetectPlugin");
+            for (size_t left = 1; left < all.size(); ++left) {
+                auto some = all;
+                some.erase(some.begin() + left);
+                const Made none = created(list[i], {static_cast<int32_t>(some.size()), some.data()});
+                std::printf("without %s: %s\n", all[left].name, none.plugin ? "made" : "nothing");
+            }
+        }
+        made.destroy();
+    }
+}

@@ -1,0 +1,203 @@
+"""The adapters to TensorRT's plugin interfaces, compiled for three versions and driven by ``adapters.cpp`` without TensorRT."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+SOURCES = ROOT / "plugins" / "csrc" / "trt"
+CUDA = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"
+VERSIONS = ("8.6.0", "10.16", "11.1")
+EXPORTED = {"8": "getPluginCreators", "10": "getCreators", "11": "getCreators"}
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler"),
+    pytest.mark.skipif(not (CUDA / "cuda_runtime_api.h").is_file(), reason="there are no CUDA headers (CUDA_HOME)"),
+]
+
+FLAGS = "-std=c++17 -O0 -fPIC -fvisibility=hidden -Wall -Wextra -Werror".split()
+DEFINES = ['-DDARKTRT_VERSION="0.0.0"', '-DDARKTRT_SMS="80 90"']
+
+
+def compiled(folder: Path, include: str, source: Path) -> Path:
+    target = folder / f"{source.stem}.o"
+    command = ["c++", *FLAGS, *DEFINES, "-isystem", include, "-isystem", str(CUDA), "-c", str(source), "-o", str(target)]
+    subprocess.run(command, check=True)
+    return target
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def objects(version: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The adapters and their driver, warnings being errors; headers from where ``make plugins`` has them, or from a clone."""
+    environment = {**os.environ, "TENSORRT_VERSION": version, "GIT_TERMINAL_PROMPT": "0"}
+    try:
+        done = subprocess.run(
+            ["timeout", "20", "sh", str(SOURCES / "headers.sh")], capture_output=True, text=True, env=environment, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"TensorRT's headers are not to be had: {error.stderr.strip() or 'it takes too long'}")
+    folder = tmp_path_factory.mktemp("adapters")
+    return [
+        compiled(folder, done.stdout.strip(), file)
+        for file in (SOURCES / "library.cpp", Path(__file__).parent / "adapters.cpp")
+    ]
+
+
+def test_symbols(objects: list[Path], version: str) -> None:
+    """Nothing of TensorRT is linked against, and nothing but the entry points is seen."""
+    library = objects[0].with_name("libdarktrt_plugins.so")
+    script = f"-Wl,--version-script={SOURCES / 'exports.map'},--no-undefined"
+    subprocess.run(["c++", "-shared", *map(str, objects), script, "-ldl", "-o", str(library)], check=True)
+    lines = subprocess.run(["nm", "-D", str(library)], capture_output=True, text=True, check=True).stdout.splitlines()
+    symbols = [line.split()[-2:] for line in lines]
+    seen = {name for kind, name in symbols if kind in "TDBRVWu" and "@" not in name}
+    assert seen == {"darktrt_plugins_info", "setLoggerFinder", EXPORTED[version.partition(".")[0]]}
+    assert not [name for kind, name in symbols if kind == "U" and ("nvinfer" in name or "PluginRegistry" in name)]
+    assert f'"tensorrt": "{version}'.encode() in library.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def driven(objects: list[Path]) -> tuple[dict[str, list[str]], str]:
+    """What the driver prints, by section, and the log."""
+    program = objects[0].with_name("driver")
+    subprocess.run(["c++", *map(str, objects), "-ldl", "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=True)
+    sections = [part.splitlines() for part in done.stdout.split("= ")[1:]]
+    return {lines[0]: lines[1:] for lines in sections}, done.stderr
+
+
+LAYOUTS = {"LINEAR": "1/0", "CHW4": "4/0", "HWC8": "8/1", "CHW16": "16/0", "CHW32": "32/0", "HWC16": "16/1"}
+TYPES = {"FLOAT": 0, "HALF": 1, "INT8": 2}
+FORMATS = {  # by major version; HWC16 of INT8 came with TensorRT 10, scales of tensors went with 11
+    "FLOAT>FLOAT": {"8": "LINEAR CHW32", "10": "LINEAR CHW32", "11": "LINEAR CHW32"},
+    "HALF>HALF": dict.fromkeys(("8", "10", "11"), "LINEAR HWC8 CHW16 CHW32 HWC16"),
+    "HALF>INT8": {"8": "LINEAR CHW32", "10": "LINEAR CHW32 HWC16", "11": ""},
+    "INT8>INT8": {"8": "LINEAR CHW4 CHW32", "10": "LINEAR CHW4 CHW32 HWC16", "11": ""},
+}
+
+
+def expected_call(kernel: str, channels: int, kinds: str, layout: str) -> str:
+    def written(kind: str) -> str:
+        return f" {TYPES[kind]}/{LAYOUTS[layout]}" + (" x 0.25" if kind == "INT8" else "")
+
+    taken, given = kinds.split(">")
+    inputs = written(taken) * (1 if kernel == "mish" else 2) + (f" {channels}" if kernel == "mish_concat" else "")
+    return f"{kinds} {layout}: {kernel} (2 {channels} 30){inputs}{written(given)}"
+
+
+@pytest.mark.parametrize("channels", [64, 40])
+@pytest.mark.parametrize("kernel", ["mish", "mish_add", "mish_concat"])
+def test_formats_of_mish(driven: tuple[dict[str, list[str]], str], version: str, kernel: str, channels: int) -> None:
+    """Every type and format on the way to the kernel; a concat takes only lanes that its channels fill."""
+    name = "".join(part.title() for part in kernel.split("_")) + "Plugin"
+    lines = driven[0][name if channels == 64 else f"{name}, 40 channels"]
+    wanted = []
+    for kinds, layouts in FORMATS.items():
+        for layout in layouts[version.partition(".")[0]].split():
+            if kernel != "mish_concat" or channels % int(LAYOUTS[layout].partition("/")[0]) == 0:
+                wanted.append(expected_call(kernel, channels, kinds, layout))
+    assert sorted(line for line in lines if ">" in line) == sorted(wanted)
+    assert lines[-1] == "mixed formats: 0"
+
+
+def test_failing_kernels_fail_and_say_why(driven: tuple[dict[str, list[str]], str]) -> None:
+    sections, log = driven
+    assert sections["MishPlugin"].count("fails: -1") == 2
+    assert "MishPlugin: no kernel takes these shapes and types\nMishPlugin: out of memory\n" in log
+
+
+HEADS = "yolo 2 2 3 96x64: [2 5x6 0 1.05 1 2 3 4] [1 5x6 1 1.00 5 6]"
+FIELDS = "anchors anchors_per_head scale_x_y new_coords classes input_size".split()
+NMS_FIELDS = "kind beta max_candidates max_detections letterbox".split()
+
+
+def test_heads(driven: tuple[dict[str, list[str]], str]) -> None:
+    sections, log = driven
+    assert sections["YoloDecodePlugin"] == [
+        f"FLOAT: decode 0 {HEADS}",
+        "bytes: 0",
+        "wrong channels: -1",
+        f"HALF: decode 1 {HEADS}",
+        "bytes: 0",
+        *["output of FLOAT"] * 2,
+        *(f"without {name}: nothing" for name in FIELDS),
+        *(f"without {name}: made" for name in NMS_FIELDS),
+    ]
+    call = f"nms 1 0.7 100 30, inputs 2 3 4 {HEADS}"
+    assert sections["YoloDetectPlugin"] == [
+        f"FLOAT: detect 0 {call}",
+        f"workspace 100 {HEADS}",
+        "bytes: 2000",
+        "wrong channels: -1",
+        f"HALF: detect 1 {call}",
+        f"workspace 100 {HEADS}",
+        "bytes: 2000",
+        *(f"output of {kind}" for kind in ("INT32", "FLOAT", "FLOAT", "INT32")),
+        *(f"without {name}: nothing" for name in FIELDS + NMS_FIELDS),
+    ]
+    assert "YoloDecodePlugin: input 1 must be (N, 8, rows, columns): 1 anchors of 5 + 3 channels" in log
+    assert "YoloDetectPlugin: field 'letterbox' is missing" in log
+
+
+# --- where the headers come from ---
+
+
+def headers(**environment: str) -> tuple[int, str]:
+    """Status of headers.sh, and what it says."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("TENSORRT", "XDG"))}
+    command, variables = ["sh", str(SOURCES / "headers.sh")], {**clean, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    return done.returncode, (done.stdout + done.stderr).strip()
+
+
+def released(folder: Path, *tags: str) -> str:
+    """Address of a repository with headers and these tags."""
+    (folder / "include").mkdir(parents=True)
+    (folder / "include" / "NvInfer.h").touch()
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "a"], *(["tag", tag] for tag in tags)):
+        subprocess.run(["git", "-C", str(folder), *command], check=True)
+    return folder.as_uri()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+@pytest.mark.parametrize(
+    ("asked", "tag"), [("99.1.0", "v99.1.0"), ("99.2", "v99.2"), ("99.2.0.17", "v99.2"), ("99.1", "v99.1.0"), ("98", None)]
+)
+def test_headers_of_a_release_are_cloned_once(tmp_path: Path, asked: str, tag: str | None) -> None:
+    """Tags have two numbers or three; packages up to four."""
+    url = released(tmp_path / "repository", "v99.1.0", "v99.2")
+    known = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TENSORRT_VERSION": asked}
+    status, said = headers(TENSORRT_OSS_URL=url, **known)
+    if tag is None:
+        assert status == 1
+        assert said.startswith(f"no headers of TensorRT {asked}: set TENSORRT_INCLUDE to the folder of NvInfer.h, or")
+        assert not list((tmp_path / "cache" / "darktrt").iterdir())
+        return
+    include = tmp_path / "cache" / "darktrt" / f"tensorrt-{tag}" / "include"
+    assert (status, said) == (0, str(include))
+    assert (include / "NvInfer.h").is_file()
+    assert headers(TENSORRT_OSS_URL="file:///nowhere", **known) == (0, str(include))
+
+
+def test_a_folder_of_headers_can_be_named(tmp_path: Path) -> None:
+    assert headers(TENSORRT_INCLUDE=str(tmp_path)) == (1, f"TENSORRT_INCLUDE={tmp_path} has no NvInfer.h")
+    (tmp_path / "NvInfer.h").touch()
+    assert headers(TENSORRT_INCLUDE=str(tmp_path), TENSORRT_VERSION="99") == (0, str(tmp_path))
+
+
+def test_a_missing_nvcc_is_said(tmp_path: Path) -> None:
+    command = ["make", "-C", str(SOURCES.parent), "plugins", f"OUT={tmp_path}", "NVCC=/nowhere/nvcc", "SM=90"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert "nvcc is missing: install the CUDA toolkit, or say where it is by NVCC=" in done.stdout
