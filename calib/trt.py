@@ -6,7 +6,6 @@ came before. So every failure is kept, the callback answers "nothing", and the e
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Event
@@ -18,12 +17,13 @@ from numpy.typing import NDArray
 
 from calib.table import CalibrationTable, parse_table
 from darktrt import DarktrtError
+from gpu import DeviceMemory
 
 T = TypeVar("T")
 Batch = Mapping[str, NDArray[Any]]
 """An array for each input of the network, by name."""
 
-_DTYPES = {"FLOAT": "f4", "HALF": "f2", "INT8": "i1", "UINT8": "u1", "INT32": "i4", "INT64": "i8", "BOOL": "?"}
+DTYPES = {"FLOAT": "f4", "HALF": "f2", "INT8": "i1", "UINT8": "u1", "INT32": "i4", "INT64": "i8", "BOOL": "?"}
 """NumPy's types by TensorRT's names; ``tensorrt.nptype`` of 8.6.0 fails with NumPy 1.24 and later."""
 
 
@@ -75,7 +75,7 @@ def network_inputs(network: Any, batch: int) -> dict[str, Input]:
     """The inputs of a TensorRT network, by name; a dimension left open is the batch."""
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     return {
-        tensor.name: Input(tuple(batch if n == -1 else n for n in tensor.shape), np.dtype(_DTYPES[tensor.dtype.name]))
+        tensor.name: Input(tuple(batch if n == -1 else n for n in tensor.shape), np.dtype(DTYPES[tensor.dtype.name]))
         for tensor in tensors
     }
 
@@ -226,98 +226,3 @@ class BatchSource:
         if not self.cache:
             raise DarktrtError("TensorRT has written no calibration cache; was the engine built, and in INT8?")
         return parse_table(self.cache.decode(), "TensorRT's calibration cache")
-
-
-class DeviceMemory:
-    """Named buffers on the GPU, by the driver alone: every machine with TensorRT has ``libcuda.so.1``.
-
-    They live in the CUDA context that is current at the first upload, inside TensorRT's callbacks TensorRT's own; where there
-    is none, in the primary context of GPU 0, as TensorRT and the CUDA runtime do. :meth:`free` may be called twice.
-    """
-
-    def __init__(self) -> None:
-        self._driver: Any = None
-        self._context = ctypes.c_void_p()
-        self._retained = False
-        self._buffers: dict[str, tuple[int, int]] = {}
-
-    def upload(self, name: str, array: NDArray[Any]) -> int:
-        """Copy an array into the buffer of this name and size; return its address.
-
-        Raises:
-            DarktrtError: there is no driver, or the GPU has too little memory.
-        """
-        data = np.ascontiguousarray(array)
-        address = self.reserve(name, data.nbytes)
-        with self._in_context():
-            self._call(
-                "cuMemcpyHtoD_v2", ctypes.c_uint64(address), ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(data.nbytes)
-            )
-            self._call("cuCtxSynchronize")  # TensorRT works on streams that do not wait for this copy
-        return address
-
-    def download(self, name: str, array: NDArray[Any]) -> None:
-        """Copy the buffer of this name into a contiguous array of its size, after all work on the GPU.
-
-        Raises:
-            DarktrtError: work on the GPU failed.
-        """
-        address, size = self._buffers[name]
-        if not array.flags.c_contiguous or array.nbytes != size:
-            raise ValueError(f"'{name}' has {size} bytes; {array.nbytes} do not fit")
-        with self._in_context():
-            self._call("cuCtxSynchronize")
-            self._call("cuMemcpyDtoH_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address), ctypes.c_size_t(size))
-
-    def reserve(self, name: str, size: int) -> int:
-        """Address of the buffer of this name and of this many bytes, allocated if there is none."""
-        if self._buffers.get(name, (0, -1))[1] != size:
-            self._open()
-            self._free(name)
-            address = ctypes.c_uint64()
-            with self._in_context():
-                self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
-            self._buffers[name] = (address.value, size)
-        return self._buffers[name][0]
-
-    def free(self) -> None:
-        """Give all memory back."""
-        for name in list(self._buffers):
-            self._free(name)
-        if self._retained:
-            self._retained = False
-            self._call("cuDevicePrimaryCtxRelease_v2", ctypes.c_int(0))
-
-    def _free(self, name: str) -> None:
-        if name in self._buffers:
-            address, _ = self._buffers.pop(name)
-            with self._in_context():
-                self._call("cuMemFree_v2", ctypes.c_uint64(address))
-
-    def _open(self) -> None:
-        if self._buffers or self._retained:
-            return
-        try:
-            self._driver = ctypes.CDLL("libcuda.so.1")
-        except OSError as error:
-            raise DarktrtError(f"calibrating on a GPU needs NVIDIA's driver ({error})") from error
-        self._call("cuInit", ctypes.c_uint(0))
-        self._call("cuCtxGetCurrent", ctypes.byref(self._context))
-        if not self._context:
-            self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), ctypes.c_int(0))
-            self._retained = True
-
-    @contextmanager
-    def _in_context(self) -> Iterator[None]:
-        self._call("cuCtxPushCurrent_v2", self._context)
-        try:
-            yield
-        finally:
-            self._call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
-
-    def _call(self, function: str, *arguments: Any) -> None:
-        status = getattr(self._driver, function)(*arguments)
-        if status:
-            text = ctypes.c_char_p()
-            self._driver.cuGetErrorName(ctypes.c_int(status), ctypes.byref(text))
-            raise DarktrtError(f"CUDA: {function} fails: {(text.value or b'unknown error').decode()} ({status})")

@@ -1,14 +1,23 @@
-"""Running a model: the ONNX file by ONNX Runtime, on the CPU."""
+"""Running a model: the ONNX file by ONNX Runtime on the CPU, an engine by TensorRT on the GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
+from calib.trt import DTYPES
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
+from engine.manifest import Manifest, read_plan_manifest
+from engine.target import Target, find_target, flavour_of, gpu_name
+from gpu import Driver, Stream
+from plugins.library import find_library, load_plugins
 
 Tensors = dict[str, npt.NDArray]  # type: ignore[type-arg]
 
@@ -61,3 +70,178 @@ class OnnxRunner:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         del self._session
+
+
+@dataclass(frozen=True)
+class _Binding:
+    """An input or output of an engine, with memory for its largest shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    """As the engine has it: -1 where it follows the batch."""
+    dtype: np.dtype[Any]
+    device: int
+    host: npt.NDArray[Any]
+    """Pinned, flat."""
+
+    def view(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        return self.host[: int(np.prod(shape))].reshape(shape)
+
+
+class PlanRunner:
+    """An engine on the GPU, to be used as a context; the same :meth:`run` and ``info`` as :class:`OnnxRunner`.
+
+    Memory on both sides is taken once, for the largest batch. With ``cuda_graph`` the copies and kernels of a run are recorded
+    the first time that a batch size comes, and replayed as long as it stays: that spares launches, which cost small networks
+    most of their time.
+
+    Raises:
+        DarktrtError: the manifest does not fit the plan, this machine's TensorRT or its GPU; a plugin is missing.
+    """
+
+    def __init__(self, path: str | Path, plugins: str | Path | None = None, cuda_graph: bool = False) -> None:
+        self.path = str(path)
+        self.manifest = read_plan_manifest(path)
+        self.info = self.manifest.info
+        target = find_target(flavour_of(self.manifest.target))
+        check_runs(self.path, self.manifest, target, gpu_name())
+        if self.manifest.plugins:
+            _load_library(self.path, self.manifest, target, plugins)
+        self._graph, self._recorded = cuda_graph, -1
+        with ExitStack() as stack:
+            self._driver = Driver()
+            stack.callback(self._driver.close)
+            self._engine, self._context = _deserialize(target.load(), Path(path).read_bytes(), self.path)
+            self.stream = Stream(self._driver)
+            stack.callback(self.stream.close)
+            self._inputs, self._outputs = self._bind(target.load(), stack)
+            self._stack = stack.pop_all()
+
+    def _bind(self, trt: Any, stack: ExitStack) -> tuple[list[_Binding], list[_Binding]]:
+        engine, found = self._engine, ([], [])  # type: ignore[var-annotated]
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        for name in sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT):
+            shape, is_input = tuple(engine.get_tensor_shape(name)), engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            if is_input and -1 in shape:
+                largest = tuple(engine.get_tensor_profile_shape(name, 0)[2])
+                self._context.set_input_shape(name, largest)
+            else:
+                largest = tuple(self._context.get_tensor_shape(name))
+            dtype, count = np.dtype(DTYPES[engine.get_tensor_dtype(name).name]), int(np.prod(largest))
+            device = self._driver.allocate(max(count * dtype.itemsize, 1))
+            stack.callback(self._driver.free, device)
+            self._context.set_tensor_address(name, device)
+            found[not is_input].append(_Binding(name, shape, dtype, device, self.stream.pinned((count,), dtype)))
+        return found
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Tensors:
+        """All outputs by name: views of memory that the next run writes into.
+
+        Raises:
+            DarktrtError: an input is missing or of another type or shape than the engine takes; the GPU fails.
+        """
+        batch = self.prepare(inputs)
+        if self._graph and self._recorded == batch:
+            self.stream.replay()
+        else:
+            self._enqueue(batch)  # also what a recording needs to come after
+        self.stream.synchronize()
+        outputs = {one.name: one.view(_sized(one.shape, batch)) for one in self._outputs}
+        if self._graph and self._recorded != batch:
+            with self.stream.recording():
+                self._enqueue(batch)
+            self._recorded = batch
+        return outputs
+
+    def prepare(self, inputs: Mapping[str, npt.NDArray[Any]]) -> int:
+        """Put the inputs where copies to the GPU begin, and set their shapes; return the batch."""
+        batch = len(inputs["images"]) if "images" in inputs else 0
+        for one in self._inputs:
+            wanted, array = _sized(one.shape, batch), inputs.get(one.name)
+            if array is None or array.shape != wanted or array.dtype != one.dtype or batch > self.info.batch[2]:
+                given = "missing" if array is None else f"{array.dtype} {array.shape}"
+                low, _, high = self.info.batch
+                raise DarktrtError(
+                    f"{self.path}: input '{one.name}' is {given}; the engine takes {one.dtype} {one.shape}, "
+                    f"batch {low if low == high else f'{low} to {high}'}"
+                )
+            if -1 in one.shape:
+                self._context.set_input_shape(one.name, wanted)
+            one.view(wanted)[...] = array
+        return batch
+
+    def _enqueue(self, batch: int) -> None:
+        for one in self._inputs:
+            self.stream.upload(one.device, one.view(_sized(one.shape, batch)))
+        self.execute()
+        for one in self._outputs:
+            self.stream.download(one.view(_sized(one.shape, batch)), one.device)
+
+    def execute(self) -> None:
+        """Enqueue the network alone, on what was uploaded last."""
+        with self._driver.current():
+            if not self._context.execute_async_v3(self.stream.handle):
+                raise DarktrtError(f"{self.path}: TensorRT cannot run the engine; see its messages above")
+
+    def time_network(self, calls: int, cuda_graph: bool) -> list[float]:
+        """Milliseconds on the GPU of each of so many executions of the network alone, on the inputs of the last run."""
+        if cuda_graph:
+            self._recorded = -1
+            with self.stream.recording():
+                self.execute()
+        marks = []
+        for _ in range(calls):
+            begin = self.stream.event()
+            self.stream.replay() if cuda_graph else self.execute()
+            marks.append((begin, self.stream.event()))
+        self.stream.synchronize()
+        return [self.stream.elapsed(*pair) for pair in marks]
+
+    def __enter__(self) -> PlanRunner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        del self._context, self._engine
+        self._stack.close()
+
+
+def _sized(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    return tuple(batch if side < 0 else side for side in shape)
+
+
+def _deserialize(trt: Any, plan: bytes, path: str) -> tuple[Any, Any]:
+    logger = trt.Logger(trt.Logger.ERROR)
+    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+    context = engine.create_execution_context() if engine else None
+    if context is None:
+        raise DarktrtError(f"{path}: TensorRT cannot load the plan; see its message above")
+    return engine, context
+
+
+def check_runs(path: str, manifest: Manifest, target: Target, gpu: str | None) -> None:
+    """See that a plan can be loaded here.
+
+    Raises:
+        DarktrtError: it was built by another TensorRT or for another GPU, or there is none.
+    """
+    if gpu is None:
+        raise DarktrtError(f"{path}: an engine runs on an NVIDIA GPU, and none is usable here; use the ONNX file with --model")
+    if manifest.target != str(target):
+        raise DarktrtError(
+            f"{path}: built by {manifest.target}, here is {target}, which cannot load it; "
+            "build it again here with 'darktrt engine'"
+        )
+    if manifest.gpu not in (None, gpu):
+        raise DarktrtError(f"{path}: built for {manifest.gpu}, here is {gpu}; build it again here with 'darktrt engine'")
+
+
+def _load_library(path: str, manifest: Manifest, target: Target, plugins: str | Path | None) -> None:
+    found = find_library(plugins)
+    if found is None:
+        raise DarktrtError(
+            f"{path}: needs the plugins {', '.join(manifest.plugins)}; build their library with 'make plugins', "
+            "or name it by --plugins or DARKTRT_PLUGINS"
+        )
+    library = load_plugins(target.load(), found)
+    if missing := [plugin for plugin in manifest.plugins if plugin not in library.plugins]:
+        raise DarktrtError(f"{path}: needs {missing[0]}, which {found} does not have; build the library with 'make plugins'")

@@ -13,8 +13,9 @@ import pytest
 from fake_tensorrt import DataType, FakeDriver, FakeTensorRT, Network, Tensor
 
 from calib.table import CalibrationTable
-from calib.trt import BatchSource, DeviceMemory, Source, TableSource, calibrator, network_inputs
+from calib.trt import BatchSource, Source, TableSource, calibrator, network_inputs
 from darktrt import DarktrtError
+from gpu import DeviceMemory
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
