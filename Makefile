@@ -12,10 +12,15 @@ MAX_DROP  ?=
 EVAL      ?=
 HEAD      ?= nms
 INPUT     ?= uint8
-MISH      ?= plugin
+MISH      ?= auto
 TENSORRT  ?= rtx
 PYTHON    ?= python3
 VENV      ?= .venv
+SM        ?=
+NVCC      ?=
+TENSORRT_INCLUDE ?=
+TENSORRT_VERSION ?= $(shell $(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("tensorrt"))' 2>/dev/null)
+TENSORRT_OSS_URL ?=
 
 NAME := $(if $(CFG),$(basename $(notdir $(CFG))),$(MODEL))
 SIZE ?= $(if $(CFG),,416)
@@ -23,10 +28,15 @@ DIR  := $(OUT)/$(NAME)
 CFG_FILE     := $(or $(CFG),$(DIR)/$(MODEL).cfg)
 WEIGHTS_FILE := $(if $(CFG),$(WEIGHTS),$(DIR)/$(MODEL).weights)
 PLAN := $(DIR)/$(PRECISION).plan
+CHECKED_PLAN := $(if $(wildcard /dev/nvidia0),$(PLAN))
 DARKTRT := $(VENV)/bin/darktrt
+LIBRARY := $(OUT)/libdarktrt_plugins.so
+# full TensorRT takes the custom nodes from it
+PLUGINS := $(if $(filter trt,$(TENSORRT)),$(if $(filter-out raw-native,$(HEAD)-$(MISH)),$(LIBRARY)))
 
 CONVERT_OPTIONS := $(if $(SIZE),--size $(SIZE)) --batch $(BATCH) $(if $(NAMES),--names $(NAMES))
 CALIB_OPTIONS   := $(DATA)
+ENGINE_OPTIONS   = $(if $(PLUGINS),--plugins $(PLUGINS))
 INT8_OPTIONS     = $(if $(MAX_DROP),--max-drop $(MAX_DROP) --eval $(EVAL_DATA))
 SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH)
 
@@ -37,7 +47,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help engine calib surgery onnx fetch venv test lint clean always
+.PHONY: help engine plugins calib check surgery onnx fetch venv test lint clean always
 
 help: ## list targets and variables
 	@echo 'Targets:'
@@ -55,6 +65,11 @@ help: ## list targets and variables
 	@echo '  HEAD=$(HEAD) INPUT=$(INPUT) MISH=$(MISH)    see darktrt surgery --help'
 	@echo '  TENSORRT=$(TENSORRT)    what to install: rtx (builds without a GPU) or trt (full TensorRT, needs an NVIDIA GPU)'
 	@echo '  PYTHON=$(PYTHON) VENV=$(VENV)    interpreter and virtual environment'
+	@echo '  SM=$(SM)    for plugins, compute capabilities such as "75 86 90" (without: those of the GPUs here, else the usual ones)'
+	@echo '  NVCC=$(NVCC)    for plugins, the CUDA compiler (without: the one found)'
+	@echo '  TENSORRT_INCLUDE=$(TENSORRT_INCLUDE)    for plugins, the folder of NvInfer.h (without: found in the system, else downloaded)'
+	@echo '  TENSORRT_VERSION=$(TENSORRT_VERSION)    which headers those are (without: those of the system, else 10.16)'
+	@echo '  TENSORRT_OSS_URL=$(TENSORRT_OSS_URL)    where they are downloaded from, by git (without: from NVIDIA at GitHub)'
 
 engine: $(PLAN) ## everything: get a network, convert, operate, build an engine
 	@echo
@@ -62,6 +77,11 @@ engine: $(PLAN) ## everything: get a network, convert, operate, build an engine
 	@$(if $(filter int8,$(PRECISION)),sed -n 's/^warning: */Scales:   /p' $(DIR)/calibration.txt)
 	@echo 'Try it:   $(DARKTRT) detect docs/astronaut.jpg --model $(DIR)/portable.onnx -o out.jpg'
 	@echo 'Look in:  $(DARKTRT) inspect $(PLAN)'
+
+plugins: $(LIBRARY) ## compile the plugin library for full TensorRT: needs the CUDA toolkit
+check: $(DIR)/portable.onnx $(CHECKED_PLAN) ## hold ONNX Runtime, and the engine where a GPU is, against PyTorch on DATA
+	$(DARKTRT) check compare $(or $(DATA),docs) --cfg $(CFG_FILE) --weights $(WEIGHTS_FILE) --model $(DIR)/portable.onnx$(if \
+	    $(CHECKED_PLAN), --plan $(PLAN) $(ENGINE_OPTIONS))
 
 calib: $(DIR)/calibration.table ## choose INT8 scales on the pictures of DATA
 surgery: $(DIR)/portable.onnx ## put plugin nodes into the ONNX file
@@ -92,6 +112,11 @@ $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 
+# --- the plugin library; its own makefile knows what is to be done ---
+
+$(LIBRARY): always | $(if $(PLUGINS),$(VENV)/.installed-$(TENSORRT))
+	@$(MAKE) --no-print-directory -C plugins/csrc plugins OUT=$(abspath $(OUT)) TENSORRT_VERSION=$(TENSORRT_VERSION)
+
 # --- the stages; each also depends on its options, kept in a file that changes only when they do ---
 
 $(DIR):
@@ -120,10 +145,10 @@ $(DIR)/calibration.table: $(DIR)/portable.onnx $(if $(DATA),$(DIR)/CALIB.options
 
 EVAL_DATA = $(or $(EVAL),$(CALIB_DATA))
 
-$(DIR)/int8.plan: $(DIR)/portable.onnx $(DIR)/calibration.table $(DIR)/INT8.options $(wildcard engine/*.py) \
+$(DIR)/int8.plan: $(DIR)/portable.onnx $(DIR)/calibration.table $(DIR)/INT8.options $(PLUGINS) $(wildcard engine/*.py) \
     $(if $(MAX_DROP),$(wildcard check/*.py))
 	@test -z '$(MAX_DROP)' || test -n '$(EVAL_DATA)' || { echo 'MAX_DROP is measured on pictures: make ... EVAL=val.json'; exit 1; }
-	$(DARKTRT) engine $< --precision int8 --table $(DIR)/calibration.table $(INT8_OPTIONS) -o $@
+	$(DARKTRT) engine $< --precision int8 --table $(DIR)/calibration.table $(INT8_OPTIONS) $(ENGINE_OPTIONS) -o $@
 
-$(DIR)/%.plan: $(DIR)/portable.onnx $(wildcard engine/*.py)
-	$(DARKTRT) engine $< --precision $* -o $@
+$(DIR)/%.plan: $(DIR)/portable.onnx $(PLUGINS) $(wildcard engine/*.py)
+	$(DARKTRT) engine $< --precision $* $(ENGINE_OPTIONS) -o $@

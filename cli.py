@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from calib.histogram import HistogramSet
     from calib.report import Outputs
     from check.budget import Trade
+    from check.results import Subject
     from surgery.qdq import Calibration
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parse(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as with Ctrl-C, so that no half-written file stays
     try:
-        args.run(args)
+        status = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, head for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"darktrt {args.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine)
-    for add in (*stages, _add_detect, _add_inspect, _add_doctor):
+    for add in (*stages, _add_check, _add_detect, _add_inspect, _add_doctor):
         add(commands)
     return parser
 
@@ -172,9 +173,10 @@ def _add_surgery(commands: _Commands) -> None:
     )
     parser.add_argument(
         "--mish",
-        choices=["plugin", "native"],
-        default="plugin",
-        help="Mish as one plugin node or as standard ops (default: plugin)",
+        choices=["plugin", "fused", "native", "auto"],
+        default="auto",
+        help="plugin: a node each; fused: the nodes take the adds and concats behind them in; native: standard ops; "
+        "auto: what suits the engine, decided as it is built (default: auto)",
     )
     parser.add_argument("--activation", choices=_SWAPS, help="put this in the place of Mish, for a network retrained so")
     parser.add_argument(
@@ -208,6 +210,8 @@ def _surgery(args: argparse.Namespace) -> None:
     )
     report = operate_file(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced{f' by {args.activation}' if args.activation else ''}"
+    if any(report.fused):
+        mish += f", {report.fused.adds} adds and {report.fused.concats} concats took theirs in"
     print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies")
     if report.int8:
         kept = ", ".join(report.int8.kept) or "none"
@@ -401,6 +405,8 @@ def _add_engine(commands: _Commands) -> None:
         metavar="+LIB,-LIB",
         help="libraries to add or leave out, as trtexec has it: --tactic-sources=-CUDNN,-CUBLAS,-CUBLAS_LT",
     )
+    library = "plugin library (default: what DARKTRT_PLUGINS names, else what 'make plugins' built, if custom nodes need one)"
+    parser.add_argument("--plugins", metavar="LIBRARY", help=library)
     parser.set_defaults(run=_engine)
 
 
@@ -421,13 +427,13 @@ def _engine(args: argparse.Namespace) -> None:
     if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
         raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
     options = BuildOptions(args.tactic_sources, args.optimization_level, args.timing_cache)
-    check_files(args.output, options, args.source, args.table, *map(path_of, args.eval or ()))
+    check_files(args.output, options, args.source, args.table, args.plugins, *map(path_of, args.eval or ()))
     calibration = _calibration(args.table, args.keep) if args.table else None
     trade = _trade(args, calibration) if calibration and args.eval else None
     if calibration and trade:
         calibration = replace(calibration, keep=trade.chosen.kept)
     cost = trade.cost(", ".join(args.eval)) if trade else None
-    manifest = build_file(args.source, args.output, args.precision, args.target, calibration, options, cost)
+    manifest = build_file(args.source, args.output, args.precision, args.target, calibration, options, cost, args.plugins)
     size = Path(args.output).stat().st_size / 2**20
     print(
         f"{args.output}: {args.precision.upper()} for {manifest.target}, {size:.1f} MiB, built in {manifest.build_seconds:g} s"
@@ -456,6 +462,122 @@ def _calibration(table: str, keep: str | None = None) -> Calibration:
 
     names = None if keep is None else tuple(name for name in keep.split(",") if name)
     return Calibration(CalibrationTable.load(table).scales, names, load_shifts(table))
+
+
+def _add_check(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "check",
+        "hold an ONNX file or an engine against PyTorch: check compare, check mark",
+        "darktrt check compare --help",
+        "darktrt check mark --help",
+    )
+    checks = parser.add_subparsers(metavar="CHECK", required=True)
+    _add_compare(checks)
+    _add_mark(checks)
+
+
+def _add_compare(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "compare",
+        "run one network by different means over pictures and hold the results against the first; status 1 if they differ",
+        "darktrt check compare photos/ --cfg my.cfg --weights my.weights --model portable.onnx --plan fp16.plan",
+        "darktrt check compare photos/ --cfg my.cfg --weights my.weights --model portable.onnx --layers",
+        "darktrt check compare photos/ --plan fp16.plan --save-outputs trt.json",
+        "darktrt check compare photos/ --model portable.onnx --load-outputs trt.json --tolerance worst=0.01,score=0.05",
+    )
+    parser.set_defaults(command="check compare", run=_compare)
+    parser.add_argument("data", metavar="DATA", nargs="*", help="pictures: folders, lists, COCO json files, patterns")
+    parser.add_argument("--cfg", metavar="CFG", help="the network in PyTorch, the reference: with --weights")
+    parser.add_argument("--weights", metavar="WEIGHTS", help="darknet weights")
+    parser.add_argument("--size", metavar="SIZE", help="of its input (default: that of the models, else the cfg's)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (default: cpu)")
+    parser.add_argument("--model", metavar="ONNX", action="append", default=[], help="run it in ONNX Runtime; may be repeated")
+    parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help="run this engine; may be repeated")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    parser.add_argument("--limit", type=int, default=8, metavar="N", help="use a random sample of N pictures (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
+    parser.add_argument("--layers", action="store_true", help="compare every cfg section, and name the first that differs")
+    parser.add_argument("--save-outputs", metavar="JSON", help="keep the results, to compare them with others elsewhere")
+    saved = "compare with results that were kept; may be repeated"
+    parser.add_argument("--load-outputs", metavar="JSON", action="append", default=[], help=saved)
+    parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="of detections (default: 0.25)")
+    parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="of NMS (default: 0.45)")
+    limits = "other limits than the precision's: NAME=X,... with worst, cosine, score, unmatched"
+    parser.add_argument("--tolerance", metavar="NAME=X,...", help=limits)
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from calib.data import find_images, path_of
+    from check.compare import compare
+    from check.difference import parse_tolerance
+    from check.results import Thresholds, load_picture, load_results
+    from darktrt import atomic_output, check_writable
+
+    kept = [args.cfg, args.weights, *args.model, *args.plan, *args.load_outputs, *map(path_of, args.data)]
+    for output in filter(None, (args.save_outputs, args.json)):
+        keep_inputs(output, *kept)
+        check_writable(output)
+        kept.append(output)
+    tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}
+    thresholds = Thresholds(args.score_threshold, args.iou_threshold)
+    loaded = [one for path in args.load_outputs for one in load_results(path)]
+    with ExitStack() as stack:
+        subjects = _subjects(args, stack)
+        if subjects and not args.data:
+            raise DarktrtError("no pictures to run the network on; name DATA: folders, lists, COCO json files, patterns")
+        if args.limit < 1:
+            raise DarktrtError(f"--limit {args.limit}: compare on at least 1 picture")
+        paths = find_images(args.data, args.limit, args.seed) if subjects else []
+        pictures = [load_picture(path, subjects[0].info) for path in paths]
+        report = compare(subjects, pictures, loaded, thresholds, args.layers, tolerance, args.save_outputs)
+    if report.comparisons:
+        print(report.to_table())
+    if args.save_outputs:
+        print(f"{args.save_outputs}: results of {report.pictures} pictures; compare with them by --load-outputs")
+    if args.json:
+        with atomic_output(args.json) as temporary:
+            temporary.write_text(report.to_json(), encoding="utf-8")
+    return 0 if report.passed else 1
+
+
+def _subjects(args: argparse.Namespace, stack: ExitStack) -> list[Subject]:
+    """What is to be run, the reference first; engines live as long as ``stack``."""
+    from check.results import Subject, onnx_subject, plan_subject
+    from convert.shapes import parse_size
+    from engine.runtime import PlanRunner
+
+    if (args.cfg is None) != (args.weights is None):
+        raise DarktrtError("--cfg CFG and --weights WEIGHTS go together")
+    others = [onnx_subject(path, args.layers) for path in args.model]
+    others += [plan_subject(stack.enter_context(PlanRunner(path, args.plugins))) for path in args.plan]
+    if args.cfg is None:
+        return others
+    from convert.reference import TorchReference
+
+    size = parse_size(args.size) if args.size else (others[0].info.width, others[0].info.height) if others else None
+    reference = TorchReference(args.cfg, args.weights, size, args.layers, args.device)
+    return [Subject("PyTorch", reference.info, "fp32", reference.run), *others]
+
+
+def _add_mark(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "mark",
+        "make the output of every cfg section an output of the model, for 'check compare --layers' with its engine",
+        "darktrt check mark portable.onnx -o marked.onnx",
+    )
+    parser.set_defaults(command="check mark", run=_mark)
+    parser.add_argument("source", metavar="ONNX", help="what 'darktrt convert' or 'darktrt surgery' wrote")
+    parser.add_argument("-o", "--output", required=True, metavar="ONNX", help="file to write")
+
+
+def _mark(args: argparse.Namespace) -> None:
+    from check.results import mark_file
+
+    print(f"{args.output}: {mark_file(args.source, args.output)} further outputs")
 
 
 def _add_detect(commands: _Commands) -> None:

@@ -7,6 +7,7 @@ the rest in FP16, so its numbers differ from these by rounding alone.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,10 +24,14 @@ from darktrt import DarktrtError, DetectorInfo
 from onnx_file import load_model
 from surgery.bodies import embed
 from surgery.half import backbone
+from surgery.head import decode_heads
 from surgery.qdq import Calibration, default_keep, quantize
 from surgery.rewrite import import_graph
 from vision.detect import Arrays, Run, fit
 from vision.images import read_image
+
+_SECTION = re.compile(r"/layers\.(\d+)/")
+"""How the exporter names the nodes of a cfg section."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,18 +66,17 @@ def load_network(path: str | Path) -> Network:
 
 def convolutions(network: Network) -> list[Convolution]:
     """The convolutions that can be quantized, in graph order."""
-    graph = import_graph(network.model)
-    sections = {layer.tensor: layer for layer in reversed(network.info.layers)}  # the first that gives a tensor, not a route
-    found = []
-    for node in backbone(graph, network.info):
-        if node.op == "Conv":
-            tensor = node.outputs[0]
-            while tensor.name not in sections:  # on through the activation
-                if not tensor.outputs:
-                    raise DarktrtError(f"'{node.name}' belongs to no cfg section of the metadata; convert the network again")
-                tensor = tensor.outputs[0].outputs[0]
-            found.append(Convolution(node.name, sections[tensor.name].index, sections[tensor.name].line))
-    return found
+    nodes = backbone(import_graph(network.model), network.info)
+    return [_convolution(node.name, network.info) for node in nodes if node.op == "Conv"]
+
+
+def _convolution(node: str, info: DetectorInfo) -> Convolution:
+    """By the section's number in the node's name, for its tensor may have gone into an add or concat with its Mish."""
+    number = _SECTION.match(node)
+    for layer in info.layers:
+        if number and layer.index == int(number[1]):
+            return Convolution(node, layer.index, layer.line)
+    raise DarktrtError(f"'{node}' belongs to no cfg section of the metadata; convert the network again")
 
 
 def kept_by_default(network: Network) -> list[str]:
@@ -94,15 +98,12 @@ def quantized(network: Network, calibration: Calibration, keep: Collection[str])
 def up_to_scores(network: Network) -> Network:
     """The network cut behind decoding: its outputs are ``scores (N, A, C)`` and the raw heads, under their names."""
     graph = import_graph(network.model)
+    decode_heads(graph, network.info)
+    _, scores = graph.outputs
     tensors = graph.tensors()
-    names = ["decoded_scores" if network.info.head == "nms" else "scores", *(head.tensor for head in network.info.heads)]
-    if missing := [name for name in names if name not in tensors]:
-        raise DarktrtError(f"{network.info.name}: the graph has no tensor '{missing[0]}'; make it with 'darktrt surgery'")
-    scores, *heads = graph.outputs = [tensors[name] for name in names]
+    heads = [tensors[head.tensor] for head in network.info.heads]
+    graph.outputs = [scores, *heads]
     graph.cleanup(remove_unused_graph_inputs=True)
-    scores.name = "scores"
-    for head in heads:
-        head.dtype = np.float32
     return Network(_exported(graph), network.info)
 
 

@@ -92,6 +92,20 @@ MADE_CFG = net(**MADE_NET) + MADE_BODY
 """Two heads at strides 16 and 8, not square, six Mish of eight activations, greedynms."""
 MADE_MISH = 6
 
+RESIDUAL_CFG = (
+    net(**MADE_NET)
+    + conv(8, stride=2)
+    + conv(8)
+    + section("route", layers=-2)
+    + conv(8)
+    + 2 * (conv(4, 1) + conv(8) + section("shortcut", **{"from": -3, "activation": "linear"}))
+    + conv(12, 1)
+    + section("route", layers="-1,1")
+    + conv(8, stride=8)
+    + head()
+)
+"""A stage of YOLOv4's backbone: two ways from a convolution, on one of them two residual blocks, that a concat joins."""
+
 
 def deep_cfg(blocks: int = 24, width: int = 64, height: int = 64) -> str:
     """A deep residual Mish network: two convolutions a block, as many as yolov4's backbone has."""

@@ -15,6 +15,7 @@ from helpers import ROOT
 ROOMS: dict[str, set[str]] = {
     "darktrt": set(),
     "onnx_file": set(),
+    "gpu": set(),
     "plugins": set(),
     "convert": set(),
     "vision": set(),
@@ -25,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "serve": {"engine.manifest", "engine.runtime", "vision"},
     "cli": {"serve", "check", "engine", "calib", "surgery", "convert", "vision"},
 }
-"""What each room may import of the others; every room may import itself, ``darktrt`` and ``onnx_file``."""
+"""What each room may import of the others; every room may import itself, ``darktrt``, ``gpu`` and ``onnx_file``."""
 
 HOMES: dict[str, set[str]] = {
     "torch": {"convert"},
@@ -95,7 +96,7 @@ def is_part_of(module: str, whole: str) -> bool:
 
 def test_every_room_is_walked() -> None:
     present = {room_of(name) for name in modules()}
-    assert {"cli", "darktrt", "onnx_file", "convert", "plugins", "surgery", "engine", "vision"} <= present
+    assert {"cli", "darktrt", "gpu", "onnx_file", "convert", "plugins", "surgery", "engine", "vision"} <= present
     assert {file.name for file in ROOT.iterdir() if (file / "__init__.py").is_file()} <= set(ROOMS)
     assert sum(room_of(found.imported) in ROOMS for found in IMPORTS) > 60
 
@@ -105,7 +106,7 @@ def test_rooms_import_only_whom_they_may() -> None:
         f"{found.where}: {found.importer} imports {found.imported}"
         for found in IMPORTS
         if room_of(found.imported) in ROOMS
-        and room_of(found.imported) not in (room_of(found.importer), "darktrt", "onnx_file")
+        and room_of(found.imported) not in (room_of(found.importer), "darktrt", "gpu", "onnx_file")
         and not any(is_part_of(found.imported, allowed) for allowed in ROOMS[room_of(found.importer)])
     ]
     assert not wrong
@@ -162,7 +163,9 @@ def test_reading_cfgs_and_weights_needs_no_torch_nor_onnx() -> None:
 
 def test_running_engines_needs_neither_torch_nor_onnx() -> None:
     """A deployment host has neither, nor has a CPython 3.10 with TensorRT 8.6."""
-    assert not {"torch", "onnx", "onnxruntime"} & loaded_by("import engine.runtime, engine.manifest, vision.detect")
+    assert not {"torch", "onnx", "onnxruntime"} & loaded_by(
+        "import engine.runtime, engine.manifest, vision.detect, check.compare"
+    )
 
 
 def test_every_module_imports_alone() -> None:

@@ -55,7 +55,7 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
     words = [word.replace("my.", f"{tmp_path}/my.") for word in shlex.split(line)]
     done = run(["make", "--dry-run", "--no-print-directory", f"OUT={tmp_path}/build", *words[1:]], ROOT)
     assert done.returncode == 0, done.stderr
-    does = {"test": "pytest", "calib": "darktrt calib", "engine": "darktrt engine"}
+    does = {"test": "pytest", "calib": "darktrt calib", "check": "check compare", "engine": "darktrt engine"}
     assert does[words[1]] in done.stdout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,19 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from darktrt import DarktrtError, NmsKind
-from plugins.ops import DOMAIN, MAX_TOPK, Mish, PluginOp, YoloDecode, YoloNms, op_from_node
+from plugins.ops import (
+    DOMAIN,
+    MAX_ANCHORS,
+    MAX_TOPK,
+    MISH_OPS,
+    Mish,
+    MishAdd,
+    MishConcat,
+    PluginOp,
+    YoloDecode,
+    YoloDetect,
+    op_from_node,
+)
 from surgery.bodies import drop_bodies, embed, inline_bodies
 
 Floats = NDArray[np.float32]
@@ -56,13 +69,17 @@ def values_of(outputs: Outputs) -> list[onnx.ValueInfoProto]:
 
 
 def model_of(op: PluginOp, inputs: dict[str, Array], outputs: Outputs) -> onnx.ModelProto:
-    """One node of ``op`` with any batch; inputs of one dimension are thresholds."""
-    values = [
+    """One node of ``op``."""
+    node = node_of(op, list(inputs), list(outputs), "it")
+    return checked_model(helper.make_graph([node], "one_node", values_of_inputs(inputs), values_of(outputs)))
+
+
+def values_of_inputs(inputs: dict[str, Array]) -> list[onnx.ValueInfoProto]:
+    """Of any batch; inputs of one dimension are thresholds."""
+    return [
         helper.make_tensor_value_info(name, ONNX_TYPES[str(a.dtype)], ["N", *a.shape[1:]] if a.ndim > 1 else a.shape)
         for name, a in inputs.items()
     ]
-    node = node_of(op, list(inputs), list(outputs), "it")
-    return checked_model(helper.make_graph([node], "one_node", values, values_of(outputs)))
 
 
 def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -118,6 +135,28 @@ def test_mish_in_half_precision() -> None:
     assert y.dtype == np.float16
     wide = x.astype(np.float64)
     np.testing.assert_allclose(y, wide * np.tanh(np.logaddexp(0, wide)), rtol=4e-3, atol=2e-3)
+
+
+def pair_model(op: PluginOp, first: Array, second: Array) -> tuple[onnx.ModelProto, dict[str, Array]]:
+    inputs = dict(zip(op.input_names, (first, second), strict=True))
+    return model_of(op, inputs, {"y": (str(first.dtype), first.ndim)}), inputs
+
+
+def wave(*shape: int, phase: float = 0) -> Array:
+    return (6 * np.sin(np.arange(np.prod(shape)) + phase)).reshape(shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_fused_mish_is_mish_and_what_follows_it(dtype: type) -> None:
+    """Batch 2, not square; channels that differ in the concat. Float32 to the bit; in half the runtime rounds seldomer."""
+    x, same, other = (array.astype(dtype) for array in (wave(2, 3, 4, 5), wave(2, 3, 4, 5, phase=2), wave(2, 4, 4, 5, phase=1)))
+    mish, mish_other = (run(model_of(Mish(), {"x": a}, {"y": (str(a.dtype), 4)}), {"x": a})[0] for a in (x, other))
+    tolerance = {"rtol": 1e-2, "atol": 5e-3} if dtype is np.float16 else {"rtol": 0, "atol": 0}
+    (added,) = run(*pair_model(MishAdd(), x, same))
+    (joined,) = run(*pair_model(MishConcat(), x, other))
+    assert added.dtype == joined.dtype == dtype
+    np.testing.assert_allclose(added, mish + same, **tolerance)
+    np.testing.assert_allclose(joined, np.concatenate([mish, mish_other], 1), **tolerance)
 
 
 # --- decode ---
@@ -235,10 +274,10 @@ class Nms(NamedTuple):
     score_threshold: float = 0.05
     iou_threshold: float = 0.45
     beta: float = 0.8
-    size: tuple[float, float] = (320, 192)
+    size: tuple[int, int] = (320, 192)
     max_candidates: int | None = None
     max_detections: int = 50
-    image_sizes: tuple[tuple[float, float], ...] = ()
+    image_sizes: tuple[tuple[int, int], ...] = ()
     """Of letterboxed pictures, one an image of the batch."""
 
 
@@ -269,7 +308,7 @@ def overlap(a: Box, b: Box, nms: Nms) -> float:
 def nms_reference(boxes: Floats, scores: Floats, nms: Nms) -> list[tuple[float, int, Box]]:
     """Sequential greedy suppression of one image, a pair at a time: (score, class, box), best first."""
     threshold = np.float32(nms.score_threshold)
-    pairs = [(s, a, c) for (a, c), s in np.ndenumerate(scores) if s > threshold]
+    pairs = [(s, a, c) for (a, c), s in np.ndenumerate(scores) if s > threshold and np.isfinite(boxes[a]).all()]
     pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
     kept: list[tuple[float, int, Box]] = []
     for score, anchor, class_id in pairs[: nms.max_candidates]:
@@ -279,20 +318,42 @@ def nms_reference(boxes: Floats, scores: Floats, nms: Nms) -> list[tuple[float, 
     return kept[: nms.max_detections]
 
 
-def op_of(nms: Nms) -> YoloNms:
-    letterbox = int(bool(nms.image_sizes))
-    return YoloNms(nms.kind, nms.beta, nms.size, nms.max_candidates or 2000, nms.max_detections, letterbox)
+def detect_of(heads: Sequence[Head], classes: int, nms: Nms) -> YoloDetect:
+    return YoloDetect(
+        **vars(decode_of(heads, classes, nms.size)),
+        kind=nms.kind,
+        beta=nms.beta,
+        max_candidates=nms.max_candidates or 2000,
+        max_detections=nms.max_detections,
+        letterbox=int(bool(nms.image_sizes)),
+    )
 
 
 def nms_inputs(boxes: Array, scores: Array, nms: Nms) -> dict[str, Array]:
+    return {"boxes": boxes.astype(np.float32), "scores": scores.astype(np.float32), **limits(nms)}
+
+
+def limits(nms: Nms) -> dict[str, Array]:
+    """The inputs besides boxes and scores, or besides heads."""
     thresholds = {"score_threshold": nms.score_threshold, "iou_threshold": nms.iou_threshold}
-    given: dict[str, Array] = {"boxes": boxes.astype(np.float32), "scores": scores.astype(np.float32)}
-    given |= {name: np.array([value], np.float32) for name, value in thresholds.items()}
+    given: dict[str, Array] = {name: np.array([value], np.float32) for name, value in thresholds.items()}
     return given | ({"image_size": np.array(nms.image_sizes, np.float32)} if nms.image_sizes else {})
 
 
 def nms_model(inputs: dict[str, Array], nms: Nms) -> onnx.ModelProto:
-    return model_of(op_of(nms), inputs, NMS_OUTPUTS)
+    """The body of YoloDetect from its decoded boxes and scores on, which no choice of heads would give so exactly."""
+    op = detect_of([Head((SMALL,), 1, 1)], inputs["scores"].shape[2], nms)
+    function = op.body(17)
+    rest = [node for node in function.node if not any(out.startswith("head") for out in node.output)]
+    del function.node[:], function.input[:]
+    function.node.extend(node for node in rest if node.output[0] not in ("boxes", "scores"))
+    function.input.extend(inputs)
+    node = node_of(op, list(inputs), list(NMS_OUTPUTS), "it")
+    graph = helper.make_graph([node], "suppression", values_of_inputs(inputs), values_of(NMS_OUTPUTS))
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets, ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def check_nms(boxes: Array, scores: Array, nms: Nms) -> list[int]:
@@ -356,7 +417,7 @@ def test_the_kinds_differ() -> None:
 def test_letterboxed_pictures_bring_their_own_shape(kind: NmsKind) -> None:
     boxes, scores = clustered(200, 2, seed=3)
     both = np.concatenate([boxes, boxes]), np.concatenate([scores, scores])
-    wide, high = check_nms(*both, Nms(kind, iou_threshold=0.05, image_sizes=((320, 20), (11.5, 192))))
+    wide, high = check_nms(*both, Nms(kind, iou_threshold=0.05, image_sizes=((320, 20), (12, 192))))
     assert wide != high
 
 
@@ -440,9 +501,88 @@ def test_boxes_without_area(kind: NmsKind, iou_threshold: float) -> None:
     assert kept == [6] or iou_threshold < 0
 
 
-def test_infinite_boxes_leave_the_padding_zero() -> None:
-    boxes = np.array([[[-np.inf, 0, np.inf, 10], [0, 0, 10, 10], [-np.inf, -np.inf, np.inf, np.inf]]])
-    check_nms(boxes, np.array([[[0.9], [0.8], [0.7]]]), Nms())
+ODD = (np.nan, np.inf, -np.inf)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("score_threshold", [0.05, 0.0, -1.0])
+def test_boxes_that_are_not_finite_are_no_candidates(kind: NmsKind, score_threshold: float) -> None:
+    """Whichever coordinate it is, and however good the score."""
+    boxes, scores = clustered(80, 2, seed=12, batch=2)
+    for i, (value, corner) in enumerate(np.ndindex(3, 4)):
+        boxes[0, i, corner] = ODD[value]
+        scores[0, i] = 0.9 + i / 200
+    nms = Nms(kind, score_threshold=score_threshold, iou_threshold=1.0, max_candidates=100, max_detections=100)
+    if score_threshold < 0:
+        nms = nms._replace(max_candidates=100, max_detections=50)
+    check_nms(boxes, scores, nms)
+
+
+@pytest.mark.parametrize("score_threshold", [0.05, 0.0, -0.5])
+def test_nan_among_the_scores_disturbs_no_order(score_threshold: float) -> None:
+    boxes, scores = clustered(90, 4, seed=13, batch=2)
+    holes = np.random.default_rng(13).uniform(0, 1, scores.shape) < 0.3
+    scores[holes] = np.nan
+    scores[1] -= 0.3
+    for limit in (360, 40, 7):
+        check_nms(boxes, scores, Nms(score_threshold=score_threshold, max_candidates=limit, max_detections=min(limit, 50)))
+
+
+def test_nothing_but_nan_gives_zeros() -> None:
+    boxes, scores = clustered(30, 2, seed=4)
+    assert check_nms(boxes, scores * np.nan, Nms(score_threshold=-1.0)) == [0]
+    assert check_nms(boxes * np.nan, scores, Nms(score_threshold=-1.0)) == [0]
+
+
+def test_boxes_as_large_as_floats_get_are_finite() -> None:
+    top = float(np.finfo(np.float32).max)
+    boxes = np.array([[[-top, 0, top, 10], [0, 0, 10, 10], [-top, -top, top, top], [0, -np.inf, 10, 10]]])
+    assert check_nms(boxes, np.array([[[0.9], [0.8], [0.7], [0.6]]]), Nms()) == [3]
+
+
+# --- detect ---
+
+
+def check_detect(raws: dict[str, Array], heads: Sequence[Head], classes: int, nms: Nms) -> list[int]:
+    """Run a batch and compare with the reference on what YoloDecode gives; how many are kept in each image."""
+    boxes, scores = run(model_of(decode_of(heads, classes, nms.size), raws, DECODE_OUTPUTS), raws)
+    given = raws | limits(nms)
+    outputs = run(model_of(detect_of(heads, classes, nms), given, NMS_OUTPUTS), given)
+    compare_nms(outputs, {"boxes": boxes, "scores": scores}, nms)
+    return [int(n) for n in outputs[0][:, 0]]
+
+
+@pytest.mark.parametrize("case", DECODES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_detect_is_decode_then_nms(case: str, kind: NmsKind) -> None:
+    heads, classes, size = DECODES[case]
+    assert all(check_detect(raw_heads(heads, classes, 2), heads, classes, Nms(kind, size=size)))
+
+
+def test_detect_in_letterboxed_pictures() -> None:
+    heads, classes, size = DECODES["both kinds of head"]
+    nms = Nms("diounms", size=size, image_sizes=((96, 12), (40, 64)), iou_threshold=0.1)
+    check_detect(raw_heads(heads, classes, 2), heads, classes, nms)
+
+
+@pytest.mark.parametrize("case", ["v3", "new_coords", "one class"])
+@pytest.mark.parametrize("score_threshold", [0.05, 0.0, -0.5])
+def test_nothing_odd_in_a_head_is_detected(case: str, score_threshold: float) -> None:
+    heads, classes, size = DECODES[case]
+    rng = np.random.default_rng(1)
+    raws = raw_heads(heads, classes, 3)
+    for raw in raws.values():
+        holes = rng.uniform(0, 1, raw.shape) < 0.02
+        raw[holes] = rng.choice(ODD, holes.sum())
+    nms = Nms("greedynms", score_threshold, size=size, max_candidates=100)
+    assert all(check_detect(raws, heads, classes, nms))
+
+
+def test_a_head_of_infinities_or_nan_gives_nothing() -> None:
+    heads, classes, size = DECODES["v3"]
+    for value in (np.nan, np.inf):
+        raws = {name: np.full_like(raw, value) for name, raw in raw_heads(heads, classes, 1).items()}
+        assert check_detect(raws, heads, classes, Nms(size=size)) == [0]
 
 
 def test_too_few_candidates_change_nothing_while_enough_are_kept() -> None:
@@ -467,7 +607,7 @@ def test_one_session_serves_every_batch() -> None:
 
 
 def network(half: bool = False, batch: int | str = 1, classes: int = 80, side: int = 416) -> onnx.ModelProto:
-    """Convolutions and Mish, in half precision or not, two heads of stride 16 and 32, decode and NMS in float32."""
+    """Convolutions and Mish, in half precision or not, two heads of stride 16 and 32, detection in float32."""
     rng = np.random.default_rng(0)
     dtype = np.float16 if half else np.float32
     nodes, weights = [helper.make_node("Cast", ["images"], ["start"], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))], []
@@ -488,12 +628,11 @@ def network(half: bool = False, batch: int | str = 1, classes: int = 80, side: i
         head = conv(source, f"head{i}_conv", inputs, 3 * (5 + classes), 1, False)
         nodes.append(helper.make_node("Cast", [head], [f"head{i}_raw"], to=TensorProto.FLOAT))
     heads = [Head((SMALL, WIDE, TALL), side // s, side // s, 1.05) for s in (32, 16)]
-    decode = node_of(decode_of(heads, classes, (side, side)), ["head0_raw", "head1_raw"], ["boxes", "scores"], "decode")
-    nms_in = ["boxes", "scores", "score_threshold", "iou_threshold"]
-    nms = node_of(YoloNms("greedynms", 0.6, (side, side)), nms_in, list(NMS_OUTPUTS), "nms")
+    op = detect_of(heads, classes, Nms("greedynms", size=(side, side), max_candidates=1000, max_detections=300))
+    detect = node_of(op, op.input_names, list(NMS_OUTPUTS), "detect")
     shapes: dict[str, list[int | str]] = {"images": [batch, 3, side, side], "score_threshold": [1], "iou_threshold": [1]}
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
-    return checked_model(helper.make_graph([*nodes, decode, nms], "network", values, values_of(NMS_OUTPUTS), weights))
+    return checked_model(helper.make_graph([*nodes, detect], "network", values, values_of(NMS_OUTPUTS), weights))
 
 
 def network_inputs(batch: int, side: int) -> dict[str, Array]:
@@ -513,18 +652,18 @@ def assert_same(first: Sequence[Array], second: Sequence[Array]) -> None:
 def test_one_function_an_op_however_often_embedded() -> None:
     model = network()
     once = model.SerializeToString()
-    assert functions(model) == ["MishPlugin", "YoloDecodePlugin", "YoloNmsPlugin"]
+    assert functions(model) == ["MishPlugin", "YoloDetectPlugin"]
     assert [opset.version for opset in model.opset_import if opset.domain == DOMAIN] == [1]
-    assert embed(model) == 3
+    assert embed(model) == 2
     assert model.SerializeToString() == once
 
 
 def test_dropping_leaves_the_nodes() -> None:
     model = network()
-    assert drop_bodies(model) == 3
+    assert drop_bodies(model) == 2
     assert drop_bodies(model) == 0
     assert not model.functions
-    assert sum(node.domain == DOMAIN for node in model.graph.node) == 7
+    assert sum(node.domain == DOMAIN for node in model.graph.node) == 6
     embed(model)
     assert model.SerializeToString() == network().SerializeToString()
 
@@ -548,6 +687,20 @@ def test_a_model_without_custom_nodes_passes_through() -> None:
     assert embed(model) == 0
     assert [opset.domain for opset in model.opset_import] == [""]
     assert inline_bodies(model) == model
+
+
+def test_inlining_some_ops_leaves_the_others() -> None:
+    model = network(batch="N", classes=3, side=64)
+    inputs = network_inputs(2, 64)
+    inlined = inline_bodies(model, MISH_OPS)
+    onnx.checker.check_model(inlined, full_check=True)
+    assert [node.op_type for node in inlined.graph.node if node.domain] == ["YoloDetectPlugin"]
+    assert functions(inlined) == ["YoloDetectPlugin"]
+    assert sorted(opset.domain for opset in inlined.opset_import) == ["", DOMAIN]
+    assert_same(run(model, inputs), run(inlined, inputs))
+    names = [name for node in inlined.graph.node for name in node.output]
+    assert len(names) == len(set(names))
+    assert inline_bodies(inlined, MISH_OPS) == inlined
 
 
 def test_inlining_without_a_body_is_an_error() -> None:
@@ -612,7 +765,8 @@ def build_with_rtx(model: onnx.ModelProto, dynamic: bool) -> list[tuple[str, lis
 
 
 HEADS, CLASSES, SIZE = DECODES["v4 scale_x_y, not square"]
-NODES = [Mish(), decode_of(HEADS, CLASSES, SIZE), YoloNms("diounms", 0.25, (320, 192), 500, 100)]
+DETECT = detect_of(HEADS, CLASSES, Nms("diounms", beta=0.25, size=SIZE, max_candidates=500, max_detections=100))
+NODES = [Mish(), MishAdd(), MishConcat(), decode_of(HEADS, CLASSES, SIZE), DETECT]
 
 
 @pytest.mark.parametrize("op", NODES, ids=lambda op: str(op.op_type))
@@ -634,6 +788,7 @@ def test_a_node_tells_its_op(op: PluginOp) -> None:
         ({"anchors_per_head": ()}, "0 heads"),
         ({"anchors_per_head": (1,) * 6}, "6 heads; between 1 and 5"),
         ({"anchors_per_head": (6, 0)}, "a head with no anchor"),
+        ({"anchors_per_head": (MAX_ANCHORS + 1, 1)}, "a head has 33 anchors; 32 are supported"),
         ({"scale_x_y": (1.0,)}, "scale_x_y has 1 values for 2 heads"),
         ({"scale_x_y": (1.0, math.nan)}, "scale_x_y must be positive"),
         ({"new_coords": (0, 2)}, "new_coords must be 0 or 1"),
@@ -641,10 +796,15 @@ def test_a_node_tells_its_op(op: PluginOp) -> None:
         ({"input_size": (416,)}, "input_size must be width and height"),
     ],
 )
-def test_decode_refuses(values: dict[str, Any], message: str) -> None:
-    good = vars(decode_of(HEADS, CLASSES, SIZE))
-    with pytest.raises(DarktrtError, match=message):
-        YoloDecode(**good | values)
+def test_decode_and_detect_refuse(values: dict[str, Any], message: str) -> None:
+    for good in (decode_of(HEADS, CLASSES, SIZE), DETECT):
+        with pytest.raises(DarktrtError, match=f"{good.op_type}: .*{message}"):
+            replace(good, **values)
+
+
+def test_as_many_anchors_as_a_head_may_have() -> None:
+    heads, size = [Head((SMALL, WIDE) * (MAX_ANCHORS // 2), 2, 1)], (32, 64)
+    assert check_detect(raw_heads(heads, 2, 1), heads, 2, Nms(size=size)) > [0]
 
 
 @pytest.mark.parametrize(
@@ -652,16 +812,16 @@ def test_decode_refuses(values: dict[str, Any], message: str) -> None:
     [
         ({"kind": "cornersnms"}, "kind 'cornersnms' is not one of plain, greedynms, diounms"),
         ({"beta": 0.0}, "beta must be positive"),
-        ({"input_size": (0, 416)}, "input_size must be width and height"),
+        ({"letterbox": 2}, r"letterbox must be one of \(0, 1\) for diounms NMS, not 2"),
+        ({"kind": "plain", "letterbox": 1}, r"letterbox must be one of \(0,\) for plain NMS, not 1"),
         ({"max_candidates": MAX_TOPK + 1}, r"max_candidates 3841 is not in 1\.\.3840"),
-        ({"max_detections": 0}, r"max_detections 0 is not in 1\.\.1000"),
-        ({"max_candidates": 200}, r"max_detections 300 is not in 1\.\.200"),
+        ({"max_detections": 0}, r"max_detections 0 is not in 1\.\.500"),
+        ({"max_candidates": 90}, r"max_detections 100 is not in 1\.\.90"),
     ],
 )
 def test_nms_refuses(values: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {"kind": "plain", "beta": 0.6, "input_size": (416, 416)}
     with pytest.raises(DarktrtError, match=message):
-        YoloNms(**good | values)
+        replace(DETECT, **values)
 
 
 def test_malformed_nodes_are_named() -> None:
@@ -682,7 +842,9 @@ def test_malformed_nodes_are_named() -> None:
 
 def test_two_forms_of_one_op_do_not_fit_in_a_model() -> None:
     model = network()
-    other = node_of(YoloNms("plain", 0.6, (416, 416)), model.graph.node[-1].input, ["a", "b", "c", "d"], "other")
+    op = op_from_node(model.graph.node[-1])
+    assert isinstance(op, YoloDetect)
+    other = node_of(replace(op, kind="plain"), model.graph.node[-1].input, ["a", "b", "c", "d"], "other")
     model.graph.node.append(other)
-    with pytest.raises(DarktrtError, match="two YoloNmsPlugin nodes differ"):
+    with pytest.raises(DarktrtError, match="two YoloDetectPlugin nodes differ"):
         embed(model)

@@ -237,9 +237,19 @@ def test_nothing_passes(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_infinite_boxes_are_kept_without_a_word() -> None:
-    """exp() of an untrained network's width overflows; inf / inf suppresses nothing, in C as here."""
-    wide = (-np.inf, -np.inf, np.inf, np.inf)
+def test_infinite_boxes_and_nan_are_no_candidates() -> None:
+    """exp() of an untrained network's width overflows."""
+    for odd in (np.inf, -np.inf, np.nan):
+        for i in range(4):
+            box = [0.0, 0, 5, 5]
+            box[i] = odd
+            assert pair(box, box, 0.45) == 0
+            assert pair(box, (0, 0, 5, 5), 0.45, "greedynms") == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_boxes_whose_area_overflows_suppress_nothing() -> None:
+    wide = (-1e30, -1e30, 1e30, 1e30)
     assert pair(wide, wide, 0.45) == 2
     assert pair(wide, (0, 0, 5, 5), 0.45, "greedynms") == 2
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import MADE_CFG, Array, Made, made_image, make, run, with_outputs
+from helpers import MADE_CFG, RESIDUAL_CFG, Array, Made, made_image, make, run, with_outputs
 from onnx import numpy_helper
 from PIL import Image
 from test_calib_histogram import same_sets
@@ -23,7 +23,7 @@ from calib.histogram import Histogram, HistogramSet
 from calib.importance import weights_of
 from darktrt import DarktrtError
 from onnx_file import load_model
-from surgery.rewrite import SurgeryOptions, operate, save_model
+from surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
 from vision.images import preprocess, read_image
 
 
@@ -96,6 +96,20 @@ def test_portable_files_have_plugin_outputs_and_no_mish_internals(made: Made, op
     ]
     assert tensors[1:] == [n.output[0] for n in trunk if n.output[0] != "images_float"]
     assert sum(n.op_type == "MishPlugin" and n.output[0] in tensors for n in trunk) == made.info.mish_count
+
+
+def test_fused_mish_hides_tensors_and_changes_no_other(tmp_path: Path, pictures: list[Path]) -> None:
+    """Histograms of what is left are those of a node each; a form left to the build has every tensor of all forms."""
+    made = make(tmp_path, RESIDUAL_CFG)
+    found = {}
+    for form in ("plugin", "fused", "auto"):
+        operate_file(made.plain, tmp_path / f"{form}.onnx", SurgeryOptions(mish=form))  # type: ignore[arg-type]
+        found[form] = collect(tmp_path / f"{form}.onnx", pictures, progress=False).histograms
+    assert list(found["auto"]) == list(found["plugin"])
+    hidden = set(found["plugin"]) - set(found["fused"])
+    assert hidden == {"layer1", "layer5", "layer8", "layer10"}
+    for name, histogram in found["fused"].items():
+        np.testing.assert_array_equal(histogram.counts, found["plugin"][name].counts)
 
 
 def test_integers_and_constants_on_the_way_are_no_activations(made: Made) -> None:

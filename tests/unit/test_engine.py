@@ -9,11 +9,12 @@ import importlib.metadata
 import importlib.util
 import json
 import signal
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -25,17 +26,17 @@ from onnx import parser
 from calib.collect import tensors_to_calibrate
 from calib.table import CalibrationTable
 from calib.trt import BatchSource
-from darktrt import METADATA_KEY, DarktrtError
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
 from engine import build as build_module
 from engine import target as target_module
 from engine.build import BuildOptions, Built, build, build_file
-from engine.lower import lower
+from engine.lower import Precision, lower
 from engine.manifest import Manifest, manifest_path, read_manifest, read_plan_manifest
 from engine.runtime import OnnxRunner
 from engine.target import Target, find_target, gpu_name, installed_version
 from engine.weak import Calibrated, NetworkMap
 from onnx_file import load_model
-from plugins.ops import DOMAIN
+from plugins.ops import DOMAIN, OPS
 from surgery.qdq import Calibration
 from surgery.rewrite import SurgeryOptions, operate_file
 
@@ -180,8 +181,8 @@ def test_full_tensorrt_keeps_the_nodes(
     made: Made, version: tuple[int, ...], weakly_typed: bool, bodies: str, precision: Any
 ) -> None:
     model = lower(made.operated(), made.info, Target("trt", version), precision)
-    assert custom_nodes(model) == 8
-    assert len(model.functions) == (0 if bodies == "drop" else 3)
+    assert custom_nodes(model) == 7
+    assert len(model.functions) == (0 if bodies == "drop" else 2)
     halves = sum(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
     assert bool(halves) == (precision == "fp16" and not weakly_typed)
     assert METADATA_KEY in {p.key for p in model.metadata_props}
@@ -195,6 +196,76 @@ def test_rtx_gets_standard_ops_alone(made: Made, precision: Any) -> None:
     assert METADATA_KEY in {p.key for p in model.metadata_props}
     names = [node.name for node in model.graph.node if node.name]
     assert len(set(names)) == len(names)
+
+
+def lowered(
+    made: Made, monkeypatch: pytest.MonkeyPatch, version: str, precision: Any, plugins: Any = tuple(OPS), **options: Any
+) -> onnx.ModelProto:
+    """A made model for a full TensorRT whose library has registered these ops."""
+    full(monkeypatch, version, plugins=plugins)
+    model = made.operated(**options)
+    info = DetectorInfo.from_json({p.key: p.value for p in model.metadata_props}[METADATA_KEY], "model")
+    lowered = lower(model, info, Target("trt", tuple(map(int, version.split(".")))), precision)
+    if lowered.functions:
+        onnx.checker.check_model(lowered, full_check=True)
+    return lowered
+
+
+def ops_of(model: onnx.ModelProto) -> dict[str, int]:
+    found = Counter(node.op_type for node in model.graph.node if node.domain == DOMAIN or node.op_type == "Softplus")
+    return dict(sorted(found.items()))
+
+
+FORMS = {
+    "plugin": {"MishPlugin": 6, "YoloDetectPlugin": 1},
+    "fused": {"MishAddPlugin": 1, "MishPlugin": 5, "YoloDetectPlugin": 1},
+    "native": {"Softplus": 6, "YoloDetectPlugin": 1},
+}
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.3.0", "10.14.1", "11.0.0"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_mish_becomes_what_the_target_likes(
+    made: Made, monkeypatch: pytest.MonkeyPatch, version: str, precision: str, form: str
+) -> None:
+    """With all numbers kept, in FP32, and no body where the parser would prefer one."""
+    monkeypatch.setattr(Target, "mish_form", lambda _, asked: {precision: form}[asked])
+    model = lowered(made, monkeypatch, version, precision)
+    assert ops_of(model) == FORMS[form]
+    assert bool(model.functions) == (version != "10.3.0")
+    assert METADATA_KEY in {p.key for p in model.metadata_props}
+    if precision == "fp32" and model.functions:
+        given = {"images": batch_of_images(made.info, 2), **thresholds(0.01)}
+        expected = run(made.operated(mish="plugin"), given)
+        for name, array in run(model, given).items():
+            np.testing.assert_array_equal(array, expected[name])
+
+
+def test_every_precision_has_a_form_of_mish() -> None:
+    assert {Target("trt", (10, 3)).mish_form(precision) for precision in get_args(Precision)} <= {"plugin", "fused", "native"}
+
+
+@pytest.mark.parametrize("plugins", [(), ("MishPlugin", "YoloDetectPlugin"), ("YoloDetectPlugin",)])
+def test_without_its_plugins_mish_becomes_standard_ops(
+    made: Made, monkeypatch: pytest.MonkeyPatch, plugins: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(Target, "mish_form", lambda *_: "fused")
+    assert ops_of(lowered(made, monkeypatch, "8.6.1", "fp32", plugins)) == FORMS["native"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("likes", FORMS)
+def test_a_stated_form_of_mish_stays(made: Made, monkeypatch: pytest.MonkeyPatch, form: str, likes: str) -> None:
+    """Whatever the target likes, and whether or not it has the plugins."""
+    monkeypatch.setattr(Target, "mish_form", lambda *_: likes)
+    for plugins in (tuple(OPS), ()):
+        assert ops_of(lowered(made, monkeypatch, "8.6.1", "fp16", plugins, mish=form)) == FORMS[form]
+
+
+def test_a_network_without_mish_asks_for_no_plugin_of_it(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lowered(made, monkeypatch, "8.6.1", "fp32", (), activation="leaky")
+    assert ops_of(model) == {"YoloDetectPlugin": 1}
 
 
 def test_lowering_for_rtx_changes_no_number(made: Made) -> None:
@@ -312,10 +383,11 @@ def full(monkeypatch: pytest.MonkeyPatch, version: str, **options: Any) -> FakeT
     machine(monkeypatch, "NVIDIA L4", trt=version)
     monkeypatch.setattr(target_module, "_load", lambda _: trt)
     monkeypatch.setattr(build_module, "gpu_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(build_module, "find_library", lambda _: None)  # plugins are there, or not, as ``options`` has it
     return trt
 
 
-PLUGINS = ("MishPlugin", "YoloDecodePlugin", "YoloNmsPlugin")
+PLUGINS = tuple(OPS)
 OBEY = "OBEY_PRECISION_CONSTRAINTS"
 
 
@@ -335,7 +407,7 @@ def test_full_tensorrt_is_asked_in_its_own_way(
     assert trt.config.profiles == [{"images": [(1, 64, 96, 3), (3, 64, 96, 3), (3, 64, 96, 3)]}]
     assert hasattr(trt.config, "progress_monitor") == (version != "8.6.1")
     assert trt.config.profiling_verbosity == "DETAILED"
-    assert manifest.plugins == ("MishPlugin:1", "YoloDecodePlugin:1", "YoloNmsPlugin:1")
+    assert manifest.plugins == ("YoloDetectPlugin:1",)
     assert manifest.gpu == "NVIDIA L4"
     assert manifest.target == f"TensorRT {version}"
     assert (tmp_path / "a.plan").read_bytes() == b"plan"
@@ -353,8 +425,9 @@ def test_a_missing_plugin_library_is_said(
     with pytest.raises(DarktrtError) as caught:
         build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt")
     assert str(caught.value) == (
-        f"TensorRT {version} takes YoloDecodePlugin, YoloNmsPlugin from darktrt's plugin library, which is missing; "
-        "do without: 'darktrt surgery --head raw --mish native', or 'darktrt engine --target rtx'"
+        f"TensorRT {version} takes YoloDetectPlugin from darktrt's plugin library, which is missing; build it with "
+        "'make plugins', or name it by --plugins; do without: 'darktrt surgery --head raw --mish native', or "
+        "'darktrt engine --target rtx'"
     )
     assert files_in(tmp_path) == ["a.onnx"]
 

@@ -235,6 +235,7 @@ def test_damaged_metadata_names_the_file(text: str, said: str) -> None:
         ('"nms": {', '"nms": 3, "x": {', "NmsInfo is 3|unknown field"),
         ('"kind": "greedynms"', '"kinds": "greedynms"', "unknown field 'kinds'"),
         ('"new_coords": false', '"new_coords": "no"', "'new_coords' is 'no'"),
+        ('"mish": "plugin"', '"mish": "both"', "the form of Mish is 'both'"),
         ('"gflops": ', '"gflops": [], "gflop": ', "'gflops' is|unknown field"),
     ],
 )
@@ -243,6 +244,12 @@ def test_metadata_of_other_types_is_refused(made: Made, old: str, new: str, said
     assert old in text
     with pytest.raises(DarktrtError, match=said):
         DetectorInfo.from_json(text.replace(old, new, 1), "my.onnx")
+
+
+def test_older_metadata_has_a_plugin_node_a_mish(made: Made) -> None:
+    text = made.info.to_json()
+    assert ', "mish": "plugin"' in text
+    assert DetectorInfo.from_json(text.replace(', "mish": "plugin"', ""), "old.onnx") == made.info
 
 
 def test_metadata_without_heads_is_refused(made: Made) -> None:

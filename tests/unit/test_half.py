@@ -39,7 +39,7 @@ def test_the_backbone_is_half_and_its_ends_are_not(made: Made, start: str) -> No
         if node.op_type in ("Conv", "MaxPool", "LeakyRelu", "Softplus", "Tanh", "Resize"):
             assert types[node.output[0]] == TensorProto.FLOAT16, node.name
     assert {types[h.tensor] for h in made.info.heads} == {TensorProto.FLOAT}
-    assert {types[name] for name in ("decoded_boxes", "decoded_scores", "boxes", "scores")} == {TensorProto.FLOAT}
+    assert {types[name] for name in ("boxes", "scores")} == {TensorProto.FLOAT}
     assert types["images"] == (TensorProto.UINT8 if start == "uint8" else TensorProto.FLOAT)
     assert types["score_threshold"] == types["iou_threshold"] == TensorProto.FLOAT
     weights = [i for i in model.graph.initializer if len(i.dims) == 4]

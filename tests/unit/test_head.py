@@ -31,7 +31,7 @@ from onnx import helper
 
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadInfo
 from onnx_file import load_model
-from surgery.head import decode_op
+from plugins.ops import YoloDecode, op_from_node
 from surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
 from vision.boxes import nms
 
@@ -71,7 +71,7 @@ def test_every_form_of_input_and_head(made: Made, start: str, end: str) -> None:
     assert [node.op_type for node in model.graph.node if node.domain][-1] == {
         "raw": "MishPlugin",
         "decode": "YoloDecodePlugin",
-        "nms": "YoloNmsPlugin",
+        "nms": "YoloDetectPlugin",
     }[end]
 
 
@@ -87,7 +87,7 @@ def test_a_static_batch_stays_static(made: Made, tmp_path: Path) -> None:
 def test_a_file_becomes_a_file(made: Made, tmp_path: Path) -> None:
     report = operate_file(made.plain, tmp_path / "portable.onnx", SurgeryOptions())
     assert files_in(tmp_path) == ["portable.onnx"]
-    assert (report.mish, report.heads, report.functions) == (6, 2, 3)
+    assert (report.mish, report.heads, report.functions) == (6, 2, 2)
     model, info = load_model(tmp_path / "portable.onnx")
     assert info == report.info
     onnx.checker.check_model(model, full_check=True)
@@ -240,19 +240,20 @@ def test_plain_nms_needs_no_sizes(tmp_path: Path) -> None:
 
 
 def test_attributes_say_what_the_cfg_says(made: Made) -> None:
-    nodes = {node.op_type: node for node in made.operated(max_candidates=500, max_detections=20).graph.node if node.domain}
-    attributes = {k: {a.name: helper.get_attribute_value(a) for a in node.attribute} for k, node in nodes.items()}
-    decoding, suppressing = attributes["YoloDecodePlugin"], attributes["YoloNmsPlugin"]
-    assert list(nodes["YoloDecodePlugin"].input) == ["head0_raw", "head1_raw"]
-    assert list(nodes["YoloNmsPlugin"].input) == ["decoded_boxes", "decoded_scores", "score_threshold", "iou_threshold"]
-    assert decoding["anchors"] == [22, 16, 30, 35, 50, 44, 6, 9, 11, 8, 14, 20]
-    assert decoding["anchors_per_head"] == [3, 3]
-    assert decoding["scale_x_y"] == pytest.approx([1.05, 1.1])
-    assert (decoding["new_coords"], decoding["classes"], decoding["input_size"]) == ([0, 0], 3, [96, 64])
-    assert (suppressing["kind"], suppressing["input_size"]) == (b"greedynms", [96, 64])
-    assert (suppressing["max_candidates"], suppressing["max_detections"]) == (500, 20)
-    for own in attributes.values():
+    for end, inputs in (("decode", []), ("nms", ["score_threshold", "iou_threshold"])):
+        model = made.operated(head=end, max_candidates=500, max_detections=20)
+        *mish, node = [node for node in model.graph.node if node.domain]
+        assert {other.op_type for other in mish} == {"MishPlugin"}
+        assert list(node.input) == ["head0_raw", "head1_raw", *inputs]
+        own = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        assert own["anchors"] == [22, 16, 30, 35, 50, 44, 6, 9, 11, 8, 14, 20]
+        assert own["anchors_per_head"] == [3, 3]
+        assert own["scale_x_y"] == pytest.approx([1.05, 1.1])
+        assert (own["new_coords"], own["classes"], own["input_size"]) == ([0, 0], 3, [96, 64])
         assert (own["plugin_version"], own["plugin_namespace"]) == (b"1", b"")
+        if end == "nms":
+            assert (node.name, own["kind"], own["letterbox"]) == ("yolo_detect", b"greedynms", 0)
+            assert (own["max_candidates"], own["max_detections"]) == (500, 20)
 
 
 # --- refusals ---
@@ -335,5 +336,7 @@ def test_a_model_that_does_not_pass_the_checker_is_not_written(made: Made, tmp_p
 
 
 def test_the_decode_node_follows_the_metadata(made: Made) -> None:
-    op = decode_op(other_head(made, new_coords=True, scale_x_y=2.0))
-    assert (op.new_coords, op.scale_x_y) == ((0, 1), (1.05, 2.0))
+    model, _ = operate(made.model(), other_head(made, new_coords=True, scale_x_y=2.0), SurgeryOptions(head="decode"))
+    op = op_from_node(model.graph.node[-1])
+    assert isinstance(op, YoloDecode)
+    assert (op.new_coords, op.scale_x_y) == ((0, 1), pytest.approx((1.05, 2.0)))

@@ -119,9 +119,10 @@ def test_a_plain_onnx(made: Made) -> None:
 def test_a_portable_onnx(made: Made, tmp_path: Path) -> None:
     operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(max_detections=20))
     text = describe_onnx(tmp_path / "a.onnx")
-    assert f"plugin nodes  {MADE_MISH} MishPlugin, 1 YoloDecodePlugin, 1 YoloNmsPlugin" in text
-    assert "bodies        MishPlugin, YoloDecodePlugin, YoloNmsPlugin" in text
+    assert f"plugin nodes  {MADE_MISH} MishPlugin, 1 YoloDetectPlugin" in text
+    assert "bodies        MishPlugin, YoloDetectPlugin" in text
     assert f"{MADE_MISH} darktrt.MishPlugin" in text
+    assert f"Mish          {MADE_MISH}, --mish auto" in text
     assert "darktrt 1" in text
     assert "ends at       nms: greedynms NMS, at most 20 detections" in text
     assert "input         images uint8 (batch, 64, 96, 3)" in text
@@ -162,6 +163,7 @@ def test_a_machine_that_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "gpu_name", lambda: None)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     monkeypatch.setattr(doctor, "_INCLUDE_FOLDERS", ())
+    monkeypatch.setattr(doctor, "find_library", lambda: None)
     monkeypatch.delenv("TENSORRT_INCLUDE", raising=False)
     findings = examine()
     assert [f.name for f in findings if f.found] == ["Python"]

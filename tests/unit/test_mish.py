@@ -1,8 +1,9 @@
-"""Mish in every form that exporters write, what only looks like it, counts, swaps and native Mish."""
+"""Mish in every form that exporters write, what only looks like it, counts, adds and concats that take it in, and swaps."""
 
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,10 +12,12 @@ import pytest
 from helpers import (
     LAYER_TOLERANCE,
     MADE_MISH,
+    RESIDUAL_CFG,
     Array,
     Made,
     as_float,
     batch_of_images,
+    make,
     relative_error,
     run,
     thresholds,
@@ -24,9 +27,9 @@ from onnx import helper, parser
 
 import cli
 from darktrt import DarktrtError
-from plugins.ops import DOMAIN
+from plugins.ops import DOMAIN, Mish
 from surgery.bodies import embed, inline_bodies
-from surgery.mish import SWAPS, mish_input, replace_mish
+from surgery.mish import SWAPS, Fused, fuse_mish, mish_input, replace_mish
 from surgery.rewrite import SurgeryOptions, operate
 
 
@@ -131,6 +134,145 @@ def test_a_custom_op_called_mish_is_not_ours() -> None:
     assert replace_mish(graph, 0) == 0
 
 
+# --- adds and concats behind it ---
+
+
+M, N = "m = darktrt.MishPlugin (x)", "n = darktrt.MishPlugin (z)"
+
+
+def with_mish(statements: str, outputs: str = "y", second: str = "batch,4,3,5") -> onnx.ModelProto:
+    """A model over ``x`` and ``z`` with ``MishPlugin`` nodes; the shapes of ``m, n, k`` are known, as surgery has them."""
+    known = ", ".join(f"float[batch,4,3,5] {name}" for name in "mnk" if f"{name} = " in statements and name not in outputs)
+    header = '<ir_version: 8, opset_import: ["": 17, "darktrt": 1]>'
+    values = f"(float[batch,4,3,5] x, float[{second}] z) => ({', '.join(f'float[a,b,c,d] {name}' for name in outputs)})"
+    model = parser.parse_model(f"{header} g {values} <{known}> {{ {statements} }}")
+    for node in model.graph.node:
+        node.name = f"/{node.output[0]}/{node.op_type.removesuffix('Plugin')}"
+        if node.domain:
+            own = Mish().attributes()
+            node.attribute.extend(helper.make_attribute(name, value) for name, value in own.items())
+    embed(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def waves(second: tuple[int, ...] = (2, 4, 3, 5)) -> dict[str, Array]:
+    return {
+        "x": (8 * np.sin(np.arange(120))).astype(np.float32).reshape(2, 4, 3, 5),
+        "z": (5 * np.cos(np.arange(np.prod(second)))).astype(np.float32).reshape(second),
+    }
+
+
+FUSED: dict[str, tuple[str, str, Fused, list[str]]] = {
+    "an add": (f"{M} y = Add (m, z)", "y", Fused(1, 0), ["MishAddPlugin"]),
+    "an add, other order": (f"{M} y = Add (z, m)", "y", Fused(1, 0), ["MishAddPlugin"]),
+    "of two Mish an add takes one": (f"{M} {N} y = Add (m, n)", "y", Fused(1, 0), ["MishPlugin", "MishAddPlugin"]),
+    "of two Mish the one that it alone reads": (
+        f"{M} {N} k = Relu (m) y = Add (m, n)", "yk", Fused(1, 0), ["MishPlugin", "Relu", "MishAddPlugin"],
+    ),
+    "the residual may be what Mish takes": (f"{M} y = Add (m, x)", "y", Fused(1, 0), ["MishAddPlugin"]),
+    "the sum may be Mish's too": (
+        f"{M} k = Add (m, z) y = darktrt.MishPlugin (k)", "y", Fused(1, 0), ["MishAddPlugin", "MishPlugin"],
+    ),
+    "adds in a row": (
+        f"{M} k = Add (z, m) n = darktrt.MishPlugin (k) y = Add (n, k)", "y", Fused(2, 0), ["MishAddPlugin"] * 2,
+    ),
+    "a concat": (f"{M} {N} y = Concat <axis = 1> (m, n)", "y", Fused(0, 1), ["MishConcatPlugin"]),
+    "a concat, the other first": (f"{M} {N} y = Concat <axis = 1> (n, m)", "y", Fused(0, 1), ["MishConcatPlugin"]),
+    "a concat of which others read the first": (
+        f"{M} {N} k = Relu (m) y = Concat <axis = 1> (m, n)", "yk", Fused(0, 1), ["MishPlugin", "Relu", "MishConcatPlugin"],
+    ),
+    "a concat of which others read the second": (
+        f"{M} {N} k = Relu (n) y = Concat <axis = 1> (m, n)", "yk", Fused(0, 1), ["MishPlugin", "Relu", "MishConcatPlugin"],
+    ),
+    "a concat of which one is an output": (
+        f"{M} {N} y = Concat <axis = 1> (m, n)", "ym", Fused(0, 1), ["MishPlugin", "MishConcatPlugin"],
+    ),
+    "a concat of two Mish of one tensor": (
+        f"{M} n = darktrt.MishPlugin (x) y = Concat <axis = 1> (m, n)", "y", Fused(0, 1), ["MishConcatPlugin"],
+    ),
+    "a Mish read by a concat and an add": (
+        f"{M} {N} k = Add (m, z) y = Concat <axis = 1> (n, m)", "yk", Fused(1, 1), ["MishAddPlugin", "MishConcatPlugin"],
+    ),
+    "a Mish read by two concats": (
+        f"{M} {N} k = darktrt.MishPlugin (n) y = Concat <axis = 1> (m, n) w = Concat <axis = 1> (m, k)", "yw", Fused(0, 2),
+        ["MishPlugin", "MishConcatPlugin", "MishConcatPlugin"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_follows_mish_takes_it_in(name: str) -> None:
+    """In a batch of two; not a bit changes, tensors that are left keep their names, and a second time changes nothing."""
+    statements, outputs, count, ops = FUSED[name]
+    model = with_mish(statements, outputs)
+    graph = gs.import_onnx(model)
+    assert fuse_mish(graph) == count
+    fused = finished(graph)
+    assert sorted(node.op_type for node in fused.graph.node) == sorted(ops)
+    assert {out for node in fused.graph.node for out in node.output} <= {out for n in model.graph.node for out in n.output}
+    names = [node.name for node in fused.graph.node]
+    assert len(set(names)) == len(names)
+    for node in fused.graph.node:
+        assert node.name == f"/{node.output[0]}/{node.op_type.removesuffix('Plugin')}", "called by what it is"
+    assert fuse_mish(gs.import_onnx(fused)) == Fused(0, 0)
+    expected, found = run(model, waves()), run(fused, waves())
+    inlined = inline_bodies(fused)
+    onnx.checker.check_model(inlined, full_check=True)
+    for output, array in run(inlined, waves()).items():
+        assert array.tobytes() == found[output].tobytes() == expected[output].tobytes()
+
+
+NOT_FUSED: dict[str, tuple[str, str]] = {
+    "another reads Mish": (f"{M} k = Relu (m) y = Add (m, z)", "yk"),
+    "Mish is an output": (f"{M} y = Add (m, z)", "ym"),
+    "Mish is added to itself": (f"{M} y = Add (m, m)", "y"),
+    "another operation": (f"{M} y = Sub (m, z)", "y"),
+    "a concat along rows": (f"{M} {N} y = Concat <axis = 2> (m, n)", "y"),
+    "a concat with itself": (f"{M} y = Concat <axis = 1> (m, m)", "y"),
+    "a concat of three": (f"{M} {N} k = darktrt.MishPlugin (n) y = Concat <axis = 1> (m, n, k)", "y"),
+    "a concat of one": (f"{M} y = Concat <axis = 1> (m)", "y"),
+    "a concat with another activation": (f"{M} n = Relu (z) y = Concat <axis = 1> (m, n)", "y"),
+    "a concat with an input": (f"{M} y = Concat <axis = 1> (z, m)", "y"),
+    "others read both": (f"{M} {N} k = Relu (m) w = Relu (n) y = Concat <axis = 1> (m, n)", "ykw"),
+    "both are outputs": (f"{M} {N} y = Concat <axis = 1> (m, n)", "ymn"),
+    "an operation between": (f"{M} k = Relu (m) y = Add (k, z)", "y"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FUSED)
+def test_what_takes_no_mish_in(name: str) -> None:
+    model = with_mish(*NOT_FUSED[name])
+    graph = gs.import_onnx(model)
+    assert fuse_mish(graph) == Fused(0, 0)
+    assert [node.op for node in graph.nodes] == [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize("second", ["batch,4,1,1", "batch,1,3,5", "1,4,3,5", "other,4,3,5", "?,4,3,5"])
+@pytest.mark.parametrize("add", ["m, z", "z, m"])
+def test_an_add_that_may_spread_one_operand_takes_no_mish_in(second: str, add: str) -> None:
+    graph = gs.import_onnx(with_mish(f"{M} y = Add ({add})", second=second))
+    assert fuse_mish(graph) == Fused(0, 0)
+
+
+def test_an_add_of_unknown_shape_takes_no_mish_in() -> None:
+    for batch in ("batch", "?"):
+        model = with_mish(f"{M} y = Add (m, z)")
+        del model.graph.value_info[:]
+        for value in model.graph.input:
+            value.type.tensor_type.shape.dim[0].dim_param = batch if batch != "?" else ""
+        assert fuse_mish(gs.import_onnx(model)) == Fused(0, 0)
+
+
+def test_channels_of_a_concat_may_differ() -> None:
+    model = with_mish(f"{M} {N} y = Concat <axis = 1> (m, n)", second="batch,7,3,5", outputs="yn")
+    graph = gs.import_onnx(model)
+    assert fuse_mish(graph) == Fused(0, 1)
+    given = waves((2, 7, 3, 5))
+    for output, array in run(finished(graph), given).items():
+        assert array.tobytes() == run(model, given)[output].tobytes()
+
+
 # --- in the made network ---
 
 
@@ -147,10 +289,10 @@ def test_the_network_gets_one_node_a_mish_and_one_body(made: Made) -> None:
     found = kinds(model)
     assert found["MishPlugin"] == MADE_MISH
     assert not {"Softplus", "Tanh", "Mish"} & set(found)
-    assert sorted(function.name for function in model.functions) == ["MishPlugin", "YoloDecodePlugin", "YoloNmsPlugin"]
+    assert sorted(function.name for function in model.functions) == ["MishPlugin", "YoloDetectPlugin"]
 
 
-@pytest.mark.parametrize("options", [{}, {"mish": "native"}, {"head": "raw"}])
+@pytest.mark.parametrize("options", [{}, {"mish": "native"}, {"mish": "plugin"}, {"head": "raw"}])
 def test_every_layer_keeps_its_bits(made: Made, options: dict[str, str]) -> None:
     """Float input; heads and everything before them."""
     images = as_float(batch_of_images(made.info, 2))
@@ -160,6 +302,30 @@ def test_every_layer_keeps_its_bits(made: Made, options: dict[str, str]) -> None
     found = run(operated, given)
     for name in layer_names(made):
         assert found[name].tobytes() == plain[name].tobytes(), name
+
+
+def test_fused_in_a_network(tmp_path: Path, made: Made) -> None:
+    """Every tensor that is left has its bits; the counts are those of the cfg."""
+    for network, count in ((make(tmp_path, RESIDUAL_CFG, batch=(1, 2, 2)), Fused(2, 1)), (made, Fused(1, 0))):
+        fused, report = operate(network.model(), network.info, SurgeryOptions(mish="fused", input="float", head="raw"))
+        plugin = network.operated(mish="plugin", input="float", head="raw")
+        assert report.fused == count
+        assert (report.mish, report.info.mish) == (network.info.mish_count, "fused")
+        onnx.checker.check_model(fused, full_check=True)
+        assert kinds(fused)["MishPlugin"] == report.mish - count.adds - 2 * count.concats
+        tensors = [out for node in fused.graph.node for out in node.output]
+        given = {"images": as_float(batch_of_images(network.info, 2))}
+        expected = run(with_outputs(plugin, tensors), given)
+        for name, array in run(with_outputs(fused, tensors), given).items():
+            assert array.tobytes() == expected[name].tobytes(), name
+
+
+def test_auto_is_a_node_each_for_the_build_to_decide(made: Made) -> None:
+    plugin, report = operate(made.model(), made.info, SurgeryOptions(mish="plugin"))
+    auto, decided_later = operate(made.model(), made.info, SurgeryOptions())
+    assert plugin.graph == auto.graph
+    assert (report.info.mish, decided_later.info.mish) == ("plugin", "auto")
+    assert decided_later.fused == Fused(0, 0)
 
 
 def test_native_leaves_mish_as_it_was_written(made: Made) -> None:

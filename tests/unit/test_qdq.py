@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from helpers import Made, as_float, batch_of_images, files_in, relative_error, run, with_outputs
+from helpers import (
+    RESIDUAL_CFG,
+    Array,
+    Made,
+    as_float,
+    batch_of_images,
+    files_in,
+    make,
+    relative_error,
+    run,
+    thresholds,
+    with_outputs,
+)
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
@@ -31,6 +44,10 @@ INT8_TOLERANCE = 0.25
 
 @pytest.fixture(scope="module")
 def scales(made: Made) -> dict[str, np.float32]:
+    return scales_of(made)
+
+
+def scales_of(made: Made) -> dict[str, np.float32]:
     """amax / 127 of every tensor over a few pictures."""
     names = tensors_to_calibrate(made.model(), made.info)
     outputs = [name for name in names if name != "images"]
@@ -128,6 +145,63 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
     asked = asked_for(lowered)
     assert sorted(asked.values()) == [False] * 3 + [True] * 6
     assert {one.node: one.int8 for one in convolution_precisions(layers, asked, RTX)} == asked
+
+
+# --- forms of Mish ---
+
+
+FORMS = ("plugin", "fused", "native", "auto")
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("residual"), RESIDUAL_CFG, batch=(1, 3, 3))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_serves_every_form_of_mish(residual: Made, form: str) -> None:
+    """Q/DQ nodes stand at the same tensors, with the same numbers, and nothing that is detected differs."""
+    table = scales_of(residual)
+    calibration = Calibration({**table, "images_float": table["images"]}, ())
+    given = {"images": batch_of_images(residual.info, 3), **thresholds(0.05)}
+
+    def of(mish: str) -> tuple[list[tuple[str, ...]], dict[str, Array]]:
+        model = residual.operated(mish=mish, calibration=calibration)
+        quantizers = [tuple(node.input) for node in model.graph.node if node.op_type == "QuantizeLinear"]
+        return sorted(quantizers), run(model, given)
+
+    (places, found), (expected_places, expected) = of(form), of("plugin")
+    assert places == expected_places
+    assert len(places) > 5
+    assert expected["num_detections"].min() > 0
+    for name, array in found.items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_q_dq_behind_what_took_mish_in(residual: Made) -> None:
+    table = scales_of(residual)
+    model = residual.operated(mish="fused", input="float", calibration=Calibration(table, ()))
+    producers = {output: node for node in model.graph.node for output in node.output}
+    read = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] != "images"]
+    found = Counter(producers[name].op_type for name in read)
+    assert found == Counter(MishAddPlugin=2, MishConcatPlugin=1, MishPlugin=5)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("form", FORMS)
+def test_tensorrt_for_rtx_builds_every_form_of_mish(residual: Made, form: Any, precision: Any) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
+    table = scales_of(residual)
+    calibration = Calibration({**table, "images_float": table["images"]}) if precision == "int8" else None
+    model, report = operate(residual.model(), residual.info, SurgeryOptions(mish=form))
+    lowered = lower(model, report.info, RTX, precision, calibration)
+    onnx.checker.check_model(lowered, full_check=True)
+    assert not [node for node in lowered.graph.node if node.domain]
+    plan, layers = build(lowered.SerializeToString(), report.info, RTX, precision)
+    assert len(plan) > 10_000
+    if calibration:
+        asked = asked_for(lowered)
+        assert {one.node: one.int8 for one in convolution_precisions(layers, asked, RTX)} == asked
 
 
 def test_mistakes_are_told(made: Made, scales: dict[str, np.float32]) -> None:

@@ -36,6 +36,7 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sensitivity")
     for head in ("nms", "decode", "raw"):
         operate_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
+    operate_file(made.plain, folder / "fused.onnx", SurgeryOptions(mish="fused"))
     (folder / "photos").mkdir()
     for i in range(5):
         Image.fromarray(made_image(64 + 8 * i, 96, seed=i)).save(folder / f"photos/{i}.png")
@@ -66,14 +67,20 @@ def measured(files: Path, calibration: Calibration, form: str = "nms", limit: in
 
 
 def test_convolutions_come_with_their_line_of_the_cfg(files: Path, made: Made) -> None:
-    """Through the activation behind them, which surgery may have replaced."""
+    """Though the activation behind them may have gone into an add."""
     lines = MADE_CFG.splitlines()
     expected = [i for i, line in enumerate(lines, 1) if line == "[convolutional]"]
-    for form in ("nms", "decode"):
+    for form in ("nms", "decode", "fused"):
         found = convolutions(load_network(files / f"{form}.onnx"))
         assert [one.line for one in found] == expected
         assert [made.info.layers[one.section].line for one in found] == expected
         assert [one.node for one in found] == [node.name for node in made.model().graph.node if node.op_type == "Conv"]
+
+
+def test_convolutions_of_another_network_are_told(files: Path) -> None:
+    network = load_network(files / "nms.onnx")
+    with pytest.raises(DarktrtError, match=r"'/layers\.0/Conv' belongs to no cfg section of the metadata"):
+        convolutions(replace(network, info=replace(network.info, layers=network.info.layers[1:])))
 
 
 def test_the_network_ends_at_its_scores(files: Path) -> None:

@@ -1,0 +1,59 @@
+"""The PyTorch module as something to run like an ONNX file: the reference that later stages are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from convert.export import class_names, detector_info, tensor_names
+from convert.model import load_model
+from darktrt import DarktrtError, sha256_of
+
+
+class TorchReference:
+    """A darknet network in PyTorch with the inputs and outputs of its ``plain.onnx``; ``info`` is what that file would say.
+
+    Args:
+        size: (width, height) of the network input; the cfg's own by default.
+        layers: also give the output of every cfg section.
+        device: ``cpu`` or ``cuda``; TF32, which rounds to 11 bits, stays off.
+
+    Raises:
+        DarktrtError: either file cannot be read, they do not belong together, or PyTorch cannot use the device.
+    """
+
+    def __init__(
+        self,
+        cfg: str | Path,
+        weights: str | Path,
+        size: tuple[int, int] | None = None,
+        layers: bool = False,
+        device: str = "cpu",
+    ) -> None:
+        if device == "cuda" and not torch.cuda.is_available():
+            raise DarktrtError("this PyTorch cannot use a GPU; leave out --device, or install a PyTorch with CUDA")
+        self._model = load_model(cfg, weights, size).to(device)
+        self._device = device
+        network = self._model.network
+        sources = {"cfg": sha256_of(cfg), "weights": sha256_of(weights)}
+        self.info = detector_info(network, (1, 1, 1), class_names(network, None), sources)
+        heads = {head.tensor for head in self.info.heads}
+        first = {name: index for index, name in reversed(tensor_names(network).items())}  # the layer that makes the tensor
+        self._tensors = {index: name for name, index in first.items() if layers or name in heads}
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """``boxes (N, A, 4)``, ``scores (N, A, C)``, the raw heads and layers by their tensors' names; all float32.
+
+        Args:
+            inputs: ``images (N, C, H, W)`` float32, RGB 0..1.
+        """
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            images = torch.from_numpy(inputs["images"]).to(self._device)
+            outputs = self._model.run(images, keep={*self._tensors, *self._model.heads})
+            boxes, scores = self._model.join(outputs)
+        found = {name: outputs[index] for index, name in self._tensors.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in {**found, "boxes": boxes, "scores": scores}.items()}

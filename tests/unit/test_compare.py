@@ -1,0 +1,362 @@
+"""``check compare``: what differs is found where it is, what does not is let pass, and results travel in files."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+from helpers import MADE_BODY, MADE_CFG, MADE_NET, Made, files_in, made_image, make, net, relative_error
+from PIL import Image
+
+from check.compare import Report, compare
+from check.difference import TOLERANCES, Difference, difference, match, parse_tolerance, tolerance_of
+from check.results import (
+    DETECTIONS,
+    Picture,
+    Subject,
+    Thresholds,
+    inner_tensors,
+    load_picture,
+    load_results,
+    mark_file,
+    marked,
+    onnx_subject,
+    plan_subject,
+    run,
+)
+from check.simulate import session
+from cli import main
+from convert.reference import TorchReference
+from darktrt import DarktrtError
+from onnx_file import load_model
+from surgery.bodies import embed
+from surgery.half import halve
+from surgery.rewrite import SurgeryOptions, import_graph, operate_file, save_model
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The made network as files, with ``portable.onnx`` and three pictures in ``pictures/``."""
+    folder = tmp_path_factory.mktemp("compare")
+    network = make(folder, MADE_CFG)
+    operate_file(network.plain, folder / "portable.onnx", SurgeryOptions())
+    draw_pictures(folder / "pictures")
+    return network
+
+
+def draw_pictures(folder: Path, count: int = 3) -> None:
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(made_image(50 + 10 * i, 70, seed=i)).save(folder / f"{i}.png")
+
+
+def pictures_of(network: Made) -> list[Picture]:
+    return [load_picture(path, network.info) for path in sorted((network.cfg.parent / "pictures").iterdir())]
+
+
+def torch_of(network: Made, layers: bool = False) -> Subject:
+    reference = TorchReference(network.cfg, network.weights, layers=layers)
+    return Subject("PyTorch", reference.info, "fp32", reference.run)
+
+
+LOOSE = Thresholds(score=0.05)
+"""Random weights find hardly anything above 0.25."""
+
+
+# --- what agrees ---
+
+
+@pytest.mark.parametrize("head", ["nms", "decode", "raw"])
+@pytest.mark.parametrize("form", ["uint8", "float"])
+def test_every_form_of_a_model_agrees_with_pytorch(made: Made, tmp_path: Path, head: Any, form: Any) -> None:
+    operate_file(made.plain, tmp_path / "model.onnx", SurgeryOptions(head=head, input=form))
+    report = compare([torch_of(made), onnx_subject(tmp_path / "model.onnx")], pictures_of(made), thresholds=LOOSE)
+    (one,) = report.comparisons
+    assert report.passed, report.to_table()
+    decoded = {"boxes", "scores"} if head == "decode" else set()
+    assert set(one.tensors) == {"head0_raw", "head1_raw"} | decoded
+    if head == "raw":
+        assert one.detections is None
+    else:
+        assert one.detections and one.detections.expected > 5 and not one.detections.missing + one.detections.extra
+
+
+@pytest.mark.parametrize("batch", [(3, 3, 3), (1, 2, 4)])
+def test_letterboxed_pictures_and_batches(tmp_path: Path, batch: tuple[int, int, int]) -> None:
+    network = make(tmp_path, net(**MADE_NET, letter_box=1) + MADE_BODY, batch)
+    operate_file(network.plain, tmp_path / "portable.onnx", SurgeryOptions())
+    draw_pictures(tmp_path / "pictures")
+    subjects = [torch_of(network), onnx_subject(network.plain), onnx_subject(tmp_path / "portable.onnx")]
+    assert subjects[2].info.takes_image_size
+    report = compare(subjects, pictures_of(network), thresholds=LOOSE)
+    assert report.passed, report.to_table()
+    assert [one.detections and one.detections.expected > 0 for one in report.comparisons] == [True, True]
+
+
+def test_layers_of_pytorch_and_onnx_agree(made: Made) -> None:
+    portable = made.cfg.parent / "portable.onnx"
+    report = compare([torch_of(made, layers=True), onnx_subject(portable, layers=True)], pictures_of(made), layers=True)
+    assert report.passed, report.to_table()
+    assert list(report.comparisons[0].tensors) == list(dict.fromkeys(layer.tensor for layer in made.info.layers))
+
+
+def test_layers_inside_fused_nodes_are_counted(made: Made, tmp_path: Path) -> None:
+    operate_file(made.plain, tmp_path / "fused.onnx", SurgeryOptions(mish="fused"))
+    report = compare(
+        [torch_of(made, layers=True), onnx_subject(tmp_path / "fused.onnx", layers=True)], pictures_of(made), layers=True
+    )
+    assert report.passed and re.search(r"^[1-9] cfg sections more have no tensor in both", report.to_table(), re.MULTILINE)
+
+
+def test_fp16_is_within_its_tolerance_and_not_within_that_of_fp32(made: Made) -> None:
+    model, info = load_model(made.cfg.parent / "portable.onnx")
+    graph = import_graph(model)
+    halve(graph, info)
+    half = gs.export_onnx(graph.toposort(), do_type_check=False)
+    embed(half)
+    ready = session(marked(half, inner_tensors(info, layers=True)))
+    subjects = [torch_of(made, layers=True), Subject("half", info, "fp16", ready)]
+    assert compare(subjects, pictures_of(made), layers=True).passed
+    assert not compare([subjects[0], replace(subjects[1], precision="fp32")], pictures_of(made), layers=True).passed
+
+
+def test_results_are_copies(made: Made) -> None:
+    """An engine writes its next outputs into the same memory."""
+    reference, memory = torch_of(made), {}
+
+    def reusing(inputs: Any) -> Any:
+        for name, values in reference.run(inputs).items():
+            memory.setdefault(name, np.empty_like(values))[...] = values
+        return memory
+
+    subjects = [reference, replace(reference, name="engine", run=reusing)]
+    exact, first = run(subjects, pictures_of(made)[0], LOOSE, layers=False)
+    run(subjects, pictures_of(made)[1], LOOSE, layers=False)
+    assert all(np.array_equal(values, exact[name]) for name, values in first.items())
+
+
+def test_an_engine_in_fp32_is_held_to_what_tf32_can_do(made: Made) -> None:
+    for precision, expected in (("fp32", "tf32"), ("fp16", "fp16"), ("int8", "int8")):
+        runner: Any = SimpleNamespace(path="x.plan", info=made.info, manifest=SimpleNamespace(precision=precision), run=dict)
+        assert plan_subject(runner).precision == expected
+
+
+# --- what does not ---
+
+
+def broken(source: Path, target: Path, line: int) -> None:
+    """The model with one filter of the convolution of this cfg line 30 % too strong."""
+    model, info = load_model(source)
+    index = next(layer.index for layer in info.layers if layer.line == line)
+    node = next(node for node in model.graph.node if node.name == f"/layers.{index}/Conv")
+    (weight,) = (constant for constant in model.graph.initializer if constant.name == node.input[1])
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[1] *= 1.3
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    save_model(model, info, target)
+
+
+def test_a_changed_weight_is_found_at_its_cfg_line(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convolutions = [layer for layer in made.info.layers if layer.kind == "convolutional"]
+    for layer in (convolutions[0], convolutions[3], convolutions[-1]):
+        broken(made.cfg.parent / "portable.onnx", tmp_path / "broken.onnx", layer.line)
+        numbers = tmp_path / "numbers.json"
+        data, files = str(made.cfg.parent / "pictures"), ["--cfg", str(made.cfg), "--weights", str(made.weights)]
+        words = ["check", "compare", data, *files, "--model", str(tmp_path / "broken.onnx")]
+        assert main([*words, "--layers", "--json", str(numbers)]) == 1
+        assert f"\ncfg line {layer.line}: max relative error 0." in capsys.readouterr().out
+        (found,) = json.loads(numbers.read_text())["comparisons"]
+        lines = {one["tensor"]: one["line"] for one in found["tensors"]}
+        assert lines[found["failures"][0]] == layer.line
+        assert main(words) == 1
+        assert main([*words, "--tolerance", "worst=9,cosine=0,score=1,unmatched=9"]) == 0
+        assert "as asked for" in capsys.readouterr().out
+
+
+def test_nan_is_beyond_every_tolerance(made: Made, tmp_path: Path) -> None:
+    def damaged(inputs: Any) -> Any:
+        outputs = reference.run(inputs)
+        return {**outputs, "head0_raw": np.full_like(outputs["head0_raw"], np.nan)}
+
+    reference = torch_of(made)
+    report = compare([reference, Subject("damaged", reference.info, "int8", damaged)], pictures_of(made))
+    assert report.comparisons[0].failures() == ["head0_raw"]
+    assert json.loads(report.to_json())["comparisons"][0]["tensors"][0]["worst"] is None
+
+
+def test_scores_that_are_no_numbers_are_told(made: Made) -> None:
+    reference = torch_of(made)
+    blind = replace(reference, run=lambda inputs: {**reference.run(inputs), "scores": np.full((1, 1, 3), np.nan)})
+    with pytest.raises(DarktrtError, match="PyTorch: its scores are not numbers"):
+        run([blind], pictures_of(made)[0], LOOSE, layers=False)
+
+
+# --- measures ---
+
+
+def test_differences_are_relative_to_the_reference() -> None:
+    found = difference(np.float32([1, 2, -4.5]), np.float32([1, 2, -4]), "x")
+    assert found.worst == pytest.approx(0.5 / 4) and found.mean == pytest.approx(0.5 / 7)
+    assert found.cosine == pytest.approx(23 / np.sqrt(21 * 25.25))
+    nothing = np.zeros(3, np.float32)
+    assert difference(nothing, nothing, "x") == Difference(0, 0, 1)
+    assert not difference(nothing + 1, nothing, "x").within(TOLERANCES["int8"])
+    with pytest.raises(DarktrtError, match=re.escape("'x' is (3,), but (2,) of the reference")):
+        difference(nothing, nothing[:2], "x")
+
+
+def rows(*detections: tuple[float, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.array(detections, np.float32).reshape(-1, 6)
+
+
+def test_detections_match_by_class_and_overlap_once_each() -> None:
+    expected = rows((0, 0, 10, 10, 0.9, 1), (0, 0, 10, 10, 0.8, 2), (50, 50, 60, 60, 0.7, 1), (0, 0, 10, 9, 0.26, 1))
+    same = match(expected, expected, 0.25)
+    assert (same.expected, same.score, same.iou, same.missing, same.extra) == (4, 0, 1, (), ())
+    found = rows((0, 0, 10, 8, 0.85, 1), (0, 0, 10, 10, 0.8, 3), (56, 50, 66, 60, 0.7, 1))
+    other = match(found, expected, 0.25)
+    assert other.iou == pytest.approx(0.8) and other.score == pytest.approx(0.05)
+    assert other.missing == pytest.approx((0.55, 0.45, 0.01)) and other.extra == pytest.approx((0.55, 0.45))
+    assert other.unmatched(TOLERANCES["fp16"]) == 4  # 0.26 is near enough to 0.25
+    assert not other.within(TOLERANCES["int8"])
+
+
+def test_nothing_found_matches_nothing() -> None:
+    nothing, one = rows(), rows((0, 0, 10, 10, 0.9, 1))
+    assert match(nothing, nothing, 0.25).within(TOLERANCES["fp32"])
+    assert not match(nothing, one, 0.25).within(TOLERANCES["int8"])
+    assert not match(one, nothing, 0.25).within(TOLERANCES["int8"])
+
+
+def test_the_coarser_precision_says_what_is_tolerable() -> None:
+    assert tolerance_of(("fp32", "int8")) == tolerance_of(("int8", "fp16")) == TOLERANCES["int8"]
+    changed = tolerance_of(("fp32", "fp32"), parse_tolerance("worst=1e-2,score=.5"))
+    assert (changed.worst, changed.score, changed.cosine) == (0.01, 0.5, TOLERANCES["fp32"].cosine)
+    for text in ("worst", "worst=x", "reason=1", "worst=-1", "worst=nan", ""):
+        with pytest.raises(DarktrtError, match="write NAME=NUMBER"):
+            parse_tolerance(text)
+
+
+# --- files ---
+
+
+def saved(network: Made, path: Path, subject: Subject, **options: Any) -> Report:
+    return compare([subject], pictures_of(network), save=path, **options)
+
+
+def test_saved_results_are_as_good_as_a_run(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    portable = onnx_subject(made.cfg.parent / "portable.onnx")
+    saved(made, tmp_path / "torch.json", torch_of(made), thresholds=LOOSE)
+    saved(made, tmp_path / "onnx.json", portable, thresholds=LOOSE)
+    assert files_in(tmp_path) == ["onnx.json", "torch.json"]
+    loaded = [one for name in ("torch", "onnx") for one in load_results(tmp_path / f"{name}.json")]
+    apart = compare([], [], loaded)
+    together = compare([torch_of(made), portable], pictures_of(made), thresholds=LOOSE)
+    assert apart.passed and apart.pictures == 3
+    for a, b in zip(apart.comparisons, together.comparisons, strict=True):
+        assert (a.tensors, a.detections) == (b.tensors, b.detections)
+    mixed = compare([portable], pictures_of(made), loaded[:1], LOOSE)
+    assert mixed.passed and mixed.comparisons[0].name == f"PyTorch in {tmp_path / 'torch.json'}"
+    assert main(["check", "compare", *(f"--load-outputs={tmp_path / name}.json" for name in ("torch", "onnx"))]) == 0
+    assert "detections: " in capsys.readouterr().out
+
+
+def test_saved_results_are_polygraphys(made: Made, tmp_path: Path) -> None:
+    from polygraphy.comparator import RunResults
+
+    saved(made, tmp_path / "torch.json", torch_of(made))
+    ((name, iterations),) = RunResults.load(str(tmp_path / "torch.json")).items()
+    assert name == "PyTorch" and len(iterations) == 3
+    assert {value.dtype.name for value in iterations[0].values()} == {"float32", "uint8"}
+    again = run([torch_of(made)], pictures_of(made)[0], Thresholds(), layers=False)[0]
+    assert relative_error(iterations[0]["head0_raw"], again["head0_raw"]) < 1e-6
+    assert iterations[0][DETECTIONS].shape[1] == 6
+
+
+def test_results_of_other_pictures_or_thresholds_or_without_layers_are_refused(made: Made, tmp_path: Path) -> None:
+    saved(made, tmp_path / "torch.json", torch_of(made))
+    loaded = load_results(tmp_path / "torch.json")
+    portable, pictures = onnx_subject(made.cfg.parent / "portable.onnx", layers=True), pictures_of(made)
+    with pytest.raises(DarktrtError, match=r"torch.json: is of 3 pictures, 2 of them among the others' 2"):
+        compare([portable], pictures[:2], loaded)
+    other = replace(pictures[0], pixels=255 - pictures[0].pixels)
+    with pytest.raises(DarktrtError, match=r"torch.json: is of 3 pictures, 2 of them among the others' 3"):
+        compare([portable], [other, *pictures[1:]], loaded)
+    with pytest.raises(DarktrtError, match=r"was made with --score-threshold 0.25 .* not with --score-threshold 0.05"):
+        compare([portable], pictures, loaded, LOOSE)
+    with pytest.raises(DarktrtError, match=r"torch.json: has no layers that the reference has"):
+        compare([portable], pictures, loaded, layers=True)
+
+
+def test_files_that_are_no_results_are_refused(made: Made, tmp_path: Path) -> None:
+    saved(made, tmp_path / "torch.json", torch_of(made))
+    text = (tmp_path / "torch.json").read_text()
+    damages = ("", "[]", "{}", text[: len(text) // 2], text.replace('"darktrt"', '"other"'), text.replace("ndarray", "nothing"))
+    for damage in damages:
+        (tmp_path / "damaged.json").write_text(damage)
+        with pytest.raises(DarktrtError, match=r"damaged.json: holds no results of 'darktrt check compare'"):
+            load_results(tmp_path / "damaged.json")
+    with pytest.raises(DarktrtError, match="no such file; make it with"):
+        load_results(tmp_path / "missing.json")
+
+
+def test_marked_models_give_every_layer(made: Made, tmp_path: Path) -> None:
+    assert mark_file(made.cfg.parent / "portable.onnx", tmp_path / "marked.onnx") == len(
+        {one.tensor for one in made.info.layers}
+    )
+    model, info = load_model(tmp_path / "marked.onnx")
+    assert [output.name for output in model.graph.output[:4]] == ["num_detections", "boxes", "scores", "classes"]
+    assert {layer.tensor for layer in info.layers} <= {output.name for output in model.graph.output}
+    assert all(output.type.tensor_type.shape.dim for output in model.graph.output)
+    assert mark_file(tmp_path / "marked.onnx", tmp_path / "again.onnx") == 0
+    with pytest.raises(DarktrtError, match="is given twice"):
+        mark_file(tmp_path / "marked.onnx", tmp_path / "marked.onnx")
+
+
+# --- mistakes ---
+
+
+def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def sentence(*words: str) -> str:
+        assert main(["check", "compare", *words]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("darktrt check compare: ")
+        return error
+
+    folder = made.cfg.parent
+    portable, data = str(folder / "portable.onnx"), str(folder / "pictures")
+    files = ["--cfg", str(made.cfg), "--weights", str(made.weights)]
+    other = make(tmp_path, MADE_CFG + "# another\n", name="other")
+    small = make(tmp_path, MADE_CFG.replace("width=96", "width=64"), name="small")
+    operate_file(made.plain, tmp_path / "leaky.onnx", SurgeryOptions(activation="leaky"))
+    assert "name two of --cfg" in sentence(data, "--model", portable)
+    assert "name two of --cfg" in sentence(data)
+    assert "no pictures to run" in sentence("--model", portable, "--model", str(made.plain))
+    assert "go together" in sentence(data, "--cfg", str(made.cfg), "--model", portable)
+    assert "--limit 0" in sentence(data, *files, "--model", portable, "--limit", "0")
+    assert "nowhere: no such file or folder" in sentence("nowhere", *files, "--model", portable)
+    assert "missing.onnx: cannot read" in sentence(data, *files, "--model", "missing.onnx")
+    assert "missing.cfg: cannot read" in sentence(data, "--cfg", "missing.cfg", "--weights", "x", "--model", portable)
+    assert "missing.json: cannot read" in sentence(data, "--plan", "missing.plan", "--model", portable)
+    assert "is given twice" in sentence(data, "--model", portable, "--model", portable)
+    assert "other.onnx: was made from another cfg file" in sentence(data, "--model", portable, "--model", str(other.plain))
+    assert "another cfg file" in sentence(data, *files, "--model", str(small.plain))
+    assert "takes 96x64x3 pictures, PyTorch 32x32x3" in sentence(data, *files, "--model", portable, "--size", "32")
+    assert "its activations are not those of PyTorch" in sentence(data, *files, "--model", str(tmp_path / "leaky.onnx"))
+    assert "the score threshold is 2" in sentence(data, *files, "--model", portable, "--score-threshold", "2")
+    assert "is given twice" in sentence(data, *files, "--model", portable, "--json", portable)
+    assert "cannot write" in sentence(data, *files, "--model", portable, "--save-outputs", f"{tmp_path}/no/x.json")
+
+
+def test_a_gpu_that_is_not_there_is_told(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(DarktrtError, match="cannot use a GPU"):
+        TorchReference(made.cfg, made.weights, device="cuda")
