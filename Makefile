@@ -47,7 +47,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help engine plugins calib check surgery onnx fetch venv test lint clean always
+.PHONY: help engine plugins calib check bench surgery onnx fetch venv test lint clean always
 
 help: ## list targets and variables
 	@echo 'Targets:'
@@ -82,6 +82,9 @@ plugins: $(LIBRARY) ## compile the plugin library for full TensorRT: needs the C
 check: $(DIR)/portable.onnx $(CHECKED_PLAN) ## hold ONNX Runtime, and the engine where a GPU is, against PyTorch on DATA
 	$(DARKTRT) check compare $(or $(DATA),docs) --cfg $(CFG_FILE) --weights $(WEIGHTS_FILE) --model $(DIR)/portable.onnx$(if \
 	    $(CHECKED_PLAN), --plan $(PLAN) $(ENGINE_OPTIONS))
+
+bench: $(PLAN) ## time the engine on the GPU
+	$(DARKTRT) bench $(PLAN) --batch $(subst .., ,$(BATCH)) --json $(DIR)/$(PRECISION)-bench.json $(ENGINE_OPTIONS)
 
 calib: $(DIR)/calibration.table ## choose INT8 scales on the pictures of DATA
 surgery: $(DIR)/portable.onnx ## put plugin nodes into the ONNX file

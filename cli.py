@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darktrt import DarktrtError, __version__, keep_inputs
+from darktrt import DarktrtError, __version__, atomic_output, check_writable, keep_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine)
-    for add in (*stages, _add_check, _add_detect, _add_inspect, _add_doctor):
+    for add in (*stages, _add_check, _add_detect, _add_bench, _add_inspect, _add_doctor):
         add(commands)
     return parser
 
@@ -514,7 +514,6 @@ def _compare(args: argparse.Namespace) -> int:
     from check.compare import compare
     from check.difference import parse_tolerance
     from check.results import Thresholds, load_picture, load_results
-    from darktrt import atomic_output, check_writable
 
     kept = [args.cfg, args.weights, *args.model, *args.plan, *args.load_outputs, *map(path_of, args.data)]
     for output in filter(None, (args.save_outputs, args.json)):
@@ -584,12 +583,16 @@ def _add_detect(commands: _Commands) -> None:
     parser = _command(
         commands,
         "detect",
-        "find objects in pictures and videos, on the CPU",
+        "find objects in pictures and videos, with an ONNX file on the CPU or an engine on the GPU",
         "darktrt detect dog.jpg --model portable.onnx -o out.jpg",
+        "darktrt detect dog.jpg --engine fp16.plan -o out.jpg",
         "darktrt detect holiday/ street.mp4 --model portable.onnx -o found/ --json > found.jsonl",
     )
     parser.add_argument("sources", metavar="SOURCE", nargs="+", help="pictures, videos, folders or patterns")
-    parser.add_argument("--model", required=True, metavar="ONNX", help="what 'darktrt surgery' wrote")
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--model", metavar="ONNX", help="what 'darktrt surgery' wrote, in ONNX Runtime on the CPU")
+    network.add_argument("--engine", metavar="PLAN", help="what 'darktrt engine' wrote, on the GPU")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as 'darktrt engine' takes it")
     parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
     parser.add_argument("--json", action="store_true", help="print a line of JSON a picture or frame instead of tables")
     parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="(default: 0.25)")
@@ -598,12 +601,12 @@ def _add_detect(commands: _Commands) -> None:
 
 
 def _detect(args: argparse.Namespace) -> None:
-    from engine.runtime import OnnxRunner
+    from engine.runtime import OnnxRunner, PlanRunner
     from vision.detect import Detector, detect_files
 
     if args.output:
-        keep_inputs(args.output, args.model)
-    with OnnxRunner(args.model) as runner:
+        keep_inputs(args.output, args.model, args.engine)
+    with PlanRunner(args.engine, args.plugins) if args.engine else OnnxRunner(args.model) as runner:
         detector = Detector(runner.run, runner.info, args.score_threshold, args.iou_threshold)
         with closing(detect_files(detector, args.sources, args.output)) as results:
             for result in results:
@@ -614,6 +617,37 @@ def _detect(args: argparse.Namespace) -> None:
                 print(f"{result.path}{frame}\n{result.detections.to_table()}\n")
     if args.output:
         print(f"drawn: {args.output}", file=sys.stderr)
+
+
+def _add_bench(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "bench",
+        "time engines on the GPU, which take turns: latency, throughput, with and without CUDA graph",
+        "darktrt bench fp16.plan int8.plan",
+        "darktrt bench fused=a.plan native=b.plan --batch 1 8 --json times.json",
+    )
+    parser.add_argument(
+        "plans", metavar="[NAME=]PLAN", nargs="+", help="engines, and what to call them (default: their files' names)"
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="batch sizes (default: 1)")
+    parser.add_argument("--turns", type=int, default=20, metavar="N", help="turns of 20 calls of each engine (default: 20)")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from engine.bench import bench_files
+
+    if args.json:
+        keep_inputs(args.json, *(plan.rpartition("=")[2] for plan in args.plans))
+        check_writable(args.json)
+    report = bench_files(args.plans, args.batch, args.turns, args.plugins)
+    print(report.to_markdown())
+    if args.json:
+        with atomic_output(args.json) as temporary:
+            temporary.write_text(report.to_json())
 
 
 def _add_inspect(commands: _Commands) -> None:

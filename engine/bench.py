@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from darktrt import DetectorInfo
+from darktrt import DarktrtError, DetectorInfo
+from engine.manifest import read_plan_manifest
 from engine.runtime import PlanRunner
+from engine.target import gpu_name
 
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 _CALLS = 20
@@ -103,6 +108,42 @@ def _end_to_end(runner: PlanRunner, inputs: Mapping[str, Any], _: bool) -> list[
 def _network(runner: PlanRunner, inputs: Mapping[str, Any], graph: bool) -> list[float]:
     runner.run(inputs)
     return runner.time_network(_CALLS, graph)
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """Timings, and where they were taken."""
+
+    gpu: str | None
+    tensorrt: tuple[str, ...]
+    """What built the engines."""
+    timings: tuple[Timing, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def to_markdown(self) -> str:
+        """A line of facts, and a table with a row a timing."""
+        return f"{self.gpu}; {', '.join(self.tensorrt)}\n\n{to_markdown(self.timings)}"
+
+
+def bench_files(
+    plans: Sequence[str], batches: Sequence[int], turns: int = 20, plugins: str | Path | None = None
+) -> BenchReport:
+    """Time plans given as ``PLAN`` or ``NAME=PLAN``, under a progress bar; the whole of ``darktrt bench``.
+
+    Raises:
+        DarktrtError: two have one name, there is nothing to do, or as :func:`measure`.
+    """
+    named = [(name or Path(path).stem, path) for name, _, path in (plan.rpartition("=") for plan in plans)]
+    if twice := [name for i, (name, _) in enumerate(named) if name in dict(named[:i])]:
+        raise DarktrtError(f"two engines are called '{twice[0]}'; give them names: a={named[0][1]}")
+    if turns < 1 or min(batches) < 1:
+        raise DarktrtError("--turns and --batch must be 1 or more")
+    manifests = [read_plan_manifest(path) for _, path in named]
+    with tqdm(total=4 * turns * len(named) * len(batches), unit=" turns", leave=False, disable=not sys.stderr.isatty()) as bar:
+        timings = measure(dict(named), batches, turns=turns, plugins=plugins, progress=bar.update)
+    return BenchReport(gpu_name(), tuple(dict.fromkeys(one.target for one in manifests)), tuple(timings))
 
 
 def made_inputs(info: DetectorInfo, batch: int) -> dict[str, Any]:

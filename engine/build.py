@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from typing import Any, Literal, NamedTuple
@@ -144,13 +144,22 @@ class _Prepared(NamedTuple):
 def _prepare(
     model: onnx.ModelProto, info: DetectorInfo, target: Target, precision: Precision, calibration: Calibration | None
 ) -> _Prepared:
-    calibrated = served_table(model, info, target, calibration) if precision == "int8" and calibration else None
+    before = _tensors(model)
     lowered = lower(model, info, target, precision, calibration)
+    calibrated = None
+    if precision == "int8" and calibration:
+        inside = before - _tensors(lowered)  # of nodes that took others in
+        scales = {name: scale for name, scale in calibration.scales.items() if name not in inside}
+        calibrated = served_table(lowered, info, target, replace(calibration, scales=scales))
     names = sorted({node.op_type for node in lowered.graph.node if node.domain == DOMAIN})
     taken = _plugins_taken(names, target)
     plugins = tuple(f"{name}:{PLUGIN_VERSION}" for name in taken)
     asked = asked_for(lowered, calibrated.kept if calibrated else None) if precision == "int8" else {}
     return _Prepared(lowered.SerializeToString(), calibrated, plugins, asked)
+
+
+def _tensors(model: onnx.ModelProto) -> set[str]:
+    return {name for node in model.graph.node for name in node.output}
 
 
 def served_table(model: onnx.ModelProto, info: DetectorInfo, target: Target, calibration: Calibration) -> Calibrated | None:

@@ -201,8 +201,8 @@ class YoloDetect(YoloHeads):
     K = max_detections: ``num_detections`` ``(N, 1)`` int32, boxes ``(N, K, 4)``, scores ``(N, K)``, classes ``(N, K)`` int32,
     by falling score, zeros after the last.
 
-    Candidates are the (anchor, class) pairs with score > score_threshold whose box is finite in all four coordinates, so NaN
-    or infinity in a head is never detected; the max_candidates best of them (equal scores: the lower anchor * classes + class
+    Candidates are the (anchor, class) pairs with score > score_threshold whose box is finite in all four coordinates, so a NaN
+    never becomes a detection; the max_candidates best of them (equal scores: the lower anchor * classes + class
     first). By falling score, a candidate is dropped when an earlier, kept one of its class has overlap > iou_threshold with
     it. The max_detections best of the kept come out. Overlap:
 

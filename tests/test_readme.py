@@ -55,7 +55,13 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
     words = [word.replace("my.", f"{tmp_path}/my.") for word in shlex.split(line)]
     done = run(["make", "--dry-run", "--no-print-directory", f"OUT={tmp_path}/build", *words[1:]], ROOT)
     assert done.returncode == 0, done.stderr
-    does = {"test": "pytest", "calib": "darktrt calib", "check": "check compare", "engine": "darktrt engine"}
+    does = {
+        "test": "pytest",
+        "calib": "darktrt calib",
+        "check": "check compare",
+        "engine": "darktrt engine",
+        "plugins": "plugins/csrc",
+    }
     assert does[words[1]] in done.stdout
 
 
@@ -83,4 +89,5 @@ def test_pictures_and_links_exist() -> None:
 def test_version_and_help_agree_with_the_readme() -> None:
     done = run([sys.executable, "-m", "cli", "--help"], ROOT)
     listed = re.findall(r"^    ([a-z]+) ", done.stdout, re.MULTILINE)
-    assert {line.split()[1] for line in blocks("sh")} == set(listed)
+    on_a_gpu = blocks("shell")
+    assert {line.split()[1] for line in blocks("sh") + on_a_gpu} == set(listed)

@@ -143,7 +143,7 @@ def test_every_half(cuda: CudaLibrary) -> None:
     assert error.max() <= 2 * plain_error.max()
 
 
-def test_half_add_rounds_once(cuda: CudaLibrary) -> None:
+def test_half_add_is_rounded_to_half_once(cuda: CudaLibrary) -> None:
     x, residual = made((1, 1, 1 << 20), HALF), made((1, 1, 1 << 20), HALF, 1)
     expected = mish64(x) + residual.astype(np.float64)
     found = cuda.mish(x, residual=residual)[0]

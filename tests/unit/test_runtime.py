@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from fake_tensorrt import DataType, FakeDriver
 from helpers import Made
+from PIL import Image
 
+from cli import main
 from darktrt import DarktrtError, DetectorInfo, sha256_of
-from engine import runtime
-from engine.bench import measure, to_markdown
+from engine import bench, runtime
+from engine.bench import bench_files, measure, to_markdown
 from engine.manifest import Manifest, manifest_path
 from engine.runtime import PlanRunner
 from engine.target import Target
@@ -313,3 +316,45 @@ def test_engines_take_turns_and_are_timed(engine: Engine, driver: Streams, info:
     assert len(turns) == 2 * 2 * len(timings)
     assert driver.events == 0
     assert len(to_markdown(timings).splitlines()) == 2 + len(timings)
+
+
+def test_bench_from_the_command_line(
+    engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "gpu_name", lambda: "NVIDIA H200")
+    plan = write_plan(tmp_path, info)
+    command = ["bench", str(plan), f"other={plan}", "--turns", "1", "--batch", "1", "2", "--json", str(tmp_path / "times.json")]
+    main(command)
+    printed = capsys.readouterr().out
+    assert printed.startswith("NVIDIA H200; TensorRT 10.3.0\n\n| engine | batch |")
+    report = json.loads((tmp_path / "times.json").read_text())
+    assert [one["name"] for one in report["timings"]] == ["net", "other"] * 4
+    assert all(f"| {one['name']} | {one['batch']} |" in printed for one in report["timings"])
+
+
+@pytest.mark.parametrize(
+    ("plans", "batches", "turns", "said"),
+    [
+        (["{plan}", "{plan}"], [1], 1, "two engines are called 'net'; give them names: a="),
+        (["{plan}"], [0], 1, "--turns and --batch must be 1 or more"),
+        (["{plan}"], [1], 0, "--turns and --batch must be 1 or more"),
+        (["none.plan"], [1], 1, "none.json: cannot read the manifest"),
+        (["{plan}"], [4], 1, "input 'images' is float32 .* batch 1 to 3"),
+    ],
+)
+def test_bench_that_cannot_be(
+    engine: Engine, info: DetectorInfo, tmp_path: Path, plans: list[str], batches: list[int], turns: int, said: str
+) -> None:
+    plan = write_plan(tmp_path, info)
+    with pytest.raises(DarktrtError, match=said):
+        bench_files([one.format(plan=plan) for one in plans], batches, turns)
+
+
+def test_detect_with_an_engine(
+    engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The engine of these tests gives no scores, which the detector tells: it was run."""
+    plan = write_plan(tmp_path, info)
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    assert main(["detect", str(tmp_path / "a.png"), "--engine", str(plan)]) == 2
+    assert "gives no output 'scores', only boxes" in capsys.readouterr().err
