@@ -75,8 +75,8 @@ int darktrt_decode(const DarktrtYolo* yolo, int32_t type, const void* const* hea
 // Bytes of device memory that darktrt_detect needs at `workspace`, 256-byte aligned.
 size_t darktrt_detect_workspace(const DarktrtYolo* yolo, const DarktrtNms* nms);
 
-// Decode and NMS in one: see YoloDetect in plugins/ops.py. The thresholds are one float each, image_size (batch, 2) or null, all
-// in device memory. count (batch), boxes (batch, max_detections, 4), scores and classes (batch, max_detections).
+// Decode and NMS in one: see YoloDetect in plugins/ops.py. The thresholds are one float each, image_size (batch, 2) or null,
+// all in device memory. count (batch), boxes (batch, max_detections, 4), scores and classes (batch, max_detections).
 int darktrt_detect(const DarktrtYolo* yolo, const DarktrtNms* nms, int32_t type, const void* const* heads,
                    const float* score_threshold, const float* iou_threshold, const float* image_size, int32_t* count,
                    float* boxes, float* scores, int32_t* classes, void* workspace, void* stream);

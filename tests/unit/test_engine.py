@@ -540,6 +540,19 @@ def test_kept_convolutions_are_pinned_with_their_activations(
         build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales, ("nobody",)))
 
 
+def test_tensors_inside_fused_nodes_are_not_missed(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The add takes a Mish in, whose own output then has a scale and no tensor."""
+    full(monkeypatch, "8.6.1", plugins=PLUGINS)
+    monkeypatch.setattr(Target, "mish_form", lambda *_: "fused")
+    file = tmp_path / "auto.onnx"
+    operate_file(made.plain, file, SurgeryOptions(head="raw"))
+    scales = {name: np.float32(0.1) for name in tensors_to_calibrate(*load_model(file))}
+    assert "MishAddPlugin:1" in build_file(file, tmp_path / "a.plan", "int8", "trt", Calibration(scales)).plugins
+    assert "not in the network" not in capsys.readouterr().err
+
+
 def test_where_table_and_network_differ_is_said(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
