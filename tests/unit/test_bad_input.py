@@ -358,7 +358,7 @@ COMMANDS = [
     ("detect a.png --model portable.onnx -o out.mp4", "out.mp4: the source a.png is a picture"),
     ("detect a.png --model portable.onnx -o none/out.png", "none/out.png: cannot write: No such file or directory"),
     ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this output folder"),
-    ("detect a.png", "the following arguments are required: --model"),
+    ("detect a.png", "one of the arguments --model --engine is required"),
     # inspect
     ("inspect none.cfg", "none.cfg: cannot read: No such file"),
     ("inspect none.weights", "none.weights: cannot read: No such file"),

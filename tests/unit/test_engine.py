@@ -407,7 +407,7 @@ def test_full_tensorrt_is_asked_in_its_own_way(
     assert trt.config.profiles == [{"images": [(1, 64, 96, 3), (3, 64, 96, 3), (3, 64, 96, 3)]}]
     assert hasattr(trt.config, "progress_monitor") == (version != "8.6.1")
     assert trt.config.profiling_verbosity == "DETAILED"
-    assert manifest.plugins == ("YoloDetectPlugin:1",)
+    assert manifest.plugins == ("MishAddPlugin:1", "MishPlugin:1", "YoloDetectPlugin:1")
     assert manifest.gpu == "NVIDIA L4"
     assert manifest.target == f"TensorRT {version}"
     assert (tmp_path / "a.plan").read_bytes() == b"plan"
