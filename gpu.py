@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from darktrt import DarktrtError
 
 _GLOBAL_CAPTURE = 0
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute
 
 
 class Driver:
@@ -71,6 +72,23 @@ class Driver:
     def free(self, address: int) -> None:
         with self.current():
             self.call("cuMemFree_v2", ctypes.c_uint64(address))
+
+
+def first_gpu() -> tuple[str, int] | None:
+    """Name of the first GPU and its compute capability times ten, found without a context; None where no driver finds one."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    device, name, major, minor = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
+    failed = (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceGetName(name, len(name), device)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
+    )
+    return None if failed else (name.value.decode(), 10 * major.value + minor.value)
 
 
 class DeviceMemory:

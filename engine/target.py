@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import importlib.metadata
 import importlib.util
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import Literal
 
 from darktrt import DarktrtError, MishForm
+from gpu import first_gpu
 from plugins.library import is_registered
 
 Flavour = Literal["rtx", "trt"]
@@ -151,13 +151,8 @@ def installed_version(flavour: Flavour) -> str | None:
 
 def gpu_name() -> str | None:
     """Name of the first NVIDIA GPU, or None where no driver finds one."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-    failed = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device)
-    return None if failed else name.value.decode()
+    found = first_gpu()
+    return found and found[0]
 
 
 def _target(flavour: Flavour) -> Target:

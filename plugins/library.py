@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from darktrt import DarktrtError, sha256_of
+from gpu import first_gpu
 
 FILE_NAME = "libdarktrt_plugins.so"
 VARIABLE = "DARKTRT_PLUGINS"
@@ -18,7 +19,6 @@ DEFAULT = Path(__file__).resolve().parent.parent / "build" / FILE_NAME
 """Where ``make plugins`` puts it."""
 
 _MARK = b"darktrt-plugins="
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute
 
 
 @dataclass(frozen=True)
@@ -125,16 +125,5 @@ def _capability(sm: int) -> str:
 
 
 def _gpu_sm() -> int | None:
-    """Compute capability of the first GPU, times ten; None where no driver finds one."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    failed = (
-        cuda.cuInit(0)
-        or cuda.cuDeviceGet(ctypes.byref(device), 0)
-        or cuda.cuDeviceGetAttribute(ctypes.byref(major), _CAPABILITY_MAJOR, device)
-        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), _CAPABILITY_MINOR, device)
-    )
-    return None if failed else 10 * major.value + minor.value
+    found = first_gpu()
+    return found and found[1]

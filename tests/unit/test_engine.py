@@ -155,7 +155,8 @@ def test_the_gpus_name_comes_from_the_driver(monkeypatch: pytest.MonkeyPatch, st
         buffer.value = b"NVIDIA L4"
         return 0
 
-    driver = SimpleNamespace(cuInit=lambda _: status, cuDeviceGet=lambda *_: 0, cuDeviceGetName=get_name)
+    asked = {"cuDeviceGet": lambda *_: 0, "cuDeviceGetAttribute": lambda *_: 0, "cuDeviceGetName": get_name}
+    driver = SimpleNamespace(cuInit=lambda _: status, **asked)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
     assert gpu_name() == name
 
