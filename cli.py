@@ -712,7 +712,7 @@ def _add_start(commands: _Commands) -> None:
     parser.set_defaults(command="serve start", run=_start)
     parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="more for tritonserver, behind --")
-    programs = "path: the tritonserver on PATH; docker: print its command; pip: that of nvidia-pytriton, installed on first use"
+    programs = "path: the tritonserver on PATH; docker: print the command; pip: that of nvidia-pytriton; auto: the first there is"
     parser.add_argument(
         "--program", choices=["auto", "path", "docker", "pip"], default="auto", help=f"{programs} (default: auto)"
     )

@@ -150,11 +150,14 @@ class TritonPythonModel:
         try:
             results = iter(run_rows(self._runner, rows))
         except DarktrtError as error:
-            return [self._refuse(one if isinstance(one, DarktrtError) else error) for one in read]
-        return [
-            self._refuse(one) if isinstance(one, DarktrtError) else self._answer(request, one, [next(results) for _ in one.rows])
-            for request, one in zip(requests, read, strict=True)
-        ]
+            read = [one if isinstance(one, DarktrtError) else error for one in read]
+        responses = []
+        for request, one in zip(requests, read, strict=True):
+            if isinstance(one, DarktrtError):
+                responses.append(self._triton.InferenceResponse(error=self._triton.TritonError(str(one))))
+            else:
+                responses.append(self._answer(request, one, [next(results) for _ in one.rows]))
+        return responses
 
     def finalize(self) -> None:
         """Give everything back."""
@@ -162,8 +165,9 @@ class TritonPythonModel:
 
     def _read(self, request: Any) -> _Pictures | DarktrtError:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        read = _read_files if self._settings.takes_files else _read_tensors
         try:
-            return _read_files(tensors, self._settings) if self._settings.takes_files else _read_tensors(tensors, self._settings)
+            return read(tensors, self._settings)
         except DarktrtError as error:
             return error
 
@@ -172,9 +176,6 @@ class TritonPythonModel:
         outputs = pictures.outputs(results, self._settings.info)
         tensors = [self._triton.Tensor(name, array) for name, array in outputs.items() if name in wanted]
         return self._triton.InferenceResponse(output_tensors=tensors)
-
-    def _refuse(self, error: DarktrtError) -> Any:
-        return self._triton.InferenceResponse(error=self._triton.TritonError(str(error)))
 
 
 @dataclass(frozen=True)
@@ -200,8 +201,8 @@ class _Files(_Pictures):
         texts = []
         for result, placement in zip(results, self.placements, strict=True):
             count = int(result["num_detections"].item())
-            raw = (result[name][:count] for name in ("boxes", "scores", "classes"))
-            found = place_detections(*raw, placement, info.class_names)
+            boxes, scores, classes = (result[name][:count] for name in ("boxes", "scores", "classes"))
+            found = place_detections(boxes, scores, classes, placement, info.class_names)
             result["boxes"][:count] = found.boxes
             texts.append([json.dumps(found.to_list(), ensure_ascii=False).encode()])
         return {**super().outputs(results, info), "detections": np.array(texts, object)}

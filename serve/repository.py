@@ -25,8 +25,15 @@ from serve.config import CONFIG_NAME, LABELS_NAME, WARMUP_FOLDER, WARMUP_PICTURE
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-MODULES = ("darktrt.py", "gpu.py", "calib", "engine", "plugins", "serve", "vision")
-"""What the Python kind takes along; folders with their Python files."""
+MODULES = {
+    ".": ("darktrt", "gpu"),
+    "calib": ("__init__", "entropy", "histogram", "importance", "table", "trt"),
+    "engine": ("__init__", "manifest", "runtime", "target"),
+    "plugins": ("__init__", "library"),
+    "serve": ("__init__", "backend"),
+    "vision": ("__init__", "boxes", "images"),
+}
+"""What the Python kind takes along."""
 
 MODEL_PY = '''"""darktrt's model for Triton's Python backend; the code is in darktrt.zip."""
 
@@ -222,10 +229,8 @@ def _write_modules(path: Path) -> None:
     """The modules, with one date, so that the same ones give the same file."""
     root = Path(__file__).resolve().parent.parent
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name in MODULES:
-            sources = sorted((root / name).glob("*.py")) if (root / name).is_dir() else [root / name]
-            for source in sources:
-                file.writestr(zipfile.ZipInfo(str(source.relative_to(root))), source.read_bytes())
+        for source in (root / room / f"{name}.py" for room, names in MODULES.items() for name in names):
+            file.writestr(zipfile.ZipInfo(str(source.relative_to(root))), source.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def _write_beside(folder: Path, info: DetectorInfo, config: ModelConfig) -> None:
@@ -265,3 +270,12 @@ def models_of(repository: str | Path) -> list[Path]:
     if not found:
         raise DarktrtError(f"{repository}: has no models; put one in with 'darktrt serve repository'")
     return found
+
+
+def served_versions(model: str | Path, config: ModelConfig) -> list[int]:
+    """The versions in a model's folder that its config lets Triton serve, the newest last."""
+    found = sorted(int(path.name) for path in Path(model).iterdir() if path.is_dir() and path.name.isdigit())
+    policy = config.version_policy
+    if policy.HasField("latest"):
+        return found[-policy.latest.num_versions :]
+    return [one for one in found if one in policy.specific.versions] if policy.HasField("specific") else found

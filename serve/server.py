@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
-from typing import IO
+from typing import IO, Literal
 
 from darktrt import DarktrtError
 from serve.repository import models_of
+
+_FACTS = """\
+import sys, sysconfig
+print("%d.%d" % sys.version_info[:2], sysconfig.get_config_var("LIBDIR"), sys.base_prefix + "/lib", sep="\\n")
+"""
+"""Prints a Python's version, and where its shared library may be."""
 
 PACKAGE = "nvidia-pytriton"
 PACKAGE_VERSION = "0.7.0"
 """The pip package whose ``tritonserver`` is taken; it has the Python backend alone."""
 _BACKEND_NEEDS = ("numpy<2", "onnxruntime>=1.18", "pillow>=10.1")
-"""What the Python kind imports; that package's backend is of NumPy 1."""
+"""What the Python kind imports. The package's backend is of NumPy 1: with 2 it crashes on encoded pictures."""
 
 READY_SECONDS = 300
 EXIT_SECONDS = 10
 """What requests in flight get to finish."""
 
+_PYTHONS = ("3.12", "3.11", "3.10")
+"""For which there are NumPy 1 and a stub of the Python backend."""
 _SHARED_MEMORY = Path("/dev/shm")
 _LINES_KEPT = 400
 
@@ -98,6 +106,15 @@ class Server:
         except (urllib.error.URLError, OSError):
             return False
 
+    def watch(self) -> None:
+        """Return only when the server ends by itself.
+
+        Raises:
+            DarktrtError: it did, with the lines of its log that matter.
+        """
+        status = self.process.wait()
+        raise DarktrtError(f"tritonserver ended with status {status}:\n{what_matters(self.lines)}")
+
     def stop(self) -> None:
         """End it, after the requests in flight; may be called twice."""
         if self.process.poll() is None:
@@ -121,14 +138,14 @@ def running(
     """A server of the repository's models, ready; it is stopped as the block ends.
 
     Args:
-        program: what to start (default: :func:`find_program`).
+        program: what to start (default: the one on PATH, else that of the pip package).
         log: where the server's log goes.
 
     Raises:
         DarktrtError: the server or a model does not start; the message has the lines of its log that matter.
     """
     options = options or StartOptions()
-    server = start(repository, options, program or find_program(), log)
+    server = start(repository, options, program or program_on_path() or installed_program(), log)
     try:
         wait_until_ready(server)
         yield server
@@ -153,7 +170,8 @@ def start(repository: str | Path, options: StartOptions, program: Program, log: 
     # a session of its own: Ctrl-C reaches darktrt alone, which then stops it in order
     process = subprocess.Popen(command, env=environment, text=True, errors="replace", start_new_session=True, **pipes)  # type: ignore[call-overload]
     host = "127.0.0.1" if options.address == "0.0.0.0" else options.address
-    server = Server(process, *(f"{host}:{port}" for port in (options.http_port, options.grpc_port, options.metrics_port)))
+    http, grpc, metrics = (f"{host}:{port}" for port in (options.http_port, options.grpc_port, options.metrics_port))
+    server = Server(process, http, grpc, metrics)
     Thread(target=_keep_lines, args=(server, log), daemon=True).start()
     return server
 
@@ -250,19 +268,42 @@ def _remove_shared_memory(options: StartOptions) -> None:
 # --- finding a server ---
 
 
-def find_program(install: Callable[[Path], None] | None = None) -> Program:
-    """The ``tritonserver`` on PATH, else that of the pip package, which is installed on first use.
+Choice = Literal["auto", "path", "docker", "pip"]
+
+
+def choose_program(choice: Choice) -> Program | None:
+    """What is to be started; None for Docker. ``auto`` is what is on PATH, else Docker where it runs, else the pip package.
 
     Raises:
-        DarktrtError: there is none, and none can be installed.
+        DarktrtError: it is not there, or cannot be installed.
     """
-    on_path = shutil.which("tritonserver")
-    if on_path:
-        return Program(on_path)
-    folder = environment_folder()
-    if not (folder / ".complete").is_file():
-        (install or install_package)(folder)
-    return package_program(folder)
+    program = program_on_path() if choice in ("auto", "path") else None
+    if choice == "path" and program is None:
+        raise DarktrtError("there is no tritonserver on PATH; --program pip installs one")
+    if program or choice == "docker" or (choice == "auto" and docker_runs()):
+        return program
+    return installed_program()
+
+
+def program_on_path() -> Program | None:
+    """The ``tritonserver`` that the user has, if there is one."""
+    found = shutil.which("tritonserver")
+    return Program(found) if found else None
+
+
+def installed_program() -> Program:
+    """That of the pip package, which is installed on first use, for all that is of this user.
+
+    Raises:
+        DarktrtError: it cannot be installed.
+    """
+    python = find_interpreter()
+    python.folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{python.folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (python.folder / ".complete").is_file():
+            install_package(python)
+    return package_program(python)
 
 
 def docker_runs() -> bool:
@@ -271,68 +312,84 @@ def docker_runs() -> bool:
     return docker is not None and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
 
 
-def environment_folder() -> Path:
-    """The virtual environment of the pip package, for this Python."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "darktrt" / f"triton-{PACKAGE_VERSION}-{sys.implementation.cache_tag}"
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python that the backend of the pip package can run in."""
+
+    path: str
+    version: str
+    """Such as 3.11."""
+    libraries: str
+    """The folder of its shared library."""
+
+    @property
+    def folder(self) -> Path:
+        """The virtual environment of the package for it."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "darktrt" / f"triton-{PACKAGE_VERSION}-python{self.version}"
+
+    @property
+    def packages(self) -> Path:
+        return self.folder / "lib" / f"python{self.version}" / "site-packages"
 
 
-def install_package(folder: Path) -> None:
+def find_interpreter() -> Interpreter:
+    """This Python, or, where it is newer than NumPy 1, another one on PATH.
+
+    Raises:
+        DarktrtError: there is none, or it has no shared library.
+    """
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    names = [sys.executable] if own in _PYTHONS else [f"python{version}" for version in _PYTHONS]
+    for path in filter(None, map(shutil.which, names)):
+        done = subprocess.run([path, "-c", _FACTS], capture_output=True, text=True, check=False)
+        if done.returncode == 0:  # not so a name on PATH that stands for no Python
+            version, *folders = done.stdout.split("\n")
+            return Interpreter(path, version, _library_folder(version, folders[:2]))
+    raise DarktrtError(
+        f"{PACKAGE} needs Python {_PYTHONS[-1]} to {_PYTHONS[0]}, and none is on PATH; install one, or use Docker"
+    )
+
+
+def _library_folder(version: str, folders: list[str]) -> str:
+    name = f"libpython{version}.so.1.0"
+    for folder in (*folders, "/usr/lib/x86_64-linux-gnu", "/usr/lib64"):
+        if (Path(folder) / name).is_file():
+            return folder
+    raise DarktrtError(f"Triton's Python backend needs {name}; on Debian and Ubuntu: apt install libpython{version}")
+
+
+def install_package(python: Interpreter) -> None:
     """Make the virtual environment.
 
     Raises:
         DarktrtError: pip cannot install the package.
     """
+    folder = python.folder
     print(f"installing {PACKAGE} {PACKAGE_VERSION} into {folder}", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
-    python = str(folder / "bin" / "python")
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     steps = [
-        [sys.executable, "-m", "venv", str(folder)],
+        [python.path, "-m", "venv", str(folder)],
         [*pip, "--no-deps", f"{PACKAGE}=={PACKAGE_VERSION}"],  # what it depends on is of its own Python API
         [*pip, *_BACKEND_NEEDS],
     ]
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            reason = ([line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"])[-1]
             raise DarktrtError(f"cannot install {PACKAGE} ({reason}); put a tritonserver on PATH, or use Docker")
-    _place_backend(folder)
+    package = python.packages / "pytriton" / "tritonserver"
+    for name in ("backends", "caches"):
+        shutil.copytree(package / name, folder / name)
+    shutil.copy(
+        package / "python_backend_stubs" / python.version / "triton_python_backend_stub", folder / "backends" / "python"
+    )
     (folder / ".complete").touch()
 
 
-def _place_backend(folder: Path) -> None:
-    """The Python backend with the stub of this Python, as the server looks for it."""
-    package = _site_packages(folder) / "pytriton" / "tritonserver"
-    stub = package / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}" / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise DarktrtError(f"{PACKAGE} {PACKAGE_VERSION} has no backend for this Python; use Python 3.10 to 3.13")
-    shutil.copytree(package / "backends", folder / "backends")
-    shutil.copytree(package / "caches", folder / "caches")
-    shutil.copy(stub, folder / "backends" / "python")
-
-
-def package_program(folder: Path) -> Program:
-    """The server in an environment that :func:`install_package` made.
-
-    Raises:
-        DarktrtError: this Python has no shared library, which the backend needs.
-    """
-    packages = _site_packages(folder)
-    libraries = (str(packages / "nvidia_pytriton.libs"), _python_library())
-    server = packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-    return Program(str(server), libraries, folder, folder / "backends")
-
-
-def _site_packages(folder: Path) -> Path:
-    return folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
-
-
-def _python_library() -> str:
-    """The folder of this Python's shared library."""
-    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
-    folders = [sysconfig.get_config_var("LIBDIR") or "", f"{sys.base_prefix}/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64"]
-    for folder in folders:
-        if (Path(folder) / name).is_file():
-            return folder
-    raise DarktrtError(f"Triton's Python backend needs {name}; on Debian and Ubuntu: apt install {name.split('.so')[0]}")
+def package_program(python: Interpreter) -> Program:
+    """The server that :func:`install_package` made."""
+    server = python.packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
+    libraries = str(python.packages / "nvidia_pytriton.libs"), python.libraries
+    return Program(str(server), libraries, python.folder, python.folder / "backends")
