@@ -198,9 +198,17 @@ def _encoded(image: Picture) -> bytes:
 # --- what lives in the event loop ---
 
 
-@lru_cache(maxsize=1)
+_ONE_LOOP = threading.Lock()
+
+
 def _loop() -> asyncio.AbstractEventLoop:
     """The event loop of all clients of this process, in a thread of its own: gRPC for Python likes no second one."""
+    with _ONE_LOOP:  # the cache alone would let two threads start one each
+        return _start_loop()
+
+
+@lru_cache(maxsize=1)
+def _start_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="darktrt client", daemon=True).start()
     return loop

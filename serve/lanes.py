@@ -25,6 +25,8 @@ class Prepared:
     batch: int
     inputs: list[Any]
     outputs: list[Any]
+    places: dict[str, Place]
+    """Of the tensors in shared memory."""
 
 
 class Lane:
@@ -59,19 +61,23 @@ class Lane:
         """All outputs by name, but texts, which say what the others say."""
         prepared = self.prepare(transport, inputs)
         result = await self.send(transport, prepared)
-        placed = self._places.keys()
         return {
-            one.name: self._read(one, prepared.batch) if one.name in placed else result.as_numpy(one.name)
+            one.name: self._read(one, prepared.batch) if one.name in prepared.places else result.as_numpy(one.name)
             for one in self._asked()
         }
 
     def prepare(self, transport: Transport, inputs: Arrays) -> Prepared:
+        """A request of these inputs, without those that the model does not have; what has no place goes in the message."""
         batch = len(next(iter(inputs.values())))
-        for name in inputs.keys() & self._places.keys():
-            self._memories[-1].write(self._places[name].offset, inputs[name])
-        shaped = self._batched(inputs, batch)
-        sent = [transport.input(name, array, self._place(name, array)) for name, array in shaped.items()]
-        return Prepared(batch, sent, [transport.output(one.name, self._places.get(one.name)) for one in self._asked()])
+        inputs = {name: array for name, array in inputs.items() if name in self._model.inputs}
+        outputs = [(one.name, self._model.size(one, batch)) for one in self._asked()]
+        sizes = {**{name: array.nbytes for name, array in inputs.items()}, **{name: size or 0 for name, size in outputs}}
+        fits = [name for name, place in self._places.items() if 0 < sizes.get(name, 0) <= place.size]
+        places = {name: replace(self._places[name], size=sizes[name]) for name in fits}
+        for name in inputs.keys() & places.keys():
+            self._memories[-1].write(places[name].offset, inputs[name])
+        sent = [transport.input(name, array, places.get(name)) for name, array in self._batched(inputs, batch).items()]
+        return Prepared(batch, sent, [transport.output(name, places.get(name)) for name, _ in outputs], places)
 
     async def send(self, transport: Transport, prepared: Prepared) -> Any:
         """tritonclient's ``InferResult``; memory that a late answer could still write into is used no more."""
@@ -94,9 +100,6 @@ class Lane:
         if not self._model.max_batch:
             return inputs
         return {name: np.repeat(array[np.newaxis], batch, 0) if array.ndim == 1 else array for name, array in inputs.items()}
-
-    def _place(self, name: str, array: NDArray[Any]) -> Place | None:
-        return replace(self._places[name], size=array.nbytes) if name in self._places else None
 
     def _read(self, output: ServedTensor, batch: int) -> NDArray[Any]:
         array = np.empty(self._model.shape(output, batch), output.dtype)

@@ -17,7 +17,7 @@ from darktrt import DarktrtError, atomic_output
 from serve.config import CONFIG_NAME
 from serve.load import Level, LoadOptions, LoadReport, measure_load
 from serve.repository import models_of, read_config
-from serve.server import Server, StartOptions, running
+from serve.server import Program, Server, StartOptions, running
 
 DELAYS = (0, 500, 2000)
 INSTANCES = (1, 2, 4)
@@ -110,7 +110,7 @@ def sweep(
     if report.best is None:
         fastest = min(level.latency.p99 for _, one in reports for level in one.levels)
         raise DarktrtError(
-            f"{report.to_markdown()}\n{folder.name}: no setting has a p99 within {latency_budget_ms:g} ms; the lowest is {fastest:g} ms"
+            f"{folder.name}: no setting has a p99 within {latency_budget_ms:g} ms; the lowest is {fastest:g} ms, so raise the budget"
         )
     with atomic_output(folder / CONFIG_NAME) as temporary:
         temporary.write_text(config_text(folder, report.best[0]), encoding="utf-8")
@@ -172,11 +172,13 @@ def config_text(folder: Path, setting: Setting) -> str:
 
 
 @contextmanager
-def own_server(repository: str | Path, start: StartOptions | None = None) -> Iterator[Server]:
-    """A server of the repository on ports that are free, for as long as the block runs."""
+def own_server(
+    repository: str | Path, options: StartOptions | None = None, program: Program | None = None
+) -> Iterator[Server]:
+    """As :func:`serve.server.running`, on ports that are free."""
     http, grpc, metrics = _free_ports(3)
-    options = replace(start or StartOptions(), http_port=http, grpc_port=grpc, metrics_port=metrics)
-    with running(repository, options) as server:
+    options = replace(options or StartOptions(), http_port=http, grpc_port=grpc, metrics_port=metrics)
+    with running(repository, options, program) as server:
         yield server
 
 
