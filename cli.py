@@ -712,7 +712,9 @@ def _add_start(commands: _Commands) -> None:
     parser.set_defaults(command="serve start", run=_start)
     parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
     parser.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="more for tritonserver, behind --")
-    programs = "path: the tritonserver on PATH; docker: print the command; pip: that of nvidia-pytriton; auto: the first there is"
+    programs = (
+        "path: the tritonserver on PATH; docker: print its command; pip: that of nvidia-pytriton (default: the first of these)"
+    )
     parser.add_argument(
         "--program", choices=["auto", "path", "docker", "pip"], default="auto", help=f"{programs} (default: auto)"
     )
@@ -766,15 +768,18 @@ def _add_serve_doctor(commands: _Commands) -> None:
         "doctor",
         "check a model repository before the server does; status 1 if something would fail",
         "darktrt serve doctor model_repository",
+        "darktrt serve doctor model_repository --reference portable.onnx --picture dog.jpg",
     )
     parser.set_defaults(command="serve doctor", run=_serve_doctor)
     parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
+    parser.add_argument("--reference", metavar="ONNX", help="hold the models of this network against it, in ONNX Runtime")
+    parser.add_argument("--picture", metavar="FILE", help="to detect in (default: noise)")
 
 
 def _serve_doctor(args: argparse.Namespace) -> int:
     from serve.doctor import examine
 
-    findings = examine(args.repository)
+    findings = examine(args.repository, args.reference, args.picture)
     for finding in findings:
         print(finding)
     return 1 if any(finding.bad for finding in findings) else 0

@@ -56,18 +56,35 @@ class Row:
         return self.score_threshold, self.iou_threshold
 
 
-def run_rows(runner: Runner, rows: Sequence[Row]) -> list[Tensors]:
-    """The outputs of every row, in order, without the batch; rows of the same thresholds run together.
+@dataclass(frozen=True)
+class Result:
+    """Where a row's outputs are."""
+
+    outputs: Tensors
+    """Of all that ran together."""
+    place: int
+
+
+def run_rows(runner: Runner, rows: Sequence[Row]) -> list[Result]:
+    """The results of the rows, in order; rows of the same thresholds run together.
 
     Raises:
         DarktrtError: the model fails.
     """
-    results: list[Tensors] = [{}] * len(rows)
+    results: dict[int, Result] = {}
     for chunk in _chunks(rows, runner.info.batch[2]):
         outputs = _run_chunk(runner, [rows[i] for i in chunk])
-        for place, i in enumerate(chunk):
-            results[i] = {name: outputs[name][place].copy() for name in _OUTPUTS}  # the next run writes into the same memory
-    return results
+        copies = {name: outputs[name].copy() for name in _OUTPUTS}  # the next run writes into the same memory
+        results |= {i: Result(copies, place) for place, i in enumerate(chunk)}
+    return [results[i] for i in range(len(rows))]
+
+
+def gather(results: Sequence[Result]) -> Tensors:
+    """The outputs of rows, one behind the other: a view where they ran so."""
+    outputs, first = results[0].outputs, results[0].place
+    if all(one.outputs is outputs and one.place == first + i for i, one in enumerate(results)):
+        return {name: array[first : first + len(results)] for name, array in outputs.items()}
+    return {name: np.stack([one.outputs[name][one.place] for one in results]) for name in outputs}
 
 
 def _chunks(rows: Sequence[Row], largest: int) -> Iterator[list[int]]:
@@ -171,9 +188,9 @@ class TritonPythonModel:
         except DarktrtError as error:
             return error
 
-    def _answer(self, request: Any, pictures: _Pictures, results: list[Tensors]) -> Any:
+    def _answer(self, request: Any, pictures: _Pictures, results: list[Result]) -> Any:
         wanted = set(request.requested_output_names())
-        outputs = pictures.outputs(results, self._settings.info)
+        outputs = pictures.outputs(gather(results), self._settings.info)
         tensors = [self._triton.Tensor(name, array) for name, array in outputs.items() if name in wanted]
         return self._triton.InferenceResponse(output_tensors=tensors)
 
@@ -184,9 +201,9 @@ class _Pictures:
 
     rows: list[Row]
 
-    def outputs(self, results: list[Tensors], info: DetectorInfo) -> Tensors:
+    def outputs(self, found: Tensors, info: DetectorInfo) -> Tensors:
         """The response's tensors from the network's, boxes in pixels of the network's input."""
-        return {name: np.stack([result[name] for result in results]) for name in _OUTPUTS}
+        return found
 
 
 @dataclass(frozen=True)
@@ -194,18 +211,17 @@ class _Files(_Pictures):
     placements: list[Any]
     """Where each picture lies in the network's input, as :class:`vision.images.Placement`."""
 
-    def outputs(self, results: list[Tensors], info: DetectorInfo) -> Tensors:
+    def outputs(self, found: Tensors, info: DetectorInfo) -> Tensors:
         """With boxes in pixels of the pictures, and the detections of each as JSON."""
         from vision.boxes import place_detections
 
-        texts = []
-        for result, placement in zip(results, self.placements, strict=True):
-            count = int(result["num_detections"].item())
-            boxes, scores, classes = (result[name][:count] for name in ("boxes", "scores", "classes"))
-            found = place_detections(boxes, scores, classes, placement, info.class_names)
-            result["boxes"][:count] = found.boxes
-            texts.append([json.dumps(found.to_list(), ensure_ascii=False).encode()])
-        return {**super().outputs(results, info), "detections": np.array(texts, object)}
+        boxes, texts = found["boxes"].copy(), []
+        for i, (count, placement) in enumerate(zip(found["num_detections"][:, 0], self.placements, strict=True)):
+            raw = boxes[i, :count], found["scores"][i, :count], found["classes"][i, :count]
+            placed = place_detections(*raw, placement, info.class_names)
+            boxes[i, :count] = placed.boxes
+            texts.append([json.dumps(placed.to_list(), ensure_ascii=False).encode()])
+        return {**found, "boxes": boxes, "detections": np.array(texts, object)}
 
 
 def _read_tensors(tensors: dict[str, NDArray[Any]], settings: Settings) -> _Pictures:

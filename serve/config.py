@@ -108,6 +108,20 @@ def make_config(name: str, info: DetectorInfo, options: ConfigOptions) -> ModelC
     return config
 
 
+def options_of(config: ModelConfig) -> ConfigOptions:
+    """The options that decide which tensors a config has.
+
+    Raises:
+        DarktrtError: it is of a backend that darktrt does not write configs for.
+    """
+    kinds = [kind for kind, backend in _BACKENDS.items() if backend == config.backend]
+    if not kinds:
+        raise DarktrtError(f"its backend is '{config.backend}', not one of {', '.join(_BACKENDS.values())}")
+    form: Any = config.parameters["input"].string_value or "tensor"
+    kind: Any = kinds[0]
+    return ConfigOptions(kind, form, config.max_batch_size or None)
+
+
 def check_served(info: DetectorInfo, options: ConfigOptions) -> None:
     """See that the model can be served at all.
 

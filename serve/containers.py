@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from darktrt import DarktrtError
 from engine.manifest import manifest_path, read_manifest
+from engine.target import flavour_of
 from serve.backend import PLAN_NAME, PLUGINS_NAME
 from serve.repository import models_of, read_config, served_versions
 from serve.server import StartOptions, listen_arguments
@@ -56,10 +57,24 @@ class Container:
     def tag(self) -> str:
         return f"{IMAGE}:{self.release}-py3"
 
+    def advice(self, target: str) -> str:
+        """What to do with a plan of another TensorRT."""
+        have = ".".join(map(str, self.tensorrt))
+        return (
+            f"no container up to {NEWEST} carries {target}; nearest is {self.tag} with TensorRT {have}, in which the plan must "
+            "be built again, for TensorRT loads the plans of its own version alone"
+        )
 
-def container_for(version: tuple[int, ...]) -> Container:
-    """The container that carries a TensorRT, or the nearest: of the same major version, above it rather than below."""
-    wanted = (*version, 0, 0)[:3]
+
+def container_for(target: str) -> Container:
+    """The container that carries a plan's TensorRT, or the nearest: of its major version, above it rather than below.
+
+    Raises:
+        DarktrtError: no Triton loads such plans.
+    """
+    if flavour_of(target) != "trt":
+        raise DarktrtError(f"the plan is of {target}, which no Triton loads; serve its ONNX file instead")
+    wanted = (*(int(part) for part in target.split()[-1].split(".")), 0, 0)[:3]
 
     def distance(release: str) -> tuple[bool, bool, tuple[int, ...], str]:
         have = TENSORRT[release]
@@ -129,23 +144,13 @@ def _needs(model: Path) -> list[_Needs]:
 
 def _container(needs: list[_Needs]) -> tuple[Container, list[str]]:
     plans = {one.name: one.manifest.target for one in needs if one.manifest}
-    if rtx := [name for name, target in plans.items() if not target.startswith("TensorRT ") or " for RTX " in target]:
-        raise DarktrtError(f"{rtx[0]}: is a plan of {plans[rtx[0]]}, which no Triton loads; serve its ONNX file instead")
-    if len(set(plans.values())) > 1:
-        raise DarktrtError(
-            f"the plans are of {' and '.join(sorted(set(plans.values())))}; one server loads those of one TensorRT"
-        )
+    if len(targets := sorted(set(plans.values()))) > 1:
+        raise DarktrtError(f"the plans are of {' and '.join(targets)}; one server loads those of one TensorRT")
     if not plans:
         return Container(NEWEST, TENSORRT[NEWEST], True), []
     name, target = next(iter(plans.items()))
-    container = container_for(tuple(int(part) for part in target.split()[-1].split(".")))
-    if container.exact:
-        return container, []
-    have = ".".join(map(str, container.tensorrt))
-    return container, [
-        f"{name}: no container up to {NEWEST} carries {target}; nearest is {container.tag} with TensorRT {have}, in which the "
-        "plan must be built again, for TensorRT loads the plans of its own version alone"
-    ]
+    container = container_for(target)
+    return container, [] if container.exact else [f"{name}: {container.advice(target)}"]
 
 
 def _packages(needs: list[_Needs]) -> list[str]:

@@ -23,7 +23,15 @@ ROOMS: dict[str, set[str]] = {
     "surgery": {"plugins.ops", "calib.shifts", "calib.table"},
     "engine": {"surgery", "calib.table", "calib.trt", "plugins"},
     "check": {"engine", "surgery", "calib", "vision"},
-    "serve": {"engine.manifest", "engine.runtime", "engine.target", "plugins.library", "surgery.bodies", "vision"},
+    "serve": {
+        "check.difference",
+        "engine.manifest",
+        "engine.runtime",
+        "engine.target",
+        "plugins.library",
+        "surgery.bodies",
+        "vision",
+    },
     "cli": {"serve", "check", "engine", "calib", "surgery", "convert", "vision"},
 }
 """What each room may import of the others; every room may import itself, ``darktrt``, ``gpu`` and ``onnx_file``."""
