@@ -194,6 +194,8 @@ def _add_surgery(commands: _Commands) -> None:
         metavar="K",
         help="best boxes that NMS looks at (default: 1000, at most 3840)",
     )
+    fixed = "fix both in the model, say 0.25 0.45, as Triton's batching of TensorRT and ONNX Runtime needs (default: inputs)"
+    parser.add_argument("--thresholds", type=float, nargs=2, metavar=("SCORE", "IOU"), help=fixed)
     parser.add_argument("--qdq", action="store_true", help="quantize with Q/DQ nodes, by the scales of --table")
     _add_calibration(parser)
     parser.set_defaults(run=_surgery)
@@ -212,6 +214,7 @@ def _surgery(args: argparse.Namespace) -> None:
         args.max_candidates,
         args.max_detections,
         _calibration(args.table, args.keep) if args.qdq else None,
+        tuple(args.thresholds) if args.thresholds else None,
     )
     report = operate_file(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced{f' by {args.activation}' if args.activation else ''}"

@@ -208,6 +208,11 @@ class DetectorInfo:
         return "uint8" if self.input == "uint8" else "float32"
 
     @property
+    def takes_thresholds(self) -> bool:
+        """Whether the model has the inputs ``score_threshold (1)`` and ``iou_threshold (1)``."""
+        return self.head == "nms" and self.fixed_thresholds is None
+
+    @property
     def takes_image_size(self) -> bool:
         """Whether the model has the input ``image_size (N, 2)``: NMS with a distance term on letterboxed pictures needs it."""
         return self.head == "nms" and self.nms_letterbox
@@ -216,6 +221,16 @@ class DetectorInfo:
     def nms_letterbox(self) -> bool:
         """Whether NMS depends on the shape of the picture inside the letterbox."""
         return self.resize == "letterbox" and self.nms.kind != "plain"
+
+    def check_thresholds(self, score: float, iou: float) -> None:
+        """See that the model can detect with these.
+
+        Raises:
+            DarktrtError: others are fixed in it.
+        """
+        if self.fixed_thresholds not in (None, (score, iou)):
+            fixed = " and ".join(f"{value:g}" for value in self.fixed_thresholds or ())
+            raise DarktrtError(f"{self.name}: its thresholds are fixed at {fixed}, not {score:g} and {iou:g}; ask for those")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -154,7 +154,7 @@ def made_inputs(info: DetectorInfo, batch: int) -> dict[str, Any]:
     if info.input == "float":
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     inputs = {"images": images}
-    if info.head == "nms":
+    if info.takes_thresholds:
         inputs["score_threshold"] = np.array([SCORE_THRESHOLD], np.float32)
         inputs["iou_threshold"] = np.array([IOU_THRESHOLD], np.float32)
     if info.takes_image_size:

@@ -101,7 +101,7 @@ def _run_chunk(runner: Runner, rows: Sequence[Row]) -> Tensors:
         images[i] = row.image
     images[len(rows) :] = 0
     inputs = {"images": images}
-    if runner.info.fixed_thresholds is None:
+    if runner.info.takes_thresholds:
         thresholds = np.array(rows[0].thresholds, np.float32)
         inputs |= {"score_threshold": thresholds[:1], "iou_threshold": thresholds[1:]}
     if runner.info.takes_image_size:

@@ -134,7 +134,7 @@ def check_served(info: DetectorInfo, options: ConfigOptions) -> None:
 
 def batches(info: DetectorInfo, options: ConfigOptions) -> bool:
     """Whether Triton may put requests together (and takes the batch off the dims)."""
-    return options.kind == "python" or (info.fixed_thresholds is not None and info.batch[0] == 1)
+    return options.kind == "python" or (not info.takes_thresholds and info.batch[0] == 1)
 
 
 def max_batch_size(info: DetectorInfo, options: ConfigOptions) -> int:
@@ -169,7 +169,7 @@ def input_specs(info: DetectorInfo, options: ConfigOptions) -> list[TensorSpec]:
             specs.append(TensorSpec("image_size", "FP32", (2,)))
     if not batched:
         specs = [replace(spec, dims=(_batch_dim(info), *spec.dims)) for spec in specs]
-    if info.fixed_thresholds is None:
+    if info.takes_thresholds:
         optional = options.kind == "python"
         specs += [TensorSpec(name, "FP32", (1,), optional) for name in ("score_threshold", "iou_threshold")]
     return specs

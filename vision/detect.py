@@ -74,6 +74,7 @@ class Detector:
         for name, value in (("score", score_threshold), ("IoU", iou_threshold)):
             if not 0 <= value <= 1:
                 raise DarktrtError(f"the {name} threshold is {value}; it must be between 0 and 1")
+        info.check_thresholds(score_threshold, iou_threshold)
         self.run = run
         self.info = info
         self.score_threshold = score_threshold
@@ -115,9 +116,10 @@ class Detector:
     def _run(self, inputs: Arrays) -> Arrays:
         names = ["boxes", "scores"]
         if self.info.head == "nms":
+            names += ["classes", "num_detections"]
+        if self.info.takes_thresholds:
             inputs["score_threshold"] = np.array([self.score_threshold], np.float32)
             inputs["iou_threshold"] = np.array([self.iou_threshold], np.float32)
-            names += ["classes", "num_detections"]
         outputs = self.run(inputs)
         batch = len(next(iter(inputs.values())))
         for name in names:
