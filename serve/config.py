@@ -1,9 +1,9 @@
 """Triton's config.pbtxt of a detector, made with Triton's own protobuf.
 
-Whether Triton may batch is the model's own affair. The Python kind always can. TensorRT and ONNX Runtime in Triton want the
-batch as the first dimension of every input, which the thresholds of a model with NMS do not have: such a model gets
-``max_batch_size: 0``, its dims include the batch, and requests bring the thresholds. One whose thresholds surgery has fixed is
-batched by Triton.
+Whether Triton may batch depends on the kind. In the Python kind it always may. Its own TensorRT and ONNX Runtime want a batch of
+any size as the first dimension of every input, which thresholds do not have: a model with them, or of a static batch, gets
+``max_batch_size: 0``, its dims include the batch, and requests bring the thresholds. One whose thresholds surgery has fixed, with
+a dynamic batch, is batched by Triton.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class ConfigOptions:
         for name, value in (("score", self.score_threshold), ("IoU", self.iou_threshold)):
             if not 0 <= value <= 1:
                 raise DarktrtError(f"the {name} threshold is {value}; it must be between 0 and 1")
-        if self.cuda_graph and (not self.gpus or self.kind == "onnxruntime"):
-            raise DarktrtError("CUDA graphs are of engines on a GPU; give a plan and GPUs")
+        if self.cuda_graph and self.kind == "onnxruntime":
+            raise DarktrtError("CUDA graphs are of engines; give a plan, and another kind than onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def make_config(name: str, info: DetectorInfo, options: ConfigOptions) -> ModelC
     _add_parameters(config, info, options)
     if options.warmup:
         _add_warmup(config, info, options)
-    config.response_cache.enable = options.cache
+    if options.cache:
+        config.response_cache.enable = True
     return config
 
 
@@ -134,7 +135,7 @@ def check_served(info: DetectorInfo, options: ConfigOptions) -> None:
 
 def batches(info: DetectorInfo, options: ConfigOptions) -> bool:
     """Whether Triton may put requests together (and takes the batch off the dims)."""
-    return options.kind == "python" or (not info.takes_thresholds and info.batch[0] == 1)
+    return options.kind == "python" or (not info.takes_thresholds and info.batch[0] == 1 < info.batch[2])
 
 
 def max_batch_size(info: DetectorInfo, options: ConfigOptions) -> int:
@@ -146,11 +147,11 @@ def max_batch_size(info: DetectorInfo, options: ConfigOptions) -> int:
     if not batches(info, options):
         if options.max_batch or options.preferred or options.delay:
             raise DarktrtError(
-                f"{info.name}: Triton cannot batch it in the kind {options.kind}, for its thresholds have no batch; fix them "
-                "with 'darktrt surgery --thresholds', or take the kind python"
+                f"{info.name}: Triton cannot batch it in the kind {options.kind}, for that needs a batch of 1 or more "
+                "('darktrt convert --batch 1..8') and fixed thresholds ('darktrt surgery --thresholds'); or take the kind python"
             )
         return 0
-    largest = options.max_batch or info.batch[2]
+    largest = info.batch[2] if options.max_batch is None else options.max_batch
     if largest < 1 or (options.kind != "python" and largest > info.batch[2]):
         raise DarktrtError(f"{info.name}: takes batches of 1 to {info.batch[2]}, not of {largest}; convert it with --batch")
     if wrong := [size for size in options.preferred if not 1 <= size <= largest]:
@@ -218,11 +219,12 @@ def _add_versions(config: ModelConfig, options: ConfigOptions) -> None:
 
 def _add_parameters(config: ModelConfig, info: DetectorInfo, options: ConfigOptions) -> None:
     """What a client, and the Python backend, must know of the network; that of the layers is left out, being long."""
+    score, iou = info.fixed_thresholds or (options.score_threshold, options.iou_threshold)
     values = {
         METADATA_KEY: replace(info, layers=()).to_json(),
         "input": options.input,
-        "score_threshold": f"{options.score_threshold:g}",
-        "iou_threshold": f"{options.iou_threshold:g}",
+        "score_threshold": f"{score:g}",
+        "iou_threshold": f"{iou:g}",
         "cuda_graph": "true" if options.cuda_graph else "false",
     }
     for name, value in values.items():

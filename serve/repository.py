@@ -12,7 +12,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from secrets import token_hex
@@ -82,6 +82,8 @@ def write_repository(
     """
     options = options or ConfigOptions()
     found = read_source(source, options, plugins)
+    if found.manifest and not options.gpus:
+        options = replace(options, gpus=(0,))
     name = name or found.info.name
     if not name or set(name) & set("/\\ ") or name.startswith("."):
         raise DarktrtError(f"'{name}' cannot be a model's name in Triton; choose another with --name")
@@ -135,11 +137,11 @@ def _check_other_versions(target: Path, version: int, config: ModelConfig) -> No
         return
     if not (target / CONFIG_NAME).is_file():
         raise DarktrtError(f"{target}: is there already and is no model of Triton; choose another --name or folder")
-    others = [folder for folder in target.iterdir() if folder.name.isdigit() and folder.name != str(version)]
+    others = [number for number in version_numbers(target) if number != version]
     old = read_config(target / CONFIG_NAME)
     if others and (list(old.input) != list(config.input) or list(old.output) != list(config.output)):
         raise DarktrtError(
-            f"{target}: version {others[0].name} has other inputs or outputs, and versions share them; choose another --name"
+            f"{target}: version {others[0]} has other inputs or outputs, and versions share them; choose another --name"
         )
 
 
@@ -192,10 +194,9 @@ def _replaced_folder(target: Path) -> Iterator[Path]:
 
 
 def _keep_versions(target: Path, folder: Path, version: int) -> None:
-    if target.exists():
-        for other in target.iterdir():
-            if other.name.isdigit() and other.name != str(version):
-                shutil.copytree(other, folder / other.name, copy_function=os.link)
+    for other in map(str, version_numbers(target)):
+        if other != str(version):
+            shutil.copytree(target / other, folder / other, copy_function=os.link)
 
 
 def _write_version(folder: Path, source: Source, options: ConfigOptions) -> None:
@@ -272,10 +273,14 @@ def models_of(repository: str | Path) -> list[Path]:
     return found
 
 
-def served_versions(model: str | Path, config: ModelConfig) -> list[int]:
-    """The versions in a model's folder that its config lets Triton serve, the newest last."""
-    found = sorted(int(path.name) for path in Path(model).iterdir() if path.is_dir() and path.name.isdigit())
-    policy = config.version_policy
+def version_numbers(model: Path) -> list[int]:
+    """The versions in a model's folder, which may be missing, the newest last."""
+    return sorted(int(path.name) for path in model.glob("[0-9]*") if path.is_dir() and path.name.isdigit())
+
+
+def served_versions(model: Path, config: ModelConfig) -> list[int]:
+    """Those that its config lets Triton serve."""
+    found, policy = version_numbers(model), config.version_policy
     if policy.HasField("latest"):
         return found[-policy.latest.num_versions :]
     return [one for one in found if one in policy.specific.versions] if policy.HasField("specific") else found
