@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import random
 import ssl
 import time
@@ -238,10 +239,9 @@ class Transport:
 
     def _failure(self, error: Exception) -> DarktrtError | None:
         """What an exception of the libraries means; None for one that is none of theirs."""
-        import aiohttp
         from tritonclient.utils import InferenceServerException
 
-        if isinstance(error, aiohttp.ClientError):
+        if self.endpoint.protocol == "http" and _is_aiohttp(error):
             return self._unreachable(str(error) or type(error).__name__)
         if not isinstance(error, InferenceServerException):
             return None
@@ -255,6 +255,12 @@ class Transport:
         return UnreachableError(f"{self.endpoint}: cannot be reached ({reason}); is the server running there?")
 
 
+def _is_aiohttp(error: Exception) -> bool:
+    import aiohttp
+
+    return isinstance(error, aiohttp.ClientError)
+
+
 def _pauses() -> Iterator[float]:
     pause = FIRST_PAUSE
     while True:
@@ -265,17 +271,15 @@ def _pauses() -> Iterator[float]:
 def _connect(endpoint: Endpoint) -> tuple[Any, Any]:
     """tritonclient's module of the protocol, and its client."""
     try:
-        import tritonclient.grpc.aio
-        import tritonclient.http.aio
+        library = importlib.import_module(f"tritonclient.{endpoint.protocol}")
+        calls = importlib.import_module(f"tritonclient.{endpoint.protocol}.aio")
     except ImportError as error:
         raise DarktrtError(f"talking to Triton needs tritonclient ({error}): pip install 'darktrt[serve]'") from error
-    address, files = endpoint.address, (endpoint.root_certificates, endpoint.key, endpoint.certificate)
     if endpoint.protocol == "grpc":
-        client = tritonclient.grpc.aio.InferenceServerClient(address, False, endpoint.tls, *files, channel_args=_CHANNEL)
-        return tritonclient.grpc, client
+        files = (endpoint.root_certificates, endpoint.key, endpoint.certificate)
+        return library, calls.InferenceServerClient(endpoint.address, False, endpoint.tls, *files, channel_args=_CHANNEL)
     context = _ssl_context(endpoint) if endpoint.tls else None
-    client = tritonclient.http.aio.InferenceServerClient(address, conn_timeout=None, ssl=endpoint.tls, ssl_context=context)
-    return tritonclient.http, client
+    return library, calls.InferenceServerClient(endpoint.address, conn_timeout=None, ssl=endpoint.tls, ssl_context=context)
 
 
 def _ssl_context(endpoint: Endpoint) -> ssl.SSLContext:

@@ -87,7 +87,7 @@ def test_thresholds_go_with_every_request(triton: Server, models: Models) -> Non
         with Client(triton.grpc, "made", score_threshold=score, in_flight=8) as client:
             found[score] = [client.detect(image) for _ in range(5) for image in pictures()]
 
-    threads = [threading.Thread(target=ask, args=(score,)) for score in (0.1, 0.3)]
+    threads = [threading.Thread(target=ask, args=(score,)) for score in (0.07, 0.1)]
     for thread in threads:
         thread.start()
     for thread in threads:
