@@ -1,9 +1,9 @@
 """Triton's config.pbtxt of a detector, made with Triton's own protobuf.
 
-Whether Triton may batch depends on the kind. In the Python kind it always may. Its own TensorRT and ONNX Runtime want a batch of
-any size as the first dimension of every input, which thresholds do not have: a model with them, or of a static batch, gets
-``max_batch_size: 0``, its dims include the batch, and requests bring the thresholds. One whose thresholds surgery has fixed, with
-a dynamic batch, is batched by Triton.
+Whether Triton may batch depends on the kind. In the Python kind it always may. Its own TensorRT and ONNX Runtime want a batch
+of any size as the first dimension of every input, which thresholds do not have: a model with them, or of a static batch, gets
+``max_batch_size: 0``, its dims include the batch, and requests bring the thresholds. One whose thresholds surgery has fixed,
+with a dynamic batch, is batched by Triton.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def max_batch_size(info: DetectorInfo, options: ConfigOptions) -> int:
         if options.max_batch or options.preferred or options.delay:
             raise DarktrtError(
                 f"{info.name}: Triton cannot batch it in the kind {options.kind}, for that needs a batch of 1 or more "
-                "('darktrt convert --batch 1..8') and fixed thresholds ('darktrt surgery --thresholds'); or take the kind python"
+                "('darktrt convert --batch 1..8') and fixed thresholds ('darktrt surgery --thresholds'); or take kind python"
             )
         return 0
     largest = info.batch[2] if options.max_batch is None else options.max_batch
