@@ -710,11 +710,10 @@ def _add_start(commands: _Commands) -> None:
         "darktrt serve start model_repository",
         "darktrt serve start model_repository --address 0.0.0.0 --http-port 9000 --grpc-port 9001 --metrics-port 9002",
         "darktrt serve start model_repository --load yolov4-tiny --log triton.log",
-        "darktrt serve start model_repository -- --log-verbose=1",
+        "darktrt serve start model_repository --argument=--log-verbose=1",
     )
     parser.set_defaults(command="serve start", run=_start)
     parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
-    parser.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="more for tritonserver, behind --")
     programs = (
         "path: the tritonserver on PATH; docker: print its command; pip: that of nvidia-pytriton (default: the first of these)"
     )
@@ -733,6 +732,8 @@ def _add_start(commands: _Commands) -> None:
         "--cache-mb", type=int, default=0, metavar="MB", help="of the cache of models with --cache (default: 0, none)"
     )
     parser.add_argument("--log", metavar="FILE", help="write the server's log there")
+    more = "one more for tritonserver itself, written with =; may be repeated"
+    parser.add_argument("--argument", metavar="WORD", action="append", default=[], dest="arguments", help=more)
 
 
 def _start(args: argparse.Namespace) -> None:
@@ -762,7 +763,7 @@ def _start(args: argparse.Namespace) -> None:
         print(f"ready: http://{server.http} and gRPC at {server.grpc}; Ctrl-C stops it", flush=True)
         with suppress(KeyboardInterrupt):
             server.watch()
-    print("stopped")
+    print("stopped", flush=True)
 
 
 def _add_serve_doctor(commands: _Commands) -> None:
