@@ -123,12 +123,12 @@ class CudaMemory:
 
     def __init__(self, endpoint: object, size: int) -> None:
         self.size = -(-size // _CUDA_GRANULE) * _CUDA_GRANULE
-        self._driver = Driver()
+        self._file = _OwnedFile(endpoint, 0)
         try:
+            self._driver = Driver()
             self._address = self._driver.allocate(self.size)
-            self._file = _OwnedFile(endpoint, 0)
-        except BaseException:
-            self._driver.close()  # with the process's last hold on the context goes what was allocated in it
+        except DarktrtError:
+            self._file.close()
             raise
         self.name = self._file.name
 
