@@ -109,9 +109,7 @@ def sweep(
     report = SweepReport(folder.name, latency_budget_ms, tuple(reports))
     if report.best is None:
         fastest = min(level.latency.p99 for _, one in reports for level in one.levels)
-        raise DarktrtError(
-            f"{folder.name}: no setting has a p99 within {latency_budget_ms:g} ms; the lowest is {fastest:g} ms, so raise the budget"
-        )
+        raise DarktrtError(f"{folder.name}: no setting has a p99 within {latency_budget_ms:g} ms; the lowest is {fastest:g} ms")
     with atomic_output(folder / CONFIG_NAME) as temporary:
         temporary.write_text(config_text(folder, report.best[0]), encoding="utf-8")
     return report
@@ -172,9 +170,7 @@ def config_text(folder: Path, setting: Setting) -> str:
 
 
 @contextmanager
-def own_server(
-    repository: str | Path, options: StartOptions | None = None, program: Program | None = None
-) -> Iterator[Server]:
+def own_server(repository: str | Path, options: StartOptions | None = None, program: Program | None = None) -> Iterator[Server]:
     """As :func:`serve.server.running`, on ports that are free."""
     http, grpc, metrics = _free_ports(3)
     options = replace(options or StartOptions(), http_port=http, grpc_port=grpc, metrics_port=metrics)

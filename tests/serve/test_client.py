@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Models
 from helpers import MAP_TOLERANCE, made_image
 from PIL import Image
+from triton_models import Models
 
 from check.coco import LabelledObject, LabelledPicture, Truth, evaluate
 from cli import main
@@ -228,9 +228,9 @@ def test_mistakes_are_one_sentence(triton: Server, protocol: str, options: dict[
 def test_what_the_server_refuses_is_told_and_the_client_goes_on(triton: Server, memory: Any) -> None:
     with Client(triton.grpc, "made", shared_memory=memory) as client:
         good = {"images": np.zeros((1, 64, 96, 3), np.uint8)}
-        with pytest.raises(DarktrtError, match="shape|dim"):
+        with pytest.raises(DarktrtError, match=r"shape|dim"):
             client.run({"images": np.zeros((1, 64, 50, 3), np.uint8)})
-        with pytest.raises(DarktrtError, match="type|dtype"):
+        with pytest.raises(DarktrtError, match=r"type|dtype"):
             client.run({"images": np.zeros((1, 64, 96, 3), np.float16)})
         with pytest.raises(DarktrtError, match="score_threshold"):
             client.run({**good, "score_threshold": np.array([7], np.float32)})
@@ -240,7 +240,7 @@ def test_what_the_server_refuses_is_told_and_the_client_goes_on(triton: Server, 
 def test_a_file_that_is_no_picture(triton: Server, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_text("no picture")
     for model in ("made", "files"):
-        with Client(triton.grpc, model) as client, pytest.raises(DarktrtError, match="picture|image"):
+        with Client(triton.grpc, model) as client, pytest.raises(DarktrtError, match=r"picture|image"):
             client.detect(tmp_path / "a.jpg")
 
 
@@ -254,7 +254,7 @@ def test_a_slow_answer_is_given_up(triton: Server) -> None:
     with Client(triton.grpc, "made", timeout=10, shared_memory="system") as client:
         expected = client.run({"images": pictures()[0][np.newaxis]})
         client._connection.transport.timeout = 1e-4
-        with pytest.raises(DarktrtError, match="gave no answer within 0.0001 s"):
+        with pytest.raises(DarktrtError, match=r"gave no answer within 0\.0001 s"):
             client.run({"images": pictures()[3][np.newaxis]})
         client._connection.transport.timeout = 10
         for _ in range(8):  # the late answer does not come into the memory of these

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Models, server_of
 from PIL import Image
 from test_client import SCORE, assert_same, direct, own_regions, pictures, save_pictures
+from triton_models import Models, server_of
 
 from darktrt import DarktrtError
 from serve.client import Client
 from serve.server import Server, StartOptions, running
 from vision.boxes import Detections
 
-MIXED_REQUESTS, CONCURRENCY = 2000, 16
+WARM_UP, MIXED_REQUESTS, CONCURRENCY = 500, 2000, 16
 GROWTH = 0.05
 
 
@@ -172,7 +172,9 @@ class Mix:
             for model, memory in kinds
         ]
         self.images = pictures()
-        self.expected = {name: direct(path, self.images) for name, path in (("made", models.made), ("letterbox", models.letterbox))}
+        self.expected = {
+            name: direct(path, self.images) for name, path in (("made", models.made), ("letterbox", models.letterbox))
+        }
         self.expected["files"] = self.expected["made"]
         self.wrong: list[str] = []
         self.refused = 0
@@ -182,7 +184,8 @@ class Mix:
         random = np.random.default_rng(number)
         client = self.clients[random.integers(len(self.clients))]
         if random.integers(10) == 0:
-            return self.ask_nonsense(client)
+            self.ask_nonsense(client)
+            return
         which = random.integers(0, len(self.images), random.integers(1, 4))
         found = client.detect_all([self.images[i] for i in which])
         self.check(number, found, [self.expected[client.model.name][i] for i in which])
@@ -215,10 +218,10 @@ def test_2000_mixed_requests_at_concurrency_16(models: Models) -> None:
         mix = Mix(server, models)
         try:
             with ThreadPoolExecutor(CONCURRENCY) as pool:
-                list(pool.map(mix.ask, range(MIXED_REQUESTS)))
+                list(pool.map(mix.ask, range(WARM_UP)))
                 before = {"server": resident(server.process.pid), "client": _resident_pages(os.getpid())}
                 refused = mix.refused
-                list(pool.map(mix.ask, range(MIXED_REQUESTS, 2 * MIXED_REQUESTS)))
+                list(pool.map(mix.ask, range(WARM_UP, WARM_UP + MIXED_REQUESTS)))
                 after = {"server": resident(server.process.pid), "client": _resident_pages(os.getpid())}
         finally:
             mix.close()

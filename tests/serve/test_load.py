@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Models
 from test_client import own_regions, url
+from triton_models import Models
 
 from cli import main
 from darktrt import DarktrtError
@@ -42,8 +42,24 @@ def test_levels_agree_with_what_the_server_counts(triton: Server, protocol: str,
 
 
 def test_the_command_and_its_files(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["load", "--server", triton.grpc, "--model", "made", "--model", "files", "--concurrency", "1", "2", "--seconds", "1"]
-    assert main([*command, "--tool", "own", "--metrics", f"http://{triton.metrics}/metrics", "--json", str(tmp_path / "a.json")]) == 0
+    command = [
+        "load",
+        "--server",
+        triton.grpc,
+        "--model",
+        "made",
+        "--model",
+        "files",
+        "--concurrency",
+        "1",
+        "2",
+        "--seconds",
+        "1",
+    ]
+    assert (
+        main([*command, "--tool", "own", "--metrics", f"http://{triton.metrics}/metrics", "--json", str(tmp_path / "a.json")])
+        == 0
+    )
     told = capsys.readouterr().out
     assert "| concurrency | made | files |" in told
     assert told.count("| 2 | ") == 3
@@ -87,5 +103,5 @@ def test_perf_analyzer(triton: Server) -> None:
 
 def test_nobody_answers(triton: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     options = LoadOptions((2,), seconds=1, tool="own", timeout=1e-4)
-    with pytest.raises(DarktrtError, match="0.0001 s"):
+    with pytest.raises(DarktrtError, match=r"0\.0001 s"):
         measure_load(triton.grpc, "made", options=options)

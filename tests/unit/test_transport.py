@@ -34,7 +34,9 @@ def test_urls(url: str, protocol: str, address: str, tls: bool, text: str) -> No
     assert endpoint.host == address.rpartition(":")[0].strip("[]")
 
 
-@pytest.mark.parametrize("url", ["", "ftp://a", "a:b", "a:99999", "http://", "http://a/v2", "http://a?b", "grpc://me@a", ":8001"])
+@pytest.mark.parametrize(
+    "url", ["", "ftp://a", "a:b", "a:99999", "http://", "http://a/v2", "http://a?b", "grpc://me@a", ":8001"]
+)
 def test_what_is_no_server(url: str) -> None:
     with pytest.raises(DarktrtError, match="is no server; write HOST:PORT"):
         Endpoint.parse(url)
