@@ -89,5 +89,5 @@ def test_pictures_and_links_exist() -> None:
 def test_version_and_help_agree_with_the_readme() -> None:
     done = run([sys.executable, "-m", "cli", "--help"], ROOT)
     listed = re.findall(r"^    ([a-z]+) ", done.stdout, re.MULTILINE)
-    on_a_gpu = blocks("shell")
-    assert {line.split()[1] for line in blocks("sh") + on_a_gpu} == set(listed)
+    on_a_gpu, with_a_server = blocks("shell"), blocks("bash")
+    assert {line.split()[1] for line in blocks("sh") + on_a_gpu + with_a_server} == set(listed)

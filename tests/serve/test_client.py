@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import shutil
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import MAP_TOLERANCE, made_image
+from helpers import MAP_TOLERANCE, ROOT, made_image
 from PIL import Image
+from test_readme import README, blocks, run
 from triton_models import Models
 
 from check.coco import LabelledObject, LabelledPicture, Truth, evaluate
@@ -201,6 +206,28 @@ def test_dummy_info_and_statistics(triton: Server, capsys: pytest.CaptureFixture
     assert told["detector"]["width"] == 96
     assert main(["client", "statistics", *server]) == 0
     assert "compute_infer" in capsys.readouterr().out
+
+
+def test_the_readmes_commands(triton: Server, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    commands = [shlex.split(line) for line in blocks("bash") if line.split()[1] in ("client", "load")]
+    assert len(commands) >= 6
+    for command in commands:
+        done = run([sys.executable, "-m", "cli", *command[1:], "--server", triton.grpc, "--model", "made"], tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {path.name for path in (tmp_path / "docs").iterdir()}
+    assert (tmp_path / "load.json").is_file()
+
+
+def test_the_readmes_program(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path, *_) = save_pictures(tmp_path)
+    text = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    assert len(text.splitlines()) <= 10
+    arguments = f'"{triton.grpc}", "made", score_threshold={SCORE}'
+    changed = text.replace('"localhost:8001"', arguments).replace("street.jpg", str(path))
+    exec(compile(changed, "README.md", "exec"), {})
+    with Client(triton.grpc, "made", score_threshold=SCORE) as client:
+        assert len(capsys.readouterr().out.splitlines()) == len(client.detect(path)) > 3
 
 
 # Mistakes
