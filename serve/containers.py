@@ -12,7 +12,7 @@ from engine.manifest import manifest_path, read_manifest
 from engine.target import flavour_of
 from serve.backend import PLAN_NAME, PLUGINS_NAME
 from serve.repository import models_of, read_config, served_versions
-from serve.server import StartOptions, listen_arguments
+from serve.server import STACK_BYTES, StartOptions, listen_arguments
 
 if TYPE_CHECKING:
     from engine.manifest import Manifest
@@ -123,7 +123,15 @@ def docker_command(repository: str | Path, options: StartOptions) -> DockerComma
     if libraries:
         server.append(f"--backend-config=tensorrt,plugins={';'.join(libraries)}")
     packages = _packages(needs)
-    words = ["docker", "run", "--rm", *gpus, "--shm-size=1g", *(f"-p={one}" for one in publish)]
+    words = [
+        "docker",
+        "run",
+        "--rm",
+        *gpus,
+        "--shm-size=1g",
+        f"--ulimit=stack={STACK_BYTES}",
+        *(f"-p={one}" for one in publish),
+    ]
     words += [f"-v={Path(repository).resolve()}:{MOUNT}:ro", container.tag]
     if packages:
         server = ["bash", "-c", f"pip install {shlex.join(packages)} && exec {shlex.join(server)}"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -41,6 +42,10 @@ EXIT_SECONDS = 10
 
 _PYTHONS = ("3.12", "3.11", "3.10")
 """For which there are NumPy 1 and a stub of the Python backend."""
+STACK_BYTES = 1 << 30
+"""Of each of the server's threads, as address space. Its HTTP library puts twice the body of a form on the stack, and curl and
+Python's urllib send every body as a form unless told otherwise: with the usual 8 MiB, one of 4 MiB ends the server."""
+
 _SHARED_MEMORY = Path("/dev/shm")
 _LINES_KEPT = 400
 
@@ -168,7 +173,8 @@ def start(repository: str | Path, options: StartOptions, program: Program, log: 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
     environment = program.environment()
     # a session of its own: Ctrl-C reaches darktrt alone, which then stops it in order
-    process = subprocess.Popen(command, env=environment, text=True, errors="replace", start_new_session=True, **pipes)  # type: ignore[call-overload]
+    with _large_stacks():
+        process = subprocess.Popen(command, env=environment, text=True, errors="replace", start_new_session=True, **pipes)  # type: ignore[call-overload]
     host = "127.0.0.1" if options.address == "0.0.0.0" else options.address
     http, grpc, metrics = (f"{host}:{port}" for port in (options.http_port, options.grpc_port, options.metrics_port))
     server = Server(process, http, grpc, metrics)
@@ -240,6 +246,18 @@ def _keep_lines(server: Server, log: IO[str] | None) -> None:
         if log:
             log.write(line)
             log.flush()
+
+
+@contextmanager
+def _large_stacks() -> Iterator[None]:
+    """What is started meanwhile has threads with room for the bodies of requests."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
 def _check_free(address: str, port: int) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Sequence
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 from helpers import MAP_TOLERANCE, ROOT, made_image
 from PIL import Image
+from streams import RtspServer, transport_stream
 from test_readme import README, blocks, run
 from triton_models import Models
 
@@ -27,7 +31,7 @@ from serve.client import Client, triton_run
 from serve.server import Server
 from serve.shared_memory import FOLDER, PREFIX
 from vision.boxes import Detections
-from vision.detect import Detector, video_writer
+from vision.detect import Detector, open_video, video_writer
 
 SCORE = 0.08
 """What the made network, whose weights are random, finds a fair number of boxes with."""
@@ -192,6 +196,23 @@ def test_a_video(triton: Server, models: Models, tmp_path: Path, capsys: pytest.
     assert main([*command, "-o", str(tmp_path / "out.mp4"), "--batch", "2"]) == 0
     assert [one["frame"] for one in lines(capsys.readouterr().out)] == list(range(9))
     assert (tmp_path / "out.mp4").stat().st_size > 1000
+
+
+def test_a_stream_until_ctrl_c_keeps_the_video(triton: Server, tmp_path: Path) -> None:
+    stream = RtspServer(transport_stream(tmp_path, [made_image(120, 160, seed) for seed in range(200)]), seconds=60)
+    command = ["client", "rtsp-url", stream.url, "--server", triton.grpc, "--model", "made", "--json", "-o", "out.mp4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", *command], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    seen = [json.loads(process.stdout.readline()) for _ in range(5)]
+    process.send_signal(signal.SIGINT)
+    seen += lines(process.stdout.read())
+    assert process.wait() == 0
+    assert seen[0]["file"].startswith("rtsp://127.0.0.1:")
+    with open_video(tmp_path / "out.mp4") as (_, frames):
+        assert len(list(frames)) == seen[-1]["frame"] + 1
 
 
 def test_dummy_info_and_statistics(triton: Server, capsys: pytest.CaptureFixture[str]) -> None:

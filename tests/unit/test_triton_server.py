@@ -233,7 +233,9 @@ def test_docker_is_only_told(repository: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(server, "program_on_path", lambda: None)
     monkeypatch.setattr(server, "docker_runs", lambda: True)
     assert main(["serve", "start", str(repository)]) == 0
-    assert capsys.readouterr().out.startswith("docker run --rm --gpus all --shm-size=1g -p=127.0.0.1:8000:8000 ")
+    assert capsys.readouterr().out.startswith(
+        "docker run --rm --gpus all --shm-size=1g --ulimit=stack=1073741824 -p=127.0.0.1:8000:8000 "
+    )
 
 
 def test_programs_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +306,8 @@ def test_docker_commands(made: Made, tmp_path: Path) -> None:
         write_repository(plan, models, ConfigOptions("tensorrt_plan"), name, plugins=library)
     command = docker_command(models, StartOptions(address="10.0.0.1"))
     assert command.warnings == () and str(command) == (
-        "docker run --rm --gpus all --shm-size=1g -p=10.0.0.1:8000:8000 -p=10.0.0.1:8001:8001 -p=10.0.0.1:8002:8002 "
+        "docker run --rm --gpus all --shm-size=1g --ulimit=stack=1073741824 "
+        "-p=10.0.0.1:8000:8000 -p=10.0.0.1:8001:8001 -p=10.0.0.1:8002:8002 "
         f"-v='{models}:/models:ro' nvcr.io/nvidia/tritonserver:24.08-py3 tritonserver --model-repository=/models "
         "--http-address=0.0.0.0 --http-port=8000 --grpc-address=0.0.0.0 --grpc-port=8001 --metrics-address=0.0.0.0 "
         "--metrics-port=8002 --exit-timeout-secs=10 --model-control-mode=none "
