@@ -60,7 +60,10 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
         "calib": "darktrt calib",
         "check": "check compare",
         "engine": "darktrt engine",
+        "load": "darktrt load",
         "plugins": "plugins/csrc",
+        "serve": "serve start",
+        "triton": "serve repository",
     }
     assert does[words[1]] in done.stdout
 

@@ -29,7 +29,8 @@ from darktrt import DarktrtError
 from engine.runtime import OnnxRunner
 from serve.client import Client, triton_run
 from serve.server import Server
-from serve.shared_memory import FOLDER, PREFIX
+from serve.shared_memory import FOLDER, prefix_of
+from serve.transport import Endpoint
 from vision.boxes import Detections
 from vision.detect import Detector, open_video, video_writer
 
@@ -68,8 +69,10 @@ def url(triton: Server, protocol: str) -> str:
     return triton.grpc if protocol == "grpc" else f"http://{triton.http}"
 
 
-def own_regions() -> list[str]:
-    return sorted(path.name for path in FOLDER.glob(f"{PREFIX}*"))
+def regions_of(server: Server) -> list[str]:
+    """Those that clients of this server have on this machine."""
+    prefixes = [prefix_of(Endpoint.parse(url(server, protocol))) for protocol in ("grpc", "http")]
+    return sorted(path.name for prefix in prefixes for path in FOLDER.glob(f"{prefix}*"))
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -85,7 +88,7 @@ def test_detections_are_those_without_a_server(
         one = client.detect(paths[2])
     assert_same(found, direct(models.letterbox if model == "letterbox" else models.made, pictures()))
     assert_same([one] * 10, [found[2]] * 10)
-    assert own_regions() == []
+    assert regions_of(triton) == []
 
 
 def test_thresholds_go_with_every_request(triton: Server, models: Models) -> None:
@@ -308,4 +311,4 @@ def test_a_slow_answer_is_given_up(triton: Server) -> None:
         for _ in range(8):  # the late answer does not come into the memory of these
             found = client.run({"images": pictures()[0][np.newaxis]})
             np.testing.assert_array_equal(found["scores"], expected["scores"])
-    assert own_regions() == []
+    assert regions_of(triton) == []
