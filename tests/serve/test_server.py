@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 import time
+import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import MADE_CFG, SHARED, head, made_image, make, net, run, thresholds
+from helpers import MADE_CFG, ROOT, SHARED, free_ports, head, made_image, make, net, run, thresholds
+from test_readme import blocks
+from test_readme import run as readme_run
 from triton_models import Models, a_program, ask, encoded, operated, post, server_of
 
 from darktrt import DarktrtError
 from engine.runtime import OnnxRunner
 from serve.config import ConfigOptions
 from serve.repository import write_repository
-from serve.server import Server, StartOptions, running
+from serve.server import Server, StartOptions, program_on_path, running
 from surgery.rewrite import SurgeryOptions, operate_file
 from vision.detect import Detector
 
@@ -163,3 +172,32 @@ def test_real_weights_find_the_dog(tmp_path: Path) -> None:
         file = np.array([[(SHARED / "data/dog.jpg").read_bytes()]], object)
         found = json.loads(ask(server, "yolov4-tiny", image=file)["detections"][0, 0])
     assert [one["class"] for one in found] == ["dog", "truck", "bicycle", "car"] and found[0]["score"] > 0.8
+
+
+def test_the_readmes_commands(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand there, but for the ports; and what is posted to the server."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(models.made, tmp_path / "portable.onnx")
+    commands = [shlex.split(line)[1:] for line in blocks("bash") if line.split()[1] == "serve"]
+    assert [command[1] for command in commands] == ["repository", "repository", "doctor", "start"]
+    for command in commands[:-1]:
+        done = readme_run([sys.executable, "-m", "cli", *command], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert command[1] != "doctor" or done.stdout.count("agrees with ONNX Runtime") == 2
+    ports = free_ports(3)
+    given = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+    a_program()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "cli", *commands[-1], *given, "--program", "path" if program_on_path() else "pip"]
+    start = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert start.stdout and start.stdout.readline().startswith(f"ready: http://127.0.0.1:{ports[0]} and gRPC")
+        body = json.dumps({"image": base64.b64encode((ROOT / "docs/astronaut.jpg").read_bytes()).decode()}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{ports[0]}/v2/models/photos/generate", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert isinstance(json.loads(json.loads(answer.read())["detections"]), list)
+    finally:
+        start.send_signal(signal.SIGINT)
+    assert start.communicate(timeout=60)[0] == "stopped\n" and start.returncode == 0

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import Made, files_in
+from helpers import Made, files_in, free_ports
 from test_repository import write_library, write_plan
 
 from cli import main
@@ -68,11 +68,7 @@ def stand_in(tmp_path: Path) -> MakeProgram:
 @pytest.fixture
 def options() -> StartOptions:
     """On ports that are free."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return StartOptions("127.0.0.1", *ports)
+    return StartOptions("127.0.0.1", *free_ports(3))
 
 
 @pytest.fixture(scope="module")
