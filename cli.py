@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from calib.report import Outputs
     from check.budget import Trade
     from check.results import Subject
+    from engine.build import BuildOptions
+    from engine.profile import LayerReport
+    from engine.weak import GpuCalibration
     from surgery.qdq import Calibration
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_SENSITIVITY = "calib sensitivity"
+_SENSITIVITY, _ENGINE_INSPECT = "calib sensitivity", "engine inspect"
 _SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
 
 
@@ -58,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments; ``calib sensitivity`` is a command of two words, with options of its own."""
+    """The arguments; some commands are of two words, with options of their own."""
     words = list(arguments)
-    if words[:2] == _SENSITIVITY.split():
-        words[:2] = [_SENSITIVITY]
+    if " ".join(words[:2]) in (_SENSITIVITY, _ENGINE_INSPECT):
+        words[:2] = [" ".join(words[:2])]
     return _parser().parse_args(words)
 
 
@@ -73,8 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine)
-    for add in (*stages, _add_check, _add_detect, _add_bench, _add_inspect, _add_doctor):
+    stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine, _add_engine_inspect)
+    for add in (*stages, _add_check, _add_detect, _add_bench, _add_rival, _add_inspect, _add_doctor):
         add(commands)
     return parser
 
@@ -356,7 +359,8 @@ def _add_sensitivity(commands: _Commands) -> None:
 
 def _sensitivity(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from check.sensitivity import check_outputs, plot, save_json, sensitivity
+    from check.sensitivity import plot, save_json, sensitivity
+    from vision.charts import check_outputs
 
     inputs = [args.model, args.table, *map(path_of, args.data), *([path_of(args.map)] if args.map else [])]
     check_outputs(args.json, args.plot, inputs)
@@ -378,6 +382,9 @@ def _add_engine(commands: _Commands) -> None:
         "darktrt engine portable.onnx -o model.plan --precision fp32 --target rtx",
         "darktrt engine portable.onnx -o model.plan --precision int8 --table calibration.table",
         "darktrt engine portable.onnx -o model.plan --precision int8 --table my.table --max-drop 0.005 --eval val.json",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --calibrate-on gpu --data photos/",
+        "darktrt engine portable.onnx -o model.plan --batch 1,4,16 --workspace 2048 --optimization-level 5",
+        "darktrt engine inspect --help",
     )
     parser.add_argument("source", metavar="ONNX", help="what 'darktrt surgery' wrote")
     parser.add_argument(
@@ -399,13 +406,40 @@ def _add_engine(commands: _Commands) -> None:
     parser.add_argument(
         "--optimization-level", type=int, choices=range(6), metavar="N", help="0 to 5: how long to look for fast kernels"
     )
-    parser.add_argument("--timing-cache", metavar="FILE", help="keep measured times here, which makes later builds shorter")
+    gpu = "table: scales of --table; gpu: TensorRT's own entropy calibration on --data, full TensorRT to 10 (default: table)"
+    parser.add_argument("--calibrate-on", choices=["table", "gpu"], default="table", help=gpu)
+    pictures = "with --calibrate-on gpu: folders, lists, COCO json files, patterns"
+    parser.add_argument("--data", nargs="+", metavar="DATA", help=pictures)
+    parser.add_argument("--data-limit", type=int, metavar="N", help="use a random sample of N pictures of it")
+    batch = "least, usual and largest batch of a model with a dynamic one (default: the model's)"
+    parser.add_argument("--batch", metavar="MIN,OPT,MAX", help=batch)
+    workspace = "most GPU memory for intermediate results of a layer (default: all there is)"
+    parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace)
+    cache = (
+        "keep measured times here, which makes later builds shorter; none for nowhere (default: a file under ~/.cache/darktrt)"
+    )
+    parser.add_argument("--timing-cache", metavar="FILE", help=cache)
+    parser.add_argument("--no-tf32", action="store_true", help="FP32 with all its 24 bits, slower on GPUs that have TF32")
+    strong = "TensorRT 10: types and Q/DQ nodes in the file decide, as in TensorRT 11, and not the builder"
+    parser.add_argument("--strongly-typed", action="store_true", help=strong)
+    ampere = "an engine for every GPU of compute capability 8.0 or more, slower"
+    parser.add_argument("--hardware-compatible", action="store_true", help=ampere)
+    versions = "an engine for later versions of the same major version of TensorRT too"
+    parser.add_argument("--version-compatible", action="store_true", help=versions)
+    verbosity = (
+        "what the engine tells of its layers, for 'engine inspect' and the count of INT8 convolutions (default: detailed)"
+    )
+    levels = ["detailed", "layer_names_only", "none"]
+    parser.add_argument("--verbosity", choices=levels, default="detailed", help=verbosity)
     parser.add_argument(
         "--tactic-sources",
         metavar="+LIB,-LIB",
         help="libraries to add or leave out, as trtexec has it: --tactic-sources=-CUDNN,-CUBLAS,-CUBLAS_LT",
     )
-    library = "plugin library (default: what DARKTRT_PLUGINS names, else what 'make plugins' built, if custom nodes need one)"
+    library = (
+        "plugin library (default: what DARKTRT_PLUGINS names, else what 'make plugins' built, if custom nodes need one); "
+        "none for standard ops in place of custom nodes"
+    )
     parser.add_argument("--plugins", metavar="LIBRARY", help=library)
     parser.set_defaults(run=_engine)
 
@@ -420,20 +454,30 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
 
 def _engine(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from engine.build import BuildOptions, build_file, check_files
+    from engine.build import build_file, cache_path, check_files
     from engine.layers import summary
 
     budget_options = args.max_drop is not None, args.eval is not None
     if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
         raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
-    options = BuildOptions(args.tactic_sources, args.optimization_level, args.timing_cache)
-    check_files(args.output, options, args.source, args.table, args.plugins, *map(path_of, args.eval or ()))
+    on_gpu = args.calibrate_on == "gpu"
+    if on_gpu != bool(args.data) or (on_gpu and (args.table or args.precision != "int8")):
+        raise DarktrtError("--calibrate-on gpu, --data DATA and --precision int8 go together, without --table")
+    if args.keep is not None and args.precision != "int8":
+        raise DarktrtError("--keep names convolutions that INT8 leaves in FP16; give --precision int8, or leave it out")
+    options = _build_options(args)
+    files = args.source, args.table, args.plugins, *map(path_of, (*(args.eval or ()), *(args.data or ())))
+    check_files(args.output, options, *files, calibrates=on_gpu)
     calibration = _calibration(args.table, args.keep) if args.table else None
     trade = _trade(args, calibration) if calibration and args.eval else None
     if calibration and trade:
         calibration = replace(calibration, keep=trade.chosen.kept)
     cost = trade.cost(", ".join(args.eval)) if trade else None
-    manifest = build_file(args.source, args.output, args.precision, args.target, calibration, options, cost, args.plugins)
+    with _gpu_calibration(args) if on_gpu else nullcontext(calibration) as scales:
+        chosen = args.source, args.output, args.precision, args.target, scales, options, cost, args.plugins, args.table
+        manifest = build_file(*chosen)
+    if on_gpu:
+        print(f"{cache_path(args.output)}: the scales that TensorRT found, as a table for another build")
     size = Path(args.output).stat().st_size / 2**20
     print(
         f"{args.output}: {args.precision.upper()} for {manifest.target}, {size:.1f} MiB, built in {manifest.build_seconds:g} s"
@@ -442,6 +486,57 @@ def _engine(args: argparse.Namespace) -> None:
         print(f"{args.output}: {summary(manifest.int8_convolutions, manifest.other_convolutions)}")
     if trade:
         print(f"{args.output}: {trade}")
+
+
+def _build_options(args: argparse.Namespace) -> BuildOptions:
+    from engine.build import BuildOptions
+
+    if args.workspace is not None and args.workspace < 1:
+        raise DarktrtError(f"--workspace {args.workspace}: it must be at least 1 MiB")
+    return BuildOptions(
+        tactic_sources=args.tactic_sources,
+        optimization_level=args.optimization_level,
+        timing_cache=args.timing_cache,
+        workspace=args.workspace,
+        tf32=not args.no_tf32,
+        strongly_typed=args.strongly_typed,
+        batch=_batch_range(args.batch) if args.batch else None,
+        hardware_compatible=args.hardware_compatible,
+        version_compatible=args.version_compatible,
+        verbosity=args.verbosity,
+    )
+
+
+def _batch_range(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if (
+        len(parts) != 3
+        or not all(part.isdecimal() for part in parts)
+        or not 1 <= int(parts[0]) <= int(parts[1]) <= int(parts[2])
+    ):
+        raise DarktrtError(
+            f"--batch {text}: write least, usual and largest batch, each not below the one before: --batch 1,4,16"
+        )
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+@contextmanager
+def _gpu_calibration(args: argparse.Namespace) -> Iterator[GpuCalibration]:
+    """TensorRT's own calibration on the pictures of --data; they leave the GPU's memory at the end."""
+    from calib.data import batch_of, batches, find_images
+    from calib.trt import BatchSource
+    from engine.weak import GpuCalibration
+    from onnx_file import load_model
+
+    info = load_model(args.source)[1]
+    images = find_images(args.data, args.data_limit, 0)
+    with BatchSource(batches(images, info), batch_of(info)) as source:
+        yield GpuCalibration(source, _names(args.keep))
+
+
+def _names(keep: str | None) -> tuple[str, ...] | None:
+    """``A,B``, or None where nothing was said."""
+    return None if keep is None else tuple(name for name in keep.split(",") if name)
 
 
 def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
@@ -455,13 +550,54 @@ def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
 
 
 def _calibration(table: str, keep: str | None = None) -> Calibration:
-    """A table and what lies beside it; ``keep`` is ``A,B``, or None where nothing was said."""
+    """A table and what lies beside it."""
     from calib.shifts import load_shifts
     from calib.table import CalibrationTable
     from surgery.qdq import Calibration
 
-    names = None if keep is None else tuple(name for name in keep.split(",") if name)
-    return Calibration(CalibrationTable.load(table).scales, names, load_shifts(table))
+    return Calibration(CalibrationTable.load(table).scales, _names(keep), load_shifts(table))
+
+
+def _add_engine_inspect(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        _ENGINE_INSPECT,
+        "tell what TensorRT made of each layer: type, precision, layout, cfg lines and, on the GPU, time",
+        "darktrt engine inspect model.plan",
+        "darktrt engine inspect model.plan --profile --plot layers.png --json layers.json",
+    )
+    parser.add_argument("plan", metavar="PLAN", help="what 'darktrt engine' wrote")
+    parser.add_argument("--profile", action="store_true", help="run it on the GPU and measure each layer")
+    parser.add_argument("--batch", type=int, metavar="N", help="to measure with (default: the engine's usual one)")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as 'darktrt engine' takes it")
+    parser.add_argument("--json", metavar="FILE", help="write all that is known there")
+    parser.add_argument("--plot", metavar="PNG", help="draw the times by cfg line; with --profile")
+    parser.set_defaults(run=_engine_inspect)
+
+
+def _engine_inspect(args: argparse.Namespace) -> None:
+    from engine.profile import layers_of, profile
+    from vision.charts import check_outputs
+
+    if args.plot and not args.profile:
+        raise DarktrtError("--plot draws times; give --profile too, on a machine with the engine's GPU")
+    check_outputs(args.json, args.plot, [args.plan])
+    report = profile(args.plan, args.batch, args.plugins) if args.profile else layers_of(args.plan)
+    print(report.to_table())
+    if args.json:
+        with atomic_output(args.json) as temporary:
+            temporary.write_text(report.to_json())
+    if args.plot:
+        _plot_layers(report, args.plot)
+
+
+def _plot_layers(report: LayerReport, path: str) -> None:
+    from vision.charts import BLUE, GRAY, GREEN, ORANGE, Bar, draw_bars
+
+    colours = {"INT8": GREEN, "FP16": BLUE, "FP32": ORANGE, "": GRAY}
+    bars = [Bar(one.label, one.milliseconds, f"{one.milliseconds:.4f} ms", colours[one.precision]) for one in report.by_lines()]
+    legend = {name or "other": colour for name, colour in colours.items() if any(one.colour == colour for one in bars)}
+    draw_bars(report.title(), bars, path, legend)
 
 
 def _add_check(commands: _Commands) -> None:
@@ -623,9 +759,10 @@ def _add_bench(commands: _Commands) -> None:
     parser = _command(
         commands,
         "bench",
-        "time engines on the GPU, which take turns: latency, throughput, with and without CUDA graph",
+        "time engines on the GPU, and their rivals, in turns: latency, throughput, with and without CUDA graph",
         "darktrt bench fp16.plan int8.plan",
         "darktrt bench fused=a.plan native=b.plan --batch 1 8 --json times.json",
+        "darktrt bench fp16.plan --torch my.cfg my.weights --python python3.12",
     )
     parser.add_argument(
         "plans", metavar="[NAME=]PLAN", nargs="+", help="engines, and what to call them (default: their files' names)"
@@ -633,6 +770,11 @@ def _add_bench(commands: _Commands) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="batch sizes (default: 1)")
     parser.add_argument("--turns", type=int, default=20, metavar="N", help="turns of 20 calls of each engine (default: 20)")
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    rival = "also time the network in PyTorch, FP16, eager and by torch.compile; needs torchvision"
+    parser.add_argument("--torch", metavar=("CFG", "WEIGHTS"), nargs=2, help=rival)
+    cuda = "also time this ONNX file in ONNX Runtime's CUDA provider; may be repeated"
+    parser.add_argument("--onnx", metavar="[NAME=]ONNX", action="append", default=[], help=cuda)
+    parser.add_argument("--python", metavar="PYTHON", help="that runs PyTorch and ONNX Runtime (default: this one)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
     parser.set_defaults(run=_bench)
 
@@ -641,13 +783,36 @@ def _bench(args: argparse.Namespace) -> None:
     from engine.bench import bench_files
 
     if args.json:
-        keep_inputs(args.json, *(plan.rpartition("=")[2] for plan in args.plans))
+        keep_inputs(args.json, *(entry.rpartition("=")[2] for entry in (*args.plans, *args.onnx, *(args.torch or ()))))
         check_writable(args.json)
-    report = bench_files(args.plans, args.batch, args.turns, args.plugins)
+    torch = (args.torch[0], args.torch[1]) if args.torch else None
+    report = bench_files(args.plans, args.batch, args.turns, args.plugins, args.onnx, torch, args.python)
     print(report.to_markdown())
     if args.json:
         with atomic_output(args.json) as temporary:
             temporary.write_text(report.to_json())
+
+
+def _add_rival(commands: _Commands) -> None:
+    """The other end of ``bench --torch`` and ``--onnx``; of no use to people, so it has no help."""
+    parser = commands.add_parser("rival")
+    parser.add_argument("kind", choices=["onnx", "eager", "compile", "graph"])
+    parser.add_argument("files", nargs="+")
+    parser.set_defaults(run=_rival)
+
+
+def _rival(args: argparse.Namespace) -> None:
+    from engine.bench import OnnxRival, Rival, answer
+
+    if args.kind == "onnx":
+        rival: Rival = OnnxRival(args.files[0])
+    else:
+        from convert.rival import TorchRival
+        from convert.shapes import parse_size
+
+        cfg, weights, size = args.files
+        rival = TorchRival(cfg, weights, parse_size(size), args.kind != "eager", args.kind == "graph")
+    answer(rival, sys.stdin, sys.stdout)
 
 
 def _add_inspect(commands: _Commands) -> None:

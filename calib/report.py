@@ -15,6 +15,7 @@ from calib.histogram import Histogram, HistogramSet
 from calib.shifts import shifts_path
 from calib.table import table_of
 from darktrt import DarktrtError, atomic_output, check_writable, keep_inputs
+from vision.charts import check_drawable
 
 _COLUMNS, _WIDTH, _HEIGHT = 4, 400, 190
 _MARGIN, _TITLE, _AXIS = 14, 40, 20
@@ -131,16 +132,6 @@ def plot(histograms: HistogramSet, choices: Mapping[str, Choice], path: str | Pa
         _draw(ImageDraw.Draw(page), corner, name, histograms.histograms[name], choice)
     with atomic_output(path) as temporary:
         page.save(temporary)
-
-
-def check_drawable(path: str | Path) -> None:
-    """Refuse a name that no picture can be written to.
-
-    Raises:
-        DarktrtError: its suffix is no picture format.
-    """
-    if Path(path).suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
-        raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
 
 
 def _draw(draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, histogram: Histogram, choice: Choice) -> None:

@@ -187,9 +187,9 @@ def mark_file(source: str | Path, output: str | Path) -> int:
 
 def plan_subject(runner: PlanRunner) -> Subject:
     """An engine that is ready to run; of its outputs those count that have a tensor's name."""
-    precision = runner.manifest.precision
-    # TensorRT multiplies float32 as TF32 unless it is told not to
-    return Subject(runner.path, runner.info, "tf32" if precision == "fp32" else precision, runner.run)
+    manifest = runner.manifest
+    precision = "tf32" if manifest.precision == "fp32" and manifest.tf32 else manifest.precision
+    return Subject(runner.path, runner.info, precision, runner.run)
 
 
 def inner_tensors(info: DetectorInfo, layers: bool) -> set[str]:

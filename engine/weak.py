@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calib.trt import Source
+from calib.trt import BatchSource, Source
 from darktrt import DarktrtError, DetectorInfo
 
 _POINTWISE = {"ACTIVATION", "ELEMENTWISE", "UNARY", "SCALE", "PARAMETRIC_RELU"}
@@ -20,6 +20,17 @@ class Calibrated:
 
     source: Source
     kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GpuCalibration:
+    """INT8 by scales that TensorRT itself finds, as it builds, from pictures that it is fed.
+
+    ``keep`` is as in :class:`surgery.qdq.Calibration`.
+    """
+
+    pictures: BatchSource
+    keep: tuple[str, ...] | None = None
 
 
 class NetworkMap:
