@@ -30,6 +30,7 @@ WEIGHTS_FILE := $(if $(CFG),$(WEIGHTS),$(DIR)/$(MODEL).weights)
 PLAN := $(DIR)/$(PRECISION).plan
 CHECKED_PLAN := $(if $(wildcard /dev/nvidia0),$(PLAN))
 DARKTRT := $(VENV)/bin/darktrt
+STUBS := $(VENV)/stubs
 LIBRARY := $(OUT)/libdarktrt_plugins.so
 # full TensorRT takes the custom nodes from it
 PLUGINS := $(if $(filter trt,$(TENSORRT)),$(if $(filter-out raw-native,$(HEAD)-$(MISH)),$(LIBRARY)))
@@ -95,10 +96,10 @@ venv: $(VENV)/.installed-$(TENSORRT) ## set up the virtual environment
 test: $(VENV)/.installed-dev ## run the tests
 	$(VENV)/bin/python -m pytest
 
-lint: $(VENV)/.installed-dev ## run ruff and mypy
+lint: $(VENV)/.installed-dev $(STUBS) ## run ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	MYPYPATH=$(STUBS) $(VENV)/bin/mypy
 
 clean: ## remove results, not the virtual environment
 	rm -rf $(OUT)
@@ -113,6 +114,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# TensorRT's types, without the TensorRT that the package asks for; what the generator of the stubs got wrong is mended
+$(STUBS): constraints.txt | $(VENV)/bin/python
+	@rm -rf $@
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --target $@ tensorrt-stubs
+	@sed -i 's/\bin: list/in_: list/; s/= None, channel_axis: int)/= None, channel_axis: int = 0)/' $@/tensorrt_bindings/tensorrt.pyi
 	@touch $@
 
 # --- the plugin library; its own makefile knows what is to be done ---

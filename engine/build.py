@@ -11,13 +11,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import onnx
 
 from calib.table import CalibrationTable
 from calib.trt import TableSource, calibrator
 from darktrt import DarktrtError, DetectorInfo, atomic_output, check_writable, keep_inputs, sha256_of
+from engine.api import sides
 from engine.layers import asked_for, convolution_precisions, engine_layers, inspected, is_layer_list
 from engine.lower import Precision, kept_tensors, lower
 from engine.manifest import Int8Cost, Manifest, manifest_path
@@ -28,6 +29,9 @@ from onnx_file import load_model
 from plugins.library import PluginLibrary, find_library, load_plugins
 from plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from surgery.qdq import Calibration
+
+if TYPE_CHECKING:
+    from engine.api import Builder, Config, Network, Parser, TensorRT
 
 
 @dataclass(frozen=True)
@@ -306,7 +310,13 @@ def build(
 
 @contextmanager
 def _weak_precision(
-    trt: Any, config: Any, network: Any, info: DetectorInfo, calibrated: Calibrated | None, int8: bool, failed: Event
+    trt: TensorRT,
+    config: Config,
+    network: Network,
+    info: DetectorInfo,
+    calibrated: Calibrated | None,
+    int8: bool,
+    failed: Event,
 ) -> Iterator[None]:
     """FP16 or INT8 by flags, layers and calibrator; leaving the context raises what failed in calibration."""
     parsed = NetworkMap(network, info)
@@ -319,7 +329,7 @@ def _weak_precision(
         yield
 
 
-def _parse(trt: Any, builder: Any, logger: Any, model: bytes, target: Target) -> Any:
+def _parse(trt: TensorRT, builder: Builder, logger: Any, model: bytes, target: Target) -> Network:
     flags = trt.NetworkDefinitionCreationFlag
     network = builder.create_network(1 << int(getattr(flags, target.network_flag)) if target.network_flag else 0)
     parser = trt.OnnxParser(network, logger)
@@ -328,7 +338,7 @@ def _parse(trt: Any, builder: Any, logger: Any, model: bytes, target: Target) ->
     return network
 
 
-def _configure(trt: Any, config: Any, options: BuildOptions, target: Target) -> None:
+def _configure(trt: TensorRT, config: Config, options: BuildOptions, target: Target) -> None:
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options.verbosity.upper())
     if options.tactic_sources:
         _set_tactic_sources(trt, config, options.tactic_sources, target)
@@ -342,7 +352,7 @@ def _configure(trt: Any, config: Any, options: BuildOptions, target: Target) -> 
     _load_timing_cache(config, options, target)
 
 
-def _set_compatibility(trt: Any, config: Any, options: BuildOptions, target: Target) -> None:
+def _set_compatibility(trt: TensorRT, config: Config, options: BuildOptions, target: Target) -> None:
     if not target.has_compatibility and (options.hardware_compatible or options.version_compatible):
         raise DarktrtError(
             f"--hardware-compatible, --version-compatible: {target} builds for many GPUs and its own version; leave them out"
@@ -353,7 +363,7 @@ def _set_compatibility(trt: Any, config: Any, options: BuildOptions, target: Tar
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
 
 
-def _set_tactic_sources(trt: Any, config: Any, text: str, target: Target) -> None:
+def _set_tactic_sources(trt: TensorRT, config: Config, text: str, target: Target) -> None:
     sources = trt.TacticSource.__members__
     mask = config.get_tactic_sources()
     for entry in text.split(","):
@@ -379,7 +389,7 @@ def default_timing_cache(target: Target) -> Path:
     return Path.home() / ".cache" / "darktrt" / "timing" / f"{name}.cache"
 
 
-def _load_timing_cache(config: Any, options: BuildOptions, target: Target) -> None:
+def _load_timing_cache(config: Config, options: BuildOptions, target: Target) -> None:
     named = options.timing_cache
     if named == NO_CACHE or (named is None and not target.has_timing_cache):
         return
@@ -398,12 +408,12 @@ def _load_timing_cache(config: Any, options: BuildOptions, target: Target) -> No
     _take_timing_cache(config, b"")
 
 
-def _take_timing_cache(config: Any, content: bytes) -> bool:
+def _take_timing_cache(config: Config, content: bytes) -> bool:
     cache = config.create_timing_cache(content)
     return cache is not None and bool(config.set_timing_cache(cache, False))
 
 
-def _save_timing_cache(config: Any, options: BuildOptions, target: Target) -> None:
+def _save_timing_cache(config: Config, options: BuildOptions, target: Target) -> None:
     """Keep what was measured; a default file that cannot be written is no reason to lose the engine."""
     if options.timing_cache == NO_CACHE or not target.has_timing_cache:
         return
@@ -541,7 +551,7 @@ def _phase_bar(phase: str, steps: int) -> Any:
     return tqdm(total=steps, desc=phase, leave=False, disable=not sys.stderr.isatty())
 
 
-def _parser_error(parser: Any, target: Target) -> str:
+def _parser_error(parser: Parser, target: Target) -> str:
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     if target.names_parser_nodes:
         lines = [f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}" for error in errors]
@@ -550,20 +560,22 @@ def _parser_error(parser: Any, target: Target) -> str:
     return "; ".join(lines) or "it gave no reason"
 
 
-def _add_profiles(builder: Any, config: Any, network: Any, info: DetectorInfo, calibrated: Calibrated | None) -> None:
+def _add_profiles(
+    builder: Builder, config: Config, network: Network, info: DetectorInfo, calibrated: Calibrated | None
+) -> None:
     """The range of a dynamic batch, and the batch to calibrate with; a static network needs no profile."""
-    if not any(-1 in tuple(network.get_input(i).shape) for i in range(network.num_inputs)):
+    if not any(-1 in sides(network.get_input(i).shape) for i in range(network.num_inputs)):
         return
     config.add_optimization_profile(_profile(builder, network, info.batch))
     if calibrated:
         config.set_calibration_profile(_profile(builder, network, (calibrated.source.batch,) * 3))
 
 
-def _profile(builder: Any, network: Any, batches: tuple[int, int, int]) -> Any:
-    profile = builder.create_optimization_profile()
+def _profile(builder: Builder, network: Network, batches: tuple[int, int, int]) -> Any:
+    profile: Any = builder.create_optimization_profile()  # it takes tuples, of which its type does not tell
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
-        shape = tuple(tensor.shape)
+        shape = sides(tensor.shape)
         if -1 in shape:
             profile.set_shape(tensor.name, *((n, *shape[1:]) for n in batches))
     return profile

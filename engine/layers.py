@@ -15,10 +15,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine.api import sides
 from engine.target import Target
 
 if TYPE_CHECKING:
     import onnx
+
+    from engine.api import TensorRT
 
 UNKNOWN = "unknown, as TensorRT's list of layers does not tell"
 
@@ -85,7 +88,7 @@ def is_layer_list(message: str) -> bool:
     return message.startswith(_HEADER)
 
 
-def inspected(trt: Any, logger: Any, plan: Any) -> str:
+def inspected(trt: TensorRT, logger: Any, plan: Any) -> str:
     """The layer list of full TensorRT's engine inspector; empty where the engine does not load, for want of memory say.
 
     Of a dynamic batch it tells types and layouts for the usual one.
@@ -95,8 +98,8 @@ def inspected(trt: Any, logger: Any, plan: Any) -> str:
     if context is None:
         return ""
     for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in tuple(engine.get_tensor_shape(name)):
-            context.set_input_shape(name, tuple(engine.get_tensor_profile_shape(name, 0)[1]))
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in sides(engine.get_tensor_shape(name)):
+            context.set_input_shape(name, sides(engine.get_tensor_profile_shape(name, 0)[1]))
     inspector = engine.create_engine_inspector()
     inspector.execution_context = context
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

@@ -9,17 +9,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from calib.trt import DTYPES
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
+from engine.api import sides
 from engine.manifest import Manifest, read_plan_manifest
 from engine.target import Target, find_target, flavour_of
 from gpu import Driver, Stream, first_gpu
 from plugins.library import find_library, load_plugins
+
+if TYPE_CHECKING:
+    from engine.api import Context, Engine, TensorRT
 
 Tensors = dict[str, npt.NDArray]  # type: ignore[type-arg]
 
@@ -123,16 +127,16 @@ class PlanRunner:
             self._inputs, self._outputs = self._bind(self._trt, stack)
             self._stack = stack.pop_all()
 
-    def _bind(self, trt: Any, stack: ExitStack) -> tuple[list[_Binding], list[_Binding]]:
+    def _bind(self, trt: TensorRT, stack: ExitStack) -> tuple[list[_Binding], list[_Binding]]:
         engine, found = self._engine, ([], [])  # type: ignore[var-annotated]
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         for name in sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT):
-            shape, is_input = tuple(engine.get_tensor_shape(name)), engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            shape, is_input = sides(engine.get_tensor_shape(name)), engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             if is_input and -1 in shape:
-                largest = tuple(engine.get_tensor_profile_shape(name, 0)[2])
+                largest = sides(engine.get_tensor_profile_shape(name, 0)[2])
                 self._context.set_input_shape(name, largest)
             else:
-                largest = tuple(self._context.get_tensor_shape(name))
+                largest = sides(self._context.get_tensor_shape(name))
             dtype, count = np.dtype(DTYPES[engine.get_tensor_dtype(name).name]), int(np.prod(largest))
             device = self._driver.allocate(max(count * dtype.itemsize, 1))
             stack.callback(self._driver.free, device)
@@ -282,7 +286,7 @@ def _sized(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     return tuple(batch if side < 0 else side for side in shape)
 
 
-def _deserialize(trt: Any, manifest: Manifest, path: Path) -> tuple[Any, Any]:
+def _deserialize(trt: TensorRT, manifest: Manifest, path: Path) -> tuple[Engine, Context]:
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if manifest.version_compatible:
         runtime.engine_host_code_allowed = True  # such a plan brings the runtime of its own version along

@@ -6,12 +6,14 @@ import importlib
 import importlib.metadata
 import importlib.util
 from dataclasses import dataclass, replace
-from types import ModuleType
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from darktrt import DarktrtError, MishForm
 from gpu import first_gpu
 from plugins.library import is_registered
+
+if TYPE_CHECKING:
+    from engine.api import TensorRT
 
 Flavour = Literal["rtx", "trt"]
 MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "trt": "tensorrt"}
@@ -130,7 +132,7 @@ class Target:
     def builds_without_gpu(self) -> bool:
         return self.flavour == "rtx"
 
-    def load(self) -> ModuleType:
+    def load(self) -> TensorRT:
         """The Python module; importing it loads the library.
 
         Raises:
@@ -192,8 +194,9 @@ def _target(flavour: Flavour) -> Target:
     return Target(flavour, tuple(int(part) for part in parts[:3] if part.isdigit()))
 
 
-def _load(flavour: Flavour) -> ModuleType:
+def _load(flavour: Flavour) -> TensorRT:
     try:
-        return importlib.import_module(MODULES[flavour])
+        module: Any = importlib.import_module(MODULES[flavour])
+        return cast("TensorRT", module)
     except (ImportError, OSError) as error:
         raise DarktrtError(f"{_NAMES[flavour]} is installed but does not load ({error}); {INSTALL[flavour]}") from error
