@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from calib.histogram import HistogramSet
     from calib.report import Outputs
     from check.budget import Trade
+    from check.labels import Truth
     from check.results import Subject
     from engine.build import BuildOptions
     from engine.profile import LayerReport
@@ -604,12 +605,14 @@ def _add_check(commands: _Commands) -> None:
     parser = _command(
         commands,
         "check",
-        "hold an ONNX file or an engine against PyTorch: check compare, check mark",
+        "hold an ONNX file or an engine against PyTorch and against labels: check compare, map, report, diff, mark",
         "darktrt check compare --help",
+        "darktrt check map --help",
         "darktrt check mark --help",
     )
     checks = parser.add_subparsers(metavar="CHECK", required=True)
     _add_compare(checks)
+    _add_map(checks)
     _add_mark(checks)
 
 
@@ -625,13 +628,7 @@ def _add_compare(commands: _Commands) -> None:
     )
     parser.set_defaults(command="check compare", run=_compare)
     parser.add_argument("data", metavar="DATA", nargs="*", help="pictures: folders, lists, COCO json files, patterns")
-    parser.add_argument("--cfg", metavar="CFG", help="the network in PyTorch, the reference: with --weights")
-    parser.add_argument("--weights", metavar="WEIGHTS", help="darknet weights")
-    parser.add_argument("--size", metavar="SIZE", help="of its input (default: that of the models, else the cfg's)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (default: cpu)")
-    parser.add_argument("--model", metavar="ONNX", action="append", default=[], help="run it in ONNX Runtime; may be repeated")
-    parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help="run this engine; may be repeated")
-    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    _add_subjects(parser)
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="use a random sample of N pictures (default: 8)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     parser.add_argument("--layers", action="store_true", help="compare every cfg section, and name the first that differs")
@@ -645,22 +642,35 @@ def _add_compare(commands: _Commands) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
 
 
+def _add_subjects(parser: argparse.ArgumentParser) -> None:
+    """What runs the network; :func:`_subjects` makes it."""
+    named = "; NAME=FILE calls it so"
+    parser.add_argument("--cfg", metavar="CFG", help="the network in PyTorch, the reference: with --weights")
+    parser.add_argument("--weights", metavar="WEIGHTS", help="darknet weights")
+    parser.add_argument("--size", metavar="SIZE", help="of its input (default: that of the models, else the cfg's)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (default: cpu)")
+    onnx = f"run it in ONNX Runtime; may be repeated{named}"
+    parser.add_argument("--model", metavar="ONNX", action="append", default=[], help=onnx)
+    simulate = "fp16, int8 or fp16,int8: also run each ONNX rounding so, as engines do; int8 needs --table"
+    parser.add_argument("--simulate", metavar="PRECISION,...", default="", help=simulate)
+    _add_calibration(parser)
+    plan = f"run this engine; may be repeated{named}"
+    parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help=plan)
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+
+
 def _compare(args: argparse.Namespace) -> int:
     from calib.data import find_images, path_of
     from check.compare import compare
     from check.difference import parse_tolerance
     from check.results import Thresholds, load_picture, load_results
 
-    kept = [args.cfg, args.weights, *args.model, *args.plan, *args.load_outputs, *map(path_of, args.data)]
-    for output in filter(None, (args.save_outputs, args.json)):
-        keep_inputs(output, *kept)
-        check_writable(output)
-        kept.append(output)
+    _check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
     tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}
     thresholds = Thresholds(args.score_threshold, args.iou_threshold)
     loaded = [one for path in args.load_outputs for one in load_results(path)]
     with ExitStack() as stack:
-        subjects = _subjects(args, stack)
+        subjects = _subjects(args, stack, args.layers)
         if subjects and not args.data:
             raise DarktrtError("no pictures to run the network on; name DATA: folders, lists, COCO json files, patterns")
         if args.limit < 1:
@@ -678,7 +688,26 @@ def _compare(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _subjects(args: argparse.Namespace, stack: ExitStack) -> list[Subject]:
+def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | Path | None]) -> None:
+    """See, before any work, that the files asked for can be written and are none of the inputs nor each other."""
+    kept = list(inputs)
+    for output in filter(None, outputs):
+        keep_inputs(output, *kept)
+        check_writable(output)
+        kept.append(output)
+
+
+def _subject_files(args: argparse.Namespace) -> list[str | None]:
+    return [args.cfg, args.weights, args.table, *(path for _, path in map(_named, args.model + args.plan))]
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Name and path of ``[NAME=]PATH``; the name is empty where none is given."""
+    name, _, path = text.rpartition("=")
+    return name, path
+
+
+def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) -> list[Subject]:
     """What is to be run, the reference first; engines live as long as ``stack``."""
     from check.results import Subject, onnx_subject, plan_subject
     from convert.shapes import parse_size
@@ -686,15 +715,102 @@ def _subjects(args: argparse.Namespace, stack: ExitStack) -> list[Subject]:
 
     if (args.cfg is None) != (args.weights is None):
         raise DarktrtError("--cfg CFG and --weights WEIGHTS go together")
-    others = [onnx_subject(path, args.layers) for path in args.model]
-    others += [plan_subject(stack.enter_context(PlanRunner(path, args.plugins))) for path in args.plan]
+    others = [onnx_subject(path, layers, name) for name, path in map(_named, args.model)]
+    others += _simulated(args, layers)
+    for name, path in map(_named, args.plan):
+        others.append(plan_subject(stack.enter_context(PlanRunner(path, args.plugins)), name))
     if args.cfg is None:
         return others
     from convert.reference import TorchReference
 
     size = parse_size(args.size) if args.size else (others[0].info.width, others[0].info.height) if others else None
-    reference = TorchReference(args.cfg, args.weights, size, args.layers, args.device)
-    return [Subject("PyTorch", reference.info, "fp32", reference.run), *others]
+    reference = TorchReference(args.cfg, args.weights, size, layers, args.device)
+    about = {"runs in": "PyTorch", "on": args.device}
+    return [Subject("PyTorch", reference.info, "fp32", reference.run, about), *others]
+
+
+def _simulated(args: argparse.Namespace, layers: bool) -> list[Subject]:
+    wanted = [precision for precision in args.simulate.split(",") if precision]
+    if not wanted:
+        return []
+    from check.results import simulated_subject
+
+    if odd := [precision for precision in wanted if precision not in ("fp16", "int8")]:
+        raise DarktrtError(f"--simulate {args.simulate}: '{odd[0]}' is neither fp16 nor int8")
+    if not args.model:
+        raise DarktrtError("--simulate rounds what an ONNX file computes; name one by --model")
+    calibration = _calibration(args.table, args.keep) if args.table else None
+    files = [(name, path, precision) for name, path in map(_named, args.model) for precision in wanted]
+    return [simulated_subject(path, precision, calibration, layers, name) for name, path, precision in files]
+
+
+def _add_map(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "map",
+        "measure average precision, as COCO does, of a network run by different means, and what is lost against the first",
+        "darktrt check map val.json --model portable.onnx --simulate fp16,int8 --table calibration.table",
+        "darktrt check map photos/ --model portable.onnx --plan fp16.plan",
+        "darktrt check map val.json:val2017 --plan FP16=fp16.plan --plan INT8=int8.plan --save-detections gpu.json",
+        "darktrt check map val.json --model portable.onnx --load-detections gpu.json",
+    )
+    parser.set_defaults(command="check map", run=_map)
+    _add_labelled(parser)
+    _add_subjects(parser)
+    kept = "keep what was found, to be judged and reported elsewhere; nothing is judged here then"
+    parser.add_argument("--save-detections", metavar="JSON", help=kept)
+    _add_detections(parser)
+
+
+def _add_labelled(parser: argparse.ArgumentParser) -> None:
+    """The pictures to judge on; :func:`_truth` loads them."""
+    data = "a COCO json with annotations, or FILE.json:FOLDER; or pictures with darknet's label files: folders, lists, patterns"
+    parser.add_argument("data", metavar="DATA", nargs="+", help=data)
+    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
+    names = "names of the classes in darknet's label files, a line each (default: they are the network's)"
+    parser.add_argument("--names", metavar="FILE", help=names)
+    mapped = "lines CLASS OF THE LABELS = CLASS OF THE NETWORK, where the names do not tell"
+    parser.add_argument("--class-map", metavar="FILE", help=mapped)
+
+
+def _add_detections(parser: argparse.ArgumentParser) -> None:
+    loaded = "also what was kept by 'check map --save-detections', here or on another machine; may be repeated"
+    parser.add_argument("--load-detections", metavar="JSON", action="append", default=[], help=loaded)
+
+
+def _map(args: argparse.Namespace) -> None:
+    from calib.data import path_of
+    from check.found import digests_of, find, judge_all, load_found, save_found, to_table
+
+    inputs = [*_subject_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]
+    _check_outputs([args.save_detections], inputs)
+    loaded = [one for path in args.load_detections for one in load_found(path)]
+    with ExitStack() as stack:
+        subjects = _subjects(args, stack)
+        if not subjects and not loaded:
+            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan or --load-detections")
+        notes: list[str] = []
+        truth = _truth(args, (subjects or loaded)[0].info.class_names, notes)
+        digests = digests_of(truth)
+        found = [find(subject, truth, digests) for subject in subjects] + loaded
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if args.save_detections:
+        save_found(found, args.save_detections)
+        print(f"{args.save_detections}: what {len(found)} variants found in {len(digests)} pictures; see --load-detections")
+        return
+    judged = judge_all(found, truth, digests)
+    print(f"{truth.name}: {len(digests)} pictures, {truth.count} objects")
+    print(to_table(judged))
+
+
+def _truth(args: argparse.Namespace, class_names: Sequence[str], notes: list[str]) -> Truth:
+    from check.labels import LabelClasses, load_truth, read_class_map, read_names
+
+    names = read_names(args.names) if args.names else None
+    mapped = read_class_map(args.class_map) if args.class_map else None
+    return load_truth(args.data, class_names, args.limit, args.seed, LabelClasses(names, mapped), notes)
 
 
 def _add_mark(commands: _Commands) -> None:

@@ -43,7 +43,7 @@ def find_images(data: Sequence[str | Path], limit: int | None, seed: int) -> lis
     - a list such as darknet's train.txt: a path a line, absolute or relative to the list's folder; empty lines and those
       that begin with # are skipped;
     - a COCO json, or ``FILE.json:FOLDER``: its ``images[].file_name`` in FOLDER, by default in the first of these that has
-      the first picture: the json's own folder, ``images`` in it, the folder in it or beside it that is named like the json
+      one of the pictures: the json's own folder, ``images`` in it, the folder in it or beside it that is named like the json
       (``val.json``: val; ``annotations/instances_val2017.json``: val2017);
     - a pattern such as ``'shots/**/*.png'``.
 
@@ -135,7 +135,7 @@ def coco_pictures(entry: str) -> tuple[Path, list[str]]:
         entry: ``FILE.json:FOLDER``, or ``FILE.json``, for which :func:`find_images` says where the folder is looked for.
 
     Raises:
-        DarktrtError: it is no COCO file, lists no pictures, or the first is not in the folder.
+        DarktrtError: it is no COCO file, lists no pictures, or none of them is in the folder.
     """
     path, folder = path_of(entry), entry.partition(".json:")[2]
     try:
@@ -149,7 +149,7 @@ def coco_pictures(entry: str) -> tuple[Path, list[str]]:
     split = path.stem.removeprefix("instances_")
     guesses = [path.parent, path.parent / "images", path.parent / split, path.parent.parent / split]
     for place in [Path(folder)] if folder else guesses:
-        if (place / names[0]).is_file():
+        if any((place / name).is_file() for name in names):
             return place, names
     where = f"'{folder}'" if folder else "its folder, nor in one named like it"
     raise DarktrtError(f"{path}: its picture '{names[0]}' is not in {where}; name the pictures' folder as {path}:FOLDER")

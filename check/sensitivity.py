@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from calib.data import find_images
-from check.coco import Accuracy, Truth, evaluate, load_truth, progress_bar
+from check.coco import Accuracy, evaluate, progress_bar
+from check.labels import Truth, load_truth
 from check.simulate import (
     Change,
     Convolution,
@@ -119,7 +120,7 @@ def sensitivity(
     """
     network = load_network(source)
     quantized(network, calibration, [])  # refuses the table of another network before the work begins
-    labels = load_truth(truth, network.info.class_names) if truth else None
+    labels = load_truth([truth], network.info.class_names) if truth else None
     yardstick = Yardstick(network, find_images(data, limit, seed))
     kept = kept_by_default(network)
     changes = each_alone(yardstick, calibration)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from darktrt import DarktrtError, DetectorInfo
 from onnx_file import load_model
 from surgery.bodies import embed
-from surgery.half import backbone
+from surgery.half import backbone, halve
 from surgery.head import decode_heads
 from surgery.qdq import Calibration, default_keep, quantize
 from surgery.rewrite import import_graph
@@ -92,6 +92,17 @@ def quantized(network: Network, calibration: Calibration, keep: Collection[str])
     """
     graph = import_graph(network.model)
     quantize(graph, network.info, replace(calibration, keep=tuple(keep)))
+    return _exported(graph.toposort())
+
+
+def halved(network: Network) -> onnx.ModelProto:
+    """The network with its backbone in FP16, as an FP16 engine gets it.
+
+    Raises:
+        DarktrtError: a weight is too large for FP16.
+    """
+    graph = import_graph(network.model)
+    halve(graph, network.info)
     return _exported(graph.toposort())
 
 

@@ -36,6 +36,7 @@ from check.simulate import session
 from cli import main
 from convert.reference import TorchReference
 from darktrt import DarktrtError
+from engine.manifest import Manifest
 from onnx_file import load_model
 from surgery.bodies import embed
 from surgery.half import halve
@@ -150,7 +151,7 @@ def test_an_engine_in_fp32_is_held_to_what_tf32_can_do(made: Made) -> None:
         ("fp16", True, "fp16"),
         ("int8", True, "int8"),
     ):
-        manifest = SimpleNamespace(precision=precision, tf32=tf32)
+        manifest = Manifest("", "", "TensorRT 8.6.0", None, precision, (), 1.0, made.info, tf32=tf32)
         runner: Any = SimpleNamespace(path="x.plan", info=made.info, manifest=manifest, run=dict)
         assert plan_subject(runner).precision == expected
 
