@@ -289,7 +289,10 @@ def build(
     options = options or BuildOptions()
     logger, interrupted, failed = _logger(trt), Event(), Event()
     with _deferred_interrupt(interrupted), ExitStack() as stack:
-        builder = trt.Builder(logger)
+        try:
+            builder = trt.Builder(logger)
+        except TypeError as error:  # what becomes of the null pointer that it gives without a GPU
+            raise DarktrtError(f"{target} cannot start here: {logger.last_error or 'it needs an NVIDIA GPU'}") from error
         network = _parse(trt, builder, logger, model, target)
         config = builder.create_builder_config()
         _configure(trt, config, options, target)
