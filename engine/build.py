@@ -120,7 +120,7 @@ def build_file(
     target = find_target(choice)
     target = target.typed_strongly() if options.strongly_typed else target
     if str(plugins) == NO_PLUGINS:
-        target, plugins = replace(target, standard_ops=True), None
+        target, plugins = target.without_plugins(), None
     started = time.monotonic()
     library = plugin_library(model, target, plugins)
     ready = _prepare(model, info, target, precision, calibration)

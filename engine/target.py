@@ -109,6 +109,19 @@ class Target:
         """Its parser runs the body of a custom op for which there is no plugin."""
         return self.flavour == "rtx" or self.version >= (10, 7)
 
+    def without_plugins(self) -> Target:
+        """The same TensorRT, which runs the bodies of custom nodes as standard ops.
+
+        Raises:
+            DarktrtError: its parser lacks some of those: before TensorRT 10, Mod and Split into computed sizes.
+        """
+        if self.flavour == "trt" and self.version < (10,):
+            raise DarktrtError(
+                f"--plugins none: {self} does not know all standard ops of the custom nodes; take the plugins, or build what "
+                "'darktrt convert' wrote, which ends before NMS"
+            )
+        return replace(self, standard_ops=True)
+
     def has_plugin(self, name: str, version: str, namespace: str) -> bool:
         """Whether a plugin library that is loaded has this custom op."""
         return is_registered(self.load(), name, version, namespace)

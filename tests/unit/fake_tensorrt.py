@@ -142,6 +142,17 @@ class Config:
         return SimpleNamespace(serialize=lambda: memoryview((self.timing_cache or b"") + b"+measured"))
 
 
+class StrongConfig(Config):
+    """Of TensorRT 11, which has no calibrators any more."""
+
+    set_calibration_profile = property()  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "int8_calibrator" and value is not None:
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
 class FakeTensorRT(SimpleNamespace):
     """The module. ``network`` and ``config`` are those of the last build, ``fed`` the addresses of the batches it took.
 
@@ -187,7 +198,7 @@ class FakeTensorRT(SimpleNamespace):
             return self.network
 
         def create_config() -> Config:
-            self.config = Config()
+            self.config = Config() if int(self.__version__.partition(".")[0]) < 11 else StrongConfig()
             return self.config
 
         def create_profile() -> Any:

@@ -817,12 +817,15 @@ def test_strongly_typed_where_it_can_be(made: Made, tmp_path: Path, monkeypatch:
 
 
 def test_standard_ops_in_place_of_plugins(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trt = full(monkeypatch, "8.6.0", plugins=PLUGINS)
+    trt = full(monkeypatch, "10.3.0", plugins=PLUGINS)
     operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     for plugins, taken in ((None, 3), ("none", 0)):
         manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt", plugins=plugins)
         assert len(manifest.plugins) == taken
         assert ("PLUGIN_V2" in {layer.type.name for layer in trt.network.layers}) == bool(taken)
+    full(monkeypatch, "8.6.0", plugins=PLUGINS)
+    with pytest.raises(DarktrtError, match=r"--plugins none: TensorRT 8\.6\.0 does not know all standard ops"):
+        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt", plugins="none")
 
 
 def fed(source: Path, count: int = 4) -> GpuCalibration:
