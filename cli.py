@@ -8,10 +8,11 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
     from engine.build import BuildOptions
     from engine.profile import LayerReport
     from engine.weak import GpuCalibration
+    from serve.client import Client
+    from serve.load import LoadOptions, LoadReport
+    from serve.transport import Endpoint
     from surgery.qdq import Calibration
+    from vision.detect import FileResult
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -78,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine, _add_engine_inspect)
-    for add in (*stages, _add_check, _add_detect, _add_bench, _add_rival, _add_inspect, _add_doctor):
+    serving = (_add_serve, _add_client, _add_load)
+    for add in (*stages, _add_check, _add_detect, *serving, _add_bench, _add_rival, _add_inspect, _add_doctor):
         add(commands)
     return parser
 
@@ -193,6 +199,8 @@ def _add_surgery(commands: _Commands) -> None:
         metavar="K",
         help="best boxes that NMS looks at (default: 1000, at most 3840)",
     )
+    fixed = "fix both in the model, say 0.25 0.45, as Triton's batching of TensorRT and ONNX Runtime needs (default: inputs)"
+    parser.add_argument("--thresholds", type=float, nargs=2, metavar=("SCORE", "IOU"), help=fixed)
     parser.add_argument("--qdq", action="store_true", help="quantize with Q/DQ nodes, by the scales of --table")
     _add_calibration(parser)
     parser.set_defaults(run=_surgery)
@@ -211,6 +219,7 @@ def _surgery(args: argparse.Namespace) -> None:
         args.max_candidates,
         args.max_detections,
         _calibration(args.table, args.keep) if args.qdq else None,
+        tuple(args.thresholds) if args.thresholds else None,
     )
     report = operate_file(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced{f' by {args.activation}' if args.activation else ''}"
@@ -861,14 +870,389 @@ def _detect(args: argparse.Namespace) -> None:
     with PlanRunner(args.engine, args.plugins) if args.engine else OnnxRunner(args.model) as runner:
         detector = Detector(runner.run, runner.info, args.score_threshold, args.iou_threshold)
         with closing(detect_files(detector, args.sources, args.output)) as results:
-            for result in results:
-                if args.json:
-                    print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
-                    continue
-                frame = "" if result.frame is None else f", frame {result.frame}"
-                print(f"{result.path}{frame}\n{result.detections.to_table()}\n")
+            _print_results(args, results)
+
+
+def _print_results(args: argparse.Namespace, results: Iterable[FileResult]) -> None:
+    for result in results:
+        if args.json:
+            print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
+            continue
+        frame = "" if result.frame is None else f", frame {result.frame}"
+        print(f"{result.path}{frame}\n{result.detections.to_table()}\n")
     if args.output:
         print(f"drawn: {args.output}", file=sys.stderr)
+
+
+def _add_serve(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "serve",
+        "serve models by Triton: serve repository, serve start, serve doctor",
+        "darktrt serve repository --help",
+        "darktrt serve start --help",
+        "darktrt serve doctor --help",
+    )
+    serves = parser.add_subparsers(metavar="STEP", required=True)
+    _add_repository(serves)
+    _add_start(serves)
+    _add_serve_doctor(serves)
+
+
+def _add_repository(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "repository",
+        "put a plan or an ONNX file into a model repository of Triton",
+        "darktrt serve repository portable.onnx -o model_repository",
+        "darktrt serve repository portable.onnx -o model_repository --name photos --input jpeg",
+        "darktrt serve repository fp16.plan -o model_repository --kind tensorrt_plan",
+        "darktrt serve repository fp16.plan -o model_repository --instances 2 --gpus 0 1 --preferred 4 8 --delay 100",
+    )
+    parser.set_defaults(command="serve repository", run=_repository)
+    parser.add_argument("model", metavar="MODEL", help="what 'darktrt engine' or 'darktrt surgery' wrote")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the repository; other models in it stay")
+    parser.add_argument("--name", metavar="NAME", help="of the model in Triton (default: the network's)")
+    kinds = "python: our backend, everywhere; tensorrt_plan, onnxruntime: Triton's own, in its containers (default: python)"
+    parser.add_argument("--kind", choices=["python", "tensorrt_plan", "onnxruntime"], default="python", help=kinds)
+    forms = "tensor: pictures of the network's size; jpeg: files of any size, and JSON back (default: tensor)"
+    parser.add_argument("--input", choices=["tensor", "jpeg"], default="tensor", help=forms)
+    parser.add_argument("--version", type=int, default=1, metavar="N", help="of the model; others stay (default: 1)")
+    parser.add_argument("--versions", type=int, default=1, metavar="N", help="serve the N latest; 0 for all (default: 1)")
+    parser.add_argument(
+        "--max-batch", type=int, metavar="N", help="pictures that Triton may batch (default: as the model takes)"
+    )
+    parser.add_argument("--preferred", type=int, nargs="+", default=[], metavar="N", help="batch sizes that wait for no more")
+    delay = "microseconds that a request may wait to be batched (default: 0)"
+    parser.add_argument("--delay", type=int, default=0, metavar="US", help=delay)
+    parser.add_argument("--instances", type=int, default=1, metavar="N", help="on each GPU, or on the CPU (default: 1)")
+    gpus = "GPUs to run on (default: 0 for a plan, none for an ONNX file)"
+    parser.add_argument("--gpus", type=int, nargs="*", default=[], metavar="GPU", help=gpus)
+    parser.add_argument("--cuda-graph", action="store_true", help="record and replay the GPU's work of each batch size")
+    parser.add_argument("--cache", action="store_true", help="answer what came before from the server's cache")
+    parser.add_argument("--no-warmup", dest="warmup", action="store_false", help="be ready before the first inference")
+    parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="of requests without (default: 0.25)")
+    parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="of requests without (default: 0.45)")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the plan, as 'darktrt engine' takes it")
+
+
+def _repository(args: argparse.Namespace) -> None:
+    from serve.config import ConfigOptions
+    from serve.containers import docker_command
+    from serve.repository import write_repository
+    from serve.server import StartOptions
+
+    names = "kind input max_batch delay instances cuda_graph cache versions warmup score_threshold iou_threshold".split()
+    given = {name: getattr(args, name) for name in names}
+    options = ConfigOptions(**given, preferred=tuple(args.preferred), gpus=tuple(args.gpus))
+    folder = write_repository(args.model, args.output, options, args.name, args.version, args.plugins)
+    print(f"{folder}: version {args.version}, kind {args.kind}, input {args.input}")
+    if args.kind == "python":
+        print(f"start:  darktrt serve start {args.output}")
+    start = docker_command(args.output, StartOptions())
+    for warning in start.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"Docker: {start}")
+
+
+def _add_start(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "start",
+        "start a Triton server on this machine, and stop it at Ctrl-C",
+        "darktrt serve start model_repository",
+        "darktrt serve start model_repository --address 0.0.0.0 --http-port 9000 --grpc-port 9001 --metrics-port 9002",
+        "darktrt serve start model_repository --load yolov4-tiny --log triton.log",
+        "darktrt serve start model_repository --argument=--log-verbose=1",
+    )
+    parser.set_defaults(command="serve start", run=_start)
+    parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
+    programs = (
+        "path: the tritonserver on PATH; docker: print its command; pip: that of nvidia-pytriton (default: the first of these)"
+    )
+    parser.add_argument(
+        "--program", choices=["auto", "path", "docker", "pip"], default="auto", help=f"{programs} (default: auto)"
+    )
+    parser.add_argument(
+        "--address", default="127.0.0.1", metavar="IP", help="to listen at (default: 127.0.0.1, this machine alone)"
+    )
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="N", help=f"(default: {port})")
+    load = "start with these models alone, and let clients load and unload models"
+    parser.add_argument("--load", nargs="+", metavar="NAME", help=load)
+    parser.add_argument("--most-mb", type=int, default=64, metavar="MB", help="of a request over HTTP (default: 64)")
+    parser.add_argument(
+        "--cache-mb", type=int, default=0, metavar="MB", help="of the cache of models with --cache (default: 0, none)"
+    )
+    parser.add_argument("--log", metavar="FILE", help="write the server's log there")
+    more = "one more for tritonserver itself, written with =; may be repeated"
+    parser.add_argument("--argument", metavar="WORD", action="append", default=[], dest="arguments", help=more)
+
+
+def _start(args: argparse.Namespace) -> None:
+    from serve.containers import docker_command
+    from serve.server import StartOptions, choose_program, running
+
+    options = StartOptions(
+        args.address,
+        args.http_port,
+        args.grpc_port,
+        args.metrics_port,
+        None if args.load is None else tuple(args.load),
+        args.most_mb << 20,
+        args.cache_mb << 20,
+        tuple(args.arguments),
+    )
+    program = choose_program(args.program)
+    if program is None:
+        start = docker_command(args.repository, options)
+        for warning in start.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(start)
+        return
+    with ExitStack() as stack:
+        log = stack.enter_context(open(args.log, "w", encoding="utf-8")) if args.log else None
+        server = stack.enter_context(running(args.repository, options, program, log))
+        print(f"ready: http://{server.http} and gRPC at {server.grpc}; Ctrl-C stops it", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.watch()
+    print("stopped", flush=True)
+
+
+def _add_serve_doctor(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "doctor",
+        "check a model repository before the server does; status 1 if something would fail",
+        "darktrt serve doctor model_repository",
+        "darktrt serve doctor model_repository --reference portable.onnx --picture dog.jpg",
+    )
+    parser.set_defaults(command="serve doctor", run=_serve_doctor)
+    parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
+    parser.add_argument("--reference", metavar="ONNX", help="hold the models of this network against it, in ONNX Runtime")
+    parser.add_argument("--picture", metavar="FILE", help="to detect in (default: noise)")
+
+
+def _serve_doctor(args: argparse.Namespace) -> int:
+    from serve.doctor import examine
+
+    findings = examine(args.repository, args.reference, args.picture)
+    for finding in findings:
+        print(finding)
+    return 1 if any(finding.bad for finding in findings) else 0
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    """Options of whoever talks to a server."""
+    url = "HOST:PORT for gRPC, or http://HOST:PORT; with TLS grpcs:// or https:// (default: localhost:8001)"
+    parser.add_argument("--server", default="localhost:8001", metavar="URL", help=url)
+    parser.add_argument("--version", default="", metavar="N", help="of the model (default: the server's choice)")
+    parser.add_argument("--root-certificates", metavar="PEM", help="authorities to trust instead of the system's")
+    parser.add_argument("--certificate", metavar="PEM", help="to show to a server that asks for one, with --key")
+    parser.add_argument("--key", metavar="PEM", help="of that certificate")
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="of one request, in seconds (default: 60)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures a request (default: 1)")
+    shared = "how pictures get to a server on this machine (default: none, by the socket)"
+    parser.add_argument("--shared-memory", choices=["none", "system", "cuda"], default="none", help=shared)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def _endpoint(args: argparse.Namespace) -> Endpoint:
+    from serve.transport import Endpoint
+
+    return Endpoint.parse(args.server, args.root_certificates, args.certificate, args.key)
+
+
+_CLIENT_KINDS = {
+    "image": "pictures; like folder and video it takes any files, which their suffixes tell apart",
+    "folder": "folders, to any depth",
+    "video": "videos",
+    "camera": "a camera of this machine: its number or device file",
+    "rtsp-url": "a stream of the network: its URL",
+    "dummy": "no picture at all: noise, to see whether the model answers",
+    "info": "what the server says of the model",
+    "statistics": "what it counted",
+}
+
+
+def _add_client(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "client",
+        "find objects in pictures, videos, cameras and streams by a model on a Triton server",
+        "darktrt client image dog.jpg -o out.jpg",
+        "darktrt client folder holiday/ -o found/ --json > found.jsonl",
+        "darktrt client video street.mp4 -o out.mp4 --server http://gpu-box:8000 --model yolov4",
+        "darktrt client camera 0 -o out.mp4 --frames 500",
+        "darktrt client rtsp-url rtsp://user:password@camera/stream1 --json",
+        "darktrt client dummy --shared-memory system",
+        "darktrt client statistics",
+    )
+    kinds = "\n".join(f"  {name:<11}{text}" for name, text in _CLIENT_KINDS.items())
+    parser.epilog = f"what can be WHAT:\n{kinds}\n\n{parser.epilog}"
+    parser.add_argument("what", metavar="WHAT", choices=_CLIENT_KINDS, help="one of the words below")
+    parser.add_argument("sources", metavar="SOURCE", nargs="*", help="files, folders or patterns; or one device or URL")
+    _add_server(parser)
+    parser.add_argument("--model", metavar="NAME", help="may be left out where the server has one model")
+    parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON a picture or frame instead of tables")
+    parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="(default: 0.25)")
+    parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="(default: 0.45)")
+    parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="most requests under way at once (default: 4)")
+    retry = "how long to repeat a request while the server is away, in seconds (default: 30; 0: not at all)"
+    parser.add_argument("--retry-seconds", type=float, default=30.0, metavar="S", help=retry)
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="of a camera or stream, stop after so many (default: at Ctrl-C)"
+    )
+    parser.set_defaults(run=_client)
+
+
+def _client(args: argparse.Namespace) -> None:
+    from serve.client import Client
+
+    one = {"camera": 1, "rtsp-url": 1, "dummy": 0, "info": 0, "statistics": 0}.get(args.what)
+    if (one is None and not args.sources) or (one is not None and len(args.sources) != one):
+        raise DarktrtError(
+            f"{args.what} takes {'one SOURCE or more' if one is None else f'{one} SOURCE'}, not {len(args.sources)}"
+        )
+    client = Client(
+        _endpoint(args),
+        args.model,
+        args.version,
+        score_threshold=args.score_threshold,
+        iou_threshold=args.iou_threshold,
+        batch=args.batch,
+        in_flight=args.in_flight,
+        timeout=args.timeout,
+        retry_seconds=args.retry_seconds,
+        shared_memory=args.shared_memory,
+    )
+    with client:
+        run = {"camera": _client_live, "rtsp-url": _client_live, "dummy": _client_dummy}
+        run |= {"info": _client_info, "statistics": _client_info}
+        run.get(args.what, _client_files)(args, client)
+        if client.retries:
+            print(f"the server was away; {client.retries} requests were repeated", file=sys.stderr)
+
+
+def _client_files(args: argparse.Namespace, client: Client) -> None:
+    with closing(client.detect_files(args.sources, args.output)) as results:
+        _print_results(args, results)
+
+
+def _client_live(args: argparse.Namespace, client: Client) -> None:
+    from vision.live import camera, detect_live, stream
+
+    source = (camera if args.what == "camera" else stream)(args.sources[0])
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())  # the video so far is kept
+    output = Path(args.output) if args.output else None
+    with closing(detect_live(client.detector, source, output, args.in_flight, args.frames, stop)) as results:
+        _print_results(args, results)
+
+
+def _client_dummy(args: argparse.Namespace, client: Client) -> None:
+    import numpy as np
+
+    image = np.random.default_rng(0).integers(0, 256, (client.info.height, client.info.width, 3), np.uint8)
+    started = time.monotonic()
+    found = client.detect_all([image] * args.batch)
+    taken = 1e3 * (time.monotonic() - started)
+    print(f"{client.endpoint}: model '{client.model.name}' answered {len(found)} pictures of noise in {taken:.1f} ms")
+    print(found[0].to_table())
+
+
+def _client_info(args: argparse.Namespace, client: Client) -> None:
+    if args.what == "info":
+        print(json.dumps(client.model.to_dict(), indent=2) if args.json else client.model.to_text())
+    elif args.json:
+        print(json.dumps([asdict(one) for one in client.statistics()]))
+    else:
+        from serve.statistics import to_table
+
+        print(to_table(client.statistics()))
+
+
+def _add_load(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "load",
+        "measure how much a Triton server takes: throughput, latency, and where the time goes",
+        "darktrt load",
+        "darktrt load --model yolov4 --model yolov4-tiny --shared-memory system --json load.json",
+        "darktrt load --repository model_repository --concurrency 1 4 16",
+        "darktrt load --repository model_repository --latency-budget-ms 50 --delay 0 500 2000 --instances 1 2",
+    )
+    _add_server(parser)
+    models = "may be left out where there is one model; may be repeated"
+    parser.add_argument("--model", metavar="NAME", action="append", default=[], help=models)
+    repository = "measure a server of this model repository, started for it, instead of --server"
+    parser.add_argument("--repository", metavar="FOLDER", help=repository)
+    concurrency = "requests at once, a level each (default: 1 2 4 8 16)"
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N", help=concurrency)
+    parser.add_argument("--seconds", type=_seconds, default=5.0, metavar="S", help="of each level (default: 5)")
+    processes = "that ask, without perf_analyzer (default: half of the processors, at most 8)"
+    parser.add_argument("--processes", type=int, default=0, metavar="N", help=processes)
+    parser.add_argument(
+        "--picture", action="append", default=[], metavar="FILE", help="to ask about; may be repeated (default: made ones)"
+    )
+    tool = "who asks: auto is perf_analyzer where it is installed, else darktrt itself (default: auto)"
+    parser.add_argument("--tool", choices=["auto", "perf_analyzer", "own"], default="auto", help=tool)
+    parser.add_argument("--metrics", metavar="URL", help="of the server's metrics (default: http://HOST:8002/metrics)")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
+    budget = "with --repository: try every --delay with all --instances; the fastest whose p99 is lower goes into its config"
+    parser.add_argument("--latency-budget-ms", type=_seconds, metavar="MS", help=budget)
+    delays = "batching delays to try, in microseconds (default: 0 500 2000)"
+    parser.add_argument("--delay", type=int, nargs="+", default=[0, 500, 2000], metavar="US", help=delays)
+    instances = "numbers of instances to try (default: 1 2 4)"
+    parser.add_argument("--instances", type=int, nargs="+", default=[1, 2, 4], metavar="N", help=instances)
+    parser.set_defaults(run=_load)
+
+
+def _load(args: argparse.Namespace) -> None:
+    from serve.load import LoadOptions, side_by_side
+    from serve.sweep import load_repository, settings_of, sweep
+
+    if args.json:
+        keep_inputs(args.json, *args.picture)
+        check_writable(args.json)
+    options = LoadOptions(
+        tuple(args.concurrency),
+        args.batch,
+        args.seconds,
+        args.processes,
+        args.shared_memory,
+        args.timeout,
+        tuple(map(Path, args.picture)),
+        args.tool,
+        args.metrics,
+    )
+    if args.latency_budget_ms:
+        if not args.repository or len(args.model) > 1:
+            raise DarktrtError("--latency-budget-ms needs --repository, and one --model at most")
+        settings = settings_of(args.delay, args.instances)
+        swept = sweep(args.repository, next(iter(args.model), None), settings, args.latency_budget_ms, options)
+        text, values = swept.to_markdown(), swept.to_json()
+    else:
+        reports = load_repository(args.repository, args.model, options) if args.repository else _load_server(args, options)
+        text = "\n".join([*(report.to_markdown() for report in reports), side_by_side(reports)])
+        values = json.dumps([asdict(report) for report in reports], indent=2) + "\n"
+    print(text, end="")
+    if args.json:
+        with atomic_output(args.json) as temporary:
+            temporary.write_text(values)
+
+
+def _load_server(args: argparse.Namespace, options: LoadOptions) -> list[LoadReport]:
+    from serve.load import measure_load
+
+    return [measure_load(_endpoint(args), name, args.version, options) for name in args.model or [None]]
 
 
 def _add_bench(commands: _Commands) -> None:

@@ -277,10 +277,11 @@ def _inputs(info: DetectorInfo, feed: Mapping[str, NDArray[Any]], thresholds: Th
     images = feed["images"]
     if info.input == "float":
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+    info.check_thresholds(thresholds.score, thresholds.iou)
     inputs = {"images": images.repeat(info.batch[0], 0)}
     if info.takes_image_size:
         inputs["image_size"] = feed["image_size"].repeat(info.batch[0], 0)
-    if info.head == "nms":
+    if info.takes_thresholds:
         inputs["score_threshold"] = np.array([thresholds.score], np.float32)
         inputs["iou_threshold"] = np.array([thresholds.iou], np.float32)
     return inputs

@@ -89,7 +89,7 @@ class OnnxRival:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._runner = OnnxRunner(path, provider="CUDAExecutionProvider")
+        self._runner = OnnxRunner(path, gpu=0)
 
     def network(self, batch: int, calls: int) -> list[float]:
         return self.end_to_end(batch, calls)
@@ -325,7 +325,7 @@ def made_inputs(info: DetectorInfo, batch: int) -> dict[str, Any]:
     if info.input == "float":
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     inputs = {"images": images}
-    if info.head == "nms":
+    if info.takes_thresholds:
         inputs["score_threshold"] = np.array([SCORE_THRESHOLD], np.float32)
         inputs["iou_threshold"] = np.array([IOU_THRESHOLD], np.float32)
     if info.takes_image_size:

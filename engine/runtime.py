@@ -29,27 +29,32 @@ Tensors = dict[str, npt.NDArray]  # type: ignore[type-arg]
 
 
 class OnnxRunner:
-    """An ONNX Runtime session, on the CPU by default, to be used as a context.
+    """An ONNX Runtime session, to be used as a context.
 
     ``info`` is the model's metadata; :meth:`run` takes all inputs by name and gives all outputs by name.
 
+    Args:
+        threads: how many compute (default: one a core).
+        gpu: the GPU to run on, by onnxruntime-gpu (default: the CPU).
+
     Raises:
-        DarktrtError: the file cannot be read, is no ONNX, or was not made by darktrt; or there is no such provider.
+        DarktrtError: the file cannot be read, is no ONNX, or was not made by darktrt; there is no such GPU.
     """
 
-    def __init__(self, path: str | Path, provider: str = "CPUExecutionProvider") -> None:
+    def __init__(self, path: str | Path, threads: int = 0, gpu: int | None = None) -> None:
         import onnxruntime
-
-        if provider not in onnxruntime.get_available_providers():
-            raise DarktrtError(f"{path}: this ONNX Runtime has no {provider}; pip install onnxruntime-gpu")
 
         self.path = str(path)
         if not Path(path).is_file():
             raise DarktrtError(f"{path}: cannot read: no such file; make it with 'darktrt surgery'")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
+        options.intra_op_num_threads = threads
+        device: list[Any] = ["CPUExecutionProvider"] if gpu is None else [("CUDAExecutionProvider", {"device_id": gpu})]
+        if gpu is not None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise DarktrtError(f"{path}: this ONNX Runtime knows no GPU; install onnxruntime-gpu, or run the model on the CPU")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=device)
         except Exception as error:  # its exceptions share no base class
             first = str(error).splitlines()[0]
             raise DarktrtError(f"{path}: ONNX Runtime cannot load it ({first}); is it an ONNX file?") from error
@@ -73,6 +78,10 @@ class OnnxRunner:
         except Exception as error:  # its exceptions share no base class
             raise DarktrtError(f"{self.path}: ONNX Runtime fails: {str(error).splitlines()[0]}") from error
         return dict(zip(self._outputs, outputs, strict=True))
+
+    def buffer(self, batch: int) -> npt.NDArray[Any]:
+        """An array of the shape and type of so many ``images``, to write them into."""
+        return np.empty((batch, *self.info.input_shape), self.info.input_dtype)
 
     def __enter__(self) -> OnnxRunner:
         return self
@@ -101,14 +110,14 @@ class PlanRunner:
     """An engine on the GPU, to be used as a context; the same :meth:`run` and ``info`` as :class:`OnnxRunner`.
 
     Memory on both sides is taken once, for the largest batch. With ``cuda_graph`` the copies and kernels of a run are recorded
-    the first time that a batch size comes, and replayed as long as it stays: that spares launches, which cost small networks
+    the first time that a batch size comes, and replayed when it comes again: that spares launches, which cost small networks
     most of their time.
 
     Raises:
         DarktrtError: the manifest does not fit the plan, this machine's TensorRT or its GPU; a plugin is missing.
     """
 
-    def __init__(self, path: str | Path, plugins: str | Path | None = None, cuda_graph: bool = False) -> None:
+    def __init__(self, path: str | Path, plugins: str | Path | None = None, cuda_graph: bool = False, device: int = 0) -> None:
         self.path = str(path)
         self.manifest = read_plan_manifest(path)
         self.info = self.manifest.info
@@ -117,11 +126,13 @@ class PlanRunner:
         if self.manifest.plugins:
             _load_library(self.path, self.manifest, target, plugins)
         self._trt = target.load()
-        self._graph, self._recorded = cuda_graph, -1
+        self._graph = cuda_graph
+        self._recorded: set[int] = set()
         with ExitStack() as stack:
-            self._driver = Driver()
+            self._driver = Driver(device)
             stack.callback(self._driver.close)
-            self._engine, self._context = _deserialize(self._trt, self.manifest, Path(path))
+            with self._driver.current():
+                self._engine, self._context = _deserialize(self._trt, self.manifest, Path(path))
             self.stream = Stream(self._driver)
             stack.callback(self.stream.close)
             self._inputs, self._outputs = self._bind(self._trt, stack)
@@ -156,17 +167,23 @@ class PlanRunner:
             DarktrtError: an input is missing or of another type or shape than the engine takes; the GPU fails.
         """
         batch = self.prepare(inputs)
-        if self._graph and self._recorded == batch:
-            self.stream.replay()
+        if self._graph and batch in self._recorded:
+            self.stream.replay(batch)
         else:
             self._enqueue(batch)  # also what a recording needs to come after
         self.stream.synchronize()
         outputs = {one.name: one.view(_sized(one.shape, batch)) for one in self._outputs}
-        if self._graph and self._recorded != batch:
-            with self.stream.recording():
+        if self._graph and batch not in self._recorded:
+            with self.stream.recording(batch):
                 self._enqueue(batch)
-            self._recorded = batch
+            self._recorded.add(batch)
         return outputs
+
+    def buffer(self, batch: int) -> npt.NDArray[Any]:
+        """Where copies of so many ``images`` to the GPU begin: what is written there, and given to :meth:`run`, is copied no
+        more."""
+        images = next(one for one in self._inputs if one.name == "images")
+        return images.view(_sized(images.shape, batch))
 
     def prepare(self, inputs: Mapping[str, npt.NDArray[Any]]) -> int:
         """Put the inputs where copies to the GPU begin, and set their shapes; return the batch."""
@@ -182,7 +199,8 @@ class PlanRunner:
                 )
             if -1 in one.shape:
                 self._context.set_input_shape(one.name, wanted)
-            one.view(wanted)[...] = array
+            if not _same_memory(array, place := one.view(wanted)):
+                place[...] = array
         return batch
 
     def _enqueue(self, batch: int) -> None:
@@ -201,7 +219,6 @@ class PlanRunner:
     def time_network(self, calls: int, cuda_graph: bool) -> list[float]:
         """Milliseconds on the GPU of each of so many executions of the network alone, on the inputs of the last run."""
         if cuda_graph:
-            self._recorded = -1
             with self.stream.recording():
                 self.execute()
         marks = []
@@ -284,6 +301,11 @@ def polygraphy_runner(path: str | Path, plugins: str | Path | None = None, name:
 
 def _sized(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     return tuple(batch if side < 0 else side for side in shape)
+
+
+def _same_memory(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    """Of two arrays of the same shape and type."""
+    return bool(one.ctypes.data == other.ctypes.data and one.strides == other.strides)
 
 
 def _deserialize(trt: TensorRT, manifest: Manifest, path: Path) -> tuple[Engine, Context]:
