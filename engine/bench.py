@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -304,9 +305,10 @@ def _named(entries: Sequence[str]) -> list[tuple[str, str]]:
 
 def gpu_state() -> dict[str, str]:
     """Driver, clocks and power of the first GPU, as nvidia-smi tells them; empty where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
     try:
         done = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={_STATE}", "--format=csv,noheader", "--id=0"],
+            ["nvidia-smi", f"--query-gpu={_STATE}", "--format=csv,noheader", f"--id={visible}"],
             capture_output=True,
             text=True,
             check=True,
