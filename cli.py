@@ -279,9 +279,9 @@ def _calib(args: argparse.Namespace) -> None:
     }
     choices = joined(choices, histograms.groups)
     save(histograms, choices, outputs, about)
+    print(summary_table(histograms, choices))
     if args.model != "merge":
         _measure_more(args, histograms, {name: choice.scale for name, choice in choices.items()}, outputs)
-    print(summary_table(histograms, choices))
     for skipped in histograms.skipped:
         print(f"skipped: {skipped}", file=sys.stderr)
     print(f"{args.output}: scales of {len(choices)} tensors from {len(histograms.images)} pictures")
@@ -336,7 +336,7 @@ def _measure_more(args: argparse.Namespace, histograms: HistogramSet, scales: di
         kept = find_kept(args.model, _some(paths, args.keep_images), _calibration(args.output))
         save_kept(kept, args.output)
         add_to_summary(str(kept), outputs)
-        print(kept)
+        print(f"\n{kept}")
 
 
 def _some(paths: list[Path], number: int) -> list[Path]:

@@ -151,6 +151,16 @@ def test_none_is_left_where_none_was_measured(files: Path, tmp_path: Path) -> No
     assert load_model(files / "raw.onnx")[1].head == "raw"
 
 
+def test_ranking_and_budget_begin_with_it(files: Path) -> None:
+    network = load_network(files / "nms.onnx")
+    names = [one.node for one in convolutions(network)]
+    calibration = Calibration(CalibrationTable.load(files / "my.table").scales, (names[2],))
+    assert kept_by_default(network, calibration) == [names[2]]
+    assert kept_by_default(network) == kept_by_default(network, Calibration(calibration.scales)) != [names[2]]
+    ranked = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 1)
+    assert [layer.convolution.node for layer in ranked.layers if layer.kept] == [names[2]]
+
+
 def _other_format(path: Path) -> None:
     path.write_text(path.read_text().replace("darktrt kept 1", "darktrt kept 9"))
 
