@@ -246,7 +246,10 @@ def _add_calib(commands: _Commands) -> None:
     data = "folders, lists, COCO json files, patterns (default: two sample pictures, to try it out); with merge: .npz files"
     # nargs="*" would take no DATA in 'calib ONNX -o TABLE DATA'
     parser.add_argument("data", metavar="DATA", nargs="+", default=[], help=data).required = False
-    beside = "table to write; beside it go a summary (.txt), .cache for trtexec, histograms (.npz) and means (.shifts.npz)"
+    beside = (
+        "table to write; beside it go a summary (.txt), .cache for trtexec, histograms (.npz), means (.shifts.npz) and what to "
+        "keep in floating point (.kept.json)"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
     parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
@@ -258,6 +261,11 @@ def _add_calib(commands: _Commands) -> None:
     parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
     bias = "pictures on which a second pass measures how to correct biases; 0 leaves them (default: 64)"
     parser.add_argument("--bias-images", type=int, default=64, metavar="N", help=bias)
+    kept = (
+        "pictures on which a third pass measures which convolutions to keep in floating point, for they would add twice their "
+        "share of INT8's noise or more; 0 keeps the first and those of the heads alone (default: 8)"
+    )
+    parser.add_argument("--keep-images", type=int, default=8, metavar="N", help=kept)
     parser.add_argument("--resume", action="store_true", help="go on from the histograms that an interrupted run left")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read, and list them")
     parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
@@ -271,8 +279,9 @@ def _calib(args: argparse.Namespace) -> None:
 
     if not 0 < args.percentile <= 100:
         raise DarktrtError(f"--percentile {args.percentile:g}: it must be above 0 and at most 100")
-    if args.bias_images < 0:
-        raise DarktrtError(f"--bias-images {args.bias_images}: it must be at least 0")
+    for option, number in (("--bias-images", args.bias_images), ("--keep-images", args.keep_images)):
+        if number < 0:
+            raise DarktrtError(f"{option} {number}: it must be at least 0")
     outputs = Outputs(Path(args.output), Path(args.plot) if args.plot else None)
     outputs.check([args.model, *map(path_of, args.data)])
     histograms, about = (_merge if args.model == "merge" else _calibrate)(args, outputs)
@@ -283,9 +292,9 @@ def _calib(args: argparse.Namespace) -> None:
     }
     choices = joined(choices, histograms.groups)
     save(histograms, choices, outputs, about)
-    if args.bias_images and args.model != "merge":
-        _measure_shifts(args, histograms, {name: choice.scale for name, choice in choices.items()})
     print(summary_table(histograms, choices))
+    if args.model != "merge":
+        _measure_more(args, histograms, {name: choice.scale for name, choice in choices.items()}, outputs)
     for skipped in histograms.skipped:
         print(f"skipped: {skipped}", file=sys.stderr)
     print(f"{args.output}: scales of {len(choices)} tensors from {len(histograms.images)} pictures")
@@ -322,15 +331,29 @@ def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet
     return histograms, about
 
 
-def _measure_shifts(args: argparse.Namespace, histograms: HistogramSet, scales: dict[str, np.float32]) -> None:
+def _measure_more(args: argparse.Namespace, histograms: HistogramSet, scales: dict[str, np.float32], outputs: Outputs) -> None:
+    """What is measured with the table: how to correct biases, and what to keep in floating point."""
     from calib.collect import measure_shifts
     from calib.data import find_images
+    from calib.kept import save_kept
+    from calib.report import add_to_summary
     from calib.shifts import save_shifts
+    from check.sensitivity import find_kept
+    from onnx_file import load_model
 
     counted = [path for path in map(Path, histograms.images.values()) if path.is_file()]
     paths = counted or find_images(args.data, args.limit, args.seed)  # merged histograms name the paths of other machines
-    some = paths[:: -(-len(paths) // args.bias_images)]
-    save_shifts(measure_shifts(args.model, some, scales, args.batch), args.output)
+    if args.bias_images:
+        save_shifts(measure_shifts(args.model, _some(paths, args.bias_images), scales, args.batch), args.output)
+    if args.keep_images and load_model(args.model)[1].head != "raw":
+        kept = find_kept(args.model, _some(paths, args.keep_images), _calibration(args.output))
+        save_kept(kept, args.output)
+        add_to_summary(str(kept), outputs)
+        print(f"\n{kept}")
+
+
+def _some(paths: list[Path], number: int) -> list[Path]:
+    return paths[:: -(-len(paths) // number)]
 
 
 def _samples(folder: Path) -> list[Path]:
@@ -458,7 +481,10 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", metavar="TABLE", help="calibration table of 'darktrt calib', or a TensorRT calibration cache"
     )
-    keep = "convolutions to keep in floating point, by node name (default: the first, and those of the heads)"
+    keep = (
+        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib' left beside the table; "
+        "without such a file the first, and those of the heads)"
+    )
     parser.add_argument("--keep", metavar="NAME,...", help=keep)
 
 
@@ -561,11 +587,14 @@ def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
 
 def _calibration(table: str, keep: str | None = None) -> Calibration:
     """A table and what lies beside it."""
+    from calib.kept import load_kept
     from calib.shifts import load_shifts
     from calib.table import CalibrationTable
     from surgery.qdq import Calibration
 
-    return Calibration(CalibrationTable.load(table).scales, _names(keep), load_shifts(table))
+    return Calibration(
+        CalibrationTable.load(table).scales, load_kept(table) if keep is None else _names(keep), load_shifts(table)
+    )
 
 
 def _add_engine_inspect(commands: _Commands) -> None:

@@ -8,7 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from calib.data import find_images
+from calib.kept import Cost, Kept
 from check.coco import Accuracy, evaluate, progress_bar
 from check.labels import Truth, load_truth
 from check.simulate import (
@@ -28,6 +31,9 @@ from vision.charts import BLUE, GRAY, Bar, draw_bars
 
 LIMIT = 16
 """Pictures that the changes of scores are measured on, unless told otherwise."""
+
+MOST_GROUPS = 24
+"""Single convolutions in the tiny networks, five at a time in yolov4."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def sensitivity(
     quantized(network, calibration, [])  # refuses the table of another network before the work begins
     labels = load_truth([truth], network.info.class_names) if truth else None
     yardstick = Yardstick(network, find_images(data, limit, seed))
-    kept = kept_by_default(network)
+    kept = kept_by_default(network, calibration)
     changes = each_alone(yardstick, calibration)
     exact, judged = _accuracies(network, calibration, list(changes), labels) if labels else (None, {})
     layers = tuple(LayerCost(one, change, one.node in kept, judged.get(one)) for one, change in changes.items())
@@ -139,6 +145,36 @@ def each_alone(yardstick: Yardstick, calibration: Calibration) -> dict[Convoluti
             changes[one] = yardstick.change(calibration, _others(all_, one))
             bar.update()
     return changes
+
+
+def find_kept(source: str | Path, pictures: Sequence[Path], calibration: Calibration) -> Kept:
+    """Measure which convolutions INT8 should leave in floating point; a bar on stderr.
+
+    Costs of single convolutions add up: noises of different layers are not correlated. So do those of groups, and a deep
+    network's convolutions are measured in :data:`MOST_GROUPS` groups of neighbours.
+
+    Args:
+        source: an ONNX file with decoded heads or NMS, not quantized.
+
+    Raises:
+        DarktrtError: a file cannot be used.
+    """
+    network = load_network(source)
+    always = kept_by_default(network)
+    yardstick = Yardstick(network, pictures)
+    operations = yardstick.operations()
+    others = [name for name in operations if name not in always]
+    groups = [part.tolist() for part in np.array_split(others, min(len(others), MOST_GROUPS))] if others else []
+    powers = []
+    with progress_bar(len(groups), "layers") as bar:
+        for group in groups:
+            keep = [name for name in operations if name not in group]
+            powers.append(yardstick.change(calibration, keep).scores ** 2)
+            bar.update()
+    total = sum(powers) or 1
+    shares = [sum(operations[name] for name in group) for group in groups]
+    costs = [Cost(tuple(g), power / total, share) for g, power, share in zip(groups, powers, shares, strict=True)]
+    return Kept(tuple(always), tuple(costs))
 
 
 def _others(convolutions: Iterable[Convolution], one: Convolution) -> list[str]:
