@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from calib.histogram import HistogramSet
     from calib.report import Outputs
     from check.budget import Trade
+    from check.labels import Truth
     from check.results import Subject
+    from engine.build import BuildOptions
+    from engine.profile import LayerReport
+    from engine.weak import GpuCalibration
     from serve.client import Client
     from serve.load import LoadOptions, LoadReport
     from serve.transport import Endpoint
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_SENSITIVITY = "calib sensitivity"
+_SENSITIVITY, _ENGINE_INSPECT = "calib sensitivity", "engine inspect"
 _SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
 
 
@@ -63,10 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments; ``calib sensitivity`` is a command of two words, with options of its own."""
+    """The arguments; some commands are of two words, with options of their own."""
     words = list(arguments)
-    if words[:2] == _SENSITIVITY.split():
-        words[:2] = [_SENSITIVITY]
+    if " ".join(words[:2]) in (_SENSITIVITY, _ENGINE_INSPECT):
+        words[:2] = [" ".join(words[:2])]
     return _parser().parse_args(words)
 
 
@@ -78,8 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine)
-    for add in (*stages, _add_check, _add_detect, _add_serve, _add_client, _add_load, _add_bench, _add_inspect, _add_doctor):
+    stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine, _add_engine_inspect)
+    serving = (_add_serve, _add_client, _add_load)
+    for add in (*stages, _add_check, _add_detect, *serving, _add_bench, _add_rival, _add_inspect, _add_doctor):
         add(commands)
     return parser
 
@@ -241,7 +246,10 @@ def _add_calib(commands: _Commands) -> None:
     data = "folders, lists, COCO json files, patterns (default: two sample pictures, to try it out); with merge: .npz files"
     # nargs="*" would take no DATA in 'calib ONNX -o TABLE DATA'
     parser.add_argument("data", metavar="DATA", nargs="+", default=[], help=data).required = False
-    beside = "table to write; beside it go a summary (.txt), .cache for trtexec, histograms (.npz) and means (.shifts.npz)"
+    beside = (
+        "table to write; beside it go a summary (.txt), .cache for trtexec, histograms (.npz), means (.shifts.npz) and what to "
+        "keep in floating point (.kept.json)"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
     parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
@@ -253,6 +261,11 @@ def _add_calib(commands: _Commands) -> None:
     parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
     bias = "pictures on which a second pass measures how to correct biases; 0 leaves them (default: 64)"
     parser.add_argument("--bias-images", type=int, default=64, metavar="N", help=bias)
+    kept = (
+        "pictures on which a third pass measures which convolutions to keep in floating point, for they would add twice their "
+        "share of INT8's noise or more; 0 keeps the first and those of the heads alone (default: 8)"
+    )
+    parser.add_argument("--keep-images", type=int, default=8, metavar="N", help=kept)
     parser.add_argument("--resume", action="store_true", help="go on from the histograms that an interrupted run left")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read, and list them")
     parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
@@ -266,8 +279,9 @@ def _calib(args: argparse.Namespace) -> None:
 
     if not 0 < args.percentile <= 100:
         raise DarktrtError(f"--percentile {args.percentile:g}: it must be above 0 and at most 100")
-    if args.bias_images < 0:
-        raise DarktrtError(f"--bias-images {args.bias_images}: it must be at least 0")
+    for option, number in (("--bias-images", args.bias_images), ("--keep-images", args.keep_images)):
+        if number < 0:
+            raise DarktrtError(f"{option} {number}: it must be at least 0")
     outputs = Outputs(Path(args.output), Path(args.plot) if args.plot else None)
     outputs.check([args.model, *map(path_of, args.data)])
     histograms, about = (_merge if args.model == "merge" else _calibrate)(args, outputs)
@@ -278,9 +292,9 @@ def _calib(args: argparse.Namespace) -> None:
     }
     choices = joined(choices, histograms.groups)
     save(histograms, choices, outputs, about)
-    if args.bias_images and args.model != "merge":
-        _measure_shifts(args, histograms, {name: choice.scale for name, choice in choices.items()})
     print(summary_table(histograms, choices))
+    if args.model != "merge":
+        _measure_more(args, histograms, {name: choice.scale for name, choice in choices.items()}, outputs)
     for skipped in histograms.skipped:
         print(f"skipped: {skipped}", file=sys.stderr)
     print(f"{args.output}: scales of {len(choices)} tensors from {len(histograms.images)} pictures")
@@ -317,15 +331,29 @@ def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet
     return histograms, about
 
 
-def _measure_shifts(args: argparse.Namespace, histograms: HistogramSet, scales: dict[str, np.float32]) -> None:
+def _measure_more(args: argparse.Namespace, histograms: HistogramSet, scales: dict[str, np.float32], outputs: Outputs) -> None:
+    """What is measured with the table: how to correct biases, and what to keep in floating point."""
     from calib.collect import measure_shifts
     from calib.data import find_images
+    from calib.kept import save_kept
+    from calib.report import add_to_summary
     from calib.shifts import save_shifts
+    from check.sensitivity import find_kept
+    from onnx_file import load_model
 
     counted = [path for path in map(Path, histograms.images.values()) if path.is_file()]
     paths = counted or find_images(args.data, args.limit, args.seed)  # merged histograms name the paths of other machines
-    some = paths[:: -(-len(paths) // args.bias_images)]
-    save_shifts(measure_shifts(args.model, some, scales, args.batch), args.output)
+    if args.bias_images:
+        save_shifts(measure_shifts(args.model, _some(paths, args.bias_images), scales, args.batch), args.output)
+    if args.keep_images and load_model(args.model)[1].head != "raw":
+        kept = find_kept(args.model, _some(paths, args.keep_images), _calibration(args.output))
+        save_kept(kept, args.output)
+        add_to_summary(str(kept), outputs)
+        print(f"\n{kept}")
+
+
+def _some(paths: list[Path], number: int) -> list[Path]:
+    return paths[:: -(-len(paths) // number)]
 
 
 def _samples(folder: Path) -> list[Path]:
@@ -364,7 +392,8 @@ def _add_sensitivity(commands: _Commands) -> None:
 
 def _sensitivity(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from check.sensitivity import check_outputs, plot, save_json, sensitivity
+    from check.sensitivity import plot, save_json, sensitivity
+    from vision.charts import check_outputs
 
     inputs = [args.model, args.table, *map(path_of, args.data), *([path_of(args.map)] if args.map else [])]
     check_outputs(args.json, args.plot, inputs)
@@ -386,6 +415,9 @@ def _add_engine(commands: _Commands) -> None:
         "darktrt engine portable.onnx -o model.plan --precision fp32 --target rtx",
         "darktrt engine portable.onnx -o model.plan --precision int8 --table calibration.table",
         "darktrt engine portable.onnx -o model.plan --precision int8 --table my.table --max-drop 0.005 --eval val.json",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --calibrate-on gpu --data photos/",
+        "darktrt engine portable.onnx -o model.plan --batch 1,4,16 --workspace 2048 --optimization-level 5",
+        "darktrt engine inspect --help",
     )
     parser.add_argument("source", metavar="ONNX", help="what 'darktrt surgery' wrote")
     parser.add_argument(
@@ -407,13 +439,40 @@ def _add_engine(commands: _Commands) -> None:
     parser.add_argument(
         "--optimization-level", type=int, choices=range(6), metavar="N", help="0 to 5: how long to look for fast kernels"
     )
-    parser.add_argument("--timing-cache", metavar="FILE", help="keep measured times here, which makes later builds shorter")
+    gpu = "table: scales of --table; gpu: TensorRT's own entropy calibration on --data, full TensorRT to 10 (default: table)"
+    parser.add_argument("--calibrate-on", choices=["table", "gpu"], default="table", help=gpu)
+    pictures = "with --calibrate-on gpu: folders, lists, COCO json files, patterns"
+    parser.add_argument("--data", nargs="+", metavar="DATA", help=pictures)
+    parser.add_argument("--data-limit", type=int, metavar="N", help="use a random sample of N pictures of it")
+    batch = "least, usual and largest batch of a model with a dynamic one (default: the model's)"
+    parser.add_argument("--batch", metavar="MIN,OPT,MAX", help=batch)
+    workspace = "most GPU memory for intermediate results of a layer (default: all there is)"
+    parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace)
+    cache = (
+        "keep measured times here, which makes later builds shorter; none for nowhere (default: a file under ~/.cache/darktrt)"
+    )
+    parser.add_argument("--timing-cache", metavar="FILE", help=cache)
+    parser.add_argument("--no-tf32", action="store_true", help="FP32 with all its 24 bits, slower on GPUs that have TF32")
+    strong = "TensorRT 10: types and Q/DQ nodes in the file decide, as in TensorRT 11, and not the builder"
+    parser.add_argument("--strongly-typed", action="store_true", help=strong)
+    ampere = "an engine for every GPU of compute capability 8.0 or more, slower"
+    parser.add_argument("--hardware-compatible", action="store_true", help=ampere)
+    versions = "an engine for later versions of the same major version of TensorRT too"
+    parser.add_argument("--version-compatible", action="store_true", help=versions)
+    verbosity = (
+        "what the engine tells of its layers, for 'engine inspect' and the count of INT8 convolutions (default: detailed)"
+    )
+    levels = ["detailed", "layer_names_only", "none"]
+    parser.add_argument("--verbosity", choices=levels, default="detailed", help=verbosity)
     parser.add_argument(
         "--tactic-sources",
         metavar="+LIB,-LIB",
         help="libraries to add or leave out, as trtexec has it: --tactic-sources=-CUDNN,-CUBLAS,-CUBLAS_LT",
     )
-    library = "plugin library (default: what DARKTRT_PLUGINS names, else what 'make plugins' built, if custom nodes need one)"
+    library = (
+        "plugin library (default: what DARKTRT_PLUGINS names, else what 'make plugins' built, if custom nodes need one); "
+        "none for standard ops in place of custom nodes"
+    )
     parser.add_argument("--plugins", metavar="LIBRARY", help=library)
     parser.set_defaults(run=_engine)
 
@@ -422,26 +481,39 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", metavar="TABLE", help="calibration table of 'darktrt calib', or a TensorRT calibration cache"
     )
-    keep = "convolutions to keep in floating point, by node name (default: the first, and those of the heads)"
+    keep = (
+        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib' left beside the table; "
+        "without such a file the first, and those of the heads)"
+    )
     parser.add_argument("--keep", metavar="NAME,...", help=keep)
 
 
 def _engine(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from engine.build import BuildOptions, build_file, check_files
+    from engine.build import build_file, cache_path, check_files
     from engine.layers import summary
 
     budget_options = args.max_drop is not None, args.eval is not None
     if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
         raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
-    options = BuildOptions(args.tactic_sources, args.optimization_level, args.timing_cache)
-    check_files(args.output, options, args.source, args.table, args.plugins, *map(path_of, args.eval or ()))
+    on_gpu = args.calibrate_on == "gpu"
+    if on_gpu != bool(args.data) or (on_gpu and (args.table or args.precision != "int8")):
+        raise DarktrtError("--calibrate-on gpu, --data DATA and --precision int8 go together, without --table")
+    if args.keep is not None and args.precision != "int8":
+        raise DarktrtError("--keep names convolutions that INT8 leaves in FP16; give --precision int8, or leave it out")
+    options = _build_options(args)
+    files = args.source, args.table, args.plugins, *map(path_of, (*(args.eval or ()), *(args.data or ())))
+    check_files(args.output, options, *files, calibrates=on_gpu)
     calibration = _calibration(args.table, args.keep) if args.table else None
     trade = _trade(args, calibration) if calibration and args.eval else None
     if calibration and trade:
         calibration = replace(calibration, keep=trade.chosen.kept)
     cost = trade.cost(", ".join(args.eval)) if trade else None
-    manifest = build_file(args.source, args.output, args.precision, args.target, calibration, options, cost, args.plugins)
+    with _gpu_calibration(args) if on_gpu else nullcontext(calibration) as scales:
+        chosen = args.source, args.output, args.precision, args.target, scales, options, cost, args.plugins, args.table
+        manifest = build_file(*chosen)
+    if on_gpu:
+        print(f"{cache_path(args.output)}: the scales that TensorRT found, as a table for another build")
     size = Path(args.output).stat().st_size / 2**20
     print(
         f"{args.output}: {args.precision.upper()} for {manifest.target}, {size:.1f} MiB, built in {manifest.build_seconds:g} s"
@@ -450,6 +522,57 @@ def _engine(args: argparse.Namespace) -> None:
         print(f"{args.output}: {summary(manifest.int8_convolutions, manifest.other_convolutions)}")
     if trade:
         print(f"{args.output}: {trade}")
+
+
+def _build_options(args: argparse.Namespace) -> BuildOptions:
+    from engine.build import BuildOptions
+
+    if args.workspace is not None and args.workspace < 1:
+        raise DarktrtError(f"--workspace {args.workspace}: it must be at least 1 MiB")
+    return BuildOptions(
+        tactic_sources=args.tactic_sources,
+        optimization_level=args.optimization_level,
+        timing_cache=args.timing_cache,
+        workspace=args.workspace,
+        tf32=not args.no_tf32,
+        strongly_typed=args.strongly_typed,
+        batch=_batch_range(args.batch) if args.batch else None,
+        hardware_compatible=args.hardware_compatible,
+        version_compatible=args.version_compatible,
+        verbosity=args.verbosity,
+    )
+
+
+def _batch_range(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if (
+        len(parts) != 3
+        or not all(part.isdecimal() for part in parts)
+        or not 1 <= int(parts[0]) <= int(parts[1]) <= int(parts[2])
+    ):
+        raise DarktrtError(
+            f"--batch {text}: write least, usual and largest batch, each not below the one before: --batch 1,4,16"
+        )
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+@contextmanager
+def _gpu_calibration(args: argparse.Namespace) -> Iterator[GpuCalibration]:
+    """TensorRT's own calibration on the pictures of --data; they leave the GPU's memory at the end."""
+    from calib.data import batch_of, batches, find_images
+    from calib.trt import BatchSource
+    from engine.weak import GpuCalibration
+    from onnx_file import load_model
+
+    info = load_model(args.source)[1]
+    images = find_images(args.data, args.data_limit, 0)
+    with BatchSource(batches(images, info), batch_of(info)) as source:
+        yield GpuCalibration(source, _names(args.keep))
+
+
+def _names(keep: str | None) -> tuple[str, ...] | None:
+    """``A,B``, or None where nothing was said."""
+    return None if keep is None else tuple(name for name in keep.split(",") if name)
 
 
 def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
@@ -463,25 +586,71 @@ def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
 
 
 def _calibration(table: str, keep: str | None = None) -> Calibration:
-    """A table and what lies beside it; ``keep`` is ``A,B``, or None where nothing was said."""
+    """A table and what lies beside it."""
+    from calib.kept import load_kept
     from calib.shifts import load_shifts
     from calib.table import CalibrationTable
     from surgery.qdq import Calibration
 
-    names = None if keep is None else tuple(name for name in keep.split(",") if name)
-    return Calibration(CalibrationTable.load(table).scales, names, load_shifts(table))
+    return Calibration(
+        CalibrationTable.load(table).scales, load_kept(table) if keep is None else _names(keep), load_shifts(table)
+    )
+
+
+def _add_engine_inspect(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        _ENGINE_INSPECT,
+        "tell what TensorRT made of each layer: type, precision, layout, cfg lines and, on the GPU, time",
+        "darktrt engine inspect model.plan",
+        "darktrt engine inspect model.plan --profile --plot layers.png --json layers.json",
+    )
+    parser.add_argument("plan", metavar="PLAN", help="what 'darktrt engine' wrote")
+    parser.add_argument("--profile", action="store_true", help="run it on the GPU and measure each layer")
+    parser.add_argument("--batch", type=int, metavar="N", help="to measure with (default: the engine's usual one)")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as 'darktrt engine' takes it")
+    parser.add_argument("--json", metavar="FILE", help="write all that is known there")
+    parser.add_argument("--plot", metavar="PNG", help="draw the times by cfg line; with --profile")
+    parser.set_defaults(run=_engine_inspect)
+
+
+def _engine_inspect(args: argparse.Namespace) -> None:
+    from engine.profile import layers_of, profile
+    from vision.charts import check_outputs
+
+    if args.plot and not args.profile:
+        raise DarktrtError("--plot draws times; give --profile too, on a machine with the engine's GPU")
+    check_outputs(args.json, args.plot, [args.plan])
+    report = profile(args.plan, args.batch, args.plugins) if args.profile else layers_of(args.plan)
+    print(report.to_table())
+    if args.json:
+        with atomic_output(args.json) as temporary:
+            temporary.write_text(report.to_json())
+    if args.plot:
+        _plot_layers(report, args.plot)
+
+
+def _plot_layers(report: LayerReport, path: str) -> None:
+    from vision.charts import BLUE, GRAY, GREEN, ORANGE, Bar, draw_bars
+
+    colours = {"INT8": GREEN, "FP16": BLUE, "FP32": ORANGE, "": GRAY}
+    bars = [Bar(one.label, one.milliseconds, f"{one.milliseconds:.4f} ms", colours[one.precision]) for one in report.by_lines()]
+    legend = {name or "other": colour for name, colour in colours.items() if any(one.colour == colour for one in bars)}
+    draw_bars(report.title(), bars, path, legend)
 
 
 def _add_check(commands: _Commands) -> None:
     parser = _command(
         commands,
         "check",
-        "hold an ONNX file or an engine against PyTorch: check compare, check mark",
+        "hold an ONNX file or an engine against PyTorch and against labels: check compare, map, report, diff, mark",
         "darktrt check compare --help",
+        "darktrt check map --help",
         "darktrt check mark --help",
     )
     checks = parser.add_subparsers(metavar="CHECK", required=True)
     _add_compare(checks)
+    _add_map(checks)
     _add_mark(checks)
 
 
@@ -497,13 +666,7 @@ def _add_compare(commands: _Commands) -> None:
     )
     parser.set_defaults(command="check compare", run=_compare)
     parser.add_argument("data", metavar="DATA", nargs="*", help="pictures: folders, lists, COCO json files, patterns")
-    parser.add_argument("--cfg", metavar="CFG", help="the network in PyTorch, the reference: with --weights")
-    parser.add_argument("--weights", metavar="WEIGHTS", help="darknet weights")
-    parser.add_argument("--size", metavar="SIZE", help="of its input (default: that of the models, else the cfg's)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (default: cpu)")
-    parser.add_argument("--model", metavar="ONNX", action="append", default=[], help="run it in ONNX Runtime; may be repeated")
-    parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help="run this engine; may be repeated")
-    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    _add_subjects(parser)
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="use a random sample of N pictures (default: 8)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     parser.add_argument("--layers", action="store_true", help="compare every cfg section, and name the first that differs")
@@ -517,22 +680,35 @@ def _add_compare(commands: _Commands) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
 
 
+def _add_subjects(parser: argparse.ArgumentParser) -> None:
+    """What runs the network; :func:`_subjects` makes it."""
+    named = "; NAME=FILE calls it so"
+    parser.add_argument("--cfg", metavar="CFG", help="the network in PyTorch, the reference: with --weights")
+    parser.add_argument("--weights", metavar="WEIGHTS", help="darknet weights")
+    parser.add_argument("--size", metavar="SIZE", help="of its input (default: that of the models, else the cfg's)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (default: cpu)")
+    onnx = f"run it in ONNX Runtime; may be repeated{named}"
+    parser.add_argument("--model", metavar="ONNX", action="append", default=[], help=onnx)
+    simulate = "fp16, int8 or fp16,int8: also run each ONNX rounding so, as engines do; int8 needs --table"
+    parser.add_argument("--simulate", metavar="PRECISION,...", default="", help=simulate)
+    _add_calibration(parser)
+    plan = f"run this engine; may be repeated{named}"
+    parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help=plan)
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+
+
 def _compare(args: argparse.Namespace) -> int:
     from calib.data import find_images, path_of
     from check.compare import compare
     from check.difference import parse_tolerance
     from check.results import Thresholds, load_picture, load_results
 
-    kept = [args.cfg, args.weights, *args.model, *args.plan, *args.load_outputs, *map(path_of, args.data)]
-    for output in filter(None, (args.save_outputs, args.json)):
-        keep_inputs(output, *kept)
-        check_writable(output)
-        kept.append(output)
+    _check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
     tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}
     thresholds = Thresholds(args.score_threshold, args.iou_threshold)
     loaded = [one for path in args.load_outputs for one in load_results(path)]
     with ExitStack() as stack:
-        subjects = _subjects(args, stack)
+        subjects = _subjects(args, stack, args.layers)
         if subjects and not args.data:
             raise DarktrtError("no pictures to run the network on; name DATA: folders, lists, COCO json files, patterns")
         if args.limit < 1:
@@ -550,7 +726,26 @@ def _compare(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _subjects(args: argparse.Namespace, stack: ExitStack) -> list[Subject]:
+def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | Path | None]) -> None:
+    """See, before any work, that the files asked for can be written and are none of the inputs nor each other."""
+    kept = list(inputs)
+    for output in filter(None, outputs):
+        keep_inputs(output, *kept)
+        check_writable(output)
+        kept.append(output)
+
+
+def _subject_files(args: argparse.Namespace) -> list[str | None]:
+    return [args.cfg, args.weights, args.table, *(path for _, path in map(_named, args.model + args.plan))]
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Name and path of ``[NAME=]PATH``; the name is empty where none is given."""
+    name, _, path = text.rpartition("=")
+    return name, path
+
+
+def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) -> list[Subject]:
     """What is to be run, the reference first; engines live as long as ``stack``."""
     from check.results import Subject, onnx_subject, plan_subject
     from convert.shapes import parse_size
@@ -558,15 +753,102 @@ def _subjects(args: argparse.Namespace, stack: ExitStack) -> list[Subject]:
 
     if (args.cfg is None) != (args.weights is None):
         raise DarktrtError("--cfg CFG and --weights WEIGHTS go together")
-    others = [onnx_subject(path, args.layers) for path in args.model]
-    others += [plan_subject(stack.enter_context(PlanRunner(path, args.plugins))) for path in args.plan]
+    others = [onnx_subject(path, layers, name) for name, path in map(_named, args.model)]
+    others += _simulated(args, layers)
+    for name, path in map(_named, args.plan):
+        others.append(plan_subject(stack.enter_context(PlanRunner(path, args.plugins)), name))
     if args.cfg is None:
         return others
     from convert.reference import TorchReference
 
     size = parse_size(args.size) if args.size else (others[0].info.width, others[0].info.height) if others else None
-    reference = TorchReference(args.cfg, args.weights, size, args.layers, args.device)
-    return [Subject("PyTorch", reference.info, "fp32", reference.run), *others]
+    reference = TorchReference(args.cfg, args.weights, size, layers, args.device)
+    about = {"runs in": "PyTorch", "on": args.device}
+    return [Subject("PyTorch", reference.info, "fp32", reference.run, about), *others]
+
+
+def _simulated(args: argparse.Namespace, layers: bool) -> list[Subject]:
+    wanted = [precision for precision in args.simulate.split(",") if precision]
+    if not wanted:
+        return []
+    from check.results import simulated_subject
+
+    if odd := [precision for precision in wanted if precision not in ("fp16", "int8")]:
+        raise DarktrtError(f"--simulate {args.simulate}: '{odd[0]}' is neither fp16 nor int8")
+    if not args.model:
+        raise DarktrtError("--simulate rounds what an ONNX file computes; name one by --model")
+    calibration = _calibration(args.table, args.keep) if args.table else None
+    files = [(name, path, precision) for name, path in map(_named, args.model) for precision in wanted]
+    return [simulated_subject(path, precision, calibration, layers, name) for name, path, precision in files]
+
+
+def _add_map(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "map",
+        "measure average precision, as COCO does, of a network run by different means, and what is lost against the first",
+        "darktrt check map val.json --model portable.onnx --simulate fp16,int8 --table calibration.table",
+        "darktrt check map photos/ --model portable.onnx --plan fp16.plan",
+        "darktrt check map val.json:val2017 --plan FP16=fp16.plan --plan INT8=int8.plan --save-detections gpu.json",
+        "darktrt check map val.json --model portable.onnx --load-detections gpu.json",
+    )
+    parser.set_defaults(command="check map", run=_map)
+    _add_labelled(parser)
+    _add_subjects(parser)
+    kept = "keep what was found, to be judged and reported elsewhere; nothing is judged here then"
+    parser.add_argument("--save-detections", metavar="JSON", help=kept)
+    _add_detections(parser)
+
+
+def _add_labelled(parser: argparse.ArgumentParser) -> None:
+    """The pictures to judge on; :func:`_truth` loads them."""
+    data = "a COCO json with annotations, or FILE.json:FOLDER; or pictures with darknet's label files: folders, lists, patterns"
+    parser.add_argument("data", metavar="DATA", nargs="+", help=data)
+    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
+    names = "names of the classes in darknet's label files, a line each (default: they are the network's)"
+    parser.add_argument("--names", metavar="FILE", help=names)
+    mapped = "lines CLASS OF THE LABELS = CLASS OF THE NETWORK, where the names do not tell"
+    parser.add_argument("--class-map", metavar="FILE", help=mapped)
+
+
+def _add_detections(parser: argparse.ArgumentParser) -> None:
+    loaded = "also what was kept by 'check map --save-detections', here or on another machine; may be repeated"
+    parser.add_argument("--load-detections", metavar="JSON", action="append", default=[], help=loaded)
+
+
+def _map(args: argparse.Namespace) -> None:
+    from calib.data import path_of
+    from check.found import digests_of, find, judge_all, load_found, save_found, to_table
+
+    inputs = [*_subject_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]
+    _check_outputs([args.save_detections], inputs)
+    loaded = [one for path in args.load_detections for one in load_found(path)]
+    with ExitStack() as stack:
+        subjects = _subjects(args, stack)
+        if not subjects and not loaded:
+            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan or --load-detections")
+        notes: list[str] = []
+        truth = _truth(args, (subjects or loaded)[0].info.class_names, notes)
+        digests = digests_of(truth)
+        found = [find(subject, truth, digests) for subject in subjects] + loaded
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if args.save_detections:
+        save_found(found, args.save_detections)
+        print(f"{args.save_detections}: what {len(found)} variants found in {len(digests)} pictures; see --load-detections")
+        return
+    judged = judge_all(found, truth, digests)
+    print(f"{truth.name}: {len(digests)} pictures, {truth.count} objects")
+    print(to_table(judged))
+
+
+def _truth(args: argparse.Namespace, class_names: Sequence[str], notes: list[str]) -> Truth:
+    from check.labels import LabelClasses, load_truth, read_class_map, read_names
+
+    names = read_names(args.names) if args.names else None
+    mapped = read_class_map(args.class_map) if args.class_map else None
+    return load_truth(args.data, class_names, args.limit, args.seed, LabelClasses(names, mapped), notes)
 
 
 def _add_mark(commands: _Commands) -> None:
@@ -1006,9 +1288,10 @@ def _add_bench(commands: _Commands) -> None:
     parser = _command(
         commands,
         "bench",
-        "time engines on the GPU, which take turns: latency, throughput, with and without CUDA graph",
+        "time engines on the GPU, and their rivals, in turns: latency, throughput, with and without CUDA graph",
         "darktrt bench fp16.plan int8.plan",
         "darktrt bench fused=a.plan native=b.plan --batch 1 8 --json times.json",
+        "darktrt bench fp16.plan --torch my.cfg my.weights --python python3.12",
     )
     parser.add_argument(
         "plans", metavar="[NAME=]PLAN", nargs="+", help="engines, and what to call them (default: their files' names)"
@@ -1016,6 +1299,11 @@ def _add_bench(commands: _Commands) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="batch sizes (default: 1)")
     parser.add_argument("--turns", type=int, default=20, metavar="N", help="turns of 20 calls of each engine (default: 20)")
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    rival = "also time the network in PyTorch, FP16, eager and by torch.compile; needs torchvision"
+    parser.add_argument("--torch", metavar=("CFG", "WEIGHTS"), nargs=2, help=rival)
+    cuda = "also time this ONNX file in ONNX Runtime's CUDA provider; may be repeated"
+    parser.add_argument("--onnx", metavar="[NAME=]ONNX", action="append", default=[], help=cuda)
+    parser.add_argument("--python", metavar="PYTHON", help="that runs PyTorch and ONNX Runtime (default: this one)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
     parser.set_defaults(run=_bench)
 
@@ -1024,13 +1312,36 @@ def _bench(args: argparse.Namespace) -> None:
     from engine.bench import bench_files
 
     if args.json:
-        keep_inputs(args.json, *(plan.rpartition("=")[2] for plan in args.plans))
+        keep_inputs(args.json, *(entry.rpartition("=")[2] for entry in (*args.plans, *args.onnx, *(args.torch or ()))))
         check_writable(args.json)
-    report = bench_files(args.plans, args.batch, args.turns, args.plugins)
+    torch = (args.torch[0], args.torch[1]) if args.torch else None
+    report = bench_files(args.plans, args.batch, args.turns, args.plugins, args.onnx, torch, args.python)
     print(report.to_markdown())
     if args.json:
         with atomic_output(args.json) as temporary:
             temporary.write_text(report.to_json())
+
+
+def _add_rival(commands: _Commands) -> None:
+    """The other end of ``bench --torch`` and ``--onnx``; of no use to people, so it has no help."""
+    parser = commands.add_parser("rival")
+    parser.add_argument("kind", choices=["onnx", "eager", "compile", "graph"])
+    parser.add_argument("files", nargs="+")
+    parser.set_defaults(run=_rival)
+
+
+def _rival(args: argparse.Namespace) -> None:
+    from engine.bench import OnnxRival, Rival, answer
+
+    if args.kind == "onnx":
+        rival: Rival = OnnxRival(args.files[0])
+    else:
+        from convert.rival import TorchRival
+        from convert.shapes import parse_size
+
+        cfg, weights, size = args.files
+        rival = TorchRival(cfg, weights, parse_size(size), args.kind != "eager", args.kind == "graph")
+    answer(rival, sys.stdin, sys.stdout)
 
 
 def _add_inspect(commands: _Commands) -> None:

@@ -1,17 +1,25 @@
-"""The pictures to calibrate on: folders, lists, COCO files and patterns to a sorted, seeded sample of paths; or samples."""
+"""The pictures to calibrate on: folders, lists, COCO files and patterns to a sorted, seeded sample of paths; or samples.
+
+And those pictures in the batches that TensorRT's own calibration takes.
+"""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
-from itertools import takewhile
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice, takewhile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
-from darktrt import DarktrtError, atomic_output
-from vision.detect import IMAGE_SUFFIXES
+from darktrt import DarktrtError, DetectorInfo, atomic_output
+from vision.detect import IMAGE_SUFFIXES, fit
 from vision.images import read_image
 
 SAMPLES_WARNING = """\
@@ -35,7 +43,7 @@ def find_images(data: Sequence[str | Path], limit: int | None, seed: int) -> lis
     - a list such as darknet's train.txt: a path a line, absolute or relative to the list's folder; empty lines and those
       that begin with # are skipped;
     - a COCO json, or ``FILE.json:FOLDER``: its ``images[].file_name`` in FOLDER, by default in the first of these that has
-      the first picture: the json's own folder, ``images`` in it, the folder in it or beside it that is named like the json
+      one of the pictures: the json's own folder, ``images`` in it, the folder in it or beside it that is named like the json
       (``val.json``: val; ``annotations/instances_val2017.json``: val2017);
     - a pattern such as ``'shots/**/*.png'``.
 
@@ -51,6 +59,31 @@ def find_images(data: Sequence[str | Path], limit: int | None, seed: int) -> lis
     if limit is not None and limit < len(images):
         images = sorted(random.Random(seed).sample(images, limit))
     return images
+
+
+def batches(images: Sequence[Path], info: DetectorInfo) -> Iterator[dict[str, NDArray[Any]]]:
+    """The pictures as all inputs of a model, for TensorRT to calibrate on; under a bar on stderr.
+
+    One at a time, or of a static batch as many as it takes; the last is filled up from the first pictures.
+
+    Raises:
+        DarktrtError: a picture cannot be read.
+    """
+    size = batch_of(info)
+    filled = [*images, *islice(cycle(images), -len(images) % size)]
+    for i in tqdm(range(0, len(filled), size), "calibrating", unit=" batches", leave=False, disable=not sys.stderr.isatty()):
+        fitted = [fit(read_image(path), info) for path in filled[i : i + size]]
+        inputs: dict[str, NDArray[Any]] = {"images": np.stack([array for array, _ in fitted])}
+        if info.head == "nms":
+            inputs |= {name: np.array([0.5], np.float32) for name in ("score_threshold", "iou_threshold")}
+        if info.takes_image_size:
+            inputs["image_size"] = np.array([placement.inner_size for _, placement in fitted], np.float32)
+        yield inputs
+
+
+def batch_of(info: DetectorInfo) -> int:
+    """Pictures in one of these batches."""
+    return info.batch[0] if info.batch[0] == info.batch[2] else 1
 
 
 def path_of(entry: str) -> Path:
@@ -102,7 +135,7 @@ def coco_pictures(entry: str) -> tuple[Path, list[str]]:
         entry: ``FILE.json:FOLDER``, or ``FILE.json``, for which :func:`find_images` says where the folder is looked for.
 
     Raises:
-        DarktrtError: it is no COCO file, lists no pictures, or the first is not in the folder.
+        DarktrtError: it is no COCO file, lists no pictures, or none of them is in the folder.
     """
     path, folder = path_of(entry), entry.partition(".json:")[2]
     try:
@@ -116,7 +149,7 @@ def coco_pictures(entry: str) -> tuple[Path, list[str]]:
     split = path.stem.removeprefix("instances_")
     guesses = [path.parent, path.parent / "images", path.parent / split, path.parent.parent / split]
     for place in [Path(folder)] if folder else guesses:
-        if (place / names[0]).is_file():
+        if any((place / name).is_file() for name in names):
             return place, names
     where = f"'{folder}'" if folder else "its folder, nor in one named like it"
     raise DarktrtError(f"{path}: its picture '{names[0]}' is not in {where}; name the pictures' folder as {path}:FOLDER")

@@ -14,7 +14,8 @@ from pathlib import Path
 from calib.data import find_images
 from calib.histogram import HistogramSet
 from calib.report import Outputs
-from check.coco import Accuracy, Truth, evaluate, has_labels, load_truth
+from check.coco import Accuracy, evaluate
+from check.labels import Truth, has_labels, load_truth
 from check.sensitivity import LIMIT, each_alone
 from check.simulate import Network, Yardstick, convolutions, kept_by_default, load_network, quantized, session
 from darktrt import DarktrtError, sha256_of
@@ -27,7 +28,8 @@ class Evaluation:
     """What to judge INT8 on."""
 
     data: Sequence[str]
-    """A COCO file with labels, or pictures without; as :func:`calib.data.find_images` takes them."""
+    """A COCO file with labels, pictures with darknet's label files, or pictures without labels, as
+    :func:`calib.data.find_images` takes them."""
     limit: int | None = None
     """A sample of so many pictures; None for all that have labels, or for :data:`check.sensitivity.LIMIT` without labels."""
     seed: int = 0
@@ -109,7 +111,7 @@ def within_budget(
     pictures = _pictures(truth, evaluation)
     if table:
         _warn_of_overlap([one.path for one in truth.pictures] if truth else pictures, table)
-    kept = tuple(kept_by_default(network) if calibration.keep is None else calibration.keep)
+    kept = tuple(kept_by_default(network, calibration))
     quantized(network, calibration, kept)  # refuses the table of another network before the work begins
     yardstick = cache(lambda: Yardstick(network, pictures))
     judge = _AccuracyJudge(network, calibration, truth) if truth else _ScoreJudge(yardstick(), calibration)
@@ -214,9 +216,7 @@ class _ScoreJudge(_Judge):
 
 def _labels(network: Network, evaluation: Evaluation) -> Truth | None:
     labelled = [entry for entry in evaluation.data if has_labels(entry)]
-    if len(labelled) > 1:
-        raise DarktrtError(f"{labelled[1]}: labels are in {labelled[0]} too; name one COCO json to evaluate on")
-    return load_truth(labelled[0], network.info.class_names, evaluation.limit, evaluation.seed) if labelled else None
+    return load_truth(labelled, network.info.class_names, evaluation.limit, evaluation.seed) if labelled else None
 
 
 def _pictures(truth: Truth | None, evaluation: Evaluation) -> list[Path]:

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from check.difference import TOLERANCES
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, atomic_output, keep_inputs, record
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, atomic_output, keep_inputs, record, sha256_of
+from engine.target import gpu_name
 from vision.boxes import nms
 from vision.detect import Arrays, Run
 from vision.images import preprocess, read_image
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import onnx
 
     from engine.runtime import PlanRunner
+    from surgery.qdq import Calibration
 
 DETECTIONS = "detections"
 """``(n, 6)`` float32, best first: x1 y1 x2 y2 in pixels of the network input, score, class."""
@@ -43,6 +45,8 @@ class Subject:
     precision: str
     """fp32, tf32, fp16 or int8."""
     run: Run
+    about: Mapping[str, str] = field(default_factory=dict)
+    """What else is known of it: the file's SHA-256, what built it, the GPU it runs on."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def load_picture(path: Path, info: DetectorInfo) -> Picture:
     return Picture(path.name, pixels, placement.inner_size)
 
 
-def onnx_subject(path: str | Path, layers: bool = False) -> Subject:
+def onnx_subject(path: str | Path, layers: bool = False, name: str = "") -> Subject:
     """An ONNX file in ONNX Runtime on the CPU, its raw heads marked as outputs; with ``layers`` those of all cfg sections.
 
     Raises:
@@ -152,7 +156,8 @@ def onnx_subject(path: str | Path, layers: bool = False) -> Subject:
 
     model, info = load_model(path)
     precision = "int8" if info.int8_convolutions else "fp32"
-    return Subject(str(path), info, precision, session(marked(model, inner_tensors(info, layers))))
+    about = {"runs in": "ONNX Runtime", "sha256": sha256_of(path)}
+    return Subject(name or str(path), info, precision, session(marked(model, inner_tensors(info, layers))), about)
 
 
 def marked(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
@@ -185,11 +190,38 @@ def mark_file(source: str | Path, output: str | Path) -> int:
     return len(model.graph.output) - before
 
 
-def plan_subject(runner: PlanRunner) -> Subject:
+def plan_subject(runner: PlanRunner, name: str = "") -> Subject:
     """An engine that is ready to run; of its outputs those count that have a tensor's name."""
-    precision = runner.manifest.precision
-    # TensorRT multiplies float32 as TF32 unless it is told not to
-    return Subject(runner.path, runner.info, "tf32" if precision == "fp32" else precision, runner.run)
+    manifest = runner.manifest
+    precision = "tf32" if manifest.precision == "fp32" and manifest.tf32 else manifest.precision
+    about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu_name() or ""}
+    if manifest.other_convolutions:
+        about["not in INT8"] = ", ".join(manifest.other_convolutions)
+    return Subject(name or runner.path, runner.info, precision, runner.run, about)
+
+
+def simulated_subject(
+    path: str | Path, precision: str, calibration: Calibration | None, layers: bool = False, name: str = ""
+) -> Subject:
+    """What ``precision``, fp16 or int8, makes of an ONNX file, by rounding as an engine does, in ONNX Runtime on the CPU.
+
+    Raises:
+        DarktrtError: the file cannot be used, or INT8 has no calibration or one of another network.
+    """
+    from check.simulate import halved, kept_by_default, load_network, quantized, session
+
+    network = load_network(path)
+    about = {"runs in": f"ONNX Runtime, rounding as {precision.upper()}", "sha256": sha256_of(path)}
+    if precision == "int8" and calibration is None:
+        raise DarktrtError("--simulate int8 needs the scales: --table TABLE, which 'darktrt calib' writes")
+    if precision == "int8" and calibration:
+        keep = kept_by_default(network) if calibration.keep is None else calibration.keep
+        about["not in INT8"] = ", ".join(keep)
+        model = quantized(network, calibration, keep)
+    else:
+        model = halved(network)
+    run = session(marked(model, inner_tensors(network.info, layers)))
+    return Subject(f"{name or path} as {precision.upper()}", network.info, precision, run, about)
 
 
 def inner_tensors(info: DetectorInfo, layers: bool) -> set[str]:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from calib.trt import DTYPES
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
+from engine.api import sides
 from engine.manifest import Manifest, read_plan_manifest
-from engine.target import Target, find_target, flavour_of, gpu_name
-from gpu import Driver, Stream
+from engine.target import Target, find_target, flavour_of
+from gpu import Driver, Stream, first_gpu
 from plugins.library import find_library, load_plugins
+
+if TYPE_CHECKING:
+    from engine.api import Context, Engine, TensorRT
 
 Tensors = dict[str, npt.NDArray]  # type: ignore[type-arg]
 
@@ -111,44 +117,48 @@ class PlanRunner:
         DarktrtError: the manifest does not fit the plan, this machine's TensorRT or its GPU; a plugin is missing.
     """
 
-    def __init__(
-        self, path: str | Path, plugins: str | Path | None = None, cuda_graph: bool = False, device: int = 0
-    ) -> None:
+    def __init__(self, path: str | Path, plugins: str | Path | None = None, cuda_graph: bool = False, device: int = 0) -> None:
         self.path = str(path)
         self.manifest = read_plan_manifest(path)
         self.info = self.manifest.info
         target = find_target(flavour_of(self.manifest.target))
-        check_runs(self.path, self.manifest, target, gpu_name())
+        check_runs(self.path, self.manifest, target, first_gpu())
         if self.manifest.plugins:
             _load_library(self.path, self.manifest, target, plugins)
+        self._trt = target.load()
         self._graph = cuda_graph
         self._recorded: set[int] = set()
         with ExitStack() as stack:
             self._driver = Driver(device)
             stack.callback(self._driver.close)
             with self._driver.current():
-                self._engine, self._context = _deserialize(target.load(), Path(path).read_bytes(), self.path)
+                self._engine, self._context = _deserialize(self._trt, self.manifest, Path(path))
             self.stream = Stream(self._driver)
             stack.callback(self.stream.close)
-            self._inputs, self._outputs = self._bind(target.load(), stack)
+            self._inputs, self._outputs = self._bind(self._trt, stack)
             self._stack = stack.pop_all()
 
-    def _bind(self, trt: Any, stack: ExitStack) -> tuple[list[_Binding], list[_Binding]]:
+    def _bind(self, trt: TensorRT, stack: ExitStack) -> tuple[list[_Binding], list[_Binding]]:
         engine, found = self._engine, ([], [])  # type: ignore[var-annotated]
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         for name in sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT):
-            shape, is_input = tuple(engine.get_tensor_shape(name)), engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            shape, is_input = sides(engine.get_tensor_shape(name)), engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             if is_input and -1 in shape:
-                largest = tuple(engine.get_tensor_profile_shape(name, 0)[2])
+                largest = sides(engine.get_tensor_profile_shape(name, 0)[2])
                 self._context.set_input_shape(name, largest)
             else:
-                largest = tuple(self._context.get_tensor_shape(name))
+                largest = sides(self._context.get_tensor_shape(name))
             dtype, count = np.dtype(DTYPES[engine.get_tensor_dtype(name).name]), int(np.prod(largest))
             device = self._driver.allocate(max(count * dtype.itemsize, 1))
             stack.callback(self._driver.free, device)
             self._context.set_tensor_address(name, device)
             found[not is_input].append(_Binding(name, shape, dtype, device, self.stream.pinned((count,), dtype)))
         return found
+
+    @property
+    def inputs(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape, -1 where it follows the batch, and type of every input by name."""
+        return {one.name: (one.shape, one.dtype) for one in self._inputs}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Tensors:
         """All outputs by name: views of memory that the next run writes into.
@@ -219,12 +229,74 @@ class PlanRunner:
         self.stream.synchronize()
         return [self.stream.elapsed(*pair) for pair in marks]
 
+    def layer_times(self, calls: int) -> dict[str, float]:
+        """Milliseconds of each layer of the engine, the mean over so many executions on the inputs of the last run.
+
+        The layers are measured one after the other, so that together they take longer than the engine does. Ends the runner's
+        use of CUDA graphs, which a profiler rules out.
+        """
+        times: dict[str, float] = {}
+        self._graph = False
+        profiler = _profiler(self._trt, times)
+        self._context.profiler = profiler
+        self.execute()  # the warm-up
+        self.stream.synchronize()
+        times.clear()
+        for _ in range(calls):
+            self.execute()
+            self.stream.synchronize()
+        return {name: total / calls for name, total in times.items()}
+
     def __enter__(self) -> PlanRunner:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         del self._context, self._engine
         self._stack.close()
+
+
+def _profiler(trt: Any, times: dict[str, float]) -> Any:
+    """Adds up what TensorRT reports, by layer."""
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            times[layer_name] = times.get(layer_name, 0) + ms
+
+    return Profiler()
+
+
+def polygraphy_runner(path: str | Path, plugins: str | Path | None = None, name: str | None = None) -> Any:
+    """An engine as a runner of Polygraphy, for its Comparator and whatever else takes one.
+
+    Activating it raises what :class:`PlanRunner` does.
+    """
+    from polygraphy.backend.base import BaseRunner
+    from polygraphy.common import TensorMetadata
+
+    class Runner(BaseRunner):  # type: ignore[misc]  # Polygraphy publishes no types
+        def activate_impl(self) -> None:
+            self._stack = ExitStack()
+            self._plan = self._stack.enter_context(PlanRunner(path, plugins))
+
+        def deactivate_impl(self) -> None:
+            self._stack.close()
+
+        def get_input_metadata_impl(self) -> Any:
+            metadata = TensorMetadata()
+            for one, (shape, dtype) in self._plan.inputs.items():
+                metadata.add(one, dtype, shape)
+            return metadata
+
+        def infer_impl(self, feed_dict: Mapping[str, npt.NDArray[Any]]) -> Tensors:
+            started = time.perf_counter()
+            outputs = self._plan.run(feed_dict)
+            self.inference_time = time.perf_counter() - started
+            return {name: values.copy() for name, values in outputs.items()}  # the next run writes into the same memory
+
+    return Runner(name or str(path))
 
 
 def _sized(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
@@ -236,30 +308,44 @@ def _same_memory(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
     return bool(one.ctypes.data == other.ctypes.data and one.strides == other.strides)
 
 
-def _deserialize(trt: Any, plan: bytes, path: str) -> tuple[Any, Any]:
-    logger = trt.Logger(trt.Logger.ERROR)
-    engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
+def _deserialize(trt: TensorRT, manifest: Manifest, path: Path) -> tuple[Engine, Context]:
+    runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+    if manifest.version_compatible:
+        runtime.engine_host_code_allowed = True  # such a plan brings the runtime of its own version along
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
     context = engine.create_execution_context() if engine else None
     if context is None:
         raise DarktrtError(f"{path}: TensorRT cannot load the plan; see its message above")
     return engine, context
 
 
-def check_runs(path: str, manifest: Manifest, target: Target, gpu: str | None) -> None:
-    """See that a plan can be loaded here.
+def check_runs(path: str, manifest: Manifest, target: Target, gpu: tuple[str, int] | None) -> None:
+    """See that a plan can be loaded here; that it was built on another GPU of the same kind is only warned of.
+
+    Args:
+        gpu: name and compute capability, times ten.
 
     Raises:
         DarktrtError: it was built by another TensorRT or for another GPU, or there is none.
     """
     if gpu is None:
         raise DarktrtError(f"{path}: an engine runs on an NVIDIA GPU, and none is usable here; use the ONNX file with --model")
-    if manifest.target != str(target):
-        raise DarktrtError(
-            f"{path}: built by {manifest.target}, here is {target}, which cannot load it; "
-            "build it again here with 'darktrt engine'"
-        )
-    if manifest.gpu not in (None, gpu):
-        raise DarktrtError(f"{path}: built for {manifest.gpu}, here is {gpu}; build it again here with 'darktrt engine'")
+    again = "build it again here with 'darktrt engine'"
+    if not (target.runs_plans_of(manifest.target) if manifest.version_compatible else manifest.target == str(target)):
+        raise DarktrtError(f"{path}: built by {manifest.target}, here is {target}, which cannot load it; {again}")
+    name, capability = gpu
+    if manifest.hardware_compatible:
+        if capability < 80:
+            raise DarktrtError(f"{path}: runs on compute capability 8.0 or more, {name} has {_dotted(capability)}; {again}")
+    elif manifest.compute_capability not in (0, capability):
+        wanted = f"{manifest.gpu}, compute capability {_dotted(manifest.compute_capability)}"
+        raise DarktrtError(f"{path}: built for {wanted}, here is {name}, {_dotted(capability)}; {again}")
+    elif manifest.gpu not in (None, name):
+        print(f"warning: {path}: built for {manifest.gpu}, here is {name}: faster if built again", file=sys.stderr)
+
+
+def _dotted(capability: int) -> str:
+    return f"{capability // 10}.{capability % 10}"
 
 
 def _load_library(path: str, manifest: Manifest, target: Target, plugins: str | Path | None) -> None:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from check.difference import match, tolerance_of
 from darktrt import DarktrtError, DetectorInfo
 from engine.manifest import read_plan_manifest
-from engine.runtime import OnnxRunner
+from engine.runtime import OnnxRunner, check_runs
+from engine.target import Target
 from gpu import first_gpu
 from plugins.library import read_library
 from serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME, Row, Settings, make_runner, run_rows
@@ -187,13 +188,13 @@ def _check_tensorrt(one: _Version) -> str:
     manifest = one.manifest()
     if manifest is None or one.options.kind != "tensorrt_plan":
         return ""
-    container = container_for(manifest.target)
-    if not container.exact:
+    container = container_for(manifest)
+    if not container.loads:
         raise DarktrtError(container.advice(manifest.target))
     gpu = first_gpu()
-    if gpu and manifest.gpu not in (None, gpu[0]):
-        raise DarktrtError(f"the plan is for {manifest.gpu}, here is {gpu[0]}; build it again here with 'darktrt engine'")
-    return f"{manifest.target} is in {container.tag}"
+    if gpu:
+        check_runs(PLAN_NAME, manifest, Target("trt", container.tensorrt), gpu)
+    return f"the TensorRT of {container.tag} loads plans of {manifest.target}"
 
 
 def _check_plugins(one: _Version) -> str:

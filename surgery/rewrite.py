@@ -36,7 +36,9 @@ class SurgeryOptions:
         if self.thresholds and self.head != "nms":
             raise DarktrtError(f"--thresholds are of NMS, and a model of --head {self.head} has none")
         if self.thresholds and not all(0 <= value <= 1 for value in self.thresholds):
-            raise DarktrtError(f"--thresholds are {self.thresholds[0]:g} and {self.thresholds[1]:g}; both must be between 0 and 1")
+            raise DarktrtError(
+                f"--thresholds are {self.thresholds[0]:g} and {self.thresholds[1]:g}; both must be between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)

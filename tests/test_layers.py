@@ -173,7 +173,7 @@ def test_reading_cfgs_and_weights_needs_no_torch_nor_onnx() -> None:
 def test_running_engines_needs_neither_torch_nor_onnx() -> None:
     """A deployment host has neither, nor has a CPython 3.10 with TensorRT 8.6."""
     assert not {"torch", "onnx", "onnxruntime"} & loaded_by(
-        "import engine.runtime, engine.manifest, vision.detect, check.compare"
+        "import engine.runtime, engine.manifest, vision.detect, check.compare, check.found"
     )
 
 

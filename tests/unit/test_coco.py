@@ -14,7 +14,8 @@ import pytest
 from helpers import Array, Made, made_image
 from PIL import Image
 
-from check.coco import accuracy, evaluate, has_labels, load_truth
+from check.coco import accuracy, evaluate
+from check.labels import LabelClasses, has_labels, load_truth, read_class_map
 from darktrt import DarktrtError
 from vision.boxes import Detections
 
@@ -48,7 +49,7 @@ def found(*rows: tuple[Box, float, int]) -> Detections:
 
 
 def judge(entry: str, *detections: Detections) -> tuple[float, float, float]:
-    result = accuracy(detections, load_truth(entry, NAMES))
+    result = accuracy(detections, load_truth([entry], NAMES))
     return result.ap, result.ap50, result.ap75
 
 
@@ -59,7 +60,7 @@ def test_what_is_found_exactly_counts_in_full(tmp_path: Path) -> None:
     """Whatever the ids in the file; other tools' files have no area, crowd flag or id."""
     for more in ({}, {"id": 0}, {"id": 5, "area": 10_000, "iscrowd": 0}):
         entry = write(tmp_path, [label(40, (0, 0, 100, 100), **more), label(41, (10, 20, 50, 60), 9)])
-        result = accuracy([found(((0, 0, 100, 100), 0.9, 0)), found(((10, 20, 60, 80), 0.3, 1))], load_truth(entry, NAMES))
+        result = accuracy([found(((0, 0, 100, 100), 0.9, 0)), found(((10, 20, 60, 80), 0.3, 1))], load_truth([entry], NAMES))
         assert (result.ap, result.ap50, result.ap75, result.ap_medium, result.ap_large) == pytest.approx([1] * 5)
         assert math.isnan(result.ap_small)
 
@@ -100,7 +101,7 @@ def test_a_crowd_need_not_be_found_and_is_no_false_alarm(tmp_path: Path) -> None
 
 
 def classes_of(entry: str, names: Sequence[str]) -> list[int]:
-    return [one.class_id for picture in load_truth(entry, names).pictures for one in picture.objects]
+    return [one.class_id for picture in load_truth([entry], names).pictures for one in picture.objects]
 
 
 def test_classes_go_by_name(tmp_path: Path) -> None:
@@ -123,12 +124,40 @@ def test_other_names_go_by_the_order_of_the_ids_which_is_said(tmp_path: Path, ca
     assert capsys.readouterr().err == ""
 
 
+def test_classes_that_the_labels_lack_are_not_judged_which_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
+    assert classes_of(entry, ("cow", "dog", "cat")) == [2]
+    assert "has no objects of 'cow'; what is found of them is not judged" in capsys.readouterr().err
+
+
+def test_the_order_is_not_taken_where_a_name_stands_elsewhere(tmp_path: Path) -> None:
+    entry = write(tmp_path, [label(40, (0, 0, 9, 9), 7), label(40, (0, 0, 9, 9), 9)])
+    assert classes_of(entry, ("dog", "katze")) == [0]
+
+
+def test_a_class_map_joins_what_is_named_otherwise(tmp_path: Path) -> None:
+    entry = write(tmp_path, [label(40, (0, 0, 9, 9), 7), label(40, (0, 0, 9, 9), 9)])
+    (tmp_path / "map.txt").write_text("# labels = network\ncat = animal\n\ndog = animal\n")
+    classes = LabelClasses(mapped=read_class_map(tmp_path / "map.txt"))
+    truth = load_truth([entry], ("person", "animal"), classes=classes)
+    assert [one.class_id for one in truth.pictures[0].objects] == [1, 1]
+    for text, message in (
+        ("cat animal", r"map\.txt:1: write CLASS"),
+        ("cow = animal", "'cow', which is no class of the labels"),
+    ):
+        (tmp_path / "map.txt").write_text(text)
+        with pytest.raises(DarktrtError, match=message):
+            load_truth([entry], ("person", "animal"), classes=LabelClasses(mapped=read_class_map(tmp_path / "map.txt")))
+    with pytest.raises(DarktrtError, match="'beast', which is no class of the network"):
+        load_truth([entry], ("person", "animal"), classes=LabelClasses(mapped={"cat": "beast"}))
+
+
 def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
     with pytest.raises(DarktrtError, match=r"val\.json: has 2 categories without the network's class 'cow'.*has 3 classes"):
-        load_truth(entry, ("cat", "dog", "cow"))
+        load_truth([entry], ("cow", "pig", "hen"))
     with pytest.raises(DarktrtError, match=r"val\.json: no object of the network's classes is labelled in 2 pictures"):
-        load_truth(entry, ("dog",))
+        load_truth([entry], ("dog",))
 
 
 # --- files ---
@@ -136,17 +165,17 @@ def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_pictures_are_found_where_calibration_finds_them(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
-    assert [picture.path for picture in load_truth(entry, NAMES).pictures] == [tmp_path / "0.png", tmp_path / "1.png"]
+    assert [picture.path for picture in load_truth([entry], NAMES).pictures] == [tmp_path / "0.png", tmp_path / "1.png"]
     (tmp_path / "annotations").mkdir()
     moved = Path(entry).rename(tmp_path / "annotations/instances_val.json")
     with pytest.raises(DarktrtError, match=r"its picture '0\.png' is not in its folder"):
-        load_truth(str(moved), NAMES)
-    assert load_truth(f"{moved}:{tmp_path}", NAMES).pictures[1].path == tmp_path / "1.png"
+        load_truth([str(moved)], NAMES)
+    assert load_truth([f"{moved}:{tmp_path}"], NAMES).pictures[1].path == tmp_path / "1.png"
     (tmp_path / "val/part").mkdir(parents=True)
     for i in range(2):
         (tmp_path / f"{i}.png").rename(tmp_path / f"val/part/{i}.png")
     moved.write_text(moved.read_text().replace('"0.', '"part/0.').replace('"1.', '"part/1.'))
-    assert load_truth(str(moved), NAMES).pictures[1].path == tmp_path / "val/part/1.png"
+    assert load_truth([str(moved)], NAMES).pictures[1].path == tmp_path / "val/part/1.png"
 
 
 def test_equal_names_in_folders_are_not_mixed_up(tmp_path: Path) -> None:
@@ -154,17 +183,17 @@ def test_equal_names_in_folders_are_not_mixed_up(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "1.png").rename(tmp_path / "a/0.png")
     entry.write_text(entry.read_text().replace("1.png", "a/0.png"))
-    assert [picture.path for picture in load_truth(str(entry), NAMES).pictures] == [tmp_path / "0.png", tmp_path / "a/0.png"]
+    assert [picture.path for picture in load_truth([str(entry)], NAMES).pictures] == [tmp_path / "0.png", tmp_path / "a/0.png"]
 
 
 def test_a_limit_draws_a_sample_by_its_seed(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40 + i, (0, 0, 9, 9)) for i in range(9)], count=9)
-    samples = [load_truth(entry, NAMES, 4, seed).pictures for seed in (0, 0, 1)]
+    samples = [load_truth([entry], NAMES, 4, seed).pictures for seed in (0, 0, 1)]
     assert [len({picture.path for picture in sample}) for sample in samples] == [4, 4, 4]
     assert samples[0] == samples[1] != samples[2]
-    assert load_truth(entry, NAMES, 99).pictures == load_truth(entry, NAMES).pictures
+    assert load_truth([entry], NAMES, 99).pictures == load_truth([entry], NAMES).pictures
     with pytest.raises(DarktrtError, match="the limit is 0; evaluate on at least 1 picture"):
-        load_truth(entry, NAMES, 0)
+        load_truth([entry], NAMES, 0)
 
 
 def test_labels_are_told_from_pictures(tmp_path: Path) -> None:
@@ -208,18 +237,18 @@ def test_wrong_files_are_told_in_a_sentence(case: str, tmp_path: Path) -> None:
     path = tmp_path / "val.json"
     path.write_text(json.dumps(values))
     with pytest.raises(DarktrtError, match=message) as raised:
-        load_truth(str(path), NAMES)
+        load_truth([str(path)], NAMES)
     assert str(raised.value).startswith(f"{path}: ")
     path.write_text(json.dumps(GOOD))
-    assert len(load_truth(str(path), NAMES).pictures) == 1
+    assert len(load_truth([str(path)], NAMES).pictures) == 1
 
 
 def test_what_is_no_json_is_told(tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text("{")
-    cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "is no COCO file of labels", Path("none.json"): "No such file"}
+    cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "no pictures here", Path("none.json"): "No such file"}
     for entry, message in cases.items():
         with pytest.raises(DarktrtError, match=message):
-            load_truth(str(entry), NAMES)
+            load_truth([str(entry)], NAMES)
     with pytest.raises(DarktrtError, match=r"val\.json: is no JSON"):
         has_labels(str(tmp_path / "val.json"))
 
@@ -239,7 +268,7 @@ def test_a_network_is_judged_in_pixels_of_the_pictures(made: Made, tmp_path: Pat
 
     labels = [label(40 + i, (50, 37.5, 100, 75), 9) for i in range(3)]
     entry = write(tmp_path, labels, names=("cat", "dog", "cow"), count=3)
-    result = evaluate(run, info, load_truth(entry, info.class_names))
+    result = evaluate(run, info, load_truth([entry], info.class_names))
     assert (result.ap, result.ap_medium) == pytest.approx((1, 1))
     assert shapes == [(2, 64, 96, 3)] * 2
     assert "3/3" in capsys.readouterr().err
@@ -247,7 +276,7 @@ def test_a_network_is_judged_in_pixels_of_the_pictures(made: Made, tmp_path: Pat
 
 def test_pictures_that_are_not_those_of_the_labels_are_told(made: Made, tmp_path: Path) -> None:
     info = replace(made.info, head="decode", class_names=("cat", "dog", "cow"))
-    truth = load_truth(write(tmp_path, [label(40, (0, 0, 9, 9))], names=info.class_names), info.class_names)
+    truth = load_truth([write(tmp_path, [label(40, (0, 0, 9, 9))], names=info.class_names)], info.class_names)
     Image.fromarray(made_image(100, 200)).save(tmp_path / "0.png")
     with pytest.raises(DarktrtError, match=r"0\.png: is 200x100, but .*val\.json has labels for 200x150"):
         evaluate(lambda _: {}, info, truth)

@@ -26,7 +26,8 @@ from helpers import (
     with_outputs,
 )
 
-from check.coco import evaluate, load_truth
+from check.coco import evaluate
+from check.labels import load_truth
 from convert.cfg import Yolo, read_cfg
 from convert.export import convert
 from convert.model import Darknet, load_model
@@ -218,7 +219,7 @@ def test_real_raw_heads_equal_the_module(real: Real) -> None:
 
 def average_precision(run: Run, info: DetectorInfo) -> tuple[float, float]:
     """AP and AP50 of COCO, over 80 pictures."""
-    found = evaluate(run, info, load_truth(f"{TRUTH}:{VAL}", info.class_names))
+    found = evaluate(run, info, load_truth([f"{TRUTH}:{VAL}"], info.class_names))
     return found.ap, found.ap50
 
 

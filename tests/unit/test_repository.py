@@ -40,10 +40,14 @@ def info(portable: Path) -> DetectorInfo:
     return DetectorInfo.from_json(onnx.load(str(portable)).metadata_props[0].value, "portable")
 
 
-def write_plan(folder: Path, info: DetectorInfo, plugins: tuple[str, ...] = (), target: str = "TensorRT 8.6.1") -> Path:
+def write_plan(
+    folder: Path, info: DetectorInfo, plugins: tuple[str, ...] = (), target: str = "TensorRT 8.6.1", **more: Any
+) -> Path:
     plan = folder / "fp16.plan"
     plan.write_bytes(b"plan")
-    manifest = Manifest(sha256_of(plan), "0" * 64, target, "NVIDIA H200", "fp16", plugins, 1.0, info)
+    manifest = Manifest(
+        sha256_of(plan), "0" * 64, target, "NVIDIA H200", "fp16", plugins, 1.0, info, compute_capability=90, **more
+    )
     manifest_path(plan).write_text(manifest.to_json())
     return plan
 
