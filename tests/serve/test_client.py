@@ -23,7 +23,8 @@ from streams import RtspServer, transport_stream
 from test_readme import README, blocks, run
 from triton_models import Models
 
-from check.coco import LabelledObject, LabelledPicture, Truth, evaluate
+from check.coco import evaluate
+from check.labels import LabelledObject, LabelledPicture, Truth
 from cli import main
 from darktrt import DarktrtError
 from engine.runtime import OnnxRunner
