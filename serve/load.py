@@ -36,6 +36,8 @@ _MADE_SIZE = (480, 640)
 _MADE_PICTURES = 4
 _SAMPLE_SECONDS = 0.5
 _MOST_PROCESSES = 8
+_LONG = 0.2
+"""Of a level's time: requests that take longer count too little, for those under way at its end are left out."""
 
 Tool = Literal["auto", "perf_analyzer", "own"]
 
@@ -141,6 +143,10 @@ def measure_load(
         with _asking(task, options) as (ask, tool):
             bar = tqdm(options.concurrency, unit=" levels", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
             levels = tuple(_level(c, concurrency, ask, options) for concurrency in bar)
+    slowest = max(level.latency.p99 for level in levels) / 1e3
+    if slowest > options.seconds * _LONG:
+        hint = f"levels of {options.seconds:g} s are short for that; take --seconds {slowest / _LONG:.0f}"
+        print(f"{c.model.name}: requests take up to {slowest:.1f} s; {hint}", file=sys.stderr)
     return LoadReport(str(c.endpoint), c.model.name, tool, options.batch, options.shared_memory, levels)
 
 

@@ -142,6 +142,26 @@ def test_regions_of_a_server_that_was_started_anew_are_freed(models: Models) -> 
     assert regions_of(first) == []
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("memory", ["none", "system"])
+def test_who_gives_up_on_the_way_does_not_hurt_the_server(triton: Server, models: Models, protocol: str, memory: Any) -> None:
+    """Not even by taking memory away that the server is about to write into."""
+    url = triton.grpc if protocol == "grpc" else f"http://{triton.http}"
+    images = {"images": np.zeros((3, 64, 96, 3), np.uint8)}
+    given_up = 0
+    for _ in range(5):
+        client = Client(url, "made", batch=3, in_flight=CONCURRENCY, shared_memory=memory)
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            futures = [pool.submit(client.run, images) for _ in range(CONCURRENCY)]
+            futures[0].result()
+            client.close()
+        given_up += sum(future.exception() is not None for future in futures)
+    assert given_up > CONCURRENCY
+    with Client(url, "made", score_threshold=SCORE) as client:
+        assert_same(client.detect_all(pictures()), direct(models.made, pictures()))
+    assert regions_of(triton) == []
+
+
 # Many requests
 
 
