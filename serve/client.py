@@ -67,8 +67,8 @@ class Client:
         retry_seconds: float = 30.0,
         shared_memory: SharedMemory = "none",
     ) -> None:
-        if batch < 1 or in_flight < 1:
-            raise DarktrtError("a client needs at least 1 picture a request and 1 request in flight")
+        if batch < 1 or in_flight < 1 or not retry_seconds >= 0:
+            raise DarktrtError("a client needs at least 1 picture a request, 1 request in flight, and 0 seconds to retry")
         self.endpoint = Endpoint.parse(server) if isinstance(server, str) else server
         self.in_flight = in_flight
         self._connection = _wait(_Connection.open(self.endpoint, timeout))
@@ -185,14 +185,23 @@ class EncodedDetector(Detector):
 
 
 def _encoded(image: Picture) -> bytes:
-    if isinstance(image, np.ndarray):
-        encoded = io.BytesIO()
-        Image.fromarray(image).save(encoded, "PNG", compress_level=1)
-        return encoded.getvalue()
+    if not isinstance(image, np.ndarray):
+        return read_encoded(image)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
+def read_encoded(path: str | os.PathLike[str]) -> bytes:
+    """A picture file as it is.
+
+    Raises:
+        DarktrtError: it cannot be read.
+    """
     try:
-        return Path(image).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
-        raise DarktrtError(f"{image}: cannot be read: {error.strerror}") from error
+        raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 # --- what lives in the event loop ---

@@ -22,13 +22,14 @@ from tqdm import tqdm
 
 from darktrt import DarktrtError
 from serve import perf_analyzer
-from serve.client import Client
+from serve.client import Client, read_encoded
 from serve.lanes import SharedMemory
 from serve.load_worker import Ask, Latency, Task, workers
 from serve.served import ENCODED, ServedModel
 from serve.statistics import ModelStatistics
 from serve.transport import Endpoint
 from vision.detect import Arrays, fit
+from vision.images import decode_image
 
 CONCURRENCY = (1, 2, 4, 8, 16)
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
@@ -62,7 +63,7 @@ class LoadOptions:
     """URL of the server's metrics; its host's port 8002 where there is none."""
 
     def __post_init__(self) -> None:
-        if not self.concurrency or min(self.concurrency) < 1 or self.batch < 1 or not 0 < self.seconds <= 3600:
+        if not self.concurrency or min(*self.concurrency, self.batch) < 1 or self.processes < 0 or not 0 < self.seconds <= 3600:
             raise DarktrtError("load needs concurrencies and a batch of at least 1, and some seconds for each level")
 
 
@@ -210,7 +211,7 @@ def make_requests(model: ServedModel, options: LoadOptions) -> tuple[Arrays, ...
 
 def _groups(options: LoadOptions) -> list[list[bytes]]:
     """Encoded pictures, a batch of them for each of a few requests."""
-    files = [path.read_bytes() for path in options.pictures] or [_made_picture(seed) for seed in range(_MADE_PICTURES)]
+    files = [read_encoded(path) for path in options.pictures] or [_made_picture(seed) for seed in range(_MADE_PICTURES)]
     return [[files[(i + j) % len(files)] for j in range(options.batch)] for i in range(len(files))]
 
 
@@ -233,8 +234,7 @@ def _encoded_request(_: ServedModel, pictures: Sequence[bytes]) -> Arrays:
 
 
 def _pixel_request(model: ServedModel, pictures: Sequence[bytes]) -> Arrays:
-    images = [np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in pictures]
-    fitted = [fit(image, model.info) for image in images]
+    fitted = [fit(decode_image(one, "a picture to ask about"), model.info) for one in pictures]
     inputs: Arrays = {"images": np.stack([array for array, _ in fitted])}
     if model.info.takes_image_size:
         inputs["image_size"] = np.array([placement.inner_size for _, placement in fitted], np.float32)

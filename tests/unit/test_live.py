@@ -91,6 +91,7 @@ def test_who_stops_listening_leaves_nothing(tmp_path: Path) -> None:
         (lambda folder: stream("camera/stream"), "is no URL of a stream"),
         (lambda folder: stream("rtsp://"), "is no URL of a stream"),
         (lambda folder: list(detect_live(made_detector(), stream("rtsp://a:b@127.0.0.1:9/x"))), "rtsp://127.0.0.1:9/x: cannot"),
+        (lambda folder: detect_live(made_detector(), TEST_PICTURE, limit=0), "the limit is 0 frames"),
         (lambda folder: detect_live(made_detector(), TEST_PICTURE, folder / "a.avi"), "name an .mp4 file"),
         (lambda folder: detect_live(made_detector(), TEST_PICTURE, folder / "none" / "a.mp4"), "does the folder exist"),
         (lambda folder: list(detect_live(made_detector(), camera(str(save_video(folder / "v.mp4"))))), "v.mp4: cannot be read"),

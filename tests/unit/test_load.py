@@ -95,6 +95,14 @@ def test_requests_are_what_the_client_would_send(tmp_path: Path) -> None:
     assert request["image"].tolist() == [[b"no picture, but sent as it is"]] * 2
 
 
+def test_pictures_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match=r"none\.jpg: cannot be read"):
+        make_requests(served(), LoadOptions(pictures=(tmp_path / "none.jpg",)))
+    (tmp_path / "a.jpg").write_text("no picture")
+    with pytest.raises(DarktrtError, match="a picture to ask about"):
+        make_requests(served(), LoadOptions(pictures=(tmp_path / "a.jpg",)))
+
+
 # perf_analyzer
 
 STAND_IN = """#!/bin/sh
