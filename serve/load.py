@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from darktrt import DarktrtError
 from serve import perf_analyzer
+from serve.backend import MOST_PIXELS
 from serve.client import Client, read_encoded
 from serve.lanes import SharedMemory
 from serve.load_worker import Ask, Latency, Task, workers
@@ -234,7 +235,7 @@ def _encoded_request(_: ServedModel, pictures: Sequence[bytes]) -> Arrays:
 
 
 def _pixel_request(model: ServedModel, pictures: Sequence[bytes]) -> Arrays:
-    fitted = [fit(decode_image(one, "a picture to ask about"), model.info) for one in pictures]
+    fitted = [fit(decode_image(one, "a picture to ask about", MOST_PIXELS), model.info) for one in pictures]
     inputs: Arrays = {"images": np.stack([array for array, _ in fitted])}
     if model.info.takes_image_size:
         inputs["image_size"] = np.array([placement.inner_size for _, placement in fitted], np.float32)
