@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MODULES = {
     ".": ("darktrt", "gpu"),
     "calib": ("__init__", "entropy", "histogram", "importance", "table", "trt"),
-    "engine": ("__init__", "api", "manifest", "runtime", "target"),
+    "engine": ("__init__", "api", "layers", "manifest", "runtime", "target"),
     "plugins": ("__init__", "library"),
     "serve": ("__init__", "backend"),
     "vision": ("__init__", "boxes", "images"),
