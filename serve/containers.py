@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from darktrt import DarktrtError
@@ -116,8 +116,8 @@ def docker_command(repository: str | Path, options: StartOptions) -> DockerComma
     container, warnings = _container(needs)
     gpus = ["--gpus", "all"] if any(one.manifest for one in needs) else []
     publish = [f"{options.address}:{port}:{port}" for port in (options.http_port, options.grpc_port, options.metrics_port)]
-    inside = StartOptions(**{**vars(options), "address": "0.0.0.0"})
-    server = ["tritonserver", f"--model-repository={MOUNT}", *listen_arguments(inside), *options.arguments]
+    listen = listen_arguments(replace(options, address="0.0.0.0"))
+    server = ["tritonserver", f"--model-repository={MOUNT}", *listen, *options.arguments]
     libraries = sorted({one.library for one in needs if one.library and one.kind == "tensorrt"})
     if libraries:
         server.append(f"--backend-config=tensorrt,plugins={';'.join(libraries)}")
