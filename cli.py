@@ -1195,7 +1195,7 @@ def _client_dummy(args: argparse.Namespace, client: Client) -> None:
     started = time.monotonic()
     found = client.detect_all([image] * args.batch)
     taken = 1e3 * (time.monotonic() - started)
-    print(f"{client.endpoint}: model '{client.model.name}' answered {len(found)} pictures of noise in {taken:.1f} ms")
+    print(f"{client.endpoint}: model '{client.model.name}' answered noise in {taken:.1f} ms, {args.batch} a request")
     print(found[0].to_table())
 
 

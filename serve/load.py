@@ -166,7 +166,10 @@ def _asking(task: Task, options: LoadOptions) -> Iterator[tuple[Ask, str]]:
     else:
         count = options.processes or min(max(options.concurrency), max(1, (os.cpu_count() or 1) // 2), _MOST_PROCESSES)
         with workers(task, count) as made:
-            yield lambda concurrency: made.ask(concurrency, options.seconds), f"darktrt load, {count} processes"
+            yield (
+                lambda concurrency: made.ask(concurrency, options.seconds),
+                f"darktrt load, {count} process{'es' * (count > 1)}",
+            )
 
 
 def _level(client: Client, concurrency: int, ask: Ask, options: LoadOptions) -> Level:
