@@ -7,7 +7,7 @@ import io
 import os
 import threading
 from collections.abc import Coroutine, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from serve.shared_memory import free_abandoned
 from serve.statistics import ModelStatistics
 from serve.transport import Endpoint, Transport
 from vision.boxes import Detections
-from vision.detect import Arrays, Detector, FileResult, Run, detect_files
+from vision.detect import Arrays, Detector, FileResult, Run, ahead, detect_files
 from vision.images import read_image
 
 Picture = NDArray[np.uint8] | str | os.PathLike[str]
@@ -97,10 +97,16 @@ class Client:
         return self.detect_all([image])[0]
 
     def detect_all(self, images: Sequence[Picture]) -> list[Detections]:
-        """As :meth:`detect` of each, in requests of up to ``batch`` pictures."""
+        """As :meth:`detect` of each, in requests of up to ``batch`` pictures, of which up to ``in_flight`` are under way."""
+        size = self.info.batch[2]
+        groups = [images[first : first + size] for first in range(0, len(images), size)]
+        with closing(ahead(self._detect, groups, min(self.in_flight, max(len(groups), 1)))) as results:
+            return [one for _, found in results for one in found]
+
+    def _detect(self, images: Sequence[Picture]) -> list[Detections]:
         if isinstance(self.detector, EncodedDetector):
             return self.detector.detect(images)
-        return self.detector.detect([read_image(one) if isinstance(one, str | os.PathLike) else one for one in images])
+        return self.detector.detect([image if isinstance(image, np.ndarray) else read_image(image) for image in images])
 
     def detect_files(
         self, sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
