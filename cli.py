@@ -1032,6 +1032,7 @@ def _start(args: argparse.Namespace) -> None:
         args.cache_mb << 20,
         tuple(args.arguments),
     )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job has switched off
     program = choose_program(args.program)
     if program is None:
         start = docker_command(args.repository, options)

@@ -212,7 +212,7 @@ class _Files(_Pictures):
     """Where each picture lies in the network's input, as :class:`vision.images.Placement`."""
 
     def outputs(self, found: Tensors, info: DetectorInfo) -> Tensors:
-        """With boxes in pixels of the pictures, and the detections of each as JSON."""
+        """With boxes in pixels of the pictures, no more rows than the largest number found, and the detections as JSON."""
         from vision.boxes import place_detections
 
         boxes, texts = found["boxes"].copy(), []
@@ -221,7 +221,10 @@ class _Files(_Pictures):
             placed = place_detections(*raw, placement, info.class_names)
             boxes[i, :count] = placed.boxes
             texts.append([json.dumps(placed.to_list(), ensure_ascii=False).encode()])
-        return {**found, "boxes": boxes, "detections": np.array(texts, object)}
+        most = int(found["num_detections"].max())
+        padded = {"boxes": boxes, "scores": found["scores"], "classes": found["classes"]}
+        cut = {name: array[:, :most] for name, array in padded.items()}
+        return {**cut, "num_detections": found["num_detections"], "detections": np.array(texts, object)}
 
 
 def _read_tensors(tensors: dict[str, NDArray[Any]], settings: Settings) -> _Pictures:

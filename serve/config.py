@@ -178,7 +178,7 @@ def input_specs(info: DetectorInfo, options: ConfigOptions) -> list[TensorSpec]:
 
 def output_specs(info: DetectorInfo, options: ConfigOptions) -> list[TensorSpec]:
     """The outputs that responses bring."""
-    k = info.max_detections
+    k = -1 if options.input == "jpeg" else info.max_detections  # as many as there are, which JSON likes better than zeros
     specs = [
         TensorSpec("num_detections", "INT32", (1,)),
         TensorSpec("boxes", "FP32", (k, 4)),

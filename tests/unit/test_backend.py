@@ -288,6 +288,7 @@ def test_files_are_detected_as_the_command_does_it(tmp_path: Path, cfg: str, opt
         np.testing.assert_allclose(response.arrays["scores"][i, :count], found.scores, atol=1e-4)
         assert response.arrays["classes"][i, :count].tolist() == found.class_ids.tolist()
         assert not response.arrays["boxes"][i, count:].any()
+        assert response.arrays["boxes"].shape[1] == response.arrays["scores"].shape[1] == max(map(len, expected))
         told = json.loads(response.arrays["detections"][i, 0])
         assert [one["class"] for one in told] == found.names
         np.testing.assert_allclose([one["box"] for one in told], found.boxes, atol=1e-2)

@@ -216,7 +216,13 @@ def test_ctrl_c_stops_it_in_order(stand_in: MakeProgram, options: StartOptions, 
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "PYTHONPATH": str(Path(server.__file__).parent.parent),
     }
-    command = subprocess.Popen([sys.executable, "-m", "cli", *words], stdout=subprocess.PIPE, text=True, env=environment)
+    # as a shell starts a background job, that is with SIGINT ignored
+    command = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "cli", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     assert command.stdout
     assert command.stdout.readline() == (
         f"ready: http://127.0.0.1:{options.http_port} and gRPC at 127.0.0.1:{options.grpc_port}; Ctrl-C stops it\n"
