@@ -32,7 +32,7 @@ from surgery.qdq import Calibration
 LIMIT = 16
 """Pictures that the changes of scores are measured on, unless told otherwise."""
 
-MOST_GROUPS = 24
+MOST_GROUPS = 20
 """Single convolutions in the tiny networks, five at a time in yolov4."""
 
 _ROW, _MARGIN, _TITLE, _BARS, _NUMBERS = 18, 14, 44, 480, 150
