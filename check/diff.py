@@ -104,7 +104,7 @@ class Diff:
         known = [drop for drop in drops if drop is not None]
         if len(known) < len(drops):
             raise DarktrtError("a variant has no AP, for nothing was labelled, so --max-drop cannot be held")
-        return -min(known)
+        return 0.0 - min(known)
 
     def to_table(self) -> str:
         """Text for people: a part for each pair."""

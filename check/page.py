@@ -140,10 +140,10 @@ def _outputs(values: Mapping[str, Any], report: Report) -> list[dict[str, Any]]:
 
 
 def _charts(values: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str, Any]:
-    """The charts that there are figures for."""
+    """The charts; empty where there are no figures for one."""
     from markupsafe import Markup
 
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"curves": [], "layers": "", "sensitivity": "", "histograms": []}
     curves = {one["name"]: one["curves"] for one in values["variants"]}
     if all(curves.values()):
         found["curves"] = [Markup(charts.precision_recall(curves, colours, overlap)) for overlap in ("0.50", "0.75")]

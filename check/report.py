@@ -286,6 +286,11 @@ def _notes(variants: Sequence[Variant], parts: Parts) -> list[str]:
         notes.append("There is nothing labelled to measure AP on; what follows compares the variants with each other alone.")
     elif count < FEW:
         notes.append(f"{count} pictures are few: differences of AP of some thousandths may be chance.")
+    if len({one.found.info.input for one in parts.judged}) > 1:
+        notes.append(
+            "Variants with a float input, PyTorch among them, get the resized pixels as they are, the others rounded to bytes: "
+            "that alone changes AP by a thousandth or a few."
+        )
     for one in variants:
         if not one.detections:
             notes.append(f"{one.name} finds nothing above a score of {SHOWN_SCORE:g} in any picture.")

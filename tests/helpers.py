@@ -12,14 +12,23 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from PIL import Image
 
+from check.found import Found, digests_of
+from check.labels import load_truth
+from check.results import Thresholds
+from cli import main
 from convert.cfg import read_cfg
 from convert.export import convert
 from convert.model import random_weights
 from convert.weights import write_weights
 from darktrt import DetectorInfo
+from engine.runtime import OnnxRunner
 from onnx_file import load_model
-from surgery.rewrite import SurgeryOptions, operate
+from surgery.rewrite import SurgeryOptions, operate, operate_file
+from vision.boxes import Detections
+from vision.detect import Detector
+from vision.images import read_image
 
 Array = NDArray[Any]
 
@@ -184,6 +193,46 @@ def batch_of_images(info: DetectorInfo, count: int, seed: int = 0) -> NDArray[np
 def as_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """``(N, H, W, C)`` bytes to ``(N, C, H, W)`` float32 in 0..1, as the graph of ``--input uint8`` does it."""
     return np.ascontiguousarray(images.astype(np.float32).transpose(0, 3, 1, 2)) / np.float32(255)
+
+
+def labelled_pictures(made: Made, folder: Path) -> Path:
+    """The files of the fixture ``labelled``."""
+    operate_file(made.plain, folder / "net.onnx", SurgeryOptions())
+    for name, start in (("photos", 0), ("others", 50)):
+        (folder / name).mkdir()
+        for i in range(start, start + 5):
+            Image.fromarray(made_image(128, 192, seed=i)).save(folder / name / f"{i}.png")
+    with OnnxRunner(folder / "net.onnx") as runner:
+        detector = Detector(runner.run, runner.info, 0.001, 0.45)
+        for path in (folder / "photos").iterdir():
+            (found,) = detector.detect([read_image(path)])
+            path.with_suffix(".txt").write_text(darknet_labels(found.select(slice(6)), 192, 128))
+    arguments = ["calib", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.table")]
+    assert main([*arguments, "--bias-images", "0"]) == 0
+    return folder
+
+
+def darknet_labels(found: Detections, width: int, height: int) -> str:
+    """A label file: a line ``class x y width height`` an object, in parts of the picture's sides."""
+    corners = found.boxes / np.array([width, height] * 2, np.float32)
+    rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+    lines = [f"{i} {' '.join(f'{v:.9f}' for v in row)}" for i, row in zip(found.class_ids, rows, strict=True)]
+    return "\n".join(lines)
+
+
+def found_in(labelled: Path, seed: int = 0, name: str = "A", precision: str = "tf32") -> tuple[Found, list[str]]:
+    """A variant with four random boxes of the three classes in each picture, and the pictures' SHA-256."""
+    with OnnxRunner(labelled / "net.onnx") as runner:
+        info = runner.info
+    digests = digests_of(load_truth([str(labelled / "photos")], info.class_names))
+    random = np.random.default_rng(seed)
+    corners = random.random((len(digests), 4, 2, 2), np.float32)
+    corners.sort(2)
+    boxes = corners.reshape(-1, 4, 4) * 100
+    scores = np.sort(random.random(boxes.shape[:2], np.float32))[:, ::-1].copy()
+    classes = np.arange(4, dtype=np.int32) % 3
+    pictures = {d: Detections(*pair, classes, info.class_names) for d, *pair in zip(digests, boxes, scores, strict=True)}
+    return Found(name, info, precision, Thresholds(0.001, 0.45), pictures), digests
 
 
 # --- running ---

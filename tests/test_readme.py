@@ -59,6 +59,7 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
         "test": "pytest",
         "calib": "darktrt calib",
         "check": "check compare",
+        "report": "check report",
         "engine": "darktrt engine",
         "plugins": "plugins/csrc",
     }
