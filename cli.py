@@ -718,19 +718,19 @@ def _add_report(commands: _Commands) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     from check.found import judge_all, to_table
-    from check.page import PAGE, prepare_folder, write_report
+    from check.page import PAGE, check_folder, write_report
     from check.report import Parts, int8_parts, make_report, read_timings
 
     for option in ("compare_images", "sensitivity_images", "show_images"):
         if getattr(args, option) < 0:
             raise DarktrtError(f"--{option.replace('_', '-')} {getattr(args, option)}: it must be at least 0")
     if args.output:
-        prepare_folder(args.output)
+        check_folder(args.output)
     timings = read_timings(args.bench)
     notes: list[str] = []
     truth, digests, found = _found(args, notes)
     folder = Path(args.output or Path("build", found[0].info.name, "report"))
-    prepare_folder(folder)
+    check_folder(folder)
     judged = judge_all(found, truth, digests)
     int8 = None
     if args.table and args.model:

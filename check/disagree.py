@@ -22,8 +22,8 @@ SHOWN_SCORE = 0.25
 MOVED = 0.1
 """Change of a score that is worth telling."""
 
-_WIDTH, _QUALITY = 480, 80
-"""Of embedded pictures: pixels across, and JPEG's quality."""
+_SIDE, _QUALITY = 480, 80
+"""Of embedded pictures: pixels of the longer side, and JPEG's quality."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def labels_of(picture: LabelledPicture, class_names: tuple[str, ...]) -> Detecti
 
 
 def _embedded(image: NDArray[np.uint8], found: Detections, scores: bool) -> str:
-    scale = min(_WIDTH / image.shape[1], 1.0)
+    scale = min(_SIDE / max(image.shape[:2]), 1.0)
     size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
     small = np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
     drawn = draw(small, replace(found, boxes=(found.boxes * np.float32(scale)).astype(np.float32)), scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,28 +30,32 @@ _LAYERS, _CLASSES, _CONVOLUTIONS = 5, 8, 15
 """The worst ones that are named, or drawn."""
 
 
-def prepare_folder(folder: str | Path) -> None:
-    """Make the report's folder, and see before any work that its files can be written.
+def check_folder(folder: str | Path) -> None:
+    """See, before any work, that a report can be written into a folder, which need not exist yet.
 
     Raises:
-        DarktrtError: they cannot.
+        DarktrtError: it cannot.
     """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DarktrtError(f"{folder}: cannot make this folder ({error.strerror}); name another by --output") from error
-    for name in FILES:
-        check_writable(Path(folder) / name)
+    path = Path(folder).absolute()
+    there = next(one for one in (path, *path.parents) if one.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise DarktrtError(f"{folder}: cannot make this folder in {there}; name another by --output")
+    for name in FILES if there == path else ():
+        check_writable(path / name)
 
 
 def write_report(report: Report, folder: str | Path) -> None:
-    """Write all files of a report, each whole or not at all.
+    """Write all files of a report, each whole or not at all, into a folder that is made where there is none.
 
     Raises:
         DarktrtError: one cannot be written.
     """
     values = page_values(report)
     texts = {PAGE: render("page.html", values), REPORT: report.to_json(), MARKDOWN: render("report.md", values)}
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DarktrtError(f"{folder}: cannot make this folder ({error.strerror}); name another by --output") from error
     for name, text in texts.items():
         with atomic_output(Path(folder) / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from check.found import Found, digests_of
+from check.found import Found, digests_of, save_found
 from check.labels import load_truth
 from check.results import Thresholds
 from cli import main
@@ -233,6 +234,28 @@ def found_in(labelled: Path, seed: int = 0, name: str = "A", precision: str = "t
     classes = np.arange(4, dtype=np.int32) % 3
     pictures = {d: Detections(*pair, classes, info.class_names) for d, *pair in zip(digests, boxes, scores, strict=True)}
     return Found(name, info, precision, Thresholds(0.001, 0.45), pictures), digests
+
+
+def timing(name: str, milliseconds: float = 0.25, batch: int = 1, graph: bool = True, **more: str) -> dict[str, Any]:
+    """A row of ``darktrt bench --json``."""
+    spread = {"median": milliseconds, "p90": milliseconds, "p99": milliseconds}
+    numbers = {"network": spread, "end_to_end": spread, "images_per_second": 1e3 * batch / milliseconds}
+    return {"name": name, "batch": batch, "cuda_graph": graph, **numbers, **more}
+
+
+def report_on_everything(made: Made, labelled: Path, folder: Path) -> Path:
+    """The folder of the fixture ``report``."""
+    found, _ = found_in(labelled, name="INT8 engine", precision="int8")
+    about = {"sha256": "ab" * 32, "runs in": "TensorRT 8.6.0", "on": "NVIDIA H200", "not in INT8": "/layers.0/Conv"}
+    save_found([replace(found, about=about)], folder / "gpu.json")
+    times = {"gpu": "NVIDIA H200", "timings": [timing("other", plan_sha256="ab" * 32)]}
+    (folder / "times.json").write_text(json.dumps(times))
+    variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
+    variants += ["--simulate", "fp16,int8", "--table", str(labelled / "my.table")]
+    variants += ["--load-detections", str(folder / "gpu.json"), "--bench", str(folder / "times.json")]
+    images = ["--compare-images", "2", "--sensitivity-images", "2", "--show-images", "3"]
+    assert main(["check", "report", str(labelled / "photos"), *variants, *images, "-o", str(folder / "report")]) == 0
+    return folder / "report"
 
 
 # --- running ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from engine.runtime import OnnxRunner
 def numbers(text: str, name: str) -> list[float]:
     """AP, AP50, ..., drop of a variant in the printed table."""
     line = next(line for line in text.splitlines() if re.match(rf"{re.escape(name)}  +(fp32|tf32|fp16|int8) ", line))
-    return [float(word) for word in line[len(name) :].split()[1:]]
+    return [math.nan if word == "-" else float(word) for word in line[len(name) :].split()[1:]]
 
 
 def test_precisions_side_by_side(labelled: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers import Made, found_in
-
-from check.found import save_found
-from cli import main
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -23,24 +18,6 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt install chromium")
 
 DESKTOP, PHONE = (1280, 900), (390, 844)
-
-
-@pytest.fixture(scope="module")
-def report(labelled: Path, made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page with every part that it can have."""
-    folder = tmp_path_factory.mktemp("page")
-    found, _ = found_in(labelled, name="INT8 engine", precision="int8")
-    save_found([replace(found, about={"runs in": "TensorRT 8.6.0", "on": "NVIDIA H200"})], folder / "gpu.json")
-    spread = {"median": 0.25, "p90": 0.3, "p99": 0.4}
-    timing = {"name": "INT8 engine", "batch": 1, "cuda_graph": True, "network": spread, "end_to_end": spread}
-    times = {"gpu": "NVIDIA H200", "timings": [{**timing, "images_per_second": 4000}]}
-    (folder / "times.json").write_text(json.dumps(times))
-    variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
-    variants += ["--simulate", "fp16,int8", "--table", str(labelled / "my.table")]
-    variants += ["--load-detections", str(folder / "gpu.json"), "--bench", str(folder / "times.json")]
-    images = ["--compare-images", "1", "--sensitivity-images", "1", "--show-images", "3"]
-    assert main(["check", "report", str(labelled / "photos"), *variants, *images, "-o", str(folder)]) == 0
-    return folder
 
 
 @pytest.fixture(scope="module")
