@@ -103,16 +103,17 @@ def test_files_keep_every_bit(labelled: Path, folder: Path) -> None:
         assert np.array_equal(one.boxes, other.boxes) and np.array_equal(one.scores, other.scores)
         assert np.array_equal(one.class_ids, other.class_ids)
     assert empty.name == "B" and not empty.pictures
+    assert np.array_equal(again.in_order(digests[::-1])[0].boxes, again.pictures[digests[-1]].boxes)
 
 
 def test_classes_one_by_one_make_the_mean(labelled: Path) -> None:
-    """Of the labels themselves with a third of the scores at random places: neither 0 nor 1."""
     found, digests = found_in(labelled)
     truth = load_truth([str(labelled / "photos")], found.info.class_names)
     (judged,) = judge_all([found], truth, digests)
     classes = [one for one in judged.judgement.classes if one.objects]
     assert sum(one.objects for one in classes) == truth.count == 30
     whole = accuracy(found.in_order(digests), truth)
+    assert 0.1 < whole.ap75 < whole.ap50 - 0.02
     assert judged.judgement.accuracy == whole
     assert np.mean([one.ap for one in classes]) == pytest.approx(whole.ap)
     assert np.mean([one.ap50 for one in classes]) == pytest.approx(whole.ap50)

@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_judge(report: Path, labelled: Path) -> None:
     expected = accuracy(found.in_order(digests), load_truth([str(labelled / "photos")], found.info.class_names))
     engine, reference = variant(values, "INT8 engine"), variant(values, "PyTorch")
     assert engine["accuracy"]["ap"] == expected.ap and engine["accuracy"]["ap50"] == expected.ap50
-    assert engine["drop"] == reference["accuracy"]["ap"] - expected.ap > 0.5
+    assert engine["drop"] == reference["accuracy"]["ap"] - expected.ap > 0.1
     assert reference["drop"] is None and values["reference"] == "PyTorch"
     assert engine["detections"] == sum(int((one.scores > 0.25).sum()) for one in found.pictures.values())
     assert len(engine["curves"]["0.50"]) == 101
