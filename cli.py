@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from calib.histogram import HistogramSet
     from calib.report import Outputs
     from check.budget import Trade
+    from check.compare import Report as Comparison
+    from check.diff import Side
+    from check.found import Found
     from check.labels import Truth
     from check.results import Subject
     from engine.build import BuildOptions
@@ -646,11 +649,15 @@ def _add_check(commands: _Commands) -> None:
         "hold an ONNX file or an engine against PyTorch and against labels: check compare, map, report, diff, mark",
         "darktrt check compare --help",
         "darktrt check map --help",
+        "darktrt check report --help",
+        "darktrt check diff --help",
         "darktrt check mark --help",
     )
     checks = parser.add_subparsers(metavar="CHECK", required=True)
     _add_compare(checks)
     _add_map(checks)
+    _add_report(checks)
+    _add_diff(checks)
     _add_mark(checks)
 
 
@@ -800,10 +807,10 @@ def _add_map(commands: _Commands) -> None:
     _add_detections(parser)
 
 
-def _add_labelled(parser: argparse.ArgumentParser) -> None:
+def _add_labelled(parser: argparse.ArgumentParser, name: str = "data") -> None:
     """The pictures to judge on; :func:`_truth` loads them."""
     data = "a COCO json with annotations, or FILE.json:FOLDER; or pictures with darknet's label files: folders, lists, patterns"
-    parser.add_argument("data", metavar="DATA", nargs="+", help=data)
+    parser.add_argument(name, metavar="DATA", nargs="+", help=data)
     parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     names = "names of the classes in darknet's label files, a line each (default: they are the network's)"
@@ -819,19 +826,12 @@ def _add_detections(parser: argparse.ArgumentParser) -> None:
 
 def _map(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from check.found import digests_of, find, judge_all, load_found, save_found, to_table
+    from check.found import judge_all, save_found, to_table
 
     inputs = [*_subject_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]
     _check_outputs([args.save_detections], inputs)
-    loaded = [one for path in args.load_detections for one in load_found(path)]
-    with ExitStack() as stack:
-        subjects = _subjects(args, stack)
-        if not subjects and not loaded:
-            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan or --load-detections")
-        notes: list[str] = []
-        truth = _truth(args, (subjects or loaded)[0].info.class_names, notes)
-        digests = digests_of(truth)
-        found = [find(subject, truth, digests) for subject in subjects] + loaded
+    notes: list[str] = []
+    truth, digests, found = _found(args, notes)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     if args.save_detections:
@@ -843,12 +843,155 @@ def _map(args: argparse.Namespace) -> None:
     print(to_table(judged))
 
 
+def _found(args: argparse.Namespace, notes: list[str]) -> tuple[Truth, list[str], list[Found]]:
+    """The labels, the pictures' SHA-256, and what every variant finds; what is odd about the labels goes to ``notes``."""
+    from check.found import digests_of, find, load_found
+
+    loaded = [one for path in args.load_detections for one in load_found(path)]
+    with ExitStack() as stack:
+        subjects = _subjects(args, stack)
+        if not subjects and not loaded:
+            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan or --load-detections")
+        truth = _truth(args, (subjects or loaded)[0].info.class_names, notes)
+        digests = digests_of(truth)
+        return truth, digests, [find(subject, truth, digests) for subject in subjects] + loaded
+
+
 def _truth(args: argparse.Namespace, class_names: Sequence[str], notes: list[str]) -> Truth:
     from check.labels import LabelClasses, load_truth, read_class_map, read_names
 
     names = read_names(args.names) if args.names else None
     mapped = read_class_map(args.class_map) if args.class_map else None
     return load_truth(args.data, class_names, args.limit, args.seed, LabelClasses(names, mapped), notes)
+
+
+def _add_report(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "report",
+        "write a page about how good a network's variants are and where their errors come from",
+        "darktrt check report val.json --model portable.onnx --simulate fp16,int8 --table calibration.table -o report",
+        "darktrt check report photos/ --cfg my.cfg --weights my.weights --model portable.onnx --plan fp16.plan",
+        "darktrt check report val.json --model ONNX=portable.onnx --load-detections gpu.json --bench times.json",
+    )
+    parser.set_defaults(command="check report", run=_report)
+    _add_labelled(parser)
+    _add_subjects(parser)
+    _add_detections(parser)
+    output = "folder to write index.html, report.json and report.md into (default: build/NETWORK/report)"
+    parser.add_argument("-o", "--output", metavar="FOLDER", help=output)
+    times = "latencies of the engines, from 'darktrt bench --json'; may be repeated"
+    parser.add_argument("--bench", metavar="JSON", action="append", default=[], help=times)
+    compared = "pictures that tensors and layers are compared on; 0 leaves that out (default: 8)"
+    parser.add_argument("--compare-images", type=int, default=8, metavar="N", help=compared)
+    ranked = "pictures that INT8's cost is measured on, convolution by convolution; 0 leaves that out (default: 8)"
+    parser.add_argument("--sensitivity-images", type=int, default=8, metavar="N", help=ranked)
+    shown = "pictures to show of those on which variants disagree most (default: 8)"
+    parser.add_argument("--show-images", type=int, default=8, metavar="N", help=shown)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from check.found import judge_all, to_table
+    from check.page import PAGE, check_folder, write_report
+    from check.report import Parts, int8_parts, make_report, read_timings
+
+    for option in ("compare_images", "sensitivity_images", "show_images"):
+        if getattr(args, option) < 0:
+            raise DarktrtError(f"--{option.replace('_', '-')} {getattr(args, option)}: it must be at least 0")
+    if args.output:
+        check_folder(args.output)
+    timings = read_timings(args.bench)
+    notes: list[str] = []
+    truth, digests, found = _found(args, notes)
+    folder = Path(args.output or Path("build", found[0].info.name, "report"))
+    check_folder(folder)
+    judged = judge_all(found, truth, digests)
+    int8 = None
+    if args.table and args.model:
+        source, calibration = _named(args.model[0])[1], _calibration(args.table, args.keep)
+        int8 = int8_parts(source, calibration, args.table, truth, digests, args.sensitivity_images)
+    comparison = _compared_outputs(args, truth)
+    report = make_report(Parts(truth, digests, judged, notes, comparison, int8, timings), args.show_images)
+    write_report(report, folder)
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(to_table(judged))
+    print(f"{folder / PAGE}: the report")
+
+
+def _compared_outputs(args: argparse.Namespace, truth: Truth) -> Comparison | None:
+    """The variants' tensors against the first's, layer by layer where they give them; None where there is but one."""
+    from check.compare import compare
+    from check.results import load_picture
+
+    with ExitStack() as stack:
+        subjects = _subjects(args, stack, layers=True) if args.compare_images else []
+        if len(subjects) < 2:
+            return None
+        paths = [picture.path for picture in truth.pictures[: args.compare_images]]
+        pictures = [load_picture(path, subjects[0].info) for path in paths]
+        return compare(subjects, pictures, layers=True, partly=True)
+
+
+def _add_diff(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "diff",
+        "hold two reports, or two models, against each other; status 1 if more AP is lost than --max-drop allows",
+        "darktrt check diff before/report after/report --max-drop 0.005",
+        "darktrt check diff report:ONNX 'report:ONNX as INT8' --max-drop 0.02",
+        "darktrt check diff fp32.onnx int8.plan --data val.json --max-drop 0.02",
+    )
+    parser.set_defaults(command="check diff", run=_diff)
+    side = "a report's folder or report.json, REPORT:VARIANT for one variant of it, or with --data an .onnx or .plan file"
+    parser.add_argument("a", metavar="A", help=side)
+    parser.add_argument("b", metavar="B", help="likewise: what may be worse")
+    parser.add_argument("--max-drop", type=float, metavar="X", help="the most AP that any variant may lose, such as 0.005")
+    _add_labelled(parser, "--data")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from check.diff import diff
+
+    if args.max_drop is not None and not 0 <= args.max_drop < 1:
+        raise DarktrtError(
+            f"--max-drop {args.max_drop:g}: it must be 0 or more and below 1, such as 0.005 for half a point of mAP"
+        )
+    found = diff(_side(args, args.a), _side(args, args.b))
+    print(found.to_table())
+    if args.max_drop is None:
+        return 0
+    worst = found.worst_drop()
+    holds = worst <= args.max_drop
+    print(f"\nlargest drop of AP {worst:.4f}, {'within' if holds else 'beyond'} the {args.max_drop:g} allowed")
+    return 0 if holds else 1
+
+
+def _side(args: argparse.Namespace, text: str) -> Side:
+    """A report, or a model that is run over the data."""
+    from check.diff import measured_side, read_side
+
+    path = Path(text)
+    if path.suffix.lower() not in (".onnx", ".plan", ".engine"):
+        return read_side(text)
+    if not args.data:
+        raise DarktrtError(f"{text}: is measured on pictures with labels; name them by --data")
+    from check.found import digests_of, find, judge_all
+    from check.report import evaluation_digest
+    from check.results import onnx_subject, plan_subject
+    from engine.runtime import PlanRunner
+
+    notes: list[str] = []
+    with ExitStack() as stack:
+        is_onnx = path.suffix.lower() == ".onnx"
+        subject = onnx_subject(text) if is_onnx else plan_subject(stack.enter_context(PlanRunner(text, args.plugins)))
+        truth = _truth(args, subject.info.class_names, notes)
+        digests = digests_of(truth)
+        found = find(subject, truth, digests)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return measured_side(judge_all([found], truth, digests)[0], evaluation_digest(truth, digests))
 
 
 def _add_mark(commands: _Commands) -> None:
