@@ -16,6 +16,9 @@ HEAD      ?= nms
 INPUT     ?= uint8
 MISH      ?= auto
 TENSORRT  ?= rtx
+KIND      ?= python
+FORM      ?= tensor
+SERVER    ?=
 PYTHON    ?= python3
 VENV      ?= .venv
 SM        ?=
@@ -45,6 +48,9 @@ INT8_OPTIONS     = $(if $(ON_GPU),--calibrate-on gpu --data $(CALIB_DATA),--tabl
 ON_GPU := $(filter gpu,$(CALIBRATE_ON))
 SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH)
 
+REPOSITORY := $(OUT)/model_repository
+SERVED := $(if $(filter trt,$(TENSORRT)),$(PLAN),$(DIR)/portable.onnx)
+
 ifneq ($(CFG),)
 ifeq ($(WEIGHTS),)
 $(error CFG=$(CFG) needs WEIGHTS= too)
@@ -52,7 +58,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help engine plugins calib check report bench surgery onnx fetch venv test lint clean always
+.PHONY: help engine plugins calib check report bench triton serve load surgery onnx fetch venv test lint clean always
 
 help: ## list targets and variables
 	@echo 'Targets:'
@@ -71,6 +77,8 @@ help: ## list targets and variables
 	@echo '  OUT=$(OUT)    results go to $(DIR)/'
 	@echo '  HEAD=$(HEAD) INPUT=$(INPUT) MISH=$(MISH)    see darktrt surgery --help'
 	@echo '  TENSORRT=$(TENSORRT)    what to install: rtx (builds without a GPU) or trt (full TensorRT, needs an NVIDIA GPU)'
+	@echo '  KIND=$(KIND) FORM=$(FORM)    for triton and serve, see darktrt serve repository --help (its --kind and --input)'
+	@echo '  SERVER=$(SERVER)    for load, a server that runs already, as host:port'
 	@echo '  PYTHON=$(PYTHON) VENV=$(VENV)    interpreter and virtual environment'
 	@echo '  SM=$(SM)    for plugins, compute capabilities such as "75 86 90" (without: those of the GPUs here, else the usual ones)'
 	@echo '  NVCC=$(NVCC)    for plugins, the CUDA compiler (without: the one found)'
@@ -97,6 +105,15 @@ report: $(DIR)/portable.onnx $(DIR)/calibration.table $(CHECKED_PLAN) ## a page 
 
 bench: $(PLAN) ## time the engine on the GPU
 	$(DARKTRT) bench $(PLAN) --batch $(subst .., ,$(BATCH)) --json $(DIR)/$(PRECISION)-bench.json $(ENGINE_OPTIONS)
+
+triton: $(SERVED) | $(VENV)/.installed-serve ## put the ONNX file, or with TENSORRT=trt the engine, into a repository for Triton
+	$(DARKTRT) serve repository $(SERVED) -o $(REPOSITORY) --kind $(KIND) --input $(FORM) $(ENGINE_OPTIONS)
+
+serve: triton ## start a Triton server with that repository on this machine; Ctrl-C stops it
+	$(DARKTRT) serve start $(REPOSITORY)
+
+load: $(if $(SERVER),,triton) | $(VENV)/.installed-serve ## measure how much a Triton server takes: that of SERVER, or one started for it
+	$(DARKTRT) load $(if $(SERVER),--server $(SERVER),--repository $(REPOSITORY)) --json $(OUT)/load.json
 
 calib: $(DIR)/calibration.table ## choose INT8 scales on the pictures of DATA
 surgery: $(DIR)/portable.onnx ## put plugin nodes into the ONNX file

@@ -1222,17 +1222,19 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root-certificates", metavar="PEM", help="authorities to trust instead of the system's")
     parser.add_argument("--certificate", metavar="PEM", help="to show to a server that asks for one, with --key")
     parser.add_argument("--key", metavar="PEM", help="of that certificate")
-    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="of one request, in seconds (default: 60)")
+    parser.add_argument(
+        "--timeout", type=_above_zero, default=60.0, metavar="S", help="of one request, in seconds (default: 60)"
+    )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures a request (default: 1)")
     shared = "how pictures get to a server on this machine (default: none, by the socket)"
     parser.add_argument("--shared-memory", choices=["none", "system", "cuda"], default="none", help=shared)
 
 
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
-    return value
+def _above_zero(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"'{text}' is no number above 0")
 
 
 def _endpoint(args: argparse.Namespace) -> Endpoint:
@@ -1336,7 +1338,7 @@ def _client_dummy(args: argparse.Namespace, client: Client) -> None:
     started = time.monotonic()
     found = client.detect_all([image] * args.batch)
     taken = 1e3 * (time.monotonic() - started)
-    print(f"{client.endpoint}: model '{client.model.name}' answered {len(found)} pictures of noise in {taken:.1f} ms")
+    print(f"{client.endpoint}: model '{client.model.name}' answered noise in {taken:.1f} ms, {args.batch} a request")
     print(found[0].to_table())
 
 
@@ -1368,7 +1370,7 @@ def _add_load(commands: _Commands) -> None:
     parser.add_argument("--repository", metavar="FOLDER", help=repository)
     concurrency = "requests at once, a level each (default: 1 2 4 8 16)"
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N", help=concurrency)
-    parser.add_argument("--seconds", type=_seconds, default=5.0, metavar="S", help="of each level (default: 5)")
+    parser.add_argument("--seconds", type=_above_zero, default=5.0, metavar="S", help="of each level (default: 5)")
     processes = "that ask, without perf_analyzer (default: half of the processors, at most 8)"
     parser.add_argument("--processes", type=int, default=0, metavar="N", help=processes)
     parser.add_argument(
@@ -1379,7 +1381,7 @@ def _add_load(commands: _Commands) -> None:
     parser.add_argument("--metrics", metavar="URL", help="of the server's metrics (default: http://HOST:8002/metrics)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
     budget = "with --repository: try every --delay with all --instances; the fastest whose p99 is lower goes into its config"
-    parser.add_argument("--latency-budget-ms", type=_seconds, metavar="MS", help=budget)
+    parser.add_argument("--latency-budget-ms", type=_above_zero, metavar="MS", help=budget)
     delays = "batching delays to try, in microseconds (default: 0 500 2000)"
     parser.add_argument("--delay", type=int, nargs="+", default=[0, 500, 2000], metavar="US", help=delays)
     instances = "numbers of instances to try (default: 1 2 4)"

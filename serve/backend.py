@@ -167,14 +167,8 @@ class TritonPythonModel:
         try:
             results = iter(run_rows(self._runner, rows))
         except DarktrtError as error:
-            read = [one if isinstance(one, DarktrtError) else error for one in read]
-        responses = []
-        for request, one in zip(requests, read, strict=True):
-            if isinstance(one, DarktrtError):
-                responses.append(self._triton.InferenceResponse(error=self._triton.TritonError(str(one))))
-            else:
-                responses.append(self._answer(request, one, [next(results) for _ in one.rows]))
-        return responses
+            read, results = [one if isinstance(one, DarktrtError) else error for one in read], iter(())
+        return [self._respond(request, one, results) for request, one in zip(requests, read, strict=True)]
 
     def finalize(self) -> None:
         """Give everything back."""
@@ -188,9 +182,15 @@ class TritonPythonModel:
         except DarktrtError as error:
             return error
 
-    def _answer(self, request: Any, pictures: _Pictures, results: list[Result]) -> Any:
+    def _respond(self, request: Any, read: _Pictures | DarktrtError, results: Iterator[Result]) -> Any:
+        """The response to a request, for which the next of the results are."""
+        try:
+            if isinstance(read, DarktrtError):
+                raise read
+            outputs = read.outputs(gather([next(results) for _ in read.rows]), self._settings.info)
+        except DarktrtError as error:
+            return self._triton.InferenceResponse(error=self._triton.TritonError(str(error)))
         wanted = set(request.requested_output_names())
-        outputs = pictures.outputs(gather(results), self._settings.info)
         tensors = [self._triton.Tensor(name, array) for name, array in outputs.items() if name in wanted]
         return self._triton.InferenceResponse(output_tensors=tensors)
 

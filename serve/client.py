@@ -7,7 +7,7 @@ import io
 import os
 import threading
 from collections.abc import Coroutine, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +25,7 @@ from serve.shared_memory import free_abandoned
 from serve.statistics import ModelStatistics
 from serve.transport import Endpoint, Transport
 from vision.boxes import Detections
-from vision.detect import Arrays, Detector, FileResult, Run, detect_files
+from vision.detect import Arrays, Detector, FileResult, Run, ahead, detect_files
 from vision.images import read_image
 
 Picture = NDArray[np.uint8] | str | os.PathLike[str]
@@ -67,8 +67,8 @@ class Client:
         retry_seconds: float = 30.0,
         shared_memory: SharedMemory = "none",
     ) -> None:
-        if batch < 1 or in_flight < 1:
-            raise DarktrtError("a client needs at least 1 picture a request and 1 request in flight")
+        if batch < 1 or in_flight < 1 or not retry_seconds >= 0:
+            raise DarktrtError("a client needs at least 1 picture a request, 1 request in flight, and 0 seconds to retry")
         self.endpoint = Endpoint.parse(server) if isinstance(server, str) else server
         self.in_flight = in_flight
         self._connection = _wait(_Connection.open(self.endpoint, timeout))
@@ -97,10 +97,16 @@ class Client:
         return self.detect_all([image])[0]
 
     def detect_all(self, images: Sequence[Picture]) -> list[Detections]:
-        """As :meth:`detect` of each, in requests of up to ``batch`` pictures."""
+        """As :meth:`detect` of each, in requests of up to ``batch`` pictures, of which up to ``in_flight`` are under way."""
+        size = self.info.batch[2]
+        groups = [images[first : first + size] for first in range(0, len(images), size)]
+        with closing(ahead(self._detect, groups, min(self.in_flight, max(len(groups), 1)))) as results:
+            return [one for _, found in results for one in found]
+
+    def _detect(self, images: Sequence[Picture]) -> list[Detections]:
         if isinstance(self.detector, EncodedDetector):
             return self.detector.detect(images)
-        return self.detector.detect([read_image(one) if isinstance(one, str | os.PathLike) else one for one in images])
+        return self.detector.detect([image if isinstance(image, np.ndarray) else read_image(image) for image in images])
 
     def detect_files(
         self, sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
@@ -185,14 +191,23 @@ class EncodedDetector(Detector):
 
 
 def _encoded(image: Picture) -> bytes:
-    if isinstance(image, np.ndarray):
-        encoded = io.BytesIO()
-        Image.fromarray(image).save(encoded, "PNG", compress_level=1)
-        return encoded.getvalue()
+    if not isinstance(image, np.ndarray):
+        return read_encoded(image)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
+def read_encoded(path: str | os.PathLike[str]) -> bytes:
+    """A picture file as it is.
+
+    Raises:
+        DarktrtError: it cannot be read.
+    """
     try:
-        return Path(image).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
-        raise DarktrtError(f"{image}: cannot be read: {error.strerror}") from error
+        raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 # --- what lives in the event loop ---

@@ -24,7 +24,7 @@ WARMUP_FOLDER, WARMUP_PICTURE = "warmup", "picture"
 """Triton's name of the folder, and the file in it that the network of encoded pictures is warmed up with."""
 
 _BACKENDS = {"tensorrt_plan": "tensorrt", "onnxruntime": "onnxruntime", "python": "python"}
-_FILES = {"tensorrt_plan": "model.plan", "onnxruntime": "model.onnx", "python": "model.py"}
+FILES = {"tensorrt_plan": "model.plan", "onnxruntime": "model.onnx", "python": "model.py"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def make_config(name: str, info: DetectorInfo, options: ConfigOptions) -> ModelC
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     check_served(info, options)
-    config = ModelConfig(name=name, backend=_BACKENDS[options.kind], default_model_filename=_FILES[options.kind])
+    config = ModelConfig(name=name, backend=_BACKENDS[options.kind], default_model_filename=FILES[options.kind])
     config.max_batch_size = max_batch_size(info, options)
     if options.kind == "tensorrt_plan":
         config.platform = "tensorrt_plan"

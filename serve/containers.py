@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from darktrt import DarktrtError
-from engine.manifest import manifest_path, read_manifest
-from engine.target import flavour_of
+from engine.manifest import Manifest, manifest_path, read_manifest
+from engine.target import Target, flavour_of
 from serve.backend import PLAN_NAME, PLUGINS_NAME
 from serve.repository import models_of, read_config, served_versions
-from serve.server import StartOptions, listen_arguments
-
-if TYPE_CHECKING:
-    from engine.manifest import Manifest
+from serve.server import STACK_BYTES, StartOptions, listen_arguments
 
 IMAGE = "nvcr.io/nvidia/tritonserver"
 MOUNT = "/models"
@@ -47,11 +43,12 @@ NEWEST = max(TENSORRT)
 
 @dataclass(frozen=True)
 class Container:
-    """A container for a plan; ``exact`` says that it carries the plan's TensorRT."""
+    """A container for a plan."""
 
     release: str
     tensorrt: tuple[int, ...]
-    exact: bool
+    loads: bool
+    """Its TensorRT loads the plan."""
 
     @property
     def tag(self) -> str:
@@ -66,12 +63,13 @@ class Container:
         )
 
 
-def container_for(target: str) -> Container:
-    """The container that carries a plan's TensorRT, or the nearest: of its major version, above it rather than below.
+def container_for(manifest: Manifest) -> Container:
+    """The container whose TensorRT loads a plan, or the nearest: of the plan's major version, above it rather than below.
 
     Raises:
         DarktrtError: no Triton loads such plans.
     """
+    target = manifest.target
     if flavour_of(target) != "trt":
         raise DarktrtError(f"the plan is of {target}, which no Triton loads; serve its ONNX file instead")
     wanted = (*(int(part) for part in target.split()[-1].split(".")), 0, 0)[:3]
@@ -82,7 +80,8 @@ def container_for(target: str) -> Container:
         return have[0] != wanted[0], have < wanted, apart, release
 
     release = min(TENSORRT, key=distance)
-    return Container(release, TENSORRT[release], TENSORRT[release] == wanted)
+    own = Target("trt", TENSORRT[release])
+    return Container(release, own.version, str(own) == target or (manifest.version_compatible and own.runs_plans_of(target)))
 
 
 @dataclass(frozen=True)
@@ -117,13 +116,23 @@ def docker_command(repository: str | Path, options: StartOptions) -> DockerComma
     container, warnings = _container(needs)
     gpus = ["--gpus", "all"] if any(one.manifest for one in needs) else []
     publish = [f"{options.address}:{port}:{port}" for port in (options.http_port, options.grpc_port, options.metrics_port)]
-    inside = StartOptions(**{**vars(options), "address": "0.0.0.0"})
-    server = ["tritonserver", f"--model-repository={MOUNT}", *listen_arguments(inside), *options.arguments]
+    listen = listen_arguments(replace(options, address="0.0.0.0"))
+    server = ["tritonserver", f"--model-repository={MOUNT}", *listen, *options.arguments]
     libraries = sorted({one.library for one in needs if one.library and one.kind == "tensorrt"})
     if libraries:
         server.append(f"--backend-config=tensorrt,plugins={';'.join(libraries)}")
+    if any(one.manifest and one.manifest.version_compatible for one in needs):
+        server.append("--backend-config=tensorrt,version-compatible=true")
     packages = _packages(needs)
-    words = ["docker", "run", "--rm", *gpus, "--shm-size=1g", *(f"-p={one}" for one in publish)]
+    words = [
+        "docker",
+        "run",
+        "--rm",
+        *gpus,
+        "--shm-size=1g",
+        f"--ulimit=stack={STACK_BYTES}",
+        *(f"-p={one}" for one in publish),
+    ]
     words += [f"-v={Path(repository).resolve()}:{MOUNT}:ro", container.tag]
     if packages:
         server = ["bash", "-c", f"pip install {shlex.join(packages)} && exec {shlex.join(server)}"]
@@ -143,14 +152,14 @@ def _needs(model: Path) -> list[_Needs]:
 
 
 def _container(needs: list[_Needs]) -> tuple[Container, list[str]]:
-    plans = {one.name: one.manifest.target for one in needs if one.manifest}
-    if len(targets := sorted(set(plans.values()))) > 1:
+    plans = {one.name: one.manifest for one in needs if one.manifest}
+    if len(targets := sorted({manifest.target for manifest in plans.values()})) > 1:
         raise DarktrtError(f"the plans are of {' and '.join(targets)}; one server loads those of one TensorRT")
     if not plans:
         return Container(NEWEST, TENSORRT[NEWEST], True), []
-    name, target = next(iter(plans.items()))
-    container = container_for(target)
-    return container, [] if container.exact else [f"{name}: {container.advice(target)}"]
+    name, manifest = min(plans.items(), key=lambda plan: plan[1].version_compatible)
+    container = container_for(manifest)
+    return container, [] if container.loads else [f"{name}: {container.advice(manifest.target)}"]
 
 
 def _packages(needs: list[_Needs]) -> list[str]:

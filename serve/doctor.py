@@ -15,11 +15,22 @@ from numpy.typing import NDArray
 from check.difference import match, tolerance_of
 from darktrt import DarktrtError, DetectorInfo
 from engine.manifest import read_plan_manifest
-from engine.runtime import OnnxRunner
+from engine.runtime import OnnxRunner, check_runs
+from engine.target import Target
 from gpu import first_gpu
 from plugins.library import read_library
 from serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME, Row, Settings, make_runner, run_rows
-from serve.config import CONFIG_NAME, LABELS_NAME, TensorSpec, input_specs, max_batch_size, options_of, output_specs
+from serve.config import (
+    CONFIG_NAME,
+    FILES,
+    LABELS_NAME,
+    ConfigOptions,
+    TensorSpec,
+    input_specs,
+    max_batch_size,
+    options_of,
+    output_specs,
+)
 from serve.containers import container_for
 from serve.repository import config_info, models_of, read_config, served_versions
 from serve.server import program_on_path
@@ -54,8 +65,9 @@ class _Version:
     model: Path
     number: int
     config: ModelConfig
+    options: ConfigOptions
     info: DetectorInfo
-    """Of the config."""
+    """Of the config, as the options are."""
 
     @property
     def folder(self) -> Path:
@@ -93,7 +105,7 @@ def examine(repository: str | Path, reference: str | Path | None = None, picture
 def _model(model: Path, reference: OnnxRunner | None, picture: NDArray[np.uint8] | None) -> Iterator[Finding]:
     try:
         config = read_config(model / CONFIG_NAME)
-        info = config_info(config, model / CONFIG_NAME)
+        info, options = config_info(config, model / CONFIG_NAME), options_of(config)
         numbers = served_versions(model, config)
         if not numbers:
             raise DarktrtError("has no version that Triton would serve; write one with 'darktrt serve repository'")
@@ -101,7 +113,7 @@ def _model(model: Path, reference: OnnxRunner | None, picture: NDArray[np.uint8]
         yield Finding(model.name, str(error), bad=True)
         return
     for number in numbers:
-        one = _Version(model, number, config, info)
+        one = _Version(model, number, config, options, info)
         checks: list[Callable[[_Version], str]] = [_check_files, _check_config, _check_labels, _check_tensorrt, _check_plugins]
         for check in (*checks, _check_python, lambda one: _check_inference(one, reference, picture)):
             yield from _told(one, check)
@@ -119,8 +131,7 @@ def _told(one: _Version, check: Callable[[_Version], str]) -> Iterator[Finding]:
 
 
 def _check_files(one: _Version) -> str:
-    wanted = {"python": "model.py", "tensorrt": PLAN_NAME, "onnxruntime": ONNX_NAME}[one.config.backend]
-    wants = [wanted, "darktrt.zip"] if one.config.backend == "python" else [wanted]
+    wants = [FILES[one.options.kind], *(["darktrt.zip"] if one.options.kind == "python" else [])]
     if missing := [name for name in wants if not (one.folder / name).is_file()]:
         raise DarktrtError(f"{one.folder / missing[0]} is missing; write the model again with 'darktrt serve repository'")
     if not one.plan and not (one.folder / ONNX_NAME).is_file():
@@ -130,8 +141,7 @@ def _check_files(one: _Version) -> str:
 
 def _check_config(one: _Version) -> str:
     """The config against the model that lies there."""
-    options, config = options_of(one.config), one.config
-    model = _model_info(one)
+    options, config, model = one.options, one.config, _model_info(one)
     if replace(model, layers=()) != one.info:
         raise DarktrtError(f"{CONFIG_NAME} describes another network than the model's file; write the model again")
     for ours, theirs, what in (
@@ -176,15 +186,15 @@ def _check_labels(one: _Version) -> str:
 def _check_tensorrt(one: _Version) -> str:
     """That a container of Triton's has the plan's TensorRT, for Triton's own backend."""
     manifest = one.manifest()
-    if manifest is None or one.config.backend != "tensorrt":
+    if manifest is None or one.options.kind != "tensorrt_plan":
         return ""
-    container = container_for(manifest.target)
-    if not container.exact:
+    container = container_for(manifest)
+    if not container.loads:
         raise DarktrtError(container.advice(manifest.target))
     gpu = first_gpu()
-    if gpu and manifest.gpu not in (None, gpu[0]):
-        raise DarktrtError(f"the plan is for {manifest.gpu}, here is {gpu[0]}; build it again here with 'darktrt engine'")
-    return f"{manifest.target} is in {container.tag}"
+    if gpu:
+        check_runs(PLAN_NAME, manifest, Target("trt", container.tensorrt), gpu)
+    return f"the TensorRT of {container.tag} loads plans of {manifest.target}"
 
 
 def _check_plugins(one: _Version) -> str:
@@ -205,10 +215,10 @@ def _check_plugins(one: _Version) -> str:
 
 def _check_python(one: _Version) -> str:
     """That the server's Python has what the Python kind imports; that of the pip package gets it as it is installed."""
-    if one.config.backend != "python" or program_on_path() is None:
+    if one.options.kind != "python" or program_on_path() is None:
         return ""
     needs = ["numpy", "tensorrt" if one.plan else "onnxruntime"]
-    needs += ["PIL"] if options_of(one.config).input == "jpeg" else []
+    needs += ["PIL"] if one.options.input == "jpeg" else []
     python = shutil.which("python3") or "python3"
     for module in needs:
         done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True, check=False)

@@ -22,13 +22,15 @@ from tqdm import tqdm
 
 from darktrt import DarktrtError
 from serve import perf_analyzer
-from serve.client import Client
+from serve.backend import MOST_PIXELS
+from serve.client import Client, read_encoded
 from serve.lanes import SharedMemory
 from serve.load_worker import Ask, Latency, Task, workers
 from serve.served import ENCODED, ServedModel
 from serve.statistics import ModelStatistics
 from serve.transport import Endpoint
 from vision.detect import Arrays, fit
+from vision.images import decode_image
 
 CONCURRENCY = (1, 2, 4, 8, 16)
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
@@ -36,6 +38,8 @@ _MADE_SIZE = (480, 640)
 _MADE_PICTURES = 4
 _SAMPLE_SECONDS = 0.5
 _MOST_PROCESSES = 8
+_LONG = 0.2
+"""Of a level's time: requests that take longer count too little, for those under way at its end are left out."""
 
 Tool = Literal["auto", "perf_analyzer", "own"]
 
@@ -60,7 +64,7 @@ class LoadOptions:
     """URL of the server's metrics; its host's port 8002 where there is none."""
 
     def __post_init__(self) -> None:
-        if not self.concurrency or min(self.concurrency) < 1 or self.batch < 1 or not 0 < self.seconds <= 3600:
+        if not self.concurrency or min(*self.concurrency, self.batch) < 1 or self.processes < 0 or not 0 < self.seconds <= 3600:
             raise DarktrtError("load needs concurrencies and a batch of at least 1, and some seconds for each level")
 
 
@@ -141,6 +145,10 @@ def measure_load(
         with _asking(task, options) as (ask, tool):
             bar = tqdm(options.concurrency, unit=" levels", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
             levels = tuple(_level(c, concurrency, ask, options) for concurrency in bar)
+    slowest = max(level.latency.p99 for level in levels) / 1e3
+    if slowest > options.seconds * _LONG:
+        hint = f"levels of {options.seconds:g} s are short for that; take --seconds {slowest / _LONG:.0f}"
+        print(f"{c.model.name}: requests take up to {slowest:.1f} s; {hint}", file=sys.stderr)
     return LoadReport(str(c.endpoint), c.model.name, tool, options.batch, options.shared_memory, levels)
 
 
@@ -158,7 +166,10 @@ def _asking(task: Task, options: LoadOptions) -> Iterator[tuple[Ask, str]]:
     else:
         count = options.processes or min(max(options.concurrency), max(1, (os.cpu_count() or 1) // 2), _MOST_PROCESSES)
         with workers(task, count) as made:
-            yield lambda concurrency: made.ask(concurrency, options.seconds), f"darktrt load, {count} processes"
+            yield (
+                lambda concurrency: made.ask(concurrency, options.seconds),
+                f"darktrt load, {count} process{'es' * (count > 1)}",
+            )
 
 
 def _level(client: Client, concurrency: int, ask: Ask, options: LoadOptions) -> Level:
@@ -204,7 +215,7 @@ def make_requests(model: ServedModel, options: LoadOptions) -> tuple[Arrays, ...
 
 def _groups(options: LoadOptions) -> list[list[bytes]]:
     """Encoded pictures, a batch of them for each of a few requests."""
-    files = [path.read_bytes() for path in options.pictures] or [_made_picture(seed) for seed in range(_MADE_PICTURES)]
+    files = [read_encoded(path) for path in options.pictures] or [_made_picture(seed) for seed in range(_MADE_PICTURES)]
     return [[files[(i + j) % len(files)] for j in range(options.batch)] for i in range(len(files))]
 
 
@@ -227,8 +238,7 @@ def _encoded_request(_: ServedModel, pictures: Sequence[bytes]) -> Arrays:
 
 
 def _pixel_request(model: ServedModel, pictures: Sequence[bytes]) -> Arrays:
-    images = [np.asarray(Image.open(io.BytesIO(one)).convert("RGB")) for one in pictures]
-    fitted = [fit(image, model.info) for image in images]
+    fitted = [fit(decode_image(one, "a picture to ask about", MOST_PIXELS), model.info) for one in pictures]
     inputs: Arrays = {"images": np.stack([array for array, _ in fitted])}
     if model.info.takes_image_size:
         inputs["image_size"] = np.array([placement.inner_size for _, placement in fitted], np.float32)
@@ -277,7 +287,7 @@ def _nvidia_smi() -> float | None:
 def _triton_metrics(url: str) -> float | None:
     """Of the busiest GPU, by what the server tells Prometheus."""
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as answer:
             text = answer.read().decode()
     except (OSError, ValueError):
         return None

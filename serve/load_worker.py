@@ -6,9 +6,10 @@ import asyncio
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 
@@ -46,9 +47,6 @@ class Asked:
 Ask = Callable[[int], Asked]
 """Makes load, so many requests at once."""
 
-_START = 0.2
-"""Seconds from telling the workers to the moment at which all begin."""
-
 
 @dataclass(frozen=True)
 class Task:
@@ -65,9 +63,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Round:
-    """One measurement: so many requests at once between two moments of the monotonic clock."""
+    """When a measurement counts, by the monotonic clock, which all processes share."""
 
-    concurrency: int
     start: float
     end: float
 
@@ -95,12 +92,17 @@ class Workers:
         Raises:
             DarktrtError: a worker could not begin, or no request was answered.
         """
-        start, count = time.monotonic() + _START + seconds / 5, len(self._pipes)
+        count = len(self._pipes)
         shares = [concurrency // count + (i < concurrency % count) for i in range(count)]
-        busy = [(pipe, share) for pipe, share in zip(self._pipes, shares, strict=True) if share]
-        for pipe, share in busy:
-            pipe.send(Round(share, start, start + seconds))
-        counts = [_received(pipe) for pipe, _ in busy]
+        busy = {pipe: share for pipe, share in zip(self._pipes, shares, strict=True) if share}
+        for pipe, share in busy.items():
+            pipe.send(share)
+        for pipe in busy:
+            _received(pipe)
+        start = time.monotonic() + seconds / 5
+        for pipe in busy:
+            pipe.send(Round(start, start + seconds))
+        counts: list[Counted] = [_received(pipe) for pipe in busy]
         latencies = [value for one in counts for value in one.latencies]
         if not latencies:
             error = next((one.error for one in counts if one.error), "each takes longer")
@@ -109,15 +111,14 @@ class Workers:
         return Asked(rate, Latency.of(latencies), sum(one.failures for one in counts))
 
 
-def _received(pipe: Connection) -> Counted:
+def _received(pipe: Connection) -> Any:
     try:
         found = pipe.recv()
     except EOFError as error:
         raise DarktrtError("a process that made load ended early; is there enough memory?") from error
     if isinstance(found, DarktrtError):
         raise found
-    counted: Counted = found
-    return counted
+    return found
 
 
 @contextmanager
@@ -152,13 +153,20 @@ async def _rounds(task: Task, pipe: Connection) -> None:
     lanes: list[Lane] = []
     try:
         while True:
-            round_: Round = await asyncio.to_thread(pipe.recv)
-            while len(lanes) < round_.concurrency:
+            share: int = await asyncio.to_thread(pipe.recv)
+            while len(lanes) < share:
                 lanes.append(Lane(task.model, task.batch, task.shared_memory))
                 await lanes[-1].take_memory(transport)
-            counted = Counted()
-            asking = [_ask(lane, transport, task, round_, i, counted) for i, lane in enumerate(lanes[: round_.concurrency])]
-            await asyncio.gather(*asking)
+            requests = [task.requests[i % len(task.requests)] for i in range(share)]
+            with suppress(DarktrtError):  # the first of a server may take long; what is wrong with it is told below
+                await asyncio.gather(
+                    *(lane.send(transport, lane.prepare(transport, one)) for lane, one in zip(lanes, requests, strict=False))
+                )
+            pipe.send("ready")
+            round_, counted = await asyncio.to_thread(pipe.recv), Counted()
+            await asyncio.gather(
+                *(_ask(lane, transport, one, round_, counted) for lane, one in zip(lanes, requests, strict=False))
+            )
             pipe.send(counted)
     finally:
         for lane in lanes:
@@ -166,9 +174,8 @@ async def _rounds(task: Task, pipe: Connection) -> None:
         await transport.close()
 
 
-async def _ask(lane: Lane, transport: Transport, task: Task, round_: Round, first: int, counted: Counted) -> None:
+async def _ask(lane: Lane, transport: Transport, inputs: Arrays, round_: Round, counted: Counted) -> None:
     """One request after the other until the round ends; those that end before its start are the warm-up."""
-    inputs = task.requests[first % len(task.requests)]
     prepared = lane.prepare(transport, inputs)
     while time.monotonic() < round_.end:
         began = time.monotonic()

@@ -23,10 +23,9 @@ from vision.detect import Arrays
 
 NAME = "perf_analyzer"
 _WINDOWS = 3
-"""Measurements that must agree, as perf_analyzer wants it."""
-_TRIALS = 5
-_AGREEMENT = 25
-"""Percent."""
+"""Measurements of a level, of which perf_analyzer tells the mean."""
+_AGREEMENT = 1000
+"""Percent by which they may differ; it tells nothing at all where they differ more."""
 _OUTPUT_BYTES = 1 << 20
 """Shared memory of an output where the model does not tell its size."""
 
@@ -77,7 +76,7 @@ def asking(program: str, task: Task, seconds: float) -> Iterator[Ask]:
 def _arguments(task: Task) -> list[str]:
     model, endpoint = task.model, task.endpoint
     arguments = ["-m", model.name, "-u", endpoint.address, "-i", endpoint.protocol, "--percentile", "95", "--async"]
-    arguments += ["--max-trials", str(_TRIALS), "--stability-percentage", str(_AGREEMENT)]
+    arguments += ["--max-trials", str(_WINDOWS), "--stability-percentage", str(_AGREEMENT)]
     if model.version:
         arguments += ["-x", model.version]
     if model.max_batch:

@@ -6,6 +6,7 @@ models of several versions of it can stand side by side.
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import struct
@@ -25,15 +26,8 @@ from serve.config import CONFIG_NAME, LABELS_NAME, WARMUP_FOLDER, WARMUP_PICTURE
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-MODULES = {
-    ".": ("darktrt", "gpu"),
-    "calib": ("__init__", "entropy", "histogram", "importance", "table", "trt"),
-    "engine": ("__init__", "manifest", "runtime", "target"),
-    "plugins": ("__init__", "library"),
-    "serve": ("__init__", "backend"),
-    "vision": ("__init__", "boxes", "images"),
-}
-"""What the Python kind takes along."""
+ROOT = Path(__file__).resolve().parent.parent
+"""Where the rooms are."""
 
 MODEL_PY = '''"""darktrt's model for Triton's Python backend; the code is in darktrt.zip."""
 
@@ -227,11 +221,33 @@ def _write_onnx(source: Path, target: Path, options: ConfigOptions) -> None:
 
 
 def _write_modules(path: Path) -> None:
-    """The modules, with one date, so that the same ones give the same file."""
-    root = Path(__file__).resolve().parent.parent
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for source in (root / room / f"{name}.py" for room, names in MODULES.items() for name in names):
-            file.writestr(zipfile.ZipInfo(str(source.relative_to(root))), source.read_bytes(), zipfile.ZIP_DEFLATED)
+    """What the backend needs of darktrt, with one date, so that the same modules give the same file."""
+    with zipfile.ZipFile(path, "w") as file:
+        for source in modules_of("serve.backend"):
+            file.writestr(zipfile.ZipInfo(str(source.relative_to(ROOT))), source.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def modules_of(name: str) -> list[Path]:
+    """The files of a module of darktrt and of all those that it imports, sorted."""
+    found: set[Path] = set()
+    names = [name]
+    while names:
+        name = names.pop()
+        path = ROOT.joinpath(*name.split("."))
+        file = next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
+        if file and file not in found:
+            found.add(file)
+            names += [name.rpartition(".")[0] or name, *_imported(file)]
+    return sorted(found)
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """Names of modules in import statements anywhere in a file; and of what may be one."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
 def _write_beside(folder: Path, info: DetectorInfo, config: ModelConfig) -> None:

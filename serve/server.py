@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -41,6 +42,13 @@ EXIT_SECONDS = 10
 
 _PYTHONS = ("3.12", "3.11", "3.10")
 """For which there are NumPy 1 and a stub of the Python backend."""
+STACK_BYTES = 1 << 30
+"""Of each of the server's threads, as address space. Its HTTP library puts twice the body of a form on the stack, and curl and
+Python's urllib send every body as a form unless told otherwise: with the usual 8 MiB, one of 4 MiB ends the server."""
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The server is asked itself, whatever proxy the environment names."""
+
 _SHARED_MEMORY = Path("/dev/shm")
 _LINES_KEPT = 400
 
@@ -101,7 +109,7 @@ class Server:
     def ready(self) -> bool:
         """Whether it answers that all of its models are ready."""
         try:
-            with urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=2) as answer:
+            with _DIRECT.open(f"http://{self.http}/v2/health/ready", timeout=2) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -168,8 +176,10 @@ def start(repository: str | Path, options: StartOptions, program: Program, log: 
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
     environment = program.environment()
     # a session of its own: Ctrl-C reaches darktrt alone, which then stops it in order
-    process = subprocess.Popen(command, env=environment, text=True, errors="replace", start_new_session=True, **pipes)  # type: ignore[call-overload]
-    host = "127.0.0.1" if options.address == "0.0.0.0" else options.address
+    with _large_stacks():
+        process = subprocess.Popen(command, env=environment, text=True, errors="replace", start_new_session=True, **pipes)  # type: ignore[call-overload]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.address, options.address)
+    host = f"[{host}]" if ":" in host else host
     http, grpc, metrics = (f"{host}:{port}" for port in (options.http_port, options.grpc_port, options.metrics_port))
     server = Server(process, http, grpc, metrics)
     Thread(target=_keep_lines, args=(server, log), daemon=True).start()
@@ -242,6 +252,18 @@ def _keep_lines(server: Server, log: IO[str] | None) -> None:
             log.flush()
 
 
+@contextmanager
+def _large_stacks() -> Iterator[None]:
+    """What is started meanwhile has threads with room for the bodies of requests."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+
+
 def _check_free(address: str, port: int) -> None:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -309,7 +331,12 @@ def installed_program() -> Program:
 def docker_runs() -> bool:
     """Whether there is Docker here, and its daemon answers."""
     docker = shutil.which("docker")
-    return docker is not None and subprocess.run([docker, "info"], capture_output=True, check=False).returncode == 0
+    if docker is None:
+        return False
+    try:
+        return subprocess.run([docker, "info"], capture_output=True, check=False, timeout=20).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class _OwnedFile:
     """A new file in ``/dev/shm``, locked as long as it is open; from the first moment that it has its name."""
 
     def __init__(self, endpoint: object, size: int) -> None:
-        self.name = f"{_prefix(endpoint)}{token_hex(8)}"
+        self.name = f"{prefix_of(endpoint)}{token_hex(8)}"
         self.path, unnamed = FOLDER / self.name, FOLDER / f".{self.name}"
         try:
             self.descriptor = os.open(unnamed, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -202,7 +202,7 @@ def layout(region: str, sizes: Mapping[str, int]) -> tuple[dict[str, Place], int
 # --- what others left behind ---
 
 
-def _prefix(endpoint: object) -> str:
+def prefix_of(endpoint: object) -> str:
     """How the names of all regions begin that were made for one server."""
     return f"{PREFIX}{zlib.crc32(str(endpoint).encode()):08x}-"
 
@@ -213,7 +213,7 @@ async def free_abandoned(transport: Transport) -> list[str]:
     Those are looked at that the server knows and those whose file says that they were made for it.
     """
     known = {kind: await transport.regions(kind) for kind in _KINDS}
-    names = {path.name for path in FOLDER.glob(f"{_prefix(transport.endpoint)}*")}
+    names = {path.name for path in FOLDER.glob(f"{prefix_of(transport.endpoint)}*")}
     names |= {name for regions in known.values() for name in regions if name.startswith(PREFIX)}
     return [name for name in sorted(names) if await _free_if_abandoned(transport, name, known)]
 

@@ -35,8 +35,9 @@ _CHANNEL = [
     ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.enable_http_proxy", 0),
 ]
-"""gRPC's own pause between two tries to connect grows to two minutes."""
+"""gRPC's own pause between two tries to connect grows to two minutes, and it asks a proxy even for servers of this machine."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between two tries: doubled each time, and a random part of it, so that clients do not come back all at once."""

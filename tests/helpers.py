@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,13 @@ def weights_bytes(floats: Iterable[float] | Array, version: tuple[int, int, int]
 def files_in(folder: Path) -> list[str]:
     """Everything below a folder, hidden files too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens at."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(one.getsockname()[1]) for one in sockets]
 
 
 # --- pictures ---

@@ -61,7 +61,10 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
         "check": "check compare",
         "report": "check report",
         "engine": "darktrt engine",
+        "load": "darktrt load",
         "plugins": "plugins/csrc",
+        "serve": "serve start",
+        "triton": "serve repository",
     }
     assert does[words[1]] in done.stdout
 
@@ -90,5 +93,5 @@ def test_pictures_and_links_exist() -> None:
 def test_version_and_help_agree_with_the_readme() -> None:
     done = run([sys.executable, "-m", "cli", "--help"], ROOT)
     listed = re.findall(r"^    ([a-z]+) ", done.stdout, re.MULTILINE)
-    on_a_gpu = blocks("shell")
-    assert {line.split()[1] for line in blocks("sh") + on_a_gpu} == set(listed)
+    on_a_gpu, with_a_server = blocks("shell"), blocks("bash")
+    assert {line.split()[1] for line in blocks("sh") + on_a_gpu + with_a_server} == set(listed)

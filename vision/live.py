@@ -118,6 +118,8 @@ def detect_live(
     Raises:
         DarktrtError: the source cannot be opened or breaks off, or the output cannot be written.
     """
+    if limit is not None and limit < 1:
+        raise DarktrtError(f"the limit is {limit} frames; it must be at least 1")
     if output:
         if output.suffix.lower() != ".mp4":
             raise DarktrtError(f"{output}: a live source is written as a video; name an .mp4 file")

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,19 +17,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import MAP_TOLERANCE, made_image
+from helpers import MAP_TOLERANCE, ROOT, made_image
 from PIL import Image
+from streams import RtspServer, transport_stream
+from test_readme import README, blocks, run
 from triton_models import Models
 
-from check.coco import LabelledObject, LabelledPicture, Truth, evaluate
+from check.coco import evaluate
+from check.labels import LabelledObject, LabelledPicture, Truth
 from cli import main
 from darktrt import DarktrtError
 from engine.runtime import OnnxRunner
 from serve.client import Client, triton_run
 from serve.server import Server
-from serve.shared_memory import FOLDER, PREFIX
+from serve.shared_memory import FOLDER, prefix_of
+from serve.transport import Endpoint
 from vision.boxes import Detections
-from vision.detect import Detector, video_writer
+from vision.detect import Detector, open_video, video_writer
 
 SCORE = 0.08
 """What the made network, whose weights are random, finds a fair number of boxes with."""
@@ -59,8 +70,10 @@ def url(triton: Server, protocol: str) -> str:
     return triton.grpc if protocol == "grpc" else f"http://{triton.http}"
 
 
-def own_regions() -> list[str]:
-    return sorted(path.name for path in FOLDER.glob(f"{PREFIX}*"))
+def regions_of(server: Server) -> list[str]:
+    """Those that clients of this server have on this machine."""
+    prefixes = [prefix_of(Endpoint.parse(url(server, protocol))) for protocol in ("grpc", "http")]
+    return sorted(path.name for prefix in prefixes for path in FOLDER.glob(f"{prefix}*"))
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -76,7 +89,7 @@ def test_detections_are_those_without_a_server(
         one = client.detect(paths[2])
     assert_same(found, direct(models.letterbox if model == "letterbox" else models.made, pictures()))
     assert_same([one] * 10, [found[2]] * 10)
-    assert own_regions() == []
+    assert regions_of(triton) == []
 
 
 def test_thresholds_go_with_every_request(triton: Server, models: Models) -> None:
@@ -189,18 +202,59 @@ def test_a_video(triton: Server, models: Models, tmp_path: Path, capsys: pytest.
     assert (tmp_path / "out.mp4").stat().st_size > 1000
 
 
+def test_a_stream_until_ctrl_c_keeps_the_video(triton: Server, tmp_path: Path) -> None:
+    stream = RtspServer(transport_stream(tmp_path, [made_image(120, 160, seed) for seed in range(200)]), seconds=60)
+    command = ["client", "rtsp-url", stream.url, "--server", triton.grpc, "--model", "made", "--json", "-o", "out.mp4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cli", *command], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    seen = [json.loads(process.stdout.readline()) for _ in range(5)]
+    process.send_signal(signal.SIGINT)
+    seen += lines(process.stdout.read())
+    assert process.wait() == 0
+    assert seen[0]["file"].startswith("rtsp://127.0.0.1:")
+    with open_video(tmp_path / "out.mp4") as (_, frames):
+        assert len(list(frames)) == seen[-1]["frame"] + 1
+
+
 def test_dummy_info_and_statistics(triton: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server = ["--server", triton.grpc, "--model", "made"]
     assert main(["client", "dummy", *server, "--batch", "3"]) == 0
-    assert "answered 3 pictures of noise" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "answered noise in" in told
+    assert "3 a request" in told
     assert main(["client", "info", *server]) == 0
     assert "made: made, 96x64, 3 classes" in capsys.readouterr().out
     assert main(["client", "info", *server, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["inputs"][0] == {"name": "images", "type": "uint8", "dims": [64, 96, 3]}
-    assert told["detector"]["width"] == 96
+    info = json.loads(capsys.readouterr().out)
+    assert info["inputs"][0] == {"name": "images", "type": "uint8", "dims": [64, 96, 3]}
+    assert info["detector"]["width"] == 96
     assert main(["client", "statistics", *server]) == 0
     assert "compute_infer" in capsys.readouterr().out
+
+
+def test_the_readmes_commands(triton: Server, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    commands = [shlex.split(line) for line in blocks("bash") if line.split()[1] in ("client", "load")]
+    assert len(commands) >= 6
+    for command in commands:
+        done = run([sys.executable, "-m", "cli", *command[1:], "--server", triton.grpc, "--model", "made"], tmp_path)
+        assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
+    assert {path.name for path in (tmp_path / "found").iterdir()} == {path.name for path in (tmp_path / "docs").iterdir()}
+    assert (tmp_path / "load.json").is_file()
+
+
+def test_the_readmes_program(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path, *_) = save_pictures(tmp_path)
+    text = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    assert len(text.splitlines()) <= 10
+    arguments = f'"{triton.grpc}", "made", score_threshold={SCORE}'
+    changed = text.replace('"localhost:8001"', arguments).replace("street.jpg", str(path))
+    exec(compile(changed, "README.md", "exec"), {})
+    with Client(triton.grpc, "made", score_threshold=SCORE) as client:
+        assert len(capsys.readouterr().out.splitlines()) == len(client.detect(path)) > 3
 
 
 # Mistakes
@@ -260,4 +314,4 @@ def test_a_slow_answer_is_given_up(triton: Server) -> None:
         for _ in range(8):  # the late answer does not come into the memory of these
             found = client.run({"images": pictures()[0][np.newaxis]})
             np.testing.assert_array_equal(found["scores"], expected["scores"])
-    assert own_regions() == []
+    assert regions_of(triton) == []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_client import SCORE, assert_same, direct, own_regions, pictures, save_pictures
+from test_client import SCORE, assert_same, direct, pictures, regions_of, save_pictures
 from triton_models import Models, server_of
 
 from darktrt import DarktrtError
@@ -57,7 +57,7 @@ def test_a_server_that_is_killed_and_started_anew_costs_nothing(
     assert [one.path for one in found] == paths
     assert_same([one.detections for one in found], (9 * direct(models.made, pictures()))[:60])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [path.name for path in paths]
-    assert own_regions() == []
+    assert regions_of(first) == []
 
 
 def test_a_server_that_stays_away_is_told(models: Models, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_regions_of_a_killed_client_are_freed_by_the_next_start_and_no_others(tr
     stranger = shared_memory.create_shared_memory_region("theirs", "/theirs", 64)
     tritonclient.http.InferenceServerClient(triton.http).register_system_shared_memory("theirs", "/theirs", 64)
     try:
-        held = set(own_regions())
+        held = set(regions_of(triton))
         assert len(held) == 6
         assert registered(triton) == held | {"theirs"}
         dead.kill()
@@ -115,13 +115,13 @@ def test_regions_of_a_killed_client_are_freed_by_the_next_start_and_no_others(tr
             assert len(now & held) == 3, "those of the living client"
             assert len(now) == 5, "and the new one, and the stranger's"
         assert registered(triton) == (now & held) | {"theirs"}
-        assert set(own_regions()) == now & held
+        assert set(regions_of(triton)) == now & held
         living.send_signal(signal.SIGKILL)
         living.wait()
         with Client(f"http://{triton.http}", "made", shared_memory="system"):  # by another way to the same server
             pass
         assert registered(triton) == {"theirs"}
-        assert own_regions() == []
+        assert regions_of(triton) == []
     finally:
         for process in (dead, living):
             process.kill()
@@ -135,11 +135,31 @@ def test_regions_of_a_server_that_was_started_anew_are_freed(models: Models) -> 
         process = holder(first)
         process.kill()
         process.wait()
-        assert len(own_regions()) == 3
+        assert len(regions_of(first)) == 3
         first.kill()
         with running(models.repository, ports(first)) as again, Client(again.grpc, "made", shared_memory="system", in_flight=1):
-            assert len(own_regions()) == 1
-    assert own_regions() == []
+            assert len(regions_of(first)) == 1
+    assert regions_of(first) == []
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("memory", ["none", "system"])
+def test_who_gives_up_on_the_way_does_not_hurt_the_server(triton: Server, models: Models, protocol: str, memory: Any) -> None:
+    """Not even by taking memory away that the server is about to write into."""
+    url = triton.grpc if protocol == "grpc" else f"http://{triton.http}"
+    images = {"images": np.zeros((3, 64, 96, 3), np.uint8)}
+    given_up = 0
+    for _ in range(5):
+        client = Client(url, "made", batch=3, in_flight=CONCURRENCY, shared_memory=memory)
+        with ThreadPoolExecutor(CONCURRENCY) as pool:
+            futures = [pool.submit(client.run, images) for _ in range(CONCURRENCY)]
+            futures[0].result()
+            client.close()
+        given_up += sum(future.exception() is not None for future in futures)
+    assert given_up > CONCURRENCY
+    with Client(url, "made", score_threshold=SCORE) as client:
+        assert_same(client.detect_all(pictures()), direct(models.made, pictures()))
+    assert regions_of(triton) == []
 
 
 # Many requests
@@ -230,4 +250,4 @@ def test_2000_mixed_requests_at_concurrency_16(models: Models) -> None:
     assert mix.wrong == []
     assert 150 < mix.refused - refused < 250
     assert max(growth.values()) < GROWTH, growth
-    assert own_regions() == []
+    assert regions_of(server) == []

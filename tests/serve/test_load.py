@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_client import own_regions, url
+from test_client import regions_of, url
 from triton_models import Models
 
 from cli import main
@@ -38,7 +38,7 @@ def test_levels_agree_with_what_the_server_counts(triton: Server, protocol: str,
         assert level.queue_ms + level.compute_ms < level.latency.p99
         rate = 1e3 * level.concurrency * batch / level.latency.p50
         assert level.infer_per_second == pytest.approx(rate, rel=0.6), "as many at once as it says"
-    assert own_regions() == []
+    assert regions_of(triton) == []
 
 
 def test_the_command_and_its_files(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

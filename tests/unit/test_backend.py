@@ -249,6 +249,25 @@ def test_a_model_that_fails_is_the_error_of_every_request(
     assert [response.error for response in found] == ["the GPU is gone", "score_threshold is 2; it must be between 0 and 1"]
 
 
+def test_a_picture_whose_results_are_no_numbers_is_the_error_of_its_request(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As damaged weights give them; the others in the batch are answered."""
+    model, _, _ = started(made, tmp_path, "jpeg")
+    run = model._runner.run
+
+    def damaged(inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        outputs = run(inputs)
+        outputs["boxes"][0, 0] = np.nan
+        return outputs
+
+    monkeypatch.setattr(model._runner, "run", damaged)
+    files = [np.array([[encoded(made_image(50, 60, i))]], object) for i in range(2)]
+    bad, good = model.execute([Request(image=file) for file in files])
+    assert bad.error and "boxes must be finite" in bad.error
+    assert good.error is None and good.arrays["num_detections"].item() > 0
+
+
 LETTERBOX = net(96, 64, letter_box=1) + conv(8, stride=2) + conv(16, stride=2) + head(nms_kind="diounms", beta_nms=0.6)
 
 

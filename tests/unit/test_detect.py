@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import sys
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -413,6 +415,73 @@ def test_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal:
     monkeypatch.setattr(sys, "stderr", stderr)
     assert len(list(detect_files(made_detector(), [tmp_path]))) == count
     assert (f"{count}/{count}" in stderr.getvalue()) is shown
+
+
+# Several at once
+
+
+class SlowNetwork(ColourNetwork):
+    """Takes its time, the longer the earlier it is asked, and counts how many ask at once."""
+
+    def __init__(self, info: DetectorInfo) -> None:
+        super().__init__(info)
+        self.at_once = self.most_at_once = self.asked = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        with self.lock:
+            self.at_once += 1
+            self.asked += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            wait = 0.08 - 0.01 * (self.asked % 8)
+        time.sleep(wait)
+        with self.lock:
+            self.at_once -= 1
+        return super().__call__(inputs)
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_several_calls_at_once_keep_their_order(tmp_path: Path, in_flight: int) -> None:
+    for i in range(20):
+        save(tmp_path / "in" / f"{i:02}.png", picture((10 * i, 30, 10 * i + 60, 90)))
+    save_video(tmp_path / "in" / "v.mp4", frames=9)
+    network = SlowNetwork(made_info(batch=(1, 1, 1)))
+    results = list(detect_files(Detector(network, network.info), [tmp_path / "in"], tmp_path / "out", in_flight))
+    assert network.most_at_once == in_flight
+    assert [r.path.name for r in results] == [f"{i:02}.png" for i in range(20)] + ["v.mp4"] * 9  # type: ignore[union-attr]
+    np.testing.assert_allclose([r.detections.boxes[0, 0] for r in results[:20]], range(0, 200, 10), atol=3)
+    assert [r.frame for r in results[20:]] == list(range(9))
+    assert len(files_in(tmp_path / "out")) == 21
+
+
+def test_who_stops_early_does_not_wait_for_what_is_under_way(tmp_path: Path) -> None:
+    for i in range(20):
+        save(tmp_path / f"{i:02}.png", picture())
+    info = made_info(batch=(1, 1, 1))
+    network, release = ColourNetwork(info), threading.Event()
+
+    def stuck(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if network.batches:
+            release.wait(10)
+        return network(inputs)
+
+    results = detect_files(Detector(stuck, info), [tmp_path], None, 2)
+    next(results)
+    started = time.monotonic()
+    results.close()
+    assert time.monotonic() - started < 1
+    release.set()
+
+
+def test_a_failure_of_one_of_several_is_told(tmp_path: Path) -> None:
+    for i in range(9):
+        save(tmp_path / f"{i}.png", picture())
+    (tmp_path / "5.png").write_text("no picture")
+    network = SlowNetwork(made_info(batch=(1, 1, 1)))
+    results = detect_files(Detector(network, network.info), [tmp_path], None, 3)
+    assert [next(results).path.name for _ in range(5)] == [f"{i}.png" for i in range(5)]  # type: ignore[union-attr]
+    with pytest.raises(DarktrtError, match=r"5\.png: is not a picture"):
+        next(results)
 
 
 # Video

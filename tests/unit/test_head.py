@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from onnx_file import load_model
 from plugins.ops import YoloDecode, op_from_node
 from surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
 from vision.boxes import nms
+from vision.detect import Detector
 
 ANCHORS = 3 * (4 * 6 + 8 * 12)
 
@@ -189,6 +191,48 @@ def check_image(found: dict[str, Array], i: int, expected: tuple[Array, Array, A
     for name, array in zip(("boxes", "scores", "classes"), expected, strict=True):
         np.testing.assert_array_equal(found[name][i, :count], array)
         assert not found[name][i, count:].any()
+
+
+def test_fixed_thresholds_are_no_inputs_and_give_the_same(made: Made) -> None:
+    fixed = made.operated(thresholds=(0.02, 0.3))
+    assert [tensor.name for tensor in fixed.graph.input] == ["images"]
+    info = load_info(fixed)
+    assert info.fixed_thresholds == (0.02, 0.3) and not info.takes_thresholds
+    images = {"images": batch_of_images(info, 3)}
+    found, expected = run(fixed, images), run(made.operated(), {**images, **thresholds(0.02, 0.3)})
+    assert expected["num_detections"].min() > 0
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+def load_info(model: onnx.ModelProto) -> DetectorInfo:
+    return DetectorInfo.from_json(next(p.value for p in model.metadata_props if p.key == METADATA_KEY), "model")
+
+
+def test_detecting_with_other_thresholds_than_the_fixed_ones_is_refused(made: Made) -> None:
+    info = load_info(made.operated(thresholds=(0.25, 0.3)))
+    with pytest.raises(DarktrtError, match=r"its thresholds are fixed at 0\.25 and 0\.3, not 0\.25 and 0\.45"):
+        Detector(lambda inputs: inputs, info)
+    assert Detector(lambda inputs: inputs, info, 0.25, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"head": "decode", "thresholds": (0.25, 0.45)}, "--thresholds are of NMS, and a model of --head decode has none"),
+        ({"thresholds": (0.25, 1.45)}, r"--thresholds are 0\.25 and 1\.45; both must be between 0 and 1"),
+    ],
+)
+def test_thresholds_that_cannot_be_fixed(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(DarktrtError, match=said):
+        SurgeryOptions(**options)
+
+
+@pytest.mark.parametrize("value", [[0.1], [0.1, 2], ["a", 0.1], 0.3])
+def test_damaged_fixed_thresholds_in_the_metadata(made: Made, value: Any) -> None:
+    text = made.info.to_json().replace('"fixed_thresholds": null', f'"fixed_thresholds": {json.dumps(value)}')
+    with pytest.raises(DarktrtError, match=r"metadata is damaged .*thresholds"):
+        DetectorInfo.from_json(text, "made.onnx")
 
 
 def test_limits_of_candidates_and_detections(made: Made) -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from darktrt import DarktrtError, ResizePolicy
-from vision.images import letterbox_size, preprocess, read_image, resize
+from vision.images import decode_image, letterbox_size, preprocess, read_image, resize
 
 F = np.float32
 
@@ -321,10 +321,20 @@ def bomb() -> bytes:
 def test_what_is_no_whole_picture_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "bad.jpg"
     file.write_bytes(content)
-    with pytest.raises(DarktrtError, match=said) as caught:
-        read_image(file)
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
+    for read in (lambda: read_image(file), lambda: decode_image(content, str(file), 1_000_000)):
+        with pytest.raises(DarktrtError, match=said) as caught:
+            read()
+        assert str(file) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_picture_in_memory_is_that_of_the_file(tmp_path: Path) -> None:
+    content = encoded("JPEG")
+    (tmp_path / "a.jpg").write_bytes(content)
+    expected = read_image(tmp_path / "a.jpg")
+    np.testing.assert_array_equal(decode_image(content, "a.jpg", expected[:, :, 0].size), expected)
+    with pytest.raises(DarktrtError, match=r"upload 3: has \d+x\d+ pixels, more than 9; scale it down first"):
+        decode_image(content, "upload 3", 9)
 
 
 def test_float_pixels_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from test_load import served
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
 from serve.lanes import Lane, SharedMemory
 from serve.served import ServedModel
-from serve.shared_memory import FOLDER, PREFIX
+from serve.shared_memory import FOLDER, prefix_of
 from serve.transport import Place, RegionLostError, TimedOutError
 from vision.detect import Arrays
 
@@ -30,7 +31,7 @@ class Answer:
 class Standing:
     """Stands for the transport and the server behind it, which sees shared memory as the kernel shows it."""
 
-    endpoint = "grpc://made:1"
+    endpoint = f"grpc://lanes-{os.getpid()}:1"
 
     def __init__(self, answer: Callable[[Arrays], Arrays]) -> None:
         self.answer = answer
@@ -97,7 +98,7 @@ def run(made: Lane, server: Standing, given: Arrays) -> Arrays:
 def close(made: Lane, server: Standing) -> None:
     asyncio.run(made.close(server))  # type: ignore[arg-type]
     assert server.registered == []
-    assert not list(FOLDER.glob(f"{PREFIX}*"))
+    assert not list(FOLDER.glob(f"{prefix_of(Standing.endpoint)}*"))
 
 
 @pytest.mark.parametrize("kind", ["none", "system"])

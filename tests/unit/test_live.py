@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 import threading
 import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
+from streams import RtspServer, TcpServer, transport_stream
 from test_detect import Detector, made_detector, made_info, picture, save_video
 
 from darktrt import DarktrtError
@@ -23,70 +21,13 @@ TEST_PICTURE = LiveSource("testsrc=size=160x120:rate=30,realtime", "lavfi")
 """Endless, 30 frames a second."""
 
 
-def transport_stream(folder: Path, frames: int) -> bytes:
-    """An MPEG transport stream with a blue rectangle."""
-    path = folder / "a.ts"
-    with av.open(str(path), "w", format="mpegts") as container:
-        video = container.add_stream("libx264", rate=25, options={"tune": "zerolatency", "g": "5"})
-        video.width, video.height, video.pix_fmt = 160, 120, "yuv420p"
-        for i in range(frames):
-            image = picture((10 + i, 30, 60 + i, 90), 2, (120, 160))
-            container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(video.encode())
-    return path.read_bytes()
-
-
-class RtspServer:
-    """As little of RTSP as FFmpeg needs: one stream, packets in the control connection."""
-
-    PACKET = 7 * 188
-
-    def __init__(self, content: bytes, seconds: float) -> None:
-        self.content, self.seconds = content, seconds
-        self.asked: list[str] = []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"rtsp://user:secret@127.0.0.1:{self.listener.getsockname()[1]}/stream1"
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self) -> None:
-        connection, _ = self.listener.accept()
-        reader = connection.makefile("rb")
-        while request := reader.readline().decode().strip():
-            method = request.split()[0]
-            self.asked.append(method)
-            headers = dict(line.split(": ", 1) for line in iter(lambda: reader.readline().decode().strip(), ""))
-            connection.sendall(self.answer(method, headers).encode())
-            if method == "PLAY":
-                self.play(connection)
-                return
-
-    def answer(self, method: str, headers: dict[str, str]) -> str:
-        description = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=made\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:track1\r\n"
-        extra = {
-            "OPTIONS": "Public: OPTIONS, DESCRIBE, SETUP, PLAY, TEARDOWN\r\n",
-            "DESCRIBE": f"Content-Type: application/sdp\r\nContent-Length: {len(description)}\r\n",
-            "SETUP": f"Session: 1\r\nTransport: {headers.get('Transport', '')}\r\n",
-        }.get(method, "Session: 1\r\n")
-        return f"RTSP/1.0 200 OK\r\nCSeq: {headers['CSeq']}\r\n{extra}\r\n{description if method == 'DESCRIBE' else ''}"
-
-    def play(self, connection: socket.socket) -> None:
-        packets = [self.content[i : i + self.PACKET] for i in range(0, len(self.content), self.PACKET)]
-        for number, packet in enumerate(packets):
-            rtp = struct.pack(">BBHII", 0x80, 33, number, number * 900, 1) + packet
-            connection.sendall(struct.pack(">cBH", b"$", 0, len(rtp)) + rtp)
-            time.sleep(self.seconds / len(packets))
-        connection.close()
-
-
-class TcpServer:
-    def __init__(self, content: bytes) -> None:
-        listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        threading.Thread(target=lambda: listener.accept()[0].sendall(content), daemon=True).start()
+def blue(frames: int) -> Iterator[np.ndarray]:
+    """A blue rectangle that moves."""
+    return (picture((10 + i, 30, 60 + i, 90), 2, (120, 160)) for i in range(frames))
 
 
 def test_an_rtsp_stream(tmp_path: Path) -> None:
-    server = RtspServer(transport_stream(tmp_path, 40), seconds=1)
+    server = RtspServer(transport_stream(tmp_path, blue(40)), seconds=1)
     results = list(detect_live(made_detector(), stream(server.url), tmp_path / "out.mp4"))
     assert server.asked[:4] == ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"]
     numbers = [one.frame for one in results]
@@ -100,7 +41,7 @@ def test_an_rtsp_stream(tmp_path: Path) -> None:
 
 
 def test_a_stream_that_stops_is_the_end(tmp_path: Path) -> None:
-    server = TcpServer(transport_stream(tmp_path, 12))
+    server = TcpServer(transport_stream(tmp_path, blue(12)))
     assert list(detect_live(made_detector(), stream(server.url)))[-1].frame is not None
 
 
@@ -150,6 +91,7 @@ def test_who_stops_listening_leaves_nothing(tmp_path: Path) -> None:
         (lambda folder: stream("camera/stream"), "is no URL of a stream"),
         (lambda folder: stream("rtsp://"), "is no URL of a stream"),
         (lambda folder: list(detect_live(made_detector(), stream("rtsp://a:b@127.0.0.1:9/x"))), "rtsp://127.0.0.1:9/x: cannot"),
+        (lambda folder: detect_live(made_detector(), TEST_PICTURE, limit=0), "the limit is 0 frames"),
         (lambda folder: detect_live(made_detector(), TEST_PICTURE, folder / "a.avi"), "name an .mp4 file"),
         (lambda folder: detect_live(made_detector(), TEST_PICTURE, folder / "none" / "a.mp4"), "does the folder exist"),
         (lambda folder: list(detect_live(made_detector(), camera(str(save_video(folder / "v.mp4"))))), "v.mp4: cannot be read"),

@@ -5,7 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,7 @@ import pytest
 from test_detect import made_info
 
 from darktrt import DarktrtError
-from serve import perf_analyzer
+from serve import load, perf_analyzer
 from serve.load import Level, LoadOptions, LoadReport, make_requests, side_by_side
 from serve.load_worker import Latency, Task
 from serve.served import ServedModel, ServedTensor
@@ -95,6 +100,14 @@ def test_requests_are_what_the_client_would_send(tmp_path: Path) -> None:
     assert request["image"].tolist() == [[b"no picture, but sent as it is"]] * 2
 
 
+def test_pictures_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match=r"none\.jpg: cannot be read"):
+        make_requests(served(), LoadOptions(pictures=(tmp_path / "none.jpg",)))
+    (tmp_path / "a.jpg").write_text("no picture")
+    with pytest.raises(DarktrtError, match="a picture to ask about"):
+        make_requests(served(), LoadOptions(pictures=(tmp_path / "a.jpg",)))
+
+
 # perf_analyzer
 
 STAND_IN = """#!/bin/sh
@@ -167,3 +180,45 @@ def test_a_perf_analyzer_that_does_not_start_is_none(program: Path, monkeypatch:
     assert perf_analyzer.find() == str(program)
     program.write_text("#!/bin/sh\necho 'GLIBC_2.38 not found' >&2\nexit 1\n")
     assert perf_analyzer.find() is None
+
+
+# The GPU
+
+
+def test_how_busy_the_gpus_are_is_asked_here_or_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '37\\n80\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(load, "_SAMPLE_SECONDS", 0.01)
+    with metrics_server('nv_gpu_utilization{gpu_uuid="a"} 0.25\nnv_gpu_utilization{gpu_uuid="b"} 0.5\n') as url:
+        assert busy("localhost", url) == 80, "nvidia-smi sees the server's machine"
+        assert busy("gpu-box", url) == 50
+        smi.unlink()
+        assert busy("127.0.0.1", url) == 50
+    with metrics_server("# nothing of GPUs\n") as url:
+        assert busy("localhost", url) is None
+    assert busy("localhost", url) is None, "nobody answers"
+
+
+def busy(host: str, url: str) -> float | None:
+    with load._Utilisation(host, url) as utilisation:
+        time.sleep(0.3)
+    return utilisation.percent()
+
+
+@contextmanager
+def metrics_server(text: str) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+        server.shutdown()

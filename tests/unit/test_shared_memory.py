@@ -19,14 +19,16 @@ import pytest
 
 from darktrt import DarktrtError
 from serve import shared_memory
-from serve.shared_memory import FOLDER, PREFIX, CudaMemory, SystemMemory, free_abandoned, layout, make_memory
+from serve.shared_memory import FOLDER, PREFIX, CudaMemory, SystemMemory, free_abandoned, layout, make_memory, prefix_of
 from serve.transport import Place
 
 
 class Register:
     """Stands for a server that knows regions by name."""
 
-    def __init__(self, endpoint: str = "grpc://made:1") -> None:
+    usual = f"grpc://made-{os.getpid()}:1"
+
+    def __init__(self, endpoint: str = usual) -> None:
         self.endpoint = endpoint
         self.known: dict[str, dict[str, Any]] = {"system": {}, "cuda": {}}
 
@@ -45,9 +47,8 @@ class Register:
 
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Iterator[None]:
-    before = set(FOLDER.iterdir())
     yield
-    assert {path for path in set(FOLDER.iterdir()) - before if PREFIX in path.name} == set()
+    assert [*FOLDER.glob(f"*{prefix_of(Register.usual)}*")] == []
 
 
 def test_what_is_written_is_there_for_others() -> None:

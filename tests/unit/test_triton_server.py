@@ -14,11 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import Made, files_in
+from helpers import Made, files_in, free_ports
 from test_repository import write_library, write_plan
 
 from cli import main
 from darktrt import DarktrtError, DetectorInfo
+from engine.manifest import read_plan_manifest
 from serve import server
 from serve.config import ConfigOptions
 from serve.containers import NEWEST, TENSORRT, container_for, docker_command
@@ -68,11 +69,7 @@ def stand_in(tmp_path: Path) -> MakeProgram:
 @pytest.fixture
 def options() -> StartOptions:
     """On ports that are free."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return StartOptions("127.0.0.1", *ports)
+    return StartOptions("127.0.0.1", *free_ports(3))
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +230,9 @@ def test_docker_is_only_told(repository: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(server, "program_on_path", lambda: None)
     monkeypatch.setattr(server, "docker_runs", lambda: True)
     assert main(["serve", "start", str(repository)]) == 0
-    assert capsys.readouterr().out.startswith("docker run --rm --gpus all --shm-size=1g -p=127.0.0.1:8000:8000 ")
+    assert capsys.readouterr().out.startswith(
+        "docker run --rm --gpus all --shm-size=1g --ulimit=stack=1073741824 -p=127.0.0.1:8000:8000 "
+    )
 
 
 def test_programs_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,29 +269,34 @@ def test_a_package_that_cannot_be_installed(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("target", "release", "exact"),
+    ("target", "release", "loads", "loads_compatible"),
     [
-        ("TensorRT 8.6.1", "24.01", True),
-        ("TensorRT 8.6.0", "24.01", False),
-        ("TensorRT 8.6.2", "24.04", False),
-        ("TensorRT 8.6.9", "24.04", False),
-        ("TensorRT 10.3.0", "24.08", True),
-        ("TensorRT 10.12.0", "25.08", False),
-        ("TensorRT 10.99.0", "25.12", False),
+        ("TensorRT 8.6.1", "24.01", True, True),
+        ("TensorRT 8.6.0", "24.01", False, True),
+        ("TensorRT 8.6.2", "24.04", False, True),
+        ("TensorRT 8.6.9", "24.04", False, False),
+        ("TensorRT 10.3.0", "24.08", True, True),
+        ("TensorRT 10.12.0", "25.08", False, True),
+        ("TensorRT 10.99.0", "25.12", False, False),
     ],
 )
-def test_the_container_with_a_tensorrt_or_the_nearest(target: str, release: str, exact: bool) -> None:
-    found = container_for(target)
-    assert (found.release, found.exact, found.tag) == (release, exact, f"nvcr.io/nvidia/tritonserver:{release}-py3")
+def test_the_container_with_a_tensorrt_or_the_nearest(
+    made: Made, tmp_path: Path, target: str, release: str, loads: bool, loads_compatible: bool
+) -> None:
+    manifest = read_plan_manifest(write_plan(tmp_path, served(made), target=target))
+    found = container_for(manifest)
+    assert (found.release, found.loads, found.tag) == (release, loads, f"nvcr.io/nvidia/tritonserver:{release}-py3")
+    assert container_for(replace(manifest, version_compatible=True)).loads == loads_compatible
 
 
 def test_the_table_of_containers_goes_up() -> None:
     assert list(TENSORRT) == sorted(TENSORRT) and list(TENSORRT.values()) == sorted(TENSORRT.values())
 
 
-def test_plans_that_no_triton_loads() -> None:
+def test_plans_that_no_triton_loads(made: Made, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, served(made), target="TensorRT for RTX 1.3.0")
     with pytest.raises(DarktrtError, match=r"of TensorRT for RTX 1\.3\.0, which no Triton loads; serve its ONNX file"):
-        container_for("TensorRT for RTX 1.3.0")
+        container_for(read_plan_manifest(plan))
 
 
 def test_docker_commands(made: Made, tmp_path: Path) -> None:
@@ -304,7 +308,8 @@ def test_docker_commands(made: Made, tmp_path: Path) -> None:
         write_repository(plan, models, ConfigOptions("tensorrt_plan"), name, plugins=library)
     command = docker_command(models, StartOptions(address="10.0.0.1"))
     assert command.warnings == () and str(command) == (
-        "docker run --rm --gpus all --shm-size=1g -p=10.0.0.1:8000:8000 -p=10.0.0.1:8001:8001 -p=10.0.0.1:8002:8002 "
+        "docker run --rm --gpus all --shm-size=1g --ulimit=stack=1073741824 "
+        "-p=10.0.0.1:8000:8000 -p=10.0.0.1:8001:8001 -p=10.0.0.1:8002:8002 "
         f"-v='{models}:/models:ro' nvcr.io/nvidia/tritonserver:24.08-py3 tritonserver --model-repository=/models "
         "--http-address=0.0.0.0 --http-port=8000 --grpc-address=0.0.0.0 --grpc-port=8001 --metrics-address=0.0.0.0 "
         "--metrics-port=8002 --exit-timeout-secs=10 --model-control-mode=none "
@@ -323,6 +328,13 @@ def test_docker_commands_of_the_python_kind(made: Made, tmp_path: Path) -> None:
         f"made: no container up to {NEWEST} carries TensorRT 8.6.0; nearest is nvcr.io/nvidia/tritonserver:24.01-py3 with "
         "TensorRT 8.6.1, in which the plan must be built again, for TensorRT loads the plans of its own version alone",
     )
+
+
+def test_plans_for_later_versions_need_an_option(made: Made, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, served(made), target="TensorRT 10.12.0", version_compatible=True)
+    write_repository(plan, tmp_path / "models", ConfigOptions("tensorrt_plan"), "made")
+    command = docker_command(tmp_path / "models", StartOptions())
+    assert command.words[-1] == "--backend-config=tensorrt,version-compatible=true" and not command.warnings
 
 
 def test_plans_of_two_tensorrts_need_two_servers(made: Made, tmp_path: Path) -> None:
