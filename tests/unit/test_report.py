@@ -121,6 +121,17 @@ def test_names_cannot_break_the_page(labelled: Path, folder: Path) -> None:
     assert "| <script>alert(1)</script>\\|x |" in Path("report/report.md").read_text()
 
 
+def test_the_page_begins_with_a_verdict(report: Path) -> None:
+    values = figures(report)
+    reference, onnx, half, engine = (variant(values, name) for name in ("PyTorch", "ONNX", "ONNX as FP16", "INT8 engine"))
+    ap, most = reference["accuracy"]["ap"], max(abs(onnx["drop"]), abs(half["drop"]))
+    assert most <= 0.005 < engine["drop"]
+    for name in ("index.html", "report.md"):
+        text = (report / name).read_text()
+        assert f"ONNX and ONNX as FP16 keep the AP of PyTorch, {ap:.4f}, to within {most:.4f}." in text
+        assert f"INT8 engine loses {engine['drop']:.4f} AP, {engine['drop'] / ap:.1%} of what PyTorch has." in text
+
+
 # --- calibration ---
 
 
