@@ -9,6 +9,7 @@ WEIGHTS   ?=
 NAMES     ?=
 DATA      ?=
 MAX_DROP  ?=
+CALIBRATE_ON ?=
 EVAL      ?=
 FOUND     ?=
 HEAD      ?= nms
@@ -31,6 +32,7 @@ WEIGHTS_FILE := $(if $(CFG),$(WEIGHTS),$(DIR)/$(MODEL).weights)
 PLAN := $(DIR)/$(PRECISION).plan
 CHECKED_PLAN := $(if $(wildcard /dev/nvidia0),$(PLAN))
 DARKTRT := $(VENV)/bin/darktrt
+STUBS := $(VENV)/stubs
 LIBRARY := $(OUT)/libdarktrt_plugins.so
 # full TensorRT takes the custom nodes from it
 PLUGINS := $(if $(filter trt,$(TENSORRT)),$(if $(filter-out raw-native,$(HEAD)-$(MISH)),$(LIBRARY)))
@@ -38,7 +40,9 @@ PLUGINS := $(if $(filter trt,$(TENSORRT)),$(if $(filter-out raw-native,$(HEAD)-$
 CONVERT_OPTIONS := $(if $(SIZE),--size $(SIZE)) --batch $(BATCH) $(if $(NAMES),--names $(NAMES))
 CALIB_OPTIONS   := $(DATA)
 ENGINE_OPTIONS   = $(if $(PLUGINS),--plugins $(PLUGINS))
-INT8_OPTIONS     = $(if $(MAX_DROP),--max-drop $(MAX_DROP) --eval $(EVAL_DATA))
+INT8_OPTIONS     = $(if $(ON_GPU),--calibrate-on gpu --data $(CALIB_DATA),--table $(DIR)/calibration.table) $(if $(MAX_DROP),--max-drop \
+    $(MAX_DROP) --eval $(EVAL_DATA))
+ON_GPU := $(filter gpu,$(CALIBRATE_ON))
 SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH)
 
 ifneq ($(CFG),)
@@ -58,6 +62,7 @@ help: ## list targets and variables
 	@echo '  CFG=$(CFG) WEIGHTS=$(WEIGHTS) NAMES=$(NAMES)    a network of your own instead: darknet files and class names'
 	@echo '  PRECISION=$(PRECISION)    fp16, fp32 or int8'
 	@echo '  DATA=$(DATA)    pictures to calibrate INT8 on: folders, lists, COCO json files, patterns (without: samples, to try it)'
+	@echo '  CALIBRATE_ON=$(CALIBRATE_ON)    gpu: the scales of TensorRT'"'"'s own calibration on DATA, with TENSORRT=trt'
 	@echo '  MAX_DROP=$(MAX_DROP)    with int8, the largest loss of mAP, such as 0.005: the worst layers stay in FP16 until it holds'
 	@echo '  EVAL=$(EVAL)    what to measure that, and the report, on: a COCO json with annotations, or darknet label files (without: DATA)'
 	@echo '  FOUND=$(FOUND)    for report, what engines found elsewhere: files of darktrt check map --save-detections'
@@ -76,7 +81,7 @@ help: ## list targets and variables
 engine: $(PLAN) ## everything: get a network, convert, operate, build an engine
 	@echo
 	@echo 'Engine:   $(PLAN) (manifest: $(DIR)/$(PRECISION).json)'
-	@$(if $(filter int8,$(PRECISION)),sed -n 's/^warning: */Scales:   /p' $(DIR)/calibration.txt)
+	@$(if $(filter int8,$(PRECISION)),$(if $(ON_GPU),:,sed -n 's/^warning: */Scales:   /p' $(DIR)/calibration.txt))
 	@echo 'Try it:   $(DARKTRT) detect docs/astronaut.jpg --model $(DIR)/portable.onnx -o out.jpg'
 	@echo 'Look in:  $(DARKTRT) inspect $(PLAN)'
 
@@ -102,10 +107,10 @@ venv: $(VENV)/.installed-$(TENSORRT) ## set up the virtual environment
 test: $(VENV)/.installed-dev ## run the tests
 	$(VENV)/bin/python -m pytest
 
-lint: $(VENV)/.installed-dev ## run ruff and mypy
+lint: $(VENV)/.installed-dev $(STUBS) ## run ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	MYPYPATH=$(STUBS) $(VENV)/bin/mypy
 
 clean: ## remove results, not the virtual environment
 	rm -rf $(OUT)
@@ -120,6 +125,13 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# TensorRT's types, without the TensorRT that the package asks for; what the generator of the stubs got wrong is mended
+$(STUBS): constraints.txt | $(VENV)/bin/python
+	@rm -rf $@
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt --target $@ tensorrt-stubs
+	@sed -i 's/\bin: list/in_: list/; s/= None, channel_axis: int)/= None, channel_axis: int = 0)/' $@/tensorrt_bindings/tensorrt.pyi
 	@touch $@
 
 # --- the plugin library; its own makefile knows what is to be done ---
@@ -155,10 +167,11 @@ $(DIR)/calibration.table: $(DIR)/portable.onnx $(if $(DATA),$(DIR)/CALIB.options
 
 EVAL_DATA = $(or $(EVAL),$(CALIB_DATA))
 
-$(DIR)/int8.plan: $(DIR)/portable.onnx $(DIR)/calibration.table $(DIR)/INT8.options $(PLUGINS) $(wildcard engine/*.py) \
-    $(if $(MAX_DROP),$(wildcard check/*.py))
+$(DIR)/int8.plan: $(DIR)/portable.onnx $(if $(ON_GPU),,$(DIR)/calibration.table) $(DIR)/INT8.options $(PLUGINS) \
+    $(wildcard engine/*.py) $(if $(MAX_DROP),$(wildcard check/*.py))
 	@test -z '$(MAX_DROP)' || test -n '$(EVAL_DATA)' || { echo 'MAX_DROP is measured on pictures: make ... EVAL=val.json'; exit 1; }
-	$(DARKTRT) engine $< --precision int8 --table $(DIR)/calibration.table $(INT8_OPTIONS) $(ENGINE_OPTIONS) -o $@
+	@test -z '$(ON_GPU)' || test -n '$(CALIB_DATA)' || { echo 'TensorRT calibrates on pictures: make ... DATA=path/to/pictures'; exit 1; }
+	$(DARKTRT) engine $< --precision int8 $(INT8_OPTIONS) $(ENGINE_OPTIONS) -o $@
 
 $(DIR)/%.plan: $(DIR)/portable.onnx $(PLUGINS) $(wildcard engine/*.py)
 	$(DARKTRT) engine $< --precision $* $(ENGINE_OPTIONS) -o $@

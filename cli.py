@@ -8,14 +8,15 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, closing
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darktrt import DarktrtError, __version__, atomic_output, check_writable, keep_inputs
+from darktrt import DarktrtError, __version__, atomic_output, check_outputs, check_writable, keep_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,11 +29,18 @@ if TYPE_CHECKING:
     from check.found import Found
     from check.labels import Truth
     from check.results import Subject
+    from engine.build import BuildOptions
+    from engine.profile import LayerReport
+    from engine.weak import GpuCalibration
+    from serve.client import Client
+    from serve.load import LoadOptions, LoadReport
+    from serve.transport import Endpoint
     from surgery.qdq import Calibration
+    from vision.detect import FileResult
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_SENSITIVITY = "calib sensitivity"
+_SENSITIVITY, _ENGINE_INSPECT = "calib sensitivity", "engine inspect"
 _SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
 
 
@@ -62,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments; ``calib sensitivity`` is a command of two words, with options of its own."""
+    """The arguments; some commands are of two words, with options of their own."""
     words = list(arguments)
-    if words[:2] == _SENSITIVITY.split():
-        words[:2] = [_SENSITIVITY]
+    if " ".join(words[:2]) in (_SENSITIVITY, _ENGINE_INSPECT):
+        words[:2] = [" ".join(words[:2])]
     return _parser().parse_args(words)
 
 
@@ -77,8 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine)
-    for add in (*stages, _add_check, _add_detect, _add_bench, _add_inspect, _add_doctor):
+    stages = (_add_fetch, _add_convert, _add_surgery, _add_calib, _add_sensitivity, _add_engine, _add_engine_inspect)
+    serving = (_add_serve, _add_client, _add_load)
+    for add in (*stages, _add_check, _add_detect, *serving, _add_bench, _add_rival, _add_inspect, _add_doctor):
         add(commands)
     return parser
 
@@ -193,6 +202,8 @@ def _add_surgery(commands: _Commands) -> None:
         metavar="K",
         help="best boxes that NMS looks at (default: 1000, at most 3840)",
     )
+    fixed = "fix both in the model, say 0.25 0.45, as Triton's batching of TensorRT and ONNX Runtime needs (default: inputs)"
+    parser.add_argument("--thresholds", type=float, nargs=2, metavar=("SCORE", "IOU"), help=fixed)
     parser.add_argument("--qdq", action="store_true", help="quantize with Q/DQ nodes, by the scales of --table")
     _add_calibration(parser)
     parser.set_defaults(run=_surgery)
@@ -211,6 +222,7 @@ def _surgery(args: argparse.Namespace) -> None:
         args.max_candidates,
         args.max_detections,
         _calibration(args.table, args.keep) if args.qdq else None,
+        tuple(args.thresholds) if args.thresholds else None,
     )
     report = operate_file(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced{f' by {args.activation}' if args.activation else ''}"
@@ -237,7 +249,10 @@ def _add_calib(commands: _Commands) -> None:
     data = "folders, lists, COCO json files, patterns (default: two sample pictures, to try it out); with merge: .npz files"
     # nargs="*" would take no DATA in 'calib ONNX -o TABLE DATA'
     parser.add_argument("data", metavar="DATA", nargs="+", default=[], help=data).required = False
-    beside = "table to write; beside it go a summary (.txt), .cache for trtexec, histograms (.npz) and means (.shifts.npz)"
+    beside = (
+        "table to write; beside it go a summary (.txt), .cache for trtexec, histograms (.npz), means (.shifts.npz) and what to "
+        "keep in floating point (.kept.json)"
+    )
     parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
     parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
@@ -249,6 +264,11 @@ def _add_calib(commands: _Commands) -> None:
     parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
     bias = "pictures on which a second pass measures how to correct biases; 0 leaves them (default: 64)"
     parser.add_argument("--bias-images", type=int, default=64, metavar="N", help=bias)
+    kept = (
+        "pictures on which a third pass measures which convolutions to keep in floating point, for they would add twice their "
+        "share of INT8's noise or more; 0 keeps the first and those of the heads alone (default: 8)"
+    )
+    parser.add_argument("--keep-images", type=int, default=8, metavar="N", help=kept)
     parser.add_argument("--resume", action="store_true", help="go on from the histograms that an interrupted run left")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read, and list them")
     parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
@@ -262,8 +282,9 @@ def _calib(args: argparse.Namespace) -> None:
 
     if not 0 < args.percentile <= 100:
         raise DarktrtError(f"--percentile {args.percentile:g}: it must be above 0 and at most 100")
-    if args.bias_images < 0:
-        raise DarktrtError(f"--bias-images {args.bias_images}: it must be at least 0")
+    for option, number in (("--bias-images", args.bias_images), ("--keep-images", args.keep_images)):
+        if number < 0:
+            raise DarktrtError(f"{option} {number}: it must be at least 0")
     outputs = Outputs(Path(args.output), Path(args.plot) if args.plot else None)
     outputs.check([args.model, *map(path_of, args.data)])
     histograms, about = (_merge if args.model == "merge" else _calibrate)(args, outputs)
@@ -274,9 +295,9 @@ def _calib(args: argparse.Namespace) -> None:
     }
     choices = joined(choices, histograms.groups)
     save(histograms, choices, outputs, about)
-    if args.bias_images and args.model != "merge":
-        _measure_shifts(args, histograms, {name: choice.scale for name, choice in choices.items()})
     print(summary_table(histograms, choices))
+    if args.model != "merge":
+        _measure_more(args, histograms, {name: choice.scale for name, choice in choices.items()}, outputs)
     for skipped in histograms.skipped:
         print(f"skipped: {skipped}", file=sys.stderr)
     print(f"{args.output}: scales of {len(choices)} tensors from {len(histograms.images)} pictures")
@@ -313,15 +334,29 @@ def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet
     return histograms, about
 
 
-def _measure_shifts(args: argparse.Namespace, histograms: HistogramSet, scales: dict[str, np.float32]) -> None:
+def _measure_more(args: argparse.Namespace, histograms: HistogramSet, scales: dict[str, np.float32], outputs: Outputs) -> None:
+    """What is measured with the table: how to correct biases, and what to keep in floating point."""
     from calib.collect import measure_shifts
     from calib.data import find_images
+    from calib.kept import save_kept
+    from calib.report import add_to_summary
     from calib.shifts import save_shifts
+    from check.sensitivity import find_kept
+    from onnx_file import load_model
 
     counted = [path for path in map(Path, histograms.images.values()) if path.is_file()]
     paths = counted or find_images(args.data, args.limit, args.seed)  # merged histograms name the paths of other machines
-    some = paths[:: -(-len(paths) // args.bias_images)]
-    save_shifts(measure_shifts(args.model, some, scales, args.batch), args.output)
+    if args.bias_images:
+        save_shifts(measure_shifts(args.model, _some(paths, args.bias_images), scales, args.batch), args.output)
+    if args.keep_images and load_model(args.model)[1].head != "raw":
+        kept = find_kept(args.model, _some(paths, args.keep_images), _calibration(args.output))
+        save_kept(kept, args.output)
+        add_to_summary(str(kept), outputs)
+        print(f"\n{kept}")
+
+
+def _some(paths: list[Path], number: int) -> list[Path]:
+    return paths[:: -(-len(paths) // number)]
 
 
 def _samples(folder: Path) -> list[Path]:
@@ -360,10 +395,13 @@ def _add_sensitivity(commands: _Commands) -> None:
 
 def _sensitivity(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from check.sensitivity import check_outputs, plot, save_json, sensitivity
+    from check.sensitivity import plot, save_json, sensitivity
+    from vision.charts import check_drawable
 
     inputs = [args.model, args.table, *map(path_of, args.data), *([path_of(args.map)] if args.map else [])]
-    check_outputs(args.json, args.plot, inputs)
+    check_outputs([args.json, args.plot], inputs)
+    if args.plot:
+        check_drawable(args.plot)
     found = sensitivity(args.model, args.data, _calibration(args.table), args.limit, args.seed, args.map)
     print(found.to_table(), flush=True)
     if args.json:
@@ -382,6 +420,9 @@ def _add_engine(commands: _Commands) -> None:
         "darktrt engine portable.onnx -o model.plan --precision fp32 --target rtx",
         "darktrt engine portable.onnx -o model.plan --precision int8 --table calibration.table",
         "darktrt engine portable.onnx -o model.plan --precision int8 --table my.table --max-drop 0.005 --eval val.json",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --calibrate-on gpu --data photos/",
+        "darktrt engine portable.onnx -o model.plan --batch 1,4,16 --workspace 2048 --optimization-level 5",
+        "darktrt engine inspect --help",
     )
     parser.add_argument("source", metavar="ONNX", help="what 'darktrt surgery' wrote")
     parser.add_argument(
@@ -403,13 +444,40 @@ def _add_engine(commands: _Commands) -> None:
     parser.add_argument(
         "--optimization-level", type=int, choices=range(6), metavar="N", help="0 to 5: how long to look for fast kernels"
     )
-    parser.add_argument("--timing-cache", metavar="FILE", help="keep measured times here, which makes later builds shorter")
+    gpu = "table: scales of --table; gpu: TensorRT's own entropy calibration on --data, full TensorRT to 10 (default: table)"
+    parser.add_argument("--calibrate-on", choices=["table", "gpu"], default="table", help=gpu)
+    pictures = "with --calibrate-on gpu: folders, lists, COCO json files, patterns"
+    parser.add_argument("--data", nargs="+", metavar="DATA", help=pictures)
+    parser.add_argument("--data-limit", type=int, metavar="N", help="use a random sample of N pictures of it")
+    batch = "least, usual and largest batch of a model with a dynamic one (default: the model's)"
+    parser.add_argument("--batch", metavar="MIN,OPT,MAX", help=batch)
+    workspace = "most GPU memory for intermediate results of a layer (default: all there is)"
+    parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace)
+    cache = (
+        "keep measured times here, which makes later builds shorter; none for nowhere (default: a file under ~/.cache/darktrt)"
+    )
+    parser.add_argument("--timing-cache", metavar="FILE", help=cache)
+    parser.add_argument("--no-tf32", action="store_true", help="FP32 with all its 24 bits, slower on GPUs that have TF32")
+    strong = "TensorRT 10: types and Q/DQ nodes in the file decide, as in TensorRT 11, and not the builder"
+    parser.add_argument("--strongly-typed", action="store_true", help=strong)
+    ampere = "an engine for every GPU of compute capability 8.0 or more, slower"
+    parser.add_argument("--hardware-compatible", action="store_true", help=ampere)
+    versions = "an engine for later versions of the same major version of TensorRT too"
+    parser.add_argument("--version-compatible", action="store_true", help=versions)
+    verbosity = (
+        "what the engine tells of its layers, for 'engine inspect' and the count of INT8 convolutions (default: detailed)"
+    )
+    levels = ["detailed", "layer_names_only", "none"]
+    parser.add_argument("--verbosity", choices=levels, default="detailed", help=verbosity)
     parser.add_argument(
         "--tactic-sources",
         metavar="+LIB,-LIB",
         help="libraries to add or leave out, as trtexec has it: --tactic-sources=-CUDNN,-CUBLAS,-CUBLAS_LT",
     )
-    library = "plugin library (default: what DARKTRT_PLUGINS names, else what 'make plugins' built, if custom nodes need one)"
+    library = (
+        "plugin library (default: what DARKTRT_PLUGINS names, else what 'make plugins' built, if custom nodes need one); "
+        "none for standard ops in place of custom nodes"
+    )
     parser.add_argument("--plugins", metavar="LIBRARY", help=library)
     parser.set_defaults(run=_engine)
 
@@ -418,26 +486,39 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", metavar="TABLE", help="calibration table of 'darktrt calib', or a TensorRT calibration cache"
     )
-    keep = "convolutions to keep in floating point, by node name (default: the first, and those of the heads)"
+    keep = (
+        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib' left beside the table; "
+        "without such a file the first, and those of the heads)"
+    )
     parser.add_argument("--keep", metavar="NAME,...", help=keep)
 
 
 def _engine(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from engine.build import BuildOptions, build_file, check_files
+    from engine.build import build_file, cache_path, check_files
     from engine.layers import summary
 
     budget_options = args.max_drop is not None, args.eval is not None
     if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
         raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
-    options = BuildOptions(args.tactic_sources, args.optimization_level, args.timing_cache)
-    check_files(args.output, options, args.source, args.table, args.plugins, *map(path_of, args.eval or ()))
+    on_gpu = args.calibrate_on == "gpu"
+    if on_gpu != bool(args.data) or (on_gpu and (args.table or args.precision != "int8")):
+        raise DarktrtError("--calibrate-on gpu, --data DATA and --precision int8 go together, without --table")
+    if args.keep is not None and args.precision != "int8":
+        raise DarktrtError("--keep names convolutions that INT8 leaves in FP16; give --precision int8, or leave it out")
+    options = _build_options(args)
+    files = args.source, args.table, args.plugins, *map(path_of, (*(args.eval or ()), *(args.data or ())))
+    check_files(args.output, options, *files, calibrates=on_gpu)
     calibration = _calibration(args.table, args.keep) if args.table else None
     trade = _trade(args, calibration) if calibration and args.eval else None
     if calibration and trade:
         calibration = replace(calibration, keep=trade.chosen.kept)
     cost = trade.cost(", ".join(args.eval)) if trade else None
-    manifest = build_file(args.source, args.output, args.precision, args.target, calibration, options, cost, args.plugins)
+    with _gpu_calibration(args) if on_gpu else nullcontext(calibration) as scales:
+        chosen = args.source, args.output, args.precision, args.target, scales, options, cost, args.plugins, args.table
+        manifest = build_file(*chosen)
+    if on_gpu:
+        print(f"{cache_path(args.output)}: the scales that TensorRT found, as a table for another build")
     size = Path(args.output).stat().st_size / 2**20
     print(
         f"{args.output}: {args.precision.upper()} for {manifest.target}, {size:.1f} MiB, built in {manifest.build_seconds:g} s"
@@ -446,6 +527,57 @@ def _engine(args: argparse.Namespace) -> None:
         print(f"{args.output}: {summary(manifest.int8_convolutions, manifest.other_convolutions)}")
     if trade:
         print(f"{args.output}: {trade}")
+
+
+def _build_options(args: argparse.Namespace) -> BuildOptions:
+    from engine.build import BuildOptions
+
+    if args.workspace is not None and args.workspace < 1:
+        raise DarktrtError(f"--workspace {args.workspace}: it must be at least 1 MiB")
+    return BuildOptions(
+        tactic_sources=args.tactic_sources,
+        optimization_level=args.optimization_level,
+        timing_cache=args.timing_cache,
+        workspace=args.workspace,
+        tf32=not args.no_tf32,
+        strongly_typed=args.strongly_typed,
+        batch=_batch_range(args.batch) if args.batch else None,
+        hardware_compatible=args.hardware_compatible,
+        version_compatible=args.version_compatible,
+        verbosity=args.verbosity,
+    )
+
+
+def _batch_range(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if (
+        len(parts) != 3
+        or not all(part.isdecimal() for part in parts)
+        or not 1 <= int(parts[0]) <= int(parts[1]) <= int(parts[2])
+    ):
+        raise DarktrtError(
+            f"--batch {text}: write least, usual and largest batch, each not below the one before: --batch 1,4,16"
+        )
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+@contextmanager
+def _gpu_calibration(args: argparse.Namespace) -> Iterator[GpuCalibration]:
+    """TensorRT's own calibration on the pictures of --data; they leave the GPU's memory at the end."""
+    from calib.data import batch_of, batches, find_images
+    from calib.trt import BatchSource
+    from engine.weak import GpuCalibration
+    from onnx_file import load_model
+
+    info = load_model(args.source)[1]
+    images = find_images(args.data, args.data_limit, 0)
+    with BatchSource(batches(images, info), batch_of(info)) as source:
+        yield GpuCalibration(source, _names(args.keep))
+
+
+def _names(keep: str | None) -> tuple[str, ...] | None:
+    """``A,B``, or None where nothing was said."""
+    return None if keep is None else tuple(name for name in keep.split(",") if name)
 
 
 def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
@@ -459,13 +591,59 @@ def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
 
 
 def _calibration(table: str, keep: str | None = None) -> Calibration:
-    """A table and what lies beside it; ``keep`` is ``A,B``, or None where nothing was said."""
+    """A table and what lies beside it."""
+    from calib.kept import load_kept
     from calib.shifts import load_shifts
     from calib.table import CalibrationTable
     from surgery.qdq import Calibration
 
-    names = None if keep is None else tuple(name for name in keep.split(",") if name)
-    return Calibration(CalibrationTable.load(table).scales, names, load_shifts(table))
+    return Calibration(
+        CalibrationTable.load(table).scales, load_kept(table) if keep is None else _names(keep), load_shifts(table)
+    )
+
+
+def _add_engine_inspect(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        _ENGINE_INSPECT,
+        "tell what TensorRT made of each layer: type, precision, layout, cfg lines and, on the GPU, time",
+        "darktrt engine inspect model.plan",
+        "darktrt engine inspect model.plan --profile --plot layers.png --json layers.json",
+    )
+    parser.add_argument("plan", metavar="PLAN", help="what 'darktrt engine' wrote")
+    parser.add_argument("--profile", action="store_true", help="run it on the GPU and measure each layer")
+    parser.add_argument("--batch", type=int, metavar="N", help="to measure with (default: the engine's usual one)")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as 'darktrt engine' takes it")
+    parser.add_argument("--json", metavar="FILE", help="write all that is known there")
+    parser.add_argument("--plot", metavar="PNG", help="draw the times by cfg line; with --profile")
+    parser.set_defaults(run=_engine_inspect)
+
+
+def _engine_inspect(args: argparse.Namespace) -> None:
+    from engine.profile import layers_of, profile
+    from vision.charts import check_drawable
+
+    if args.plot and not args.profile:
+        raise DarktrtError("--plot draws times; give --profile too, on a machine with the engine's GPU")
+    check_outputs([args.json, args.plot], [args.plan])
+    if args.plot:
+        check_drawable(args.plot)
+    report = profile(args.plan, args.batch, args.plugins) if args.profile else layers_of(args.plan)
+    print(report.to_table())
+    if args.json:
+        with atomic_output(args.json) as temporary:
+            temporary.write_text(report.to_json())
+    if args.plot:
+        _plot_layers(report, args.plot)
+
+
+def _plot_layers(report: LayerReport, path: str) -> None:
+    from vision.charts import BLUE, GRAY, GREEN, ORANGE, Bar, draw_bars
+
+    colours = {"INT8": GREEN, "FP16": BLUE, "FP32": ORANGE, "": GRAY}
+    bars = [Bar(one.label, one.milliseconds, f"{one.milliseconds:.4f} ms", colours[one.precision]) for one in report.by_lines()]
+    legend = {name or "other": colour for name, colour in colours.items() if any(one.colour == colour for one in bars)}
+    draw_bars(report.title(), bars, path, legend)
 
 
 def _add_check(commands: _Commands) -> None:
@@ -536,7 +714,7 @@ def _compare(args: argparse.Namespace) -> int:
     from check.difference import parse_tolerance
     from check.results import Thresholds, load_picture, load_results
 
-    _check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
+    check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
     tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}
     thresholds = Thresholds(args.score_threshold, args.iou_threshold)
     loaded = [one for path in args.load_outputs for one in load_results(path)]
@@ -557,15 +735,6 @@ def _compare(args: argparse.Namespace) -> int:
         with atomic_output(args.json) as temporary:
             temporary.write_text(report.to_json(), encoding="utf-8")
     return 0 if report.passed else 1
-
-
-def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | Path | None]) -> None:
-    """See, before any work, that the files asked for can be written and are none of the inputs nor each other."""
-    kept = list(inputs)
-    for output in filter(None, outputs):
-        keep_inputs(output, *kept)
-        check_writable(output)
-        kept.append(output)
 
 
 def _subject_files(args: argparse.Namespace) -> list[str | None]:
@@ -655,7 +824,7 @@ def _map(args: argparse.Namespace) -> None:
     from check.found import judge_all, save_found, to_table
 
     inputs = [*_subject_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]
-    _check_outputs([args.save_detections], inputs)
+    check_outputs([args.save_detections], inputs)
     notes: list[str] = []
     truth, digests, found = _found(args, notes)
     for note in notes:
@@ -868,23 +1037,399 @@ def _detect(args: argparse.Namespace) -> None:
     with PlanRunner(args.engine, args.plugins) if args.engine else OnnxRunner(args.model) as runner:
         detector = Detector(runner.run, runner.info, args.score_threshold, args.iou_threshold)
         with closing(detect_files(detector, args.sources, args.output)) as results:
-            for result in results:
-                if args.json:
-                    print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
-                    continue
-                frame = "" if result.frame is None else f", frame {result.frame}"
-                print(f"{result.path}{frame}\n{result.detections.to_table()}\n")
+            _print_results(args, results)
+
+
+def _print_results(args: argparse.Namespace, results: Iterable[FileResult]) -> None:
+    for result in results:
+        if args.json:
+            print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
+            continue
+        frame = "" if result.frame is None else f", frame {result.frame}"
+        print(f"{result.path}{frame}\n{result.detections.to_table()}\n")
     if args.output:
         print(f"drawn: {args.output}", file=sys.stderr)
+
+
+def _add_serve(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "serve",
+        "serve models by Triton: serve repository, serve start, serve doctor",
+        "darktrt serve repository --help",
+        "darktrt serve start --help",
+        "darktrt serve doctor --help",
+    )
+    serves = parser.add_subparsers(metavar="STEP", required=True)
+    _add_repository(serves)
+    _add_start(serves)
+    _add_serve_doctor(serves)
+
+
+def _add_repository(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "repository",
+        "put a plan or an ONNX file into a model repository of Triton",
+        "darktrt serve repository portable.onnx -o model_repository",
+        "darktrt serve repository portable.onnx -o model_repository --name photos --input jpeg",
+        "darktrt serve repository fp16.plan -o model_repository --kind tensorrt_plan",
+        "darktrt serve repository fp16.plan -o model_repository --instances 2 --gpus 0 1 --preferred 4 8 --delay 100",
+    )
+    parser.set_defaults(command="serve repository", run=_repository)
+    parser.add_argument("model", metavar="MODEL", help="what 'darktrt engine' or 'darktrt surgery' wrote")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the repository; other models in it stay")
+    parser.add_argument("--name", metavar="NAME", help="of the model in Triton (default: the network's)")
+    kinds = "python: our backend, everywhere; tensorrt_plan, onnxruntime: Triton's own, in its containers (default: python)"
+    parser.add_argument("--kind", choices=["python", "tensorrt_plan", "onnxruntime"], default="python", help=kinds)
+    forms = "tensor: pictures of the network's size; jpeg: files of any size, and JSON back (default: tensor)"
+    parser.add_argument("--input", choices=["tensor", "jpeg"], default="tensor", help=forms)
+    parser.add_argument("--version", type=int, default=1, metavar="N", help="of the model; others stay (default: 1)")
+    parser.add_argument("--versions", type=int, default=1, metavar="N", help="serve the N latest; 0 for all (default: 1)")
+    parser.add_argument(
+        "--max-batch", type=int, metavar="N", help="pictures that Triton may batch (default: as the model takes)"
+    )
+    parser.add_argument("--preferred", type=int, nargs="+", default=[], metavar="N", help="batch sizes that wait for no more")
+    delay = "microseconds that a request may wait to be batched (default: 0)"
+    parser.add_argument("--delay", type=int, default=0, metavar="US", help=delay)
+    parser.add_argument("--instances", type=int, default=1, metavar="N", help="on each GPU, or on the CPU (default: 1)")
+    gpus = "GPUs to run on (default: 0 for a plan, none for an ONNX file)"
+    parser.add_argument("--gpus", type=int, nargs="*", default=[], metavar="GPU", help=gpus)
+    parser.add_argument("--cuda-graph", action="store_true", help="record and replay the GPU's work of each batch size")
+    parser.add_argument("--cache", action="store_true", help="answer what came before from the server's cache")
+    parser.add_argument("--no-warmup", dest="warmup", action="store_false", help="be ready before the first inference")
+    parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="of requests without (default: 0.25)")
+    parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="of requests without (default: 0.45)")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the plan, as 'darktrt engine' takes it")
+
+
+def _repository(args: argparse.Namespace) -> None:
+    from serve.config import ConfigOptions
+    from serve.containers import docker_command
+    from serve.repository import write_repository
+    from serve.server import StartOptions
+
+    names = "kind input max_batch delay instances cuda_graph cache versions warmup score_threshold iou_threshold".split()
+    given = {name: getattr(args, name) for name in names}
+    options = ConfigOptions(**given, preferred=tuple(args.preferred), gpus=tuple(args.gpus))
+    folder = write_repository(args.model, args.output, options, args.name, args.version, args.plugins)
+    print(f"{folder}: version {args.version}, kind {args.kind}, input {args.input}")
+    if args.kind == "python":
+        print(f"start:  darktrt serve start {args.output}")
+    start = docker_command(args.output, StartOptions())
+    for warning in start.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"Docker: {start}")
+
+
+def _add_start(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "start",
+        "start a Triton server on this machine, and stop it at Ctrl-C",
+        "darktrt serve start model_repository",
+        "darktrt serve start model_repository --address 0.0.0.0 --http-port 9000 --grpc-port 9001 --metrics-port 9002",
+        "darktrt serve start model_repository --load yolov4-tiny --log triton.log",
+        "darktrt serve start model_repository --argument=--log-verbose=1",
+    )
+    parser.set_defaults(command="serve start", run=_start)
+    parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
+    programs = (
+        "path: the tritonserver on PATH; docker: print its command; pip: that of nvidia-pytriton (default: the first of these)"
+    )
+    parser.add_argument(
+        "--program", choices=["auto", "path", "docker", "pip"], default="auto", help=f"{programs} (default: auto)"
+    )
+    parser.add_argument(
+        "--address", default="127.0.0.1", metavar="IP", help="to listen at (default: 127.0.0.1, this machine alone)"
+    )
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="N", help=f"(default: {port})")
+    load = "start with these models alone, and let clients load and unload models"
+    parser.add_argument("--load", nargs="+", metavar="NAME", help=load)
+    parser.add_argument("--most-mb", type=int, default=64, metavar="MB", help="of a request over HTTP (default: 64)")
+    parser.add_argument(
+        "--cache-mb", type=int, default=0, metavar="MB", help="of the cache of models with --cache (default: 0, none)"
+    )
+    parser.add_argument("--log", metavar="FILE", help="write the server's log there")
+    more = "one more for tritonserver itself, written with =; may be repeated"
+    parser.add_argument("--argument", metavar="WORD", action="append", default=[], dest="arguments", help=more)
+
+
+def _start(args: argparse.Namespace) -> None:
+    from serve.containers import docker_command
+    from serve.server import StartOptions, choose_program, running
+
+    options = StartOptions(
+        args.address,
+        args.http_port,
+        args.grpc_port,
+        args.metrics_port,
+        None if args.load is None else tuple(args.load),
+        args.most_mb << 20,
+        args.cache_mb << 20,
+        tuple(args.arguments),
+    )
+    program = choose_program(args.program)
+    if program is None:
+        start = docker_command(args.repository, options)
+        for warning in start.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(start)
+        return
+    with ExitStack() as stack:
+        log = stack.enter_context(open(args.log, "w", encoding="utf-8")) if args.log else None
+        server = stack.enter_context(running(args.repository, options, program, log))
+        print(f"ready: http://{server.http} and gRPC at {server.grpc}; Ctrl-C stops it", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.watch()
+    print("stopped", flush=True)
+
+
+def _add_serve_doctor(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "doctor",
+        "check a model repository before the server does; status 1 if something would fail",
+        "darktrt serve doctor model_repository",
+        "darktrt serve doctor model_repository --reference portable.onnx --picture dog.jpg",
+    )
+    parser.set_defaults(command="serve doctor", run=_serve_doctor)
+    parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
+    parser.add_argument("--reference", metavar="ONNX", help="hold the models of this network against it, in ONNX Runtime")
+    parser.add_argument("--picture", metavar="FILE", help="to detect in (default: noise)")
+
+
+def _serve_doctor(args: argparse.Namespace) -> int:
+    from serve.doctor import examine
+
+    findings = examine(args.repository, args.reference, args.picture)
+    for finding in findings:
+        print(finding)
+    return 1 if any(finding.bad for finding in findings) else 0
+
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    """Options of whoever talks to a server."""
+    url = "HOST:PORT for gRPC, or http://HOST:PORT; with TLS grpcs:// or https:// (default: localhost:8001)"
+    parser.add_argument("--server", default="localhost:8001", metavar="URL", help=url)
+    parser.add_argument("--version", default="", metavar="N", help="of the model (default: the server's choice)")
+    parser.add_argument("--root-certificates", metavar="PEM", help="authorities to trust instead of the system's")
+    parser.add_argument("--certificate", metavar="PEM", help="to show to a server that asks for one, with --key")
+    parser.add_argument("--key", metavar="PEM", help="of that certificate")
+    parser.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help="of one request, in seconds (default: 60)")
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures a request (default: 1)")
+    shared = "how pictures get to a server on this machine (default: none, by the socket)"
+    parser.add_argument("--shared-memory", choices=["none", "system", "cuda"], default="none", help=shared)
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
+def _endpoint(args: argparse.Namespace) -> Endpoint:
+    from serve.transport import Endpoint
+
+    return Endpoint.parse(args.server, args.root_certificates, args.certificate, args.key)
+
+
+_CLIENT_KINDS = {
+    "image": "pictures; like folder and video it takes any files, which their suffixes tell apart",
+    "folder": "folders, to any depth",
+    "video": "videos",
+    "camera": "a camera of this machine: its number or device file",
+    "rtsp-url": "a stream of the network: its URL",
+    "dummy": "no picture at all: noise, to see whether the model answers",
+    "info": "what the server says of the model",
+    "statistics": "what it counted",
+}
+
+
+def _add_client(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "client",
+        "find objects in pictures, videos, cameras and streams by a model on a Triton server",
+        "darktrt client image dog.jpg -o out.jpg",
+        "darktrt client folder holiday/ -o found/ --json > found.jsonl",
+        "darktrt client video street.mp4 -o out.mp4 --server http://gpu-box:8000 --model yolov4",
+        "darktrt client camera 0 -o out.mp4 --frames 500",
+        "darktrt client rtsp-url rtsp://user:password@camera/stream1 --json",
+        "darktrt client dummy --shared-memory system",
+        "darktrt client statistics",
+    )
+    kinds = "\n".join(f"  {name:<11}{text}" for name, text in _CLIENT_KINDS.items())
+    parser.epilog = f"what can be WHAT:\n{kinds}\n\n{parser.epilog}"
+    parser.add_argument("what", metavar="WHAT", choices=_CLIENT_KINDS, help="one of the words below")
+    parser.add_argument("sources", metavar="SOURCE", nargs="*", help="files, folders or patterns; or one device or URL")
+    _add_server(parser)
+    parser.add_argument("--model", metavar="NAME", help="may be left out where the server has one model")
+    parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON a picture or frame instead of tables")
+    parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="(default: 0.25)")
+    parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="(default: 0.45)")
+    parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="most requests under way at once (default: 4)")
+    retry = "how long to repeat a request while the server is away, in seconds (default: 30; 0: not at all)"
+    parser.add_argument("--retry-seconds", type=float, default=30.0, metavar="S", help=retry)
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="of a camera or stream, stop after so many (default: at Ctrl-C)"
+    )
+    parser.set_defaults(run=_client)
+
+
+def _client(args: argparse.Namespace) -> None:
+    from serve.client import Client
+
+    one = {"camera": 1, "rtsp-url": 1, "dummy": 0, "info": 0, "statistics": 0}.get(args.what)
+    if (one is None and not args.sources) or (one is not None and len(args.sources) != one):
+        raise DarktrtError(
+            f"{args.what} takes {'one SOURCE or more' if one is None else f'{one} SOURCE'}, not {len(args.sources)}"
+        )
+    client = Client(
+        _endpoint(args),
+        args.model,
+        args.version,
+        score_threshold=args.score_threshold,
+        iou_threshold=args.iou_threshold,
+        batch=args.batch,
+        in_flight=args.in_flight,
+        timeout=args.timeout,
+        retry_seconds=args.retry_seconds,
+        shared_memory=args.shared_memory,
+    )
+    with client:
+        run = {"camera": _client_live, "rtsp-url": _client_live, "dummy": _client_dummy}
+        run |= {"info": _client_info, "statistics": _client_info}
+        run.get(args.what, _client_files)(args, client)
+        if client.retries:
+            print(f"the server was away; {client.retries} requests were repeated", file=sys.stderr)
+
+
+def _client_files(args: argparse.Namespace, client: Client) -> None:
+    with closing(client.detect_files(args.sources, args.output)) as results:
+        _print_results(args, results)
+
+
+def _client_live(args: argparse.Namespace, client: Client) -> None:
+    from vision.live import camera, detect_live, stream
+
+    source = (camera if args.what == "camera" else stream)(args.sources[0])
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())  # the video so far is kept
+    output = Path(args.output) if args.output else None
+    with closing(detect_live(client.detector, source, output, args.in_flight, args.frames, stop)) as results:
+        _print_results(args, results)
+
+
+def _client_dummy(args: argparse.Namespace, client: Client) -> None:
+    import numpy as np
+
+    image = np.random.default_rng(0).integers(0, 256, (client.info.height, client.info.width, 3), np.uint8)
+    started = time.monotonic()
+    found = client.detect_all([image] * args.batch)
+    taken = 1e3 * (time.monotonic() - started)
+    print(f"{client.endpoint}: model '{client.model.name}' answered {len(found)} pictures of noise in {taken:.1f} ms")
+    print(found[0].to_table())
+
+
+def _client_info(args: argparse.Namespace, client: Client) -> None:
+    if args.what == "info":
+        print(json.dumps(client.model.to_dict(), indent=2) if args.json else client.model.to_text())
+    elif args.json:
+        print(json.dumps([asdict(one) for one in client.statistics()]))
+    else:
+        from serve.statistics import to_table
+
+        print(to_table(client.statistics()))
+
+
+def _add_load(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "load",
+        "measure how much a Triton server takes: throughput, latency, and where the time goes",
+        "darktrt load",
+        "darktrt load --model yolov4 --model yolov4-tiny --shared-memory system --json load.json",
+        "darktrt load --repository model_repository --concurrency 1 4 16",
+        "darktrt load --repository model_repository --latency-budget-ms 50 --delay 0 500 2000 --instances 1 2",
+    )
+    _add_server(parser)
+    models = "may be left out where there is one model; may be repeated"
+    parser.add_argument("--model", metavar="NAME", action="append", default=[], help=models)
+    repository = "measure a server of this model repository, started for it, instead of --server"
+    parser.add_argument("--repository", metavar="FOLDER", help=repository)
+    concurrency = "requests at once, a level each (default: 1 2 4 8 16)"
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N", help=concurrency)
+    parser.add_argument("--seconds", type=_seconds, default=5.0, metavar="S", help="of each level (default: 5)")
+    processes = "that ask, without perf_analyzer (default: half of the processors, at most 8)"
+    parser.add_argument("--processes", type=int, default=0, metavar="N", help=processes)
+    parser.add_argument(
+        "--picture", action="append", default=[], metavar="FILE", help="to ask about; may be repeated (default: made ones)"
+    )
+    tool = "who asks: auto is perf_analyzer where it is installed, else darktrt itself (default: auto)"
+    parser.add_argument("--tool", choices=["auto", "perf_analyzer", "own"], default="auto", help=tool)
+    parser.add_argument("--metrics", metavar="URL", help="of the server's metrics (default: http://HOST:8002/metrics)")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
+    budget = "with --repository: try every --delay with all --instances; the fastest whose p99 is lower goes into its config"
+    parser.add_argument("--latency-budget-ms", type=_seconds, metavar="MS", help=budget)
+    delays = "batching delays to try, in microseconds (default: 0 500 2000)"
+    parser.add_argument("--delay", type=int, nargs="+", default=[0, 500, 2000], metavar="US", help=delays)
+    instances = "numbers of instances to try (default: 1 2 4)"
+    parser.add_argument("--instances", type=int, nargs="+", default=[1, 2, 4], metavar="N", help=instances)
+    parser.set_defaults(run=_load)
+
+
+def _load(args: argparse.Namespace) -> None:
+    from serve.load import LoadOptions, side_by_side
+    from serve.sweep import load_repository, settings_of, sweep
+
+    if args.json:
+        keep_inputs(args.json, *args.picture)
+        check_writable(args.json)
+    options = LoadOptions(
+        tuple(args.concurrency),
+        args.batch,
+        args.seconds,
+        args.processes,
+        args.shared_memory,
+        args.timeout,
+        tuple(map(Path, args.picture)),
+        args.tool,
+        args.metrics,
+    )
+    if args.latency_budget_ms:
+        if not args.repository or len(args.model) > 1:
+            raise DarktrtError("--latency-budget-ms needs --repository, and one --model at most")
+        settings = settings_of(args.delay, args.instances)
+        swept = sweep(args.repository, next(iter(args.model), None), settings, args.latency_budget_ms, options)
+        text, values = swept.to_markdown(), swept.to_json()
+    else:
+        reports = load_repository(args.repository, args.model, options) if args.repository else _load_server(args, options)
+        text = "\n".join([*(report.to_markdown() for report in reports), side_by_side(reports)])
+        values = json.dumps([asdict(report) for report in reports], indent=2) + "\n"
+    print(text, end="")
+    if args.json:
+        with atomic_output(args.json) as temporary:
+            temporary.write_text(values)
+
+
+def _load_server(args: argparse.Namespace, options: LoadOptions) -> list[LoadReport]:
+    from serve.load import measure_load
+
+    return [measure_load(_endpoint(args), name, args.version, options) for name in args.model or [None]]
 
 
 def _add_bench(commands: _Commands) -> None:
     parser = _command(
         commands,
         "bench",
-        "time engines on the GPU, which take turns: latency, throughput, with and without CUDA graph",
+        "time engines on the GPU, and their rivals, in turns: latency, throughput, with and without CUDA graph",
         "darktrt bench fp16.plan int8.plan",
         "darktrt bench fused=a.plan native=b.plan --batch 1 8 --json times.json",
+        "darktrt bench fp16.plan --torch my.cfg my.weights --python python3.12",
     )
     parser.add_argument(
         "plans", metavar="[NAME=]PLAN", nargs="+", help="engines, and what to call them (default: their files' names)"
@@ -892,6 +1437,11 @@ def _add_bench(commands: _Commands) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="batch sizes (default: 1)")
     parser.add_argument("--turns", type=int, default=20, metavar="N", help="turns of 20 calls of each engine (default: 20)")
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    rival = "also time the network in PyTorch, FP16, eager and by torch.compile; needs torchvision"
+    parser.add_argument("--torch", metavar=("CFG", "WEIGHTS"), nargs=2, help=rival)
+    cuda = "also time this ONNX file in ONNX Runtime's CUDA provider; may be repeated"
+    parser.add_argument("--onnx", metavar="[NAME=]ONNX", action="append", default=[], help=cuda)
+    parser.add_argument("--python", metavar="PYTHON", help="that runs PyTorch and ONNX Runtime (default: this one)")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
     parser.set_defaults(run=_bench)
 
@@ -900,13 +1450,36 @@ def _bench(args: argparse.Namespace) -> None:
     from engine.bench import bench_files
 
     if args.json:
-        keep_inputs(args.json, *(plan.rpartition("=")[2] for plan in args.plans))
+        keep_inputs(args.json, *(entry.rpartition("=")[2] for entry in (*args.plans, *args.onnx, *(args.torch or ()))))
         check_writable(args.json)
-    report = bench_files(args.plans, args.batch, args.turns, args.plugins)
+    torch = (args.torch[0], args.torch[1]) if args.torch else None
+    report = bench_files(args.plans, args.batch, args.turns, args.plugins, args.onnx, torch, args.python)
     print(report.to_markdown())
     if args.json:
         with atomic_output(args.json) as temporary:
             temporary.write_text(report.to_json())
+
+
+def _add_rival(commands: _Commands) -> None:
+    """The other end of ``bench --torch`` and ``--onnx``; of no use to people, so it has no help."""
+    parser = commands.add_parser("rival")
+    parser.add_argument("kind", choices=["onnx", "eager", "compile", "graph"])
+    parser.add_argument("files", nargs="+")
+    parser.set_defaults(run=_rival)
+
+
+def _rival(args: argparse.Namespace) -> None:
+    from engine.bench import OnnxRival, Rival, answer
+
+    if args.kind == "onnx":
+        rival: Rival = OnnxRival(args.files[0])
+    else:
+        from convert.rival import TorchRival
+        from convert.shapes import parse_size
+
+        cfg, weights, size = args.files
+        rival = TorchRival(cfg, weights, parse_size(size), args.kind != "eager", args.kind == "graph")
+    answer(rival, sys.stdin, sys.stdout)
 
 
 def _add_inspect(commands: _Commands) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -89,6 +89,20 @@ def keep_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] 
     """
     if any(path and Path(output).resolve() == Path(path).resolve() for path in inputs):
         raise DarktrtError(f"{output}: is given twice and would be overwritten; choose another output")
+
+
+def check_outputs(outputs: Iterable[str | os.PathLike[str] | None], inputs: Iterable[str | os.PathLike[str] | None]) -> None:
+    """See, before any work, that the files asked for can be written, and that none of them is an input or another of them.
+
+    Raises:
+        DarktrtError: one is, or cannot be written.
+    """
+    kept = list(inputs)
+    for output in outputs:
+        if output:
+            keep_inputs(output, *kept)
+            check_writable(output)
+            kept.append(output)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -180,6 +194,8 @@ class DetectorInfo:
     mish: MishForm = "plugin"
     """What surgery made of Mish: a plugin node each, nodes that take the adds and concats behind them in, or standard ops;
     ``auto`` is a node each that becomes the form that suits the engine."""
+    fixed_thresholds: tuple[float, float] | None = None
+    """Of score and IoU, where surgery has put them into the model; otherwise they are inputs of a model with NMS."""
 
     def __post_init__(self) -> None:
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
@@ -188,8 +204,27 @@ class DetectorInfo:
             raise ValueError(f"the input is {self.width}x{self.height}x{self.channels}")
         if self.mish not in get_args(MishForm):
             raise ValueError(f"the form of Mish is {self.mish!r}")
+        fixed = self.fixed_thresholds
+        if fixed is not None and not (len(fixed) == 2 and all(isinstance(v, int | float) and 0 <= v <= 1 for v in fixed)):
+            raise ValueError(f"the fixed thresholds are {fixed!r:.40}")
         if any(head.classes != len(self.class_names) for head in self.heads):
             raise ValueError(f"there are {len(self.class_names)} class names")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of one picture: height, width and channels, or channels first for ``float``."""
+        plane = self.height, self.width
+        return (*plane, self.channels) if self.input == "uint8" else (self.channels, *plane)
+
+    @property
+    def input_dtype(self) -> str:
+        """NumPy's name of its type."""
+        return "uint8" if self.input == "uint8" else "float32"
+
+    @property
+    def takes_thresholds(self) -> bool:
+        """Whether the model has the inputs ``score_threshold (1)`` and ``iou_threshold (1)``."""
+        return self.head == "nms" and self.fixed_thresholds is None
 
     @property
     def takes_image_size(self) -> bool:
@@ -200,6 +235,16 @@ class DetectorInfo:
     def nms_letterbox(self) -> bool:
         """Whether NMS depends on the shape of the picture inside the letterbox."""
         return self.resize == "letterbox" and self.nms.kind != "plain"
+
+    def check_thresholds(self, score: float, iou: float) -> None:
+        """See that the model can detect with these.
+
+        Raises:
+            DarktrtError: others are fixed in it.
+        """
+        if self.fixed_thresholds not in (None, (score, iou)):
+            fixed = " and ".join(f"{value:g}" for value in self.fixed_thresholds or ())
+            raise DarktrtError(f"{self.name}: its thresholds are fixed at {fixed}, not {score:g} and {iou:g}; ask for those")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -230,6 +275,7 @@ _TYPES: dict[str, tuple[type[Any], ...]] = {
     "str | None": (str, _NONE),
     "bool": (bool,),
     "tuple[str, ...]": (list,),
+    "tuple[float, float] | None": (list, _NONE),
     "dict[str, str]": (dict,),
 }
 """What JSON must have for fields of these types; the elements of lists are not looked at."""

@@ -20,30 +20,30 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute
 
 
 class Driver:
-    """The driver in the context that is current, or, where none is, in the primary context of GPU 0, as TensorRT does it.
+    """The driver in the context that is current, or, where none is, in the primary context of a GPU, as TensorRT does it.
 
     Raises:
         DarktrtError: there is no driver or no GPU. Every method raises it with CUDA's own words where a call fails.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: int = 0) -> None:
         try:
             self._library: Any = ctypes.CDLL("libcuda.so.1")
         except OSError as error:
             raise DarktrtError(f"the GPU needs NVIDIA's driver ({error})") from error
         self._context = ctypes.c_void_p()
-        self._retained = False
+        self._device, self._retained = ctypes.c_int(device), False
         self.call("cuInit", ctypes.c_uint(0))
         self.call("cuCtxGetCurrent", ctypes.byref(self._context))
         if not self._context:
-            self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), ctypes.c_int(0))
+            self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
             self._retained = True
 
     def close(self) -> None:
         """Let go of the context; may be called twice."""
         if self._retained:
             self._retained = False
-            self.call("cuDevicePrimaryCtxRelease_v2", ctypes.c_int(0))
+            self.call("cuDevicePrimaryCtxRelease_v2", self._device)
 
     @contextmanager
     def current(self) -> Iterator[None]:
@@ -162,7 +162,8 @@ class Stream:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._handle, self._graph = ctypes.c_void_p(), ctypes.c_void_p()
+        self._handle = ctypes.c_void_p()
+        self._graphs: dict[int, ctypes.c_void_p] = {}
         self._pinned: list[ctypes.c_void_p] = []
         with driver.current():
             driver.call("cuStreamCreate", ctypes.byref(self._handle), ctypes.c_uint(1))  # does not wait for the default stream
@@ -196,26 +197,25 @@ class Stream:
         self._call("cuStreamSynchronize", self._handle)
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Keep what is enqueued, in place of running it, for :meth:`replay`; it takes the place of what was kept before."""
+    def recording(self, key: int = 0) -> Iterator[None]:
+        """Keep what is enqueued, in place of running it, for :meth:`replay`; it takes the place of what ``key`` had before."""
         self._call("cuStreamBeginCapture_v2", self._handle, ctypes.c_int(_GLOBAL_CAPTURE))
-        graph = ctypes.c_void_p()
+        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
         try:
             yield
         finally:
             self._call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
-        self.forget()
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(self._graph), graph, ctypes.c_ulonglong(0))
+        self._forget(key)
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+        self._graphs[key] = ready
         self._call("cuGraphDestroy", graph)
 
-    def replay(self) -> None:
-        self._call("cuGraphLaunch", self._graph, self._handle)
+    def replay(self, key: int = 0) -> None:
+        self._call("cuGraphLaunch", self._graphs[key], self._handle)
 
-    def forget(self) -> None:
-        """Drop what was recorded."""
-        if self._graph:
-            self._call("cuGraphExecDestroy", self._graph)
-            self._graph = ctypes.c_void_p()
+    def _forget(self, key: int) -> None:
+        if key in self._graphs:
+            self._call("cuGraphExecDestroy", self._graphs.pop(key))
 
     def event(self) -> ctypes.c_void_p:
         """A mark behind the work enqueued so far; :meth:`elapsed` destroys it."""
@@ -236,7 +236,8 @@ class Stream:
         """Give everything back; arrays of pinned memory must not be used any more. May be called twice."""
         if not self._handle:
             return
-        self.forget()
+        for key in list(self._graphs):
+            self._forget(key)
         for address in self._pinned:
             self._call("cuMemFreeHost", address)
         self._pinned.clear()

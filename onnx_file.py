@@ -62,7 +62,7 @@ def _check_names(model: onnx.ModelProto) -> None:
 
 def _check_input(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> None:
     """The first input must be the images that the metadata announces."""
-    planes = [info.channels, info.height, info.width] if info.input == "float" else [info.height, info.width, info.channels]
+    planes = list(info.input_shape)
     names = [value.name for value in model.graph.input]
     sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim] if names else []
     if names[:1] != ["images"] or sides[1:] != planes:

@@ -1,17 +1,25 @@
-"""The pictures to calibrate on: folders, lists, COCO files and patterns to a sorted, seeded sample of paths; or samples."""
+"""The pictures to calibrate on: folders, lists, COCO files and patterns to a sorted, seeded sample of paths; or samples.
+
+And those pictures in the batches that TensorRT's own calibration takes.
+"""
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
-from itertools import takewhile
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice, takewhile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
-from darktrt import DarktrtError, atomic_output
-from vision.detect import IMAGE_SUFFIXES
+from darktrt import DarktrtError, DetectorInfo, atomic_output
+from vision.detect import IMAGE_SUFFIXES, fit
 from vision.images import read_image
 
 SAMPLES_WARNING = """\
@@ -51,6 +59,31 @@ def find_images(data: Sequence[str | Path], limit: int | None, seed: int) -> lis
     if limit is not None and limit < len(images):
         images = sorted(random.Random(seed).sample(images, limit))
     return images
+
+
+def batches(images: Sequence[Path], info: DetectorInfo) -> Iterator[dict[str, NDArray[Any]]]:
+    """The pictures as all inputs of a model, for TensorRT to calibrate on; under a bar on stderr.
+
+    One at a time, or of a static batch as many as it takes; the last is filled up from the first pictures.
+
+    Raises:
+        DarktrtError: a picture cannot be read.
+    """
+    size = batch_of(info)
+    filled = [*images, *islice(cycle(images), -len(images) % size)]
+    for i in tqdm(range(0, len(filled), size), "calibrating", unit=" batches", leave=False, disable=not sys.stderr.isatty()):
+        fitted = [fit(read_image(path), info) for path in filled[i : i + size]]
+        inputs: dict[str, NDArray[Any]] = {"images": np.stack([array for array, _ in fitted])}
+        if info.head == "nms":
+            inputs |= {name: np.array([0.5], np.float32) for name in ("score_threshold", "iou_threshold")}
+        if info.takes_image_size:
+            inputs["image_size"] = np.array([placement.inner_size for _, placement in fitted], np.float32)
+        yield inputs
+
+
+def batch_of(info: DetectorInfo) -> int:
+    """Pictures in one of these batches."""
+    return info.batch[0] if info.batch[0] == info.batch[2] else 1
 
 
 def path_of(entry: str) -> Path:

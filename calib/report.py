@@ -12,9 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from calib.entropy import Choice
 from calib.histogram import Histogram, HistogramSet
+from calib.kept import kept_path
 from calib.shifts import shifts_path
 from calib.table import table_of
 from darktrt import DarktrtError, atomic_output, check_writable, keep_inputs
+from vision.charts import check_drawable
 
 _COLUMNS, _WIDTH, _HEIGHT = 4, 400, 190
 _MARGIN, _TITLE, _AXIS = 14, 40, 20
@@ -48,6 +50,10 @@ class Outputs:
         return shifts_path(self.table)
 
     @property
+    def kept(self) -> Path:
+        return kept_path(self.table)
+
+    @property
     def samples(self) -> Path:
         """The folder of the pictures to calibrate on where the user names none."""
         return self.table.with_suffix(".samples")
@@ -67,13 +73,13 @@ class Outputs:
         kept = list(inputs)
         for path in self.files:
             keep_inputs(path, *kept)
-        if self.table in (self.summary, self.histograms, self.shifts, self.samples):
+        if self.table in (self.summary, self.histograms, self.shifts, self.kept, self.samples):
             raise DarktrtError(
                 f"{self.table}: is given twice and would be overwritten: a file beside the table has this name; "
                 f"name the table like {self.table.with_suffix('.table').name}"
             )
         if self.plot:
-            keep_inputs(self.plot, self.table, self.cache, self.summary, self.histograms, self.shifts)
+            keep_inputs(self.plot, self.table, self.cache, self.summary, self.histograms, self.shifts, self.kept)
             check_drawable(self.plot)
         for path in self.files:
             check_writable(path)
@@ -86,14 +92,25 @@ def save(histograms: HistogramSet, choices: Mapping[str, Choice], outputs: Outpu
         DarktrtError: one of them cannot be written.
     """
     table = table_of(choices)
-    with suppress(FileNotFoundError):
-        outputs.shifts.unlink()  # of an earlier table
+    for of_earlier_table in (outputs.shifts, outputs.kept):
+        with suppress(FileNotFoundError):
+            of_earlier_table.unlink()
     table.save(outputs.table)
     table.save(outputs.cache)
     with atomic_output(outputs.summary) as temporary:
         temporary.write_text(summary(histograms, choices, about), encoding="utf-8")
     if outputs.plot:
         plot(histograms, choices, outputs.plot)
+
+
+def add_to_summary(text: str, outputs: Outputs) -> None:
+    """Put what was found later below the summary.
+
+    Raises:
+        DarktrtError: it cannot be written.
+    """
+    with atomic_output(outputs.summary) as temporary:
+        temporary.write_text(f"{outputs.summary.read_text(encoding='utf-8')}\n{text}\n", encoding="utf-8")
 
 
 def summary(histograms: HistogramSet, choices: Mapping[str, Choice], about: Mapping[str, str]) -> str:
@@ -131,16 +148,6 @@ def plot(histograms: HistogramSet, choices: Mapping[str, Choice], path: str | Pa
         _draw(ImageDraw.Draw(page), corner, name, histograms.histograms[name], choice)
     with atomic_output(path) as temporary:
         page.save(temporary)
-
-
-def check_drawable(path: str | Path) -> None:
-    """Refuse a name that no picture can be written to.
-
-    Raises:
-        DarktrtError: its suffix is no picture format.
-    """
-    if Path(path).suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
-        raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
 
 
 def _draw(draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, histogram: Histogram, choice: Choice) -> None:

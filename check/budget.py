@@ -111,7 +111,7 @@ def within_budget(
     pictures = _pictures(truth, evaluation)
     if table:
         _warn_of_overlap([one.path for one in truth.pictures] if truth else pictures, table)
-    kept = tuple(kept_by_default(network) if calibration.keep is None else calibration.keep)
+    kept = tuple(kept_by_default(network, calibration))
     quantized(network, calibration, kept)  # refuses the table of another network before the work begins
     yardstick = cache(lambda: Yardstick(network, pictures))
     judge = _AccuracyJudge(network, calibration, truth) if truth else _ScoreJudge(yardstick(), calibration)

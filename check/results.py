@@ -193,8 +193,7 @@ def mark_file(source: str | Path, output: str | Path) -> int:
 def plan_subject(runner: PlanRunner, name: str = "") -> Subject:
     """An engine that is ready to run; of its outputs those count that have a tensor's name."""
     manifest = runner.manifest
-    # TensorRT multiplies float32 as TF32 unless it is told not to
-    precision = "tf32" if manifest.precision == "fp32" else manifest.precision
+    precision = "tf32" if manifest.precision == "fp32" and manifest.tf32 else manifest.precision
     about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu_name() or ""}
     if manifest.other_convolutions:
         about["not in INT8"] = ", ".join(manifest.other_convolutions)
@@ -216,7 +215,7 @@ def simulated_subject(
     if precision == "int8" and calibration is None:
         raise DarktrtError("--simulate int8 needs the scales: --table TABLE, which 'darktrt calib' writes")
     if precision == "int8" and calibration:
-        keep = kept_by_default(network) if calibration.keep is None else calibration.keep
+        keep = kept_by_default(network, calibration)
         about["not in INT8"] = ", ".join(keep)
         model = quantized(network, calibration, keep)
     else:
@@ -278,10 +277,11 @@ def _inputs(info: DetectorInfo, feed: Mapping[str, NDArray[Any]], thresholds: Th
     images = feed["images"]
     if info.input == "float":
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+    info.check_thresholds(thresholds.score, thresholds.iou)
     inputs = {"images": images.repeat(info.batch[0], 0)}
     if info.takes_image_size:
         inputs["image_size"] = feed["image_size"].repeat(info.batch[0], 0)
-    if info.head == "nms":
+    if info.takes_thresholds:
         inputs["score_threshold"] = np.array([thresholds.score], np.float32)
         inputs["iou_threshold"] = np.array([thresholds.iou], np.float32)
     return inputs

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
 
 from calib.data import find_images
-from calib.report import check_drawable
+from calib.kept import Cost, Kept
 from check.coco import Accuracy, evaluate, progress_bar
 from check.labels import Truth, load_truth
 from check.simulate import (
@@ -25,14 +25,15 @@ from check.simulate import (
     quantized,
     session,
 )
-from darktrt import atomic_output, check_writable, keep_inputs
+from darktrt import atomic_output
 from surgery.qdq import Calibration
+from vision.charts import BLUE, GRAY, Bar, draw_bars
 
 LIMIT = 16
 """Pictures that the changes of scores are measured on, unless told otherwise."""
 
-_ROW, _MARGIN, _TITLE, _BARS, _NUMBERS = 18, 14, 44, 480, 150
-_INK, _FAINT, _BAR, _KEPT = (34, 34, 34), (130, 130, 130), (108, 148, 190), (190, 190, 190)
+MOST_GROUPS = 20
+"""Single convolutions in the tiny networks, five at a time in yolov4."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def sensitivity(
     quantized(network, calibration, [])  # refuses the table of another network before the work begins
     labels = load_truth([truth], network.info.class_names) if truth else None
     yardstick = Yardstick(network, find_images(data, limit, seed))
-    kept = kept_by_default(network)
+    kept = kept_by_default(network, calibration)
     changes = each_alone(yardstick, calibration)
     exact, judged = _accuracies(network, calibration, list(changes), labels) if labels else (None, {})
     layers = tuple(LayerCost(one, change, one.node in kept, judged.get(one)) for one, change in changes.items())
@@ -144,6 +145,36 @@ def each_alone(yardstick: Yardstick, calibration: Calibration) -> dict[Convoluti
             changes[one] = yardstick.change(calibration, _others(all_, one))
             bar.update()
     return changes
+
+
+def find_kept(source: str | Path, pictures: Sequence[Path], calibration: Calibration) -> Kept:
+    """Measure which convolutions INT8 should leave in floating point; a bar on stderr.
+
+    Costs of single convolutions add up: noises of different layers are not correlated. So do those of groups, and a deep
+    network's convolutions are measured in :data:`MOST_GROUPS` groups of neighbours.
+
+    Args:
+        source: an ONNX file with decoded heads or NMS, not quantized.
+
+    Raises:
+        DarktrtError: a file cannot be used.
+    """
+    network = load_network(source)
+    always = kept_by_default(network)
+    yardstick = Yardstick(network, pictures)
+    operations = yardstick.operations()
+    others = [name for name in operations if name not in always]
+    groups = [part.tolist() for part in np.array_split(others, min(len(others), MOST_GROUPS))] if others else []
+    powers = []
+    with progress_bar(len(groups), "layers") as bar:
+        for group in groups:
+            keep = [name for name in operations if name not in group]
+            powers.append(yardstick.change(calibration, keep).scores ** 2)
+            bar.update()
+    total = sum(powers) or 1
+    shares = [sum(operations[name] for name in group) for group in groups]
+    costs = [Cost(tuple(g), power / total, share) for g, power, share in zip(groups, powers, shares, strict=True)]
+    return Kept(tuple(always), tuple(costs))
 
 
 def _others(convolutions: Iterable[Convolution], one: Convolution) -> list[str]:
@@ -175,52 +206,19 @@ def save_json(result: Sensitivity, path: str | Path) -> None:
 # The picture
 
 
-def check_outputs(json_file: str | None, picture: str | None, inputs: Iterable[str | Path]) -> None:
-    """See, before any work, that the files asked for can be written, and that none of them is an input or the other.
-
-    Raises:
-        DarktrtError: one is, or cannot be written.
-    """
-    kept = list(inputs)
-    for path in (json_file, picture):
-        if path:
-            keep_inputs(path, *kept)
-            check_writable(path)
-            kept.append(path)
-    if picture:
-        check_drawable(picture)
-
-
 def plot(result: Sensitivity, path: str | Path) -> None:
     """Draw a bar a convolution, in graph order, for the change of the scores; those kept by default are gray.
 
     Raises:
         DarktrtError: the file cannot be written, or its suffix is no picture format.
     """
-    check_drawable(path)
-    font = ImageFont.load_default(13)
-    labels = [f"{layer.convolution.node}, cfg line {layer.convolution.line}" for layer in result.layers]
-    left = 2 * _MARGIN + round(max(font.getlength(label) for label in labels))
-    height = _TITLE + _ROW * len(labels) + 2 * _MARGIN
-    page = Image.new("RGB", (left + _BARS + _NUMBERS, height), "white")
-    draw = ImageDraw.Draw(page)
     title = f"{result.network}: change of the scores with one convolution in INT8, {result.pictures} pictures"
-    draw.text((_MARGIN, _MARGIN), title, _INK, font)
-    worst = max(layer.change.scores for layer in result.layers)
-    for i, (label, layer) in enumerate(zip(labels, result.layers, strict=True)):
-        _draw_bar(draw, (left, _MARGIN + _TITLE + _ROW * i), label, layer, result, worst)
-    with atomic_output(path) as temporary:
-        page.save(temporary)
+    draw_bars(title, [_bar(layer, result.accuracy) for layer in result.layers], path)
 
 
-def _draw_bar(
-    draw: ImageDraw.ImageDraw, corner: tuple[int, int], label: str, layer: LayerCost, result: Sensitivity, worst: float
-) -> None:
-    (x, y), font = corner, ImageFont.load_default(13)
-    draw.text((x - _MARGIN - font.getlength(label), y), label, _FAINT if layer.kept else _INK, font)
-    length = round(layer.change.scores / worst * _BARS) if worst else 0
-    draw.rectangle((x, y + 2, x + length, y + _ROW - 4), _KEPT if layer.kept else _BAR)
+def _bar(layer: LayerCost, exact: Accuracy | None) -> Bar:
     text = f"{layer.change.scores:.4f}"
-    if result.accuracy and layer.accuracy:
-        text += f", AP -{result.accuracy.ap - layer.accuracy.ap:.4f}".replace("--", "+")
-    draw.text((x + length + 6, y), text, _FAINT if layer.kept else _INK, font)
+    if exact and layer.accuracy:
+        text += f", AP -{exact.ap - layer.accuracy.ap:.4f}".replace("--", "+")
+    label = f"{layer.convolution.node}, cfg line {layer.convolution.line}"
+    return Bar(label, layer.change.scores, text, GRAY if layer.kept else BLUE)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -79,8 +79,10 @@ def _convolution(node: str, info: DetectorInfo) -> Convolution:
     raise DarktrtError(f"'{node}' belongs to no cfg section of the metadata; convert the network again")
 
 
-def kept_by_default(network: Network) -> list[str]:
-    """The convolutions that INT8 leaves in floating point unless told otherwise."""
+def kept_by_default(network: Network, calibration: Calibration | None = None) -> list[str]:
+    """The convolutions that INT8 leaves in floating point: those that the calibration names, if it does."""
+    if calibration and calibration.keep is not None:
+        return list(calibration.keep)
     return default_keep(import_graph(network.model), network.info)
 
 
@@ -171,12 +173,29 @@ class Yardstick:
         scores, weight, heads, strength = sums.tolist()
         return Change(math.sqrt(scores / weight) if weight else 0.0, math.sqrt(heads / strength) if strength else 0.0)
 
+    def operations(self) -> dict[str, float]:
+        """By convolution the share of all convolutions' multiplications, from the sizes of what one picture makes them give."""
+        graph = import_graph(self.network.model)
+        nodes = [node for node in backbone(graph, self.network.info) if node.op == "Conv"]
+        weights = [node.inputs[1].values.size for node in nodes]
+        graph.outputs = [node.outputs[0] for node in nodes]
+        for output in graph.outputs:
+            output.dtype = np.float32
+        run = session(_exported(graph.cleanup()))
+        sizes = [values[0, 0].size for values in run({"images": self._batch(self.inputs[:1])}).values()]
+        counts = np.multiply(weights, sizes, dtype=np.float64)
+        return dict(zip([node.name for node in nodes], (counts / counts.sum()).tolist(), strict=True))
+
+    def _batch(self, inputs: list[NDArray[Any]]) -> NDArray[Any]:
+        """As many as the network takes at least: a batch too short is filled up."""
+        return np.stack(inputs + inputs[:1] * (self.network.info.batch[0] - len(inputs)))
+
     def _outputs(self, model: onnx.ModelProto) -> Iterator[Arrays]:
-        """The outputs for each picture; a batch too short for the network is filled up and cut back."""
+        """The outputs for each picture."""
         run, inputs = session(model), iter(self.inputs)
         least = self.network.info.batch[0]
         while group := list(islice(inputs, least)):
-            outputs = run({"images": np.stack(group + group[:1] * (least - len(group)))})
+            outputs = run({"images": self._batch(group)})
             yield from ({name: values[i] for name, values in outputs.items()} for i in range(len(group)))
 
 

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TextIO
 
 import numpy as np
 from tqdm import tqdm
 
-from darktrt import DarktrtError, DetectorInfo
+from darktrt import DarktrtError, DetectorInfo, __version__
 from engine.manifest import read_plan_manifest
-from engine.runtime import PlanRunner
+from engine.runtime import OnnxRunner, PlanRunner
 from engine.target import gpu_name
 
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 _CALLS = 20
 """In one turn of one rival."""
+_STATE = "driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.draw,power.limit"
+"""What nvidia-smi is asked for; nothing is ever set."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Timing:
-    """One engine at one batch size."""
+    """One rival at one batch size."""
 
     name: str
     batch: int
@@ -50,64 +54,190 @@ class Timing:
     """From pictures in host memory to results in host memory, by the host's clock."""
     images_per_second: float
     """End to end, one batch after the other."""
+    tflops: float
+    """Operations of the convolutions by the network's median time, 10^12 a second."""
 
 
-def measure(
-    plans: Mapping[str, str | Path],
-    batches: Sequence[int],
-    graphs: Sequence[bool] = (False, True),
-    turns: int = 20,
-    plugins: str | Path | None = None,
-    progress: Callable[[], object] = lambda: None,
-) -> list[Timing]:
-    """Time every plan at every batch size, with and without CUDA graph; plans take turns of 20 calls, after a warm-up turn.
+class Rival(Protocol):
+    """Something that takes pictures and can be timed; both give the milliseconds of each call, on the same random pictures."""
 
-    Args:
-        progress: called after each of the ``2 * turns`` turns of each plan, batch and kind.
+    def network(self, batch: int, calls: int) -> list[float]:
+        """On the GPU, pictures there already."""
+
+    def end_to_end(self, batch: int, calls: int) -> list[float]:
+        """From host memory to host memory."""
+
+
+class PlanRival:
+    """An engine."""
+
+    def __init__(self, runner: PlanRunner, cuda_graph: bool) -> None:
+        self._runner, self._graph = runner, cuda_graph
+
+    def network(self, batch: int, calls: int) -> list[float]:
+        self._runner.run(made_inputs(self._runner.info, batch))
+        return self._runner.time_network(calls, self._graph)
+
+    def end_to_end(self, batch: int, calls: int) -> list[float]:
+        return _timed_calls(self._runner.run, made_inputs(self._runner.info, batch), calls)
+
+
+class OnnxRival:
+    """An ONNX file in ONNX Runtime on the GPU; what it does there cannot be told from the copies, so both times are the same.
 
     Raises:
-        DarktrtError: a plan cannot be run, or not with one of the batch sizes.
+        DarktrtError: this ONNX Runtime cannot use a GPU, or as :class:`OnnxRunner`.
     """
-    timings = []
-    for graph in graphs:
-        with ExitStack() as stack:
-            runners = {name: stack.enter_context(PlanRunner(path, plugins, graph)) for name, path in plans.items()}
-            for batch in batches:
-                timings += _measure_batch(runners, batch, graph, turns, progress)
-    return timings
+
+    def __init__(self, path: str | Path) -> None:
+        self._runner = OnnxRunner(path, gpu=0)
+
+    def network(self, batch: int, calls: int) -> list[float]:
+        return self.end_to_end(batch, calls)
+
+    def end_to_end(self, batch: int, calls: int) -> list[float]:
+        return _timed_calls(self._runner.run, made_inputs(self._runner.info, batch), calls)
 
 
-def _measure_batch(
-    runners: Mapping[str, PlanRunner], batch: int, graph: bool, turns: int, progress: Callable[[], object]
-) -> list[Timing]:
-    inputs = {name: made_inputs(runner.info, batch) for name, runner in runners.items()}
-    whole: dict[str, list[float]] = {name: [] for name in runners}
-    alone: dict[str, list[float]] = {name: [] for name in runners}
-    for times, take in ((whole, _end_to_end), (alone, _network)):
-        for turn in range(turns + 1):
-            for name, runner in runners.items():
-                found = take(runner, inputs[name], graph)
-                if turn:  # the first is the warm-up
-                    times[name] += found
-                    progress()
-    return [
-        Timing(name, batch, graph, Spread.of(alone[name]), Spread.of(whole[name]), round(1e3 * batch / np.mean(whole[name]), 1))
-        for name in runners
-    ]
-
-
-def _end_to_end(runner: PlanRunner, inputs: Mapping[str, Any], _: bool) -> list[float]:
+def _timed_calls(run: Callable[[Any], object], inputs: Mapping[str, Any], calls: int) -> list[float]:
     found = []
-    for _call in range(_CALLS):
+    for _ in range(calls):
         started = time.perf_counter()
-        runner.run(inputs)
+        run(inputs)
         found.append(1e3 * (time.perf_counter() - started))
     return found
 
 
-def _network(runner: PlanRunner, inputs: Mapping[str, Any], graph: bool) -> list[float]:
-    runner.run(inputs)
-    return runner.time_network(_CALLS, graph)
+class ProcessRival:
+    """A rival in a process of its own, maybe of another Python; :func:`answer` is its other end. To be used as a context.
+
+    Raises:
+        DarktrtError: the process ends, in its own words.
+    """
+
+    def __init__(self, name: str, command: Sequence[str]) -> None:
+        self._name = name
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        except OSError as error:
+            raise DarktrtError(f"{name}: cannot start {command[0]}: {error.strerror}") from error
+
+    def network(self, batch: int, calls: int) -> list[float]:
+        return self._ask("network", batch, calls)
+
+    def end_to_end(self, batch: int, calls: int) -> list[float]:
+        return self._ask("end_to_end", batch, calls)
+
+    def _ask(self, what: str, batch: int, calls: int) -> list[float]:
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        try:
+            self._process.stdin.write(json.dumps({"what": what, "batch": batch, "calls": calls}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            last = self._process.stderr.read().strip().rpartition("\n")[2]
+            raise DarktrtError(f"{self._name}: its process ended: {last or 'it gave no reason'}")
+        times: list[float] = json.loads(line)
+        return times
+
+    def __enter__(self) -> ProcessRival:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def answer(rival: Rival, requests: TextIO, answers: TextIO) -> None:
+    """Time a rival as the :class:`ProcessRival` at the other end asks, until it has no more to ask."""
+    for line in requests:
+        asked = json.loads(line)
+        ask = {"network": rival.network, "end_to_end": rival.end_to_end}[asked["what"]]
+        print(json.dumps(ask(asked["batch"], asked["calls"])), file=answers, flush=True)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What takes part: engines by name, ONNX files for ONNX Runtime's CUDA provider, and the network in PyTorch."""
+
+    plans: Mapping[str, str | Path]
+    plugins: str | Path | None = None
+    onnx: Mapping[str, str | Path] = field(default_factory=dict)
+    torch: tuple[str, str] | None = None
+    """cfg and weights."""
+    python: str = sys.executable
+    """That runs ONNX Runtime and PyTorch."""
+
+    @contextmanager
+    def rivals(self, info: DetectorInfo, graph: bool) -> Iterator[dict[str, Rival]]:
+        """Everything that runs with, or without, CUDA graphs."""
+        with ExitStack() as stack:
+            found: dict[str, Rival] = {
+                name: PlanRival(stack.enter_context(PlanRunner(path, self.plugins, graph)), graph)
+                for name, path in self.plans.items()
+            }
+            for name, words in self.processes(info, graph).items():
+                found[name] = stack.enter_context(ProcessRival(name, [self.python, "-m", "cli", "rival", *words]))
+            yield found
+
+    def processes(self, info: DetectorInfo, graph: bool) -> dict[str, list[str]]:
+        """The words of ``darktrt rival`` for each that has a process of its own."""
+        words = {} if graph else {name: ["onnx", str(path)] for name, path in self.onnx.items()}
+        if self.torch:
+            network = [*self.torch, f"{info.width}x{info.height}"]
+            words |= {} if graph else {"PyTorch eager FP16": ["eager", *network]}
+            words["torch.compile FP16"] = ["graph" if graph else "compile", *network]
+        return words
+
+
+def measure(
+    contest: Contest,
+    info: DetectorInfo,
+    batches: Sequence[int],
+    graphs: Sequence[bool] = (False, True),
+    turns: int = 20,
+    progress: Callable[[], object] = lambda: None,
+) -> list[Timing]:
+    """Time everything at every batch size, with and without CUDA graph, in turns of 20 calls, after a warm-up turn.
+
+    Args:
+        info: of the network.
+        progress: called after each of the ``2 * turns`` turns of each rival, batch and kind.
+
+    Raises:
+        DarktrtError: a rival cannot be run, or not with one of the batch sizes.
+    """
+    timings = []
+    for graph in graphs:
+        with contest.rivals(info, graph) as rivals:
+            for batch in batches:
+                timings += _measure_batch(rivals, info, batch, graph, turns, progress)
+    return timings
+
+
+def _measure_batch(
+    rivals: Mapping[str, Rival], info: DetectorInfo, batch: int, graph: bool, turns: int, progress: Callable[[], object]
+) -> list[Timing]:
+    whole: dict[str, list[float]] = {name: [] for name in rivals}
+    alone: dict[str, list[float]] = {name: [] for name in rivals}
+    for times, what in ((whole, "end_to_end"), (alone, "network")):
+        for turn in range(turns + 1):
+            for name, rival in rivals.items():
+                found = getattr(rival, what)(batch, _CALLS)
+                if turn:  # the first is the warm-up
+                    times[name] += found
+                    progress()
+    return [_timing(name, info, batch, graph, alone[name], whole[name]) for name in rivals]
+
+
+def _timing(name: str, info: DetectorInfo, batch: int, graph: bool, alone: Sequence[float], whole: Sequence[float]) -> Timing:
+    network = Spread.of(alone)
+    rate = round(1e3 * batch / float(np.mean(whole)), 1)
+    return Timing(name, batch, graph, network, Spread.of(whole), rate, round(info.gflops * batch / network.median, 1))
 
 
 @dataclass(frozen=True)
@@ -118,32 +248,75 @@ class BenchReport:
     tensorrt: tuple[str, ...]
     """What built the engines."""
     timings: tuple[Timing, ...]
+    darktrt: str = __version__
+    state: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Driver, clocks and power as nvidia-smi told them, ``before`` and ``after``."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def to_markdown(self) -> str:
         """A line of facts, and a table with a row a timing."""
-        return f"{self.gpu}; {', '.join(self.tensorrt)}\n\n{to_markdown(self.timings)}"
+        facts = [f"{self.gpu}", *self.tensorrt, f"darktrt {self.darktrt}"]
+        for when, state in self.state.items():
+            facts.append(f"{when}: {', '.join(f'{name} {value}' for name, value in state.items())}")
+        return f"{'; '.join(facts)}\n\n{to_markdown(self.timings)}"
 
 
 def bench_files(
-    plans: Sequence[str], batches: Sequence[int], turns: int = 20, plugins: str | Path | None = None
+    plans: Sequence[str],
+    batches: Sequence[int],
+    turns: int = 20,
+    plugins: str | Path | None = None,
+    onnx: Sequence[str] = (),
+    torch: tuple[str, str] | None = None,
+    python: str | None = None,
 ) -> BenchReport:
     """Time plans given as ``PLAN`` or ``NAME=PLAN``, under a progress bar; the whole of ``darktrt bench``.
+
+    Args:
+        onnx: rivals in ONNX Runtime, likewise.
+        torch: cfg and weights of a rival in PyTorch.
+        python: the Python that runs these; this one by default.
 
     Raises:
         DarktrtError: two have one name, there is nothing to do, or as :func:`measure`.
     """
-    named = [(name or Path(path).stem, path) for name, _, path in (plan.rpartition("=") for plan in plans)]
-    if twice := [name for i, (name, _) in enumerate(named) if name in dict(named[:i])]:
-        raise DarktrtError(f"two engines are called '{twice[0]}'; give them names: a={named[0][1]}")
+    engines, models = _named(plans), _named(onnx)
+    names = [name for name, _ in (*engines, *models)]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise DarktrtError(f"two engines are called '{twice[0]}'; give them names: a={engines[0][1]}")
     if turns < 1 or min(batches) < 1:
         raise DarktrtError("--turns and --batch must be 1 or more")
-    manifests = [read_plan_manifest(path) for _, path in named]
-    with tqdm(total=4 * turns * len(named) * len(batches), unit=" turns", leave=False, disable=not sys.stderr.isatty()) as bar:
-        timings = measure(dict(named), batches, turns=turns, plugins=plugins, progress=bar.update)
-    return BenchReport(gpu_name(), tuple(dict.fromkeys(one.target for one in manifests)), tuple(timings))
+    manifests = [read_plan_manifest(path) for _, path in engines]
+    info = manifests[0].info
+    contest = Contest(dict(engines), plugins, dict(models), torch, python or sys.executable)
+    count = sum(len(contest.plans) + len(contest.processes(info, graph)) for graph in (False, True))
+    before = gpu_state()
+    with tqdm(total=2 * turns * count * len(batches), unit=" turns", leave=False, disable=not sys.stderr.isatty()) as bar:
+        timings = measure(contest, info, batches, turns=turns, progress=bar.update)
+    state = {"before": before, "after": gpu_state()} if before else {}
+    return BenchReport(gpu_name(), tuple(dict.fromkeys(one.target for one in manifests)), tuple(timings), state=state)
+
+
+def _named(entries: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name or Path(path).stem, path) for name, _, path in (entry.rpartition("=") for entry in entries)]
+
+
+def gpu_state() -> dict[str, str]:
+    """Driver, clocks and power of the first GPU, as nvidia-smi tells them; empty where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0] or "0"
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={_STATE}", "--format=csv,noheader", f"--id={visible}"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(_STATE.split(","), (value.strip() for value in done.stdout.strip().split(",")), strict=False))
 
 
 def made_inputs(info: DetectorInfo, batch: int) -> dict[str, Any]:
@@ -154,7 +327,7 @@ def made_inputs(info: DetectorInfo, batch: int) -> dict[str, Any]:
     if info.input == "float":
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     inputs = {"images": images}
-    if info.head == "nms":
+    if info.takes_thresholds:
         inputs["score_threshold"] = np.array([SCORE_THRESHOLD], np.float32)
         inputs["iou_threshold"] = np.array([IOU_THRESHOLD], np.float32)
     if info.takes_image_size:
@@ -165,11 +338,14 @@ def made_inputs(info: DetectorInfo, batch: int) -> dict[str, Any]:
 def to_markdown(timings: Sequence[Timing]) -> str:
     """A table, a row a timing."""
     rows = [
-        "| engine | batch | CUDA graph | network, ms (median) | p90 | p99 | end to end, ms (median) | p90 | p99 | images/s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| engine | batch | CUDA graph | network, ms (median) | p90 | p99 | TFLOP/s "
+        "| end to end, ms (median) | p90 | p99 | images/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in timings:
-        spreads = [f"{value:.3f}" for spread in (one.network, one.end_to_end) for value in asdict(spread).values()]
+        network, whole = (" | ".join(f"{value:.3f}" for value in asdict(one).values()) for one in (one.network, one.end_to_end))
         graph = "yes" if one.cuda_graph else "no"
-        rows.append(f"| {one.name} | {one.batch} | {graph} | {' | '.join(spreads)} | {one.images_per_second:.0f} |")
+        rows.append(
+            f"| {one.name} | {one.batch} | {graph} | {network} | {one.tflops:.1f} | {whole} | {one.images_per_second:.0f} |"
+        )
     return "\n".join(rows) + "\n"

@@ -10,35 +10,55 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Event, current_thread, main_thread
-from typing import Any, Literal, NamedTuple
+from threading import Event, Thread, current_thread, main_thread
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import onnx
 
 from calib.table import CalibrationTable
 from calib.trt import TableSource, calibrator
 from darktrt import DarktrtError, DetectorInfo, atomic_output, check_writable, keep_inputs, sha256_of
-from engine.layers import asked_for, convolution_precisions, inspected, is_layer_list
+from engine.api import sides
+from engine.layers import asked_for, convolution_precisions, engine_layers, inspected, is_layer_list
 from engine.lower import Precision, kept_tensors, lower
 from engine.manifest import Int8Cost, Manifest, manifest_path
 from engine.target import Target, find_target, gpu_name
-from engine.weak import Calibrated, NetworkMap, set_precision
+from engine.weak import Calibrated, GpuCalibration, NetworkMap, set_precision
+from gpu import first_gpu
 from onnx_file import load_model
 from plugins.library import PluginLibrary, find_library, load_plugins
 from plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from surgery.qdq import Calibration
 
+if TYPE_CHECKING:
+    from engine.api import Builder, Config, Network, Parser, TensorRT
+
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How TensorRT goes about it; the defaults are TensorRT's own."""
+    """How TensorRT goes about it; the defaults are TensorRT's own, but for the timing cache."""
 
     tactic_sources: str | None = None
     """Libraries to take kernels from, added to or taken from the default ones as trtexec has it: ``-CUDNN,+CUBLAS``."""
     optimization_level: int | None = None
     """0 to 5: how long to look for fast kernels."""
     timing_cache: str | Path | None = None
-    """A file that keeps measured times between builds; it is read, if there is one, and written."""
+    """A file that keeps measured times between builds; it is read, if there is one, and written. ``none`` for no file; by
+    default :func:`default_timing_cache`, which unlike a file that was named is set aside where it does not fit."""
+    workspace: int | None = None
+    """Most MiB of GPU memory that a layer may use for intermediate results; by default all there is."""
+    tf32: bool = True
+    """Let FP32 convolutions round their inputs to 11 bits, as TensorRT does on GPUs that can."""
+    strongly_typed: bool = False
+    """Take types from the ONNX file, and INT8 from Q/DQ nodes, where TensorRT (10) could also choose."""
+    batch: tuple[int, int, int] | None = None
+    """Least, usual and largest batch of a model with a dynamic one, in place of the model's own."""
+    hardware_compatible: bool = False
+    """An engine for every GPU of compute capability 8.0 or more; slower."""
+    version_compatible: bool = False
+    """An engine for later versions of the same major version of TensorRT too."""
+    verbosity: Literal["detailed", "layer_names_only", "none"] = "detailed"
+    """How much the engine tells of its layers; less than ``detailed`` leaves unknown what runs in INT8."""
 
 
 class Built(NamedTuple):
@@ -46,19 +66,22 @@ class Built(NamedTuple):
 
     plan: memoryview
     layers: str = ""
-    """The engine's list of layers, which :mod:`engine.layers` reads; of full TensorRT only for INT8."""
+    """The engine's list of layers, which :mod:`engine.layers` reads."""
 
 
-def check_files(output: str | Path, options: BuildOptions, *inputs: str | Path | None) -> None:
+def check_files(output: str | Path, options: BuildOptions, *inputs: str | Path | None, calibrates: bool = False) -> None:
     """See, before any work, that a build can write its files, and that none of them is an input or two things at once.
+
+    Args:
+        calibrates: it writes a calibration cache too.
 
     Raises:
         DarktrtError: one is, or cannot be written.
     """
-    manifest = manifest_path(output)
-    if manifest == Path(output):
+    if manifest_path(output) == Path(output):
         raise DarktrtError(f"{output}: .json is the manifest's name; call the engine something like model.plan")
-    outputs = [path for path in (output, manifest, options.timing_cache) if path]
+    timing_cache = None if options.timing_cache == NO_CACHE else options.timing_cache
+    outputs = [path for path in (*_outputs(output, calibrates), timing_cache) if path]
     for i, path in enumerate(outputs):
         keep_inputs(path, *inputs, *outputs[:i])
     for path in outputs:
@@ -70,51 +93,104 @@ def build_file(
     output: str | Path,
     precision: Precision,
     choice: Literal["auto", "rtx", "trt"],
-    calibration: Calibration | None = None,
+    calibration: Calibration | GpuCalibration | None = None,
     options: BuildOptions | None = None,
     cost: Int8Cost | None = None,
     plugins: str | Path | None = None,
+    table: str | Path | None = None,
 ) -> Manifest:
     """ONNX file to plan and manifest; the whole of ``darktrt engine``.
 
     Args:
+        calibration: of a :class:`GpuCalibration` what TensorRT finds is kept beside the plan, as ``.cache``.
         cost: what is known of this INT8, for the manifest.
-        plugins: the plugin library; by default the one at hand, if the model has custom nodes.
+        table: the file that ``calibration`` comes from, likewise.
+        plugins: the plugin library; by default the one at hand, if the model has custom nodes. ``none`` for standard ops in
+            their place.
 
     Raises:
         DarktrtError: ``source`` is no ONNX of darktrt, no TensorRT is at hand, it refuses the network, ``output`` cannot be
             written, or the plugin library does not fit.
     """
     options = options or BuildOptions()
-    check_files(output, options, source)
+    made = isinstance(calibration, GpuCalibration)
+    check_files(output, options, source, calibrates=made)
     model, info = load_model(source)
+    info = replace(info, batch=_batch(info, options))
     target = find_target(choice)
+    target = target.typed_strongly() if options.strongly_typed else target
+    if str(plugins) == NO_PLUGINS:
+        target, plugins = target.without_plugins(), None
     started = time.monotonic()
     library = plugin_library(model, target, plugins)
     ready = _prepare(model, info, target, precision, calibration)
     del model
-    source_hash = sha256_of(source)
-    # both files get their names together, at the end: no plan without its manifest
-    with atomic_output(output) as plan_file, atomic_output(manifest_path(output)) as manifest_file:
+    draft = replace(_draft(info, target, precision, options, sha256_of(source)), plugins=ready.plugins)
+    if library and ready.plugins:
+        draft = replace(draft, plugin_library={"sha256": library.sha256, "tensorrt": library.tensorrt})
+    with ExitStack() as stack:  # all files get their names together, at the end: no plan without its manifest
+        files = {path: stack.enter_context(atomic_output(path)) for path in _outputs(output, made)}
         plan, layers = build(ready.model, info, target, precision, ready.calibrated, options)
-        plan_file.write_bytes(plan)
+        files[Path(output)].write_bytes(plan)
+        if isinstance(calibration, GpuCalibration):
+            table = files[cache_path(output)]
+            table.write_bytes(calibration.pictures.cache)
         convolutions = convolution_precisions(layers, ready.asked, target)
-        manifest = Manifest(
+        manifest = replace(
+            draft,
             plan_sha256=hashlib.sha256(plan).hexdigest(),
-            onnx_sha256=source_hash,
-            target=str(target),
-            gpu=None if target.builds_without_gpu else gpu_name(),
-            precision=precision,
-            plugins=ready.plugins,
-            plugin_library={"sha256": library.sha256, "tensorrt": library.tensorrt} if library and ready.plugins else {},
             build_seconds=round(time.monotonic() - started, 1),
-            info=info,
             int8_convolutions=tuple(one.node for one in convolutions if one.int8),
             other_convolutions={one.node: one.reason for one in convolutions if not one.int8},
             int8_cost=cost,
+            table_sha256=sha256_of(table) if table else "",
+            engine_layers=engine_layers(layers, target),
         )
-        manifest_file.write_text(manifest.to_json())
+        files[manifest_path(output)].write_text(manifest.to_json())
     return manifest
+
+
+def _draft(info: DetectorInfo, target: Target, precision: Precision, options: BuildOptions, onnx_sha256: str) -> Manifest:
+    """What a manifest can say before the build."""
+    gpu = None if target.builds_without_gpu else first_gpu()
+    return Manifest(
+        plan_sha256="",
+        onnx_sha256=onnx_sha256,
+        target=str(target),
+        gpu=gpu and gpu[0],
+        precision=precision,
+        plugins=(),
+        build_seconds=0,
+        info=info,
+        compute_capability=gpu[1] if gpu else 0,
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
+        tf32=options.tf32,
+    )
+
+
+def cache_path(plan: str | Path) -> Path:
+    """Where the calibration cache goes that TensorRT makes as it builds ``plan``: the same name, ending in ``.cache``."""
+    return Path(plan).with_suffix(".cache")
+
+
+def _outputs(plan: str | Path, calibrates: bool) -> list[Path]:
+    return [Path(plan), manifest_path(plan), *([cache_path(plan)] if calibrates else [])]
+
+
+def _batch(info: DetectorInfo, options: BuildOptions) -> tuple[int, int, int]:
+    """Least, usual and largest batch of the engine.
+
+    Raises:
+        DarktrtError: the options ask for another batch than the model's static one.
+    """
+    if options.batch is None or options.batch == info.batch:
+        return info.batch
+    if info.batch[0] == info.batch[2]:
+        raise DarktrtError(
+            f"--batch: the model takes batches of {info.batch[0]} alone; convert it again with 'darktrt convert --batch 1..8'"
+        )
+    return options.batch
 
 
 def plugin_library(model: onnx.ModelProto, target: Target, path: str | Path | None = None) -> PluginLibrary | None:
@@ -142,12 +218,18 @@ class _Prepared(NamedTuple):
 
 
 def _prepare(
-    model: onnx.ModelProto, info: DetectorInfo, target: Target, precision: Precision, calibration: Calibration | None
+    model: onnx.ModelProto,
+    info: DetectorInfo,
+    target: Target,
+    precision: Precision,
+    calibration: Calibration | GpuCalibration | None,
 ) -> _Prepared:
     before = _tensors(model)
     lowered = lower(model, info, target, precision, calibration)
     calibrated = None
-    if precision == "int8" and calibration:
+    if isinstance(calibration, GpuCalibration):
+        calibrated = Calibrated(calibration.pictures, kept_tensors(lowered, info, calibration))
+    elif precision == "int8" and calibration:
         inside = before - _tensors(lowered)  # of nodes that took others in
         scales = {name: scale for name, scale in calibration.scales.items() if name not in inside}
         calibrated = served_table(lowered, info, target, replace(calibration, scales=scales))
@@ -207,28 +289,37 @@ def build(
     options = options or BuildOptions()
     logger, interrupted, failed = _logger(trt), Event(), Event()
     with _deferred_interrupt(interrupted), ExitStack() as stack:
-        builder = trt.Builder(logger)
+        try:
+            builder = trt.Builder(logger)
+        except TypeError as error:  # what becomes of the null pointer that it gives without a GPU
+            raise DarktrtError(f"{target} cannot start here: {logger.last_error or 'it needs an NVIDIA GPU'}") from error
         network = _parse(trt, builder, logger, model, target)
         config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # lets an engine tell the precision of its layers
         _configure(trt, config, options, target)
         if precision != "fp32" and target.weakly_typed:
             stack.enter_context(_weak_precision(trt, config, network, info, calibrated, precision == "int8", failed))
         _add_profiles(builder, config, network, info, calibrated)
         if target.has_progress_monitor:
             config.progress_monitor = stack.enter_context(_progress_monitor(trt, interrupted, failed))
+        else:
+            stack.enter_context(_spinner(target))
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it gave no reason'}")
-        if options.timing_cache:
-            _save_timing_cache(config, options.timing_cache)
-        layers = logger.layers if target.logs_layers or precision != "int8" else inspected(trt, logger, plan)
+        _save_timing_cache(config, options, target)
+        layers = logger.layers if target.logs_layers else inspected(trt, logger, plan)
     return Built(memoryview(plan), layers)
 
 
 @contextmanager
 def _weak_precision(
-    trt: Any, config: Any, network: Any, info: DetectorInfo, calibrated: Calibrated | None, int8: bool, failed: Event
+    trt: TensorRT,
+    config: Config,
+    network: Network,
+    info: DetectorInfo,
+    calibrated: Calibrated | None,
+    int8: bool,
+    failed: Event,
 ) -> Iterator[None]:
     """FP16 or INT8 by flags, layers and calibrator; leaving the context raises what failed in calibration."""
     parsed = NetworkMap(network, info)
@@ -241,7 +332,7 @@ def _weak_precision(
         yield
 
 
-def _parse(trt: Any, builder: Any, logger: Any, model: bytes, target: Target) -> Any:
+def _parse(trt: TensorRT, builder: Builder, logger: Any, model: bytes, target: Target) -> Network:
     flags = trt.NetworkDefinitionCreationFlag
     network = builder.create_network(1 << int(getattr(flags, target.network_flag)) if target.network_flag else 0)
     parser = trt.OnnxParser(network, logger)
@@ -250,16 +341,32 @@ def _parse(trt: Any, builder: Any, logger: Any, model: bytes, target: Target) ->
     return network
 
 
-def _configure(trt: Any, config: Any, options: BuildOptions, target: Target) -> None:
+def _configure(trt: TensorRT, config: Config, options: BuildOptions, target: Target) -> None:
+    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options.verbosity.upper())
     if options.tactic_sources:
         _set_tactic_sources(trt, config, options.tactic_sources, target)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
-    if options.timing_cache:
-        _load_timing_cache(config, Path(options.timing_cache), target)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace << 20)
+    if not options.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    _set_compatibility(trt, config, options, target)
+    _load_timing_cache(config, options, target)
 
 
-def _set_tactic_sources(trt: Any, config: Any, text: str, target: Target) -> None:
+def _set_compatibility(trt: TensorRT, config: Config, options: BuildOptions, target: Target) -> None:
+    if not target.has_compatibility and (options.hardware_compatible or options.version_compatible):
+        raise DarktrtError(
+            f"--hardware-compatible, --version-compatible: {target} builds for many GPUs and its own version; leave them out"
+        )
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+
+
+def _set_tactic_sources(trt: TensorRT, config: Config, text: str, target: Target) -> None:
     sources = trt.TacticSource.__members__
     mask = config.get_tactic_sources()
     for entry in text.split(","):
@@ -275,21 +382,54 @@ def _set_tactic_sources(trt: Any, config: Any, text: str, target: Target) -> Non
         raise DarktrtError(f"--tactic-sources: {target} refuses '{text}'")
 
 
-def _load_timing_cache(config: Any, path: Path, target: Target) -> None:
+NO_CACHE = NO_PLUGINS = "none"
+"""In place of a timing cache's file, or of a plugin library."""
+
+
+def default_timing_cache(target: Target) -> Path:
+    """The file of the times measured on this machine's GPU: they are worth nothing on another one, or to another TensorRT."""
+    name = f"{target} {gpu_name()}".replace(" ", "-").replace("/", "-")
+    return Path.home() / ".cache" / "darktrt" / "timing" / f"{name}.cache"
+
+
+def _load_timing_cache(config: Config, options: BuildOptions, target: Target) -> None:
+    named = options.timing_cache
+    if named == NO_CACHE or (named is None and not target.has_timing_cache):
+        return
     if not target.has_timing_cache:
         raise DarktrtError(f"--timing-cache: {target} measures nothing while it builds; leave it out")
+    path = Path(named or default_timing_cache(target))
     try:
-        content = path.read_bytes() if path.exists() else b""
+        if _take_timing_cache(config, path.read_bytes() if path.exists() else b""):
+            return
+        problem = f"is no timing cache of {target} on this GPU"
     except OSError as error:
-        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+        problem = f"cannot read: {error.strerror}"
+    if named is not None:
+        raise DarktrtError(f"{path}: {problem}; delete it or name another file")
+    print(f"warning: {path}: {problem}; all is measured anew", file=sys.stderr)
+    _take_timing_cache(config, b"")
+
+
+def _take_timing_cache(config: Config, content: bytes) -> bool:
     cache = config.create_timing_cache(content)
-    if cache is None or not config.set_timing_cache(cache, False):
-        raise DarktrtError(f"{path}: is no timing cache of {target} on this GPU; delete it or name another file")
+    return cache is not None and bool(config.set_timing_cache(cache, False))
 
 
-def _save_timing_cache(config: Any, path: str | Path) -> None:
-    with atomic_output(path) as temporary:
-        temporary.write_bytes(config.get_timing_cache().serialize())
+def _save_timing_cache(config: Config, options: BuildOptions, target: Target) -> None:
+    """Keep what was measured; a default file that cannot be written is no reason to lose the engine."""
+    if options.timing_cache == NO_CACHE or not target.has_timing_cache:
+        return
+    path = Path(options.timing_cache or default_timing_cache(target))
+    try:
+        if options.timing_cache is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_output(path) as temporary:
+            temporary.write_bytes(config.get_timing_cache().serialize())
+    except (OSError, DarktrtError) as error:
+        if options.timing_cache is not None:
+            raise
+        print(f"warning: {path}: the times measured cannot be kept: {error}", file=sys.stderr)
 
 
 def _report_coverage(calibrated: Calibrated, network: NetworkMap) -> None:
@@ -384,13 +524,37 @@ def _progress_monitor(trt: Any, *stops: Event) -> Iterator[Any]:
             raise monitor.error
 
 
+@contextmanager
+def _spinner(target: Target) -> Iterator[None]:
+    """On a terminal the time so far, which is all that can be told of a build by a TensorRT without a progress monitor."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from tqdm import tqdm
+
+    done = Event()
+
+    def show() -> None:
+        with tqdm(desc=f"{target} measures kernels", bar_format="{desc}, {elapsed}", leave=False) as clock:
+            while not done.wait(0.5):
+                clock.refresh()
+
+    thread = Thread(target=show, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def _phase_bar(phase: str, steps: int) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=steps, desc=phase, leave=False, disable=not sys.stderr.isatty())
 
 
-def _parser_error(parser: Any, target: Target) -> str:
+def _parser_error(parser: Parser, target: Target) -> str:
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     if target.names_parser_nodes:
         lines = [f"node '{error.node_name()}' ({error.node_operator()}): {error.desc()}" for error in errors]
@@ -399,21 +563,22 @@ def _parser_error(parser: Any, target: Target) -> str:
     return "; ".join(lines) or "it gave no reason"
 
 
-def _add_profiles(builder: Any, config: Any, network: Any, info: DetectorInfo, calibrated: Calibrated | None) -> None:
+def _add_profiles(
+    builder: Builder, config: Config, network: Network, info: DetectorInfo, calibrated: Calibrated | None
+) -> None:
     """The range of a dynamic batch, and the batch to calibrate with; a static network needs no profile."""
-    low, usual, high = info.batch
-    if low == high:
+    if not any(-1 in sides(network.get_input(i).shape) for i in range(network.num_inputs)):
         return
-    config.add_optimization_profile(_profile(builder, network, (low, usual, high)))
+    config.add_optimization_profile(_profile(builder, network, info.batch))
     if calibrated:
         config.set_calibration_profile(_profile(builder, network, (calibrated.source.batch,) * 3))
 
 
-def _profile(builder: Any, network: Any, batches: tuple[int, int, int]) -> Any:
-    profile = builder.create_optimization_profile()
+def _profile(builder: Builder, network: Network, batches: tuple[int, int, int]) -> Any:
+    profile: Any = builder.create_optimization_profile()  # it takes tuples, of which its type does not tell
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
-        shape = tuple(tensor.shape)
+        shape = sides(tensor.shape)
         if -1 in shape:
             profile.set_shape(tensor.name, *((n, *shape[1:]) for n in batches))
     return profile

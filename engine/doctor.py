@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from darktrt import DarktrtError
-from engine.target import INSTALL, MODULES, Flavour, gpu_name
+from engine.target import INSTALL, MODULES, Flavour, gpu_name, is_installed
 from plugins.library import find_library, read_library
 
 _INCLUDE_FOLDERS = (
@@ -74,10 +73,7 @@ def _package(name: str) -> str:
 
 
 def _tensorrt(flavour: Flavour) -> str:
-    module = MODULES[flavour]
-    if importlib.util.find_spec(module) is None:
-        return ""
-    return _package(module) or "installed, of unknown version"
+    return (_package(MODULES[flavour]) or "installed, of unknown version") if is_installed(flavour) else ""
 
 
 def _nvcc() -> str:

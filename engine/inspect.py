@@ -87,12 +87,14 @@ def _info_lines(info: DetectorInfo) -> list[str]:
         + f", {head.classes} classes, {'new_coords, ' if head.new_coords else ''}scale_x_y {head.scale_x_y:g}"
         for head in info.heads
     ]
+    fixed = ", thresholds fixed at {:g} and {:g}".format(*info.fixed_thresholds) if info.fixed_thresholds else ""
     return [
         f"network       {info.name}: {len(info.layers)} cfg layers, {info.parameters:,} parameters, {info.gflops:.3f} GFLOPs",
         f"images        {info.width} x {info.height}, {info.channels} channels, {info.input}, {info.resize}, {batch}",
         f"Mish          {info.mish_count}{form}{swapped}",
         *heads,
-        f"ends at       {info.head}" + (f": {nms}, at most {info.max_detections} detections" if info.head == "nms" else ""),
+        f"ends at       {info.head}"
+        + (f": {nms}, at most {info.max_detections} detections{fixed}" if info.head == "nms" else ""),
         f"classes       {', '.join(info.class_names[:6])}{', ...' if len(info.class_names) > 6 else ''}",
         *(f"{name:<13} sha256 {value}" if len(value) == 64 else f"{name:<13} {value}" for name, value in info.sources.items()),
     ]

@@ -1,4 +1,4 @@
-"""Which convolutions an engine really computes in INT8: the built engine's own layer list, read.
+"""What an engine computes, and which convolutions really in INT8: the built engine's own layer list, read.
 
 Full TensorRT's engine inspector gives it as JSON, and TensorRT for RTX, whose engines do not load without a driver, logs it as
 text while it builds; both only where the engine is built with ``ProfilingVerbosity.DETAILED``. Neither form is documented. They
@@ -13,20 +13,28 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import onnx
-
+from engine.api import sides
 from engine.target import Target
+
+if TYPE_CHECKING:
+    import onnx
+
+    from engine.api import TensorRT
 
 UNKNOWN = "unknown, as TensorRT's list of layers does not tell"
 
 _HEADER = "Layers:\n"
+_SECTION = re.compile(r"/layers\.(\d+)/")
 _NODES = re.compile(r"\[ONNX Layer: (.+?)\]")
 _TEXT = re.compile(
-    "Name: (?P<name>.*?), LayerType: (?P<type>.*?), Inputs: (?P<inputs>.*?), Constants: (?P<constants>.*?), Outputs: "
+    "Name: (?P<name>.*?), LayerType: (?P<type>.*?), Inputs: (?P<inputs>.*?), Constants: (?P<constants>.*?), "
+    "Outputs: (?P<rest>.*)"
 )
 _DATATYPE = re.compile(r"\bDatatype: (\w+)")
+_LAYOUT = re.compile(r"\bFormat: ([^},]+)")
+_TACTIC = re.compile(r"\bTacticName: ([^,]*)")
 _KIND = re.compile(r"\b(int8|fp16|half|fp32|float)\b", re.IGNORECASE)
 _KINDS = {"int8": "INT8", "fp16": "FP16", "half": "FP16", "fp32": "FP32", "float": "FP32"}
 _CONVOLVES = re.compile(r"(correlation|gemm) .*|runtime_fusion .*(Corr|Fc|Gemm).*")
@@ -44,6 +52,28 @@ class ConvolutionPrecision:
     """Why it is not in INT8."""
 
 
+@dataclass(frozen=True)
+class EngineLayer:
+    """A layer of a built engine, as TensorRT tells of it."""
+
+    name: str
+    kind: str
+    """TensorRT's type: CaskConvolution, Reformat, correlation and so on."""
+    precision: str
+    """INT8, FP16 or FP32: of the weights, else of the first output; empty where the list does not tell."""
+    layout: str
+    """Of the first output, in TensorRT's words."""
+    nodes: tuple[str, ...]
+    """ONNX nodes that it computes."""
+    tactic: str = ""
+    """The kernel that was chosen, where it has a name."""
+
+    @property
+    def sections(self) -> tuple[int, ...]:
+        """Indices of the cfg sections that it computes a part of; of a layer without nodes, of those that its name tells."""
+        return tuple(sorted({int(found) for found in _SECTION.findall(" ".join(self.nodes) or self.name)}))
+
+
 class Layer(NamedTuple):
     """A layer that convolves."""
 
@@ -58,12 +88,60 @@ def is_layer_list(message: str) -> bool:
     return message.startswith(_HEADER)
 
 
-def inspected(trt: Any, logger: Any, plan: Any) -> str:
-    """The layer list of full TensorRT's engine inspector; empty where the engine does not load, for want of memory say."""
+def inspected(trt: TensorRT, logger: Any, plan: Any) -> str:
+    """The layer list of full TensorRT's engine inspector; empty where the engine does not load, for want of memory say.
+
+    Of a dynamic batch it tells types and layouts for the usual one.
+    """
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    if engine is None:
+    context = engine.create_execution_context() if engine else None
+    if context is None:
         return ""
-    return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in sides(engine.get_tensor_shape(name)):
+            context.set_input_shape(name, sides(engine.get_tensor_profile_shape(name, 0)[1]))
+    inspector = engine.create_engine_inspector()
+    inspector.execution_context = context
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def engine_layers(layer_list: str, target: Target) -> tuple[EngineLayer, ...]:
+    """All layers, in order, of a layer list of ``target``; of any other text none."""
+    if target.logs_layers:
+        matches = map(_TEXT.match, layer_list.split("\n") if is_layer_list(layer_list) else [])
+        return tuple(_engine_layer_of_text(match) for match in matches if match)
+    return tuple(_engine_layer_of_json(layer) for layer in _json_layers(layer_list))
+
+
+def _engine_layer_of_text(match: re.Match[str]) -> EngineLayer:
+    outputs, _, metadata = match["rest"].rpartition(", Metadata: ")
+    kind = _DATATYPE.search(match["constants"]) or _DATATYPE.search(outputs)
+    layout, tactic = _LAYOUT.search(outputs), _TACTIC.search(outputs)
+    return EngineLayer(
+        name=match["name"],
+        kind=match["type"],
+        precision=_precision_name(kind[1] if kind else ""),
+        layout=layout[1].strip() if layout else "",
+        nodes=tuple(_NODES.findall(metadata)),
+        tactic=tactic[1] if tactic else "",
+    )
+
+
+def _engine_layer_of_json(layer: dict[str, Any]) -> EngineLayer:
+    layout = _field(layer, "Outputs", 0, "Format/Datatype")
+    return EngineLayer(
+        name=_field(layer, "Name"),
+        kind=_field(layer, "LayerType"),
+        precision=_precision_name(_field(layer, "Weights", "Type")) or _precision_name(layout),
+        layout=layout,
+        nodes=tuple(_NODES.findall(_field(layer, "Metadata"))),
+        tactic=_field(layer, "TacticName"),
+    )
+
+
+def _precision_name(text: str) -> str:
+    found = _KIND.search(text)
+    return _KINDS[found[1].lower()] if found else ""
 
 
 def asked_for(model: onnx.ModelProto, kept: Collection[str] | None = None) -> dict[str, bool]:
@@ -122,18 +200,23 @@ _DYNAMIC = "N/A due to dynamic shapes"
 
 def layers_from_json(text: str) -> list[Layer]:
     """Those that convolve, of the JSON of an engine inspector."""
-    try:
-        layers = json.loads(text, strict=False)["Layers"]  # a raw control character separates the names in Metadata
-    except (ValueError, KeyError, TypeError):
-        return []
     found = []
-    for layer in layers if isinstance(layers, list) else []:
-        if isinstance(layer, dict) and layer.get("ParameterType") == "Convolution":  # without details there are names alone
+    for layer in _json_layers(text):
+        if layer.get("ParameterType") == "Convolution":
             kinds = [_field(layer, "Inputs", 0, "Format/Datatype"), _field(layer, "Weights", "Type")]
             if kinds[0] == _DYNAMIC:
                 del kinds[0]
             found.append(_layer(_field(layer, "Metadata"), kinds))
     return found
+
+
+def _json_layers(text: str) -> list[dict[str, Any]]:
+    try:
+        layers = json.loads(text, strict=False)["Layers"]  # a raw control character separates the names in Metadata
+    except (ValueError, KeyError, TypeError):
+        return []
+    # without details there are names alone
+    return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 
 
 def _field(layer: Any, *path: str | int) -> str:

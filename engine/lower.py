@@ -9,11 +9,12 @@ import onnx_graphsurgeon as gs
 
 from darktrt import DarktrtError, DetectorInfo, MishForm
 from engine.target import Target
+from engine.weak import GpuCalibration
 from plugins.ops import MISH_OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from surgery.bodies import drop_bodies, embed, inline_bodies
 from surgery.half import halve
 from surgery.mish import fuse_mish
-from surgery.qdq import Calibration, quantize
+from surgery.qdq import Calibration, kept_names, quantize
 from surgery.rewrite import import_graph
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -23,7 +24,11 @@ _HALF_QDQ_OPSET = 19
 
 
 def lower(
-    model: onnx.ModelProto, info: DetectorInfo, target: Target, precision: Precision, calibration: Calibration | None = None
+    model: onnx.ModelProto,
+    info: DetectorInfo,
+    target: Target,
+    precision: Precision,
+    calibration: Calibration | GpuCalibration | None = None,
 ) -> onnx.ModelProto:
     """The model for ``target``; ``model`` itself may change.
 
@@ -33,7 +38,7 @@ def lower(
         DarktrtError: the model cannot have this precision.
     """
     if precision == "int8":
-        _check_int8(info, calibration)
+        _check_int8(info, target, calibration)
     mish = _mish_form(info, target, precision)
     typed = precision != "fp32" and not target.weakly_typed
     if typed or mish == "fused":
@@ -41,7 +46,7 @@ def lower(
         if mish == "fused":
             fuse_mish(graph)
         if typed:
-            _state_types(graph, info, calibration if precision == "int8" else None)
+            _state_types(graph, info, calibration if precision == "int8" and isinstance(calibration, Calibration) else None)
         model = _exported(graph, model)
     if target.bodies == "inline":
         return inline_bodies(model)
@@ -60,21 +65,28 @@ def _mish_form(info: DetectorInfo, target: Target, precision: Precision) -> Mish
     return target.mish_form(precision) if ready else "native"
 
 
-def kept_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration) -> tuple[str, ...]:
+def kept_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration | GpuCalibration) -> tuple[str, ...]:
     """Outputs of the convolutions to keep in FP16, for a weakly typed target; chosen and checked as Q/DQ nodes would be.
 
     Raises:
-        DarktrtError: the input of another convolution has no scale, or ``calibration.keep`` names no convolution.
+        DarktrtError: the input of another convolution has no scale in a table, or ``calibration.keep`` names no convolution.
     """
-    kept = set(quantize(import_graph(model), info, calibration).kept)
+    graph = import_graph(model)
+    if isinstance(calibration, GpuCalibration):
+        kept = kept_names(graph, info, calibration.keep)
+    else:
+        kept = list(quantize(graph, info, calibration).kept)
     return tuple(node.output[0] for node in model.graph.node if node.name in kept)
 
 
-def _check_int8(info: DetectorInfo, calibration: Calibration | None) -> None:
+def _check_int8(info: DetectorInfo, target: Target, calibration: Calibration | GpuCalibration | None) -> None:
     if not info.int8_convolutions and calibration is None:
         raise DarktrtError("INT8 needs a calibration table; make one with 'darktrt calib' and give it with --table")
     if info.int8_convolutions and calibration is not None:
-        raise DarktrtError("the model has Q/DQ nodes already; build it without --table")
+        raise DarktrtError("the model has Q/DQ nodes already; build it without --table and --calibrate-on")
+    if isinstance(calibration, GpuCalibration) and not target.weakly_typed:
+        how = "asked to take types from the file" if target.strongly_typed else "has no calibrator"
+        raise DarktrtError(f"--calibrate-on gpu: {target} {how}; calibrate with 'darktrt calib' and give its table by --table")
 
 
 def _state_types(graph: gs.Graph, info: DetectorInfo, calibration: Calibration | None) -> None:

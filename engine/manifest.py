@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from darktrt import DarktrtError, DetectorInfo, record, sha256_of
+from engine.layers import EngineLayer
 
 FORMAT = 1
 
@@ -42,7 +43,7 @@ class Manifest:
     target: str
     """Flavour and version that built the plan; no other version loads it."""
     gpu: str | None
-    """The GPU it was built on; None for a plan built without one."""
+    """The GPU it was built on; None for a plan built without one, which runs on many."""
     precision: str
     plugins: tuple[str, ...]
     """Custom ops that the plan takes from the plugin library, as name:version."""
@@ -56,6 +57,18 @@ class Manifest:
     """Where a largest drop was asked for."""
     plugin_library: dict[str, str] = field(default_factory=dict)
     """Of the library that the plugins come from: its ``sha256``, and the version of TensorRT's headers as ``tensorrt``."""
+    compute_capability: int = 0
+    """Of the GPU, times ten; 0 where it is not known or does not matter."""
+    hardware_compatible: bool = False
+    """It runs on every GPU of compute capability 8.0 or more."""
+    version_compatible: bool = False
+    """It runs with later versions of the same major version of TensorRT."""
+    tf32: bool = True
+    """Whether FP32 convolutions may round to 11 bits."""
+    table_sha256: str = ""
+    """Of the calibration table or cache that the scales come from."""
+    engine_layers: tuple[EngineLayer, ...] = ()
+    """What TensorRT made of the network; none where it was told not to say."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -90,6 +103,7 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         if values.get("int8_cost") is not None:
             values["int8_cost"] = record(Int8Cost, values["int8_cost"])
+        values["engine_layers"] = tuple(record(EngineLayer, layer) for layer in values.get("engine_layers", ()))
         manifest: Manifest = record(Manifest, values)
     except (ValueError, TypeError) as error:
         raise DarktrtError(f"{path}: the manifest is damaged ({error}); build the engine again") from error

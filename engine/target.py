@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from darktrt import DarktrtError, MishForm
 from gpu import first_gpu
 from plugins.library import is_registered
+
+if TYPE_CHECKING:
+    from engine.api import TensorRT
 
 Flavour = Literal["rtx", "trt"]
 MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "trt": "tensorrt"}
@@ -30,6 +32,11 @@ class Target:
 
     flavour: Flavour
     version: tuple[int, ...]
+    strongly_typed: bool = False
+    """Asked to take types from the ONNX file where it could also choose them; see :meth:`typed_strongly`."""
+
+    standard_ops: bool = False
+    """Asked to run the bodies of custom nodes, although it could have plugins."""
 
     def __str__(self) -> str:
         return f"{_NAMES[self.flavour]} {'.'.join(map(str, self.version))}"
@@ -37,7 +44,17 @@ class Target:
     @property
     def weakly_typed(self) -> bool:
         """Precision is chosen by builder flags; otherwise by the types in the ONNX file."""
-        return self.flavour == "trt" and self.version < (11,)
+        return self.flavour == "trt" and self.version < (11,) and not self.strongly_typed
+
+    def typed_strongly(self) -> Target:
+        """The same TensorRT, with precision by the types in the ONNX file: for INT8 Q/DQ nodes in place of a calibrator.
+
+        Raises:
+            DarktrtError: it cannot, as TensorRT before 10.
+        """
+        if self.flavour == "trt" and self.version < (10,):
+            raise DarktrtError(f"--strongly-typed: {self} chooses types itself; leave it out, or use TensorRT 10 or newer")
+        return replace(self, strongly_typed=True)
 
     @property
     def network_flag(self) -> str | None:
@@ -68,18 +85,42 @@ class Target:
         return self.flavour == "trt"
 
     @property
+    def has_compatibility(self) -> bool:
+        """It can build engines that run on other GPUs or with other versions; those of TensorRT for RTX always run on many."""
+        return self.flavour == "trt"
+
+    def runs_plans_of(self, target: str) -> bool:
+        """Whether it loads version-compatible plans that ``target``, as text, built: of its major version and not newer."""
+        own, _, version = target.rpartition(" ")
+        numbers = tuple(map(int, version.split(".")))
+        return own == _NAMES[self.flavour] and numbers[0] == self.version[0] and numbers <= self.version
+
+    @property
     def names_parser_nodes(self) -> bool:
         """Errors of its parser have the name and operator of the node, not just its number."""
         return self.flavour == "rtx" or self.version >= (10,)
 
     @property
     def has_plugins(self) -> bool:
-        return self.flavour == "trt"
+        return self.flavour == "trt" and not self.standard_ops
 
     @property
     def runs_bodies(self) -> bool:
         """Its parser runs the body of a custom op for which there is no plugin."""
         return self.flavour == "rtx" or self.version >= (10, 7)
+
+    def without_plugins(self) -> Target:
+        """The same TensorRT, which runs the bodies of custom nodes as standard ops.
+
+        Raises:
+            DarktrtError: its parser lacks some of those: before TensorRT 10, Mod and Split into computed sizes.
+        """
+        if self.flavour == "trt" and self.version < (10,):
+            raise DarktrtError(
+                f"--plugins none: {self} does not know all standard ops of the custom nodes; take the plugins, or build what "
+                "'darktrt convert' wrote, which ends before NMS"
+            )
+        return replace(self, standard_ops=True)
 
     def has_plugin(self, name: str, version: str, namespace: str) -> bool:
         """Whether a plugin library that is loaded has this custom op."""
@@ -104,7 +145,7 @@ class Target:
     def builds_without_gpu(self) -> bool:
         return self.flavour == "rtx"
 
-    def load(self) -> ModuleType:
+    def load(self) -> TensorRT:
         """The Python module; importing it loads the library.
 
         Raises:
@@ -139,9 +180,15 @@ def flavour_of(target: str) -> Flavour:
     return "rtx" if target.startswith(_NAMES["rtx"]) else "trt"
 
 
+def is_installed(flavour: Flavour) -> bool:
+    """Whether there is the Python package, and not its type stubs alone, which make a module without a file."""
+    spec = importlib.util.find_spec(MODULES[flavour])
+    return spec is not None and spec.origin is not None
+
+
 def installed_version(flavour: Flavour) -> str | None:
     """Version of the installed Python package, found without loading it."""
-    if importlib.util.find_spec(MODULES[flavour]) is None:
+    if not is_installed(flavour):
         return None
     try:
         return importlib.metadata.version(MODULES[flavour])
@@ -160,8 +207,9 @@ def _target(flavour: Flavour) -> Target:
     return Target(flavour, tuple(int(part) for part in parts[:3] if part.isdigit()))
 
 
-def _load(flavour: Flavour) -> ModuleType:
+def _load(flavour: Flavour) -> TensorRT:
     try:
-        return importlib.import_module(MODULES[flavour])
+        module: Any = importlib.import_module(MODULES[flavour])
+        return cast("TensorRT", module)
     except (ImportError, OSError) as error:
         raise DarktrtError(f"{_NAMES[flavour]} is installed but does not load ({error}); {INSTALL[flavour]}") from error

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-from calib.trt import Source
+from calib.trt import BatchSource, Source
 from darktrt import DarktrtError, DetectorInfo
+
+if TYPE_CHECKING:
+    from engine.api import Config, Layer, Network, Tensor, TensorRT
 
 _POINTWISE = {"ACTIVATION", "ELEMENTWISE", "UNARY", "SCALE", "PARAMETRIC_RELU"}
 _NOT_PINNED = {"CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE"}
@@ -22,6 +25,17 @@ class Calibrated:
     kept: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class GpuCalibration:
+    """INT8 by scales that TensorRT itself finds, as it builds, from pictures that it is fed.
+
+    ``keep`` is as in :class:`surgery.qdq.Calibration`.
+    """
+
+    pictures: BatchSource
+    keep: tuple[str, ...] | None = None
+
+
 class NetworkMap:
     """A parsed TensorRT network with its backbone, the layers between the image and the raw heads, by their tensors' names.
 
@@ -29,7 +43,7 @@ class NetworkMap:
         DarktrtError: the network has no tensor of the name of a head.
     """
 
-    def __init__(self, network: Any, info: DetectorInfo) -> None:
+    def __init__(self, network: Network, info: DetectorInfo) -> None:
         self.layers = [network.get_layer(i) for i in range(network.num_layers)]
         self.heads = [head.tensor for head in info.heads]
         produced = {tensor.name: i for i, layer in enumerate(self.layers) for tensor in outputs(layer)}
@@ -50,7 +64,7 @@ class NetworkMap:
                 waiting += [tensor.name for tensor in inputs(self.layers[layer])]
         return found
 
-    def behind_heads(self) -> list[Any]:
+    def behind_heads(self) -> list[Layer]:
         """The layers that decode, in order."""
         found, reached = [], set(self.heads)
         for i, layer in enumerate(self.layers):  # TensorRT's parser adds them in the order of the graph
@@ -59,7 +73,7 @@ class NetworkMap:
                 found.append(layer)
         return found
 
-    def kept(self, convolutions: Iterable[str]) -> list[Any]:
+    def kept(self, convolutions: Iterable[str]) -> list[Layer]:
         """The layers with these outputs and the activations that follow them, in order."""
         found, reached = [], set(convolutions)
         for i in sorted(self.backbone):
@@ -76,7 +90,7 @@ class NetworkMap:
         return [self.image, *(tensor.name for layer in layers for tensor in outputs(layer) if _is_float(tensor))]
 
 
-def set_precision(trt: Any, config: Any, network: NetworkMap, int8: bool, kept: Sequence[str] = ()) -> None:
+def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool, kept: Sequence[str] = ()) -> None:
     """Let TensorRT compute the backbone in FP16, or in INT8 and FP16, but the kept convolutions and decoding as asked.
 
     Decoding and NMS stay FP32: box coordinates do not fit FP16's 11 bits. The kept convolutions compute in FP16. TensorRT must
@@ -101,14 +115,14 @@ def set_precision(trt: Any, config: Any, network: NetworkMap, int8: bool, kept: 
         layer.precision = trt.DataType.HALF
 
 
-def inputs(layer: Any) -> list[Any]:
+def inputs(layer: Layer) -> list[Tensor]:
     tensors = (layer.get_input(i) for i in range(layer.num_inputs))
     return [tensor for tensor in tensors if tensor is not None]  # optional ones may be left out
 
 
-def outputs(layer: Any) -> list[Any]:
+def outputs(layer: Layer) -> list[Tensor]:
     return [layer.get_output(i) for i in range(layer.num_outputs)]
 
 
-def _is_float(tensor: Any) -> bool:
+def _is_float(tensor: Tensor) -> bool:
     return tensor.dtype.name in ("FLOAT", "HALF")

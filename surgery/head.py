@@ -105,6 +105,13 @@ def _head_tensor(graph: gs.Graph, head: HeadInfo) -> gs.Tensor:
     return tensor
 
 
+def fix_thresholds(graph: gs.Graph, score: float, iou: float) -> None:
+    """Make the thresholds constants of the graph, where NMS took them as inputs."""
+    for name, value in (("score_threshold", score), ("iou_threshold", iou)):
+        graph.tensors()[name].to_constant(np.array([value], np.float32))
+    graph.inputs = [tensor for tensor in graph.inputs if isinstance(tensor, gs.Variable)]
+
+
 def take_bytes(graph: gs.Graph, info: DetectorInfo) -> None:
     """Make the input ``images`` uint8 ``(N, H, W, C)``: cast, transposed and divided by 255 inside the graph."""
     plain = graph.inputs[0]

@@ -50,10 +50,7 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
         DarktrtError: a tensor has no scale, or ``keep`` names no convolution.
     """
     convolutions = _convolutions(graph, info)
-    names = {node.name for node in convolutions}
-    keep = default_keep(graph, info) if calibration.keep is None else calibration.keep
-    if unknown := sorted(set(keep) - names):
-        raise DarktrtError(f"'{unknown[0]}' is no convolution of this network; the names are like '{min(names)}'")
+    keep = kept_names(graph, info, calibration.keep)
     chosen = [node for node in convolutions if node.name not in keep]
     _check_scales(graph, chosen, calibration.scales)
     dequantized: dict[str, gs.Tensor] = {}
@@ -83,6 +80,18 @@ def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapp
         f"the calibration table has no scale for {len(missing)} tensors of this network, '{missing[0]}' for one{hint}; "
         "calibrate this very network"
     )
+
+
+def kept_names(graph: gs.Graph, info: DetectorInfo, keep: tuple[str, ...] | None) -> list[str]:
+    """The convolutions to keep in floating point: those of ``keep``, or where nothing was said the default ones.
+
+    Raises:
+        DarktrtError: ``keep`` names no convolution.
+    """
+    names = {node.name for node in _convolutions(graph, info)}
+    if unknown := sorted(set(keep or ()) - names):
+        raise DarktrtError(f"'{unknown[0]}' is no convolution of this network; the names are like '{min(names)}'")
+    return default_keep(graph, info) if keep is None else list(keep)
 
 
 def default_keep(graph: gs.Graph, info: DetectorInfo) -> list[str]:

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadForm, InputForm, MishForm, atomic_output, keep_inputs
 from onnx_file import load_model
 from surgery.bodies import embed
-from surgery.head import replace_head, take_bytes
+from surgery.head import fix_thresholds, replace_head, take_bytes
 from surgery.mish import Fused, fuse_mish, replace_mish
 from surgery.qdq import Calibration, QuantizeReport, quantize
 
@@ -29,6 +29,16 @@ class SurgeryOptions:
     max_detections: int = 300
     calibration: Calibration | None = None
     """Quantize with Q/DQ nodes."""
+    thresholds: tuple[float, float] | None = None
+    """Of score and IoU, to fix in the model; inputs otherwise."""
+
+    def __post_init__(self) -> None:
+        if self.thresholds and self.head != "nms":
+            raise DarktrtError(f"--thresholds are of NMS, and a model of --head {self.head} has none")
+        if self.thresholds and not all(0 <= value <= 1 for value in self.thresholds):
+            raise DarktrtError(
+                f"--thresholds are {self.thresholds[0]:g} and {self.thresholds[1]:g}; both must be between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,8 @@ def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions)
         mish = replace_mish(graph, info.mish_count, options.activation)
     fused = fuse_mish(graph) if options.mish == "fused" else Fused(0, 0)
     replace_head(graph, info, options.head, options.max_candidates, options.max_detections)
+    if options.thresholds:
+        fix_thresholds(graph, *options.thresholds)
     if options.input == "uint8":
         take_bytes(graph, info)
     int8 = None
@@ -115,6 +127,7 @@ def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions)
         mish=options.mish,
         swapped_activations={options.activation: mish} if options.activation else {},
         int8_convolutions=len(int8.quantized) if int8 else 0,
+        fixed_thresholds=options.thresholds,
     )
     heads = 0 if options.head == "raw" else len(info.heads)
     return operated, SurgeryReport(mish, heads, functions, done, fused, int8)

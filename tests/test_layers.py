@@ -23,20 +23,28 @@ ROOMS: dict[str, set[str]] = {
     "surgery": {"plugins.ops", "calib.shifts", "calib.table"},
     "engine": {"surgery", "calib.table", "calib.trt", "plugins"},
     "check": {"engine", "surgery", "calib", "vision"},
-    "serve": {"engine.manifest", "engine.runtime", "vision"},
+    "serve": {
+        "check.difference",
+        "engine.manifest",
+        "engine.runtime",
+        "engine.target",
+        "plugins.library",
+        "surgery.bodies",
+        "vision",
+    },
     "cli": {"serve", "check", "engine", "calib", "surgery", "convert", "vision"},
 }
 """What each room may import of the others; every room may import itself, ``darktrt``, ``gpu`` and ``onnx_file``."""
 
 HOMES: dict[str, set[str]] = {
     "torch": {"convert"},
-    "onnx": {"onnx_file", "convert", "plugins", "surgery", "engine", "calib", "check"},
+    "onnx": {"onnx_file", "convert", "plugins", "surgery", "engine", "calib", "check", "serve"},
     "onnx_graphsurgeon": {"surgery", "engine", "check"},
     "onnxruntime": {"engine", "calib", "check"},
     "tensorrt": {"engine", "calib.trt"},
     "tensorrt_rtx": {"engine"},
     "polygraphy": {"engine", "calib.trt", "check"},
-    "PIL": {"vision", "calib", "check"},
+    "PIL": {"vision", "calib", "check", "serve"},
     "av": {"vision"},
     "pycocotools": {"check"},
     "matplotlib": {"check"},
@@ -131,7 +139,7 @@ def test_what_is_optional_is_imported_inside_functions() -> None:
 
 def test_the_command_line_imports_rooms_inside_functions() -> None:
     early = {f.imported for f in IMPORTS if f.importer == "cli" and not f.inside and room_of(f.imported) in ROOMS}
-    names = ("DarktrtError", "__version__", "atomic_output", "check_writable", "keep_inputs")
+    names = ("DarktrtError", "__version__", "atomic_output", "check_outputs", "check_writable", "keep_inputs")
     assert early == {f"darktrt.{name}" for name in names}
 
 

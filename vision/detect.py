@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import groupby, islice, takewhile
 from pathlib import Path
@@ -45,6 +47,7 @@ BT601 = 6
 HANDFUL = 4
 
 _Item = TypeVar("_Item")
+_Found = TypeVar("_Found")
 
 
 def fit(image: NDArray[np.uint8], info: DetectorInfo) -> tuple[NDArray[Any], Placement]:
@@ -71,6 +74,7 @@ class Detector:
         for name, value in (("score", score_threshold), ("IoU", iou_threshold)):
             if not 0 <= value <= 1:
                 raise DarktrtError(f"the {name} threshold is {value}; it must be between 0 and 1")
+        info.check_thresholds(score_threshold, iou_threshold)
         self.run = run
         self.info = info
         self.score_threshold = score_threshold
@@ -83,6 +87,17 @@ class Detector:
             DarktrtError: an image is no such array, or the model gives outputs that its metadata does not announce.
         """
         return [found for batch in _batches(images, self.info.batch[2]) for found in self._detect_batch(batch)]
+
+    def detect_pictures(
+        self, paths: Sequence[Path], pixels: bool = True
+    ) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
+        """The images of picture files, which may be None without ``pixels``, and their detections.
+
+        Raises:
+            DarktrtError: a file cannot be read, or as :meth:`detect`.
+        """
+        images = [read_image(path) for path in paths]
+        return images, self.detect(images)
 
     def _detect_batch(self, images: list[NDArray[np.uint8]]) -> list[Detections]:
         info = self.info
@@ -101,11 +116,12 @@ class Detector:
     def _run(self, inputs: Arrays) -> Arrays:
         names = ["boxes", "scores"]
         if self.info.head == "nms":
+            names += ["classes", "num_detections"]
+        if self.info.takes_thresholds:
             inputs["score_threshold"] = np.array([self.score_threshold], np.float32)
             inputs["iou_threshold"] = np.array([self.iou_threshold], np.float32)
-            names += ["classes", "num_detections"]
         outputs = self.run(inputs)
-        batch = len(inputs["images"])
+        batch = len(next(iter(inputs.values())))
         for name in names:
             if name not in outputs:
                 raise DarktrtError(f"{self.info.name}: gives no output '{name}', only {', '.join(outputs) or 'nothing'}")
@@ -131,13 +147,29 @@ class Detector:
 
 
 @dataclass(frozen=True)
-class FileResult:
-    """What was found in one picture, or in one frame of a video."""
+class LiveSource:
+    """A camera or a stream of the network, as FFmpeg opens it."""
 
-    path: Path
+    address: str
+    form: str | None = None
+    """FFmpeg's name of the input format, where the address does not tell."""
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The address, without user and password."""
+        scheme, found, rest = self.address.partition("://")
+        host, slash, path = rest.partition("/")
+        return f"{scheme}{found}{host.rpartition('@')[2]}{slash}{path}"
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What was found in one picture, or in one frame of a video or of a live source."""
+
+    path: Path | LiveSource
     detections: Detections
     frame: int | None = None
-    """The frame's number from 0 in a video; None for a picture."""
+    """The frame's number from 0; None for a picture."""
     picture: Path | None = None
     """The drawn copy, where one was asked for; a video's is complete only after its last frame."""
 
@@ -161,7 +193,10 @@ class _Job:
 
 
 def detect_files(
-    detector: Detector, sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+    detector: Detector,
+    sources: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str] | None = None,
+    in_flight: int = 1,
 ) -> Generator[FileResult, None, None]:
     """Detect in pictures and videos and, with ``output``, write copies with the detections drawn in.
 
@@ -169,6 +204,7 @@ def detect_files(
         sources: picture and video files, folders (searched to any depth, by suffix), and patterns such as ``'shots/*.png'``.
         output: a file (.jpg, .png, ... for one picture, .mp4 for one video) or a folder, which is made. In a folder a copy
             keeps its place below the folder that was given; equal names are numbered.
+        in_flight: how many calls of the detector are under way at once, in threads; one that waits for a server takes several.
 
     Returns:
         An iterator of results, one a picture or frame. Sources and output are checked before it is returned. A copy appears
@@ -182,7 +218,7 @@ def detect_files(
     in_folder = target is not None and _is_folder(target)
     jobs = [_Job(path, place, in_folder) for path, place in zip(found, _targets(found, target), strict=True)]
     total = sum(video_length(job.path) if job.is_video else 1 for job in jobs)
-    return _with_progress(_detect_jobs(detector, jobs), total)
+    return _with_progress(_detect_jobs(detector, jobs, in_flight), total)
 
 
 def _with_progress(results: Generator[FileResult, None, None], total: int) -> Generator[FileResult, None, None]:
@@ -203,38 +239,69 @@ def _with_progress(results: Generator[FileResult, None, None], total: int) -> Ge
                 yield result
 
 
-def _detect_jobs(detector: Detector, jobs: list[_Job]) -> Generator[FileResult, None, None]:
+def _detect_jobs(detector: Detector, jobs: list[_Job], in_flight: int) -> Generator[FileResult, None, None]:
     for is_video, group in groupby(jobs, key=lambda job: job.is_video):
         if is_video:
             for job in group:
-                yield from _detect_video(detector, job)
+                yield from _detect_video(detector, job, in_flight)
         else:
-            for batch in _batches(group, detector.info.batch[2]):
-                yield from _detect_pictures(detector, batch)
+            yield from _detect_pictures(detector, group, in_flight)
 
 
-def _detect_pictures(detector: Detector, jobs: list[_Job]) -> Iterator[FileResult]:
-    images = [read_image(job.path) for job in jobs]
-    for job, image, found in zip(jobs, images, detector.detect(images), strict=True):
-        if job.target:
-            if job.in_folder:
-                _make_folder(job.target.parent)
-            write_image(job.target, draw(image, found))
-        yield FileResult(job.path, found, picture=job.target)
+def _detect_pictures(detector: Detector, jobs: Iterable[_Job], in_flight: int) -> Iterator[FileResult]:
+    def detect(batch: list[_Job]) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
+        return detector.detect_pictures([job.path for job in batch], any(job.target for job in batch))
+
+    with closing(ahead(detect, _batches(jobs, detector.info.batch[2]), in_flight)) as results:
+        for batch, (images, found) in results:
+            for job, image, detections in zip(batch, images, found, strict=True):
+                if job.target and image is not None:
+                    if job.in_folder:
+                        _make_folder(job.target.parent)
+                    write_image(job.target, draw(image, detections))
+                yield FileResult(job.path, detections, picture=job.target)
 
 
-def _detect_video(detector: Detector, job: _Job) -> Iterator[FileResult]:
+def _detect_video(detector: Detector, job: _Job, in_flight: int) -> Iterator[FileResult]:
     with ExitStack() as stack:
-        rate = video_rate(job.path)
+        rate, frames = stack.enter_context(open_video(job.path))
         if job.target and job.in_folder:
             _make_folder(job.target.parent)
         write = stack.enter_context(video_writer(job.target, rate)) if job.target else None
-        frames = enumerate(stack.enter_context(closing(video_frames(job.path))))
-        for batch in _batches(frames, detector.info.batch[2]):
-            for (number, image), found in zip(batch, detector.detect([image for _, image in batch]), strict=True):
-                if write:
-                    write(draw(image, found))
-                yield FileResult(job.path, found, number, job.target)
+        for number, image, found in stack.enter_context(closing(detect_frames(detector, enumerate(frames), in_flight))):
+            if write:
+                write(draw(image, found))
+            yield FileResult(job.path, found, number, job.target)
+
+
+def detect_frames(
+    detector: Detector, frames: Iterable[tuple[int, NDArray[np.uint8]]], in_flight: int = 1
+) -> Generator[tuple[int, NDArray[np.uint8], Detections], None, None]:
+    """Numbered frames ``(H, W, 3)`` uint8 RGB with what is in them, in order."""
+    batches = _batches(frames, detector.info.batch[2])
+    with closing(ahead(lambda batch: detector.detect([image for _, image in batch]), batches, in_flight)) as results:
+        for batch, found in results:
+            for (number, image), detections in zip(batch, found, strict=True):
+                yield number, image, detections
+
+
+def ahead(
+    function: Callable[[_Item], _Found], items: Iterable[_Item], in_flight: int
+) -> Generator[tuple[_Item, _Found], None, None]:
+    """Items with what the function makes of them, in order; up to ``in_flight`` calls run at once, in threads."""
+    if in_flight == 1:
+        yield from ((item, function(item)) for item in items)
+        return
+    pool = ThreadPoolExecutor(in_flight, "detect")
+    try:
+        started = ((item, pool.submit(function, item)) for item in items)
+        waiting = deque(islice(started, in_flight + 1))  # one more, to be at hand when a thread gets free
+        while waiting:
+            item, found = waiting.popleft()
+            yield item, found.result()
+            waiting.extend(islice(started, 1))
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # who stops early need not wait for what is under way
 
 
 def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
@@ -363,23 +430,45 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 @contextmanager
-def _video_stream(path: Path) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
-    """The opened file and its first video stream; FFmpeg's errors inside the block become sentences that name the file."""
+def _video_stream(source: Path | LiveSource) -> Iterator[tuple[av.container.InputContainer, av.video.stream.VideoStream]]:
+    """The opened source and its first video stream; FFmpeg's errors inside the block become sentences that name the source."""
     import av
 
+    live = (
+        source if isinstance(source, LiveSource) else LiveSource(f"file:{source}")
+    )  # "file:", for a colon could be a protocol
     try:
-        with av.open(f"file:{path}", metadata_errors="replace") as container:  # "file:", for a colon could be a protocol
+        with av.open(live.address, format=live.form, options=dict(live.options), metadata_errors="replace") as container:
             if not container.streams.video:
-                raise DarktrtError(f"{path}: has no video stream")
+                raise DarktrtError(f"{source}: has no video stream")
             yield container, container.streams.video[0]
     except av.FFmpegError as error:
-        raise DarktrtError(f"{path}: cannot be read as a video ({error.strerror}); is it damaged or truncated?") from error
+        hint = "is it there, and may you read it?" if live is source else "is it damaged or truncated?"
+        raise DarktrtError(f"{source}: cannot be read as a video ({error.strerror}); {hint}") from error
 
 
-def video_rate(path: Path) -> Fraction:
-    """Frames a second."""
-    with _video_stream(path) as (_, stream):
-        return (stream.average_rate or stream.guessed_rate or Fraction(25)).limit_denominator(1001)
+@contextmanager
+def open_video(source: Path | LiveSource) -> Iterator[tuple[Fraction, Generator[NDArray[np.uint8], None, None]]]:
+    """Frames a second, and the frames in order, ``(H, W, 3)`` uint8 RGB, turned upright as the source asks.
+
+    Raises:
+        DarktrtError: it is missing, no video, damaged, or has no frames.
+    """
+    with _video_stream(source) as (container, stream):
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        yield rate.limit_denominator(1001), _frames(source, container, stream)
+
+
+def _frames(
+    source: Path | LiveSource, container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> Generator[NDArray[np.uint8], None, None]:
+    empty = True
+    stream.thread_type = "AUTO" if isinstance(source, Path) else "SLICE"  # threads by frame would show what was a while ago
+    for frame in container.decode(stream):
+        empty = False
+        yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+    if empty:
+        raise DarktrtError(f"{source}: has no frames that can be decoded")
 
 
 def video_length(path: Path) -> int:
@@ -389,22 +478,6 @@ def video_length(path: Path) -> int:
     with _video_stream(path) as (container, stream):
         seconds = Fraction(container.duration or 0, av.time_base)
         return stream.frames or round(seconds * (stream.average_rate or 0))
-
-
-def video_frames(path: Path) -> Generator[NDArray[np.uint8], None, None]:
-    """The frames of a video in order, ``(H, W, 3)`` uint8 RGB, turned upright as the file asks.
-
-    Raises:
-        DarktrtError: the file is missing, no video, damaged, or has no frames.
-    """
-    empty = True
-    with _video_stream(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
-            empty = False
-            yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
-    if empty:
-        raise DarktrtError(f"{path}: has no frames that can be decoded")
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,18 +60,39 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """
     file = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd metadata, and of half the size that is refused: a panorama is no attack
-            with Image.open(file, formats=FORMATS) as image:
-                return _rgb(ImageOps.exif_transpose(image))
+        return _read(file)
     except Exception as error:  # on damaged files Pillow's decoders raise anything from SyntaxError to struct.error
-        raise DarktrtError(f"{file}: {_reason(file, error)}") from error
+        empty = not (isinstance(error, OSError) and error.errno) and file.stat().st_size == 0
+        raise DarktrtError(f"{file}: {_reason(error, empty)}") from error
 
 
-def _reason(file: Path, error: Exception) -> str:
+def decode_image(data: bytes, name: str, most_pixels: int) -> NDArray[np.uint8]:
+    """The same of a picture in memory, which came from anywhere; ``name`` names it in errors.
+
+    Raises:
+        DarktrtError: as :func:`read_image`, or it says that it has more than ``most_pixels``; such a one is not decoded.
+    """
+    try:
+        return _read(BytesIO(data), most_pixels)
+    except DarktrtError as error:
+        raise DarktrtError(f"{name}: {error}") from error
+    except Exception as error:  # see read_image
+        raise DarktrtError(f"{name}: {_reason(error, not data)}") from error
+
+
+def _read(source: Path | IO[bytes], most_pixels: int | None = None) -> NDArray[np.uint8]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd metadata, and of half the size that is refused: a panorama is no attack
+        with Image.open(source, formats=FORMATS) as image:
+            if most_pixels is not None and image.width * image.height > most_pixels:
+                raise DarktrtError(f"has {image.width}x{image.height} pixels, more than {most_pixels:,}; scale it down first")
+            return _rgb(ImageOps.exif_transpose(image))
+
+
+def _reason(error: Exception, empty: bool) -> str:
     if isinstance(error, OSError) and error.errno:
         return f"cannot be read: {os.strerror(error.errno).lower()}"
-    if file.stat().st_size == 0:
+    if empty:
         return "is empty; copy or download it again"
     if isinstance(error, UnidentifiedImageError):
         return f"is not a picture in a format read here ({', '.join(FORMATS)})"

@@ -16,7 +16,7 @@ from plugins.ops import OPS
 LIBRARY_VERSIONS = {"8.6.0": 8600, "8.6.1": 8601, "10.3.0": 100300, "10.14.1": 101401, "11.0.0": 110000}
 """What ``getInferLibVersion()`` of these answers; it stands in the headers of their calibration caches."""
 
-FLAGS = {"FP16": 0, "INT8": 1, "OBEY_PRECISION_CONSTRAINTS": 10}
+FLAGS = {"FP16": 0, "INT8": 1, "TF32": 7, "OBEY_PRECISION_CONSTRAINTS": 10, "VERSION_COMPATIBLE": 14}
 DATA_TYPES = {"FLOAT": 0, "HALF": 1, "INT8": 2, "INT32": 3, "BOOL": 4, "UINT8": 5, "INT64": 8}
 TACTIC_SOURCES = {"CUBLAS": 0, "CUBLAS_LT": 1, "CUDNN": 2, "EDGE_MASK_CONVOLUTIONS": 3, "JIT_CONVOLUTIONS": 4}
 LAYER_TYPES = {
@@ -99,6 +99,8 @@ class Config:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.cleared: list[str] = []
+        self.pools: dict[str, int] = {}
         self.profiles: list[dict[str, Any]] = []
         self.calibration_profile: dict[str, Any] = {}
         self.sources = 0b11111
@@ -107,6 +109,12 @@ class Config:
 
     def set_flag(self, flag: Any) -> None:
         self.asked.append(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.cleared.append(flag.name)
+
+    def set_memory_pool_limit(self, pool: Any, size: int) -> None:
+        self.pools[pool.name] = size
 
     def add_optimization_profile(self, profile: Any) -> None:
         self.profiles.append(profile.shapes)
@@ -134,6 +142,17 @@ class Config:
         return SimpleNamespace(serialize=lambda: memoryview((self.timing_cache or b"") + b"+measured"))
 
 
+class StrongConfig(Config):
+    """Of TensorRT 11, which has no calibrators any more."""
+
+    set_calibration_profile = property()  # type: ignore[assignment]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "int8_calibrator" and value is not None:
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
 class FakeTensorRT(SimpleNamespace):
     """The module. ``network`` and ``config`` are those of the last build, ``fed`` the addresses of the batches it took.
 
@@ -153,8 +172,12 @@ class FakeTensorRT(SimpleNamespace):
         major = int(version.partition(".")[0])
         flags = {**({"EXPLICIT_BATCH": 0} if major < 11 else {}), **({"STRONGLY_TYPED": 1} if major > 9 else {})}
         self.NetworkDefinitionCreationFlag: Any = IntEnum("NetworkDefinitionCreationFlag", flags)
-        self.BuilderFlag: Any = IntEnum("BuilderFlag", FLAGS if major < 11 else {"TF32": 0})
-        self.ProfilingVerbosity = SimpleNamespace(DETAILED="DETAILED")
+        removed = () if major < 11 else ("FP16", "INT8", "OBEY_PRECISION_CONSTRAINTS")
+        self.BuilderFlag: Any = IntEnum("BuilderFlag", {name: flag for name, flag in FLAGS.items() if name not in removed})
+        self.ProfilingVerbosity = IntEnum("ProfilingVerbosity", ("LAYER_NAMES_ONLY", "DETAILED", "NONE"))
+        self.HardwareCompatibilityLevel = IntEnum("HardwareCompatibilityLevel", ("NONE", "AMPERE_PLUS"))
+        self.MemoryPoolType = IntEnum("MemoryPoolType", ("WORKSPACE", "DLA_MANAGED_SRAM"))
+        self.TensorIOMode = IntEnum("TensorIOMode", ("NONE", "INPUT", "OUTPUT"))
         self.DataType, self.TacticSource = DataType, TacticSource
         self.ILogger = Base
         self.LayerInformationFormat = SimpleNamespace(JSON="JSON")
@@ -175,7 +198,7 @@ class FakeTensorRT(SimpleNamespace):
             return self.network
 
         def create_config() -> Config:
-            self.config = Config()
+            self.config = Config() if int(self.__version__.partition(".")[0]) < 11 else StrongConfig()
             return self.config
 
         def create_profile() -> Any:
@@ -207,8 +230,20 @@ class FakeTensorRT(SimpleNamespace):
     def load(self, plan: Any) -> Any:
         """An engine, of which the inspector tells."""
         assert bytes(plan) == b"plan"
-        inspector = SimpleNamespace(get_engine_information=lambda _: self._layers())
-        return SimpleNamespace(create_engine_inspector=lambda: inspector)
+        shapes: dict[str, tuple[int, ...]] = {}
+        context = SimpleNamespace(set_input_shape=lambda name, shape: shapes.update({name: shape}))
+        inspector = SimpleNamespace(get_engine_information=lambda _: self._layers(), execution_context=None)
+        inputs = {tensor.name: tensor for tensor in self.network.inputs}
+        self.inspected_shapes = shapes
+        return SimpleNamespace(
+            create_engine_inspector=lambda: inspector,
+            create_execution_context=lambda: context,
+            num_io_tensors=len(inputs),
+            get_tensor_name=list(inputs).__getitem__,
+            get_tensor_mode=lambda _: self.TensorIOMode.INPUT,
+            get_tensor_shape=lambda name: inputs[name].shape,
+            get_tensor_profile_shape=lambda name, _: self.config.profiles[0][name],
+        )
 
     def _layers(self) -> str:
         """The JSON of TensorRT 8.6.0, which has a raw control character between the names of fused nodes."""

@@ -318,6 +318,7 @@ COMMANDS = [
     ("calib portable.onnx a.png -o t.table --plot t.svg", "t.svg: cannot draw to that format; name a .png file"),
     ("calib portable.onnx a.png -o t.table --plot none/t.png", "none/t.png: cannot write: No such file or directory"),
     ("calib portable.onnx a.png -o t.table --limit 0", "the limit is 0; calibrate on at least 1 picture"),
+    ("calib portable.onnx a.png -o t.table --keep-images -1", "--keep-images -1: it must be at least 0"),
     ("calib portable.onnx a.png -o t.table --percentile 0", "--percentile 0: it must be above 0 and at most 100"),
     ("calib portable.onnx a.png -o t.table --method kl", "argument --method: invalid choice: 'kl'"),
     ("calib merge -o t.table", "nothing to merge; name the .npz files"),

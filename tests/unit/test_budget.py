@@ -39,7 +39,12 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(start, start + 5):
             Image.fromarray(made_image(128, 192, seed=i)).save(folder / name / f"{i}.png")
     label_by_the_network(folder)
-    assert main(["calib", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "good.table")]) == 0
+    assert (
+        main(
+            ["calib", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "good.table"), "--keep-images", "0"]
+        )
+        == 0
+    )
     scales = CalibrationTable.load(folder / "good.table").scales
     CalibrationTable({**scales, SPOILT: np.float32(scales[SPOILT] / 500)}, "8600").save(folder / "bad.table")
     return folder

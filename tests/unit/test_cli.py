@@ -19,6 +19,7 @@ from PIL import Image
 
 import cli
 from calib.data import SAMPLES_WARNING
+from calib.kept import load_kept
 from calib.shifts import load_shifts
 from cli import main
 from convert import zoo
@@ -222,7 +223,7 @@ def test_calibration_without_data_takes_samples_and_warns(
     assert len(made_of) == 26
     assert set(files_in(folder)) - set(made_of) == {
         "portable.onnx",
-        *(f"my.{suffix}" for suffix in ("table", "cache", "txt", "npz", "shifts.npz", "samples")),
+        *(f"my.{suffix}" for suffix in ("table", "cache", "txt", "npz", "shifts.npz", "kept.json", "samples")),
     }
     summary = Path("my.txt").read_text()
     assert summary.startswith("network:   made, portable.onnx\nwarning:   made of two sample pictures, for trying out only\n")
@@ -240,6 +241,7 @@ def test_what_calibration_writes(made: Made, pictures: Path, capsys: pytest.Capt
     out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "a.table", "--method", "percentile", "--plot", "a.png")
     assert {name for name in files_in(pictures) if name.startswith("a.")} == {
         "a.cache",
+        "a.kept.json",
         "a.npz",
         "a.png",
         "a.shifts.npz",
@@ -266,12 +268,12 @@ def test_shards_on_the_command_line(made: Made, pictures: Path, capsys: pytest.C
     said(capsys, "surgery", made.plain, "-o", "portable.onnx")
     one, *others = sorted(Path("in").iterdir())
     said(capsys, "calib", "portable.onnx", "in", "-o", "whole.table")
-    said(capsys, "calib", "portable.onnx", one, "-o", "first.table", "--bias-images", "0")
+    said(capsys, "calib", "portable.onnx", one, "-o", "first.table", "--bias-images", "0", "--keep-images", "0")
     said(capsys, "calib", "portable.onnx", *others, "-o", "second.table", "--bias-images", "1")
-    assert not Path("first.shifts.npz").exists()
+    assert not any(Path(f"first.{kind}").exists() for kind in ("shifts.npz", "kept.json"))
     said(capsys, "calib", "merge", "first.npz", "second.npz", "-o", "both.table")
     assert Path("both.table").read_bytes() == Path("whole.table").read_bytes()
-    assert not Path("both.shifts.npz").exists()
+    assert not any(Path(f"both.{kind}").exists() for kind in ("shifts.npz", "kept.json"))
     Path("in").rename("here")  # as if the shards had been counted on other machines
     out, _ = said(capsys, "calib", "portable.onnx", "here", "-o", "both.table", "--resume")
     assert "from 3 pictures" in out
@@ -279,8 +281,10 @@ def test_shards_on_the_command_line(made: Made, pictures: Path, capsys: pytest.C
     assert both.keys() == whole.keys()
     for name, shift in whole.items():
         np.testing.assert_allclose(both[name].quantized, shift.quantized, rtol=1e-9, atol=1e-9)
+    assert load_kept("both.table") == load_kept("whole.table")
     said(capsys, "calib", "merge", "both.npz", "-o", "both.table", "--method", "minmax")
-    assert not Path("both.shifts.npz").exists(), "it was measured with the table before"
+    for kind in ("shifts.npz", "kept.json"):
+        assert not Path(f"both.{kind}").exists(), "it was measured with the table before"
     assert main(["calib", "merge", "first.npz", "second.npz", "-o", "first.table"]) == 2
     assert "first.npz: is given twice" in capsys.readouterr().err
 
@@ -292,7 +296,7 @@ def test_a_tensor_that_is_always_zero(made: Made, pictures: Path, capsys: pytest
             constant.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(constant), constant.name))
     onnx.save(model, "plain.onnx")
     said(capsys, "surgery", "plain.onnx", "-o", "portable.onnx")
-    out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "a.table")
+    out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "a.table", "--keep-images", "0")
     assert [line.split()[0] for line in out.splitlines() if line.endswith("always zero")][:1] == ["/layers.0/Conv_output_0"]
     out, _ = said(capsys, "surgery", "plain.onnx", "-o", "qdq.onnx", "--qdq", "--table", "a.cache")
     assert "6 convolutions in INT8" in out

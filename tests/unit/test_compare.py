@@ -145,8 +145,13 @@ def test_results_are_copies(made: Made) -> None:
 
 
 def test_an_engine_in_fp32_is_held_to_what_tf32_can_do(made: Made) -> None:
-    for precision, expected in (("fp32", "tf32"), ("fp16", "fp16"), ("int8", "int8")):
-        manifest = Manifest("", "", "TensorRT 8.6.0", None, precision, (), 1.0, made.info)
+    for precision, tf32, expected in (
+        ("fp32", True, "tf32"),
+        ("fp32", False, "fp32"),
+        ("fp16", True, "fp16"),
+        ("int8", True, "int8"),
+    ):
+        manifest = Manifest("", "", "TensorRT 8.6.0", None, precision, (), 1.0, made.info, tf32=tf32)
         runner: Any = SimpleNamespace(path="x.plan", info=made.info, manifest=manifest, run=dict)
         assert plan_subject(runner).precision == expected
 

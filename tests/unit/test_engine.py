@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,14 +20,14 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 import pytest
-from fake_tensorrt import FakeTensorRT, Network
+from fake_tensorrt import FakeDriver, FakeTensorRT, Network
 from helpers import Made, batch_of_images, files_in, make, run, thresholds
 from onnx import parser
 
 from calib.collect import tensors_to_calibrate
 from calib.table import CalibrationTable
 from calib.trt import BatchSource
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, sha256_of
 from engine import build as build_module
 from engine import target as target_module
 from engine.build import BuildOptions, Built, build, build_file
@@ -34,7 +35,7 @@ from engine.lower import Precision, lower
 from engine.manifest import Manifest, manifest_path, read_manifest, read_plan_manifest
 from engine.runtime import OnnxRunner
 from engine.target import Target, find_target, gpu_name, installed_version
-from engine.weak import Calibrated, NetworkMap
+from engine.weak import Calibrated, GpuCalibration, NetworkMap
 from onnx_file import load_model
 from plugins.ops import DOMAIN, OPS
 from surgery.qdq import Calibration
@@ -42,6 +43,15 @@ from surgery.rewrite import SurgeryOptions, operate_file
 
 NO_RTX = importlib.util.find_spec("tensorrt_rtx") is None
 rtx = pytest.mark.skipif(NO_RTX, reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of its own, where timing caches go."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
 
 # --- targets ---
 
@@ -142,7 +152,7 @@ def test_a_library_that_does_not_load_is_said(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_installed_version_is_read_without_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.machinery.ModuleSpec("tensorrt", None)
+    spec = importlib.machinery.ModuleSpec("tensorrt", None, origin="tensorrt/__init__.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "tensorrt" else None)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: {"tensorrt": "10.3.0"}[name])
     assert installed_version("trt") == "10.3.0"
@@ -384,6 +394,7 @@ def full(monkeypatch: pytest.MonkeyPatch, version: str, **options: Any) -> FakeT
     machine(monkeypatch, "NVIDIA L4", trt=version)
     monkeypatch.setattr(target_module, "_load", lambda _: trt)
     monkeypatch.setattr(build_module, "gpu_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(build_module, "first_gpu", lambda: ("NVIDIA L4", 89))
     monkeypatch.setattr(build_module, "find_library", lambda _: None)  # plugins are there, or not, as ``options`` has it
     return trt
 
@@ -407,7 +418,7 @@ def test_full_tensorrt_is_asked_in_its_own_way(
     assert trt.network.flags == network
     assert trt.config.profiles == [{"images": [(1, 64, 96, 3), (3, 64, 96, 3), (3, 64, 96, 3)]}]
     assert hasattr(trt.config, "progress_monitor") == (version != "8.6.1")
-    assert trt.config.profiling_verbosity == "DETAILED"
+    assert trt.config.profiling_verbosity.name == "DETAILED"
     assert manifest.plugins == ("MishAddPlugin:1", "MishPlugin:1", "YoloDetectPlugin:1")
     assert manifest.gpu == "NVIDIA L4"
     assert manifest.target == f"TensorRT {version}"
@@ -738,13 +749,147 @@ def test_the_timing_cache_is_read_and_written(made: Made, tmp_path: Path, monkey
             build_with(made, tmp_path, timing_cache=tmp_path / taken)
 
 
+def test_by_default_times_are_kept_for_each_tensorrt_and_gpu(
+    made: Made, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What does not fit is set aside under a warning, and what cannot be kept loses no engine."""
+    full(monkeypatch, "8.6.0")
+    build_with(made, tmp_path)
+    kept = home / ".cache" / "darktrt" / "timing" / "TensorRT-8.6.0-NVIDIA-L4.cache"
+    assert kept.read_bytes() == b"+measured"
+    kept.write_bytes(b"broken")
+    build_with(made, tmp_path)
+    assert "timing cache of TensorRT 8.6.0 on this GPU; all is measured anew" in capsys.readouterr().err
+    assert kept.read_bytes() == b"+measured"
+    build_with(made, tmp_path, timing_cache="none")
+    assert kept.read_bytes() == b"+measured"
+    kept.unlink()
+    kept.mkdir()
+    build_with(made, tmp_path)
+    assert "cannot be kept" in capsys.readouterr().err
+    assert (tmp_path / "a.plan").exists()
+
+
+def test_options_become_the_builders(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    build_with(made, tmp_path)
+    config = trt.config
+    assert (config.pools, config.cleared, hasattr(config, "hardware_compatibility_level")) == ({}, [], False)
+    build_with(made, tmp_path, workspace=64, tf32=False, hardware_compatible=True, version_compatible=True, verbosity="none")
+    config = trt.config
+    assert (config.pools, config.cleared, config.asked) == ({"WORKSPACE": 64 << 20}, ["TF32"], ["VERSION_COMPATIBLE"])
+    assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
+    assert config.profiling_verbosity.name == "NONE"
+    manifest = read_plan_manifest(tmp_path / "a.plan")
+    assert (manifest.tf32, manifest.hardware_compatible, manifest.version_compatible) == (False, True, True)
+    assert (manifest.gpu, manifest.compute_capability) == ("NVIDIA L4", 89)
+
+
+def test_another_range_of_batches(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    build_with(made, tmp_path, batch=(2, 4, 16))
+    assert trt.config.profiles == [{"images": [(n, 64, 96, 3) for n in (2, 4, 16)]}]
+    assert trt.inspected_shapes == {"images": (4, 64, 96, 3)}
+    assert read_plan_manifest(tmp_path / "a.plan").info.batch == (2, 4, 16)
+    build_with(made, tmp_path, batch=(4, 4, 4))  # still a profile, for the model's batch is open
+    assert trt.config.profiles == [{"images": [(4, 64, 96, 3)] * 3}]
+
+
+def test_a_static_batch_stays(static: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full(monkeypatch, "8.6.0")
+    operate_file(static.plain, tmp_path / "raw.onnx", SurgeryOptions(head="raw"))
+    size = static.info.batch[0]
+    with pytest.raises(DarktrtError, match=rf"--batch: the model takes batches of {size} alone; convert it again with"):
+        build_with(static, tmp_path, batch=(1, 4, 16))
+    build_with(static, tmp_path, batch=static.info.batch)
+
+
+def test_strongly_typed_where_it_can_be(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INT8 by Q/DQ nodes and FP16 by types, without a flag or a calibrator."""
+    trt = full(monkeypatch, "10.3.0")
+    source, scales = raw(made, tmp_path)
+    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales), BuildOptions(strongly_typed=True))
+    assert (trt.network.flags, trt.config.asked, trt.config.int8_calibrator) == (1 << 1, [], None)
+    assert "QUANTIZE" in {layer.type.name for layer in trt.network.layers}
+    full(monkeypatch, "8.6.1")
+    with pytest.raises(DarktrtError, match=r"--strongly-typed: TensorRT 8\.6\.1 chooses types itself"):
+        build_with(made, tmp_path, strongly_typed=True)
+
+
+def test_standard_ops_in_place_of_plugins(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full(monkeypatch, "10.3.0", plugins=PLUGINS)
+    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    for plugins, taken in ((None, 3), ("none", 0)):
+        manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt", plugins=plugins)
+        assert len(manifest.plugins) == taken
+        assert ("PLUGIN_V2" in {layer.type.name for layer in trt.network.layers}) == bool(taken)
+    full(monkeypatch, "8.6.0", plugins=PLUGINS)
+    with pytest.raises(DarktrtError, match=r"--plugins none: TensorRT 8\.6\.0 does not know all standard ops"):
+        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt", plugins="none")
+
+
+def fed(source: Path, count: int = 4) -> GpuCalibration:
+    """Pictures of noise for TensorRT's own calibration."""
+    info = load_model(source)[1]
+    noise = np.random.default_rng(0).integers(0, 256, (count, 1, info.height, info.width, 3), np.uint8)
+    return GpuCalibration(BatchSource(({"images": one} for one in noise), 1))
+
+
+def test_tensorrt_finds_the_scales_itself(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cache is kept beside the plan, and is a table for the next build."""
+    trt = full(monkeypatch, "8.6.0")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(current=5))
+    source, _ = raw(made, tmp_path)
+    calibration = fed(source)
+    manifest = build_file(source, tmp_path / "a.plan", "int8", "trt", calibration)
+    assert calibration.pictures.count == len(trt.fed) == 4
+    assert trt.config.asked == ["FP16", "INT8", OBEY]
+    assert CalibrationTable.load(tmp_path / "a.cache").scales.keys() == {"images", "y"}
+    assert manifest.table_sha256 == sha256_of(tmp_path / "a.cache")
+    assert "kept in FP16" in manifest.other_convolutions.values()
+    with pytest.raises(DarktrtError, match=r"a\.cache: is given twice"):
+        build_file(source, tmp_path / "a.plan", "int8", "trt", fed(source), BuildOptions(timing_cache=tmp_path / "a.cache"))
+
+
+@pytest.mark.parametrize(("version", "strong"), [("11.0.0", False), ("10.3.0", True)])
+def test_where_there_is_no_calibrator_it_is_said(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, strong: bool
+) -> None:
+    full(monkeypatch, version)
+    source, _ = raw(made, tmp_path)
+    with pytest.raises(DarktrtError, match=r"--calibrate-on gpu: TensorRT .*; calibrate with 'darktrt calib'"):
+        build_file(source, tmp_path / "a.plan", "int8", "trt", fed(source), BuildOptions(strongly_typed=strong))
+    assert files_in(tmp_path) == ["raw.onnx"]
+
+
+def test_a_build_without_a_progress_monitor_tells_the_time(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    monkeypatch.setattr(trt, "build", lambda *_: time.sleep(1.2) or b"plan")
+    monkeypatch.setattr(build_module.sys.stderr, "isatty", lambda: True, raising=False)
+    build_with(made, tmp_path)
+    assert "TensorRT 8.6.0 measures kernels, 00:01" in capsys.readouterr().err
+
+
 @rtx
 def test_rtx_takes_what_it_has_of_these_options(made: Made, tmp_path: Path) -> None:
     operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
-    build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "rtx", None, BuildOptions("-EDGE_MASK_CONVOLUTIONS", 1))
+    build_file(
+        tmp_path / "a.onnx",
+        tmp_path / "a.plan",
+        "fp16",
+        "rtx",
+        None,
+        BuildOptions("-EDGE_MASK_CONVOLUTIONS", 1, workspace=512, tf32=False),
+    )
     for options, said in (
         (BuildOptions("-CUDNN"), r"one of TensorRT for RTX 1.*'s libraries: EDGE_MASK_CONVOLUTIONS, "),
         (BuildOptions(timing_cache=tmp_path / "timing.cache"), "--timing-cache: TensorRT for RTX 1.* measures nothing"),
+        (
+            BuildOptions(hardware_compatible=True),
+            "--hardware-compatible, --version-compatible: TensorRT for RTX .*; leave them out",
+        ),
     ):
         with pytest.raises(DarktrtError, match=said):
             build_file(tmp_path / "a.onnx", tmp_path / "b.plan", "fp16", "rtx", None, options)

@@ -21,7 +21,7 @@ from engine import build as build_module
 from engine import target as target_module
 from engine.build import build_file
 from engine.inspect import describe_plan
-from engine.layers import UNKNOWN, asked_for, convolution_precisions, summary
+from engine.layers import UNKNOWN, asked_for, convolution_precisions, engine_layers, summary
 from engine.manifest import read_plan_manifest
 from engine.target import Target
 from onnx_file import load_model
@@ -244,6 +244,37 @@ def test_what_is_asked_for_is_read_from_the_graph() -> None:
     assert asked_for(model, kept=[]) == {"a": True, "b": True}
 
 
+# --- all layers ---
+
+
+def test_all_layers_are_read_from_text() -> None:
+    found = engine_layers(text_of(), RTX)
+    assert [one.kind for one in found] == ["memset", "kgen", "correlation", "correlation", "kgen", "runtime_fusion", "gemm"]
+    assert [one.precision for one in found] == ["INT8", "FP16", "FP16", "INT8", "FP16", "FP16", "INT8"]
+    second = found[3]
+    assert second.name == "/layers.1/Conv_myl0_7"
+    assert second.nodes == ("/layers.1/Conv", "w_dequantize")
+    assert (second.layout, second.tactic) == ("(NHWC) Channel major format", "__myelin_CASK_STUB")
+    assert [one.sections for one in found] == [(), (0,), (0,), (1,), (1,), (2,), (3,)]
+    assert engine_layers("{}", RTX) == ()
+
+
+def test_all_layers_are_read_from_json() -> None:
+    reformat = {
+        "Name": "Reformatting CopyNode for Input Tensor 0 to /layers.4/Conv",
+        "LayerType": "Reformat",
+        "Outputs": [{"Name": "y", "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
+    }
+    text = json.dumps({"Layers": [layer("/layers.1/Conv"), reformat, "a name alone"]})
+    first, second = engine_layers(text, WEAK)
+    assert first.nodes == ("/layers.1/Conv", "/layers.1/LeakyRelu")
+    assert (first.kind, first.precision, first.sections) == ("CaskConvolution", "INT8", (1,))
+    assert first.tactic.startswith("sm80_xmma")
+    assert (second.kind, second.precision, second.sections, second.tactic) == ("Reformat", "FP16", (4,), "")
+    assert second.layout == "Channel major FP16 format where channel % 8 == 0"
+    assert engine_layers("", WEAK) == ()
+
+
 # --- for people ---
 
 
@@ -282,6 +313,19 @@ def test_all_but_the_kept_run_in_int8(made: Made, folder: Path, capsys: pytest.C
     assert len(manifest.int8_convolutions) == 6
     assert manifest.other_convolutions == dict.fromkeys(kept.split(", "), "kept in FP16")
     assert f"\nINT8          6 of 9 convolutions run in INT8; kept in FP16: {kept}\n" in describe_plan("a.plan")
+
+
+@rtx
+def test_an_engine_is_told_layer_by_layer(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every convolution of the cfg is found in some layer of a real engine, with its line and precision; without a GPU."""
+    calibration = portable(made, folder / "a.onnx", head="raw")
+    build_file("a.onnx", "a.plan", "int8", "rtx", calibration)
+    assert main("engine inspect a.plan --json a.json".split()) == 0
+    rows = json.loads((folder / "a.json").read_text())["layers"]
+    lines = {line for row in rows for line in row["cfg_lines"]}
+    assert lines >= {section.line for section in made.info.layers if section.kind == "convolutional"}
+    assert sum(row["precision"] == "INT8" and row["kind"] in ("correlation", "gemm") for row in rows) >= 6
+    assert len(capsys.readouterr().out.splitlines()) == 2 + len(rows)
 
 
 @rtx

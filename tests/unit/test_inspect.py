@@ -9,6 +9,7 @@ import importlib.util
 import platform
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,7 +179,7 @@ def test_a_machine_that_has_everything(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "NvInfer.h").write_text("")
     monkeypatch.setenv("TENSORRT_INCLUDE", str(tmp_path))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "1.2.3")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin=f"{name}/__init__.py"))
     monkeypatch.setattr(doctor, "gpu_name", lambda: "NVIDIA L4")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/opt/nvcc")
     answer = subprocess.CompletedProcess([], 0, "nvcc: NVIDIA\nCuda compilation tools, release 12.6, V12.6.20\n", "")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +15,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from fake_tensorrt import DataType, FakeDriver
+from fake_tensorrt import Base, DataType, FakeDriver
 from helpers import Made
 from PIL import Image
 
 from cli import main
-from darktrt import DarktrtError, DetectorInfo, sha256_of
+from darktrt import DarktrtError, DetectorInfo, __version__, sha256_of
 from engine import bench, runtime
-from engine.bench import bench_files, measure, to_markdown
+from engine.bench import Contest, answer, bench_files, measure, to_markdown
+from engine.layers import EngineLayer
 from engine.manifest import Manifest, manifest_path
-from engine.runtime import PlanRunner
+from engine.profile import profile
+from engine.runtime import PlanRunner, polygraphy_runner
 from engine.target import Target
 
 Mode: Any = SimpleNamespace(INPUT="in", OUTPUT="out")
@@ -134,6 +139,8 @@ class Engine:
         self.addresses: dict[str, int] = {}
         self.batch = 0
         self.works = True
+        self.host_code_allowed = False
+        self.profiler: Any = None
 
     num_io_tensors = property(lambda self: len(self.tensors))
 
@@ -175,6 +182,8 @@ class Engine:
             self.driver.buffers[self.addresses["boxes"]][: 4 * batch] = means.tobytes()
 
         self.driver.enqueue(work)
+        for name, ms in (("conv", 0.25), ("reformat", 0.5), ("conv", 0.25)) if self.profiler else ():
+            self.profiler.report_layer_time(name, ms)
         return self.engine.works  # type: ignore[attr-defined,no-any-return]
 
 
@@ -189,15 +198,25 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Streams:
 def engine(driver: Streams, monkeypatch: pytest.MonkeyPatch) -> Engine:
     """The engine of every plan; TensorRT 10.3 on a GPU."""
     made = Engine(driver)
+
+    def new_runtime(_: object) -> Any:
+        def load(plan: bytes) -> Engine | None:
+            made.host_code_allowed = getattr(new, "engine_host_code_allowed", False)
+            return made if plan == b"plan" else None
+
+        new = SimpleNamespace(deserialize_cuda_engine=load)
+        return new
+
     trt = SimpleNamespace(
         TensorIOMode=Mode,
         Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda *_: None}),
-        Runtime=lambda _: SimpleNamespace(deserialize_cuda_engine=lambda plan: made if plan == b"plan" else None),
+        IProfiler=Base,
+        Runtime=new_runtime,
     )
     target = Target("trt", (10, 3, 0))
     monkeypatch.setattr(Target, "load", lambda _: trt)
     monkeypatch.setattr(runtime, "find_target", lambda _: target)
-    monkeypatch.setattr(runtime, "gpu_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(runtime, "first_gpu", lambda: ("NVIDIA H200", 90))
     return made
 
 
@@ -228,7 +247,7 @@ def test_batches_of_any_size_give_their_own_results(
             inputs = pictures(batch, seed)
             outputs = runner.run(inputs)
             np.testing.assert_allclose(outputs["boxes"], inputs["images"].mean((1, 2, 3))[:, None], rtol=1e-5)
-    assert driver.replays == (3 if graph else 0)  # the 2nd of batch 1, the 2nd and 3rd of batch 2
+    assert driver.replays == (4 if graph else 0)  # all but the first of each batch
 
 
 def test_nothing_is_allocated_after_the_start_and_all_is_given_back(
@@ -263,11 +282,16 @@ def test_inputs_that_do_not_fit(
     ("changes", "said"),
     [
         ({"target": "TensorRT 8.6.0"}, r"built by TensorRT 8.6.0, here is TensorRT 10.3.0, .* build it again"),
-        ({"gpu": "NVIDIA L4"}, "built for NVIDIA L4, here is NVIDIA H200"),
+        (
+            {"gpu": "NVIDIA L4", "compute_capability": 89},
+            r"built for NVIDIA L4, compute capability 8\.9, here is NVIDIA H200, 9\.0; build it again",
+        ),
+        ({"target": "TensorRT 10.4.0", "version_compatible": True}, "built by TensorRT 10.4.0, here is TensorRT 10.3.0"),
+        ({"target": "TensorRT 9.3.0", "version_compatible": True}, "built by TensorRT 9.3.0, here is TensorRT 10.3.0"),
         ({"plugins": ("MishPlugin:1",)}, "needs the plugins MishPlugin:1; build their library with 'make plugins'"),
         ({"content": b"other"}, "TensorRT cannot load the plan"),
     ],
-    ids=["version", "gpu", "plugins", "plan"],
+    ids=["version", "gpu", "a newer version", "another major version", "plugins", "plan"],
 )
 def test_plans_that_do_not_run_here(
     engine: Engine,
@@ -284,6 +308,48 @@ def test_plans_that_do_not_run_here(
     assert (driver.buffers, driver.host, driver.streams, driver.retained) == ({}, {}, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("changes", "gpu", "warns"),
+    [
+        ({"compute_capability": 90}, ("NVIDIA H200", 90), False),
+        ({"compute_capability": 90}, ("NVIDIA H100 80GB HBM3", 90), True),
+        ({"gpu": None}, ("NVIDIA L4", 89), False),
+        ({"gpu": "NVIDIA A100", "compute_capability": 80, "hardware_compatible": True}, ("NVIDIA L4", 89), False),
+        ({"target": "TensorRT 10.0.1", "version_compatible": True}, ("NVIDIA H200", 90), False),
+    ],
+    ids=["the same", "of the same kind", "for many", "hardware compatible", "version compatible"],
+)
+def test_plans_that_run_here_too(
+    engine: Engine,
+    info: DetectorInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    gpu: tuple[str, int],
+    warns: bool,
+) -> None:
+    monkeypatch.setattr(runtime, "first_gpu", lambda: gpu)
+    with PlanRunner(write_plan(tmp_path, info, **changes)) as runner:
+        runner.run(pictures(2))
+    assert ("built for NVIDIA H200, here is NVIDIA H100 80GB HBM3: faster if built again" in capsys.readouterr().err) == warns
+
+
+def test_a_hardware_compatible_plan_on_an_old_gpu(
+    engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "first_gpu", lambda: ("Tesla T4", 75))
+    with pytest.raises(DarktrtError, match=r"runs on compute capability 8\.0 or more, Tesla T4 has 7\.5"):
+        PlanRunner(write_plan(tmp_path, info, hardware_compatible=True))
+
+
+def test_a_version_compatible_plan_may_bring_its_runtime(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
+    """TensorRT loads no code from plans unless it is told to."""
+    for compatible in (False, True):
+        with PlanRunner(write_plan(tmp_path, info, version_compatible=compatible)):
+            assert engine.host_code_allowed == compatible
+
+
 def test_a_plan_that_was_changed(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, info)
     plan.write_bytes(b"changed")
@@ -292,7 +358,7 @@ def test_a_plan_that_was_changed(engine: Engine, info: DetectorInfo, tmp_path: P
 
 
 def test_no_gpu(engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "gpu_name", lambda: None)
+    monkeypatch.setattr(runtime, "first_gpu", lambda: None)
     with pytest.raises(DarktrtError, match="runs on an NVIDIA GPU, and none is usable here; use the ONNX file"):
         PlanRunner(write_plan(tmp_path, info))
 
@@ -307,12 +373,13 @@ def test_an_engine_that_fails(engine: Engine, driver: Streams, info: DetectorInf
 def test_engines_take_turns_and_are_timed(engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, info)
     turns: list[int] = []
-    timings = measure({"a": plan, "b": plan}, [1, 3], turns=2, progress=lambda: turns.append(1))
+    timings = measure(Contest({"a": plan, "b": plan}), info, [1, 3], turns=2, progress=lambda: turns.append(1))
     assert [(one.name, one.batch, one.cuda_graph) for one in timings] == [
         (name, batch, graph) for graph in (False, True) for batch in (1, 3) for name in ("a", "b")
     ]
     assert all(one.network.median == one.network.p99 == 0.5 for one in timings)
     assert all(0 < one.end_to_end.median <= one.end_to_end.p99 and one.images_per_second > 0 for one in timings)
+    assert all(one.tflops == round(info.gflops * one.batch / 0.5, 1) for one in timings)
     assert len(turns) == 2 * 2 * len(timings)
     assert driver.events == 0
     assert len(to_markdown(timings).splitlines()) == 2 + len(timings)
@@ -322,12 +389,18 @@ def test_bench_from_the_command_line(
     engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "gpu_name", lambda: "NVIDIA H200")
+    answered = subprocess.CompletedProcess([], 0, "580.1, 345 MHz\n", "")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *_, **__: answered)
     plan = write_plan(tmp_path, info)
     command = ["bench", str(plan), f"other={plan}", "--turns", "1", "--batch", "1", "2", "--json", str(tmp_path / "times.json")]
     main(command)
     printed = capsys.readouterr().out
-    assert printed.startswith("NVIDIA H200; TensorRT 10.3.0\n\n| engine | batch |")
+    assert printed.startswith(
+        f"NVIDIA H200; TensorRT 10.3.0; darktrt {__version__}; before: driver_version 580.1, clocks.sm 345 MHz"
+    )
+    assert "\n\n| engine | batch |" in printed
     report = json.loads((tmp_path / "times.json").read_text())
+    assert report["state"]["after"] == {"driver_version": "580.1", "clocks.sm": "345 MHz"}
     assert [one["name"] for one in report["timings"]] == ["net", "other"] * 4
     assert all(f"| {one['name']} | {one['batch']} |" in printed for one in report["timings"])
 
@@ -348,6 +421,142 @@ def test_bench_that_cannot_be(
     plan = write_plan(tmp_path, info)
     with pytest.raises(DarktrtError, match=said):
         bench_files([one.format(plan=plan) for one in plans], batches, turns)
+
+
+RIVAL = """
+import json, sys
+print("loading", file=sys.stderr)
+for line in sys.stdin:
+    asked = json.loads(line)
+    if asked["batch"] > 2:
+        sys.exit("out of memory")
+    print(json.dumps([0.25 * asked["batch"] + (asked["what"] == "end_to_end")] * asked["calls"]), flush=True)
+"""
+
+
+def python(folder: Path, program: str) -> str:
+    """In the place of another Python: one that runs ``program`` whatever it is told to run."""
+    (folder / "rival.py").write_text(program)
+    stand_in = folder / "python"
+    stand_in.write_text(f'#!/bin/sh\necho "$@" >> {folder}/commands\nexec {sys.executable} {folder}/rival.py\n')
+    stand_in.chmod(0o755)
+    return str(stand_in)
+
+
+def test_rivals_of_another_python_take_turns_with_engines(
+    engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "gpu_name", lambda: "NVIDIA H200")
+    plan, other = write_plan(tmp_path, info), python(tmp_path, RIVAL)
+    report = bench_files([str(plan)], [1, 2], 2, onnx=["ort=net.onnx"], torch=("net.cfg", "net.weights"), python=other)
+    found = {(one.name, one.batch, one.cuda_graph): one for one in report.timings}
+    assert len(found) == len(report.timings) == 2 * (4 + 2)  # ONNX Runtime and eager PyTorch know no CUDA graphs
+    assert {name for name, _, graph in found if graph} == {"net", "torch.compile FP16"}
+    assert found["ort", 2, False].network.median == 0.5
+    assert found["PyTorch eager FP16", 1, False].end_to_end.p99 == 1.25
+    commands = (tmp_path / "commands").read_text().splitlines()
+    assert commands[:3] == [
+        "-m cli rival onnx net.onnx",
+        "-m cli rival eager net.cfg net.weights 96x64",
+        "-m cli rival compile net.cfg net.weights 96x64",
+    ]
+    assert commands[3:] == ["-m cli rival graph net.cfg net.weights 96x64"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "program", "said"),
+    [
+        (3, RIVAL, "ort: its process ended: out of memory"),
+        (1, "import sys; sys.exit('no GPU')", "ort: its process ended: no GPU"),
+        (1, "", "ort: its process ended: it gave no reason"),
+    ],
+)
+def test_a_rival_that_fails(engine: Engine, info: DetectorInfo, tmp_path: Path, batch: int, program: str, said: str) -> None:
+    plan, other = write_plan(tmp_path, info), python(tmp_path, program)
+    with pytest.raises(DarktrtError, match=said):
+        bench_files([str(plan)], [batch], 1, onnx=["ort=net.onnx"], python=other)
+    with pytest.raises(DarktrtError, match="ort: cannot start no-python: No such file"):
+        bench_files([str(plan)], [1], 1, onnx=["ort=net.onnx"], python="no-python")
+
+
+def test_the_other_end_times_and_answers() -> None:
+    asked = [{"what": what, "batch": 2, "calls": 3} for what in ("network", "end_to_end")]
+    answers = io.StringIO()
+    rival = SimpleNamespace(network=lambda batch, calls: [batch] * calls, end_to_end=lambda batch, calls: [7.0] * calls)
+    answer(rival, io.StringIO("".join(f"{json.dumps(one)}\n" for one in asked)), answers)
+    assert [json.loads(line) for line in answers.getvalue().splitlines()] == [[2, 2, 2], [7.0, 7.0, 7.0]]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eager", "{cfg}", "{weights}", "96x64"], "this PyTorch cannot use a GPU"),
+        (["onnx", "{plain}"], "this ONNX Runtime knows no GPU; install onnxruntime-gpu"),
+    ],
+)
+def test_rivals_say_what_they_lack(made: Made, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
+    files = {"cfg": made.cfg, "weights": made.weights, "plain": made.plain}
+    assert main(["rival", *(word.format(**files) for word in words)]) == 2
+    assert said in capsys.readouterr().err
+
+
+# --- layer by layer ---
+
+
+def test_each_layers_time_is_found(
+    engine: Engine, info: DetectorInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean over executions, summed where TensorRT reports a layer in parts; in the table, as JSON and as a picture."""
+    layers = (
+        EngineLayer("conv", "CaskConvolution", "FP16", "NHWC", ("/layers.0/Conv", "/layers.0/LeakyRelu"), "sm80_fprop"),
+        EngineLayer("a name of more than the fifty-six characters that a table has for it", "Reformat", "INT8", "", ()),
+    )
+    plan = write_plan(tmp_path, info, engine_layers=layers)
+    report = profile(plan, batch=2)
+    assert [(row.layer.name[:8], row.milliseconds) for row in report.rows] == [
+        ("conv", 0.5),
+        ("a name o", 0.0),
+        ("reformat", 0.5),
+    ]
+    assert report.rows[0].lines == (info.layers[0].line,)
+    assert report.total == 1.0
+    options = ["--profile", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
+    assert main(["engine", "inspect", str(plan), *options]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].endswith("NVIDIA H200, batch 3: 1.000 ms")
+    assert printed[2].split() == ["conv", "CaskConvolution", "FP16", str(info.layers[0].line), "0.5000", "NHWC"]
+    assert "…" in printed[3]
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["layers"][0]["nodes"] == ["/layers.0/Conv", "/layers.0/LeakyRelu"]
+    assert written["layers"][0]["cfg_lines"] == [info.layers[0].line]
+    assert Image.open(tmp_path / "a.png").width > 600
+
+
+def test_without_a_gpu_layers_are_told_too(
+    info: DetectorInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(tmp_path, info, engine_layers=(EngineLayer("conv", "gemm", "INT8", "NHWC", ("/layers.1/Conv",)),))
+    assert main(["engine", "inspect", str(plan)]) == 0
+    assert f"INT8  {info.layers[1].line}" in capsys.readouterr().out
+    assert main(["engine", "inspect", str(plan), "--plot", "a.png"]) == 2
+    assert "--plot draws times; give --profile too" in capsys.readouterr().err
+    plan = write_plan(tmp_path, info)
+    assert main(["engine", "inspect", str(plan)]) == 2
+    assert "its manifest tells of no layers; build it again with '--verbosity detailed'" in capsys.readouterr().err
+
+
+# --- Polygraphy ---
+
+
+def test_polygraphys_comparator_runs_an_engine(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
+    from polygraphy.comparator import Comparator
+
+    inputs = [pictures(2, seed) for seed in range(3)]
+    found = Comparator.run([polygraphy_runner(write_plan(tmp_path, info), name="engine")], data_loader=inputs)
+    assert list(found.keys()) == ["engine"]
+    for one, given in zip(found["engine"], inputs, strict=True):
+        assert np.allclose(one["boxes"][:, 0], given["images"].mean((1, 2, 3)))
+        assert one.runtime > 0
 
 
 def test_detect_with_an_engine(

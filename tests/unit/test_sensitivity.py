@@ -40,7 +40,8 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for i in range(5):
         Image.fromarray(made_image(64 + 8 * i, 96, seed=i)).save(folder / f"photos/{i}.png")
-    assert main(["calib", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table")]) == 0
+    calib = ["calib", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table"), "--keep-images", "0"]
+    assert main(calib) == 0
     return folder
 
 

@@ -1,0 +1,131 @@
+"""An engine layer by layer: what TensorRT made of the cfg's sections, how long each layer takes on the GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from darktrt import DarktrtError, DetectorInfo
+from engine.bench import made_inputs
+from engine.layers import EngineLayer
+from engine.manifest import Manifest, read_plan_manifest
+from engine.runtime import PlanRunner
+
+_CALLS = 50
+"""Executions that times are the mean of."""
+_WIDTH = 56
+
+
+class LayerTime(NamedTuple):
+    """One layer, the lines of the cfg that its sections begin in, and its milliseconds where they were measured."""
+
+    layer: EngineLayer
+    lines: tuple[int, ...]
+    milliseconds: float | None
+
+
+class LinesTime(NamedTuple):
+    """What one or several sections of the cfg take together, with the precision that takes the most of it."""
+
+    label: str
+    milliseconds: float
+    precision: str
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """All layers in order."""
+
+    plan: str
+    manifest: Manifest
+    rows: tuple[LayerTime, ...]
+    batch: int | None
+    """That the times are of."""
+
+    @property
+    def total(self) -> float:
+        """Milliseconds of all layers, measured one after the other."""
+        return sum(row.milliseconds or 0 for row in self.rows)
+
+    def title(self) -> str:
+        """One line on what was measured."""
+        one = self.manifest
+        measured = f", batch {self.batch}: {self.total:.3f} ms" if self.batch else ""
+        return f"{one.info.name} {one.precision.upper()}, {one.target}, {one.gpu or 'no GPU'}{measured}"
+
+    def to_table(self) -> str:
+        """Text for people: a row a layer."""
+        lines = [self.title(), f"{'layer':{_WIDTH}}  {'type':<18} {'':4}  {'cfg lines':<12} {'ms':>8}   layout"]
+        for layer, numbers, ms in self.rows:
+            name = layer.name if len(layer.name) <= _WIDTH else f"{layer.name[: _WIDTH - 1]}…"
+            time = "" if ms is None else f"{ms:.4f}"
+            lines.append(
+                f"{name:{_WIDTH}}  {layer.kind[:18]:<18} {layer.precision:4}  {_listed(numbers):<12} {time:>8}   {layer.layout}"
+            )
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """Everything, and the way from cfg lines over ONNX nodes to layers."""
+        about = {"plan": self.plan, "plan_sha256": self.manifest.plan_sha256, "title": self.title(), "batch": self.batch}
+        rows = [{**asdict(layer), "cfg_lines": numbers, "milliseconds": ms} for layer, numbers, ms in self.rows]
+        return json.dumps({**about, "layers": rows}, indent=2) + "\n"
+
+    def by_lines(self) -> list[LinesTime]:
+        """Times by the cfg's sections, in their order; those of layers of no section come last, by type."""
+        groups: dict[tuple[tuple[int, ...], str], list[LayerTime]] = {}
+        for row in sorted(self.rows, key=lambda row: row.lines or (1 << 30,)):
+            groups.setdefault((row.lines, "" if row.lines else row.layer.kind or "other"), []).append(row)
+        return [_together(f"cfg line {_listed(lines)}" if lines else kind, rows) for (lines, kind), rows in groups.items()]
+
+
+def layers_of(plan: str | Path) -> LayerReport:
+    """What a plan's manifest tells of its layers; no GPU is needed.
+
+    Raises:
+        DarktrtError: the manifest cannot be read, or tells of none.
+    """
+    manifest = read_plan_manifest(plan)
+    if not manifest.engine_layers:
+        raise DarktrtError(f"{plan}: its manifest tells of no layers; build it again with '--verbosity detailed'")
+    rows = tuple(LayerTime(layer, _lines(layer, manifest.info), None) for layer in manifest.engine_layers)
+    return LayerReport(str(plan), manifest, rows, None)
+
+
+def profile(plan: str | Path, batch: int | None = None, plugins: str | Path | None = None) -> LayerReport:
+    """The layers of a plan with their times on this machine's GPU, the mean of 50 executions on random pictures.
+
+    Args:
+        batch: the engine's usual one by default.
+
+    Raises:
+        DarktrtError: the plan cannot be run, or not with this batch.
+    """
+    with PlanRunner(plan, plugins) as runner:
+        batch = batch or runner.info.batch[1]
+        runner.run(made_inputs(runner.info, batch))
+        times = runner.layer_times(_CALLS)
+        manifest = runner.manifest
+    known = {layer.name for layer in manifest.engine_layers}
+    others = [EngineLayer(name, "", "", "", ()) for name in times if name not in known]
+    rows = [
+        LayerTime(layer, _lines(layer, manifest.info), times.get(layer.name, 0.0))
+        for layer in (*manifest.engine_layers, *others)
+    ]
+    return LayerReport(str(plan), manifest, tuple(rows), batch)
+
+
+def _lines(layer: EngineLayer, info: DetectorInfo) -> tuple[int, ...]:
+    of_section: Mapping[int, int] = {section.index: section.line for section in info.layers}
+    return tuple(of_section[section] for section in layer.sections if section in of_section)
+
+
+def _listed(lines: tuple[int, ...]) -> str:
+    return ", ".join(map(str, lines[:2])) + (", ..." if len(lines) > 2 else "")
+
+
+def _together(label: str, rows: list[LayerTime]) -> LinesTime:
+    most = max(rows, key=lambda row: row.milliseconds or 0)
+    return LinesTime(label, sum(row.milliseconds or 0 for row in rows), most.layer.precision)

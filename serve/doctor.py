@@ -1,0 +1,255 @@
+"""Checks of a model repository before a server does them, each told in one sentence."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from check.difference import match, tolerance_of
+from darktrt import DarktrtError, DetectorInfo
+from engine.manifest import read_plan_manifest
+from engine.runtime import OnnxRunner
+from gpu import first_gpu
+from plugins.library import read_library
+from serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME, Row, Settings, make_runner, run_rows
+from serve.config import CONFIG_NAME, LABELS_NAME, TensorSpec, input_specs, max_batch_size, options_of, output_specs
+from serve.containers import container_for
+from serve.repository import config_info, models_of, read_config, served_versions
+from serve.server import program_on_path
+from vision.images import preprocess, read_image
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    from engine.manifest import Manifest
+
+SCORE_THRESHOLD, IOU_THRESHOLD = 0.1, 0.45
+"""Of the first inference."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one model."""
+
+    model: str
+    text: str
+    bad: bool = False
+    """A server would not start the model, or it would answer wrongly."""
+
+    def __str__(self) -> str:
+        return f"{'--' if self.bad else 'ok'}  {self.model}: {self.text}"
+
+
+@dataclass(frozen=True)
+class _Version:
+    """Of a model, with what its config says."""
+
+    model: Path
+    number: int
+    config: ModelConfig
+    info: DetectorInfo
+    """Of the config."""
+
+    @property
+    def folder(self) -> Path:
+        return self.model / str(self.number)
+
+    @property
+    def name(self) -> str:
+        return f"{self.model.name}/{self.number}"
+
+    @property
+    def plan(self) -> Path | None:
+        path = self.folder / PLAN_NAME
+        return path if path.is_file() else None
+
+    def manifest(self) -> Manifest | None:
+        """Of the plan, where it is one."""
+        return read_plan_manifest(self.plan) if self.plan else None
+
+
+def examine(repository: str | Path, reference: str | Path | None = None, picture: str | Path | None = None) -> list[Finding]:
+    """Everything that can be said of a repository here.
+
+    Args:
+        reference: an ONNX file to hold the first inference of the models of its network against.
+        picture: what to detect in (default: noise).
+
+    Raises:
+        DarktrtError: there are no models, or the reference or the picture cannot be read.
+    """
+    expected = OnnxRunner(reference) if reference else None
+    pixels = read_image(picture) if picture else None
+    return [finding for model in models_of(repository) for finding in _model(model, expected, pixels)]
+
+
+def _model(model: Path, reference: OnnxRunner | None, picture: NDArray[np.uint8] | None) -> Iterator[Finding]:
+    try:
+        config = read_config(model / CONFIG_NAME)
+        info = config_info(config, model / CONFIG_NAME)
+        numbers = served_versions(model, config)
+        if not numbers:
+            raise DarktrtError("has no version that Triton would serve; write one with 'darktrt serve repository'")
+    except DarktrtError as error:
+        yield Finding(model.name, str(error), bad=True)
+        return
+    for number in numbers:
+        one = _Version(model, number, config, info)
+        checks: list[Callable[[_Version], str]] = [_check_files, _check_config, _check_labels, _check_tensorrt, _check_plugins]
+        for check in (*checks, _check_python, lambda one: _check_inference(one, reference, picture)):
+            yield from _told(one, check)
+
+
+def _told(one: _Version, check: Callable[[_Version], str]) -> Iterator[Finding]:
+    """What a check says, if anything."""
+    try:
+        text = check(one)
+    except DarktrtError as error:
+        yield Finding(one.name, str(error), bad=True)
+    else:
+        if text:
+            yield Finding(one.name, text)
+
+
+def _check_files(one: _Version) -> str:
+    wanted = {"python": "model.py", "tensorrt": PLAN_NAME, "onnxruntime": ONNX_NAME}[one.config.backend]
+    wants = [wanted, "darktrt.zip"] if one.config.backend == "python" else [wanted]
+    if missing := [name for name in wants if not (one.folder / name).is_file()]:
+        raise DarktrtError(f"{one.folder / missing[0]} is missing; write the model again with 'darktrt serve repository'")
+    if not one.plan and not (one.folder / ONNX_NAME).is_file():
+        raise DarktrtError(f"{one.folder} has neither {PLAN_NAME} nor {ONNX_NAME}; write the model again")
+    return ""
+
+
+def _check_config(one: _Version) -> str:
+    """The config against the model that lies there."""
+    options, config = options_of(one.config), one.config
+    model = _model_info(one)
+    if replace(model, layers=()) != one.info:
+        raise DarktrtError(f"{CONFIG_NAME} describes another network than the model's file; write the model again")
+    for ours, theirs, what in (
+        (input_specs(model, options), config.input, "inputs"),
+        (output_specs(model, options), config.output, "outputs"),
+    ):
+        if [_text(spec) for spec in ours] != (have := [_config_text(tensor) for tensor in theirs]):
+            raise DarktrtError(f"{CONFIG_NAME} has the {what} {'; '.join(have)}, the model {'; '.join(map(_text, ours))}")
+    if config.max_batch_size != (largest := max_batch_size(model, options)):
+        raise DarktrtError(f"{CONFIG_NAME} has max_batch_size {config.max_batch_size}, but the model needs {largest}")
+    return f"{model.name}, kind {options.kind}, input {options.input}, max_batch_size {config.max_batch_size}"
+
+
+def _model_info(one: _Version) -> DetectorInfo:
+    manifest = one.manifest()
+    if manifest:
+        return manifest.info
+    from onnx_file import load_model
+
+    return load_model(one.folder / ONNX_NAME)[1]
+
+
+def _text(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.type} {list(spec.dims)}{' optional' if spec.optional else ''}"
+
+
+def _config_text(tensor: Any) -> str:
+    from tritonclient.grpc.model_config_pb2 import DataType
+
+    kind = DataType.Name(tensor.data_type).removeprefix("TYPE_")
+    return f"{tensor.name} {kind} {list(tensor.dims)}{' optional' if getattr(tensor, 'optional', False) else ''}"
+
+
+def _check_labels(one: _Version) -> str:
+    path = one.model / LABELS_NAME
+    lines = tuple(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else ()
+    if lines != one.info.class_names:
+        raise DarktrtError(f"{path} has {len(lines)} labels, not the {len(one.info.class_names)} names of the model")
+    return ""
+
+
+def _check_tensorrt(one: _Version) -> str:
+    """That a container of Triton's has the plan's TensorRT, for Triton's own backend."""
+    manifest = one.manifest()
+    if manifest is None or one.config.backend != "tensorrt":
+        return ""
+    container = container_for(manifest.target)
+    if not container.exact:
+        raise DarktrtError(container.advice(manifest.target))
+    gpu = first_gpu()
+    if gpu and manifest.gpu not in (None, gpu[0]):
+        raise DarktrtError(f"the plan is for {manifest.gpu}, here is {gpu[0]}; build it again here with 'darktrt engine'")
+    return f"{manifest.target} is in {container.tag}"
+
+
+def _check_plugins(one: _Version) -> str:
+    manifest = one.manifest()
+    if manifest is None or not manifest.plugins:
+        return ""
+    path = one.folder / PLUGINS_NAME
+    if not path.is_file():
+        raise DarktrtError(f"needs {', '.join(manifest.plugins)}, but {path} is missing; write the model again with --plugins")
+    library = read_library(path)
+    if missing := [plugin for plugin in manifest.plugins if plugin not in library.plugins]:
+        raise DarktrtError(f"needs {missing[0]}, which {path} does not have; build the library with 'make plugins'")
+    major = manifest.target.split()[-1].partition(".")[0]
+    if library.tensorrt.partition(".")[0] != major:
+        raise DarktrtError(f"{path} is for TensorRT {library.tensorrt}, the plan is of {manifest.target}; build it again")
+    return f"plugins {', '.join(manifest.plugins)} are there"
+
+
+def _check_python(one: _Version) -> str:
+    """That the server's Python has what the Python kind imports; that of the pip package gets it as it is installed."""
+    if one.config.backend != "python" or program_on_path() is None:
+        return ""
+    needs = ["numpy", "tensorrt" if one.plan else "onnxruntime"]
+    needs += ["PIL"] if options_of(one.config).input == "jpeg" else []
+    python = shutil.which("python3") or "python3"
+    for module in needs:
+        done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            last = done.stderr.strip().rpartition("\n")[2]
+            raise DarktrtError(f"{python}, which the server's Python backend is to use, cannot import {module} ({last})")
+    return f"{python} has {', '.join(needs)}"
+
+
+def _check_inference(one: _Version, reference: OnnxRunner | None, picture: NDArray[np.uint8] | None) -> str:
+    """A first inference as the backend does it, against the reference of the same network."""
+    row = _row(one.info, picture)
+    found = _detections(one, row)
+    if reference is None or reference.info.sources != one.info.sources:
+        return f"a first inference finds {len(found)} objects"
+    expected = run_rows(reference, [row])[0]
+    manifest = one.manifest()
+    tolerance = tolerance_of(["fp32", manifest.precision if manifest else "fp32"])
+    matches = match(found, _as_rows(expected.outputs, expected.place), SCORE_THRESHOLD)
+    text = f"{len(found)} objects against {matches.expected} in ONNX Runtime, scores at most {matches.score:.4f} apart"
+    if not matches.within(tolerance):
+        raise DarktrtError(f"a first inference differs from ONNX Runtime: {text}")
+    return f"a first inference agrees with ONNX Runtime: {text}"
+
+
+def _row(info: DetectorInfo, picture: NDArray[np.uint8] | None) -> Row:
+    if picture is None:
+        picture = np.random.default_rng(0).integers(0, 256, (info.height, info.width, 3), np.uint8)
+    image, placement = preprocess(picture, info.width, info.height, info.channels, info.resize, info.input)
+    return Row(image, SCORE_THRESHOLD, IOU_THRESHOLD, placement.inner_size)
+
+
+def _detections(one: _Version, row: Row) -> NDArray[np.float32]:
+    settings = Settings(one.info, False, SCORE_THRESHOLD, IOU_THRESHOLD, False)
+    with make_runner(one.folder, settings, 0, None) as runner:
+        result = run_rows(runner, [row])[0]
+        return _as_rows(result.outputs, result.place)
+
+
+def _as_rows(outputs: dict[str, NDArray[Any]], place: int) -> NDArray[np.float32]:
+    """``(n, 6)``: box, score, class."""
+    count = int(outputs["num_detections"][place].item())
+    boxes, scores, classes = (outputs[name][place][:count] for name in ("boxes", "scores", "classes"))
+    return np.concatenate([boxes, scores[:, np.newaxis], classes[:, np.newaxis]], 1).astype(np.float32)

@@ -1,0 +1,286 @@
+"""Model repositories of Triton: a plan or an ONNX file, made into a folder that a server starts from the first time.
+
+The Python kind carries darktrt's own modules beside the model, as one zip file, so that a stock container needs no darktrt, and
+models of several versions of it can stand side by side.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING
+
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
+from serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME
+from serve.config import CONFIG_NAME, LABELS_NAME, WARMUP_FOLDER, WARMUP_PICTURE, ConfigOptions, make_config
+
+if TYPE_CHECKING:
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+MODULES = {
+    ".": ("darktrt", "gpu"),
+    "calib": ("__init__", "entropy", "histogram", "importance", "table", "trt"),
+    "engine": ("__init__", "manifest", "runtime", "target"),
+    "plugins": ("__init__", "library"),
+    "serve": ("__init__", "backend"),
+    "vision": ("__init__", "boxes", "images"),
+}
+"""What the Python kind takes along."""
+
+MODEL_PY = '''"""darktrt's model for Triton's Python backend; the code is in darktrt.zip."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).with_name("darktrt.zip")))
+
+from serve.backend import TritonPythonModel  # noqa: E402
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be served."""
+
+    path: Path
+    info: DetectorInfo
+    manifest: Path | None
+    """Of a plan."""
+    plugins: Path | None
+    """The library that the plan needs."""
+
+
+def write_repository(
+    source: str | Path,
+    repository: str | Path,
+    options: ConfigOptions | None = None,
+    name: str | None = None,
+    version: int = 1,
+    plugins: str | Path | None = None,
+) -> Path:
+    """Put a model into a repository, which is made if there is none; return the model's folder.
+
+    A version that the model has already is replaced, others stay. The folder appears, or changes, only when it is complete.
+
+    Args:
+        source: what 'darktrt engine' or 'darktrt surgery' wrote.
+        name: of the model in Triton (default: the network's).
+        plugins: the library of a plan with plugins (default: as 'darktrt engine' finds it).
+
+    Raises:
+        DarktrtError: the model cannot be served so, or the folder cannot be written.
+    """
+    options = options or ConfigOptions()
+    found = read_source(source, options, plugins)
+    if found.manifest and not options.gpus:
+        options = replace(options, gpus=(0,))
+    name = name or found.info.name
+    if not name or set(name) & set("/\\ ") or name.startswith("."):
+        raise DarktrtError(f"'{name}' cannot be a model's name in Triton; choose another with --name")
+    if version < 1:
+        raise DarktrtError(f"version {version}: Triton counts versions from 1")
+    config = make_config(name, found.info, options)
+    target = Path(repository) / name
+    _check_other_versions(target, version, config)
+    with _replaced_folder(target) as folder:
+        _keep_versions(target, folder, version)
+        _write_version(folder / str(version), found, options)
+        _write_beside(folder, found.info, config)
+    return target
+
+
+def read_source(path: str | Path, options: ConfigOptions, plugins: str | Path | None = None) -> Source:
+    """The plan or ONNX file, which must be of the sort that the kind serves.
+
+    Raises:
+        DarktrtError: it is not, cannot be read, or a plan's plugins are missing.
+    """
+    suffix = Path(path).suffix.lower()
+    wanted = {"tensorrt_plan": (".plan", ".engine"), "onnxruntime": (".onnx",), "python": (".plan", ".engine", ".onnx")}
+    if suffix not in wanted[options.kind]:
+        raise DarktrtError(f"{path}: the kind {options.kind} serves files that end in {' '.join(wanted[options.kind])}")
+    if suffix == ".onnx":
+        from onnx_file import load_model
+
+        return Source(Path(path), load_model(path)[1], None, None)
+    from engine.manifest import manifest_path, read_plan_manifest
+
+    manifest = read_plan_manifest(path)
+    library = _library(path, plugins) if manifest.plugins else None
+    return Source(Path(path), manifest.info, manifest_path(path), library)
+
+
+def _library(plan: str | Path, plugins: str | Path | None) -> Path:
+    from plugins.library import find_library, read_library
+
+    found = find_library(plugins)
+    if found is None:
+        raise DarktrtError(
+            f"{plan}: needs plugins; build their library with 'make plugins', or name it by --plugins or DARKTRT_PLUGINS"
+        )
+    return read_library(found).path
+
+
+def _check_other_versions(target: Path, version: int, config: ModelConfig) -> None:
+    """Versions of a model have one config: another shape of inputs or outputs is another model."""
+    if not target.exists():
+        return
+    if not (target / CONFIG_NAME).is_file():
+        raise DarktrtError(f"{target}: is there already and is no model of Triton; choose another --name or folder")
+    others = [number for number in version_numbers(target) if number != version]
+    old = read_config(target / CONFIG_NAME)
+    if others and (list(old.input) != list(config.input) or list(old.output) != list(config.output)):
+        raise DarktrtError(
+            f"{target}: version {others[0]} has other inputs or outputs, and versions share them; choose another --name"
+        )
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """A config.pbtxt.
+
+    Raises:
+        DarktrtError: it cannot be read, or is none.
+    """
+    from google.protobuf import text_format
+    from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+    try:
+        return text_format.Parse(Path(path).read_text(encoding="utf-8"), ModelConfig())
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot read: {error.strerror}; is this a model repository?") from error
+    except (UnicodeDecodeError, text_format.ParseError) as error:
+        raise DarktrtError(f"{path}: is no config of Triton ({error})") from error
+
+
+def config_info(config: ModelConfig, where: str | Path) -> DetectorInfo:
+    """The metadata of the network behind a config.
+
+    Raises:
+        DarktrtError: it has none.
+    """
+    if METADATA_KEY not in config.parameters:
+        raise DarktrtError(f"{where}: was not made by darktrt; make it with 'darktrt serve repository'")
+    return DetectorInfo.from_json(config.parameters[METADATA_KEY].string_value, str(where))
+
+
+@contextmanager
+def _replaced_folder(target: Path) -> Iterator[Path]:
+    """A new folder, which takes the place of ``target`` when the block ends well and vanishes otherwise."""
+    new = target.parent / f".{target.name}.{token_hex(4)}"
+    old = new.with_name(f"{new.name}.old")
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+    except OSError as error:
+        raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _keep_versions(target: Path, folder: Path, version: int) -> None:
+    for other in map(str, version_numbers(target)):
+        if other != str(version):
+            shutil.copytree(target / other, folder / other, copy_function=os.link)
+
+
+def _write_version(folder: Path, source: Source, options: ConfigOptions) -> None:
+    folder.mkdir()
+    if source.manifest is None:
+        _write_onnx(source.path, folder / ONNX_NAME, options)
+    else:
+        shutil.copyfile(source.path, folder / PLAN_NAME)
+        shutil.copyfile(source.manifest, (folder / PLAN_NAME).with_suffix(".json"))
+    if source.plugins:
+        shutil.copyfile(source.plugins, folder / PLUGINS_NAME)
+    if options.kind == "python":
+        (folder / "model.py").write_text(MODEL_PY, encoding="utf-8")
+        _write_modules(folder / "darktrt.zip")
+
+
+def _write_onnx(source: Path, target: Path, options: ConfigOptions) -> None:
+    """As it is; for Triton's own ONNX Runtime without functions, which old ones do not know."""
+    if options.kind == "python":
+        shutil.copyfile(source, target)
+        return
+    import onnx
+
+    from onnx_file import load_model
+    from surgery.bodies import inline_bodies
+
+    onnx.save(inline_bodies(load_model(source)[0]), str(target))
+
+
+def _write_modules(path: Path) -> None:
+    """The modules, with one date, so that the same ones give the same file."""
+    root = Path(__file__).resolve().parent.parent
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for source in (root / room / f"{name}.py" for room, names in MODULES.items() for name in names):
+            file.writestr(zipfile.ZipInfo(str(source.relative_to(root))), source.read_bytes(), zipfile.ZIP_DEFLATED)
+
+
+def _write_beside(folder: Path, info: DetectorInfo, config: ModelConfig) -> None:
+    from google.protobuf import text_format
+
+    (folder / CONFIG_NAME).write_text(text_format.MessageToString(config), encoding="utf-8")
+    (folder / LABELS_NAME).write_text("".join(f"{name}\n" for name in info.class_names), encoding="utf-8")
+    if any(value.input_data_file for warmup in config.model_warmup for value in warmup.inputs.values()):
+        (folder / WARMUP_FOLDER).mkdir()
+        (folder / WARMUP_FOLDER / WARMUP_PICTURE).write_bytes(_serialized(_picture(info)))
+
+
+def _picture(info: DetectorInfo) -> bytes:
+    """A gray one, as PNG."""
+    from PIL import Image
+
+    file = BytesIO()
+    Image.new("RGB", (info.width, info.height), (127, 127, 127)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _serialized(value: bytes) -> bytes:
+    """As Triton has an element of type BYTES."""
+    return struct.pack("<I", len(value)) + value
+
+
+def models_of(repository: str | Path) -> list[Path]:
+    """The folders of the models, sorted.
+
+    Raises:
+        DarktrtError: there is no such folder, or there are no models in it.
+    """
+    folder = Path(repository)
+    if not folder.is_dir():
+        raise DarktrtError(f"{repository}: no such folder; make a repository with 'darktrt serve repository'")
+    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}") if not path.parent.name.startswith("."))
+    if not found:
+        raise DarktrtError(f"{repository}: has no models; put one in with 'darktrt serve repository'")
+    return found
+
+
+def version_numbers(model: Path) -> list[int]:
+    """The versions in a model's folder, which may be missing, the newest last."""
+    return sorted(int(path.name) for path in model.glob("[0-9]*") if path.is_dir() and path.name.isdigit())
+
+
+def served_versions(model: Path, config: ModelConfig) -> list[int]:
+    """Those that its config lets Triton serve."""
+    found, policy = version_numbers(model), config.version_policy
+    if policy.HasField("latest"):
+        return found[-policy.latest.num_versions :]
+    return [one for one in found if one in policy.specific.versions] if policy.HasField("specific") else found

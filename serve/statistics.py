@@ -1,0 +1,77 @@
+"""What a Triton server counts of a model: requests, failures, and where their time went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+"""Of a request's time in the server, by Triton's names: waiting, taking inputs in, running the model, giving outputs out."""
+
+
+@dataclass(frozen=True)
+class Spent:
+    """How often something happened, and the nanoseconds it took in all."""
+
+    count: int = 0
+    ns: int = 0
+
+    @property
+    def mean_ms(self) -> float:
+        return self.ns / self.count / 1e6 if self.count else 0.0
+
+    def __sub__(self, earlier: Spent) -> Spent:
+        return Spent(self.count - earlier.count, self.ns - earlier.ns)
+
+
+@dataclass(frozen=True)
+class ModelStatistics:
+    """The counts of one version of a model, since it was loaded or between two moments."""
+
+    version: str
+    inferences: int
+    """Pictures, so more than requests where those are batches."""
+    executions: int
+    """Calls of the network, so fewer than requests where the server batches."""
+    success: Spent
+    fail: Spent
+    queue: Spent
+    compute_input: Spent
+    compute_infer: Spent
+    compute_output: Spent
+
+    @property
+    def mean_batch(self) -> float:
+        return self.inferences / self.executions if self.executions else 0.0
+
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> ModelStatistics:
+        """From the server's record; gRPC's has numbers as text and leaves out those that are 0."""
+        inner = record.get("inference_stats", {})
+        return ModelStatistics(
+            str(record.get("version", "")),
+            int(record.get("inference_count", 0)),
+            int(record.get("execution_count", 0)),
+            *(_spent(inner.get(name, {})) for name in ("success", "fail", *PARTS)),
+        )
+
+    def __sub__(self, earlier: ModelStatistics) -> ModelStatistics:
+        changes = {one.name: getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)[1:]}
+        return ModelStatistics(self.version, **changes)
+
+
+def _spent(record: Mapping[str, Any]) -> Spent:
+    return Spent(int(record.get("count", 0)), int(record.get("ns", 0)))
+
+
+def to_table(statistics: Sequence[ModelStatistics]) -> str:
+    """Text for people: a heading and a line a version; times are means over requests, in milliseconds."""
+    lines = ["version  requests  failed  pictures  batch  total ms  " + "  ".join(f"{name:>14}" for name in PARTS)]
+    for one in statistics:
+        parts = "  ".join(f"{getattr(one, name).mean_ms:14.3f}" for name in PARTS)
+        lines.append(
+            f"{one.version:<7}  {one.success.count:8}  {one.fail.count:6}  {one.inferences:8}  {one.mean_batch:5.2f}  "
+            f"{one.success.mean_ms:8.3f}  {parts}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,263 @@
+"""The client against a real server: the same detections as without one, by every way that pictures can take."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import MAP_TOLERANCE, made_image
+from PIL import Image
+from triton_models import Models
+
+from check.coco import LabelledObject, LabelledPicture, Truth, evaluate
+from cli import main
+from darktrt import DarktrtError
+from engine.runtime import OnnxRunner
+from serve.client import Client, triton_run
+from serve.server import Server
+from serve.shared_memory import FOLDER, PREFIX
+from vision.boxes import Detections
+from vision.detect import Detector, video_writer
+
+SCORE = 0.08
+"""What the made network, whose weights are random, finds a fair number of boxes with."""
+SIZES = [(64, 96), (120, 50), (33, 200), (64, 96), (90, 90), (50, 120), (61, 77)]
+
+
+def pictures() -> list[np.ndarray]:
+    return [made_image(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
+
+
+def save_pictures(folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{i}.png" for i in range(len(SIZES))]
+    for path, image in zip(paths, pictures(), strict=True):
+        Image.fromarray(image).save(path)
+    return paths
+
+
+def direct(model: Path, images: Sequence[np.ndarray], score: float = SCORE) -> list[Detections]:
+    with OnnxRunner(model) as runner:
+        return Detector(runner.run, runner.info, score).detect(images)
+
+
+def assert_same(found: Sequence[Detections], expected: Sequence[Detections]) -> None:
+    """The server has its own ONNX Runtime, maybe of another version, so sums may be rounded otherwise."""
+    assert sum(map(len, expected)) >= 10
+    for one, other in zip(found, expected, strict=True):
+        assert one.class_ids.tolist() == other.class_ids.tolist()
+        np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-2)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
+
+
+def url(triton: Server, protocol: str) -> str:
+    return triton.grpc if protocol == "grpc" else f"http://{triton.http}"
+
+
+def own_regions() -> list[str]:
+    return sorted(path.name for path in FOLDER.glob(f"{PREFIX}*"))
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+@pytest.mark.parametrize("memory", ["none", "system"])
+@pytest.mark.parametrize("model", ["made", "files", "letterbox"])
+def test_detections_are_those_without_a_server(
+    triton: Server, models: Models, protocol: str, memory: Any, model: str, tmp_path: Path
+) -> None:
+    with Client(url(triton, protocol), model, score_threshold=SCORE, shared_memory=memory, batch=2) as client:
+        found = client.detect_all(pictures())
+        paths = save_pictures(tmp_path)
+        assert_same(client.detect_all(paths), found)
+        one = client.detect(paths[2])
+    assert_same(found, direct(models.letterbox if model == "letterbox" else models.made, pictures()))
+    assert_same([one] * 10, [found[2]] * 10)
+    assert own_regions() == []
+
+
+def test_thresholds_go_with_every_request(triton: Server, models: Models) -> None:
+    """Requests of two clients are batched together in the server, each by its own thresholds."""
+    found: dict[float, list[Detections]] = {}
+
+    def ask(score: float) -> None:
+        with Client(triton.grpc, "made", score_threshold=score, in_flight=8) as client:
+            found[score] = [client.detect(image) for _ in range(5) for image in pictures()]
+
+    threads = [threading.Thread(target=ask, args=(score,)) for score in (0.07, 0.1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for score, detections in found.items():
+        assert_same(detections, 5 * direct(models.made, pictures(), score))
+    assert sum(map(len, found[0.07])) > sum(map(len, found[0.1]))
+
+
+def test_names_sizes_and_batches_come_from_the_server(triton: Server) -> None:
+    with Client(triton.grpc, "made", batch=3) as client:
+        assert (client.info.width, client.info.height) == (96, 64)
+        assert client.info.batch == (1, 3, 3)
+        assert len(client.info.class_names) == 3
+        assert not client.model.takes_files
+    with Client(triton.grpc, "files") as client:
+        assert client.model.takes_files
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_statistics_count_what_was_asked(triton: Server, protocol: str) -> None:
+    with Client(url(triton, protocol), "made", batch=2) as client:
+        (before,) = client.statistics()
+        client.detect_all(pictures())
+        (after,) = client.statistics()
+    change = after - before
+    assert (change.inferences, change.success.count, change.fail.count) == (7, 4, 0)
+    assert change.compute_infer.mean_ms > 0
+    assert 1 <= change.mean_batch <= 3
+
+
+def labelled(folder: Path, model: Path) -> Truth:
+    """Made pictures, labelled with some of what the network finds in them, a little off: an AP neither 0 nor 1."""
+    names = tuple("abc")
+    random = np.random.default_rng(0)
+    labelled_pictures = []
+    for path, found in zip(save_pictures(folder), direct(model, pictures(), 0.05), strict=True):
+        best = found.select(slice(0, 12))
+        corners = best.boxes + random.normal(0, 1.5, best.boxes.shape)
+        objects = []
+        for box, class_id in zip(corners, best.class_ids, strict=True):
+            x, y, width, height = box[0], box[1], max(box[2] - box[0], 1), max(box[3] - box[1], 1)
+            objects.append(LabelledObject(int(class_id), (x, y, width, height), float(width * height), False))
+        labelled_pictures.append(LabelledPicture(path, None, tuple(objects)))
+    return Truth("made", names, tuple(labelled_pictures))
+
+
+@pytest.mark.parametrize("memory", ["none", "system"])
+def test_map_through_triton_is_that_without(triton: Server, models: Models, tmp_path: Path, memory: str) -> None:
+    truth = labelled(tmp_path, models.made)
+    with OnnxRunner(models.made) as runner:
+        expected = evaluate(runner.run, runner.info, truth)
+    with triton_run(triton.grpc, "made", shared_memory=memory) as (run, info):
+        found = evaluate(run, info, truth)
+    assert 0.05 < expected.ap < 0.95
+    assert abs(found.ap - expected.ap) < MAP_TOLERANCE
+    assert abs(found.ap50 - expected.ap50) < MAP_TOLERANCE
+
+
+def test_a_model_of_files_is_none_to_evaluate(triton: Server) -> None:
+    with pytest.raises(DarktrtError, match="takes picture files"), triton_run(triton.grpc, "files"):
+        pass
+
+
+# The command
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("model", ["made", "files"])
+def test_a_folder_is_drawn_and_told_as_detect_does_it(
+    triton: Server, models: Models, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_pictures(tmp_path / "in")
+    options = ["--score-threshold", str(SCORE), "--json"]
+    command = ["client", "folder", str(tmp_path / "in"), "--server", triton.grpc, "--model", model, *options]
+    assert main([*command, "-o", str(tmp_path / "a"), "--batch", "2"]) == 0
+    through = lines(capsys.readouterr().out)
+    assert main(["detect", str(tmp_path / "in"), "--model", str(models.made), "-o", str(tmp_path / "b"), *options]) == 0
+    alone = lines(capsys.readouterr().out)
+    assert [one["file"] for one in through] == [one["file"] for one in alone]
+    for one, other in zip(through, alone, strict=True):
+        assert [found["class"] for found in one["detections"]] == [found["class"] for found in other["detections"]]
+        drawn = [np.asarray(Image.open(tmp_path / folder / Path(one["file"]).name)).astype(int) for folder in "ab"]
+        assert drawn[0].shape == drawn[1].shape
+        assert np.mean(np.abs(drawn[0] - drawn[1]) > 8) < 0.01
+
+
+def test_a_video(triton: Server, models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [made_image(80, 120, seed) for seed in range(9)]
+    with video_writer(tmp_path / "in.mp4", 10) as write:  # type: ignore[arg-type]
+        for frame in frames:
+            write(frame)
+    command = ["client", "video", str(tmp_path / "in.mp4"), "--server", f"http://{triton.http}", "--model", "made", "--json"]
+    assert main([*command, "-o", str(tmp_path / "out.mp4"), "--batch", "2"]) == 0
+    assert [one["frame"] for one in lines(capsys.readouterr().out)] == list(range(9))
+    assert (tmp_path / "out.mp4").stat().st_size > 1000
+
+
+def test_dummy_info_and_statistics(triton: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    server = ["--server", triton.grpc, "--model", "made"]
+    assert main(["client", "dummy", *server, "--batch", "3"]) == 0
+    assert "answered 3 pictures of noise" in capsys.readouterr().out
+    assert main(["client", "info", *server]) == 0
+    assert "made: made, 96x64, 3 classes" in capsys.readouterr().out
+    assert main(["client", "info", *server, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["inputs"][0] == {"name": "images", "type": "uint8", "dims": [64, 96, 3]}
+    assert told["detector"]["width"] == 96
+    assert main(["client", "statistics", *server]) == 0
+    assert "compute_infer" in capsys.readouterr().out
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "has the models files, letterbox, made; name one"),
+        ({"model": "none"}, "unknown model: 'none'"),
+        ({"model": "made", "version": "7"}, "7"),
+        ({"model": "made", "batch": 9}, "takes 1 to 3 pictures a request, not 9"),
+        ({"model": "made", "batch": 0}, "at least 1 picture"),
+        ({"model": "made", "score_threshold": 1.5}, "must be between 0 and 1"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_mistakes_are_one_sentence(triton: Server, protocol: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(DarktrtError, match=said) as caught:
+        Client(url(triton, protocol), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("memory", ["none", "system"])
+def test_what_the_server_refuses_is_told_and_the_client_goes_on(triton: Server, memory: Any) -> None:
+    with Client(triton.grpc, "made", shared_memory=memory) as client:
+        good = {"images": np.zeros((1, 64, 96, 3), np.uint8)}
+        with pytest.raises(DarktrtError, match=r"shape|dim"):
+            client.run({"images": np.zeros((1, 64, 50, 3), np.uint8)})
+        with pytest.raises(DarktrtError, match=r"type|dtype"):
+            client.run({"images": np.zeros((1, 64, 96, 3), np.float16)})
+        with pytest.raises(DarktrtError, match="score_threshold"):
+            client.run({**good, "score_threshold": np.array([7], np.float32)})
+        assert client.run(good)["boxes"].shape[0] == 1
+
+
+def test_a_file_that_is_no_picture(triton: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no picture")
+    for model in ("made", "files"):
+        with Client(triton.grpc, model) as client, pytest.raises(DarktrtError, match=r"picture|image"):
+            client.detect(tmp_path / "a.jpg")
+
+
+def test_nobody_there_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for server in ("127.0.0.1:9", "http://127.0.0.1:9"):
+        assert main(["client", "dummy", "--server", server]) == 2
+        assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_a_slow_answer_is_given_up(triton: Server) -> None:
+    with Client(triton.grpc, "made", timeout=10, shared_memory="system") as client:
+        expected = client.run({"images": pictures()[0][np.newaxis]})
+        client._connection.transport.timeout = 1e-4
+        with pytest.raises(DarktrtError, match=r"gave no answer within 0\.0001 s"):
+            client.run({"images": pictures()[3][np.newaxis]})
+        client._connection.transport.timeout = 10
+        for _ in range(8):  # the late answer does not come into the memory of these
+            found = client.run({"images": pictures()[0][np.newaxis]})
+            np.testing.assert_array_equal(found["scores"], expected["scores"])
+    assert own_regions() == []

@@ -1,0 +1,111 @@
+"""Engines of a real TensorRT on a GPU: its own calibration, what it tells of layers, plans for other places, CUDA graphs.
+
+Needs onnx, onnx-graphsurgeon and numpy beside TensorRT, neither torch nor ONNX Runtime:
+
+    PYTHONPATH=. python -m pytest --confcutdir=tests/trt tests/trt/test_engines.py
+
+DARKTRT_TACTIC_SOURCES is given to every build, as ``--tactic-sources`` is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from test_int8 import BATCH, DEPTH, KEPT, images, model, names
+
+from calib.table import CalibrationTable
+from calib.trt import BatchSource
+from darktrt import DarktrtError
+from engine.build import BuildOptions, build_file, cache_path
+from engine.profile import profile
+from engine.runtime import PlanRunner, polygraphy_runner
+from engine.target import find_target, gpu_name, installed_version
+from engine.weak import GpuCalibration
+
+pytestmark = [
+    pytest.mark.trt,
+    pytest.mark.skipif(installed_version("trt") is None, reason="TensorRT is not installed"),
+    pytest.mark.skipif(gpu_name() is None, reason="no NVIDIA GPU is usable here"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With made.onnx, of a dynamic batch."""
+    made = tmp_path_factory.mktemp("engines")
+    onnx.save(model("N")[0], str(made / "made.onnx"))
+    return made
+
+
+def options(folder: Path, **more: Any) -> BuildOptions:
+    sources = os.environ.get("DARKTRT_TACTIC_SOURCES")
+    return BuildOptions(sources, 1, **{"timing_cache": folder / "timing.cache", **more})
+
+
+@pytest.fixture(scope="module")
+def plan(folder: Path) -> Path:
+    build_file(folder / "made.onnx", folder / "fp16.plan", "fp16", "trt", None, options(folder))
+    return folder / "fp16.plan"
+
+
+def test_layers_are_told_and_timed(plan: Path) -> None:
+    """Every convolution is in a layer that took time, in FP16."""
+    report = profile(plan)
+    assert report.batch == BATCH
+    found = {node: row for row in report.rows for node in row.layer.nodes}
+    for i in range(DEPTH + 1):
+        row = found[f"conv_{i}"]
+        assert row.layer.precision == "FP16"
+        assert row.layer.layout
+        assert row.milliseconds and row.milliseconds > 0
+    assert report.total > 0
+
+
+def test_graphs_of_several_batch_sizes_give_what_no_graph_gives(plan: Path) -> None:
+    """Batch sizes come in any order, each replayed after others have been recorded."""
+    inputs = {batch: {"images": images(batch)["images"][:batch]} for batch in (1, 3, BATCH)}
+    with PlanRunner(plan) as runner:
+        expected = {batch: {k: v.copy() for k, v in runner.run(one).items()} for batch, one in inputs.items()}
+    with PlanRunner(plan, cuda_graph=True) as runner:
+        for batch in (BATCH, 1, BATCH, 3, 1, 3, BATCH, 1):
+            for name, values in runner.run(inputs[batch]).items():
+                assert np.array_equal(values, expected[batch][name])
+
+
+def test_tensorrts_own_calibration_is_kept_as_a_table(folder: Path) -> None:
+    if not find_target("trt").weakly_typed:
+        pytest.skip("this TensorRT has no INT8 calibrators")
+    with BatchSource(({"images": images(seed)["images"][:1]} for seed in range(8)), 1) as source:
+        calibration = GpuCalibration(source)
+        manifest = build_file(folder / "made.onnx", folder / "int8.plan", "int8", "trt", calibration, options(folder))
+    assert source.count == 8
+    table = CalibrationTable.load(cache_path(folder / "int8.plan"))
+    assert not table.compare(names()).missing
+    assert set(KEPT) <= set(manifest.other_convolutions)
+
+
+def test_a_plan_for_other_places_runs_here_too(folder: Path, plan: Path) -> None:
+    more: dict[str, Any] = {"hardware_compatible": True, "version_compatible": True, "timing_cache": "none"}
+    build_file(folder / "made.onnx", folder / "wide.plan", "fp32", "trt", None, options(folder, tf32=False, **more))
+    with PlanRunner(folder / "wide.plan") as wide, PlanRunner(plan) as own:
+        (exact,), (half,) = (list(runner.run(images(1)).values()) for runner in (wide, own))
+    assert 0 < np.abs(exact - half).max() <= 0.02 * np.abs(exact).max()
+
+
+def test_polygraphy_runs_an_engine(plan: Path) -> None:
+    from polygraphy.comparator import Comparator
+
+    found = Comparator.run([polygraphy_runner(plan, name="engine")], data_loader=[images(1)])
+    with PlanRunner(plan) as runner:
+        (expected,) = runner.run(images(1)).values()
+    assert np.array_equal(found["engine"][0][f"c{DEPTH}"], expected)
+
+
+def test_batches_beyond_the_range_are_refused(plan: Path) -> None:
+    with PlanRunner(plan) as runner, pytest.raises(DarktrtError, match=f"batch 1 to {BATCH}"):
+        runner.run({"images": np.zeros((BATCH + 1, 3, 128, 128), np.float32)})

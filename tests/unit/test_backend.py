@@ -1,0 +1,340 @@
+"""The model behind Triton's Python backend, with a stand-in for what the server gives it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import MADE_CFG, Made, conv, head, made_image, make, net, run, thresholds
+from numpy.typing import NDArray
+from PIL import Image
+
+from darktrt import DarktrtError, DetectorInfo
+from engine.runtime import OnnxRunner
+from serve import backend
+from serve.backend import Result, Row, Settings, TritonPythonModel, gather, run_rows
+from surgery.rewrite import SurgeryOptions, operate_file
+from vision.detect import Detector
+
+SCORE = 0.02
+"""Low, for networks of random weights find little."""
+
+
+def operated(made: Made, folder: Path, **options: Any) -> Path:
+    path = folder / "model.onnx"
+    operate_file(made.plain, path, SurgeryOptions(**options))
+    return path
+
+
+# --- rows ---
+
+
+@pytest.fixture(scope="module")
+def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """uint8, batch 1 to 3."""
+    return operated(made, tmp_path_factory.mktemp("portable"))
+
+
+def rows_of(info: DetectorInfo, pairs: list[tuple[float, float]]) -> list[Row]:
+    return [Row(made_image(info.height, info.width, i), *pair) for i, pair in enumerate(pairs)]
+
+
+def alone(path: Path, row: Row) -> dict[str, NDArray[Any]]:
+    """What the model says of one picture by itself."""
+    return {k: v[0] for k, v in run(path, {"images": row.image[None], **thresholds(*row.thresholds)}).items()}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_rows_of_different_thresholds_get_their_own(portable: Path, count: int) -> None:
+    pairs = [(SCORE, 0.45), (0.3, 0.45), (SCORE, 0.1), (0.3, 0.45), (SCORE, 0.45), (SCORE, 0.45), (SCORE, 0.45)][:count]
+    with OnnxRunner(portable) as runner:
+        rows = rows_of(runner.info, pairs)
+        results = run_rows(runner, rows)
+    counts = []
+    for row, result in zip(rows, results, strict=True):
+        expected = alone(portable, row)
+        counts.append(int(expected["num_detections"].item()))
+        for name, array in expected.items():
+            np.testing.assert_allclose(result.outputs[name][result.place], array, atol=1e-4, err_msg=name)
+    assert len(set(counts)) > 1 or count < 3
+
+
+class Counting:
+    """A runner that tells its batches, and says of every picture what its first pixel is."""
+
+    def __init__(self, info: DetectorInfo) -> None:
+        self.info = info
+        self.batches: list[tuple[int, float]] = []
+        self.memory = np.zeros((info.batch[2], *info.input_shape), info.input_dtype)
+        self.answer = np.zeros((info.batch[2], 1), np.int32)
+
+    def buffer(self, batch: int) -> NDArray[Any]:
+        self.memory[:] = 77
+        return self.memory[:batch]
+
+    def run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        images = inputs["images"]
+        assert np.shares_memory(images, self.memory), "the batch was copied once more"
+        self.batches.append((len(images), float(inputs["score_threshold"].item())))
+        self.answer[: len(images)] = images[:, 0, 0, :1]
+        return dict.fromkeys(("num_detections", "boxes", "scores", "classes"), self.answer[: len(images)])
+
+
+def test_rows_run_in_as_few_and_as_large_batches_as_the_model_takes(portable: Path) -> None:
+    with OnnxRunner(portable) as runner:
+        info = runner.info
+    counting = Counting(info)
+    rows = [
+        replace(row, image=np.full_like(row.image, i)) for i, row in enumerate(rows_of(info, [(0.5, 0.4), (0.25, 0.4)] * 4))
+    ]
+    results = run_rows(counting, rows)
+    assert [result.outputs["boxes"][result.place].item() for result in results] == list(range(8))
+    assert counting.batches == [(3, 0.25), (1, 0.25), (3, 0.5), (1, 0.5)]
+
+
+def test_a_static_batch_is_filled_up(portable: Path) -> None:
+    with OnnxRunner(portable) as runner:
+        counting = Counting(replace(runner.info, batch=(4, 4, 4)))
+    row = Row(np.full(counting.info.input_shape, 5, np.uint8), 0.5, 0.4)
+    assert [result.outputs["boxes"][result.place].item() for result in run_rows(counting, [row] * 5)] == [5] * 5
+    assert counting.batches == [(4, 0.5), (4, 0.5)] and (counting.memory[1:] == 0).all()
+
+
+def test_what_ran_together_is_not_copied_again() -> None:
+    outputs = {"boxes": np.arange(12.0).reshape(4, 3)}
+    together = gather([Result(outputs, 1), Result(outputs, 2)])["boxes"]
+    assert np.shares_memory(together, outputs["boxes"]) and (together == outputs["boxes"][1:3]).all()
+    apart = gather([Result(outputs, 2), Result(outputs, 1)])["boxes"]
+    assert (apart == outputs["boxes"][[2, 1]]).all()
+    other = {"boxes": np.zeros((1, 3))}
+    assert (gather([Result(outputs, 0), Result(other, 0)])["boxes"] == [[0, 1, 2], [0, 0, 0]]).all()
+
+
+# --- requests ---
+
+
+class Tensor:
+    def __init__(self, name: str, array: NDArray[Any]) -> None:
+        self._name, self._array = name, array
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> NDArray[Any]:
+        return self._array
+
+
+class Request:
+    def __init__(self, *outputs: str, **inputs: NDArray[Any]) -> None:
+        self._outputs, self._inputs = outputs or ("num_detections", "boxes", "scores", "classes", "detections"), inputs
+
+    def inputs(self) -> list[Tensor]:
+        return [Tensor(name, array) for name, array in self._inputs.items()]
+
+    def requested_output_names(self) -> tuple[str, ...]:
+        return self._outputs
+
+
+class Response:
+    def __init__(self, output_tensors: list[Tensor] | None = None, error: str | None = None) -> None:
+        self.error = error
+        self.arrays = {tensor.name(): tensor.as_numpy() for tensor in output_tensors or []}
+
+
+@pytest.fixture(autouse=True)
+def triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module that there is only inside the server."""
+    module = SimpleNamespace(Tensor=Tensor, InferenceResponse=Response, TritonError=str)
+    monkeypatch.setattr(backend.importlib, "import_module", lambda name: {"triton_python_backend_utils": module}[name])
+
+
+def arguments(model: Path, info: DetectorInfo, form: str = "tensor", kind: str = "CPU") -> dict[str, str]:
+    """What Triton gives to ``initialize``; the model lies in version 1 of a repository."""
+    parameters = {
+        "darktrt": info.to_json(),
+        "input": form,
+        "score_threshold": str(SCORE),
+        "iou_threshold": "0.45",
+        "cuda_graph": "false",
+    }
+    config = {
+        "parameters": {name: {"string_value": value} for name, value in parameters.items()},
+        "instance_group": [{"count": 1}],
+    }
+    folder = model.parent.parent
+    return {
+        "model_config": json.dumps(config),
+        "model_repository": str(folder),
+        "model_version": model.parent.name,
+        "model_instance_kind": kind,
+        "model_instance_device_id": "1",
+    }
+
+
+def started(made: Made, folder: Path, form: str = "tensor", **options: Any) -> tuple[TritonPythonModel, Path, DetectorInfo]:
+    (folder / "1").mkdir()
+    path = operated(made, folder / "1", **options)
+    with OnnxRunner(path) as runner:
+        info = runner.info
+    model = TritonPythonModel()
+    model.initialize(arguments(path, info, form))
+    return model, path, info
+
+
+@pytest.fixture
+def tensors(made: Made, tmp_path: Path) -> Iterator[tuple[TritonPythonModel, Path, DetectorInfo]]:
+    model, path, info = started(made, tmp_path)
+    yield model, path, info
+    model.finalize()
+
+
+def column(*values: float) -> NDArray[np.float32]:
+    return np.array(values, np.float32)[:, None]
+
+
+def test_requests_of_different_thresholds_in_one_batch(tensors: tuple[TritonPythonModel, Path, DetectorInfo]) -> None:
+    model, path, info = tensors
+    images = np.stack([made_image(info.height, info.width, i) for i in range(4)])
+    requests = [
+        Request(images=images[:1]),
+        Request(images=images[1:3], score_threshold=column(0.3, SCORE)),
+        Request(images=images[3:], iou_threshold=column(0.1)),
+    ]
+    pairs = [[(SCORE, 0.45)], [(0.3, 0.45), (SCORE, 0.45)], [(SCORE, 0.1)]]
+    for request, pair, response in zip(requests, pairs, model.execute(requests), strict=True):
+        given = request.inputs()[0].as_numpy()
+        assert response.error is None and len(response.arrays) == 4
+        for i, (score, iou) in enumerate(pair):
+            expected = run(path, {"images": given[i : i + 1], **thresholds(score, iou)})
+            for name, array in expected.items():
+                np.testing.assert_allclose(response.arrays[name][i], array[0], atol=1e-4, err_msg=name)
+
+
+def test_only_what_was_asked_for_is_answered(tensors: tuple[TritonPythonModel, Path, DetectorInfo]) -> None:
+    model, _, info = tensors
+    response = model.execute([Request("scores", images=np.zeros((1, *info.input_shape), np.uint8))])[0]
+    assert list(response.arrays) == ["scores"]
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["score_threshold", "iou_threshold"])
+def test_a_wrong_threshold_is_the_error_of_its_own_request(
+    tensors: tuple[TritonPythonModel, Path, DetectorInfo], name: str, value: float
+) -> None:
+    model, _, info = tensors
+    images = np.zeros((1, *info.input_shape), np.uint8)
+    good, bad = model.execute([Request(images=images), Request(images=images, **{name: column(value)})])
+    assert good.error is None and bad.error == f"{name} is {value:g}; it must be between 0 and 1" and not bad.arrays
+
+
+def test_a_model_that_fails_is_the_error_of_every_request(
+    tensors: tuple[TritonPythonModel, Path, DetectorInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _, info = tensors
+
+    def fail(_: Any) -> Any:
+        raise DarktrtError("the GPU is gone")
+
+    monkeypatch.setattr(model._runner, "run", fail)
+    images = np.zeros((1, *info.input_shape), np.uint8)
+    found = model.execute([Request(images=images), Request(images=images, score_threshold=column(2))])
+    assert [response.error for response in found] == ["the GPU is gone", "score_threshold is 2; it must be between 0 and 1"]
+
+
+LETTERBOX = net(96, 64, letter_box=1) + conv(8, stride=2) + conv(16, stride=2) + head(nms_kind="diounms", beta_nms=0.6)
+
+
+@pytest.mark.parametrize(("cfg", "options"), [(MADE_CFG, {}), (LETTERBOX, {"input": "float"})], ids=["uint8", "letterbox"])
+def test_files_are_detected_as_the_command_does_it(tmp_path: Path, cfg: str, options: dict[str, Any]) -> None:
+    """Boxes in pixels of pictures of different sizes, for bytes and for their base64."""
+    model, path, info = started(make(tmp_path, cfg, batch=(2, 2, 2), name="net"), tmp_path, "jpeg", **options)
+    pictures = [made_image(70, 150, 1), made_image(200, 90, 2), made_image(31, 47, 3)]
+    files = [encoded(picture) for picture in pictures]
+    texts = [files[0], base64.b64encode(files[1]), files[2]]
+    response = model.execute([Request(image=np.array(texts, object)[:, None])])[0]
+    with OnnxRunner(path) as runner:
+        expected = Detector(runner.run, info, SCORE, 0.45).detect(pictures)
+    assert response.error is None and min(len(found) for found in expected) > 0
+    for i, found in enumerate(expected):
+        count = response.arrays["num_detections"][i].item()
+        np.testing.assert_allclose(response.arrays["boxes"][i, :count], found.boxes, atol=1e-2)
+        np.testing.assert_allclose(response.arrays["scores"][i, :count], found.scores, atol=1e-4)
+        assert response.arrays["classes"][i, :count].tolist() == found.class_ids.tolist()
+        assert not response.arrays["boxes"][i, count:].any()
+        told = json.loads(response.arrays["detections"][i, 0])
+        assert [one["class"] for one in told] == found.names
+        np.testing.assert_allclose([one["box"] for one in told], found.boxes, atol=1e-2)
+    model.finalize()
+
+
+def encoded(picture: NDArray[np.uint8], form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, form)
+    return file.getvalue()
+
+
+def bomb(side: int) -> bytes:
+    """A JPEG of few bytes that says it has so many columns and rows."""
+    file = bytearray(encoded(np.zeros((8, 8, 3), np.uint8), "JPEG"))
+    frame = file.index(b"\xff\xc0")
+    file[frame + 5 : frame + 9] = side.to_bytes(2, "big") * 2
+    return bytes(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (b"", "image 0: is empty"),
+        (b"\x00\x01\x02 no picture", r"image 0: is not a picture in a format read here \(BMP"),
+        (b"bm8gcGljdHVyZQ==", "image 0: is not a picture"),
+        (encoded(made_image(64, 64), "JPEG")[:700], "image 0: cannot be decoded"),
+        (bomb(60000), "image 0: has too many pixels to be safe"),
+        (bomb(10000), "image 0: has 10000x10000 pixels, more than 64,000,000"),
+        (b"\xff" * (backend.MOST_BYTES + 1), "has 33,554,433 bytes, more than 33,554,432"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture in a format read here"),
+    ],
+    ids=["empty", "bytes", "base64", "cut", "bomb", "many pixels", "large", "postscript"],
+)
+def test_files_that_are_refused(made: Made, tmp_path: Path, file: bytes, said: str) -> None:
+    model, _, _ = started(made, tmp_path, "jpeg")
+    good = encoded(made_image(40, 60))
+    bad, fine = model.execute([Request(image=np.array([[file]], object)), Request(image=np.array([[good]], object))])
+    with pytest.raises(DarktrtError, match=said):
+        raise DarktrtError(bad.error)
+    assert fine.error is None and fine.arrays["boxes"].shape[0] == 1
+
+
+def test_fixed_thresholds_need_none(made: Made, tmp_path: Path) -> None:
+    model, path, info = started(made, tmp_path, thresholds=(SCORE, 0.3))
+    images = made_image(info.height, info.width, 4)[None]
+    found, expected = model.execute([Request(images=images)])[0], run(path, {"images": images})
+    np.testing.assert_allclose(found.arrays["scores"], expected["scores"], atol=1e-5)
+
+
+# --- plans ---
+
+
+def test_a_plan_runs_on_the_gpu_of_its_instance(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the library beside it, and a CUDA graph if the config says so."""
+    given: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(backend, "PlanRunner", lambda *arguments: given.append(arguments))
+    settings = Settings(made.info, False, 0.25, 0.45, True)
+    (tmp_path / "model.plan").touch()
+    backend.make_runner(tmp_path, settings, 4, 2)
+    (tmp_path / "libdarktrt_plugins.so").touch()
+    backend.make_runner(tmp_path, settings, 4, 2)
+    plan = tmp_path / "model.plan"
+    assert given == [(plan, None, True, 2), (plan, tmp_path / "libdarktrt_plugins.so", True, 2)]
+
+
+def test_an_onnx_file_on_a_gpu_needs_an_onnx_runtime_for_it(portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DarktrtError, match="knows no GPU; install onnxruntime-gpu"):
+        OnnxRunner(portable, 1, gpu=0)

@@ -1,0 +1,193 @@
+"""What INT8 leaves in floating point: chosen by what it costs, kept beside the table, taken by surgery, engine and budget."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import Made, made_image
+from onnx import numpy_helper
+from PIL import Image
+
+from calib.data import find_images
+from calib.kept import Cost, Kept, kept_path, load_kept, save_kept
+from calib.table import CalibrationTable
+from check.sensitivity import find_kept, sensitivity
+from check.simulate import Yardstick, convolutions, kept_by_default, load_network
+from cli import main
+from darktrt import DarktrtError
+from onnx_file import load_model
+from surgery.qdq import Calibration
+from surgery.rewrite import SurgeryOptions, operate_file
+
+ALWAYS = ("first", "head")
+
+
+def chosen(*costs: tuple[str, float, float]) -> list[str]:
+    kept = Kept(ALWAYS, tuple(Cost((name,), noise, operations) for name, noise, operations in costs))
+    assert kept.names[:2] == ALWAYS
+    return list(kept.names[2:])
+
+
+def test_twice_the_share_of_the_operations_is_worth_it() -> None:
+    assert chosen(("a", 0.1, 0.05), ("b", 0.0999, 0.05), ("c", 0.01, 0.001), ("d", 0.7901, 0.899)) == ["c", "a"]
+
+
+def test_no_more_than_a_tenth_of_the_operations_is_given_up() -> None:
+    """Best ratios first; what does not fit makes room for the next that does."""
+    assert chosen(("a", 0.4, 0.06), ("b", 0.3, 0.05), ("c", 0.1, 0.04), ("d", 0.2, 0.85)) == ["a", "c"]
+    assert chosen(("a", 0.9, 0.11), ("b", 0.1, 0.89)) == []
+
+
+def test_nothing_is_kept_where_nothing_is_lost() -> None:
+    assert chosen(("a", 0.0, 0.0), ("b", 0.0, 1.0)) == []
+
+
+def test_people_read_which_and_why() -> None:
+    kept = Kept(ALWAYS, (Cost(("a", "b"), 0.25, 0.0512), Cost(("c",), 0.75, 0.9)))
+    assert str(kept).splitlines() == [
+        "kept in floating point: first, head (the first and those of the heads)",
+        "kept in floating point: a, b (25.0% of the noise of all others for 5.12% of the operations)",
+    ]
+
+
+# --- the measurement ---
+
+
+@pytest.fixture(scope="module")
+def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The made network after surgery, pictures, and a calibration's files."""
+    folder = tmp_path_factory.mktemp("kept")
+    for head in ("nms", "raw"):
+        operate_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
+    (folder / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(made_image(64, 96, seed=i)).save(folder / f"photos/{i}.png")
+    assert main(["calib", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table")]) == 0
+    return folder
+
+
+def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -> None:
+    """By hand: weights times places of the output, whose sizes the network's own metadata and strides give."""
+    found = Yardstick(load_network(files / "nms.onnx"), find_images([str(files / "photos")], 1, 0)).operations()
+    model = made.model()
+    weights = {i.name: numpy_helper.to_array(i).size for i in model.graph.initializer}
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
+    section_output = {f"/layers.{layer.index}/Conv": layer.tensor for layer in made.info.layers}
+    shapes |= {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.output}
+    counts = {}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and section_output[node.name] in shapes:
+            counts[node.name] = weights[node.input[1]] * int(np.prod(shapes[section_output[node.name]][2:]))
+    assert len(counts) >= 4
+    assert sum(found.values()) == pytest.approx(1)
+    first = next(iter(counts))
+    for name, count in counts.items():
+        assert found[name] / found[first] == pytest.approx(count / counts[first])
+
+
+def test_what_is_measured_is_each_alone(files: Path) -> None:
+    calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
+    pictures = find_images([str(files / "photos")], 2, 0)
+    found = find_kept(files / "nms.onnx", pictures, calibration)
+    network = load_network(files / "nms.onnx")
+    assert list(found.always) == kept_by_default(network)
+    others = [one.node for one in convolutions(network) if one.node not in found.always]
+    assert [cost.nodes for cost in found.costs] == [(name,) for name in others]
+    alone = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 2)
+    changes = {layer.convolution.node: layer.change.scores for layer in alone.layers}
+    total = sum(changes[name] ** 2 for name in others)
+    assert [cost.noise for cost in found.costs] == pytest.approx([changes[name] ** 2 / total for name in others])
+
+
+def test_a_deep_network_is_measured_in_groups_of_neighbours(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("check.sensitivity.MOST_GROUPS", 3)
+    calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
+    found = find_kept(files / "nms.onnx", find_images([str(files / "photos")], 1, 0), calibration)
+    network = load_network(files / "nms.onnx")
+    others = [one.node for one in convolutions(network) if one.node not in found.always]
+    assert len(found.costs) == 3
+    assert [name for cost in found.costs for name in cost.nodes] == others
+    assert sum(cost.noise for cost in found.costs) == pytest.approx(1)
+
+
+# --- the file, and who takes it ---
+
+
+def test_calib_leaves_what_to_keep_and_says_why(files: Path) -> None:
+    content = json.loads((files / "my.kept.json").read_text())
+    assert load_kept(files / "my.table") == tuple(content["kept"])
+    assert "kept in floating point: " in (files / "my.txt").read_text()
+
+
+def test_surgery_takes_it_unless_told_otherwise(
+    files: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "a.table"
+    table.write_bytes((files / "my.table").read_bytes())
+    names = [one.node for one in convolutions(load_network(files / "nms.onnx"))]
+    one = names[len(names) // 2]
+
+    def kept(*options: str) -> str:
+        assert main(["surgery", str(made.plain), "-o", str(tmp_path / "q.onnx"), "--qdq", "--table", str(table), *options]) == 0
+        return capsys.readouterr().out.strip().rpartition(": ")[2]
+
+    usual = kept()
+    save_kept(Kept((), (Cost((one,), 1.0, 0.05),)), table)
+    assert kept() == one != usual
+    assert kept("--keep", names[0]) == names[0]
+    assert kept("--keep", "") == "none"
+
+
+def test_none_is_left_where_none_was_measured(files: Path, tmp_path: Path) -> None:
+    for name, *options in (("nms", "--keep-images", "0"), ("raw",)):
+        table = tmp_path / f"{name}.table"
+        kept_path(table).write_text("of an earlier table")
+        assert main(["calib", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(table), *options]) == 0
+        assert load_kept(table) is None
+    assert load_model(files / "raw.onnx")[1].head == "raw"
+
+
+def test_ranking_and_budget_begin_with_it(files: Path) -> None:
+    network = load_network(files / "nms.onnx")
+    names = [one.node for one in convolutions(network)]
+    calibration = Calibration(CalibrationTable.load(files / "my.table").scales, (names[2],))
+    assert kept_by_default(network, calibration) == [names[2]]
+    assert kept_by_default(network) == kept_by_default(network, Calibration(calibration.scales)) != [names[2]]
+    ranked = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 1)
+    assert [layer.convolution.node for layer in ranked.layers if layer.kept] == [names[2]]
+
+
+def _other_format(path: Path) -> None:
+    path.write_text(path.read_text().replace("darktrt kept 1", "darktrt kept 9"))
+
+
+def _no_share(path: Path) -> None:
+    path.write_text(path.read_text().replace("0.25", "NaN"))
+
+
+def _no_name(path: Path) -> None:
+    path.write_text(path.read_text().replace('"a"', "7"))
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), _other_format, _no_share, _no_name])
+def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    table = tmp_path / "a.table"
+    CalibrationTable({"x": np.float32(1)}, "8600").save(table)
+    save_kept(Kept(ALWAYS, (Cost(("a",), 0.25, 0.05),)), table)
+    assert load_kept(table) == (*ALWAYS, "a")
+    damage(kept_path(table))
+    with pytest.raises(DarktrtError, match=r"a\.kept\.json: is damaged; run calib again, or delete it, or use --keep"):
+        load_kept(table)
+
+
+def test_what_was_measured_with_another_table_is_refused(tmp_path: Path) -> None:
+    table = tmp_path / "a.table"
+    CalibrationTable({"x": np.float32(1)}, "8600").save(table)
+    save_kept(Kept(ALWAYS, ()), table)
+    CalibrationTable({"x": np.float32(2)}, "8600").save(table)
+    with pytest.raises(DarktrtError, match=r"a\.kept\.json: was measured with another .*a\.table; run calib again"):
+        load_kept(table)

@@ -1,0 +1,169 @@
+"""Requests and answers as Triton's different kinds of models want them, by a transport that stands in for the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import MADE_CFG, make
+from test_load import served
+
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
+from serve.lanes import Lane, SharedMemory
+from serve.served import ServedModel
+from serve.shared_memory import FOLDER, PREFIX
+from serve.transport import Place, RegionLostError, TimedOutError
+from vision.detect import Arrays
+
+
+class Answer:
+    def __init__(self, outputs: Arrays) -> None:
+        self.outputs = outputs
+
+    def as_numpy(self, name: str) -> Any:
+        return self.outputs[name]
+
+
+class Standing:
+    """Stands for the transport and the server behind it, which sees shared memory as the kernel shows it."""
+
+    endpoint = "grpc://made:1"
+
+    def __init__(self, answer: Callable[[Arrays], Arrays]) -> None:
+        self.answer = answer
+        self.registered: list[str] = []
+        self.asked: Arrays = {}
+        self.fail: list[Exception] = []
+
+    def input(self, name: str, array: np.ndarray, place: Place | None = None) -> tuple[str, np.ndarray, Place | None]:
+        return name, np.empty_like(array) if place else array, place
+
+    def output(self, name: str, place: Place | None = None) -> tuple[str, Place | None]:
+        return name, place
+
+    async def infer(self, model: str, version: str, inputs: Any, outputs: Any) -> Answer:
+        if self.fail:
+            raise self.fail.pop(0)
+        self.asked = {name: self.read(array, place) if place else array for name, array, place in inputs}
+        found = self.answer(self.asked)
+        for name, place in outputs:
+            if place:
+                self.write(found.pop(name), place)
+        return Answer(found)
+
+    def read(self, like: np.ndarray, place: Place) -> np.ndarray:
+        assert place.region in self.registered
+        content = (FOLDER / place.region).read_bytes()[place.offset : place.offset + place.size]
+        return np.frombuffer(content, like.dtype).reshape(like.shape)
+
+    def write(self, array: np.ndarray, place: Place) -> None:
+        assert array.nbytes == place.size
+        with (FOLDER / place.region).open("r+b") as file:
+            file.seek(place.offset)
+            file.write(array.tobytes())
+
+    async def register_system(self, name: str, size: int) -> None:
+        self.registered.append(name)
+
+    async def unregister(self, kind: str, name: str) -> None:
+        self.registered.remove(name)
+
+
+def boxes_of(inputs: Arrays) -> Arrays:
+    """Outputs that tell which picture they are of."""
+    marks = inputs["images"].reshape(len(inputs["images"]), -1)[:, :1].astype(np.float32)
+    return {"boxes": np.repeat(marks, 1200, 1).reshape(-1, 300, 4), "scores": np.repeat(marks, 300, 1)}
+
+
+def inputs(batch: int, first: int = 1) -> Arrays:
+    images = np.zeros((batch, 128, 160, 3), np.uint8)
+    images += np.arange(first, first + batch, dtype=np.uint8)[:, None, None, None]
+    return {"images": images, "score_threshold": np.array([0.3], np.float32), "iou_threshold": np.array([0.4], np.float32)}
+
+
+def lane(server: Standing, model: ServedModel, kind: SharedMemory, batch: int = 2) -> Lane:
+    made = Lane(model, batch, kind)
+    asyncio.run(made.take_memory(server))  # type: ignore[arg-type]
+    return made
+
+
+def run(made: Lane, server: Standing, given: Arrays) -> Arrays:
+    return asyncio.run(made.run(server, given))  # type: ignore[arg-type]
+
+
+def close(made: Lane, server: Standing) -> None:
+    asyncio.run(made.close(server))  # type: ignore[arg-type]
+    assert server.registered == []
+    assert not list(FOLDER.glob(f"{PREFIX}*"))
+
+
+@pytest.mark.parametrize("kind", ["none", "system"])
+@pytest.mark.parametrize(("max_batch", "thresholds"), [(8, (2, 1)), (0, (1,))])
+@pytest.mark.parametrize("batch", [2, 3])
+def test_shapes(kind: SharedMemory, max_batch: int, thresholds: tuple[int, ...], batch: int) -> None:
+    """With a batch everything has it in front, else thresholds have none; a batch too large for the memory goes without."""
+    server = Standing(boxes_of)
+    made = lane(server, served(max_batch=max_batch), kind)
+    for first in (1, 7):
+        found = run(made, server, inputs(batch, first))
+        assert server.asked["score_threshold"].shape == ((batch, 1) if max_batch else thresholds)
+        assert server.asked["iou_threshold"].ravel().tolist() == pytest.approx([0.4] * (batch if max_batch else 1))
+        assert found["boxes"].shape == (batch, 300, 4)
+        assert found["scores"][:, 0].tolist() == list(range(first, first + batch))
+        assert found["boxes"][:, 299, 3].tolist() == list(range(first, first + batch))
+    close(made, server)
+
+
+def test_inputs_that_the_model_does_not_have_stay_here() -> None:
+    server = Standing(boxes_of)
+    made = lane(server, served(), "none")
+    run(made, server, {**inputs(1), "image_size": np.zeros((1, 2), np.float32)})
+    assert set(server.asked) == {"images", "score_threshold", "iou_threshold"}
+
+
+def test_a_region_that_was_lost_is_registered_again() -> None:
+    server = Standing(boxes_of)
+    made = lane(server, served(), "system")
+    server.registered.clear()
+    server.fail = [RegionLostError("lost")]
+    assert run(made, server, inputs(2))["scores"][:, 0].tolist() == [1, 2]
+    close(made, server)
+
+
+def test_memory_that_a_late_answer_may_reach_is_used_no_more() -> None:
+    server = Standing(boxes_of)
+    made = lane(server, served(), "system")
+    server.fail = [TimedOutError("late")]
+    with pytest.raises(TimedOutError):
+        run(made, server, inputs(2))
+    first, second = server.registered
+    assert run(made, server, inputs(2, 5))["scores"][:, 0].tolist() == [5, 6]
+    assert not any((FOLDER / first).read_bytes()[-1200:]), "nobody wrote there"
+    assert any((FOLDER / second).read_bytes())
+    close(made, server)
+
+
+def config(info: DetectorInfo, **changes: Any) -> dict[str, Any]:
+    """As gRPC gives it: numbers as text, zeros left out."""
+    entry = {"name": "images", "data_type": "TYPE_UINT8", "dims": ["64", "96", "3"]}
+    made = {"name": "m", "backend": "python", "max_batch_size": 3, "input": [entry], "output": []}
+    return {**made, "parameters": {METADATA_KEY: {"string_value": info.to_json()}}, **changes}
+
+
+def test_what_the_server_says_of_a_model(tmp_path_factory: pytest.TempPathFactory) -> None:
+    info = make(tmp_path_factory.mktemp("told"), MADE_CFG).info
+    model = ServedModel.of(config(info), "2", "grpc://a:1")
+    assert (model.name, model.version, model.max_batch, model.takes_files) == ("m", "2", 3, False)
+    assert model.info == info
+    assert model.shape(model.inputs["images"], 2) == (2, 64, 96, 3)
+    assert model.size(model.inputs["images"], 2) == 2 * 64 * 96 * 3
+    with pytest.raises(DarktrtError, match="a:1: model 'm' has no darktrt metadata; make it with 'darktrt serve repository'"):
+        ServedModel.of(config(info, parameters={}), "", "grpc://a:1")
+    with pytest.raises(DarktrtError, match="model 'm': the darktrt metadata is damaged"):
+        ServedModel.of(config(info, parameters={METADATA_KEY: {"string_value": "{}"}}), "", "grpc://a:1")
+    odd = [{"name": "x", "data_type": "TYPE_BF16", "dims": ["1"]}]
+    with pytest.raises(DarktrtError, match="'x' is TYPE_BF16"):
+        ServedModel.of(config(info, output=odd), "", "grpc://a:1")

@@ -1,0 +1,307 @@
+"""Model repositories: what is written for which kind, what config.pbtxt says, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from helpers import Made, batch_of_images, files_in, run, thresholds
+
+from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, sha256_of
+from engine.manifest import Manifest, manifest_path
+from plugins.library import _MARK
+from serve.config import ConfigOptions, make_config
+from serve.repository import MODULES, config_info, models_of, read_config, served_versions, write_repository
+from surgery.rewrite import SurgeryOptions, operate_file
+
+pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("portable") / "portable.onnx"
+    operate_file(made.plain, path, SurgeryOptions(max_detections=50))
+    return path
+
+
+@pytest.fixture(scope="module")
+def info(portable: Path) -> DetectorInfo:
+    """Of the portable model: uint8, 96 x 64, batch 1 to 3, thresholds as inputs."""
+    return DetectorInfo.from_json(onnx.load(str(portable)).metadata_props[0].value, "portable")
+
+
+def write_plan(folder: Path, info: DetectorInfo, plugins: tuple[str, ...] = (), target: str = "TensorRT 8.6.1") -> Path:
+    plan = folder / "fp16.plan"
+    plan.write_bytes(b"plan")
+    manifest = Manifest(sha256_of(plan), "0" * 64, target, "NVIDIA H200", "fp16", plugins, 1.0, info)
+    manifest_path(plan).write_text(manifest.to_json())
+    return plan
+
+
+def write_library(folder: Path, plugins: str, tensorrt: str = "8.6.1") -> Path:
+    facts = {"darktrt": "0.1.0", "tensorrt": tensorrt, "sms": "80 90", "plugins": plugins}
+    path = folder / "libdarktrt_plugins.so"
+    path.write_bytes(b"\x7fELF" + _MARK + json.dumps(facts).encode() + b"\0")
+    return path
+
+
+# --- config.pbtxt ---
+
+FIXED = (0.5, 0.4)
+GOLDENS: dict[str, tuple[ConfigOptions, dict[str, Any]]] = {
+    "python": (ConfigOptions(delay=100, preferred=(2,), score_threshold=0.3), {}),
+    "python-jpeg": (ConfigOptions(input="jpeg", instances=2, cache=True, versions=0), {}),
+    "python-letterbox": (
+        ConfigOptions(gpus=(0, 1), cuda_graph=True, warmup=False),
+        {"resize": "letterbox", "input": "float", "batch": (4, 4, 4)},
+    ),
+    "tensorrt-plan": (ConfigOptions("tensorrt_plan", gpus=(0,)), {}),
+    "tensorrt-plan-fixed": (
+        ConfigOptions("tensorrt_plan", gpus=(0, 1), instances=2, delay=200, preferred=(2,), cuda_graph=True, versions=2),
+        {"fixed_thresholds": FIXED},
+    ),
+    "onnxruntime": (ConfigOptions("onnxruntime"), {"batch": (2, 2, 2)}),
+    "onnxruntime-fixed": (ConfigOptions("onnxruntime", max_batch=2), {"fixed_thresholds": FIXED}),
+    "onnxruntime-one": (ConfigOptions("onnxruntime"), {"fixed_thresholds": FIXED, "batch": (1, 1, 1)}),
+}
+"""By the name of the golden file: options, and what the network is otherwise than the made one."""
+
+
+@pytest.mark.parametrize("name", GOLDENS)
+def test_config_is_the_golden_one(info: DetectorInfo, name: str) -> None:
+    """The files were read by a person against Triton's documents; the metadata, which is tested elsewhere, is left out."""
+    from google.protobuf import text_format
+
+    options, changes = GOLDENS[name]
+    config = make_config("made", replace(info, **changes), options)
+    assert config_info(config, "config") == replace(info, **changes, layers=())
+    config.parameters[METADATA_KEY].string_value = "metadata"
+    assert text_format.MessageToString(config) == (GOLDEN / f"{name}.pbtxt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "said"),
+    [
+        ({"input": "jpeg", "kind": "onnxruntime"}, {}, "decoded by the kind python alone"),
+        ({"instances": 0}, {}, "1 instance or more"),
+        ({"delay": -1}, {}, "neither the delay nor"),
+        ({"score_threshold": 1.5}, {}, "score threshold is 1.5"),
+        ({"cuda_graph": True, "kind": "onnxruntime"}, {}, "CUDA graphs are of engines"),
+        ({"kind": "onnx"}, {}, "must be one of tensorrt_plan, onnxruntime, python"),
+        ({}, {"head": "decode"}, "ends at 'decode'; to serve it"),
+        ({"kind": "onnxruntime", "preferred": (2,)}, {}, "cannot batch it .* surgery --thresholds"),
+        ({"kind": "tensorrt_plan", "max_batch": 4}, {"fixed_thresholds": FIXED}, "batches of 1 to 3, not of 4"),
+        ({"max_batch": 0}, {}, "batches of 1 to 3, not of 0"),
+        (
+            {"kind": "tensorrt_plan", "delay": 9},
+            {"fixed_thresholds": FIXED, "batch": (1, 1, 1)},
+            "cannot batch it .* --batch 1..8",
+        ),
+        ({"preferred": (1, 5)}, {}, "preferred batch of 5 is not between 1 and the largest, 3"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_configs_that_cannot_be(info: DetectorInfo, options: dict[str, Any], changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(DarktrtError, match=said):
+        make_config("made", replace(info, **changes), ConfigOptions(**options))
+
+
+def test_the_python_kind_may_batch_more_than_the_model_takes(info: DetectorInfo) -> None:
+    assert make_config("made", info, ConfigOptions(max_batch=16)).max_batch_size == 16
+
+
+# --- folders ---
+
+
+def test_what_the_python_kind_gets(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
+    folder = write_repository(portable, tmp_path / "repository", ConfigOptions(input="jpeg"), name="photos")
+    assert files_in(tmp_path) == [
+        "repository",
+        "repository/photos",
+        "repository/photos/1",
+        "repository/photos/1/darktrt.zip",
+        "repository/photos/1/model.onnx",
+        "repository/photos/1/model.py",
+        "repository/photos/config.pbtxt",
+        "repository/photos/labels.txt",
+        "repository/photos/warmup",
+        "repository/photos/warmup/picture",
+    ]
+    assert (folder / "1/model.onnx").read_bytes() == portable.read_bytes()
+    assert tuple((folder / "labels.txt").read_text().split("\n")[:-1]) == info.class_names
+    config = read_config(folder / "config.pbtxt")
+    assert (config.name, config.backend, config_info(config, folder)) == ("photos", "python", replace(info, layers=()))
+    picture = (folder / "warmup/picture").read_bytes()
+    assert int.from_bytes(picture[:4], "little") == len(picture) - 4 and picture[4:8] == b"\x89PNG"
+
+
+def test_modules_in_the_zip_run_alone(portable: Path, tmp_path: Path) -> None:
+    """With numpy, pillow and onnxruntime, as on a server; and nothing is taken along that is not needed."""
+    folder = write_repository(portable, tmp_path, ConfigOptions(warmup=False), name="made") / "1"
+    code = f"""
+import sys
+sys.path.insert(0, {str(folder / "darktrt.zip")!r})
+exec(open({str(folder / "model.py")!r}).read().replace("__file__", repr({str(folder / "model.py")!r})))
+import numpy as np, vision.boxes, vision.images
+from pathlib import Path
+from darktrt import DetectorInfo
+from serve.backend import Row, Settings, make_runner, run_rows
+runner = make_runner(Path({str(folder)!r}), Settings(None, False, 0.25, 0.45, False), 1, None)
+print(run_rows(runner, [Row(np.zeros((64, 96, 3), np.uint8), 0.25, 0.45)])[0].outputs["boxes"].shape)
+print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in str(getattr(module, "__file__", ""))))
+"""
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shape, loaded = done.stdout.splitlines()
+    assert shape == "(1, 50, 4)"
+    taken = {f"{room}.{name}".removeprefix("..").removesuffix(".__init__") for room, names in MODULES.items() for name in names}
+    assert set(loaded.split()) == taken
+
+
+def test_the_same_modules_give_the_same_file(portable: Path, tmp_path: Path) -> None:
+    first, second = (write_repository(portable, tmp_path, name=name) / "1/darktrt.zip" for name in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_onnx_for_tritons_own_backend_has_no_functions(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
+    folder = write_repository(portable, tmp_path, ConfigOptions("onnxruntime"))
+    model = onnx.load(str(folder / "1/model.onnx"))
+    assert not model.functions and {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    inputs = {"images": batch_of_images(info, 2), **thresholds(0.01)}
+    found, expected = run(folder / "1/model.onnx", inputs), run(portable, inputs)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-4)
+    assert files_in(folder / "1") == ["model.onnx"]
+
+
+def test_thresholds_that_surgery_fixed(made: Made, portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
+    fixed = tmp_path / "fixed.onnx"
+    operate_file(made.plain, fixed, SurgeryOptions(max_detections=50, thresholds=(0.01, 0.3)))
+    folder = write_repository(fixed, tmp_path / "repository", ConfigOptions("onnxruntime"))
+    config = read_config(folder / "config.pbtxt")
+    assert ([tensor.name for tensor in config.input], config.max_batch_size) == (["images"], 3)
+    images = {"images": batch_of_images(info, 3)}
+    found, expected = run(folder / "1/model.onnx", images), run(portable, {**images, **thresholds(0.01, 0.3)})
+    assert expected["num_detections"].min() > 0
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, atol=1e-4)
+
+
+def test_what_a_plan_gets(info: DetectorInfo, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, info, ("MishPlugin:1",))
+    library = write_library(tmp_path, "MishPlugin:1 YoloDetectPlugin:1")
+    for kind, more in (("tensorrt_plan", []), ("python", ["darktrt.zip", "model.py"])):
+        options = ConfigOptions(kind, gpus=(1,))  # type: ignore[arg-type]
+        folder = write_repository(plan, tmp_path / "repository", options, kind, plugins=library)
+        assert files_in(folder / "1") == sorted(["model.json", "model.plan", library.name, *more])
+        assert (folder / "1/model.json").read_text() == manifest_path(plan).read_text()
+        group = read_config(folder / "config.pbtxt").instance_group[0]
+        assert (group.kind, list(group.gpus)) == (group.KIND_GPU, [1])
+
+
+def test_a_plan_runs_on_the_first_gpu_where_none_is_named(info: DetectorInfo, tmp_path: Path) -> None:
+    folder = write_repository(write_plan(tmp_path, info), tmp_path / "repository")
+    assert list(read_config(folder / "config.pbtxt").instance_group[0].gpus) == [0]
+
+
+def test_versions(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
+    options = ConfigOptions(versions=2)
+    for version in (1, 2, 3, 10):
+        folder = write_repository(portable, tmp_path, options, "made", version)
+    assert served_versions(folder, read_config(folder / "config.pbtxt")) == [3, 10]
+    (folder / "2/model.onnx").write_bytes(b"changed")
+    write_repository(portable, tmp_path, ConfigOptions(versions=0), "made", 2)
+    assert (folder / "2/model.onnx").read_bytes() == portable.read_bytes()
+    assert served_versions(folder, read_config(folder / "config.pbtxt")) == [1, 2, 3, 10]
+    with pytest.raises(DarktrtError, match="version 1 has other inputs or outputs"):
+        write_repository(portable, tmp_path, ConfigOptions(input="jpeg"), "made", 2)
+    assert [path.name for path in models_of(tmp_path)] == ["made"] and files_in(tmp_path)[0] == "made"
+
+
+def test_models_of_other_classes_stand_side_by_side(made: Made, portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
+    other = write_plan(
+        tmp_path, replace(info, heads=tuple(replace(head, classes=2) for head in info.heads), class_names=("a", "b"))
+    )
+    write_repository(portable, tmp_path / "repository", name="one")
+    write_repository(other, tmp_path / "repository", name="two")
+    infos = [config_info(read_config(folder / "config.pbtxt"), folder) for folder in models_of(tmp_path / "repository")]
+    assert [len(one.class_names) for one in infos] == [3, 2]
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "name", "said"),
+    [
+        ("fp16.plan", {"kind": "onnxruntime"}, None, "the kind onnxruntime serves files that end in .onnx"),
+        ("portable.onnx", {"kind": "tensorrt_plan"}, None, "the kind tensorrt_plan serves files that end in .plan .engine"),
+        ("missing.onnx", {}, None, "cannot read"),
+        ("missing.plan", {}, None, "cannot read the manifest"),
+        ("portable.onnx", {}, "a/b", "cannot be a model's name"),
+        ("portable.onnx", {}, ".hidden", "cannot be a model's name"),
+        ("plugins.plan", {}, None, "needs plugins; build their library with 'make plugins'"),
+    ],
+)
+def test_sources_and_names_that_are_refused(
+    portable: Path,
+    info: DetectorInfo,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
+    options: dict[str, Any],
+    name: str | None,
+    said: str,
+) -> None:
+    monkeypatch.setattr("plugins.library.DEFAULT", folder / "none.so")
+    monkeypatch.delenv("DARKTRT_PLUGINS", raising=False)
+    os.link(portable, folder / "portable.onnx")
+    write_plan(folder, info, ("MishPlugin:1",)).rename("plugins.plan")
+    Path("fp16.json").rename("plugins.json")
+    write_plan(folder, info)
+    before = files_in(folder)
+    with pytest.raises(DarktrtError, match=said):
+        write_repository(source, folder / "repository", ConfigOptions(**options), name)
+    assert files_in(folder) == before
+
+
+def test_a_folder_that_is_no_model_stays(portable: Path, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made/precious").touch()
+    with pytest.raises(DarktrtError, match="is there already and is no model of Triton"):
+        write_repository(portable, tmp_path, name="made")
+    assert files_in(tmp_path) == ["made", "made/precious"]
+
+
+def test_what_fails_half_way_leaves_the_old_model(portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_repository(portable, tmp_path, name="made")
+    before = {name: (tmp_path / name).stat().st_ino for name in files_in(tmp_path)}
+    monkeypatch.setattr(
+        "serve.repository._write_beside", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(DarktrtError, match="No space left on device; nothing was kept"):
+        write_repository(portable, tmp_path, name="made")
+    assert {name: (tmp_path / name).stat().st_ino for name in files_in(tmp_path)} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("max_batch_size: many", "is no config of Triton"), ("name: 'x'", "was not made by darktrt")]
+)
+def test_configs_of_others(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "config.pbtxt").write_text(text)
+    with pytest.raises(DarktrtError, match=said):
+        config_info(read_config(tmp_path / "config.pbtxt"), tmp_path)
+
+
+def test_folders_that_are_no_repository(tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match="has no models"):
+        models_of(tmp_path)
+    with pytest.raises(DarktrtError, match="no such folder"):
+        models_of(tmp_path / "missing")

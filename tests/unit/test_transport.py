@@ -1,0 +1,156 @@
+"""Talking to a server that is not there: where it would be, what is repeated, and what users are told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from darktrt import DarktrtError
+from serve.transport import Endpoint, RegionLostError, TimedOutError, Transport, UnreachableError
+
+pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'darktrt[serve]'")
+
+
+@pytest.mark.parametrize(
+    ("url", "protocol", "address", "tls", "text"),
+    [
+        ("gpu-box", "grpc", "gpu-box:8001", False, "grpc://gpu-box:8001"),
+        ("gpu-box:9", "grpc", "gpu-box:9", False, "grpc://gpu-box:9"),
+        ("http://gpu-box", "http", "gpu-box:8000", False, "http://gpu-box:8000"),
+        ("HTTPS://gpu-box:443/", "http", "gpu-box:443", True, "https://gpu-box:443"),
+        ("grpcs://10.0.0.7", "grpc", "10.0.0.7:8001", True, "grpcs://10.0.0.7:8001"),
+        ("[::1]:8001", "grpc", "[::1]:8001", False, "grpc://[::1]:8001"),
+    ],
+)
+def test_urls(url: str, protocol: str, address: str, tls: bool, text: str) -> None:
+    endpoint = Endpoint.parse(url)
+    assert (endpoint.protocol, endpoint.address, endpoint.tls) == (protocol, address, tls)
+    assert str(endpoint) == text
+    assert endpoint.host == address.rpartition(":")[0].strip("[]")
+
+
+@pytest.mark.parametrize(
+    "url", ["", "ftp://a", "a:b", "a:99999", "http://", "http://a/v2", "http://a?b", "grpc://me@a", ":8001"]
+)
+def test_what_is_no_server(url: str) -> None:
+    with pytest.raises(DarktrtError, match="is no server; write HOST:PORT"):
+        Endpoint.parse(url)
+
+
+def test_certificates_need_tls_and_exist(tmp_path: Path) -> None:
+    file = tmp_path / "a.pem"
+    file.write_text("no certificate")
+    with pytest.raises(DarktrtError, match="need TLS; begin the URL with grpcs://"):
+        Endpoint.parse("a", str(file))
+    with pytest.raises(DarktrtError, match="go together"):
+        Endpoint.parse("grpcs://a", None, str(file))
+    with pytest.raises(DarktrtError, match=r"none\.pem: cannot read: no such file"):
+        Endpoint.parse("grpcs://a", str(tmp_path / "none.pem"))
+
+    async def connect() -> None:
+        Transport(Endpoint.parse("https://a", str(file)))
+
+    with pytest.raises(DarktrtError, match="certificates cannot be used"):
+        asyncio.run(connect())
+
+
+class Moody:
+    """Stands for tritonclient's client: does in turn what it was told."""
+
+    def __init__(self, *moods: Any) -> None:
+        self.moods = list(moods)
+        self.calls = 0
+
+    async def infer(self, *_: Any, **__: Any) -> Any:
+        self.calls += 1
+        mood = self.moods.pop(0)
+        if isinstance(mood, Exception):
+            raise mood
+        if isinstance(mood, float):
+            await asyncio.sleep(mood)
+        return mood
+
+    async def close(self) -> None:
+        pass
+
+
+def refusal(text: str, status: str) -> Exception:
+    from tritonclient.utils import InferenceServerException
+
+    return InferenceServerException(text, status=status)
+
+
+def dropped() -> Exception:
+    import aiohttp
+
+    return aiohttp.ServerDisconnectedError()
+
+
+def infer(client: Moody, url: str = "a", **options: Any) -> tuple[Any, int]:
+    """The answer, and how often it was repeated."""
+
+    async def call() -> tuple[Any, int]:
+        transport = Transport(Endpoint.parse(url), **options)
+        await transport.close()
+        transport._client = client
+        return await transport.infer("m", "", [], []), transport.retries
+
+    return asyncio.run(call())
+
+
+@pytest.mark.parametrize(
+    ("url", "failure"),
+    [
+        ("a", lambda: refusal("Socket closed", "StatusCode.UNAVAILABLE")),
+        ("a", lambda: refusal("Stub process is not healthy", "StatusCode.INTERNAL")),
+        ("http://a", dropped),
+        ("http://a", lambda: refusal("not ready", "503")),
+    ],
+)
+def test_a_server_that_is_away_is_asked_again(url: str, failure: Callable[[], Exception]) -> None:
+    client = Moody(failure(), failure(), failure(), "answer")
+    assert infer(client, url, retry_seconds=10) == ("answer", 3)
+    client = Moody(failure(), "answer")
+    with pytest.raises(UnreachableError, match=r"a:800.: cannot be reached \(.*\); is the server running there\?"):
+        infer(client, url, retry_seconds=0)
+    assert client.calls == 1
+
+
+def test_pauses_grow_and_time_is_kept() -> None:
+    client = Moody(*(refusal("gone", "StatusCode.UNAVAILABLE") for _ in range(99)))
+    started = time.monotonic()
+    with pytest.raises(UnreachableError):
+        infer(client, retry_seconds=1.5)
+    assert time.monotonic() - started < 1.6
+    assert 4 <= client.calls <= 8
+
+
+def test_a_refusal_is_final_and_one_line() -> None:
+    client = Moody(refusal("[request id: 7]\n  inference refused", "StatusCode.INVALID_ARGUMENT"))
+    with pytest.raises(DarktrtError, match=r"grpc://a:8001: \[request id: 7\] inference refused") as caught:
+        infer(client)
+    assert type(caught.value) is DarktrtError
+    assert client.calls == 1
+
+
+def test_a_lost_region_is_told_apart() -> None:
+    text = "Unable to find system shared memory region: 'darktrt-x'"
+    with pytest.raises(RegionLostError):
+        infer(Moody(refusal(text, "StatusCode.NOT_FOUND")))
+
+
+def test_no_answer_in_time() -> None:
+    client = Moody(5.0)
+    with pytest.raises(TimedOutError, match=r"gave no answer within 0\.05 s"):
+        infer(client, timeout=0.05)
+    assert client.calls == 1
+
+
+def test_a_mistake_of_ours_is_no_message() -> None:
+    with pytest.raises(ZeroDivisionError):
+        infer(Moody(ZeroDivisionError()))

@@ -1,0 +1,333 @@
+"""Finding, starting, watching and stopping a server, with a stand-in for tritonserver; the real one is in tests/serve."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import Made, files_in
+from test_repository import write_library, write_plan
+
+from cli import main
+from darktrt import DarktrtError, DetectorInfo
+from serve import server
+from serve.config import ConfigOptions
+from serve.containers import NEWEST, TENSORRT, container_for, docker_command
+from serve.repository import write_repository
+from serve.server import Program, StartOptions, running, server_command, what_matters
+
+STAND_IN = """#!{python}
+import http.server, os, signal, sys, time
+options = dict(word[2:].partition("=")[::2] for word in sys.argv[1:])
+open({folder!r} + "/started", "a").write(" ".join(sys.argv[1:]) + "\\n")
+print("I1125 07:00:00.000000 1 main.cc:1] \\"loading\\"", flush=True)
+if {fails!r}:
+    print("E1125 07:00:00.000000 1 model_lifecycle.cc:642] \\"failed to load 'made' version 1: {fails}\\"", flush=True)
+    print("I1125 07:00:01.000000 1 server.cc:304] \\"Waiting for in-flight requests to complete.\\"", flush=True)
+    sys.exit(1)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200 if time.time() > began + 0.3 else 400)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+def stop(*_):
+    print("stopping", flush=True)
+    open({folder!r} + "/stopped", "w").close()
+    sys.exit(0)
+began = time.time()
+signal.signal(signal.SIGTERM, {stop})
+http.server.HTTPServer((options["http-address"], int(options["http-port"])), Handler).serve_forever()
+"""
+
+MakeProgram = Callable[..., Program]
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> MakeProgram:
+    """Writes a program that answers as tritonserver does, or fails, or does not stop."""
+
+    def write(fails: str = "", stop: str = "stop") -> Program:
+        path = tmp_path / "tritonserver"
+        path.write_text(STAND_IN.format(python=sys.executable, folder=str(tmp_path), fails=fails, stop=stop))
+        path.chmod(0o755)
+        return Program(str(path))
+
+    return write
+
+
+@pytest.fixture
+def options() -> StartOptions:
+    """On ports that are free."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return StartOptions("127.0.0.1", *ports)
+
+
+@pytest.fixture(scope="module")
+def repository(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a plan and an ONNX file, which a stand-in does not load."""
+    folder = tmp_path_factory.mktemp("repository")
+    write_repository(write_plan(folder, served(made)), folder / "models", name="made")
+    return folder / "models"
+
+
+def served(made: Made) -> DetectorInfo:
+    return replace(made.info, head="nms", input="uint8", max_detections=20)
+
+
+# --- starting and stopping ---
+
+
+def test_a_server_is_ready_inside_the_block_and_gone_behind_it(
+    stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path
+) -> None:
+    with open(tmp_path / "log", "w") as log, running(repository, options, stand_in(), log) as one:
+        assert one.http == f"127.0.0.1:{options.http_port}" and one.ready()
+    assert one.process.poll() == 0 and (tmp_path / "stopped").exists()
+    assert "loading" in (tmp_path / "log").read_text() and "stopping" in (tmp_path / "log").read_text()
+
+
+def test_a_server_that_does_not_stop_is_killed(
+    stand_in: MakeProgram, options: StartOptions, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "EXIT_SECONDS", -4.5)
+    with running(repository, options, stand_in(stop="signal.SIG_IGN")) as one:
+        pass
+    assert one.process.poll() == -signal.SIGKILL
+
+
+def test_a_model_that_does_not_load_is_told(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(DarktrtError) as caught, running(repository, options, stand_in(fails="Internal: no GPU")):
+        pass
+    assert "failed to load 'made' version 1: Internal: no GPU" in str(caught.value)
+    assert "loading" not in str(caught.value) and time.monotonic() - began < 20
+
+
+def test_a_server_that_is_never_ready(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
+    one = server.start(repository, options, stand_in())
+    try:
+        with pytest.raises(DarktrtError, match=r"not ready after 0.1 s:\n(.*loading|\(it wrote nothing)"):
+            server.wait_until_ready(one, 0.1)
+    finally:
+        one.kill()
+
+
+def test_a_server_that_ends_by_itself(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
+    with running(repository, options, stand_in()) as one:
+        one.kill()
+        with pytest.raises(DarktrtError, match="tritonserver ended with status -9"):
+            one.watch()
+
+
+@pytest.mark.parametrize("which", ["http_port", "grpc_port", "metrics_port"])
+def test_ports_that_are_taken(
+    stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path, which: str
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", getattr(options, which))),
+        pytest.raises(DarktrtError, match=f"cannot listen at 127.0.0.1:{getattr(options, which)}: Address already in use"),
+        running(repository, options, stand_in()),
+    ):
+        pass
+    assert not (tmp_path / "started").exists()
+
+
+def test_what_a_killed_server_left_is_removed(
+    stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server at these ports, and nothing else."""
+    memory = tmp_path / "shm"
+    memory.mkdir()
+    monkeypatch.setattr(server, "_SHARED_MEMORY", memory)
+    for name in (f"darktrt_{options.http_port}_abc", f"darktrt_{options.http_port + 1}_abc", "other"):
+        (memory / name).touch()
+    with running(repository, options, stand_in()):
+        assert files_in(memory) == sorted([f"darktrt_{options.http_port + 1}_abc", "other"])
+        (memory / f"darktrt_{options.http_port}_def").touch()
+    assert files_in(memory) == sorted([f"darktrt_{options.http_port + 1}_abc", "other"])
+
+
+def test_the_command(repository: Path, tmp_path: Path) -> None:
+    program = tmp_path / "tritonserver"
+    program.write_bytes(b"... --http-max-input-size ...")
+    options = StartOptions(models=("a", "b"), most_bytes=1000, cache_bytes=5000, arguments=("--log-verbose=1",))
+    words = server_command(repository, options, Program(str(program), backends=tmp_path / "backends"))
+    assert words == [
+        str(program),
+        f"--model-repository={repository}",
+        "--http-address=127.0.0.1",
+        "--http-port=8000",
+        "--grpc-address=127.0.0.1",
+        "--grpc-port=8001",
+        "--metrics-address=127.0.0.1",
+        "--metrics-port=8002",
+        "--exit-timeout-secs=10",
+        "--model-control-mode=explicit",
+        "--load-model=a",
+        "--load-model=b",
+        "--cache-config=local,size=5000",
+        "--backend-config=python,shm-region-prefix-name=darktrt_8000_",
+        f"--backend-directory={tmp_path / 'backends'}",
+        f"--cache-directory={tmp_path / 'caches'}",
+        "--http-max-input-size=1000",
+        "--log-verbose=1",
+    ]
+    program.write_bytes(b"an older one")
+    plain = server_command(repository, StartOptions(), Program(str(program)))
+    assert "--model-control-mode=none" in plain and not any("max-input" in word or "cache" in word for word in plain)
+
+
+def test_the_environment_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/theirs")
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    given = Program("tritonserver", ("/a", "/b"), tmp_path).environment()
+    assert given["LD_LIBRARY_PATH"] == "/a:/b:/theirs" and given["PATH"].startswith(f"{tmp_path}/bin:")
+    assert "PYTHONPATH" not in given and Program("tritonserver").environment() == dict(os.environ)
+
+
+def test_what_matters_of_a_log() -> None:
+    lines = [f"I1125 07:00:00 1 a.cc:1] line {i}" for i in range(30)]
+    assert what_matters(deque(lines)).splitlines() == lines[-12:]
+    assert what_matters([*lines, "E1125 07:00:00 1 a.cc:1] bad", *lines]) == "E1125 07:00:00 1 a.cc:1] bad"
+    reason = "E1125 07:00:00 1 a.cc:1] failed to load 'x' version 1: no GPU"
+    assert what_matters([*lines, "E1125 other", reason, *lines]) == reason
+    assert what_matters([]) == "(it wrote nothing)"
+
+
+# --- the command line ---
+
+
+def test_ctrl_c_stops_it_in_order(stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path) -> None:
+    stand_in()
+    words = ["serve", "start", str(repository), f"--http-port={options.http_port}", f"--grpc-port={options.grpc_port}"]
+    words += [f"--metrics-port={options.metrics_port}", "--log", str(tmp_path / "log"), "--argument=--log-verbose=1"]
+    environment = {
+        **os.environ,
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(Path(server.__file__).parent.parent),
+    }
+    command = subprocess.Popen([sys.executable, "-m", "cli", *words], stdout=subprocess.PIPE, text=True, env=environment)
+    assert command.stdout
+    assert command.stdout.readline() == (
+        f"ready: http://127.0.0.1:{options.http_port} and gRPC at 127.0.0.1:{options.grpc_port}; Ctrl-C stops it\n"
+    )
+    command.send_signal(signal.SIGINT)
+    assert command.communicate(timeout=30)[0] == "stopped\n" and command.returncode == 0
+    assert (tmp_path / "stopped").exists() and "--log-verbose=1" in (tmp_path / "started").read_text()
+
+
+def test_docker_is_only_told(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(server, "program_on_path", lambda: None)
+    monkeypatch.setattr(server, "docker_runs", lambda: True)
+    assert main(["serve", "start", str(repository)]) == 0
+    assert capsys.readouterr().out.startswith("docker run --rm --gpus all --shm-size=1g -p=127.0.0.1:8000:8000 ")
+
+
+def test_programs_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "installed_program", lambda: Program("pip"))
+    for on_path, docker, choice, expected in [
+        ("/bin/tritonserver", True, "auto", "/bin/tritonserver"),
+        (None, True, "auto", None),
+        (None, False, "auto", "pip"),
+        ("/bin/tritonserver", True, "docker", None),
+        ("/bin/tritonserver", True, "pip", "pip"),
+        ("/bin/tritonserver", False, "path", "/bin/tritonserver"),
+    ]:
+        monkeypatch.setattr(server.shutil, "which", lambda _, found=on_path: found)
+        monkeypatch.setattr(server, "docker_runs", lambda runs=docker: runs)
+        found = server.choose_program(choice)  # type: ignore[arg-type]
+        assert (found.path if found else None) == expected, (on_path, docker, choice)
+    monkeypatch.setattr(server.shutil, "which", lambda _: None)
+    with pytest.raises(DarktrtError, match="no tritonserver on PATH"):
+        server.choose_program("path")
+
+
+def test_a_package_that_cannot_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(server, "PACKAGE", "no-package-of-this-name-darktrt")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    with pytest.raises(DarktrtError, match=r"cannot install no-package.*; put a tritonserver on PATH, or use Docker"):
+        server.installed_program()
+    assert not list(tmp_path.glob("darktrt/*/.complete"))
+
+
+# --- containers ---
+
+
+@pytest.mark.parametrize(
+    ("target", "release", "exact"),
+    [
+        ("TensorRT 8.6.1", "24.01", True),
+        ("TensorRT 8.6.0", "24.01", False),
+        ("TensorRT 8.6.2", "24.04", False),
+        ("TensorRT 8.6.9", "24.04", False),
+        ("TensorRT 10.3.0", "24.08", True),
+        ("TensorRT 10.12.0", "25.08", False),
+        ("TensorRT 10.99.0", "25.12", False),
+    ],
+)
+def test_the_container_with_a_tensorrt_or_the_nearest(target: str, release: str, exact: bool) -> None:
+    found = container_for(target)
+    assert (found.release, found.exact, found.tag) == (release, exact, f"nvcr.io/nvidia/tritonserver:{release}-py3")
+
+
+def test_the_table_of_containers_goes_up() -> None:
+    assert list(TENSORRT) == sorted(TENSORRT) and list(TENSORRT.values()) == sorted(TENSORRT.values())
+
+
+def test_plans_that_no_triton_loads() -> None:
+    with pytest.raises(DarktrtError, match=r"of TensorRT for RTX 1\.3\.0, which no Triton loads; serve its ONNX file"):
+        container_for("TensorRT for RTX 1.3.0")
+
+
+def test_docker_commands(made: Made, tmp_path: Path) -> None:
+    info = replace(served(made), fixed_thresholds=(0.25, 0.45))
+    plan = write_plan(tmp_path, info, ("MishPlugin:1",), "TensorRT 10.3.0")
+    library = write_library(tmp_path, "MishPlugin:1", "10.3.0")
+    models = tmp_path / "my models"
+    for name in ("a", "b"):
+        write_repository(plan, models, ConfigOptions("tensorrt_plan"), name, plugins=library)
+    command = docker_command(models, StartOptions(address="10.0.0.1"))
+    assert command.warnings == () and str(command) == (
+        "docker run --rm --gpus all --shm-size=1g -p=10.0.0.1:8000:8000 -p=10.0.0.1:8001:8001 -p=10.0.0.1:8002:8002 "
+        f"-v='{models}:/models:ro' nvcr.io/nvidia/tritonserver:24.08-py3 tritonserver --model-repository=/models "
+        "--http-address=0.0.0.0 --http-port=8000 --grpc-address=0.0.0.0 --grpc-port=8001 --metrics-address=0.0.0.0 "
+        "--metrics-port=8002 --exit-timeout-secs=10 --model-control-mode=none "
+        "'--backend-config=tensorrt,plugins=/models/a/1/libdarktrt_plugins.so;/models/b/1/libdarktrt_plugins.so'"
+    ).replace(f"-v='{models}:/models:ro'", f"'-v={models}:/models:ro'")
+
+
+def test_docker_commands_of_the_python_kind(made: Made, tmp_path: Path) -> None:
+    """The container's Python gets what it lacks, and a plan of 8.6.0 comes with a warning."""
+    write_repository(write_plan(tmp_path, served(made), target="TensorRT 8.6.0"), tmp_path / "models", name="made")
+    command = docker_command(tmp_path / "models", StartOptions())
+    assert "nvcr.io/nvidia/tritonserver:24.01-py3 bash -c 'pip install pillow tensorrt==8.6.0 && exec tritonserver " in str(
+        command
+    )
+    assert command.warnings == (
+        f"made: no container up to {NEWEST} carries TensorRT 8.6.0; nearest is nvcr.io/nvidia/tritonserver:24.01-py3 with "
+        "TensorRT 8.6.1, in which the plan must be built again, for TensorRT loads the plans of its own version alone",
+    )
+
+
+def test_plans_of_two_tensorrts_need_two_servers(made: Made, tmp_path: Path) -> None:
+    for version in ("8.6.1", "10.3.0"):
+        plan = write_plan(tmp_path, served(made), target=f"TensorRT {version}")
+        write_repository(plan, tmp_path / "models", name=f"of-{version}")
+    with pytest.raises(DarktrtError, match=r"of TensorRT 10.3.0 and TensorRT 8.6.1; one server loads those of one TensorRT"):
+        docker_command(tmp_path / "models", StartOptions())

@@ -1,0 +1,144 @@
+"""Pictures that come by themselves: cameras and network streams, detected in as they come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darktrt import DarktrtError, check_writable
+from vision.detect import Detector, FileResult, LiveSource, detect_frames, open_video, video_writer
+from vision.draw import draw
+
+_STREAM_OPTIONS = {"rtsp_transport": "tcp", "timeout": "10000000"}
+"""For RTSP: no lost packets, which show as grey smears; and ten seconds, in microseconds, until a silent camera is given up."""
+
+
+def camera(device: str) -> LiveSource:
+    """A camera of this machine by its number or device file: ``0`` is ``/dev/video0``.
+
+    Raises:
+        DarktrtError: there is none.
+    """
+    path = f"/dev/video{device}" if device.isdigit() else device
+    if not Path(path).exists():
+        raise DarktrtError(f"{path}: there is no such camera; 'ls /dev/video*' lists those there are")
+    return LiveSource(path, "v4l2")
+
+
+def stream(url: str) -> LiveSource:
+    """A stream of the network, as FFmpeg reads it: ``rtsp://user:password@camera/stream1``, ``http://...``, ``udp://...``.
+
+    Raises:
+        DarktrtError: it is no URL.
+    """
+    scheme, found, rest = url.partition("://")
+    if not found or not rest:
+        raise DarktrtError(f"'{url}': is no URL of a stream, such as rtsp://camera/stream1")
+    return LiveSource(url, options=_STREAM_OPTIONS if scheme.lower().startswith("rtsp") else {})
+
+
+class _Newest:
+    """A source that a thread reads, so that the newest frame is always at hand; what nobody takes in time is lost."""
+
+    def __init__(self, source: LiveSource, stop: threading.Event) -> None:
+        self._source, self._stop = source, stop
+        self._changed = threading.Condition()
+        self._frame: tuple[int, NDArray[np.uint8]] | None = None
+        self._rate: Fraction | None = None
+        self._ended = False
+        self._error: BaseException | None = None
+        threading.Thread(target=self._read, name="frames", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            with open_video(self._source) as (rate, frames):
+                self._set(rate=rate)
+                for frame in enumerate(frames):
+                    if self._ended or self._stop.is_set():
+                        return
+                    self._set(frame=frame)
+        except BaseException as error:  # goes on in the thread that waits for frames
+            self._error = error
+        finally:
+            self.end()
+
+    def _set(self, rate: Fraction | None = None, frame: tuple[int, NDArray[np.uint8]] | None = None) -> None:
+        with self._changed:
+            self._rate, self._frame = rate or self._rate, frame
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """Take no more frames; the thread sees it at the next one."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def rate(self) -> Fraction:
+        """Frames a second, as the source tells when it is open."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._rate or self._ended)
+            return self._rate or self._fail()
+
+    def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Numbered frames, always the newest; the numbers count the lost ones too."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._frame or self._ended)
+                frame, self._frame = self._frame, None
+            if frame is None:
+                if self._error:
+                    self._fail()
+                return
+            yield frame
+
+    def _fail(self) -> Fraction:
+        raise self._error or DarktrtError(f"{self._source}: ended before it began")
+
+
+def detect_live(
+    detector: Detector,
+    source: LiveSource,
+    output: Path | None = None,
+    in_flight: int = 1,
+    limit: int | None = None,
+    stop: threading.Event | None = None,
+) -> Generator[FileResult, None, None]:
+    """Detect in the frames of a camera or stream until it ends, ``limit`` frames are done, or ``stop`` is set.
+
+    Frames that come while ``in_flight`` others are under way are missed; ``frame`` of a result counts those too. In the video
+    that is written to ``output``, an .mp4 file, the frame after them stands for them, so that it runs at the right speed.
+
+    Raises:
+        DarktrtError: the source cannot be opened or breaks off, or the output cannot be written.
+    """
+    if output:
+        if output.suffix.lower() != ".mp4":
+            raise DarktrtError(f"{output}: a live source is written as a video; name an .mp4 file")
+        check_writable(output)
+    return _detect_live(detector, source, output, in_flight, limit, stop or threading.Event())
+
+
+def _detect_live(
+    detector: Detector, source: LiveSource, output: Path | None, in_flight: int, limit: int | None, stop: threading.Event
+) -> Generator[FileResult, None, None]:
+    with ExitStack() as stack:
+        newest = _Newest(source, stop)
+        stack.callback(newest.end)
+        rate = newest.rate()
+        write = stack.enter_context(video_writer(output, rate)) if output else None
+        frames = islice(newest.frames(), limit)
+        last = -1
+        for number, image, detections in stack.enter_context(closing(detect_frames(detector, frames, in_flight))):
+            if write:
+                drawn = draw(image, detections)
+                for _ in range(number - last):
+                    write(drawn)
+            last = number
+            yield FileResult(source, detections, number, output)
