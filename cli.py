@@ -706,6 +706,8 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
     plan = f"run this engine; may be repeated{named}"
     parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help=plan)
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    served = f"ask this model of a Triton server, such as localhost:8001/yolov4@fp16 (without @: fp32); may be repeated{named}"
+    parser.add_argument("--triton", metavar="SERVER/MODEL[@PRECISION]", action="append", default=[], help=served)
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -759,6 +761,7 @@ def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) 
     others += _simulated(args, layers)
     for name, path in map(_named, args.plan):
         others.append(plan_subject(stack.enter_context(PlanRunner(path, args.plugins)), name))
+    others += [_served(text, stack) for text in args.triton]
     if args.cfg is None:
         return others
     from convert.reference import TorchReference
@@ -767,6 +770,22 @@ def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) 
     reference = TorchReference(args.cfg, args.weights, size, layers, args.device)
     about = {"runs in": "PyTorch", "on": args.device}
     return [Subject("PyTorch", reference.info, "fp32", reference.run, about), *others]
+
+
+def _served(text: str, stack: ExitStack) -> Subject:
+    """A model of a Triton server, ``[NAME=]SERVER/MODEL[@PRECISION]``, for the server does not tell the precision."""
+    from check.difference import TOLERANCES
+    from check.results import Subject
+    from serve.client import triton_run
+
+    name, address = _named(text)
+    address, _, precision = address.partition("@")
+    server, _, model = address.rpartition("/")
+    if not model or not server or server.endswith("/") or precision not in ("", *TOLERANCES):
+        raise DarktrtError(f"--triton {text}: name SERVER/MODEL, such as localhost:8001/yolov4, or SERVER/MODEL@fp16")
+    run, info = stack.enter_context(triton_run(server, model))
+    stated = precision or ("int8" if info.int8_convolutions else "fp32")
+    return Subject(name or address, info, stated, run, {"runs in": "Triton", "on": server})
 
 
 def _simulated(args: argparse.Namespace, layers: bool) -> list[Subject]:
@@ -846,7 +865,7 @@ def _found(args: argparse.Namespace, notes: list[str]) -> tuple[Truth, list[str]
     with ExitStack() as stack:
         subjects = _subjects(args, stack)
         if not subjects and not loaded:
-            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan or --load-detections")
+            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections")
         truth = _truth(args, (subjects or loaded)[0].info.class_names, notes)
         digests = digests_of(truth)
         return truth, digests, [find(subject, truth, digests) for subject in subjects] + loaded

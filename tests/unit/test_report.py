@@ -276,7 +276,7 @@ def test_one_variant_alone(labelled: Path, folder: Path) -> None:
 
 
 BAD = {
-    "photos": "nothing to measure; name --cfg and --weights, --model, --plan or --load-detections",
+    "photos": "nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections",
     "photos --model net.onnx --bench none.json": "none.json: cannot read: No such file",
     "photos --model net.onnx --bench net.json": "net.json: holds no timings of 'darktrt bench --json'",
     "photos --model net.onnx --show-images -1": "--show-images -1: it must be at least 0",
