@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Models
 
 from check.found import load_found
 from cli import main
@@ -13,7 +13,7 @@ from serve.server import Server
 
 
 def test_a_served_model_is_judged_as_its_file(
-    triton: Server, models: Models, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    triton: Server, models: Any, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     variants = ["--model", f"file={models.made}", "--triton", f"served={triton.grpc}/made@fp16"]
     command = ["check", "map", str(labelled / "photos"), *variants]
