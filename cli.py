@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darktrt import DarktrtError, __version__, atomic_output, check_writable, keep_inputs
+from darktrt import DarktrtError, __version__, atomic_output, check_outputs, check_writable, keep_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -396,10 +396,12 @@ def _add_sensitivity(commands: _Commands) -> None:
 def _sensitivity(args: argparse.Namespace) -> None:
     from calib.data import path_of
     from check.sensitivity import plot, save_json, sensitivity
-    from vision.charts import check_outputs
+    from vision.charts import check_drawable
 
     inputs = [args.model, args.table, *map(path_of, args.data), *([path_of(args.map)] if args.map else [])]
-    check_outputs(args.json, args.plot, inputs)
+    check_outputs([args.json, args.plot], inputs)
+    if args.plot:
+        check_drawable(args.plot)
     found = sensitivity(args.model, args.data, _calibration(args.table), args.limit, args.seed, args.map)
     print(found.to_table(), flush=True)
     if args.json:
@@ -619,11 +621,13 @@ def _add_engine_inspect(commands: _Commands) -> None:
 
 def _engine_inspect(args: argparse.Namespace) -> None:
     from engine.profile import layers_of, profile
-    from vision.charts import check_outputs
+    from vision.charts import check_drawable
 
     if args.plot and not args.profile:
         raise DarktrtError("--plot draws times; give --profile too, on a machine with the engine's GPU")
-    check_outputs(args.json, args.plot, [args.plan])
+    check_outputs([args.json, args.plot], [args.plan])
+    if args.plot:
+        check_drawable(args.plot)
     report = profile(args.plan, args.batch, args.plugins) if args.profile else layers_of(args.plan)
     print(report.to_table())
     if args.json:
@@ -702,6 +706,8 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
     plan = f"run this engine; may be repeated{named}"
     parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help=plan)
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    served = f"ask this model of a Triton server, such as localhost:8001/yolov4@fp16 (without @: fp32); may be repeated{named}"
+    parser.add_argument("--triton", metavar="SERVER/MODEL[@PRECISION]", action="append", default=[], help=served)
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -710,7 +716,7 @@ def _compare(args: argparse.Namespace) -> int:
     from check.difference import parse_tolerance
     from check.results import Thresholds, load_picture, load_results
 
-    _check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
+    check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
     tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}
     thresholds = Thresholds(args.score_threshold, args.iou_threshold)
     loaded = [one for path in args.load_outputs for one in load_results(path)]
@@ -731,15 +737,6 @@ def _compare(args: argparse.Namespace) -> int:
         with atomic_output(args.json) as temporary:
             temporary.write_text(report.to_json(), encoding="utf-8")
     return 0 if report.passed else 1
-
-
-def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | Path | None]) -> None:
-    """See, before any work, that the files asked for can be written and are none of the inputs nor each other."""
-    kept = list(inputs)
-    for output in filter(None, outputs):
-        keep_inputs(output, *kept)
-        check_writable(output)
-        kept.append(output)
 
 
 def _subject_files(args: argparse.Namespace) -> list[str | None]:
@@ -764,6 +761,7 @@ def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) 
     others += _simulated(args, layers)
     for name, path in map(_named, args.plan):
         others.append(plan_subject(stack.enter_context(PlanRunner(path, args.plugins)), name))
+    others += [_served(text, stack) for text in args.triton]
     if args.cfg is None:
         return others
     from convert.reference import TorchReference
@@ -772,6 +770,22 @@ def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) 
     reference = TorchReference(args.cfg, args.weights, size, layers, args.device)
     about = {"runs in": "PyTorch", "on": args.device}
     return [Subject("PyTorch", reference.info, "fp32", reference.run, about), *others]
+
+
+def _served(text: str, stack: ExitStack) -> Subject:
+    """A model of a Triton server, ``[NAME=]SERVER/MODEL[@PRECISION]``, for the server does not tell the precision."""
+    from check.difference import TOLERANCES
+    from check.results import Subject
+    from serve.client import triton_run
+
+    name, address = _named(text)
+    address, _, precision = address.partition("@")
+    server, _, model = address.rpartition("/")
+    if not model or not server or server.endswith("/") or precision not in ("", *TOLERANCES):
+        raise DarktrtError(f"--triton {text}: name SERVER/MODEL, such as localhost:8001/yolov4, or SERVER/MODEL@fp16")
+    run, info = stack.enter_context(triton_run(server, model))
+    stated = precision or ("int8" if info.int8_convolutions else "fp32")
+    return Subject(name or address, info, stated, run, {"runs in": "Triton", "on": server})
 
 
 def _simulated(args: argparse.Namespace, layers: bool) -> list[Subject]:
@@ -829,7 +843,7 @@ def _map(args: argparse.Namespace) -> None:
     from check.found import judge_all, save_found, to_table
 
     inputs = [*_subject_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]
-    _check_outputs([args.save_detections], inputs)
+    check_outputs([args.save_detections], inputs)
     notes: list[str] = []
     truth, digests, found = _found(args, notes)
     for note in notes:
@@ -851,7 +865,7 @@ def _found(args: argparse.Namespace, notes: list[str]) -> tuple[Truth, list[str]
     with ExitStack() as stack:
         subjects = _subjects(args, stack)
         if not subjects and not loaded:
-            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan or --load-detections")
+            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections")
         truth = _truth(args, (subjects or loaded)[0].info.class_names, notes)
         digests = digests_of(truth)
         return truth, digests, [find(subject, truth, digests) for subject in subjects] + loaded

@@ -133,6 +133,7 @@ def sensitivity_bars(layers: Sequence[Mapping[str, Any]], kept: Sequence[str]) -
         axes.set_yticks(range(len(layers)), names, fontsize=9.5)
         axes.set(xlabel="change of the scores (RMS)", ylim=(len(layers) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=4)
         return _svg(figure, "What quantizing each convolution alone changes")
 
 

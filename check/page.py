@@ -16,14 +16,12 @@ PAGE, MARKDOWN = "index.html", "report.md"
 FILES = (PAGE, REPORT, MARKDOWN)
 
 KEPT_AP, LITTLE_AP = 0.005, 0.02
-"""Drops of AP up to these are green, and amber; beyond, red."""
+"""Drops of AP up to the one are called none and shown green, up to the other amber; beyond, red."""
 
 NOTHING = "\N{EN DASH}"
 """For a number that does not exist."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_SAME = 0.0005
-"""A change of AP below this is none."""
 _ABOUT = ("runs in", "on", "sha256", "not in INT8")
 """What may be known of a variant."""
 _LAYERS, _CLASSES, _CONVOLUTIONS = 5, 8, 15
@@ -102,12 +100,16 @@ def _verdicts(variants: Sequence[Mapping[str, Any]], reference: Mapping[str, Any
     """Sentences about what becomes of the reference's AP; none where there is no AP."""
     name, ap = reference["name"], reference["accuracy"]["ap"]
     others = [one for one in variants if one["drop"] is not None]
-    keep = [one["name"] for one in others if abs(one["drop"]) < _SAME]
-    found = [f"{_listed(keep)} {'keep' if len(keep) > 1 else 'keeps'} the AP of {name}: {ap:.3f}."] if keep else []
+    keep = [one for one in others if abs(one["drop"]) <= KEPT_AP]
+    found = []
+    if keep:
+        most = max(abs(one["drop"]) for one in keep)
+        verb = "keep" if len(keep) > 1 else "keeps"
+        found.append(f"{_listed([one['name'] for one in keep])} {verb} the AP of {name}, {ap:.4f}, to within {most:.4f}.")
     for one in others:
-        if one["drop"] <= -_SAME:
-            found.append(f"{one['name']} has {-one['drop']:.4f} more than {name}, which is chance.")
-        elif one["drop"] >= _SAME:
+        if one["drop"] < -KEPT_AP:
+            found.append(f"{one['name']} has {-one['drop']:.4f} AP more than {name}.")
+        elif one["drop"] > KEPT_AP:
             found.append(f"{one['name']} loses {one['drop']:.4f} AP, {one['drop'] / ap:.1%} of what {name} has.")
     return found
 
@@ -191,7 +193,7 @@ def _small(value: float | None) -> str:
 
 def _share(value: float) -> str:
     """A percentage of two digits, however small."""
-    return f"{100 * value:.2g} %"
+    return f"{100 * value:.2g}%"
 
 
 def _cell(text: str) -> str:

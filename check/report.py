@@ -346,7 +346,7 @@ def int8_parts(
         DarktrtError: the file cannot be quantized, or the calibration is of another network.
     """
     network = load_network(source)
-    kept = tuple(kept_by_default(network) if calibration.keep is None else calibration.keep)
+    kept = tuple(kept_by_default(network, calibration))
     lines = {one.node: one.line for one in convolutions(network)}
     inputs = {node.name: node.input[0] for node in network.model.graph.node if node.name in lines}
     readers = {inputs[node]: line for node, line in reversed(lines.items()) if node not in kept}

@@ -215,7 +215,7 @@ def simulated_subject(
     if precision == "int8" and calibration is None:
         raise DarktrtError("--simulate int8 needs the scales: --table TABLE, which 'darktrt calib' writes")
     if precision == "int8" and calibration:
-        keep = kept_by_default(network) if calibration.keep is None else calibration.keep
+        keep = kept_by_default(network, calibration)
         about["not in INT8"] = ", ".join(keep)
         model = quantized(network, calibration, keep)
     else:

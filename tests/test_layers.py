@@ -139,7 +139,7 @@ def test_what_is_optional_is_imported_inside_functions() -> None:
 
 def test_the_command_line_imports_rooms_inside_functions() -> None:
     early = {f.imported for f in IMPORTS if f.importer == "cli" and not f.inside and room_of(f.imported) in ROOMS}
-    names = ("DarktrtError", "__version__", "atomic_output", "check_writable", "keep_inputs")
+    names = ("DarktrtError", "__version__", "atomic_output", "check_outputs", "check_writable", "keep_inputs")
     assert early == {f"darktrt.{name}" for name in names}
 
 

@@ -122,7 +122,7 @@ def test_classes_one_by_one_make_the_mean(labelled: Path) -> None:
 
 
 BAD = {
-    "photos": "nothing to measure; name --cfg and --weights, --model, --plan or --load-detections",
+    "photos": "nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections",
     "photos --model net.onnx --simulate int4": "--simulate int4: 'int4' is neither fp16 nor int8",
     "photos --model net.onnx --simulate int8": "--simulate int8 needs the scales: --table TABLE",
     "photos --simulate fp16": "--simulate rounds what an ONNX file computes; name one by --model",

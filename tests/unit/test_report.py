@@ -17,6 +17,7 @@ from helpers import Made, files_in, found_in, made_image, timing
 from PIL import Image
 
 from calib.histogram import Histogram, HistogramSet
+from calib.kept import load_kept
 from calib.table import CalibrationTable
 from check.coco import accuracy
 from check.disagree import disagreement, labels_of, panels
@@ -99,7 +100,8 @@ def test_the_error_is_traced_to_layers_and_convolutions(report: Path, labelled: 
     assert f"cfg line {worst['line']} [" in page and f">line {worst['line']}<" in page.replace("\n", "")
     costs = [one["scores"] for one in values["sensitivity"]["layers"]]
     assert costs == sorted(costs, reverse=True) and costs[0] > 0
-    assert values["kept"] == kept_by_default(load_network(labelled / "net.onnx"))
+    assert values["kept"] == list(load_kept(labelled / "my.table") or ())
+    assert set(kept_by_default(load_network(labelled / "net.onnx"))) <= set(values["kept"])
     assert all(f"<code>{name}</code>" in page for name in values["kept"])
 
 
@@ -119,6 +121,17 @@ def test_names_cannot_break_the_page(labelled: Path, folder: Path) -> None:
     page = Path("report/index.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;|x" in page
     assert "| <script>alert(1)</script>\\|x |" in Path("report/report.md").read_text()
+
+
+def test_the_page_begins_with_a_verdict(report: Path) -> None:
+    values = figures(report)
+    reference, onnx, half, engine = (variant(values, name) for name in ("PyTorch", "ONNX", "ONNX as FP16", "INT8 engine"))
+    ap, most = reference["accuracy"]["ap"], max(abs(onnx["drop"]), abs(half["drop"]))
+    assert most <= 0.005 < engine["drop"]
+    for name in ("index.html", "report.md"):
+        text = (report / name).read_text()
+        assert f"ONNX and ONNX as FP16 keep the AP of PyTorch, {ap:.4f}, to within {most:.4f}." in text
+        assert f"INT8 engine loses {engine['drop']:.4f} AP, {engine['drop'] / ap:.1%} of what PyTorch has." in text
 
 
 # --- calibration ---
@@ -263,7 +276,7 @@ def test_one_variant_alone(labelled: Path, folder: Path) -> None:
 
 
 BAD = {
-    "photos": "nothing to measure; name --cfg and --weights, --model, --plan or --load-detections",
+    "photos": "nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections",
     "photos --model net.onnx --bench none.json": "none.json: cannot read: No such file",
     "photos --model net.onnx --bench net.json": "net.json: holds no timings of 'darktrt bench --json'",
     "photos --model net.onnx --show-images -1": "--show-images -1: it must be at least 0",
