@@ -11,6 +11,7 @@ DATA      ?=
 MAX_DROP  ?=
 CALIBRATE_ON ?=
 EVAL      ?=
+FOUND     ?=
 HEAD      ?= nms
 INPUT     ?= uint8
 MISH      ?= auto
@@ -57,7 +58,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help engine plugins calib check bench triton serve load surgery onnx fetch venv test lint clean always
+.PHONY: help engine plugins calib check report bench triton serve load surgery onnx fetch venv test lint clean always
 
 help: ## list targets and variables
 	@echo 'Targets:'
@@ -69,7 +70,8 @@ help: ## list targets and variables
 	@echo '  DATA=$(DATA)    pictures to calibrate INT8 on: folders, lists, COCO json files, patterns (without: samples, to try it)'
 	@echo '  CALIBRATE_ON=$(CALIBRATE_ON)    gpu: the scales of TensorRT'"'"'s own calibration on DATA, with TENSORRT=trt'
 	@echo '  MAX_DROP=$(MAX_DROP)    with int8, the largest loss of mAP, such as 0.005: the worst layers stay in FP16 until it holds'
-	@echo '  EVAL=$(EVAL)    what to measure that on: a COCO json with annotations (without: DATA)'
+	@echo '  EVAL=$(EVAL)    what to measure that, and the report, on: a COCO json with annotations, or darknet label files (without: DATA)'
+	@echo '  FOUND=$(FOUND)    for report, what engines found elsewhere: files of darktrt check map --save-detections'
 	@echo '  SIZE=$(SIZE)    network input, 416 or WIDTHxHEIGHT (with CFG: the size in the cfg)'
 	@echo '  BATCH=$(BATCH)    4 for a static batch, 1..8 for a dynamic one'
 	@echo '  OUT=$(OUT)    results go to $(DIR)/'
@@ -95,6 +97,11 @@ plugins: $(LIBRARY) ## compile the plugin library for full TensorRT: needs the C
 check: $(DIR)/portable.onnx $(CHECKED_PLAN) ## hold ONNX Runtime, and the engine where a GPU is, against PyTorch on DATA
 	$(DARKTRT) check compare $(or $(DATA),docs) --cfg $(CFG_FILE) --weights $(WEIGHTS_FILE) --model $(DIR)/portable.onnx$(if \
 	    $(CHECKED_PLAN), --plan $(PLAN) $(ENGINE_OPTIONS))
+
+report: $(DIR)/portable.onnx $(DIR)/calibration.table $(CHECKED_PLAN) ## a page about accuracy on EVAL: PyTorch, ONNX, FP16, INT8, engines
+	$(DARKTRT) check report $(or $(EVAL_DATA),docs) --cfg $(CFG_FILE) --weights $(WEIGHTS_FILE) --model ONNX=$(DIR)/portable.onnx \
+	    --simulate fp16,int8 --table $(DIR)/calibration.table $(if $(CHECKED_PLAN),--plan $(PRECISION)=$(PLAN) $(ENGINE_OPTIONS)) \
+	    $(FOUND:%=--load-detections %) $(patsubst %,--bench %,$(wildcard $(DIR)/*-bench.json)) -o $(DIR)/report
 
 bench: $(PLAN) ## time the engine on the GPU
 	$(DARKTRT) bench $(PLAN) --batch $(subst .., ,$(BATCH)) --json $(DIR)/$(PRECISION)-bench.json $(ENGINE_OPTIONS)

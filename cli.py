@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darktrt import DarktrtError, __version__, atomic_output, check_writable, keep_inputs
+from darktrt import DarktrtError, __version__, atomic_output, check_outputs, check_writable, keep_inputs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from calib.histogram import HistogramSet
     from calib.report import Outputs
     from check.budget import Trade
+    from check.compare import Report as Comparison
+    from check.diff import Side
+    from check.found import Found
     from check.labels import Truth
     from check.results import Subject
     from engine.build import BuildOptions
@@ -393,10 +396,12 @@ def _add_sensitivity(commands: _Commands) -> None:
 def _sensitivity(args: argparse.Namespace) -> None:
     from calib.data import path_of
     from check.sensitivity import plot, save_json, sensitivity
-    from vision.charts import check_outputs
+    from vision.charts import check_drawable
 
     inputs = [args.model, args.table, *map(path_of, args.data), *([path_of(args.map)] if args.map else [])]
-    check_outputs(args.json, args.plot, inputs)
+    check_outputs([args.json, args.plot], inputs)
+    if args.plot:
+        check_drawable(args.plot)
     found = sensitivity(args.model, args.data, _calibration(args.table), args.limit, args.seed, args.map)
     print(found.to_table(), flush=True)
     if args.json:
@@ -616,11 +621,13 @@ def _add_engine_inspect(commands: _Commands) -> None:
 
 def _engine_inspect(args: argparse.Namespace) -> None:
     from engine.profile import layers_of, profile
-    from vision.charts import check_outputs
+    from vision.charts import check_drawable
 
     if args.plot and not args.profile:
         raise DarktrtError("--plot draws times; give --profile too, on a machine with the engine's GPU")
-    check_outputs(args.json, args.plot, [args.plan])
+    check_outputs([args.json, args.plot], [args.plan])
+    if args.plot:
+        check_drawable(args.plot)
     report = profile(args.plan, args.batch, args.plugins) if args.profile else layers_of(args.plan)
     print(report.to_table())
     if args.json:
@@ -646,11 +653,15 @@ def _add_check(commands: _Commands) -> None:
         "hold an ONNX file or an engine against PyTorch and against labels: check compare, map, report, diff, mark",
         "darktrt check compare --help",
         "darktrt check map --help",
+        "darktrt check report --help",
+        "darktrt check diff --help",
         "darktrt check mark --help",
     )
     checks = parser.add_subparsers(metavar="CHECK", required=True)
     _add_compare(checks)
     _add_map(checks)
+    _add_report(checks)
+    _add_diff(checks)
     _add_mark(checks)
 
 
@@ -695,6 +706,8 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
     plan = f"run this engine; may be repeated{named}"
     parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help=plan)
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+    served = f"ask this model of a Triton server, such as localhost:8001/yolov4@fp16 (without @: fp32); may be repeated{named}"
+    parser.add_argument("--triton", metavar="SERVER/MODEL[@PRECISION]", action="append", default=[], help=served)
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -703,7 +716,7 @@ def _compare(args: argparse.Namespace) -> int:
     from check.difference import parse_tolerance
     from check.results import Thresholds, load_picture, load_results
 
-    _check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
+    check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
     tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}
     thresholds = Thresholds(args.score_threshold, args.iou_threshold)
     loaded = [one for path in args.load_outputs for one in load_results(path)]
@@ -724,15 +737,6 @@ def _compare(args: argparse.Namespace) -> int:
         with atomic_output(args.json) as temporary:
             temporary.write_text(report.to_json(), encoding="utf-8")
     return 0 if report.passed else 1
-
-
-def _check_outputs(outputs: Sequence[str | None], inputs: Sequence[str | Path | None]) -> None:
-    """See, before any work, that the files asked for can be written and are none of the inputs nor each other."""
-    kept = list(inputs)
-    for output in filter(None, outputs):
-        keep_inputs(output, *kept)
-        check_writable(output)
-        kept.append(output)
 
 
 def _subject_files(args: argparse.Namespace) -> list[str | None]:
@@ -757,6 +761,7 @@ def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) 
     others += _simulated(args, layers)
     for name, path in map(_named, args.plan):
         others.append(plan_subject(stack.enter_context(PlanRunner(path, args.plugins)), name))
+    others += [_served(text, stack) for text in args.triton]
     if args.cfg is None:
         return others
     from convert.reference import TorchReference
@@ -765,6 +770,22 @@ def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) 
     reference = TorchReference(args.cfg, args.weights, size, layers, args.device)
     about = {"runs in": "PyTorch", "on": args.device}
     return [Subject("PyTorch", reference.info, "fp32", reference.run, about), *others]
+
+
+def _served(text: str, stack: ExitStack) -> Subject:
+    """A model of a Triton server, ``[NAME=]SERVER/MODEL[@PRECISION]``, for the server does not tell the precision."""
+    from check.difference import TOLERANCES
+    from check.results import Subject
+    from serve.client import triton_run
+
+    name, address = _named(text)
+    address, _, precision = address.partition("@")
+    server, _, model = address.rpartition("/")
+    if not model or not server or server.endswith("/") or precision not in ("", *TOLERANCES):
+        raise DarktrtError(f"--triton {text}: name SERVER/MODEL, such as localhost:8001/yolov4, or SERVER/MODEL@fp16")
+    run, info = stack.enter_context(triton_run(server, model))
+    stated = precision or ("int8" if info.int8_convolutions else "fp32")
+    return Subject(name or address, info, stated, run, {"runs in": "Triton", "on": server})
 
 
 def _simulated(args: argparse.Namespace, layers: bool) -> list[Subject]:
@@ -800,10 +821,10 @@ def _add_map(commands: _Commands) -> None:
     _add_detections(parser)
 
 
-def _add_labelled(parser: argparse.ArgumentParser) -> None:
+def _add_labelled(parser: argparse.ArgumentParser, name: str = "data") -> None:
     """The pictures to judge on; :func:`_truth` loads them."""
     data = "a COCO json with annotations, or FILE.json:FOLDER; or pictures with darknet's label files: folders, lists, patterns"
-    parser.add_argument("data", metavar="DATA", nargs="+", help=data)
+    parser.add_argument(name, metavar="DATA", nargs="+", help=data)
     parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     names = "names of the classes in darknet's label files, a line each (default: they are the network's)"
@@ -819,19 +840,12 @@ def _add_detections(parser: argparse.ArgumentParser) -> None:
 
 def _map(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from check.found import digests_of, find, judge_all, load_found, save_found, to_table
+    from check.found import judge_all, save_found, to_table
 
     inputs = [*_subject_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]
-    _check_outputs([args.save_detections], inputs)
-    loaded = [one for path in args.load_detections for one in load_found(path)]
-    with ExitStack() as stack:
-        subjects = _subjects(args, stack)
-        if not subjects and not loaded:
-            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan or --load-detections")
-        notes: list[str] = []
-        truth = _truth(args, (subjects or loaded)[0].info.class_names, notes)
-        digests = digests_of(truth)
-        found = [find(subject, truth, digests) for subject in subjects] + loaded
+    check_outputs([args.save_detections], inputs)
+    notes: list[str] = []
+    truth, digests, found = _found(args, notes)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     if args.save_detections:
@@ -843,12 +857,155 @@ def _map(args: argparse.Namespace) -> None:
     print(to_table(judged))
 
 
+def _found(args: argparse.Namespace, notes: list[str]) -> tuple[Truth, list[str], list[Found]]:
+    """The labels, the pictures' SHA-256, and what every variant finds; what is odd about the labels goes to ``notes``."""
+    from check.found import digests_of, find, load_found
+
+    loaded = [one for path in args.load_detections for one in load_found(path)]
+    with ExitStack() as stack:
+        subjects = _subjects(args, stack)
+        if not subjects and not loaded:
+            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections")
+        truth = _truth(args, (subjects or loaded)[0].info.class_names, notes)
+        digests = digests_of(truth)
+        return truth, digests, [find(subject, truth, digests) for subject in subjects] + loaded
+
+
 def _truth(args: argparse.Namespace, class_names: Sequence[str], notes: list[str]) -> Truth:
     from check.labels import LabelClasses, load_truth, read_class_map, read_names
 
     names = read_names(args.names) if args.names else None
     mapped = read_class_map(args.class_map) if args.class_map else None
     return load_truth(args.data, class_names, args.limit, args.seed, LabelClasses(names, mapped), notes)
+
+
+def _add_report(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "report",
+        "write a page about how good a network's variants are and where their errors come from",
+        "darktrt check report val.json --model portable.onnx --simulate fp16,int8 --table calibration.table -o report",
+        "darktrt check report photos/ --cfg my.cfg --weights my.weights --model portable.onnx --plan fp16.plan",
+        "darktrt check report val.json --model ONNX=portable.onnx --load-detections gpu.json --bench times.json",
+    )
+    parser.set_defaults(command="check report", run=_report)
+    _add_labelled(parser)
+    _add_subjects(parser)
+    _add_detections(parser)
+    output = "folder to write index.html, report.json and report.md into (default: build/NETWORK/report)"
+    parser.add_argument("-o", "--output", metavar="FOLDER", help=output)
+    times = "latencies of the engines, from 'darktrt bench --json'; may be repeated"
+    parser.add_argument("--bench", metavar="JSON", action="append", default=[], help=times)
+    compared = "pictures that tensors and layers are compared on; 0 leaves that out (default: 8)"
+    parser.add_argument("--compare-images", type=int, default=8, metavar="N", help=compared)
+    ranked = "pictures that INT8's cost is measured on, convolution by convolution; 0 leaves that out (default: 8)"
+    parser.add_argument("--sensitivity-images", type=int, default=8, metavar="N", help=ranked)
+    shown = "pictures to show of those on which variants disagree most (default: 8)"
+    parser.add_argument("--show-images", type=int, default=8, metavar="N", help=shown)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from check.found import judge_all, to_table
+    from check.page import PAGE, check_folder, write_report
+    from check.report import Parts, int8_parts, make_report, read_timings
+
+    for option in ("compare_images", "sensitivity_images", "show_images"):
+        if getattr(args, option) < 0:
+            raise DarktrtError(f"--{option.replace('_', '-')} {getattr(args, option)}: it must be at least 0")
+    if args.output:
+        check_folder(args.output)
+    timings = read_timings(args.bench)
+    notes: list[str] = []
+    truth, digests, found = _found(args, notes)
+    folder = Path(args.output or Path("build", found[0].info.name, "report"))
+    check_folder(folder)
+    judged = judge_all(found, truth, digests)
+    int8 = None
+    if args.table and args.model:
+        source, calibration = _named(args.model[0])[1], _calibration(args.table, args.keep)
+        int8 = int8_parts(source, calibration, args.table, truth, digests, args.sensitivity_images)
+    comparison = _compared_outputs(args, truth)
+    report = make_report(Parts(truth, digests, judged, notes, comparison, int8, timings), args.show_images)
+    write_report(report, folder)
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(to_table(judged))
+    print(f"{folder / PAGE}: the report")
+
+
+def _compared_outputs(args: argparse.Namespace, truth: Truth) -> Comparison | None:
+    """The variants' tensors against the first's, layer by layer where they give them; None where there is but one."""
+    from check.compare import compare
+    from check.results import load_picture
+
+    with ExitStack() as stack:
+        subjects = _subjects(args, stack, layers=True) if args.compare_images else []
+        if len(subjects) < 2:
+            return None
+        paths = [picture.path for picture in truth.pictures[: args.compare_images]]
+        pictures = [load_picture(path, subjects[0].info) for path in paths]
+        return compare(subjects, pictures, layers=True, partly=True)
+
+
+def _add_diff(commands: _Commands) -> None:
+    parser = _command(
+        commands,
+        "diff",
+        "hold two reports, or two models, against each other; status 1 if more AP is lost than --max-drop allows",
+        "darktrt check diff before/report after/report --max-drop 0.005",
+        "darktrt check diff report:ONNX 'report:ONNX as INT8' --max-drop 0.02",
+        "darktrt check diff fp32.onnx int8.plan --data val.json --max-drop 0.02",
+    )
+    parser.set_defaults(command="check diff", run=_diff)
+    side = "a report's folder or report.json, REPORT:VARIANT for one variant of it, or with --data an .onnx or .plan file"
+    parser.add_argument("a", metavar="A", help=side)
+    parser.add_argument("b", metavar="B", help="likewise: what may be worse")
+    parser.add_argument("--max-drop", type=float, metavar="X", help="the most AP that any variant may lose, such as 0.005")
+    _add_labelled(parser, "--data")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from check.diff import diff
+
+    if args.max_drop is not None and not 0 <= args.max_drop < 1:
+        raise DarktrtError(
+            f"--max-drop {args.max_drop:g}: it must be 0 or more and below 1, such as 0.005 for half a point of mAP"
+        )
+    found = diff(_side(args, args.a), _side(args, args.b))
+    print(found.to_table())
+    if args.max_drop is None:
+        return 0
+    worst = found.worst_drop()
+    holds = worst <= args.max_drop
+    print(f"\nlargest drop of AP {worst:.4f}, {'within' if holds else 'beyond'} the {args.max_drop:g} allowed")
+    return 0 if holds else 1
+
+
+def _side(args: argparse.Namespace, text: str) -> Side:
+    """A report, or a model that is run over the data."""
+    from check.diff import measured_side, read_side
+
+    path = Path(text)
+    if path.suffix.lower() not in (".onnx", ".plan", ".engine"):
+        return read_side(text)
+    if not args.data:
+        raise DarktrtError(f"{text}: is measured on pictures with labels; name them by --data")
+    from check.found import digests_of, find, judge_all
+    from check.report import evaluation_digest
+    from check.results import onnx_subject, plan_subject
+    from engine.runtime import PlanRunner
+
+    notes: list[str] = []
+    with ExitStack() as stack:
+        is_onnx = path.suffix.lower() == ".onnx"
+        subject = onnx_subject(text) if is_onnx else plan_subject(stack.enter_context(PlanRunner(text, args.plugins)))
+        truth = _truth(args, subject.info.class_names, notes)
+        digests = digests_of(truth)
+        found = find(subject, truth, digests)
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    return measured_side(judge_all([found], truth, digests)[0], evaluation_digest(truth, digests))
 
 
 def _add_mark(commands: _Commands) -> None:

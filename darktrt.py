@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -89,6 +89,20 @@ def keep_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] 
     """
     if any(path and Path(output).resolve() == Path(path).resolve() for path in inputs):
         raise DarktrtError(f"{output}: is given twice and would be overwritten; choose another output")
+
+
+def check_outputs(outputs: Iterable[str | os.PathLike[str] | None], inputs: Iterable[str | os.PathLike[str] | None]) -> None:
+    """See, before any work, that the files asked for can be written, and that none of them is an input or another of them.
+
+    Raises:
+        DarktrtError: one is, or cannot be written.
+    """
+    kept = list(inputs)
+    for output in outputs:
+        if output:
+            keep_inputs(output, *kept)
+            check_writable(output)
+            kept.append(output)
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:

@@ -158,7 +158,7 @@ def _draw(draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, histogr
     draw.text((x, y), _shortened(name, font, width), _INK, font)
     method = "always zero" if choice.dead else f"{choice.method} {choice.amax:.4g}, {choice.clipped_share:.3%} clipped"
     draw.text((x, y + 17), method, _MARK, font)
-    for i, level in enumerate(_bar_heights(histogram)):
+    for i, level in enumerate(bar_heights(histogram, _BARS)):
         if level > 0:
             draw.rectangle((x + 2 * i, bottom - round(level * height), x + 2 * i + 1, bottom), _BAR)
     draw.line((x, bottom, x + width, bottom), _FAINT)
@@ -170,10 +170,11 @@ def _draw(draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, histogr
         draw.line((mark, top, mark, bottom), _MARK, 2)
 
 
-def _bar_heights(histogram: Histogram) -> list[float]:
-    """Log counts in even steps of |x| up to amax, as shares of the largest; empty ones are 0, single values stand out a bit."""
-    used = max(int(np.ceil(histogram.amax / histogram.bin_width)), _BARS)
-    edges = np.linspace(0, min(used, len(histogram.counts)), _BARS + 1).astype(int)
+def bar_heights(histogram: Histogram, count: int) -> list[float]:
+    """Log counts in so many even steps of |x| up to amax, as shares of the largest; empty ones are 0, single values stand out
+    a bit."""
+    used = max(int(np.ceil(histogram.amax / histogram.bin_width)), count)
+    edges = np.linspace(0, min(used, len(histogram.counts)), count + 1).astype(int)
     heights = np.log10(1 + np.add.reduceat(histogram.counts, edges[:-1]).astype(np.float64))
     return [float(height) for height in heights / max(heights.max(), 1e-9)]
 

@@ -119,20 +119,35 @@ def difference(found: NDArray[np.float32], expected: NDArray[np.float32], name: 
 
 
 def match(found: NDArray[np.float32], expected: NDArray[np.float32], threshold: float) -> Matches:
-    """Detections ``(n, 6)`` of a picture: each expected one, best first, takes the free one of its class that overlaps most."""
-    free = np.ones(len(found), bool)
-    scores, overlaps, missing = [0.0], [1.0], []
+    """Detections ``(n, 6)`` of a picture against those expected, matched by :func:`pair`."""
+    pairs = pair(found, expected)
+    matched = [(i, one) for i, one in enumerate(pairs) if one]
+    scores = [abs(float(found[j, 4] - expected[i, 4])) for i, (j, _) in matched]
+    missing = tuple(float(expected[i, 4]) - threshold for i, one in enumerate(pairs) if one is None)
+    extra = tuple(float(found[j, 4]) - threshold for j in unpaired(pairs, len(found)))
+    return Matches(len(expected), max([0.0, *scores]), min([1.0, *(iou for _, (_, iou) in matched)]), missing, extra)
+
+
+def pair(found: NDArray[np.float32], expected: NDArray[np.float32]) -> list[tuple[int, float] | None]:
+    """Each expected detection, best first, takes the free one of its class that overlaps most: its index and the overlap.
+
+    None where there is none. Rows are x1 y1 x2 y2, score, class.
+    """
+    free, pairs = np.ones(len(found), bool), []
     for one in expected:
         iou = np.where(free & (found[:, 5] == one[5]), box_iou(one[:4], found[:, :4]), 0)
         best = int(iou.argmax()) if len(iou) else -1
-        if best < 0 or iou[best] < MATCHING_IOU:
-            missing.append(float(one[4]) - threshold)
-            continue
-        free[best] = False
-        scores.append(abs(float(found[best, 4] - one[4])))
-        overlaps.append(float(iou[best]))
-    extra = tuple(float(score) - threshold for score in found[free, 4])
-    return Matches(len(expected), max(scores), min(overlaps), tuple(missing), extra)
+        matches = best >= 0 and iou[best] >= MATCHING_IOU
+        pairs.append((best, float(iou[best])) if matches else None)
+        if matches:
+            free[best] = False
+    return pairs
+
+
+def unpaired(pairs: Sequence[tuple[int, float] | None], count: int) -> list[int]:
+    """Which of so many detections found nobody expected."""
+    taken = {one[0] for one in pairs if one}
+    return [i for i in range(count) if i not in taken]
 
 
 def box_iou(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -170,11 +171,10 @@ def to_table(judged: Sequence[Judged]) -> str:
     lines = [
         f"{'':{width}}  precision  {'AP':>6}  {'AP50':>6}  {'AP75':>6}  {'small':>6}  {'medium':>6}  {'large':>6}  {'drop':>7}"
     ]
-    first = judged[0].judgement.accuracy
+    first = judged[0].judgement.accuracy.ap
     for one in judged:
-        numbers = asdict(one.judgement.accuracy).values()
-        cells = "  ".join(f"{value:6.4f}" for value in numbers)
-        lines.append(
-            f"{one.found.name:<{width}}  {one.found.precision:9}  {cells}  {first.ap - one.judgement.accuracy.ap:7.4f}"
-        )
+        numbers = [*asdict(one.judgement.accuracy).values(), first - one.judgement.accuracy.ap]
+        *cells, drop = ["-" if math.isnan(number) else f"{round(number, 4) + 0.0:.4f}" for number in numbers]
+        row = "  ".join(f"{cell:>6}" for cell in cells)
+        lines.append(f"{one.found.name:<{width}}  {one.found.precision:9}  {row}  {drop:>7}")
     return "\n".join(lines)

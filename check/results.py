@@ -211,11 +211,11 @@ def simulated_subject(
     from check.simulate import halved, kept_by_default, load_network, quantized, session
 
     network = load_network(path)
-    about = {"runs in": f"ONNX Runtime, rounding as {precision.upper()}", "sha256": sha256_of(path)}
+    about = {"runs in": f"ONNX Runtime, rounding as {precision.upper()}"}
     if precision == "int8" and calibration is None:
         raise DarktrtError("--simulate int8 needs the scales: --table TABLE, which 'darktrt calib' writes")
     if precision == "int8" and calibration:
-        keep = kept_by_default(network) if calibration.keep is None else calibration.keep
+        keep = kept_by_default(network, calibration)
         about["not in INT8"] = ", ".join(keep)
         model = quantized(network, calibration, keep)
     else:

@@ -32,7 +32,7 @@ from vision.charts import BLUE, GRAY, Bar, draw_bars
 LIMIT = 16
 """Pictures that the changes of scores are measured on, unless told otherwise."""
 
-MOST_GROUPS = 24
+MOST_GROUPS = 20
 """Single convolutions in the tiny networks, five at a time in yolov4."""
 
 

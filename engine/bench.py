@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -139,8 +140,7 @@ class ProcessRival:
         except BrokenPipeError:
             line = ""
         if not line:
-            last = self._process.stderr.read().strip().rpartition("\n")[2]
-            raise DarktrtError(f"{self._name}: its process ended: {last or 'it gave no reason'}")
+            raise DarktrtError(f"{self._name}: its process ended: {_reason(self._process.stderr.read())}")
         times: list[float] = json.loads(line)
         return times
 
@@ -150,6 +150,13 @@ class ProcessRival:
     def __exit__(self, *_: object) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+def _reason(text: str) -> str:
+    """The exception in what a process wrote before it ended, or else its last words."""
+    lines = text.strip().splitlines()
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Unsupported)\b", line)]
+    return (named or lines or ["it gave no reason"])[-1]
 
 
 def answer(rival: Rival, requests: TextIO, answers: TextIO) -> None:

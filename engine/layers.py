@@ -15,7 +15,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine.api import sides
 from engine.target import Target
 
 if TYPE_CHECKING:
@@ -60,9 +59,10 @@ class EngineLayer:
     kind: str
     """TensorRT's type: CaskConvolution, Reformat, correlation and so on."""
     precision: str
-    """INT8, FP16 or FP32: of the weights, else of the first output; empty where the list does not tell."""
+    """INT8, FP16 or FP32: of the weights, else of the first output; empty where the list does not tell, as that of TensorRT 8.6
+    for layers without weights of an engine with a dynamic batch."""
     layout: str
-    """Of the first output, in TensorRT's words."""
+    """Of the first output, in TensorRT's words; empty where it has none."""
     nodes: tuple[str, ...]
     """ONNX nodes that it computes."""
     tactic: str = ""
@@ -89,20 +89,11 @@ def is_layer_list(message: str) -> bool:
 
 
 def inspected(trt: TensorRT, logger: Any, plan: Any) -> str:
-    """The layer list of full TensorRT's engine inspector; empty where the engine does not load, for want of memory say.
-
-    Of a dynamic batch it tells types and layouts for the usual one.
-    """
+    """The layer list of full TensorRT's engine inspector; empty where the engine does not load, for want of memory say."""
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
-    context = engine.create_execution_context() if engine else None
-    if context is None:
+    if engine is None:
         return ""
-    for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT and -1 in sides(engine.get_tensor_shape(name)):
-            context.set_input_shape(name, sides(engine.get_tensor_profile_shape(name, 0)[1]))
-    inspector = engine.create_engine_inspector()
-    inspector.execution_context = context
-    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return str(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def engine_layers(layer_list: str, target: Target) -> tuple[EngineLayer, ...]:
@@ -128,7 +119,7 @@ def _engine_layer_of_text(match: re.Match[str]) -> EngineLayer:
 
 
 def _engine_layer_of_json(layer: dict[str, Any]) -> EngineLayer:
-    layout = _field(layer, "Outputs", 0, "Format/Datatype")
+    layout = _field(layer, "Outputs", 0, "Format/Datatype").replace(_DYNAMIC, "")
     return EngineLayer(
         name=_field(layer, "Name"),
         kind=_field(layer, "LayerType"),

@@ -161,7 +161,7 @@ class PlanRunner:
         return {one.name: (one.shape, one.dtype) for one in self._inputs}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Tensors:
-        """All outputs by name: views of memory that the next run writes into.
+        """All outputs by name: views of memory that the next run writes into, and that ends with the runner; copy what is kept.
 
         Raises:
             DarktrtError: an input is missing or of another type or shape than the engine takes; the GPU fails.

@@ -5,13 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import MADE_CFG, Made, make
+from helpers import MADE_CFG, Made, labelled_pictures, make, report_on_everything
 
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The made network as files: cfg, weights, and plain ONNX of batch 1..3."""
     return make(tmp_path_factory.mktemp("made"), MADE_CFG, batch=(1, 3, 3))
+
+
+@pytest.fixture(scope="session")
+def labelled(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``net.onnx``, the made network for NMS; ``photos``, five pictures with darknet's label files that are what it finds; and
+    ``my.table``, calibrated on ``others``."""
+    return labelled_pictures(made, tmp_path_factory.mktemp("labelled"))
+
+
+@pytest.fixture(scope="session")
+def report(labelled: Path, made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report with every part that it can have: PyTorch, ONNX, simulated FP16 and INT8, and an engine from
+    elsewhere with its latency."""
+    return report_on_everything(made, labelled, tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture

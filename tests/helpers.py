@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,23 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from PIL import Image
 
+from check.found import Found, digests_of, save_found
+from check.labels import load_truth
+from check.results import Thresholds
+from cli import main
 from convert.cfg import read_cfg
 from convert.export import convert
 from convert.model import random_weights
 from convert.weights import write_weights
 from darktrt import DetectorInfo
+from engine.runtime import OnnxRunner
 from onnx_file import load_model
-from surgery.rewrite import SurgeryOptions, operate
+from surgery.rewrite import SurgeryOptions, operate, operate_file
+from vision.boxes import Detections
+from vision.detect import Detector
+from vision.images import read_image
 
 Array = NDArray[Any]
 
@@ -193,6 +203,71 @@ def batch_of_images(info: DetectorInfo, count: int, seed: int = 0) -> NDArray[np
 def as_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """``(N, H, W, C)`` bytes to ``(N, C, H, W)`` float32 in 0..1, as the graph of ``--input uint8`` does it."""
     return np.ascontiguousarray(images.astype(np.float32).transpose(0, 3, 1, 2)) / np.float32(255)
+
+
+def labelled_pictures(made: Made, folder: Path) -> Path:
+    """The files of the fixture ``labelled``."""
+    operate_file(made.plain, folder / "net.onnx", SurgeryOptions())
+    for name, start in (("photos", 0), ("others", 50)):
+        (folder / name).mkdir()
+        for i in range(start, start + 5):
+            Image.fromarray(made_image(128, 192, seed=i)).save(folder / name / f"{i}.png")
+    with OnnxRunner(folder / "net.onnx") as runner:
+        detector = Detector(runner.run, runner.info, 0.001, 0.45)
+        for path in (folder / "photos").iterdir():
+            (found,) = detector.detect([read_image(path)])
+            path.with_suffix(".txt").write_text(darknet_labels(found.select(slice(6)), 192, 128))
+    arguments = ["calib", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.table")]
+    assert main([*arguments, "--bias-images", "0"]) == 0
+    return folder
+
+
+def darknet_labels(found: Detections, width: int, height: int) -> str:
+    """A label file: a line ``class x y width height`` an object, in parts of the picture's sides."""
+    corners = found.boxes / np.array([width, height] * 2, np.float32)
+    rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
+    lines = [f"{i} {' '.join(f'{v:.9f}' for v in row)}" for i, row in zip(found.class_ids, rows, strict=True)]
+    return "\n".join(lines)
+
+
+def found_in(labelled: Path, seed: int = 0, name: str = "A", precision: str = "tf32") -> tuple[Found, list[str]]:
+    """A variant that finds four of the labelled objects of each picture, more or less where they are, with random scores; and
+    the pictures' SHA-256."""
+    with OnnxRunner(labelled / "net.onnx") as runner:
+        info = runner.info
+    truth, random, pictures = load_truth([str(labelled / "photos")], info.class_names), np.random.default_rng(seed), {}
+    digests = digests_of(truth)
+    for digest, picture in zip(digests, truth.pictures, strict=True):
+        x, y, width, height = np.array([one.box for one in picture.objects[:4]]).T
+        corners = np.stack([x, y, x + width, y + height], 1)
+        corners += 0.08 * np.stack([width, height, width, height], 1) * random.standard_normal((4, 4))
+        boxes = np.concatenate([np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])], 1)
+        scores = np.sort(random.random(4))[::-1].astype(np.float32)
+        ids = np.array([one.class_id for one in picture.objects[:4]], np.int32)
+        pictures[digest] = Detections(boxes.astype(np.float32), scores, ids, info.class_names)
+    return Found(name, info, precision, Thresholds(0.001, 0.45), pictures), digests
+
+
+def timing(name: str, milliseconds: float = 0.25, batch: int = 1, graph: bool = True, **more: str) -> dict[str, Any]:
+    """A row of ``darktrt bench --json``."""
+    spread = {"median": milliseconds, "p90": milliseconds, "p99": milliseconds}
+    numbers = {"network": spread, "end_to_end": spread, "images_per_second": 1e3 * batch / milliseconds}
+    return {"name": name, "batch": batch, "cuda_graph": graph, **numbers, **more}
+
+
+def report_on_everything(made: Made, labelled: Path, folder: Path) -> Path:
+    """The folder of the fixture ``report``."""
+    found, _ = found_in(labelled, name="INT8 engine", precision="int8")
+    about = {"sha256": "ab" * 32, "runs in": "TensorRT 8.6.0", "on": "NVIDIA H200", "not in INT8": "/layers.0/Conv"}
+    save_found([replace(found, about=about)], folder / "gpu.json")
+    times = {"gpu": "NVIDIA H200", "timings": [timing("other", plan_sha256="ab" * 32)]}
+    (folder / "times.json").write_text(json.dumps(times))
+    variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
+    variants += ["--simulate", "fp16,int8", "--table", str(labelled / "my.table")]
+    variants += ["--load-detections", str(folder / "gpu.json"), "--bench", str(folder / "times.json")]
+    images = ["--compare-images", "2", "--sensitivity-images", "2", "--show-images", "3"]
+    assert main(["check", "report", str(labelled / "photos"), *variants, *images, "-o", str(folder / "report")]) == 0
+    return folder / "report"
 
 
 # --- running ---

@@ -47,11 +47,13 @@ HOMES: dict[str, set[str]] = {
     "PIL": {"vision", "calib", "check", "serve"},
     "av": {"vision"},
     "pycocotools": {"check"},
+    "matplotlib": {"check"},
+    "jinja2": {"check"},
     "tritonclient": {"serve"},
 }
 """Rooms or modules that may import a large or optional library at all."""
 
-INSIDE_FUNCTIONS = {"tensorrt", "tensorrt_rtx", "polygraphy", "av", "tritonclient", "pycocotools"}
+INSIDE_FUNCTIONS = {"tensorrt", "tensorrt_rtx", "polygraphy", "av", "tritonclient", "pycocotools", "matplotlib", "jinja2"}
 """Never imported by importing a module."""
 
 
@@ -137,7 +139,7 @@ def test_what_is_optional_is_imported_inside_functions() -> None:
 
 def test_the_command_line_imports_rooms_inside_functions() -> None:
     early = {f.imported for f in IMPORTS if f.importer == "cli" and not f.inside and room_of(f.imported) in ROOMS}
-    names = ("DarktrtError", "__version__", "atomic_output", "check_writable", "keep_inputs")
+    names = ("DarktrtError", "__version__", "atomic_output", "check_outputs", "check_writable", "keep_inputs")
     assert early == {f"darktrt.{name}" for name in names}
 
 
@@ -147,7 +149,7 @@ def run_python(code: str) -> str:
     return done.stdout
 
 
-HEAVY = "torch onnx onnxruntime onnx_graphsurgeon numpy PIL av tqdm tensorrt tensorrt_rtx polygraphy".split()
+HEAVY = "torch onnx onnxruntime onnx_graphsurgeon numpy PIL av tqdm tensorrt tensorrt_rtx polygraphy matplotlib jinja2".split()
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -59,6 +59,7 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
         "test": "pytest",
         "calib": "darktrt calib",
         "check": "check compare",
+        "report": "check report",
         "engine": "darktrt engine",
         "load": "darktrt load",
         "plugins": "plugins/csrc",
@@ -72,7 +73,7 @@ def test_what_it_stands_on_is_what_it_installs() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     dependencies = re.search(r"\ndependencies = \[(.*?)\]", pyproject, re.DOTALL)
     assert dependencies
-    for package in re.findall(r'"([a-z-]+)', dependencies[1]):
+    for package in re.findall(r'"([a-z0-9-]+)', dependencies[1]):
         assert f"\n| {package} |" in README
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from darktrt import DarktrtError, atomic_output, check_writable, keep_inputs
+from darktrt import DarktrtError, atomic_output
 
 Colour = tuple[int, int, int]
 
@@ -34,22 +34,6 @@ def check_drawable(path: str | Path) -> None:
     """
     if Path(path).suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
         raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
-
-
-def check_outputs(json_file: str | None, picture: str | None, inputs: Iterable[str | Path]) -> None:
-    """See, before any work, that the files asked for can be written, and that none of them is an input or the other.
-
-    Raises:
-        DarktrtError: one is, or cannot be written.
-    """
-    kept = list(inputs)
-    for path in (json_file, picture):
-        if path:
-            keep_inputs(path, *kept)
-            check_writable(path)
-            kept.append(path)
-    if picture:
-        check_drawable(picture)
 
 
 def draw_bars(title: str, bars: Sequence[Bar], path: str | Path, legend: Mapping[str, Colour] | None = None) -> None:

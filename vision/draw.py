@@ -18,8 +18,10 @@ Area = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def draw(image: NDArray[np.uint8], detections: Detections) -> NDArray[np.uint8]:
+def draw(image: NDArray[np.uint8], detections: Detections, scores: bool = True) -> NDArray[np.uint8]:
     """A copy of the RGB image ``(H, W, 3)`` uint8 with the detections drawn in; line width and font follow its size.
+
+    With ``scores`` the labels tell them beside the class.
 
     The best detection is drawn last, and all labels after all boxes, so that what matters most stays readable.
     """
@@ -33,7 +35,8 @@ def draw(image: NDArray[np.uint8], detections: Detections) -> NDArray[np.uint8]:
     labels: dict[int, _Label] = {}
     for i in best_first:
         outline = _outline(detections.boxes[i], picture.size)
-        labels[i] = _label(pen, f"{names[i]} {detections.scores[i]:.2f}", outline, font, [x.area for x in labels.values()])
+        text = f"{names[i]} {detections.scores[i]:.2f}" if scores else names[i]
+        labels[i] = _label(pen, text, outline, font, [x.area for x in labels.values()])
     for i in reversed(best_first):
         pen.rectangle(_outline(detections.boxes[i], picture.size), outline=colour(detections.class_ids[i]), width=line_width)
     for i in reversed(best_first):

@@ -177,7 +177,6 @@ class FakeTensorRT(SimpleNamespace):
         self.ProfilingVerbosity = IntEnum("ProfilingVerbosity", ("LAYER_NAMES_ONLY", "DETAILED", "NONE"))
         self.HardwareCompatibilityLevel = IntEnum("HardwareCompatibilityLevel", ("NONE", "AMPERE_PLUS"))
         self.MemoryPoolType = IntEnum("MemoryPoolType", ("WORKSPACE", "DLA_MANAGED_SRAM"))
-        self.TensorIOMode = IntEnum("TensorIOMode", ("NONE", "INPUT", "OUTPUT"))
         self.DataType, self.TacticSource = DataType, TacticSource
         self.ILogger = Base
         self.LayerInformationFormat = SimpleNamespace(JSON="JSON")
@@ -230,20 +229,8 @@ class FakeTensorRT(SimpleNamespace):
     def load(self, plan: Any) -> Any:
         """An engine, of which the inspector tells."""
         assert bytes(plan) == b"plan"
-        shapes: dict[str, tuple[int, ...]] = {}
-        context = SimpleNamespace(set_input_shape=lambda name, shape: shapes.update({name: shape}))
-        inspector = SimpleNamespace(get_engine_information=lambda _: self._layers(), execution_context=None)
-        inputs = {tensor.name: tensor for tensor in self.network.inputs}
-        self.inspected_shapes = shapes
-        return SimpleNamespace(
-            create_engine_inspector=lambda: inspector,
-            create_execution_context=lambda: context,
-            num_io_tensors=len(inputs),
-            get_tensor_name=list(inputs).__getitem__,
-            get_tensor_mode=lambda _: self.TensorIOMode.INPUT,
-            get_tensor_shape=lambda name: inputs[name].shape,
-            get_tensor_profile_shape=lambda name, _: self.config.profiles[0][name],
-        )
+        inspector = SimpleNamespace(get_engine_information=lambda _: self._layers())
+        return SimpleNamespace(create_engine_inspector=lambda: inspector)
 
     def _layers(self) -> str:
         """The JSON of TensorRT 8.6.0, which has a raw control character between the names of fused nodes."""

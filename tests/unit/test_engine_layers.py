@@ -265,13 +265,15 @@ def test_all_layers_are_read_from_json() -> None:
         "LayerType": "Reformat",
         "Outputs": [{"Name": "y", "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
     }
-    text = json.dumps({"Layers": [layer("/layers.1/Conv"), reformat, "a name alone"]})
-    first, second = engine_layers(text, WEAK)
+    plugin = {"Name": "/layers.4/Mish", "LayerType": "PluginV2", "Outputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}
+    text = json.dumps({"Layers": [layer("/layers.1/Conv"), reformat, plugin, "a name alone"]})
+    first, second, third = engine_layers(text, WEAK)
     assert first.nodes == ("/layers.1/Conv", "/layers.1/LeakyRelu")
     assert (first.kind, first.precision, first.sections) == ("CaskConvolution", "INT8", (1,))
     assert first.tactic.startswith("sm80_xmma")
     assert (second.kind, second.precision, second.sections, second.tactic) == ("Reformat", "FP16", (4,), "")
     assert second.layout == "Channel major FP16 format where channel % 8 == 0"
+    assert (third.kind, third.precision, third.layout, third.sections) == ("PluginV2", "", "", (4,))
     assert engine_layers("", WEAK) == ()
 
 

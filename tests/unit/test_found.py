@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -11,85 +12,56 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, Made, made_image
+from helpers import ROOT, Made, found_in, made_image
 from PIL import Image
 
 from calib.table import CalibrationTable
 from check.coco import accuracy
-from check.found import Found, digests_of, judge_all, load_found, save_found
+from check.found import judge_all, load_found, save_found
 from check.labels import load_truth
 from check.results import Thresholds
 from cli import main
 from darktrt import DarktrtError
 from engine.runtime import OnnxRunner
-from surgery.rewrite import SurgeryOptions, operate_file
-from vision.boxes import Detections
-from vision.detect import Detector
-from vision.images import read_image
-
-
-@pytest.fixture(scope="module")
-def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made network for NMS, five pictures with darknet's label files that are what it finds, and a table of scales."""
-    folder = tmp_path_factory.mktemp("found")
-    operate_file(made.plain, folder / "net.onnx", SurgeryOptions())
-    (folder / "photos").mkdir()
-    with OnnxRunner(folder / "net.onnx") as runner:
-        detector = Detector(runner.run, runner.info, 0.001, 0.45)
-        for i in range(5):
-            path = folder / f"photos/{i}.png"
-            Image.fromarray(made_image(128, 192, seed=i)).save(path)
-            (found,) = detector.detect([read_image(path)])
-            path.with_suffix(".txt").write_text(darknet_labels(found.select(slice(6)), 192, 128))
-    arguments = ["calib", str(folder / "net.onnx"), str(folder / "photos"), "-o", str(folder / "my.table")]
-    assert main([*arguments, "--bias-images", "0"]) == 0
-    return folder
-
-
-def darknet_labels(found: Detections, width: int, height: int) -> str:
-    corners = found.boxes / np.array([width, height] * 2, np.float32)
-    rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
-    lines = [f"{i} {' '.join(f'{v:.9f}' for v in row)}" for i, row in zip(found.class_ids, rows, strict=True)]
-    return "\n".join(lines)
 
 
 def numbers(text: str, name: str) -> list[float]:
     """AP, AP50, ..., drop of a variant in the printed table."""
     line = next(line for line in text.splitlines() if re.match(rf"{re.escape(name)}  +(fp32|tf32|fp16|int8) ", line))
-    return [float(word) for word in line[len(name) :].split()[1:]]
+    return [math.nan if word == "-" else float(word) for word in line[len(name) :].split()[1:]]
 
 
-def test_precisions_side_by_side(files: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+def test_precisions_side_by_side(labelled: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     """FP32 has found the labels itself; PyTorch finds the same; INT8 with all scales a hundredfold finds nothing of it."""
-    scales = CalibrationTable.load(files / "my.table").scales
-    CalibrationTable({name: scale * np.float32(100) for name, scale in scales.items()}, "8600").save(files / "bad.table")
-    variants = ["--model", f"ONNX={files}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
-    command = ["check", "map", str(files / "photos"), *variants, "--simulate", "fp16,int8"]
-    assert main([*command, "--table", str(files / "bad.table")]) == 0
+    scales = CalibrationTable.load(labelled / "my.table").scales
+    CalibrationTable({name: scale * np.float32(100) for name, scale in scales.items()}, "8600").save(labelled / "bad.table")
+    variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
+    command = ["check", "map", str(labelled / "photos"), *variants, "--simulate", "fp16,int8"]
+    assert main([*command, "--table", str(labelled / "bad.table")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{files}/photos: 5 pictures, 30 objects\n")
+    assert out.startswith(f"{labelled}/photos: 5 pictures, 30 objects\n")
     exact = numbers(out, "ONNX")[0]
     assert exact > 0.8 and numbers(out, "PyTorch")[0] == pytest.approx(exact, abs=0.02)
     assert abs(numbers(out, "ONNX as FP16")[0] - exact) < 0.1
     ap, *_, drop = numbers(out, "ONNX as INT8")
     assert ap < 0.1 and drop == pytest.approx(numbers(out, "PyTorch")[0] - ap, abs=2e-4)
-    assert main([*command, "--table", str(files / "my.table")]) == 0
+    assert main([*command, "--table", str(labelled / "my.table")]) == 0
     assert numbers(capsys.readouterr().out, "ONNX as INT8")[0] > ap + 0.2
 
 
-def test_what_was_saved_elsewhere_is_judged_as_here(files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = ["--model", f"there={files}/net.onnx"]
-    assert main(["check", "map", str(files / "photos"), *model, "--save-detections", "gpu.json"]) == 0
+def test_what_was_saved_elsewhere_is_judged_as_here(labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", f"there={labelled}/net.onnx"]
+    assert main(["check", "map", str(labelled / "photos"), *model, "--save-detections", "gpu.json"]) == 0
     assert "AP" not in capsys.readouterr().out
-    here = ["--model", f"here={files}/net.onnx"]
-    assert main(["check", "map", str(files / "photos"), *here, "--load-detections", "gpu.json"]) == 0
+    here = ["--model", f"here={labelled}/net.onnx"]
+    assert main(["check", "map", str(labelled / "photos"), *here, "--load-detections", "gpu.json"]) == 0
     out = capsys.readouterr().out
     assert numbers(out, "here") == pytest.approx(numbers(out, "there"), abs=0, nan_ok=True) and numbers(out, "here")[0] > 0.8
-    assert main(["check", "map", str(files / "photos"), "--load-detections", "gpu.json"]) == 0
+    assert main(["check", "map", str(labelled / "photos"), "--load-detections", "gpu.json"]) == 0
     assert numbers(capsys.readouterr().out, "there") == pytest.approx(numbers(out, "there"), abs=0, nan_ok=True)
 
 
-def test_saving_needs_no_more_than_a_gpu_host_has(files: Path, folder: Path) -> None:
+def test_saving_needs_no_more_than_a_gpu_host_has(labelled: Path, folder: Path) -> None:
     """Everything else than NumPy, Pillow and tqdm made unimportable; an engine that is a function stands for TensorRT's."""
     code = f"""
 import sys
@@ -109,9 +81,9 @@ class Fake:
         scores, classes = np.full(boxes.shape[:2], 0.5, np.float32), np.zeros(boxes.shape[:2], np.int32)
         return dict(boxes=boxes, scores=scores, classes=classes, num_detections=np.ones((len(boxes), 1), np.int32))
 engine.runtime.PlanRunner = Fake
-sys.exit(cli.main(["check", "map", {str(files / "photos")!r}, "--plan", "x.plan", "--save-detections", "gpu.json"]))
+sys.exit(cli.main(["check", "map", {str(labelled / "photos")!r}, "--plan", "x.plan", "--save-detections", "gpu.json"]))
 """
-    with OnnxRunner(files / "net.onnx") as runner:
+    with OnnxRunner(labelled / "net.onnx") as runner:
         Path("info.json").write_text(runner.info.to_json())
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
@@ -122,24 +94,8 @@ sys.exit(cli.main(["check", "map", {str(files / "photos")!r}, "--plan", "x.plan"
     assert next(iter(found.pictures.values())).boxes.tolist() == [[48, 32, 144, 96]]
 
 
-def found_in(files: Path, seed: int = 0) -> tuple[Found, list[str]]:
-    """A variant with random boxes in each of the five pictures."""
-    with OnnxRunner(files / "net.onnx") as runner:
-        info = runner.info
-    truth = load_truth([str(files / "photos")], info.class_names)
-    random = np.random.default_rng(seed)
-    corners = random.random((5, 4, 2, 2), np.float32)
-    corners.sort(2)
-    boxes, scores = corners.reshape(5, 4, 4) * 100, np.sort(random.random((5, 4), np.float32))[:, ::-1].copy()
-    detections = [
-        Detections(*pair, np.arange(4, dtype=np.int32) % 3, info.class_names) for pair in zip(boxes, scores, strict=True)
-    ]
-    digests = digests_of(truth)
-    return Found("A", info, "tf32", Thresholds(0.001, 0.45), dict(zip(digests, detections, strict=True))), digests
-
-
-def test_files_keep_every_bit(files: Path, folder: Path) -> None:
-    found, digests = found_in(files)
+def test_files_keep_every_bit(labelled: Path, folder: Path) -> None:
+    found, digests = found_in(labelled)
     save_found([found, replace(found, name="B", pictures={})], "found.json")
     again, empty = load_found("found.json")
     assert (again.name, again.info, again.precision, again.thresholds) == ("A", found.info, "tf32", found.thresholds)
@@ -147,16 +103,17 @@ def test_files_keep_every_bit(files: Path, folder: Path) -> None:
         assert np.array_equal(one.boxes, other.boxes) and np.array_equal(one.scores, other.scores)
         assert np.array_equal(one.class_ids, other.class_ids)
     assert empty.name == "B" and not empty.pictures
+    assert np.array_equal(again.in_order(digests[::-1])[0].boxes, again.pictures[digests[-1]].boxes)
 
 
-def test_classes_one_by_one_make_the_mean(files: Path) -> None:
-    """Of the labels themselves with a third of the scores at random places: neither 0 nor 1."""
-    found, digests = found_in(files)
-    truth = load_truth([str(files / "photos")], found.info.class_names)
+def test_classes_one_by_one_make_the_mean(labelled: Path) -> None:
+    found, digests = found_in(labelled)
+    truth = load_truth([str(labelled / "photos")], found.info.class_names)
     (judged,) = judge_all([found], truth, digests)
     classes = [one for one in judged.judgement.classes if one.objects]
     assert sum(one.objects for one in classes) == truth.count == 30
     whole = accuracy(found.in_order(digests), truth)
+    assert 0.1 < whole.ap75 < whole.ap50 - 0.02
     assert judged.judgement.accuracy == whole
     assert np.mean([one.ap for one in classes]) == pytest.approx(whole.ap)
     assert np.mean([one.ap50 for one in classes]) == pytest.approx(whole.ap50)
@@ -165,7 +122,7 @@ def test_classes_one_by_one_make_the_mean(files: Path) -> None:
 
 
 BAD = {
-    "photos": "nothing to measure; name --cfg and --weights, --model, --plan or --load-detections",
+    "photos": "nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections",
     "photos --model net.onnx --simulate int4": "--simulate int4: 'int4' is neither fp16 nor int8",
     "photos --model net.onnx --simulate int8": "--simulate int8 needs the scales: --table TABLE",
     "photos --simulate fp16": "--simulate rounds what an ONNX file computes; name one by --model",
@@ -183,14 +140,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("arguments", BAD)
-def test_mistakes_are_told(arguments: str, files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("net.onnx", "my.table", "photos"):
-        (folder / name).symlink_to(files / name)
+        (folder / name).symlink_to(labelled / name)
     Path("more").mkdir()
-    for path in sorted((files / "photos").iterdir()):
+    for path in sorted((labelled / "photos").iterdir()):
         (folder / "more" / path.name).symlink_to(path)
     Image.fromarray(made_image(128, 192, seed=9)).save("more/9.png")
-    found, _ = found_in(files)
+    found, _ = found_in(labelled)
     save_found([found], "good.json")
     save_found([replace(found, info=replace(found.info, class_names=("a", "b", "c")))], "classes.json")
     save_found([replace(found, thresholds=Thresholds(0.5, 0.45))], "thresholds.json")
@@ -201,7 +158,7 @@ def test_mistakes_are_told(arguments: str, files: Path, folder: Path, capsys: py
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"darktrt check map: {BAD[arguments]}")
 
 
-def test_only_what_was_looked_at_is_given(files: Path) -> None:
-    found, digests = found_in(files)
+def test_only_what_was_looked_at_is_given(labelled: Path) -> None:
+    found, digests = found_in(labelled)
     with pytest.raises(DarktrtError, match="A: knows 5 of the 6 pictures"):
         found.in_order([*digests, "0" * 64])

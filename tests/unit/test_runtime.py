@@ -468,6 +468,7 @@ def test_rivals_of_another_python_take_turns_with_engines(
     [
         (3, RIVAL, "ort: its process ended: out of memory"),
         (1, "import sys; sys.exit('no GPU')", "ort: its process ended: no GPU"),
+        (1, "import sys; sys.exit('RuntimeError: no kernel\\n\\nSet VERBOSE=1 for more')", "ended: RuntimeError: no kernel"),
         (1, "", "ort: its process ended: it gave no reason"),
     ],
 )

@@ -1,0 +1,140 @@
+"""``check diff``: what was lost from one report or model to the other, and when that is too much."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import found_in
+
+from check.found import save_found
+from check.labels import load_truth
+from check.report import evaluation_digest
+from cli import main
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def before(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with the variants ``exact``, which found the labels, and ``random``, which found hardly any."""
+    folder = tmp_path_factory.mktemp("diff")
+    save_found([replace(found_in(labelled)[0], name="random")], folder / "found.json")
+    model = ["--model", f"exact={labelled}/net.onnx", "--load-detections", str(folder / "found.json")]
+    quick = ["--compare-images", "0", "--sensitivity-images", "0"]
+    assert main(["check", "report", str(labelled / "photos"), *model, *quick, "-o", str(folder / "report")]) == 0
+    return folder / "report"
+
+
+def changed(before: Path, folder: Path, change: Change, name: str = "after") -> Path:
+    """The report with its figures changed, in a folder of this name."""
+    values = json.loads((before / "report.json").read_text())
+    change(values)
+    (folder / name).mkdir()
+    (folder / name / "report.json").write_text(json.dumps(values))
+    return folder / name
+
+
+def lower(by: float, variant: int = 0) -> Change:
+    def change(values: dict[str, Any]) -> None:
+        one = values["variants"][variant]
+        one["accuracy"]["ap"] -= by
+        classes = [c for c in one["classes"] if c["objects"]]
+        classes[0]["ap"] -= 2 * by
+
+    return change
+
+
+def test_what_is_within_the_budget_passes(before: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after = changed(before, folder, lower(0.01))
+    assert main(["check", "diff", str(before), str(after), "--max-drop", "0.011"]) == 0
+    out = capsys.readouterr().out
+    assert "largest drop of AP 0.0100, within the 0.011 allowed" in out
+    exact = json.loads((before / "report.json").read_text())["variants"][0]["accuracy"]["ap"]
+    assert f"AP         {exact:.4f}   {exact - 0.01:.4f}  -0.0100" in out
+    assert "lose most: " in out and "-0.020" in out
+    assert main(["check", "diff", str(before), f"{after}/report.json"]) == 0
+
+
+@pytest.mark.parametrize("variant", [0, 1])
+def test_what_is_beyond_the_budget_fails(before: Path, folder: Path, variant: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever variant loses; what another gains does not make up for it."""
+
+    def change(values: dict[str, Any]) -> None:
+        lower(0.01, variant)(values)
+        lower(-0.05, 1 - variant)(values)
+
+    after = changed(before, folder, change)
+    assert main(["check", "diff", str(before), str(after), "--max-drop", "0.009"]) == 1
+    assert "largest drop of AP 0.0100, beyond the 0.009 allowed" in capsys.readouterr().out
+    assert main(["check", "diff", str(before), str(after)]) == 0
+    assert main(["check", "diff", str(after), str(before), "--max-drop", "0.06"]) == 0
+
+
+def test_two_variants_of_one_report(before: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "diff", f"{before}:exact", f"{before}:random", "--max-drop", "0.1"]) == 1
+    assert capsys.readouterr().out.startswith("exact → random\n")
+    assert main(["check", "diff", f"{before}:random", f"{before}:exact", "--max-drop", "0"]) == 0
+
+
+def test_what_is_in_one_alone_is_named(before: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after = changed(before, folder, lambda values: values["variants"].pop())
+    assert main(["check", "diff", str(before), str(after), "--max-drop", "0"]) == 0
+    assert f"only in {before}: random" in capsys.readouterr().out
+
+
+def test_models_are_measured(labelled: Path, before: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the same pictures a model can be held against a report too."""
+    net, photos = str(labelled / "net.onnx"), str(labelled / "photos")
+    assert main(["check", "diff", net, net, "--data", photos, "--max-drop", "0"]) == 0
+    assert "largest drop of AP 0.0000" in capsys.readouterr().out
+    assert main(["check", "diff", f"{before}:random", net, "--data", photos, "--max-drop", "0"]) == 0
+    assert main(["check", "diff", net, f"{before}:random", "--data", photos, "--max-drop", "0.1"]) == 1
+
+
+def test_the_digest_is_of_pictures_and_labels(labelled: Path) -> None:
+    truth = load_truth([str(labelled / "photos")], ("a", "b", "c"))
+    digests = [f"{i}" for i in range(5)]
+    other = replace(truth, pictures=truth.pictures[::-1])
+    fewer = replace(truth, pictures=(*truth.pictures[:4], truth.pictures[4]._replace(objects=())))
+    assert evaluation_digest(truth, digests) == evaluation_digest(other, digests[::-1])
+    assert len({evaluation_digest(truth, digests), evaluation_digest(fewer, digests), evaluation_digest(other, digests)}) == 3
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "nothing there": (["{before}", "none"], "none: cannot read: No such file"),
+    "no report": (["{before}", "{net}.json"], "net.onnx.json: is no report of 'darktrt check report'"),
+    "no such variant": (["{before}:exakt", "{before}"], "has no variant 'exakt', only exact, random"),
+    "nothing in common": (["{before}:exact", "{after}"], "has the variants exact, {after} has a, b; name one of each"),
+    "other pictures": (["{before}", "{elsewhere}"], "were measured on different pictures or labels"),
+    "a model without data": (["{net}", "{net}"], "net.onnx: is measured on pictures with labels; name them by --data"),
+    "a budget above 1": (["{before}", "{before}", "--max-drop", "5"], "--max-drop 5: it must be 0 or more and below 1"),
+    "a negative budget": (["{before}", "{before}", "--max-drop", "-1"], "--max-drop -1: it must be 0 or more"),
+    "no AP": (["{unlabelled}", "{unlabelled}", "--max-drop", "0.1"], "a variant has no AP, for nothing was labelled"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_mistakes_are_told(case: str, before: Path, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def rename(values: dict[str, Any]) -> None:
+        for one, name in zip(values["variants"], "ab", strict=True):
+            one["name"] = name
+
+    def move(values: dict[str, Any]) -> None:
+        values["evaluation"]["digest"] = "other"
+
+    def blank(values: dict[str, Any]) -> None:
+        values["variants"][0]["accuracy"]["ap"] = None
+
+    (folder / "net.onnx").symlink_to(labelled / "net.onnx")
+    Path("net.onnx.json").write_text('{"variants": [1]}')
+    names = {"before": before, "net": "net.onnx"}
+    for name, change in (("after", rename), ("elsewhere", move), ("unlabelled", blank)):
+        names[name] = changed(before, folder, change, name)
+    arguments, message = BAD[case]
+    assert main(["check", "diff", *(text.format(**names) for text in arguments)]) == 2
+    assert message.format(**names) in capsys.readouterr().err

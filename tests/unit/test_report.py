@@ -1,0 +1,387 @@
+"""``check report``: figures are those of the judge, errors are traced to where they arise, odd labels told, not died of."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Made, files_in, found_in, made_image, timing
+from PIL import Image
+
+from calib.histogram import Histogram, HistogramSet
+from calib.kept import load_kept
+from calib.table import CalibrationTable
+from check.coco import accuracy
+from check.disagree import disagreement, labels_of, panels
+from check.found import Found, digests_of, save_found
+from check.labels import LabelledObject, LabelledPicture, load_truth
+from check.page import page_values, render, write_report
+from check.report import Parts, calibrated, make_report, read_timings
+from check.simulate import kept_by_default, load_network
+from cli import main
+from darktrt import DarktrtError
+from vision.boxes import Detections
+
+QUICK = ["--compare-images", "0", "--sensitivity-images", "0"]
+
+
+def figures(folder: Path | str = "report") -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(Path(folder, "report.json").read_text())
+    return values
+
+
+def variant(values: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in values["variants"] if one["name"] == name)
+    return found
+
+
+# --- the figures ---
+
+
+def test_all_files_say_the_same(report: Path) -> None:
+    values = figures(report)
+    page, text = (report / "index.html").read_text(), (report / "report.md").read_text()
+    assert files_in(report) == ["index.html", "report.json", "report.md"]
+    assert [one["name"] for one in values["variants"]] == ["PyTorch", "ONNX", "ONNX as FP16", "ONNX as INT8", "INT8 engine"]
+    for one in values["variants"]:
+        for number in one["accuracy"].values():
+            shown = "\N{EN DASH}" if number is None else f"{number:.4f}"
+            assert f">{shown}<" in page and f"| {shown} |" in text
+        assert one["name"] in page and f"| {one['name']} |" in text
+    assert values["evaluation"]["pictures"] == 5 and values["evaluation"]["objects"] == 30
+    assert "5 pictures" in page and "5 pictures" in text
+
+
+def test_figures_are_those_of_the_judge(report: Path, labelled: Path) -> None:
+    values = figures(report)
+    found, digests = found_in(labelled)
+    expected = accuracy(found.in_order(digests), load_truth([str(labelled / "photos")], found.info.class_names))
+    engine, reference = variant(values, "INT8 engine"), variant(values, "PyTorch")
+    assert engine["accuracy"]["ap"] == expected.ap and engine["accuracy"]["ap50"] == expected.ap50
+    assert engine["drop"] == reference["accuracy"]["ap"] - expected.ap > 0.1
+    assert reference["drop"] is None and values["reference"] == "PyTorch"
+    assert engine["detections"] == sum(int((one.scores > 0.25).sum()) for one in found.pictures.values())
+    assert len(engine["curves"]["0.50"]) == 101
+    assert sum(one["objects"] for one in engine["classes"]) == 30
+
+
+def test_the_engine_keeps_what_is_known_of_it(report: Path) -> None:
+    one = variant(figures(report), "INT8 engine")
+    assert one["about"]["on"] == "NVIDIA H200" and one["precision"] == "int8"
+    assert one["latency"] == {
+        "milliseconds": 0.25, "batch": 1, "cuda_graph": True, "images_per_second": 4000, "gpu": "NVIDIA H200",
+    }  # fmt: skip
+    page = (report / "index.html").read_text()
+    assert "0.250 ms" in page and "NVIDIA H200" in page and "TensorRT 8.6.0" in page
+
+
+def test_the_error_is_traced_to_layers_and_convolutions(report: Path, labelled: Path, made: Made) -> None:
+    values = figures(report)
+    fp16, int8 = (
+        next(one for one in values["comparison"]["comparisons"] if one["name"] == f"ONNX as {precision}")
+        for precision in ("FP16", "INT8")
+    )
+    lines = {layer.line for layer in made.info.layers}
+    for one in (fp16, int8):
+        assert len({row["line"] for row in one["tensors"]}) > 10
+        assert {row["line"] for row in one["tensors"]} <= lines
+    error = {name: max(row["mean"] for row in one["tensors"]) for name, one in (("fp16", fp16), ("int8", int8))}
+    assert 1e-5 < error["fp16"] < 0.01 < error["int8"]
+    page = (report / "index.html").read_text()
+    worst = max(int8["tensors"], key=lambda row: row["mean"])
+    assert f"cfg line {worst['line']} [" in page and f">line {worst['line']}<" in page.replace("\n", "")
+    costs = [one["scores"] for one in values["sensitivity"]["layers"]]
+    assert costs == sorted(costs, reverse=True) and costs[0] > 0
+    assert values["kept"] == list(load_kept(labelled / "my.table") or ())
+    assert set(kept_by_default(load_network(labelled / "net.onnx"))) <= set(values["kept"])
+    assert all(f"<code>{name}</code>" in page for name in values["kept"])
+
+
+def test_the_page_needs_nothing_else(report: Path) -> None:
+    page = (report / "index.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert not re.search(r"url\((?!#)|@import|<link(?! rel=\"icon\" href=\"data:,\")", page)
+    assert page.count('src="data:image/jpeg;base64,') == 3 * 3
+    assert page.count("<svg ") == 2 + 1 + 1 + len(figures(report)["calibration"]["tensors"])
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_names_cannot_break_the_page(labelled: Path, folder: Path) -> None:
+    save_found([found_in(labelled, name="<script>alert(1)</script>|x", precision="fp32")[0]], "odd.json")
+    assert main(["check", "report", str(labelled / "photos"), "--load-detections", "odd.json", "-o", "report", *QUICK]) == 0
+    page = Path("report/index.html").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;|x" in page
+    assert "| <script>alert(1)</script>\\|x |" in Path("report/report.md").read_text()
+
+
+def test_the_page_begins_with_a_verdict(report: Path) -> None:
+    values = figures(report)
+    reference, onnx, half, engine = (variant(values, name) for name in ("PyTorch", "ONNX", "ONNX as FP16", "INT8 engine"))
+    ap, most = reference["accuracy"]["ap"], max(abs(onnx["drop"]), abs(half["drop"]))
+    assert most <= 0.005 < engine["drop"]
+    for name in ("index.html", "report.md"):
+        text = (report / name).read_text()
+        assert f"ONNX and ONNX as FP16 keep the AP of PyTorch, {ap:.4f}, to within {most:.4f}." in text
+        assert f"INT8 engine loses {engine['drop']:.4f} AP, {engine['drop'] / ap:.1%} of what PyTorch has." in text
+
+
+# --- calibration ---
+
+
+def test_calibration_pictures_that_are_judged_on_are_told(report: Path, labelled: Path, folder: Path) -> None:
+    assert figures(report)["calibration"]["overlap"] == 0
+    assert "5 pictures of" in figures(report)["evaluation"]["protocol"]["INT8 calibrated on"]
+    Path("mixed").mkdir()
+    for i, source in enumerate([*sorted((labelled / "photos").glob("*.png"))[:3], *(labelled / "others").iterdir()]):
+        (folder / f"mixed/{i}.png").write_bytes(source.read_bytes())  # by their content, whatever they are called
+    net = str(labelled / "net.onnx")
+    assert main(["calib", net, "mixed", "-o", "mixed.table", "--bias-images", "0"]) == 0
+    command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "mixed.table", "-o", "report", *QUICK]
+    assert main(command) == 0
+    note = "INT8 was calibrated on 3 of the 5 pictures that it is judged on"
+    assert any(one.startswith(note) for one in figures()["notes"])
+    assert note in Path("report/index.html").read_text() and note in Path("report/report.md").read_text()
+
+
+def test_the_noise_of_a_tensor_is_that_of_its_values(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    histograms = HistogramSet("model")
+    for name, factor in (("a", 1), ("b", 5), ("unread", 1)):
+        histograms.histograms[name] = Histogram()
+        histograms.histograms[name].add(values * np.float32(factor))
+    histograms.save(tmp_path / "my.npz")
+    scales = dict.fromkeys(("a", "b", "unread"), np.float32(2 / 127))
+    found = calibrated(tmp_path / "my.table", scales, {"a": 7, "b": 9}, [])
+    assert [(one.tensor, one.line) for one in found.tensors] == [("b", 9), ("a", 7)]  # b is clipped more
+    for one, factor in zip(found.tensors, (5, 1), strict=True):
+        exact = values * factor
+        rounded = np.clip(np.rint(exact / (2 / 127)), -127, 127) * (2 / 127)
+        assert one.threshold == pytest.approx(2) and one.amax == pytest.approx(np.abs(exact).max())
+        assert one.noise == pytest.approx(np.sqrt(np.square(exact - rounded).mean() / np.square(exact).mean()), rel=0.01)
+        assert one.clipped == pytest.approx((np.abs(exact) > 2).mean(), rel=0.01)
+
+
+def test_a_table_alone_is_enough(labelled: Path, folder: Path) -> None:
+    CalibrationTable.load(labelled / "my.table").save("my.table")
+    net = str(labelled / "net.onnx")
+    command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "my.table", "-o", "report", *QUICK]
+    assert main(command) == 0
+    assert figures()["evaluation"]["protocol"]["INT8 calibrated on"] == "unknown pictures: no histograms lie beside my.table"
+
+
+# --- labels that are not what they should be ---
+
+
+def report_on(data: Sequence[str], *more: str) -> tuple[dict[str, Any], str]:
+    """The figures of a quick report, and all its notes; they are in all files."""
+    assert main(["check", "report", *data, "--model", "net.onnx", "-o", "report", *QUICK, *more]) == 0
+    values = figures()
+    for name in ("index.html", "report.md"):
+        text = Path("report", name).read_text().replace("&#39;", "'")
+        assert all(note in text for note in values["notes"])
+    return values, "\n".join(values["notes"])
+
+
+def copied(labelled: Path, folder: Path) -> None:
+    """The network and the labelled pictures, to spoil."""
+    (folder / "net.onnx").symlink_to(labelled / "net.onnx")
+    Path("photos").mkdir()
+    for path in (labelled / "photos").iterdir():
+        Path("photos", path.name).write_bytes(path.read_bytes())
+
+
+def test_pictures_without_labels(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    Path("photos/0.txt").unlink()
+    values, notes = report_on(["photos"])
+    assert "1 of 5 pictures have no label file, 'photos/0.png' for one" in notes
+    assert values["evaluation"]["objects"] == 24 and values["variants"][0]["accuracy"]["ap"] > 0.5
+
+
+def test_nothing_but_pictures(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    for path in Path("photos").glob("*.txt"):
+        path.unlink()
+    values, notes = report_on(["photos"], "--load-detections", str(saved(labelled, folder)))
+    assert "photos: no picture has labels" in notes
+    assert "There is nothing labelled to measure AP on; what follows compares the variants with each other alone." in notes
+    assert [one["accuracy"]["ap"] for one in values["variants"]] == [None, None]
+    assert values["disagreements"]["pictures"] == 5
+    assert "there is no AP to tell by class" in Path("report/index.html").read_text()
+
+
+def saved(labelled: Path, folder: Path) -> Path:
+    save_found([found_in(labelled)[0]], folder / "found.json")
+    return folder / "found.json"
+
+
+def test_labels_without_pictures(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    Path("photos/0.png").unlink()
+    values, notes = report_on(["photos"])
+    assert "1 label files have no picture, 'photos/0.txt' for one" in notes
+    assert values["evaluation"]["pictures"] == 4
+    Path("train.txt").write_text("".join(f"photos/{i}.png\n" for i in range(5)))
+    values, notes = report_on(["train.txt"])
+    assert "1 of its 5 pictures are missing, 'photos/0.png' for one" in notes
+    assert values["evaluation"]["pictures"] == 4
+
+
+def test_unknown_classes(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    Path("photos/0.txt").write_text("7 0.5 0.5 0.5 0.5\n")
+    _, notes = report_on(["photos"])
+    assert "photos/0.txt:1: '7 0.5 0.5 0.5 0.5' is no label: there are 3 classes" in notes
+    Path("my.names").write_text("zebra\nyak\nxerus\nhen\n")
+    values, notes = report_on(["photos"], "--names", "my.names")
+    assert "has 4 categories without the network's class" in notes
+    assert values["evaluation"]["objects"] == 0
+
+
+def test_empty_ground_truth(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    for path in Path("photos").glob("*.txt"):
+        path.write_text("")
+    values, notes = report_on(["photos"])
+    assert "no object of the network's classes is labelled in 5 pictures" in notes
+    assert values["variants"][0]["curves"] == {} and values["variants"][0]["drop"] is None
+
+
+def test_nothing_found(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    found, digests = found_in(labelled)
+    nothing = next(iter(found.pictures.values())).select(slice(0))
+    save_found([replace(found, name="blind", pictures=dict.fromkeys(digests, nothing))], "blind.json")
+    values, notes = report_on(["photos"], "--load-detections", "blind.json")
+    assert "blind finds nothing above a score of 0.25 in any picture." in notes
+    blind = variant(values, "blind")
+    assert blind["accuracy"]["ap"] == 0 and blind["drop"] == values["variants"][0]["accuracy"]["ap"]
+
+
+def test_one_variant_alone(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    values, notes = report_on(["photos"])
+    assert values["comparison"] is None and values["sensitivity"] is None and values["calibration"] is None
+    assert "5 pictures are few: differences of AP of some thousandths may be chance." in notes
+    assert "There is one variant only." in Path("report/index.html").read_text()
+
+
+BAD = {
+    "photos": "nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections",
+    "photos --model net.onnx --bench none.json": "none.json: cannot read: No such file",
+    "photos --model net.onnx --bench net.json": "net.json: holds no timings of 'darktrt bench --json'",
+    "photos --model net.onnx --show-images -1": "--show-images -1: it must be at least 0",
+    "photos --model net.onnx -o net.onnx/report": "net.onnx/report: cannot make this folder",
+    "empty --model net.onnx": "empty: no pictures here",
+}
+
+
+@pytest.mark.parametrize("arguments", BAD)
+def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copied(labelled, folder)
+    Path("net.json").write_text('{"timings": [{"name": "x"}]}')
+    Path("empty").mkdir()
+    assert main(["check", "report", *arguments.split(), *([] if "-o" in arguments else ["-o", "report"])]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"darktrt check report: {BAD[arguments]}")
+    assert not Path("report").exists()
+
+
+# --- latencies ---
+
+
+def test_of_several_timings_the_smallest_batch_with_a_graph_counts(tmp_path: Path) -> None:
+    rows = [timing("a", 9, 8), timing("a", 3, 1, graph=False), timing("a", 2, 1), timing("b", 5, 4, graph=False)]
+    (tmp_path / "times.json").write_text(json.dumps({"gpu": None, "more": 1, "timings": rows}))
+    found = read_timings([tmp_path / "times.json"])
+    assert (found["a"].milliseconds, found["a"].batch, found["a"].gpu) == (2, 1, "unknown GPU")
+    assert (found["b"].milliseconds, found["b"].cuda_graph) == (5, False)
+
+
+# --- disagreement ---
+
+
+def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> Detections:
+    boxes, scores, ids = zip(*rows, strict=True) if rows else ((), (), ())
+    arrays = np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(ids, np.int32)
+    return Detections(*arrays, ("cat", "dog"))
+
+
+LEFT, RIGHT = (0, 0, 40, 40), (100, 0, 140, 40)
+
+
+def test_what_is_lost_new_or_moved_counts_by_its_score() -> None:
+    expected = detections((LEFT, 0.9, 0), (RIGHT, 0.6, 1), ((50, 50, 60, 60), 0.2, 0))
+    found = detections((LEFT, 0.5, 0), (RIGHT, 0.45, 0), ((50, 50, 60, 60), 0.1, 0))
+    one = disagreement("x.png", "INT8", found, expected)
+    assert one.missing == ("dog 0.60",) and one.extra == ("cat 0.45",) and one.moved == ("cat 0.90 → 0.50",)
+    assert one.amount == pytest.approx(0.35 + 0.2 + 0.4, abs=1e-6)
+    assert disagreement("x.png", "INT8", expected, expected).amount == 0
+    near = detections((LEFT, 0.85, 0), (RIGHT, 0.6, 1))
+    assert disagreement("x.png", "INT8", near, expected).amount == 0
+
+
+def test_panels_are_small_pictures_of_labels_and_variants(tmp_path: Path) -> None:
+    Image.fromarray(made_image(600, 1200)).save(tmp_path / "x.png")
+    picture = LabelledPicture(tmp_path / "x.png", None, (LabelledObject(1, (10, 20, 30, 40), 1200, False),))
+    assert labels_of(picture, ("cat", "dog")).boxes.tolist() == [[10, 20, 40, 60]]
+    drawn = panels(picture, [detections(), detections((LEFT, 0.9, 0))])
+    images = [Image.open(io.BytesIO(base64.b64decode(one.partition("base64,")[2]))) for one in drawn]
+    assert [(image.format, image.size) for image in images] == [("JPEG", (480, 240))] * 3
+    pixels = [np.asarray(image, np.int16) for image in images]
+    assert all(np.abs(pixels[i] - pixels[1]).max() > 60 for i in (0, 2))  # a box is in them
+
+
+def many(labelled: Path, folder: Path, count: int) -> tuple[list[Found], Parts]:
+    """Two variants on so many pictures, and the parts of a report on them."""
+    from check.found import judge_all
+
+    (folder / "many").mkdir()
+    for i in range(count):
+        Image.fromarray(made_image(120, 160, seed=i)).save(folder / f"many/{i:03}.jpg")
+        (folder / f"many/{i:03}.txt").write_text("0 0.5 0.5 0.5 0.5")
+    first, _ = found_in(labelled, name="FP32", precision="fp32")
+    truth = load_truth(["many"], first.info.class_names)
+    digests = digests_of(truth)
+    boxes = list(first.pictures.values())
+    variants = [
+        replace(first, name=name, pictures={digest: boxes[(i + shift) % 5] for i, digest in enumerate(digests)})
+        for name, shift in (("FP32", 0), ("INT8", 1))
+    ]
+    return variants, Parts(truth, digests, judge_all(variants, truth, digests))
+
+
+def test_of_500_pictures_only_the_worst_are_in_the_page(labelled: Path, folder: Path) -> None:
+    variants, parts = many(labelled, folder, 500)
+    report = make_report(parts, 8)
+    write_report(report, folder)
+    assert Path("index.html").stat().st_size < 2_000_000
+    amounts = [one.about.amount for one in report.shown]
+    assert len(amounts) == 8 and amounts == sorted(amounts, reverse=True)
+    everywhere = [
+        disagreement("", "", variants[1].pictures[digest], variants[0].pictures[digest]).amount for digest in parts.digests
+    ]
+    assert amounts == sorted(everywhere, reverse=True)[:8]
+    assert "few" not in render("report.md", page_values(report))
+
+
+def test_a_report_on_the_same_pictures_has_the_same_digest(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    digests = [report_on(data)[0]["evaluation"]["digest"] for data in (["photos"], ["photos/*.png"])]
+    assert digests[0] == digests[1]
+    Path("photos/0.txt").write_text("0 0.5 0.5 0.5 0.5")
+    assert report_on(["photos"])[0]["evaluation"]["digest"] != digests[0]
+
+
+def test_other_networks_are_refused(labelled: Path) -> None:
+    found, _ = found_in(labelled)
+    with pytest.raises(DarktrtError, match="A: knows 5 of the 6 pictures"):
+        found.in_order([*found.pictures, "x"])
