@@ -297,7 +297,11 @@ def _calib(args: argparse.Namespace) -> None:
     save(histograms, choices, outputs, about)
     print(summary_table(histograms, choices))
     if args.model != "merge":
-        _measure_more(args, histograms, {name: choice.scale for name, choice in choices.items()}, outputs)
+        try:
+            _measure_more(args, histograms, {name: choice.scale for name, choice in choices.items()}, outputs)
+        except BaseException:  # Ctrl-C too: a table is whole, or there is none
+            outputs.discard()
+            raise
     for skipped in histograms.skipped:
         print(f"skipped: {skipped}", file=sys.stderr)
     print(f"{args.output}: scales of {len(choices)} tensors from {len(histograms.images)} pictures")

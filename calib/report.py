@@ -63,6 +63,11 @@ class Outputs:
         """What is written at the end; the histograms are written on the way there."""
         return [path for path in (self.table, self.cache, self.summary, self.plot) if path]
 
+    def discard(self) -> None:
+        """Delete all but the histograms, from which ``--resume`` goes on."""
+        for path in (*self.files, self.shifts, self.kept):
+            path.unlink(missing_ok=True)
+
     def check(self, inputs: Iterable[str | Path]) -> None:
         """See, before any work, that every file can be written and that none of them is an input or two things at once.
 
