@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -57,6 +57,8 @@ class Timing:
     """End to end, one batch after the other."""
     tflops: float
     """Operations of the convolutions by the network's median time, 10^12 a second."""
+    plan_sha256: str = ""
+    """Of an engine."""
 
 
 class Rival(Protocol):
@@ -303,7 +305,9 @@ def bench_files(
     with tqdm(total=2 * turns * count * len(batches), unit=" turns", leave=False, disable=not sys.stderr.isatty()) as bar:
         timings = measure(contest, info, batches, turns=turns, progress=bar.update)
     state = {"before": before, "after": gpu_state()} if before else {}
-    return BenchReport(gpu_name(), tuple(dict.fromkeys(one.target for one in manifests)), tuple(timings), state=state)
+    hashes = {name: one.plan_sha256 for (name, _), one in zip(engines, manifests, strict=True)}
+    told = tuple(replace(one, plan_sha256=hashes.get(one.name, "")) for one in timings)
+    return BenchReport(gpu_name(), tuple(dict.fromkeys(one.target for one in manifests)), told, state=state)
 
 
 def _named(entries: Sequence[str]) -> list[tuple[str, str]]:

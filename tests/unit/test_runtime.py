@@ -402,6 +402,7 @@ def test_bench_from_the_command_line(
     report = json.loads((tmp_path / "times.json").read_text())
     assert report["state"]["after"] == {"driver_version": "580.1", "clocks.sm": "345 MHz"}
     assert [one["name"] for one in report["timings"]] == ["net", "other"] * 4
+    assert {one["plan_sha256"] for one in report["timings"]} == {sha256_of(plan)}
     assert all(f"| {one['name']} | {one['batch']} |" in printed for one in report["timings"])
 
 
