@@ -1204,8 +1204,8 @@ def _start(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         log = stack.enter_context(open(args.log, "w", encoding="utf-8")) if args.log else None
         server = stack.enter_context(running(args.repository, options, program, log))
-        print(f"ready: http://{server.http} and gRPC at {server.grpc}; Ctrl-C stops it", flush=True)
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt):  # around the line too, which a reader may answer at once
+            print(f"ready: http://{server.http} and gRPC at {server.grpc}; Ctrl-C stops it", flush=True)
             server.watch()
     print("stopped", flush=True)
 
