@@ -91,6 +91,11 @@ def first_gpu() -> tuple[str, int] | None:
     return None if failed else (name.value.decode(), 10 * major.value + minor.value)
 
 
+def dotted_capability(times_ten: int) -> str:
+    """A compute capability as NVIDIA writes it: 8.9 of 89."""
+    return f"{times_ten // 10}.{times_ten % 10}"
+
+
 class DeviceMemory:
     """Named buffers on the GPU, which go to and from the host in steps that wait for all work on it.
 

@@ -74,7 +74,7 @@ def batches(images: Sequence[Path], info: DetectorInfo) -> Iterator[dict[str, ND
     for i in tqdm(range(0, len(filled), size), "calibrating", unit=" batches", leave=False, disable=not sys.stderr.isatty()):
         fitted = [fit(read_image(path), info) for path in filled[i : i + size]]
         inputs: dict[str, NDArray[Any]] = {"images": np.stack([array for array, _ in fitted])}
-        if info.head == "nms":
+        if info.takes_thresholds:
             inputs |= {name: np.array([0.5], np.float32) for name in ("score_threshold", "iou_threshold")}
         if info.takes_image_size:
             inputs["image_size"] = np.array([placement.inner_size for _, placement in fitted], np.float32)

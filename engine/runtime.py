@@ -19,7 +19,7 @@ from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
 from engine.api import sides
 from engine.manifest import Manifest, read_plan_manifest
 from engine.target import Target, find_target, flavour_of
-from gpu import Driver, Stream, first_gpu
+from gpu import Driver, Stream, dotted_capability, first_gpu
 from plugins.library import find_library, load_plugins
 
 if TYPE_CHECKING:
@@ -336,16 +336,14 @@ def check_runs(path: str, manifest: Manifest, target: Target, gpu: tuple[str, in
     name, capability = gpu
     if manifest.hardware_compatible:
         if capability < 80:
-            raise DarktrtError(f"{path}: runs on compute capability 8.0 or more, {name} has {_dotted(capability)}; {again}")
+            raise DarktrtError(
+                f"{path}: runs on compute capability 8.0 or more, {name} has {dotted_capability(capability)}; {again}"
+            )
     elif manifest.compute_capability not in (0, capability):
-        wanted = f"{manifest.gpu}, compute capability {_dotted(manifest.compute_capability)}"
-        raise DarktrtError(f"{path}: built for {wanted}, here is {name}, {_dotted(capability)}; {again}")
+        wanted = f"{manifest.gpu}, compute capability {dotted_capability(manifest.compute_capability)}"
+        raise DarktrtError(f"{path}: built for {wanted}, here is {name}, {dotted_capability(capability)}; {again}")
     elif manifest.gpu not in (None, name):
         print(f"warning: {path}: built for {manifest.gpu}, here is {name}: faster if built again", file=sys.stderr)
-
-
-def _dotted(capability: int) -> str:
-    return f"{capability // 10}.{capability % 10}"
 
 
 def _load_library(path: str, manifest: Manifest, target: Target, plugins: str | Path | None) -> None:

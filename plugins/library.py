@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from darktrt import DarktrtError, sha256_of
-from gpu import first_gpu
+from gpu import dotted_capability, first_gpu
 
 FILE_NAME = "libdarktrt_plugins.so"
 VARIABLE = "DARKTRT_PLUGINS"
@@ -37,7 +37,7 @@ class PluginLibrary:
     """As name:version."""
 
     def __str__(self) -> str:
-        capabilities = " ".join(_capability(sm) for sm in self.sms)
+        capabilities = " ".join(dotted_capability(sm) for sm in self.sms)
         return f"{self.path} (for TensorRT {self.tensorrt}, compute capability {capabilities})"
 
     def runs_on(self, sm: int) -> bool:
@@ -115,13 +115,9 @@ def _check_fits(library: PluginLibrary, version: str) -> None:
     sm = _gpu_sm()
     if sm is not None and not library.runs_on(sm):
         raise DarktrtError(
-            f"{library.path}: has kernels for compute capability {' '.join(map(_capability, library.sms))}, this GPU has "
-            f"{_capability(sm)}; build it again with 'make plugins SM={sm}'"
+            f"{library.path}: has kernels for compute capability {' '.join(map(dotted_capability, library.sms))}, this GPU has "
+            f"{dotted_capability(sm)}; build it again with 'make plugins SM={sm}'"
         )
-
-
-def _capability(sm: int) -> str:
-    return f"{sm // 10}.{sm % 10}"
 
 
 def _gpu_sm() -> int | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import files_in, made_image
+from helpers import Made, files_in, made_image
 from PIL import Image
 
-from calib.data import find_images, flips_and_crops, path_of
+from calib.data import batches, find_images, flips_and_crops, path_of
 from darktrt import DarktrtError
 from vision.images import read_image
 
@@ -123,6 +124,25 @@ def test_path_of_an_entry() -> None:
         "shots/*.png",
         "x.txt",
     ]
+
+
+# --- batches for TensorRT's own calibration ---
+
+
+def test_batches_are_all_inputs_of_the_model(made: Made, folder: Path) -> None:
+    """One picture at a time where the batch is open; a static one is filled up; thresholds only where they are inputs."""
+    images = [folder / f"{i}.png" for i in range(4)]
+    for i, path in enumerate(images):
+        Image.fromarray(made_image(64, 96, seed=i)).save(path)
+    info = replace(made.info, head="nms", input="uint8", batch=(1, 8, 8))
+    fed = list(batches(images, info))
+    assert [one["images"].shape for one in fed] == [(1, 64, 96, 3)] * 4
+    assert set(fed[0]) == {"images", "score_threshold", "iou_threshold"}
+    (first, second) = batches(images, replace(info, batch=(3, 3, 3), fixed_thresholds=(0.25, 0.45)))
+    assert set(first) == {"images"}
+    assert np.array_equal(second["images"], np.concatenate([fed[i]["images"] for i in (3, 0, 1)]))
+    letterboxed = replace(info, resize="letterbox", nms=replace(info.nms, kind="diounms"))
+    assert next(batches(images, letterboxed))["image_size"].tolist() == [[96, 64]]
 
 
 # --- samples ---

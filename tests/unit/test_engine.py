@@ -21,12 +21,14 @@ import numpy as np
 import onnx
 import pytest
 from fake_tensorrt import FakeDriver, FakeTensorRT, Network
-from helpers import Made, batch_of_images, files_in, make, run, thresholds
+from helpers import Made, batch_of_images, files_in, made_image, make, run, thresholds
 from onnx import parser
+from PIL import Image
 
 from calib.collect import tensors_to_calibrate
 from calib.table import CalibrationTable
 from calib.trt import BatchSource
+from cli import main
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, sha256_of
 from engine import build as build_module
 from engine import target as target_module
@@ -848,6 +850,22 @@ def test_tensorrt_finds_the_scales_itself(made: Made, tmp_path: Path, monkeypatc
     assert "kept in FP16" in manifest.other_convolutions.values()
     with pytest.raises(DarktrtError, match=r"a\.cache: is given twice"):
         build_file(source, tmp_path / "a.plan", "int8", "trt", fed(source), BuildOptions(timing_cache=tmp_path / "a.cache"))
+
+
+def test_calibrating_on_the_gpu_from_the_command_line(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trt = full(monkeypatch, "8.6.0", plugins=PLUGINS)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(current=5))
+    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(thresholds=(0.25, 0.45)))
+    for i in range(3):
+        Image.fromarray(made_image(64, 96, seed=i)).save(tmp_path / f"{i}.png")
+    command = ["engine", f"{tmp_path}/a.onnx", "-o", f"{tmp_path}/a.plan", "--target", "trt", "--precision", "int8"]
+    assert main([*command, "--calibrate-on", "gpu", "--data", f"{tmp_path}/*.png"]) == 0
+    assert len(trt.fed) == 3
+    assert f"{tmp_path}/a.cache: the scales that TensorRT found" in capsys.readouterr().out
+    assert main([*command, "--calibrate-on", "gpu"]) == 2
+    assert "--data DATA and --precision int8 go together" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("version", "strong"), [("11.0.0", False), ("10.3.0", True)])
