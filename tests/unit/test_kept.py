@@ -34,6 +34,7 @@ def chosen(*costs: tuple[str, float, float]) -> list[str]:
 
 def test_twice_the_share_of_the_operations_is_worth_it() -> None:
     assert chosen(("a", 0.1, 0.05), ("b", 0.0999, 0.05), ("c", 0.01, 0.001), ("d", 0.7901, 0.899)) == ["c", "a"]
+    assert chosen(("a", 0.02, 0.01), ("b", 0.0199, 0.01), ("c", 0.9601, 0.98)) == ["a"]  # b would fit, but is not worth it
 
 
 def test_no_more_than_a_tenth_of_the_operations_is_given_up() -> None:
