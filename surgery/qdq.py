@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_graphsurgeon as gs
+from onnx import numpy_helper
 
 from calib.shifts import Shift, corrected_bias
 from darktrt import DarktrtError, DetectorInfo
@@ -58,9 +60,10 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
         x, weight = node.inputs[:2]
         if x.name not in dequantized:
             dequantized[x.name] = _quantize_activation(graph, x, half_scale(calibration.scales[x.name]))
-        levels, step = _levels(weight.values)
+        step = half_scale(_steps(weight.values))
+        levels = _levels(weight.values, step)
         if x.name in calibration.shifts:
-            _correct_bias(node, levels * step[:, None, None, None], calibration.shifts[x.name])
+            _correct_bias(node, _restored(levels, step), calibration.shifts[x.name])
         node.inputs[0] = dequantized[x.name]
         node.inputs[1] = _quantized_weight(graph, weight, levels, step)
     return QuantizeReport(tuple(n.name for n in chosen), tuple(n.name for n in convolutions if n.name in keep))
@@ -133,13 +136,21 @@ def _quantize_activation(graph: gs.Graph, x: gs.Tensor, scale: npt.NDArray[np.fl
     return result
 
 
-def _levels(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """INT8 levels of a weight ``(O, I, kh, kw)`` and the scale ``(O,)`` of each output channel: amax / 127."""
+def _steps(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The scale ``(O,)`` of each output channel of a weight ``(O, I, kh, kw)``: amax / 127."""
+    amax = np.abs(weight.astype(np.float32)).max((1, 2, 3))
+    return np.where(amax > 0, amax / LEVELS, 1).astype(np.float32)
+
+
+def _levels(weight: npt.NDArray[np.float32], step: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+    """INT8 levels of a weight ``(O, I, kh, kw)`` by these scales ``(O,)``."""
     values = weight.astype(np.float32)
-    amax = np.abs(values).max((1, 2, 3))
-    scale = half_scale(np.where(amax > 0, amax / LEVELS, 1).astype(np.float32))
-    levels = np.clip(np.rint(values / scale[:, None, None, None]), -LEVELS, LEVELS).astype(np.int8)
-    return levels, scale
+    levels: npt.NDArray[np.int8] = np.clip(np.rint(values / step[:, None, None, None]), -LEVELS, LEVELS).astype(np.int8)
+    return levels
+
+
+def _restored(levels: npt.NDArray[np.int8], step: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return levels * step[:, None, None, None]
 
 
 def _correct_bias(node: gs.Node, quantized: npt.NDArray[np.float32], shift: Shift) -> None:
@@ -147,6 +158,26 @@ def _correct_bias(node: gs.Node, quantized: npt.NDArray[np.float32], shift: Shif
     old = node.inputs[2].values if len(node.inputs) > 2 else np.zeros(len(weight), np.float32)
     bias = gs.Constant(f"{node.name}_bias_corrected", corrected_bias(old, weight, quantized, shift))
     node.inputs = [*node.inputs[:2], bias]
+
+
+def correct_biases(model: onnx.ModelProto, shifts: Mapping[str, Shift]) -> None:
+    """Correct the biases of convolutions that a weakly typed TensorRT computes in INT8; nothing else in ``model`` changes.
+
+    It quantizes weights as Q/DQ nodes here do, but by scales in FP32.
+
+    Args:
+        shifts: of the inputs of those convolutions, by the names of their nodes.
+    """
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.name in shifts:
+            weight = numpy_helper.to_array(stored[node.input[1]])
+            old = numpy_helper.to_array(stored[node.input[2]]) if len(node.input) > 2 else np.zeros(len(weight), np.float32)
+            step = _steps(weight)
+            bias = corrected_bias(old, weight, _restored(_levels(weight, step), step), shifts[node.name])
+            name = f"{node.name}_bias_corrected"
+            model.graph.initializer.append(numpy_helper.from_array(bias, name))
+            node.input[:] = [*node.input[:2], name]
 
 
 def _quantized_weight(
