@@ -6,7 +6,7 @@ import hashlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from calib.table import CalibrationTable
 from calib.trt import TableSource, calibrator
 from darktrt import DarktrtError, DetectorInfo, atomic_output, check_writable, keep_inputs, sha256_of
 from engine.api import sides
-from engine.layers import asked_for, convolution_precisions, engine_layers, inspected, is_layer_list
+from engine.layers import ConvolutionPrecision, asked_for, convolution_precisions, engine_layers, inspected, is_layer_list
 from engine.lower import Precision, kept_tensors, lower
 from engine.manifest import Int8Cost, Manifest, manifest_path
 from engine.target import Target, find_target, gpu_name
@@ -28,9 +28,10 @@ from gpu import first_gpu
 from onnx_file import load_model
 from plugins.library import PluginLibrary, find_library, load_plugins
 from plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from surgery.qdq import Calibration
+from surgery.qdq import Calibration, correct_biases
 
 if TYPE_CHECKING:
+    from calib.shifts import Shift
     from engine.api import Builder, Config, Network, Parser, TensorRT
 
 
@@ -58,7 +59,8 @@ class BuildOptions:
     version_compatible: bool = False
     """An engine for later versions of the same major version of TensorRT too."""
     verbosity: Literal["detailed", "layer_names_only", "none"] = "detailed"
-    """How much the engine tells of its layers; less than ``detailed`` leaves unknown what runs in INT8."""
+    """How much the engine tells of its layers; less than ``detailed`` leaves unknown what runs in INT8, and so biases of
+    :func:`build_file` as they are where TensorRT chooses that."""
 
 
 class Built(NamedTuple):
@@ -67,6 +69,8 @@ class Built(NamedTuple):
     plan: memoryview
     layers: str = ""
     """The engine's list of layers, which :mod:`engine.layers` reads."""
+    times: bytes = b""
+    """Its timing cache: what was measured, and what was known before."""
 
 
 def check_files(output: str | Path, options: BuildOptions, *inputs: str | Path | None, calibrates: bool = False) -> None:
@@ -101,6 +105,8 @@ def build_file(
 ) -> Manifest:
     """ONNX file to plan and manifest; the whole of ``darktrt engine``.
 
+    A weakly typed TensorRT that is served a table with shifts builds more than once: see :func:`_build_corrected`.
+
     Args:
         calibration: of a :class:`GpuCalibration` what TensorRT finds is kept beside the plan, as ``.cache``.
         cost: what is known of this INT8, for the manifest.
@@ -130,18 +136,18 @@ def build_file(
         draft = replace(draft, plugin_library={"sha256": library.sha256, "tensorrt": library.tensorrt})
     with ExitStack() as stack:  # all files get their names together, at the end: no plan without its manifest
         files = {path: stack.enter_context(atomic_output(path)) for path in _outputs(output, made)}
-        plan, layers = build(ready.model, info, target, precision, ready.calibrated, options)
+        (plan, layers, _), convolutions, corrected = _build_corrected(ready, info, target, precision, options)
         files[Path(output)].write_bytes(plan)
         if isinstance(calibration, GpuCalibration):
             table = files[cache_path(output)]
             table.write_bytes(calibration.pictures.cache)
-        convolutions = convolution_precisions(layers, ready.asked, target)
         manifest = replace(
             draft,
             plan_sha256=hashlib.sha256(plan).hexdigest(),
             build_seconds=round(time.monotonic() - started, 1),
             int8_convolutions=tuple(one.node for one in convolutions if one.int8),
             other_convolutions={one.node: one.reason for one in convolutions if not one.int8},
+            corrected_biases=corrected,
             int8_cost=cost,
             table_sha256=sha256_of(table) if table else "",
             engine_layers=engine_layers(layers, target),
@@ -215,6 +221,8 @@ class _Prepared(NamedTuple):
     plugins: tuple[str, ...]
     asked: dict[str, bool]
     """Of INT8 every convolution, and whether it is to be INT8."""
+    shifts: dict[str, Shift]
+    """Of those that are to be INT8, what quantizing their inputs does, as far as it was measured."""
 
 
 def _prepare(
@@ -225,6 +233,7 @@ def _prepare(
     calibration: Calibration | GpuCalibration | None,
 ) -> _Prepared:
     before = _tensors(model)
+    shifts = _shifts(model, calibration)
     lowered = lower(model, info, target, precision, calibration)
     calibrated = None
     if isinstance(calibration, GpuCalibration):
@@ -237,7 +246,15 @@ def _prepare(
     taken = _plugins_taken(names, target)
     plugins = tuple(f"{name}:{PLUGIN_VERSION}" for name in taken)
     asked = asked_for(lowered, calibrated.kept if calibrated else None) if precision == "int8" else {}
-    return _Prepared(lowered.SerializeToString(), calibrated, plugins, asked)
+    shifts = {name: shift for name, shift in shifts.items() if asked.get(name)}
+    return _Prepared(lowered.SerializeToString(), calibrated, plugins, asked, shifts)
+
+
+def _shifts(model: onnx.ModelProto, calibration: Calibration | GpuCalibration | None) -> dict[str, Shift]:
+    """What quantizing does to the inputs of convolutions, by the names of their nodes."""
+    known = calibration.shifts if isinstance(calibration, Calibration) else {}
+    nodes = (node for node in model.graph.node if node.op_type == "Conv" and node.input[0] in known)
+    return {node.name: known[node.input[0]] for node in nodes}
 
 
 def _tensors(model: onnx.ModelProto) -> set[str]:
@@ -269,6 +286,70 @@ def _plugins_taken(names: list[str], target: Target) -> list[str]:
     return taken
 
 
+_MOST_BUILDS = 3
+
+
+class _Corrected(NamedTuple):
+    """An engine, what its convolutions became, and those whose biases are corrected."""
+
+    engine: Built
+    convolutions: tuple[ConvolutionPrecision, ...]
+    names: tuple[str, ...]
+
+
+def _build_corrected(
+    ready: _Prepared, info: DetectorInfo, target: Target, precision: Precision, options: BuildOptions
+) -> _Corrected:
+    """Build; and where TensorRT chooses what runs in INT8, build again with the biases of just those convolutions corrected.
+
+    Q/DQ nodes state what is INT8, and lowering has corrected for it. A weakly typed TensorRT that is served a table tells it by
+    its engine alone, and the corrected bias of a convolution in FP16 would be wrong. The second build has the times that the
+    first one measured: it need not measure again, and should choose the same. Where it does not there is a third, the last.
+    """
+
+    def built(corrected: tuple[str, ...], earlier: Built | None = None) -> _Corrected:
+        model = _with_biases(ready, corrected) if corrected else ready.model
+        engine = build(model, info, target, precision, ready.calibrated, options, earlier)
+        return _Corrected(engine, convolution_precisions(engine.layers, ready.asked, target), corrected)
+
+    latest = built(())
+    if ready.calibrated is None:
+        return latest._replace(names=tuple(ready.shifts))
+    for _ in range(_MOST_BUILDS - 1):
+        fitting = tuple(one.node for one in latest.convolutions if one.int8 and one.node in ready.shifts)
+        if fitting == latest.names:
+            break
+        latest = built(fitting, latest.engine)
+    _report_biases(ready, latest, options)
+    return latest
+
+
+def _with_biases(ready: _Prepared, corrected: Collection[str]) -> bytes:
+    model = onnx.load_from_string(ready.model)
+    correct_biases(model, {name: ready.shifts[name] for name in corrected})
+    return model.SerializeToString()
+
+
+def _report_biases(ready: _Prepared, latest: _Corrected, options: BuildOptions) -> None:
+    """Tell on stderr of biases that do not fit, or may not."""
+    measured = [one for one in latest.convolutions if one.node in ready.shifts]
+    unknown = [one.node for one in measured if one.int8 is None and one.node not in latest.names]
+    odd = [one.node for one in measured if bool(one.int8) != (one.node in latest.names)]
+    if unknown:
+        how = "" if options.verbosity == "detailed" else "; build with --verbosity detailed to have them corrected"
+        print(
+            f"warning: biases of {len(unknown)} convolutions are not corrected, for TensorRT does not tell whether they run in "
+            f"INT8{how}",
+            file=sys.stderr,
+        )
+    if odd:
+        print(
+            f"warning: each of {_MOST_BUILDS} builds chose other convolutions for INT8, and the biases of {len(odd)} do not "
+            f"fit: {', '.join(odd)}",
+            file=sys.stderr,
+        )
+
+
 def build(
     model: bytes,
     info: DetectorInfo,
@@ -276,11 +357,13 @@ def build(
     precision: Precision,
     calibrated: Calibrated | None = None,
     options: BuildOptions | None = None,
+    earlier: Built | None = None,
 ) -> Built:
     """Parse a lowered ONNX file with ``target`` and build its engine.
 
     Args:
         calibrated: INT8 by a calibrator, for a weakly typed target.
+        earlier: of this network with other biases, whose times serve again; what was said of that build is not repeated.
 
     Raises:
         DarktrtError: the parser or the builder refuses the network, in its own words; or calibration failed.
@@ -295,9 +378,12 @@ def build(
             raise DarktrtError(f"{target} cannot start here: {logger.last_error or 'it needs an NVIDIA GPU'}") from error
         network = _parse(trt, builder, logger, model, target)
         config = builder.create_builder_config()
-        _configure(trt, config, options, target)
+        _configure(trt, config, options, target, earlier.times if earlier else b"")
         if precision != "fp32" and target.weakly_typed:
-            stack.enter_context(_weak_precision(trt, config, network, info, calibrated, precision == "int8", failed))
+            parsed = NetworkMap(network, info)
+            if calibrated and not earlier:
+                _report_coverage(calibrated, parsed)
+            stack.enter_context(_weak_precision(trt, config, network, parsed, calibrated, precision == "int8", failed))
         _add_profiles(builder, config, network, info, calibrated)
         if target.has_progress_monitor:
             config.progress_monitor = stack.enter_context(_progress_monitor(trt, interrupted, failed))
@@ -306,9 +392,9 @@ def build(
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it gave no reason'}")
-        _save_timing_cache(config, options, target)
+        times = _save_timing_cache(config, options, target)
         layers = logger.layers if target.logs_layers else inspected(trt, logger, plan)
-    return Built(memoryview(plan), layers)
+    return Built(memoryview(plan), layers, times)
 
 
 @contextmanager
@@ -316,18 +402,16 @@ def _weak_precision(
     trt: TensorRT,
     config: Config,
     network: Network,
-    info: DetectorInfo,
+    parsed: NetworkMap,
     calibrated: Calibrated | None,
     int8: bool,
     failed: Event,
 ) -> Iterator[None]:
     """FP16 or INT8 by flags, layers and calibrator; leaving the context raises what failed in calibration."""
-    parsed = NetworkMap(network, info)
     set_precision(trt, config, parsed, int8, calibrated.kept if calibrated else ())
     if calibrated is None:
         yield
         return
-    _report_coverage(calibrated, parsed)
     with calibrator(trt, calibrated.source, network, failed) as config.int8_calibrator:
         yield
 
@@ -341,7 +425,7 @@ def _parse(trt: TensorRT, builder: Builder, logger: Any, model: bytes, target: T
     return network
 
 
-def _configure(trt: TensorRT, config: Config, options: BuildOptions, target: Target) -> None:
+def _configure(trt: TensorRT, config: Config, options: BuildOptions, target: Target, times: bytes = b"") -> None:
     config.profiling_verbosity = getattr(trt.ProfilingVerbosity, options.verbosity.upper())
     if options.tactic_sources:
         _set_tactic_sources(trt, config, options.tactic_sources, target)
@@ -352,7 +436,7 @@ def _configure(trt: TensorRT, config: Config, options: BuildOptions, target: Tar
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
     _set_compatibility(trt, config, options, target)
-    _load_timing_cache(config, options, target)
+    _load_timing_cache(config, options, target, times)
 
 
 def _set_compatibility(trt: TensorRT, config: Config, options: BuildOptions, target: Target) -> None:
@@ -392,12 +476,16 @@ def default_timing_cache(target: Target) -> Path:
     return Path.home() / ".cache" / "darktrt" / "timing" / f"{name}.cache"
 
 
-def _load_timing_cache(config: Config, options: BuildOptions, target: Target) -> None:
+def _load_timing_cache(config: Config, options: BuildOptions, target: Target, times: bytes) -> None:
+    """Set one to build with: ``times``, or else the file's."""
     named = options.timing_cache
-    if named == NO_CACHE or (named is None and not target.has_timing_cache):
-        return
     if not target.has_timing_cache:
-        raise DarktrtError(f"--timing-cache: {target} measures nothing while it builds; leave it out")
+        if named not in (None, NO_CACHE):
+            raise DarktrtError(f"--timing-cache: {target} measures nothing while it builds; leave it out")
+        return
+    if times or named == NO_CACHE:
+        _take_timing_cache(config, times)
+        return
     path = Path(named or default_timing_cache(target))
     try:
         if _take_timing_cache(config, path.read_bytes() if path.exists() else b""):
@@ -416,16 +504,23 @@ def _take_timing_cache(config: Config, content: bytes) -> bool:
     return cache is not None and bool(config.set_timing_cache(cache, False))
 
 
-def _save_timing_cache(config: Config, options: BuildOptions, target: Target) -> None:
-    """Keep what was measured; a default file that cannot be written is no reason to lose the engine."""
-    if options.timing_cache == NO_CACHE or not target.has_timing_cache:
-        return
+def _save_timing_cache(config: Config, options: BuildOptions, target: Target) -> bytes:
+    """Keep what was measured, and give it; a default file that cannot be written is no reason to lose the engine."""
+    if not target.has_timing_cache:
+        return b""
+    times = bytes(config.get_timing_cache().serialize())
+    if options.timing_cache != NO_CACHE:
+        _write_timing_cache(times, options, target)
+    return times
+
+
+def _write_timing_cache(times: bytes, options: BuildOptions, target: Target) -> None:
     path = Path(options.timing_cache or default_timing_cache(target))
     try:
         if options.timing_cache is None:
             path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_output(path) as temporary:
-            temporary.write_bytes(config.get_timing_cache().serialize())
+            temporary.write_bytes(times)
     except (OSError, DarktrtError) as error:
         if options.timing_cache is not None:
             raise

@@ -53,6 +53,8 @@ class Manifest:
     """Those that the engine computes in INT8, by the names of their ONNX nodes."""
     other_convolutions: dict[str, str] = field(default_factory=dict)
     """Of an INT8 engine those that are not, or not known to be, in INT8, and why."""
+    corrected_biases: tuple[str, ...] = ()
+    """The convolutions whose biases the build has corrected for what quantizing shifts."""
     int8_cost: Int8Cost | None = None
     """Where a largest drop was asked for."""
     plugin_library: dict[str, str] = field(default_factory=dict)
@@ -72,7 +74,13 @@ class Manifest:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        names = *self.plugins, *self.int8_convolutions, *self.other_convolutions, *self.other_convolutions.values()
+        names = (
+            *self.plugins,
+            *self.int8_convolutions,
+            *self.other_convolutions,
+            *self.other_convolutions.values(),
+            *self.corrected_biases,
+        )
         if odd := [name for name in names if not isinstance(name, str)]:
             raise ValueError(f"{odd[0]!r:.40} stands where a name should")
 

@@ -23,6 +23,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from calib.shifts import Shift
 from calib.table import CalibrationTable
 from calib.trt import BatchSource
 from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadInfo
@@ -181,6 +182,19 @@ def test_a_served_table_needs_no_picture(
     assert manifest.other_convolutions == {
         name: "kept in FP16" if name in KEPT else "TensorRT chose FP16, faster here" for name in others
     }
+
+
+def test_biases_are_corrected_of_what_runs_in_int8(
+    target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a build that chooses as the one before it did."""
+    graph = model()[0].graph
+    channels = {constant.name: constant.dims[1] for constant in graph.initializer if len(constant.dims) == 4}
+    zeros = {node.input[0]: np.zeros(channels[node.input[1]]) for node in graph.node if node.op_type == "Conv"}
+    calibration = Calibration(SCALES, shifts={name: Shift(zero, zero) for name, zero in zeros.items()})
+    manifest = build_file(onnx_file, tmp_path / "a.plan", "int8", "trt", calibration, options)
+    assert manifest.corrected_biases == manifest.int8_convolutions
+    assert "biases" not in capsys.readouterr().err
 
 
 def test_what_is_kept_can_be_chosen(target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path) -> None:

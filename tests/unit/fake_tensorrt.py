@@ -139,7 +139,8 @@ class Config:
         return True
 
     def get_timing_cache(self) -> Any:
-        return SimpleNamespace(serialize=lambda: memoryview((self.timing_cache or b"") + b"+measured"))
+        found = self.timing_cache
+        return None if found is None else SimpleNamespace(serialize=lambda: memoryview(found + b"+measured"))
 
 
 class StrongConfig(Config):
@@ -154,7 +155,8 @@ class StrongConfig(Config):
 
 
 class FakeTensorRT(SimpleNamespace):
-    """The module. ``network`` and ``config`` are those of the last build, ``fed`` the addresses of the batches it took.
+    """The module. ``network`` and ``config`` are those of the last build, ``parsed`` the models of all builds, ``fed`` the
+    addresses of the batches that they took.
 
     Convolutions whose names are in ``faster_in_half`` are not computed in INT8, nor are those pinned to another precision.
     """
@@ -168,6 +170,7 @@ class FakeTensorRT(SimpleNamespace):
         self.faster_in_half: set[str] = set()
         self.config = Config()
         self.fed: list[list[int]] = []
+        self.parsed: list[onnx.ModelProto] = []
         self.events: list[str] = []
         major = int(version.partition(".")[0])
         flags = {**({"EXPLICIT_BATCH": 0} if major < 11 else {}), **({"STRONGLY_TYPED": 1} if major > 9 else {})}
@@ -214,7 +217,8 @@ class FakeTensorRT(SimpleNamespace):
     def _parser(self, network: Network, _: Any) -> Any:
         def parse(model: bytes) -> bool:
             if not self.refuses:
-                network.add(onnx.load_from_string(model))
+                self.parsed.append(onnx.load_from_string(model))
+                network.add(self.parsed[-1])
             return not self.refuses
 
         error = SimpleNamespace(node=lambda: 7, desc=lambda: self.refuses)

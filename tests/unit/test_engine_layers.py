@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from fake_tensorrt import FakeTensorRT
-from helpers import Made
-from onnx import parser
+from helpers import Made, files_in
+from onnx import numpy_helper, parser
 
 from calib.collect import tensors_to_calibrate
+from calib.shifts import Shift, corrected_bias
 from calib.table import CalibrationTable
 from cli import main
 from darktrt import DarktrtError
 from engine import build as build_module
 from engine import target as target_module
-from engine.build import build_file
+from engine.build import BuildOptions, build_file
 from engine.inspect import describe_plan
 from engine.layers import UNKNOWN, asked_for, convolution_precisions, engine_layers, summary
 from engine.manifest import read_plan_manifest
@@ -401,3 +405,169 @@ def test_a_damaged_manifest_is_told(made: Made, tmp_path: Path, monkeypatch: pyt
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(DarktrtError, match=r"a\.json: the manifest is damaged"):
         read_plan_manifest(tmp_path / "a.plan")
+
+
+# --- biases, where TensorRT chooses what runs in INT8 ---
+
+
+def biases(model: onnx.ModelProto) -> dict[str, list[float]]:
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes = (node for node in model.graph.node if node.op_type == "Conv")
+    return {node.name: numpy_helper.to_array(stored[node.input[2]]).tolist() for node in nodes}
+
+
+def shifted(made: Made, path: Path) -> tuple[Calibration, dict[str, list[float]]]:
+    """A model with a scale and a shift for every tensor that a convolution reads, and its biases were they all corrected."""
+    calibration = portable(made, path, head="raw", mish="native")
+    model, _ = load_model(path)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    random, shifts, corrected = np.random.default_rng(0), {}, {}
+    for node in model.graph.node:
+        if node.op_type == "Conv":
+            weight, bias = (stored[name] for name in node.input[1:])
+            shift = shifts.setdefault(node.input[0], Shift(*random.random((2, weight.shape[1]))))
+            step = np.abs(weight).max((1, 2, 3), keepdims=True) / 127
+            corrected[node.name] = corrected_bias(bias, weight, np.rint(weight / step) * step, shift).tolist()
+    return replace(calibration, shifts=shifts), corrected
+
+
+KEPT = ("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv")
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, *halves: set[str] | None) -> None:
+    """The convolutions that are faster in FP16, by build; None fails."""
+    left = iter(halves)
+
+    def build(network: Any, config: Any) -> bytes | None:
+        half = next(left)
+        trt.faster_in_half = half or set()
+        return None if half is None else FakeTensorRT.build(trt, network, config)
+
+    monkeypatch.setattr(trt, "build", build)
+
+
+@pytest.mark.parametrize("version", ["8.6.0", "10.3.0"])
+@pytest.mark.parametrize("cache", ["none", "timing.cache"])
+def test_biases_are_corrected_of_what_runs_in_int8(
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: str, cache: str
+) -> None:
+    """By a second build, which has the times of the first and repeats no warning."""
+    trt = full(monkeypatch, version)
+    calibration, corrected = shifted(made, folder / "a.onnx")
+    calibration = replace(calibration, scales={**calibration.scales, "other": np.float32(1)})
+    chosen(monkeypatch, trt, {"/layers.3/Conv"}, {"/layers.3/Conv"})
+    manifest = build_file("a.onnx", "a.plan", "int8", "trt", calibration, BuildOptions(timing_cache=cache))
+    plain = biases(load_model("a.onnx")[0])
+    first, second = map(biases, trt.parsed)
+    assert first == plain
+    assert second.keys() == plain.keys()
+    for name, bias in second.items():
+        half = name in (*KEPT, "/layers.3/Conv")
+        assert (bias == plain[name]) == half == (name not in manifest.corrected_biases)
+        np.testing.assert_allclose(bias, (plain if half else corrected)[name], rtol=1e-5, atol=1e-6)
+    assert manifest.corrected_biases == manifest.int8_convolutions
+    assert len(manifest.corrected_biases) == 5
+    assert trt.config.timing_cache == b"+measured"
+    assert (folder / "timing.cache").exists() == (cache != "none")
+    assert capsys.readouterr().err == "warning: 1 tensors of the table are not in the network: other\n"
+    assert read_plan_manifest("a.plan") == manifest
+    for old, new in zip(trt.parsed[0].graph.node, trt.parsed[1].graph.node, strict=True):
+        assert (old.name, old.input[:2], old.output) == (new.name, new.input[:2], new.output)
+
+
+def test_another_choice_is_corrected_anew(
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A convolution that went to FP16 has its own bias again; after a third build the rest is told."""
+    trt = full(monkeypatch, "8.6.0")
+    calibration, _ = shifted(made, folder / "a.onnx")
+    plain = biases(load_model("a.onnx")[0])
+    one, other, more = {"/layers.3/Conv"}, {"/layers.7/Conv"}, {"/layers.3/Conv", "/layers.1/Conv"}
+    assert {*one, *other, *more} < set(plain) - set(KEPT)
+
+    def built(*halves: set[str]) -> list[set[str]]:
+        """The convolutions of each build that have their own bias."""
+        trt.parsed.clear()
+        chosen(monkeypatch, trt, *halves)
+        manifest = build_file("a.onnx", "a.plan", "int8", "trt", calibration, BuildOptions(timing_cache="none"))
+        old = [{name for name, bias in biases(model).items() if bias == plain[name]} for model in trt.parsed]
+        assert old[-1] == plain.keys() - set(manifest.corrected_biases)
+        return old
+
+    assert built(one, other, other) == [set(plain), {*KEPT, *one}, {*KEPT, *other}]
+    assert capsys.readouterr().err == ""
+    assert built(one, other, more) == [set(plain), {*KEPT, *one}, {*KEPT, *other}]
+    assert capsys.readouterr().err == (
+        "warning: each of 3 builds chose other convolutions for INT8, and the biases of 3 do not fit: "
+        "/layers.1/Conv, /layers.3/Conv, /layers.7/Conv\n"
+    )
+
+
+def test_one_build_where_there_is_nothing_to_correct(
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    calibration, _ = shifted(made, folder / "a.onnx")
+    convolutions = set(biases(load_model("a.onnx")[0]))
+    nothing: set[str] = set()
+    for given, halves in (
+        (replace(calibration, shifts={}), nothing),
+        (replace(calibration, keep=tuple(convolutions)), nothing),
+        (calibration, convolutions),
+    ):
+        chosen(monkeypatch, trt, halves)
+        manifest = build_file("a.onnx", "a.plan", "int8", "trt", given, BuildOptions(timing_cache="none"))
+        assert manifest.corrected_biases == ()
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("verbosity", ["detailed", "layer_names_only"])
+def test_biases_stay_where_layers_are_not_told(
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbosity: Any
+) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    monkeypatch.setattr(trt, "load", lambda _: None)
+    calibration, _ = shifted(made, folder / "a.onnx")
+    options = BuildOptions(timing_cache="none", verbosity=verbosity)
+    assert build_file("a.onnx", "a.plan", "int8", "trt", calibration, options).corrected_biases == ()
+    assert len(trt.parsed) == 1
+    how = "" if verbosity == "detailed" else "; build with --verbosity detailed to have them corrected"
+    assert capsys.readouterr().err == (
+        f"warning: biases of 6 convolutions are not corrected, for TensorRT does not tell whether they run in INT8{how}\n"
+    )
+
+
+@pytest.mark.parametrize("version", ["8.6.0", "10.3.0"])
+def test_a_second_build_that_fails_leaves_nothing(
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    trt = full(monkeypatch, version)
+    calibration, _ = shifted(made, folder / "a.onnx")
+    options = BuildOptions(timing_cache="none")
+    chosen(monkeypatch, trt, set(), None)
+    with pytest.raises(DarktrtError, match="cannot build the engine"):
+        build_file("a.onnx", "a.plan", "int8", "trt", calibration, options)
+    assert (files_in(folder), len(trt.parsed)) == (["a.onnx"], 2)
+
+    calls = []
+
+    def stopped(*_: object) -> bytes:
+        calls.append(files_in(folder))
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return b"plan"
+
+    monkeypatch.setattr(trt, "build", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_file("a.onnx", "a.plan", "int8", "trt", calibration, options)
+    assert (files_in(folder), len(calls)) == (["a.onnx"], 2)
+
+
+def test_biases_of_qdq_nodes_are_told_too(made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One build, for what is INT8 is known before it."""
+    trt = full(monkeypatch, "10.3.0")
+    calibration, _ = shifted(made, folder / "a.onnx")
+    options = BuildOptions(timing_cache="none", strongly_typed=True)
+    manifest = build_file("a.onnx", "a.plan", "int8", "trt", calibration, options)
+    assert len(trt.parsed) == 1
+    assert set(manifest.corrected_biases) == biases(load_model("a.onnx")[0]).keys() - set(KEPT)

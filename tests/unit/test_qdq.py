@@ -140,7 +140,7 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
         if node.op_type == "QuantizeLinear":
             assert (types[node.input[0]], types[node.output[0]]) == (TensorProto.FLOAT16, TensorProto.INT8)
     assert sum(node.op_type == "QuantizeLinear" for node in lowered.graph.node) > 0
-    plan, layers = build(lowered.SerializeToString(), report.info, RTX, "int8")
+    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, "int8")
     assert len(plan) > 10_000
     asked = asked_for(lowered)
     assert sorted(asked.values()) == [False] * 3 + [True] * 6
@@ -197,7 +197,7 @@ def test_tensorrt_for_rtx_builds_every_form_of_mish(residual: Made, form: Any, p
     lowered = lower(model, report.info, RTX, precision, calibration)
     onnx.checker.check_model(lowered, full_check=True)
     assert not [node for node in lowered.graph.node if node.domain]
-    plan, layers = build(lowered.SerializeToString(), report.info, RTX, precision)
+    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, precision)
     assert len(plan) > 10_000
     if calibration:
         asked = asked_for(lowered)
