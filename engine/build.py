@@ -286,9 +286,6 @@ def _plugins_taken(names: list[str], target: Target) -> list[str]:
     return taken
 
 
-_MOST_BUILDS = 3
-
-
 class _Corrected(NamedTuple):
     """An engine, what its convolutions became, and those whose biases are corrected."""
 
@@ -303,38 +300,39 @@ def _build_corrected(
     """Build; and where TensorRT chooses what runs in INT8, build again with the biases of just those convolutions corrected.
 
     Q/DQ nodes state what is INT8, and lowering has corrected for it. A weakly typed TensorRT that is served a table tells it by
-    its engine alone, and the corrected bias of a convolution in FP16 would be wrong. The second build has the times that the
-    first one measured: it need not measure again, and should choose the same. Where it does not there is a third, the last.
+    its engine alone, and the corrected bias of a convolution in FP16 would be wrong. The second build is told to keep to what
+    the first one chose, for TensorRT's choices differ from build to build, and has the times that it measured.
     """
-
-    def built(corrected: tuple[str, ...], earlier: Built | None = None) -> _Corrected:
-        model = _with_biases(ready, corrected) if corrected else ready.model
-        engine = build(model, info, target, precision, ready.calibrated, options, earlier)
-        return _Corrected(engine, convolution_precisions(engine.layers, ready.asked, target), corrected)
-
-    latest = built(())
+    engine = build(ready.model, info, target, precision, ready.calibrated, options)
+    convolutions = convolution_precisions(engine.layers, ready.asked, target)
     if ready.calibrated is None:
-        return latest._replace(names=tuple(ready.shifts))
-    for _ in range(_MOST_BUILDS - 1):
-        fitting = tuple(one.node for one in latest.convolutions if one.int8 and one.node in ready.shifts)
-        if fitting == latest.names:
-            break
-        latest = built(fitting, latest.engine)
-    _report_biases(ready, latest, options)
-    return latest
+        return _Corrected(engine, convolutions, tuple(ready.shifts))
+    names = tuple(one.node for one in convolutions if one.int8 and one.node in ready.shifts)
+    if names:
+        model = onnx.load_from_string(ready.model)
+        correct_biases(model, {name: ready.shifts[name] for name in names})
+        pinned = _pinned(model, ready.calibrated, convolutions)
+        engine = build(model.SerializeToString(), info, target, precision, pinned, options, engine)
+        convolutions = convolution_precisions(engine.layers, ready.asked, target)
+    _report_biases(ready, convolutions, names, options)
+    return _Corrected(engine, convolutions, names)
 
 
-def _with_biases(ready: _Prepared, corrected: Collection[str]) -> bytes:
-    model = onnx.load_from_string(ready.model)
-    correct_biases(model, {name: ready.shifts[name] for name in corrected})
-    return model.SerializeToString()
+def _pinned(model: onnx.ModelProto, calibrated: Calibrated, convolutions: Collection[ConvolutionPrecision]) -> Calibrated:
+    """With the choice that was made."""
+    outputs = {node.name: node.output[0] for node in model.graph.node}
+    kept = [outputs[one.node] for one in convolutions if one.int8 is False]
+    int8 = tuple(outputs[one.node] for one in convolutions if one.int8)
+    return replace(calibrated, kept=tuple(dict.fromkeys([*calibrated.kept, *kept])), int8=int8)
 
 
-def _report_biases(ready: _Prepared, latest: _Corrected, options: BuildOptions) -> None:
+def _report_biases(
+    ready: _Prepared, convolutions: Collection[ConvolutionPrecision], corrected: Collection[str], options: BuildOptions
+) -> None:
     """Tell on stderr of biases that do not fit, or may not."""
-    measured = [one for one in latest.convolutions if one.node in ready.shifts]
-    unknown = [one.node for one in measured if one.int8 is None and one.node not in latest.names]
-    odd = [one.node for one in measured if bool(one.int8) != (one.node in latest.names)]
+    measured = [one for one in convolutions if one.node in ready.shifts]
+    unknown = [one.node for one in measured if one.int8 is None and one.node not in corrected]
+    odd = [one.node for one in measured if bool(one.int8) != (one.node in corrected)]
     if unknown:
         how = "" if options.verbosity == "detailed" else "; build with --verbosity detailed to have them corrected"
         print(
@@ -344,7 +342,7 @@ def _report_biases(ready: _Prepared, latest: _Corrected, options: BuildOptions) 
         )
     if odd:
         print(
-            f"warning: each of {_MOST_BUILDS} builds chose other convolutions for INT8, and the biases of {len(odd)} do not "
+            f"warning: the second build chose other convolutions for INT8 than the first, and the biases of {len(odd)} do not "
             f"fit: {', '.join(odd)}",
             file=sys.stderr,
         )
@@ -408,7 +406,7 @@ def _weak_precision(
     failed: Event,
 ) -> Iterator[None]:
     """FP16 or INT8 by flags, layers and calibrator; leaving the context raises what failed in calibration."""
-    set_precision(trt, config, parsed, int8, calibrated.kept if calibrated else ())
+    set_precision(trt, config, parsed, int8, calibrated)
     if calibrated is None:
         yield
         return

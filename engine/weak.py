@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,13 @@ _NOT_PINNED = {"CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE"}
 
 @dataclass(frozen=True)
 class Calibrated:
-    """INT8 by a calibrator: where its scales come from, and the outputs of the convolutions to keep in FP16."""
+    """INT8 by a calibrator: where its scales come from, and the outputs of convolutions whose precision is not free."""
 
     source: Source
     kept: tuple[str, ...] = ()
+    """In FP16."""
+    int8: tuple[str, ...] = ()
+    """In INT8."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +87,26 @@ class NetworkMap:
                 found.append(layer)
         return found
 
+    def giving(self, tensors: Iterable[str]) -> list[Layer]:
+        """The layers with these outputs."""
+        return [self.layers[self._producers[name]] for name in tensors if name in self._producers]
+
     def activations(self) -> list[str]:
         """The float tensors from the image to the raw heads, both included: those that INT8 needs scales of."""
         layers = [self.layers[i] for i in sorted(self.backbone) if self.layers[i].type.name != "CONSTANT"]
         return [self.image, *(tensor.name for layer in layers for tensor in outputs(layer) if _is_float(tensor))]
 
 
-def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool, kept: Sequence[str] = ()) -> None:
+def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool, calibrated: Calibrated | None = None) -> None:
     """Let TensorRT compute the backbone in FP16, or in INT8 and FP16, but the kept convolutions and decoding as asked.
 
     Decoding and NMS stay FP32: box coordinates do not fit FP16's 11 bits. The kept convolutions compute in FP16. TensorRT must
     obey, or fail: where it only had to prefer these precisions it would set them aside without an error.
 
-    The other convolutions are free: TensorRT takes for each the precision that it measures as faster, reformatting included,
-    and INT8 is not forced on it, for whoever asks for INT8 wants speed. With TensorRT 8.6.0 on an H200, at 416 x 416, batch 1
-    and optimization level 1, that is INT8 for 8 of the 18 convolutions that may have it in yolov4-tiny, /layers.10 to
-    /layers.23, and in yolov4-tiny-mish with decomposed Mish for 0 with entropy scales and 8 with others (16 or 17 where Mish
-    itself is pinned to FP16). :mod:`engine.layers` tells what was taken.
+    The other convolutions, but for those that ``calibrated`` puts in INT8, are free: TensorRT takes for each the precision that
+    it measures as faster, reformatting included, and INT8 is not forced on it, for whoever asks for INT8 wants speed. With
+    TensorRT 8.6.0 on an H100 and optimization level 1 that is INT8 for all 106 in yolov4 at 608 x 608, for 10 of 14 in
+    yolov4-tiny-mish and for 8 of 14 in yolov4-tiny at 416 x 416. :mod:`engine.layers` tells what was taken.
     """
     flags = trt.BuilderFlag
     for flag in (flags.FP16, *([flags.INT8] if int8 else []), flags.OBEY_PRECISION_CONSTRAINTS):
@@ -111,8 +117,11 @@ def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool
             for i, tensor in enumerate(outputs(layer)):
                 if _is_float(tensor):
                     layer.set_output_type(i, trt.DataType.FLOAT)
-    for layer in network.kept(kept):
-        layer.precision = trt.DataType.HALF
+    if calibrated:
+        for layer in network.kept(calibrated.kept):
+            layer.precision = trt.DataType.HALF
+        for layer in network.giving(calibrated.int8):
+            layer.precision = trt.DataType.INT8
 
 
 def inputs(layer: Layer) -> list[Tensor]:

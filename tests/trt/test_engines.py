@@ -93,10 +93,18 @@ def test_tensorrts_own_calibration_is_kept_as_a_table(folder: Path) -> None:
     assert set(KEPT) <= set(manifest.other_convolutions)
 
 
-def test_a_plan_for_other_places_runs_here_too(folder: Path, plan: Path) -> None:
-    more: dict[str, Any] = {"hardware_compatible": True, "version_compatible": True, "timing_cache": "none"}
-    build_file(folder / "made.onnx", folder / "wide.plan", "fp32", "trt", None, options(folder, tf32=False, **more))
-    (exact,), (half,) = (outputs(one, images(1)).values() for one in (folder / "wide.plan", plan))
+@pytest.mark.parametrize("how", ["hardware_compatible", "version_compatible"])
+def test_a_plan_for_other_places_runs_here_too(folder: Path, plan: Path, how: str) -> None:
+    file = folder / f"{how}.plan"
+    try:
+        build_file(
+            folder / "made.onnx", file, "fp32", "trt", None, options(folder, tf32=False, timing_cache="none", **{how: True})
+        )
+    except DarktrtError as error:
+        if "libnvinfer_lean" not in str(error):
+            raise
+        pytest.skip("this TensorRT comes without its lean runtime, which goes into plans for other versions")
+    (exact,), (half,) = (outputs(one, images(1)).values() for one in (file, plan))
     assert 0 < np.abs(exact - half).max() <= 0.02 * np.abs(exact).max()
 
 

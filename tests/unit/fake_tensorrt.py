@@ -158,7 +158,8 @@ class FakeTensorRT(SimpleNamespace):
     """The module. ``network`` and ``config`` are those of the last build, ``parsed`` the models of all builds, ``fed`` the
     addresses of the batches that they took.
 
-    Convolutions whose names are in ``faster_in_half`` are not computed in INT8, nor are those pinned to another precision.
+    Convolutions whose names are in ``faster_in_half`` are not computed in INT8, unless they are pinned to it, nor are those
+    pinned to another precision; those in ``disobeys`` never are.
     """
 
     def __init__(self, version: str, plugins: tuple[str, ...] = (), refuses: str = "") -> None:
@@ -168,6 +169,7 @@ class FakeTensorRT(SimpleNamespace):
         self.plugins = plugins
         self.refuses = refuses
         self.faster_in_half: set[str] = set()
+        self.disobeys: set[str] = set()
         self.config = Config()
         self.fed: list[list[int]] = []
         self.parsed: list[onnx.ModelProto] = []
@@ -241,7 +243,8 @@ class FakeTensorRT(SimpleNamespace):
         layers = []
         for one in self.network.layers:
             if one.type.name == "CONVOLUTION":
-                half = one.name in self.faster_in_half or one.precision is not None
+                pinned = one.precision.name if one.precision is not None else ""
+                half = pinned == "HALF" or (not pinned and one.name in self.faster_in_half) or one.name in self.disobeys
                 kind = "Half" if half else "Int8"
                 inputs = [{"Name": "x", "Format/Datatype": "Channel major FP16 format" if half else "Row major Int8 format"}]
                 nodes = f"[ONNX Layer: {one.name}]\x1e[ONNX Layer: {one.name}_activation]"
