@@ -1473,7 +1473,7 @@ def _add_bench(commands: _Commands) -> None:
     parser.set_defaults(run=_bench)
 
 
-def _bench(args: argparse.Namespace) -> None:
+def _bench(args: argparse.Namespace) -> int:
     from engine.bench import bench_files
 
     if args.json:
@@ -1485,6 +1485,9 @@ def _bench(args: argparse.Namespace) -> None:
     if args.json:
         with atomic_output(args.json) as temporary:
             temporary.write_text(report.to_json())
+    for one in report.failures:
+        print(f"failed: {one}", file=sys.stderr)
+    return 1 if report.failures else 0
 
 
 def _add_rival(commands: _Commands) -> None:

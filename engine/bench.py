@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -111,11 +111,16 @@ def _timed_calls(run: Callable[[Any], object], inputs: Mapping[str, Any], calls:
     return found
 
 
+class RivalError(DarktrtError):
+    """A rival has come to its end, in its own words; the others may go on."""
+
+
 class ProcessRival:
     """A rival in a process of its own, maybe of another Python; :func:`answer` is its other end. To be used as a context.
 
     Raises:
-        DarktrtError: the process ends, in its own words.
+        DarktrtError: the process cannot start.
+        RivalError: it ends.
     """
 
     def __init__(self, name: str, command: Sequence[str]) -> None:
@@ -142,7 +147,7 @@ class ProcessRival:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise DarktrtError(f"{self._name}: its process ended: {_reason(self._process.stderr.read())}")
+            raise RivalError(f"{self._name}: its process ended: {_reason(self._process.stderr.read())}")
         times: list[float] = json.loads(line)
         return times
 
@@ -203,6 +208,13 @@ class Contest:
         return words
 
 
+class Measured(NamedTuple):
+    """Timings, and why there are none of some rivals, a sentence each."""
+
+    timings: tuple[Timing, ...]
+    failures: tuple[str, ...]
+
+
 def measure(
     contest: Contest,
     info: DetectorInfo,
@@ -210,33 +222,48 @@ def measure(
     graphs: Sequence[bool] = (False, True),
     turns: int = 20,
     progress: Callable[[], object] = lambda: None,
-) -> list[Timing]:
+) -> Measured:
     """Time everything at every batch size, with and without CUDA graph, in turns of 20 calls, after a warm-up turn.
+
+    A rival whose process ends takes no further part, and the batch at which it ended does not count.
 
     Args:
         info: of the network.
         progress: called after each of the ``2 * turns`` turns of each rival, batch and kind.
 
     Raises:
-        DarktrtError: a rival cannot be run, or not with one of the batch sizes.
+        DarktrtError: an engine cannot be run, or not with one of the batch sizes; or a rival cannot be started.
     """
-    timings = []
+    timings: list[Timing] = []
+    failures: list[str] = []
     for graph in graphs:
         with contest.rivals(info, graph) as rivals:
             for batch in batches:
-                timings += _measure_batch(rivals, info, batch, graph, turns, progress)
-    return timings
+                timings += _measure_batch(rivals, info, batch, graph, turns, progress, failures)
+    return Measured(tuple(timings), tuple(failures))
 
 
 def _measure_batch(
-    rivals: Mapping[str, Rival], info: DetectorInfo, batch: int, graph: bool, turns: int, progress: Callable[[], object]
+    rivals: dict[str, Rival],
+    info: DetectorInfo,
+    batch: int,
+    graph: bool,
+    turns: int,
+    progress: Callable[[], object],
+    failures: list[str],
 ) -> list[Timing]:
+    """Those that fail are taken out of ``rivals``."""
     whole: dict[str, list[float]] = {name: [] for name in rivals}
     alone: dict[str, list[float]] = {name: [] for name in rivals}
     for times, what in ((whole, "end_to_end"), (alone, "network")):
         for turn in range(turns + 1):
-            for name, rival in rivals.items():
-                found = getattr(rival, what)(batch, _CALLS)
+            for name, rival in list(rivals.items()):
+                try:
+                    found = getattr(rival, what)(batch, _CALLS)
+                except RivalError as error:
+                    failures.append(f"batch {batch}, {'CUDA graph' if graph else 'no CUDA graph'}: {error}")
+                    del rivals[name]
+                    continue
                 if turn:  # the first is the warm-up
                     times[name] += found
                     progress()
@@ -260,6 +287,8 @@ class BenchReport:
     darktrt: str = __version__
     state: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Driver, clocks and power as nvidia-smi told them, ``before`` and ``after``."""
+    failures: tuple[str, ...] = ()
+    """Of rivals that came to an end, a sentence each."""
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -303,11 +332,11 @@ def bench_files(
     count = sum(len(contest.plans) + len(contest.processes(info, graph)) for graph in (False, True))
     before = gpu_state()
     with tqdm(total=2 * turns * count * len(batches), unit=" turns", leave=False, disable=not sys.stderr.isatty()) as bar:
-        timings = measure(contest, info, batches, turns=turns, progress=bar.update)
+        timings, failures = measure(contest, info, batches, turns=turns, progress=bar.update)
     state = {"before": before, "after": gpu_state()} if before else {}
     hashes = {name: one.plan_sha256 for (name, _), one in zip(engines, manifests, strict=True)}
     told = tuple(replace(one, plan_sha256=hashes.get(one.name, "")) for one in timings)
-    return BenchReport(gpu_name(), tuple(dict.fromkeys(one.target for one in manifests)), told, state=state)
+    return BenchReport(gpu_name(), tuple(dict.fromkeys(one.target for one in manifests)), told, state=state, failures=failures)
 
 
 def _named(entries: Sequence[str]) -> list[tuple[str, str]]:

@@ -373,7 +373,8 @@ def test_an_engine_that_fails(engine: Engine, driver: Streams, info: DetectorInf
 def test_engines_take_turns_and_are_timed(engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, info)
     turns: list[int] = []
-    timings = measure(Contest({"a": plan, "b": plan}), info, [1, 3], turns=2, progress=lambda: turns.append(1))
+    timings, failures = measure(Contest({"a": plan, "b": plan}), info, [1, 3], turns=2, progress=lambda: turns.append(1))
+    assert failures == ()
     assert [(one.name, one.batch, one.cuda_graph) for one in timings] == [
         (name, batch, graph) for graph in (False, True) for batch in (1, 3) for name in ("a", "b")
     ]
@@ -473,12 +474,35 @@ def test_rivals_of_another_python_take_turns_with_engines(
         (1, "", "ort: its process ended: it gave no reason"),
     ],
 )
-def test_a_rival_that_fails(engine: Engine, info: DetectorInfo, tmp_path: Path, batch: int, program: str, said: str) -> None:
+def test_a_rival_that_fails(
+    engine: Engine,
+    info: DetectorInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    batch: int,
+    program: str,
+    said: str,
+) -> None:
+    """The others go on, what they gave is told and kept, and the exit status is 1."""
+    monkeypatch.setattr(bench, "gpu_name", lambda: "NVIDIA H200")
     plan, other = write_plan(tmp_path, info), python(tmp_path, program)
-    with pytest.raises(DarktrtError, match=said):
-        bench_files([str(plan)], [batch], 1, onnx=["ort=net.onnx"], python=other)
+    json_file = tmp_path / "times.json"
+    words = ["--batch", str(batch), "1", "--turns", "1", "--onnx", "ort=net.onnx", "--python", other, "--json", str(json_file)]
+    assert main(["bench", str(plan), *words]) == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith(f"failed: batch {batch}, no CUDA graph: ort: its process ended: ")
+    assert said in err
+    assert out.count("| net |") == 4  # two batch sizes, with CUDA graph and without
+    assert "| ort |" not in out
+    kept = json.loads(json_file.read_text())
+    assert [one["name"] for one in kept["timings"]] == ["net"] * 4
+    assert len(kept["failures"]) == 1
+
+
+def test_a_python_that_is_not_there(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match="ort: cannot start no-python: No such file"):
-        bench_files([str(plan)], [1], 1, onnx=["ort=net.onnx"], python="no-python")
+        bench_files([str(write_plan(tmp_path, info))], [1], 1, onnx=["ort=net.onnx"], python="no-python")
 
 
 def test_the_other_end_times_and_answers() -> None:
