@@ -1370,7 +1370,7 @@ def _client_info(args: argparse.Namespace, client: Client) -> None:
     else:
         from serve.statistics import to_table
 
-        print(to_table(client.statistics()))
+        print(to_table(client.statistics(), client.model.max_batch > 0))
 
 
 def _add_load(commands: _Commands) -> None:
@@ -1402,8 +1402,8 @@ def _add_load(commands: _Commands) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
     budget = "with --repository: try every --delay with all --instances; the fastest whose p99 is lower goes into its config"
     parser.add_argument("--latency-budget-ms", type=_above_zero, metavar="MS", help=budget)
-    delays = "batching delays to try, in microseconds (default: 0 500 2000)"
-    parser.add_argument("--delay", type=int, nargs="+", default=[0, 500, 2000], metavar="US", help=delays)
+    delays = "batching delays to try, in microseconds (default: 0 500 2000; 0 for a model without batches)"
+    parser.add_argument("--delay", type=int, nargs="+", metavar="US", help=delays)
     instances = "numbers of instances to try (default: 1 2 4)"
     parser.add_argument("--instances", type=int, nargs="+", default=[1, 2, 4], metavar="N", help=instances)
     parser.set_defaults(run=_load)
@@ -1411,7 +1411,7 @@ def _add_load(commands: _Commands) -> None:
 
 def _load(args: argparse.Namespace) -> None:
     from serve.load import LoadOptions, side_by_side
-    from serve.sweep import load_repository, settings_of, sweep
+    from serve.sweep import delays_of, load_repository, settings_of, sweep
 
     if args.json:
         keep_inputs(args.json, *args.picture)
@@ -1430,8 +1430,9 @@ def _load(args: argparse.Namespace) -> None:
     if args.latency_budget_ms:
         if not args.repository or len(args.model) > 1:
             raise DarktrtError("--latency-budget-ms needs --repository, and one --model at most")
-        settings = settings_of(args.delay, args.instances)
-        swept = sweep(args.repository, next(iter(args.model), None), settings, args.latency_budget_ms, options)
+        model = next(iter(args.model), None)
+        settings = settings_of(args.delay or delays_of(args.repository, model), args.instances)
+        swept = sweep(args.repository, model, settings, args.latency_budget_ms, options)
         text, values = swept.to_markdown(), swept.to_json()
     else:
         reports = load_repository(args.repository, args.model, options) if args.repository else _load_server(args, options)

@@ -9,8 +9,8 @@ from pathlib import Path
 from darktrt import DarktrtError
 from engine.manifest import Manifest, manifest_path, read_manifest
 from engine.target import Target, flavour_of
-from serve.backend import PLAN_NAME, PLUGINS_NAME
-from serve.repository import models_of, read_config, served_versions
+from serve.backend import PLAN_NAME
+from serve.repository import models_of, read_config, served_versions, tensorrt_arguments
 from serve.server import STACK_BYTES, StartOptions, listen_arguments
 
 IMAGE = "nvcr.io/nvidia/tritonserver"
@@ -102,8 +102,6 @@ class _Needs:
     kind: str
     name: str
     manifest: Manifest | None
-    library: str | None
-    """Path of the plugins inside the container."""
 
 
 def docker_command(repository: str | Path, options: StartOptions) -> DockerCommand:
@@ -118,11 +116,7 @@ def docker_command(repository: str | Path, options: StartOptions) -> DockerComma
     publish = [f"{options.address}:{port}:{port}" for port in (options.http_port, options.grpc_port, options.metrics_port)]
     listen = listen_arguments(replace(options, address="0.0.0.0"))
     server = ["tritonserver", f"--model-repository={MOUNT}", *listen, *options.arguments]
-    libraries = sorted({one.library for one in needs if one.library and one.kind == "tensorrt"})
-    if libraries:
-        server.append(f"--backend-config=tensorrt,plugins={';'.join(libraries)}")
-    if any(one.manifest and one.manifest.version_compatible for one in needs):
-        server.append("--backend-config=tensorrt,version-compatible=true")
+    server += tensorrt_arguments(repository, MOUNT)
     packages = _packages(needs)
     words = [
         "docker",
@@ -143,11 +137,9 @@ def _needs(model: Path) -> list[_Needs]:
     config = read_config(model / "config.pbtxt")
     found = []
     for version in served_versions(model, config):
-        folder = model / str(version)
-        plan, library = folder / PLAN_NAME, folder / PLUGINS_NAME
+        plan = model / str(version) / PLAN_NAME
         manifest = read_manifest(manifest_path(plan)) if plan.is_file() else None
-        inside = f"{MOUNT}/{model.name}/{version}/{PLUGINS_NAME}" if library.is_file() else None
-        found.append(_Needs(config.backend, model.name, manifest, inside))
+        found.append(_Needs(config.backend, model.name, manifest))
     return found
 
 

@@ -184,7 +184,7 @@ def _level(client: Client, concurrency: int, ask: Ask, options: LoadOptions) -> 
         asked.latency,
         round(change.queue.mean_ms, 3),
         round(compute, 3),
-        round(change.mean_batch, 2),
+        round(change.mean_batch * (1 if client.model.max_batch else options.batch), 2),  # else Triton counts requests
         utilisation.percent(),
         asked.failures,
     )

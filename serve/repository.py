@@ -289,6 +289,24 @@ def models_of(repository: str | Path) -> list[Path]:
     return found
 
 
+def tensorrt_arguments(repository: str | Path, root: str | Path) -> list[str]:
+    """What Triton's own TensorRT is to be started with for the plans of a repository, which the server sees at ``root``."""
+    from engine.manifest import manifest_path, read_manifest
+
+    libraries, compatible = [], False
+    for model in models_of(repository):
+        config = read_config(model / CONFIG_NAME)
+        if config.backend != "tensorrt":
+            continue
+        for version in map(str, served_versions(model, config)):
+            if (model / version / PLUGINS_NAME).is_file():
+                libraries.append(f"{root}/{model.name}/{version}/{PLUGINS_NAME}")
+            plan = model / version / PLAN_NAME
+            compatible |= plan.is_file() and read_manifest(manifest_path(plan)).version_compatible
+    words = [f"--backend-config=tensorrt,plugins={';'.join(libraries)}"] if libraries else []
+    return [*words, "--backend-config=tensorrt,version-compatible=true"] if compatible else words
+
+
 def version_numbers(model: Path) -> list[int]:
     """The versions in a model's folder, which may be missing, the newest last."""
     return sorted(int(path.name) for path in model.glob("[0-9]*") if path.is_dir() and path.name.isdigit())

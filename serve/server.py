@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import resource
 import shutil
 import signal
@@ -22,7 +23,8 @@ from threading import Thread
 from typing import IO, Literal
 
 from darktrt import DarktrtError
-from serve.repository import models_of
+from serve.config import CONFIG_NAME
+from serve.repository import models_of, read_config, tensorrt_arguments
 
 _FACTS = """\
 import sys, sysconfig
@@ -51,6 +53,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _SHARED_MEMORY = Path("/dev/shm")
 _LINES_KEPT = 400
+_NO_REASON = re.compile(r"failed to load '[^']*'\"?$")
 
 
 @dataclass(frozen=True)
@@ -166,9 +169,10 @@ def start(repository: str | Path, options: StartOptions, program: Program, log: 
     """Start a server, which is not ready yet.
 
     Raises:
-        DarktrtError: the repository has no models, or a port is taken.
+        DarktrtError: the repository has no models, the server lacks the backend of one, or a port is taken.
     """
-    models_of(repository)
+    for model in models_of(repository):
+        _check_backend(model, program)
     for port in (options.http_port, options.grpc_port, options.metrics_port):
         _check_free(options.address, port)
     _remove_shared_memory(options)
@@ -186,6 +190,17 @@ def start(repository: str | Path, options: StartOptions, program: Program, log: 
     return server
 
 
+def _check_backend(model: Path, program: Program) -> None:
+    """That the server has the model's backend, where it is known which it has."""
+    backend = read_config(model / CONFIG_NAME).backend
+    if program.backends and not (program.backends / backend).is_dir():
+        have = ", ".join(sorted(path.name for path in program.backends.iterdir()))
+        raise DarktrtError(
+            f"{model.name}: needs Triton's backend '{backend}', and {PACKAGE} has: {have}; put another tritonserver on "
+            "PATH, use Docker, or serve it by 'darktrt serve repository --kind python'"
+        )
+
+
 def server_command(repository: Path, options: StartOptions, program: Program) -> list[str]:
     """The words that start it."""
     words = [
@@ -198,7 +213,7 @@ def server_command(repository: Path, options: StartOptions, program: Program) ->
         words += [f"--backend-directory={program.backends}", f"--cache-directory={program.backends.with_name('caches')}"]
     if b"http-max-input-size" in Path(program.path).read_bytes():  # not before 2.60
         words.append(f"--http-max-input-size={options.most_bytes}")
-    return [*words, *options.arguments]
+    return [*words, *options.arguments, *tensorrt_arguments(repository, repository.resolve())]
 
 
 def listen_arguments(options: StartOptions) -> list[str]:
@@ -239,7 +254,8 @@ def what_matters(lines: Sequence[str]) -> str:
     """Of a log: the reasons why models were left out, else errors, else its end."""
     for marks in (("failed to load '",), ("error:", "E1", "E0"), ("",)):
         if found := [line for line in lines if line.startswith(marks) or (marks[0] in line and marks[0])]:
-            return "\n".join(list(dict.fromkeys(found))[-12:])
+            reasons = [line for line in found if not _NO_REASON.search(line)]  # which Triton repeats without
+            return "\n".join(list(dict.fromkeys(reasons or found))[-12:])
     return "(it wrote nothing)"
 
 

@@ -92,6 +92,8 @@ def sweep(
             config stays as it is.
     """
     folder = find_model(repository, model)
+    for setting in settings:
+        config_text(folder, setting)  # says before minutes are spent that a setting makes no sense
     reports = []
     for setting in settings:
         print(f"{folder.name}: delay {setting.delay} us, {setting.instances} instances", file=sys.stderr)
@@ -184,6 +186,15 @@ def _free_ports(count: int) -> list[int]:
         for one in sockets:
             one.bind(("127.0.0.1", 0))
         return [int(one.getsockname()[1]) for one in sockets]
+
+
+def delays_of(repository: str | Path, model: str | None) -> tuple[int, ...]:
+    """Those to try where none are asked for: only 0 for a model that Triton does not batch.
+
+    Raises:
+        DarktrtError: there is no such model.
+    """
+    return DELAYS if read_config(find_model(repository, model) / CONFIG_NAME).max_batch_size > 1 else (0,)
 
 
 def settings_of(delays: Sequence[int], instances: Sequence[int]) -> list[Setting]:

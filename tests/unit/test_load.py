@@ -16,15 +16,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import Made
 from test_detect import made_info
 
 from darktrt import DarktrtError
 from serve import load, perf_analyzer
+from serve.config import ConfigOptions
 from serve.load import Level, LoadOptions, LoadReport, make_requests, side_by_side
 from serve.load_worker import Latency, Task
+from serve.repository import write_repository
 from serve.served import ServedModel, ServedTensor
-from serve.sweep import Setting, SweepReport, settings_of
+from serve.statistics import ModelStatistics, to_table
+from serve.sweep import Setting, SweepReport, delays_of, settings_of, sweep
 from serve.transport import Endpoint
+from surgery.rewrite import SurgeryOptions, operate_file
 
 FLOATS, TEXT = np.dtype(np.float32), np.dtype(object)
 
@@ -85,6 +90,22 @@ def test_settings() -> None:
             settings_of(*wrong)
     with pytest.raises(DarktrtError, match="load needs"):
         LoadOptions(concurrency=(0,))
+
+
+def test_a_model_that_triton_does_not_batch_gets_no_delays(made: Made, tmp_path: Path) -> None:
+    for name, thresholds in (("open", None), ("fixed", (0.25, 0.45))):
+        operate_file(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=thresholds))
+        write_repository(tmp_path / f"{name}.onnx", tmp_path / "models", ConfigOptions("onnxruntime"), name)
+    assert delays_of(tmp_path / "models", "open") == (0,) and delays_of(tmp_path / "models", "fixed") == (0, 500, 2000)
+    with pytest.raises(DarktrtError, match="has no batches to wait for"):  # before a server is started
+        sweep(tmp_path / "models", "open", settings_of([0, 500], [1]), 50, LoadOptions())
+
+
+def test_pictures_are_not_told_where_triton_counts_requests() -> None:
+    record = {"version": "1", "inference_count": "6", "execution_count": "2", "inference_stats": {"success": {"count": "3"}}}
+    one = ModelStatistics.of(record)
+    assert to_table([one]).splitlines()[1].split()[:5] == ["1", "3", "0", "6", "3.00"]
+    assert to_table([one], batches=False).splitlines()[1].split()[:5] == ["1", "3", "0", "-", "-"]
 
 
 def test_requests_are_what_the_client_would_send(tmp_path: Path) -> None:

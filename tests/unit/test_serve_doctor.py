@@ -77,6 +77,21 @@ def test_a_reference_of_another_network_is_not_held_against_it(models: Path, tmp
     assert examine(models, tmp_path / "other.onnx")[1].text.startswith("a first inference finds ")
 
 
+def test_thresholds_that_surgery_fixed_are_those_of_the_comparison(made: Made, portable: Path, tmp_path: Path) -> None:
+    """Others would find other objects, in the model or in the reference."""
+    for name, fixed in (("high", (0.3, 0.45)), ("low", (0.001, 0.45)), ("overlap", (0.001, 0.2))):
+        operate_file(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=fixed))
+        write_repository(tmp_path / f"{name}.onnx", tmp_path / "models", ConfigOptions("onnxruntime"), name)
+    write_repository(portable, tmp_path / "models", name="open")
+    files = {name: tmp_path / f"{name}.onnx" for name in ("high", "low", "overlap")} | {"open": portable}
+    for reference in files.values():
+        assert not bad(examine(tmp_path / "models", reference))
+    texts = {finding.model: finding.text for finding in examine(tmp_path / "models", files["low"])}
+    assert texts["overlap/1"].endswith("objects; the reference is no judge, its IoU threshold is another")
+    for name in ("high/1", "low/1", "open/1"):
+        assert texts[name].startswith("a first inference agrees with ONNX Runtime: ")
+
+
 def change(path: Path, edit: Callable[[Any], object]) -> None:
     from google.protobuf import text_format
 

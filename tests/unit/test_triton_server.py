@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -195,12 +196,54 @@ def test_the_environment_of_the_package(tmp_path: Path, monkeypatch: pytest.Monk
     assert "PYTHONPATH" not in given and Program("tritonserver").environment() == dict(os.environ)
 
 
+def test_triton_s_own_tensorrt_gets_its_plugins_without_docker_too(made: Made, tmp_path: Path) -> None:
+    """Of the versions that are served, by whatever path the server sees them; the Python kind loads its own."""
+    program = tmp_path / "tritonserver"
+    program.touch()
+    plan = write_plan(tmp_path, served(made), ("MishPlugin:1",), "TensorRT 8.6.0", version_compatible=True)
+    library = write_library(tmp_path, "MishPlugin:1", "8.6.0")
+    for version in (1, 2):
+        write_repository(plan, tmp_path / "models", ConfigOptions("tensorrt_plan"), "made", version, library)
+    write_repository(plan, tmp_path / "models", name="python", plugins=library)
+    (tmp_path / "link").symlink_to(tmp_path / "models")
+    words = server_command(tmp_path / "link", StartOptions(arguments=("--log-verbose=1",)), Program(str(program)))
+    assert words[-3:] == [
+        "--log-verbose=1",
+        f"--backend-config=tensorrt,plugins={tmp_path}/models/made/2/libdarktrt_plugins.so",
+        "--backend-config=tensorrt,version-compatible=true",
+    ]
+    shutil.rmtree(tmp_path / "models/made")
+    assert not [
+        word for word in server_command(tmp_path / "link", StartOptions(), Program(str(program))) if "config=tensorrt" in word
+    ]
+
+
+def test_a_server_without_the_backend_is_not_started(
+    stand_in: MakeProgram, options: StartOptions, made: Made, tmp_path: Path
+) -> None:
+    write_repository(write_plan(tmp_path, served(made)), tmp_path / "models", ConfigOptions("tensorrt_plan"), "made")
+    program = replace(stand_in(), backends=tmp_path / "backends")
+    (tmp_path / "backends/python").mkdir(parents=True)
+    with (
+        pytest.raises(DarktrtError, match=r"made: needs Triton's backend 'tensorrt', and nvidia-pytriton has: python; put"),
+        running(tmp_path / "models", options, program),
+    ):
+        pass
+    assert not (tmp_path / "started").exists()
+    (tmp_path / "backends/tensorrt").mkdir()
+    with running(tmp_path / "models", options, program):
+        pass
+
+
 def test_what_matters_of_a_log() -> None:
     lines = [f"I1125 07:00:00 1 a.cc:1] line {i}" for i in range(30)]
     assert what_matters(deque(lines)).splitlines() == lines[-12:]
     assert what_matters([*lines, "E1125 07:00:00 1 a.cc:1] bad", *lines]) == "E1125 07:00:00 1 a.cc:1] bad"
     reason = "E1125 07:00:00 1 a.cc:1] failed to load 'x' version 1: no GPU"
     assert what_matters([*lines, "E1125 other", reason, *lines]) == reason
+    reasons = [f"E1125 07:00:00 1 a.cc:1] \"failed to load 'x{i}' version 1: no GPU\"" for i in range(12)]
+    again = [f"I1125 07:00:00 1 a.cc:1] \"failed to load 'x{i}'\"" for i in range(12)]
+    assert what_matters([*reasons, *again]).splitlines() == reasons
     assert what_matters([]) == "(it wrote nothing)"
 
 
