@@ -156,7 +156,7 @@ def processes_of(prefix: str) -> list[str]:
     ("name", "content", "said"),
     [
         ("1/model.onnx", b"no model", "model.onnx: ONNX Runtime cannot load it"),
-        ("config.pbtxt", b"max_batch_size: many", "failed to load|Poll failed|Can't parse"),
+        ("config.pbtxt", b"max_batch_size: many", "config.pbtxt: is no config of Triton"),
     ],
 )
 def test_a_model_that_does_not_load_is_told(models: Models, tmp_path: Path, name: str, content: bytes, said: str) -> None:
