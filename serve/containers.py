@@ -8,9 +8,9 @@ from pathlib import Path
 
 from darktrt import DarktrtError
 from engine.manifest import Manifest, manifest_path, read_manifest
-from engine.target import Target, flavour_of
+from engine.target import Target
 from serve.backend import PLAN_NAME
-from serve.repository import models_of, read_config, served_versions, tensorrt_arguments
+from serve.repository import check_served, models_of, read_config, served_versions, tensorrt_arguments
 from serve.server import STACK_BYTES, StartOptions, listen_arguments
 
 IMAGE = "nvcr.io/nvidia/tritonserver"
@@ -69,9 +69,8 @@ def container_for(manifest: Manifest) -> Container:
     Raises:
         DarktrtError: no Triton loads such plans.
     """
+    check_served(manifest)
     target = manifest.target
-    if flavour_of(target) != "trt":
-        raise DarktrtError(f"the plan is of {target}, which no Triton loads; serve its ONNX file instead")
     wanted = (*(int(part) for part in target.split()[-1].split(".")), 0, 0)[:3]
 
     def distance(release: str) -> tuple[bool, bool, tuple[int, ...], str]:

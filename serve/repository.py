@@ -26,6 +26,8 @@ from serve.config import CONFIG_NAME, LABELS_NAME, WARMUP_FOLDER, WARMUP_PICTURE
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+    from engine.manifest import Manifest
+
 ROOT = Path(__file__).resolve().parent.parent
 """Where the rooms are."""
 
@@ -110,8 +112,21 @@ def read_source(path: str | Path, options: ConfigOptions, plugins: str | Path | 
     from engine.manifest import manifest_path, read_plan_manifest
 
     manifest = read_plan_manifest(path)
+    check_served(manifest)
     library = _library(path, plugins) if manifest.plugins else None
     return Source(Path(path), manifest.info, manifest_path(path), library)
+
+
+def check_served(manifest: Manifest) -> None:
+    """That there is a Triton for such plans.
+
+    Raises:
+        DarktrtError: there is none.
+    """
+    from engine.target import flavour_of
+
+    if flavour_of(manifest.target) != "trt":
+        raise DarktrtError(f"the plan is of {manifest.target}, which no Triton loads; serve its ONNX file instead")
 
 
 def _library(plan: str | Path, plugins: str | Path | None) -> Path:

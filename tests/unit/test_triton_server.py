@@ -346,6 +346,9 @@ def test_plans_that_no_triton_loads(made: Made, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, served(made), target="TensorRT for RTX 1.3.0")
     with pytest.raises(DarktrtError, match=r"of TensorRT for RTX 1\.3\.0, which no Triton loads; serve its ONNX file"):
         container_for(read_plan_manifest(plan))
+    with pytest.raises(DarktrtError, match="which no Triton loads"):
+        write_repository(plan, tmp_path / "repository")
+    assert not (tmp_path / "repository").exists()
 
 
 def test_docker_commands(made: Made, tmp_path: Path) -> None:
