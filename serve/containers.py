@@ -35,8 +35,15 @@ TENSORRT = {
     "25.08": (10, 13, 2),
     "25.10": (10, 13, 3),
     "25.12": (10, 14, 1),
+    "26.02": (10, 15, 1),
+    "26.03": (10, 16, 0),
+    "26.05": (10, 16, 1),
+    "26.06": (11, 0, 0),
+    "26.07": (11, 1, 0),
+    "26.08": (11, 2, 1),
 }
-"""The newest release with each TensorRT, by NVIDIA's release notes."""
+"""The newest release known to carry each TensorRT: by NVIDIA's release notes, and from 26.02 on by what users tell of these
+containers, or of NVIDIA's TensorRT containers of the same months."""
 
 NEWEST = max(TENSORRT)
 
@@ -73,10 +80,10 @@ def container_for(manifest: Manifest) -> Container:
     target = manifest.target
     wanted = (*(int(part) for part in target.split()[-1].split(".")), 0, 0)[:3]
 
-    def distance(release: str) -> tuple[bool, bool, tuple[int, ...], str]:
+    def distance(release: str) -> tuple[bool, bool, tuple[int, ...]]:
         have = TENSORRT[release]
-        apart = tuple(abs(a - b) for a, b in zip(have, wanted, strict=True))
-        return have[0] != wanted[0], have < wanted, apart, release
+        below = have < wanted
+        return have[0] != wanted[0], below, tuple(-part for part in have) if below else have
 
     release = min(TENSORRT, key=distance)
     own = Target("trt", TENSORRT[release])

@@ -19,6 +19,7 @@ from cli import main
 from darktrt import DarktrtError
 from serve import doctor
 from serve.config import ConfigOptions
+from serve.containers import NEWEST
 from serve.doctor import Finding, examine
 from serve.repository import read_config, write_repository
 from serve.server import Program
@@ -182,7 +183,7 @@ def test_plans_by_their_tensorrt(plans: Callable[..., Path], monkeypatch: pytest
     assert NO_GPU in found[3] and len(found) == 4
     plans("TensorRT 8.6.0")
     first, second = bad(examine(model.parent))
-    assert first.startswith("no container up to 25.12 carries TensorRT 8.6.0; nearest is") and NO_GPU in second
+    assert first.startswith(f"no container up to {NEWEST} carries TensorRT 8.6.0; nearest is") and NO_GPU in second
 
 
 def test_plans_for_another_gpu(plans: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -326,7 +326,7 @@ def test_a_package_that_cannot_be_installed(tmp_path: Path, monkeypatch: pytest.
         ("TensorRT 8.6.9", "24.04", False, False),
         ("TensorRT 10.3.0", "24.08", True, True),
         ("TensorRT 10.12.0", "25.08", False, True),
-        ("TensorRT 10.99.0", "25.12", False, False),
+        ("TensorRT 10.99.0", "26.05", False, False),
     ],
 )
 def test_the_container_with_a_tensorrt_or_the_nearest(
