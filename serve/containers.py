@@ -34,7 +34,7 @@ TENSORRT = {
     "25.07": (10, 11, 0),
     "25.08": (10, 13, 2),
     "25.10": (10, 13, 3),
-    "25.12": (10, 14, 1),
+    "26.01": (10, 14, 1),
     "26.02": (10, 15, 1),
     "26.03": (10, 16, 0),
     "26.05": (10, 16, 1),
@@ -42,7 +42,7 @@ TENSORRT = {
     "26.07": (11, 1, 0),
     "26.08": (11, 2, 1),
 }
-"""The newest release known to carry each TensorRT: by NVIDIA's release notes, and from 26.02 on by what users tell of these
+"""The newest release known to carry each TensorRT: by NVIDIA's release notes, and from 26.01 on by what users tell of these
 containers, or of NVIDIA's TensorRT containers of the same months."""
 
 NEWEST = max(TENSORRT)

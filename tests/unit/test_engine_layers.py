@@ -489,6 +489,7 @@ def test_a_tensorrt_that_does_not_keep_to_its_choice_is_told(
 
     monkeypatch.setattr(trt, "build", build)
     manifest = build_file("a.onnx", "a.plan", "int8", "trt", calibration, BuildOptions(timing_cache="none"))
+    assert len(trt.parsed) == 2
     assert set(manifest.corrected_biases) - set(manifest.int8_convolutions) == {"/layers.7/Conv"}
     assert capsys.readouterr().err == (
         "warning: the second build chose other convolutions for INT8 than the first, and the biases of 1 do not fit: "
