@@ -277,7 +277,7 @@ def _add_calib(commands: _Commands) -> None:
 
 def _calib(args: argparse.Namespace) -> None:
     from calib.data import path_of
-    from calib.entropy import choose_amax, joined
+    from calib.entropy import before_mish, choose_amax, joined
     from calib.report import Outputs, save, summary_table
 
     if not 0 < args.percentile <= 100:
@@ -293,7 +293,7 @@ def _calib(args: argparse.Namespace) -> None:
         name: choose_amax(h, args.method, args.percentile, for_head=name in histograms.head_inputs)
         for name, h in histograms.histograms.items()
     }
-    choices = joined(choices, histograms.groups)
+    choices = before_mish(joined(choices, histograms.groups), histograms.histograms, histograms.mish)
     save(histograms, choices, outputs, about)
     print(summary_table(histograms, choices))
     if args.model != "merge":

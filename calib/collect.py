@@ -111,6 +111,16 @@ def head_inputs(model: onnx.ModelProto, info: DetectorInfo) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def mish_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, str]:
+    """Of those of ``tensors`` that one ``MishPlugin`` node alone reads the tensor that it gives, if that is one of them too."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    alone = {name: readers[name][0] for name in tensors if len(readers.get(name, [])) == 1}
+    return {name: node.output[0] for name, node in alone.items() if node.op_type == "MishPlugin" and node.output[0] in tensors}
+
+
 def collect(
     model_path: str | Path,
     images: Sequence[Path],
@@ -233,7 +243,7 @@ def _start(model_path: str | Path, network: _Trunk, resume: HistogramSet | None)
     """The histograms to add to."""
     digest = sha256_of(model_path)
     if resume is None:
-        return HistogramSet(digest, groups=network.groups, head_inputs=network.head_inputs)
+        return HistogramSet(digest, groups=network.groups, head_inputs=network.head_inputs, mish=network.mish)
     if resume.model != digest:
         raise DarktrtError(f"{model_path}: is not the model of the histograms to resume; start afresh")
     if resume.images and set(resume.histograms) != set(network.tensors):
@@ -340,6 +350,7 @@ class _Trunk:
         self.tensors = tensors_to_calibrate(model, self.info) if tensors is None else list(tensors)
         self.groups = passing_groups(model, self.info, self.tensors)
         self.head_inputs = [name for name in head_inputs(model, self.info) if name in self.tensors]
+        self.mish = mish_outputs(model, self.tensors)
         self.takes_image = self.info.input == "float" and "images" in self.tensors
         heads = [head.tensor for head in self.info.heads]
         self.outputs = [name for name in dict.fromkeys([*self.tensors, *heads]) if not (self.takes_image and name == "images")]

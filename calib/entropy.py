@@ -49,7 +49,8 @@ class Choice:
     dead: bool = False
     """The tensor was zero in every picture; its scale is arbitrary."""
     joined: bool = False
-    """The threshold is that of a group of tensors; ``clipped_share`` is of the tensor's own, so at most this is clipped."""
+    """The threshold is that of a group of tensors, and ``clipped_share`` of the tensor's own, so at most this is clipped; or it
+    is that of what a Mish makes of this tensor."""
 
     @property
     def scale(self) -> np.float32:
@@ -111,6 +112,25 @@ def joined(choices: Mapping[str, Choice], groups: Iterable[Sequence[str]]) -> di
         amaxes = [choices[name].amax for name in alive]
         if amaxes and max(amaxes) <= NEAR * min(amaxes):
             result.update({name: replace(choices[name], amax=max(amaxes), joined=True) for name in alive})
+    return result
+
+
+def before_mish(
+    choices: Mapping[str, Choice], histograms: Mapping[str, Histogram], outputs: Mapping[str, str]
+) -> dict[str, Choice]:
+    """The choices, with the threshold of what a Mish gives for what it reads too, which a fused Mish takes in INT8.
+
+    Mish leaves large x as it is and makes nearly nothing of what is below -5, so its input needs the range that its output
+    needs, however far below zero it reaches; and with one scale a large value is rounded once, not twice.
+
+    Args:
+        outputs: of tensors that a Mish reads the tensor that it gives.
+    """
+    result = dict(choices)
+    for name, output in outputs.items():
+        chosen = choices[output]
+        if not chosen.dead:
+            result[name] = replace(_choice(histograms[name], chosen.amax, chosen.method, {}), joined=True)
     return result
 
 

@@ -21,7 +21,7 @@ LEAST_EXPONENT = -100
 """The smallest range is 2**-100: scaling by ``BINS / range`` stays inside float32, and less than that is no signal."""
 
 _BLOCK = 1 << 16
-_FORMAT = "darktrt histograms 2"
+_FORMAT = "darktrt histograms 3"
 
 
 @dataclass(eq=False)
@@ -143,6 +143,8 @@ class HistogramSet:
     """Tensors that pass the same values on, from :func:`calib.collect.passing_groups`: one scale would serve each group."""
     head_inputs: list[str] = field(default_factory=list)
     """What the convolutions of the heads read, from :func:`calib.collect.head_inputs`."""
+    mish: dict[str, str] = field(default_factory=dict)
+    """Of what a Mish reads what it gives, from :func:`calib.collect.mish_outputs`."""
 
     def add(self, activations: Mapping[str, NDArray[Any]], images: Mapping[str, str], weights: Weights | None = None) -> None:
         """Count the tensors' values for these pictures (SHA-256 to path); all of it or, on an error, nothing.
@@ -171,6 +173,7 @@ class HistogramSet:
             self._check_mergeable(other)
             self.groups = self.groups or other.groups
             self.head_inputs = self.head_inputs or other.head_inputs
+            self.mish = self.mish or other.mish
             for name, histogram in other.histograms.items():
                 self.histograms.setdefault(name, Histogram()).merge(histogram)
             self.images.update(other.images)
@@ -205,7 +208,7 @@ class HistogramSet:
             "tensors": list(self.histograms),
             "images": self.images,
         }
-        header |= {"groups": self.groups, "head_inputs": self.head_inputs}
+        header |= {"groups": self.groups, "head_inputs": self.head_inputs, "mish": self.mish}
         with atomic_output(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
@@ -259,8 +262,8 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
         )
         for i, name in enumerate(names)
     }
-    model, images, groups, head_inputs = (header[name] for name in ("model", "images", "groups", "head_inputs"))
-    return HistogramSet(model, histograms, images, groups=groups, head_inputs=head_inputs)
+    roles = {name: header[name] for name in ("groups", "head_inputs", "mish")}
+    return HistogramSet(header["model"], histograms, header["images"], **roles)
 
 
 def merged(paths: Sequence[str | Path]) -> HistogramSet:

@@ -18,7 +18,7 @@ from PIL import Image
 from test_calib_histogram import same_sets
 
 from calib import collect as module
-from calib.collect import collect, head_inputs, measure_shifts, passing_groups, tensors_to_calibrate
+from calib.collect import collect, head_inputs, measure_shifts, mish_outputs, passing_groups, tensors_to_calibrate
 from calib.histogram import Histogram, HistogramSet
 from calib.importance import weights_of
 from darktrt import DarktrtError
@@ -152,6 +152,20 @@ def test_what_the_heads_read(made: Made, portable: Path) -> None:
     without = made.model()
     del without.graph.node[:]
     assert head_inputs(without, made.info) == []
+
+
+def test_what_mish_alone_reads(made: Made, portable: Path) -> None:
+    """A plugin node takes its input quantized; standard ops are fused with the convolution before them."""
+    model, info = load_model(portable)
+    tensors = tensors_to_calibrate(model, info)
+    nodes = [node for node in model.graph.node if node.op_type == "MishPlugin"]
+    found = mish_outputs(model, tensors)
+    assert found == {node.input[0]: node.output[0] for node in nodes} != {}
+    first, *others = found
+    assert list(mish_outputs(model, [name for name in tensors if name != found[first]])) == others
+    model.graph.node.add(op_type="Relu", input=[first], output=["other"])
+    assert list(mish_outputs(model, tensors)) == others
+    assert mish_outputs(made.model(), tensors_to_calibrate(made.model(), made.info)) == {}
 
 
 # --- counting ---

@@ -44,8 +44,8 @@ def same(first: Histogram, second: Histogram) -> bool:
 def same_sets(first: HistogramSet, second: HistogramSet) -> bool:
     """Whether two sets agree in the model, the pictures (whatever their order) and every histogram."""
     return (
-        (first.model, first.images, list(first.histograms), first.groups, first.head_inputs)
-        == (second.model, second.images, list(second.histograms), second.groups, second.head_inputs)
+        (first.model, first.images, list(first.histograms), first.groups, first.head_inputs, first.mish)
+        == (second.model, second.images, list(second.histograms), second.groups, second.head_inputs, second.mish)
     ) and all(same(first.histograms[name], second.histograms[name]) for name in first.histograms)
 
 
@@ -152,7 +152,7 @@ def test_no_number_is_refused_and_nothing_counted(value: float, word: str) -> No
 
 
 def made_set(chunks: Sequence[Array] = CHUNKS, model: str = "aa", start: int = 0) -> HistogramSet:
-    made = HistogramSet(model, groups=[["a: b", "größe"]], head_inputs=["größe"])
+    made = HistogramSet(model, groups=[["a: b", "größe"]], head_inputs=["größe"], mish={"größe": "a: b"})
     for i, chunk in enumerate(chunks, start):
         made.add({"a: b": chunk, "größe": chunk * 2}, {f"digest{i}": f"pictures/{i} x.jpg"})
     return made
