@@ -21,6 +21,7 @@ import cli
 from calib.data import SAMPLES_WARNING
 from calib.kept import load_kept
 from calib.shifts import load_shifts
+from calib.table import CalibrationTable
 from cli import main
 from convert import zoo
 from darktrt import __version__, sha256_of
@@ -261,6 +262,10 @@ def test_what_calibration_writes(made: Made, pictures: Path, capsys: pytest.Capt
     assert {name for name in files_in(pictures) if name.startswith("b.")} == {*("b.cache", "b.npz", "b.table", "b.txt")}
     contents = {Path(name).read_bytes() for name in ("a.table", "a.cache", "b.table", "b.cache")}
     assert len(contents) == 1
+    scales = CalibrationTable.load("b.table").scales
+    nodes = [node for node in onnx.load("portable.onnx").graph.node if node.op_type == "MishPlugin"]
+    pairs = [(scales[node.input[0]], scales[node.output[0]]) for node in nodes if node.output[0] in scales]
+    assert [before for before, _ in pairs] == [behind for _, behind in pairs] != []
 
 
 def test_shards_on_the_command_line(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
