@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -113,12 +114,9 @@ def head_inputs(model: onnx.ModelProto, info: DetectorInfo) -> list[str]:
 
 def mish_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> dict[str, str]:
     """Of those of ``tensors`` that one ``MishPlugin`` node alone reads the tensor that it gives, if that is one of them too."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    alone = {name: readers[name][0] for name in tensors if len(readers.get(name, [])) == 1}
-    return {name: node.output[0] for name, node in alone.items() if node.op_type == "MishPlugin" and node.output[0] in tensors}
+    readings = Counter(name for node in model.graph.node for name in node.input)
+    pairs = [(node.input[0], node.output[0]) for node in model.graph.node if node.op_type == "MishPlugin"]
+    return {x: y for x, y in pairs if readings[x] == 1 and {x, y} <= set(tensors)}
 
 
 def collect(

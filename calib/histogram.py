@@ -208,7 +208,7 @@ class HistogramSet:
             "tensors": list(self.histograms),
             "images": self.images,
         }
-        header |= {"groups": self.groups, "head_inputs": self.head_inputs, "mish": self.mish}
+        header |= {role: getattr(self, role) for role in _ROLES}
         with atomic_output(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
@@ -238,6 +238,7 @@ class HistogramSet:
             raise DarktrtError(f"{path}: {_NO_HISTOGRAMS}") from error
 
 
+_ROLES = ("groups", "head_inputs", "mish")
 _ARRAYS = ("counts", "weighted", "exponents", "limits", "zeros")
 _NO_HISTOGRAMS = "holds no histograms of 'darktrt calib', or is damaged; run calib again"
 
@@ -262,8 +263,7 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
         )
         for i, name in enumerate(names)
     }
-    roles = {name: header[name] for name in ("groups", "head_inputs", "mish")}
-    return HistogramSet(header["model"], histograms, header["images"], **roles)
+    return HistogramSet(header["model"], histograms, header["images"], **{role: header[role] for role in _ROLES})
 
 
 def merged(paths: Sequence[str | Path]) -> HistogramSet:

@@ -105,8 +105,8 @@ def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool
 
     The other convolutions, but for those that ``calibrated`` puts in INT8, are free: TensorRT takes for each the precision that
     it measures as faster, reformatting included, and INT8 is not forced on it, for whoever asks for INT8 wants speed. With
-    TensorRT 8.6.0 on an H100 and optimization level 1 that is INT8 for all 106 in yolov4 at 608 x 608, for 10 of 14 in
-    yolov4-tiny-mish and for 8 of 14 in yolov4-tiny at 416 x 416. :mod:`engine.layers` tells what was taken.
+    TensorRT 8.6.0 on an H100 and optimization level 1 that is INT8 for all 106 in yolov4 at 608 x 608, for 10 or 11 of 14
+    in yolov4-tiny-mish and for 8 of 14 in yolov4-tiny at 416 x 416. :mod:`engine.layers` tells what was taken.
     """
     flags = trt.BuilderFlag
     for flag in (flags.FP16, *([flags.INT8] if int8 else []), flags.OBEY_PRECISION_CONSTRAINTS):
