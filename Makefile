@@ -169,7 +169,7 @@ $(DIR)/$(MODEL).weights: convert/zoo.py $(wildcard convert/data/*) | $(VENV)/.in
 	@touch $@
 $(DIR)/$(MODEL).cfg: $(DIR)/$(MODEL).weights ;
 
-$(DIR)/plain.onnx: $(CFG_FILE) $(WEIGHTS_FILE) $(NAMES) $(DIR)/CONVERT.options darktrt.py $(wildcard convert/*.py) \
+$(DIR)/plain.onnx: $(CFG_FILE) $(WEIGHTS_FILE) $(NAMES) $(DIR)/CONVERT.options darktrt/metadata.py $(wildcard convert/*.py) \
     | $(VENV)/.installed-$(TENSORRT)
 	$(DARKTRT) convert $(CFG_FILE) $(WEIGHTS_FILE) $(CONVERT_OPTIONS) -o $@
 

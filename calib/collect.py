@@ -16,15 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from calib.data import find_images
-from calib.histogram import HistogramSet
-from calib.importance import Weights, weights_of
-from calib.report import Outputs
-from calib.shifts import Shift, ShiftMeter
-from darktrt import DarktrtError, DetectorInfo, keep_inputs, sha256_of
-from onnx_file import load_model
-from vision.detect import IMAGE_SUFFIXES, fit
-from vision.images import read_image
+from darktrt.calib.bias_correction import Shift, ShiftMeter
+from darktrt.calib.data import find_images
+from darktrt.calib.histogram import HistogramSet
+from darktrt.calib.importance import Weights, weights_of
+from darktrt.calib.summary import Outputs
+from darktrt.errors import DarktrtError
+from darktrt.files import keep_inputs, sha256_of
+from darktrt.metadata import DetectorInfo
+from darktrt.onnx_file import load_model
+from darktrt.vision.detector import IMAGE_SUFFIXES, fit
+from darktrt.vision.images import read_image
 
 if TYPE_CHECKING:
     import onnx
@@ -193,7 +195,7 @@ def histograms_of(
     """A whole run: find the pictures, collect, and keep the histograms beside the table; few pictures are warned of.
 
     Raises:
-        DarktrtError: as :func:`calib.data.find_images` and :func:`collect` do.
+        DarktrtError: as :func:`darktrt.calib.data.find_images` and :func:`collect` do.
     """
     save_to = outputs.histograms
     keep_inputs(save_to, model_path)

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from darktrt import DarktrtError, DetectorInfo, atomic_output
-from vision.detect import IMAGE_SUFFIXES, fit
-from vision.images import read_image
+from darktrt.errors import DarktrtError
+from darktrt.files import atomic_output
+from darktrt.metadata import DetectorInfo
+from darktrt.vision.detector import IMAGE_SUFFIXES, fit
+from darktrt.vision.images import read_image
 
 SAMPLES_WARNING = """\
 WARNING: no DATA was given, so the scales come from flips and crops of two sample pictures.

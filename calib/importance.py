@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt import HeadInfo
+from darktrt.metadata import HeadInfo
 
 WEIGHT_OF_ONE = 20
 """The weight of a place whose score is 1. Weights are whole numbers, so that their sums do not depend on an order; and they

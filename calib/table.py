@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from calib.entropy import DEAD_SCALE_AMAX, LEVELS, Choice
-from darktrt import DarktrtError, atomic_output
+from darktrt.calib.threshold import DEAD_SCALE_AMAX, LEVELS, Choice
+from darktrt.errors import DarktrtError
+from darktrt.files import atomic_output
 
 CACHE_VERSION = "8600"
 """TensorRT 8.6.0, in the header of tables made here."""

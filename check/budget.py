@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from calib.data import find_images
-from calib.histogram import HistogramSet
-from calib.report import Outputs
-from check.coco import Accuracy, evaluate
-from check.labels import Truth, has_labels, load_truth
-from check.sensitivity import LIMIT, each_alone
-from check.simulate import Network, Yardstick, convolutions, kept_by_default, load_network, quantized, session
-from darktrt import DarktrtError, sha256_of
-from engine.manifest import Int8Cost
-from surgery.qdq import Calibration
+from darktrt.calib.data import find_images
+from darktrt.calib.histogram import HistogramSet
+from darktrt.calib.summary import Outputs
+from darktrt.check.coco import Accuracy, evaluate
+from darktrt.check.ground_truth import Truth, has_labels, load_truth
+from darktrt.check.sensitivity import LIMIT, each_alone
+from darktrt.check.simulate import Network, Yardstick, convolutions, kept_by_default, load_network, quantized, session
+from darktrt.engine.manifest import Int8Cost
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
+from darktrt.surgery.qdq import Calibration
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Evaluation:
 
     data: Sequence[str]
     """A COCO file with labels, pictures with darknet's label files, or pictures without labels, as
-    :func:`calib.data.find_images` takes them."""
+    :func:`darktrt.calib.data.find_images` takes them."""
     limit: int | None = None
-    """A sample of so many pictures; None for all that have labels, or for :data:`check.sensitivity.LIMIT` without labels."""
+    """A sample of so many pictures; None for all that have labels, else :data:`darktrt.check.sensitivity.LIMIT` of them."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,7 +46,7 @@ class Trial:
 
     kept: tuple[str, ...]
     drop: float
-    """Of the average precision, against FP32; without labels the change of the scores, of :class:`check.simulate.Change`."""
+    """Of the average precision, against FP32; without labels that of the scores (:class:`darktrt.check.simulate.Change`)."""
     accuracy: Accuracy | None = None
     """None without labels."""
 

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from check.labels import LabelledPicture, Truth
-from darktrt import DarktrtError, DetectorInfo
-from vision.boxes import Detections
-from vision.detect import Detector, Run
-from vision.images import read_image
+from darktrt.check.ground_truth import LabelledPicture, Truth
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
+from darktrt.vision.boxes import Detections
+from darktrt.vision.detector import Detector, Run
+from darktrt.vision.images import read_image
 
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.001, 0.45
 """darknet's own for mAP: nearly every detection counts, and NMS as in production."""

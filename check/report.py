@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from calib.entropy import LEVELS, expected_error
-from calib.histogram import Histogram, HistogramSet
-from calib.report import Outputs, bar_heights
-from check.coco import Accuracy, ClassAccuracy
-from check.compare import Report as Comparison
-from check.disagree import SHOWN_SCORE, Disagreement, disagreement, panels, shown
-from check.found import Found, Judged
-from check.labels import Truth
-from check.sensitivity import Sensitivity, sensitivity
-from check.simulate import convolutions, kept_by_default, load_network
-from darktrt import DarktrtError, DetectorInfo, __version__
-from surgery.qdq import Calibration
+from darktrt import __version__
+from darktrt.calib.histogram import Histogram, HistogramSet
+from darktrt.calib.summary import Outputs, bar_heights
+from darktrt.calib.threshold import LEVELS, expected_error
+from darktrt.check.agreement import Report as Comparison
+from darktrt.check.coco import Accuracy, ClassAccuracy
+from darktrt.check.detections import Found, Judged
+from darktrt.check.disagreements import SHOWN_SCORE, Disagreement, disagreement, panels, shown
+from darktrt.check.ground_truth import Truth
+from darktrt.check.sensitivity import Sensitivity, sensitivity
+from darktrt.check.simulate import convolutions, kept_by_default, load_network
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
+from darktrt.surgery.qdq import Calibration
 
 FEW = 500
 """Pictures below which a difference of some thousandths is said to be chance."""
@@ -60,7 +62,7 @@ class Variant:
     classes: tuple[ClassAccuracy, ...]
     curves: Mapping[str, tuple[float, ...]]
     detections: int
-    """Above :data:`check.disagree.SHOWN_SCORE`, in all pictures."""
+    """Above :data:`darktrt.check.disagreements.SHOWN_SCORE`, in all pictures."""
     latency: Latency | None
 
 

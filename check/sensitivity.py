@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from calib.data import find_images
-from calib.kept import Cost, Kept
-from check.coco import Accuracy, evaluate, progress_bar
-from check.labels import Truth, load_truth
-from check.simulate import (
+from darktrt.calib.data import find_images
+from darktrt.calib.fp_layers import Cost, Kept
+from darktrt.check.coco import Accuracy, evaluate, progress_bar
+from darktrt.check.ground_truth import Truth, load_truth
+from darktrt.check.simulate import (
     Change,
     Convolution,
     Network,
@@ -25,9 +25,9 @@ from check.simulate import (
     quantized,
     session,
 )
-from darktrt import atomic_output
-from surgery.qdq import Calibration
-from vision.charts import BLUE, GRAY, Bar, draw_bars
+from darktrt.files import atomic_output
+from darktrt.surgery.qdq import Calibration
+from darktrt.vision.charts import BLUE, GRAY, Bar, draw_bars
 
 LIMIT = 16
 """Pictures that the changes of scores are measured on, unless told otherwise."""
@@ -118,7 +118,7 @@ def sensitivity(
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        data: pictures as :func:`calib.data.find_images` takes them, of which ``limit`` are drawn.
+        data: pictures as :func:`darktrt.calib.data.find_images` takes them, of which ``limit`` are drawn.
         truth: a COCO file to measure the average precision on too, with each convolution quantized: slow.
 
     Raises:

@@ -20,15 +20,16 @@ import onnx_graphsurgeon as gs
 import onnxruntime
 from numpy.typing import NDArray
 
-from darktrt import DarktrtError, DetectorInfo
-from onnx_file import load_model
-from surgery.bodies import embed
-from surgery.half import backbone, halve
-from surgery.head import decode_heads
-from surgery.qdq import Calibration, default_keep, quantize
-from surgery.rewrite import import_graph
-from vision.detect import Arrays, Run, fit
-from vision.images import read_image
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
+from darktrt.onnx_file import load_model
+from darktrt.surgery.functions import embed
+from darktrt.surgery.head import decode_heads
+from darktrt.surgery.precision import backbone, halve
+from darktrt.surgery.qdq import Calibration, default_keep, quantize
+from darktrt.surgery.rewrite import import_graph
+from darktrt.vision.detector import Arrays, Run, fit
+from darktrt.vision.images import read_image
 
 _SECTION = re.compile(r"/layers\.(\d+)/")
 """How the exporter names the nodes of a cfg section."""

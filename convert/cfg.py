@@ -15,7 +15,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from darktrt import DarktrtError, NmsKind
+from darktrt.errors import DarktrtError
+from darktrt.metadata import NmsKind
 
 ACTIVATIONS = (
     "linear logistic loggy relu relu6 elu selu gelu relie ramp leaky revleaky tanh stair plse "

@@ -12,21 +12,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from convert.cfg import Network, Yolo, read_cfg
-from convert.model import Darknet, random_weights
-from convert.shapes import gflops, infer_shapes
-from convert.weights import LayerWeights, dump_weights, parameter_count, read_weights
-from darktrt import (
-    METADATA_KEY,
-    DarktrtError,
-    DetectorInfo,
-    HeadInfo,
-    LayerInfo,
-    NmsInfo,
-    atomic_output,
-    keep_inputs,
-    sha256_of,
-)
+from darktrt.convert.cfg import Network, Yolo, read_cfg
+from darktrt.convert.model import Darknet, random_weights
+from darktrt.convert.shapes import gflops, infer_shapes
+from darktrt.convert.weights import LayerWeights, dump_weights, parameter_count, read_weights
+from darktrt.errors import DarktrtError
+from darktrt.files import atomic_output, keep_inputs, sha256_of
+from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo, LayerInfo, NmsInfo
 
 OPSET = 17
 

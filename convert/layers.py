@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convert import cfg
-from convert.cfg import Layer
-from convert.shapes import Shape
-from convert.weights import LayerWeights, fold
+from darktrt.convert import cfg
+from darktrt.convert.cfg import Layer
+from darktrt.convert.shapes import Shape
+from darktrt.convert.weights import LayerWeights, fold
 
 
 def _hard_mish(x: Tensor) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from convert.cfg import Layer, Network, Yolo, read_cfg
-from convert.layers import Convolution, DarknetLayer, build
-from convert.shapes import infer_shapes, input_shapes
-from convert.weights import LayerWeights, initial_weights, read_weights
-from darktrt import DarktrtError
+from darktrt.convert.cfg import Layer, Network, Yolo, read_cfg
+from darktrt.convert.layers import Convolution, DarknetLayer, build
+from darktrt.convert.shapes import infer_shapes, input_shapes
+from darktrt.convert.weights import LayerWeights, initial_weights, read_weights
+from darktrt.errors import DarktrtError
 
 
 class Darknet(nn.Module):
@@ -40,7 +40,7 @@ class Darknet(nn.Module):
         self._last_reader = {source: layer.index for layer in network.layers for source in layer.sources}
 
     def load(self, weights: list[LayerWeights]) -> None:
-        """Take the weights of every layer, as :func:`convert.weights.read_weights` gives them."""
+        """Take the weights of every layer, as :func:`darktrt.convert.weights.read_weights` gives them."""
         for layer, module, values in zip(self.network.layers, self.layers, weights, strict=True):
             assert isinstance(module, DarknetLayer)
             module.load(values)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from convert.export import class_names, detector_info, tensor_names
-from convert.model import load_model
-from darktrt import DarktrtError, sha256_of
+from darktrt.convert.export import class_names, detector_info, tensor_names
+from darktrt.convert.model import load_model
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
 
 
 class TorchReference:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convert.cfg import Yolo
-from convert.model import load_model
-from darktrt import DarktrtError
+from darktrt.convert.cfg import Yolo
+from darktrt.convert.model import load_model
+from darktrt.errors import DarktrtError
 
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from itertools import pairwise
 
-from convert.cfg import (
+from darktrt.convert.cfg import (
     Convolutional,
     GlobalAverage,
     Layer,
@@ -22,7 +22,7 @@ from convert.cfg import (
     Upsample,
     Yolo,
 )
-from darktrt import DarktrtError
+from darktrt.errors import DarktrtError
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from convert.cfg import Layer, Network
-from convert.shapes import infer_shapes, weight_arrays
-from darktrt import DarktrtError, atomic_output
+from darktrt.convert.cfg import Layer, Network
+from darktrt.convert.shapes import infer_shapes, weight_arrays
+from darktrt.errors import DarktrtError
+from darktrt.files import atomic_output
 
 LayerWeights = Mapping[str, npt.NDArray[np.float32]]
 """Arrays of one layer by role: ``weight`` and ``bias``, with batch normalisation also ``scale``, ``mean``, ``variance``."""
@@ -152,8 +153,8 @@ def initial_weights(network: Network, seed: int) -> Iterator[dict[str, npt.NDArr
 
     Scales below 1 beside biases of some size keep a hundred layers from blowing up differences, rounding errors included.
 
-    :func:`convert.model.random_weights` sets the batch normalisation to what it measures, so that activations neither die nor
-    explode at any depth.
+    :func:`darktrt.convert.model.random_weights` sets the batch normalisation to what it measures, so that activations
+    neither die nor explode at any depth.
     """
     random = np.random.default_rng(seed)
     shapes = infer_shapes(network)

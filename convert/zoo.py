@@ -18,7 +18,8 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 
-from darktrt import DarktrtError, atomic_output, sha256_of
+from darktrt.errors import DarktrtError
+from darktrt.files import atomic_output, sha256_of
 
 _DATA = Path(__file__).parent / "data"
 _RELEASES = "https://github.com/AlexeyAB/darknet/releases/download"

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple, Protocol, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from darktrt import DarktrtError, DetectorInfo, __version__
-from engine.manifest import read_plan_manifest
-from engine.runtime import OnnxRunner, PlanRunner
-from engine.target import gpu_name
+from darktrt import __version__
+from darktrt.engine.manifest import read_plan_manifest
+from darktrt.engine.runtime import OnnxRunner, PlanRunner
+from darktrt.engine.target import gpu_name
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
 
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 _CALLS = 20
@@ -195,7 +197,7 @@ class Contest:
                 for name, path in self.plans.items()
             }
             for name, words in self.processes(info, graph).items():
-                found[name] = stack.enter_context(ProcessRival(name, [self.python, "-m", "cli", "rival", *words]))
+                found[name] = stack.enter_context(ProcessRival(name, [self.python, "-m", "darktrt", "rival", *words]))
             yield found
 
     def processes(self, info: DetectorInfo, graph: bool) -> dict[str, list[str]]:

@@ -15,24 +15,33 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import onnx
 
-from calib.table import CalibrationTable
-from calib.trt import TableSource, calibrator
-from darktrt import DarktrtError, DetectorInfo, atomic_output, check_writable, keep_inputs, sha256_of
-from engine.api import sides
-from engine.layers import ConvolutionPrecision, asked_for, convolution_precisions, engine_layers, inspected, is_layer_list
-from engine.lower import Precision, kept_tensors, lower
-from engine.manifest import Int8Cost, Manifest, manifest_path
-from engine.target import Target, find_target, gpu_name
-from engine.weak import Calibrated, GpuCalibration, NetworkMap, set_precision
-from gpu import first_gpu
-from onnx_file import load_model
-from plugins.library import PluginLibrary, find_library, load_plugins
-from plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from surgery.qdq import Calibration, correct_biases
+from darktrt.calib.table import CalibrationTable
+from darktrt.calib.trt_calibrator import TableSource, calibrator
+from darktrt.cuda import first_gpu
+from darktrt.engine.layer_list import (
+    ConvolutionPrecision,
+    asked_for,
+    convolution_precisions,
+    engine_layers,
+    inspected,
+    is_layer_list,
+)
+from darktrt.engine.lower import Precision, kept_tensors, lower
+from darktrt.engine.manifest import Int8Cost, Manifest, manifest_path
+from darktrt.engine.target import Target, find_target, gpu_name
+from darktrt.engine.trt_types import sides
+from darktrt.engine.weak_typing import Calibrated, GpuCalibration, NetworkMap, set_precision
+from darktrt.errors import DarktrtError
+from darktrt.files import atomic_output, check_writable, keep_inputs, sha256_of
+from darktrt.metadata import DetectorInfo
+from darktrt.onnx_file import load_model
+from darktrt.plugins.library import PluginLibrary, find_library, load_plugins
+from darktrt.plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from darktrt.surgery.qdq import Calibration, correct_biases
 
 if TYPE_CHECKING:
-    from calib.shifts import Shift
-    from engine.api import Builder, Config, Network, Parser, TensorRT
+    from darktrt.calib.bias_correction import Shift
+    from darktrt.engine.trt_types import Builder, Config, Network, Parser, TensorRT
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Built(NamedTuple):
 
     plan: memoryview
     layers: str = ""
-    """The engine's list of layers, which :mod:`engine.layers` reads."""
+    """The engine's list of layers, which :mod:`darktrt.engine.layer_list` reads."""
     times: bytes = b""
     """Its timing cache: what was measured, and what was known before."""
 

@@ -10,9 +10,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from darktrt import DarktrtError
-from engine.target import INSTALL, MODULES, Flavour, gpu_name, is_installed
-from plugins.library import find_library, read_library
+from darktrt.engine.target import INSTALL, MODULES, Flavour, gpu_name, is_installed
+from darktrt.errors import DarktrtError
+from darktrt.plugins.library import find_library, read_library
 
 _INCLUDE_FOLDERS = (
     "/usr/include/x86_64-linux-gnu",

@@ -7,15 +7,16 @@ from typing import Literal
 import onnx
 import onnx_graphsurgeon as gs
 
-from darktrt import DarktrtError, DetectorInfo, MishForm
-from engine.target import Target
-from engine.weak import GpuCalibration
-from plugins.ops import MISH_OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
-from surgery.bodies import drop_bodies, embed, inline_bodies
-from surgery.half import halve
-from surgery.mish import fuse_mish
-from surgery.qdq import Calibration, kept_names, quantize
-from surgery.rewrite import import_graph
+from darktrt.engine.target import Target
+from darktrt.engine.weak_typing import GpuCalibration
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo, MishForm
+from darktrt.plugins.ops import MISH_OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from darktrt.surgery.functions import drop_bodies, embed, inline_bodies
+from darktrt.surgery.mish import fuse_mish
+from darktrt.surgery.precision import halve
+from darktrt.surgery.qdq import Calibration, kept_names, quantize
+from darktrt.surgery.rewrite import import_graph
 
 Precision = Literal["fp32", "fp16", "int8"]
 

@@ -6,8 +6,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from darktrt import DarktrtError, DetectorInfo, record, sha256_of
-from engine.layers import EngineLayer
+from darktrt.engine.layer_list import EngineLayer
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
+from darktrt.metadata import DetectorInfo, record
 
 FORMAT = 1
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from darktrt import DarktrtError, DetectorInfo
-from engine.bench import made_inputs
-from engine.layers import EngineLayer
-from engine.manifest import Manifest, read_plan_manifest
-from engine.runtime import PlanRunner
+from darktrt.engine.bench import made_inputs
+from darktrt.engine.layer_list import EngineLayer
+from darktrt.engine.manifest import Manifest, read_plan_manifest
+from darktrt.engine.runtime import PlanRunner
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
 
 _CALLS = 50
 """Executions that times are the mean of."""

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from calib.trt import DTYPES
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
-from engine.api import sides
-from engine.manifest import Manifest, read_plan_manifest
-from engine.target import Target, find_target, flavour_of
-from gpu import Driver, Stream, dotted_capability, first_gpu
-from plugins.library import find_library, load_plugins
+from darktrt.calib.trt_calibrator import DTYPES
+from darktrt.cuda import Driver, Stream, dotted_capability, first_gpu
+from darktrt.engine.manifest import Manifest, read_plan_manifest
+from darktrt.engine.target import Target, find_target, flavour_of
+from darktrt.engine.trt_types import sides
+from darktrt.errors import DarktrtError
+from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.plugins.library import find_library, load_plugins
 
 if TYPE_CHECKING:
-    from engine.api import Context, Engine, TensorRT
+    from darktrt.engine.trt_types import Context, Engine, TensorRT
 
 Tensors = dict[str, npt.NDArray]  # type: ignore[type-arg]
 

@@ -8,12 +8,13 @@ import importlib.util
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from darktrt import DarktrtError, MishForm
-from gpu import first_gpu
-from plugins.library import is_registered
+from darktrt.cuda import first_gpu
+from darktrt.errors import DarktrtError
+from darktrt.metadata import MishForm
+from darktrt.plugins.library import is_registered
 
 if TYPE_CHECKING:
-    from engine.api import TensorRT
+    from darktrt.engine.trt_types import TensorRT
 
 Flavour = Literal["rtx", "trt"]
 MODULES: dict[Flavour, str] = {"rtx": "tensorrt_rtx", "trt": "tensorrt"}

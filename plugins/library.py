@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darktrt import DarktrtError, sha256_of
-from gpu import dotted_capability, first_gpu
+from darktrt.cuda import dotted_capability, first_gpu
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
 
 FILE_NAME = "libdarktrt_plugins.so"
 VARIABLE = "DARKTRT_PLUGINS"

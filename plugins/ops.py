@@ -19,7 +19,8 @@ from typing import Any, ClassVar, get_args
 
 from onnx import AttributeProto, FunctionProto, NodeProto, helper, parser
 
-from darktrt import DarktrtError, NmsKind
+from darktrt.errors import DarktrtError
+from darktrt.metadata import NmsKind
 
 DOMAIN = "darktrt"
 OPSET_VERSION = 1

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
-from engine.runtime import OnnxRunner, PlanRunner, Tensors
+from darktrt.engine.runtime import OnnxRunner, PlanRunner, Tensors
+from darktrt.errors import DarktrtError
+from darktrt.metadata import METADATA_KEY, DetectorInfo
 
 ONNX_NAME, PLAN_NAME, PLUGINS_NAME = "model.onnx", "model.plan", "libdarktrt_plugins.so"
 """Of the files in a version's folder."""
@@ -33,7 +34,7 @@ _OUTPUTS = ("num_detections", "boxes", "scores", "classes")
 
 
 class Runner(Protocol):
-    """A model that can be run: :class:`engine.runtime.OnnxRunner` or :class:`engine.runtime.PlanRunner`."""
+    """A model that can be run: :class:`darktrt.engine.runtime.OnnxRunner` or :class:`darktrt.engine.runtime.PlanRunner`."""
 
     info: DetectorInfo
 
@@ -209,11 +210,11 @@ class _Pictures:
 @dataclass(frozen=True)
 class _Files(_Pictures):
     placements: list[Any]
-    """Where each picture lies in the network's input, as :class:`vision.images.Placement`."""
+    """Where each picture lies in the network's input, as :class:`darktrt.vision.images.Placement`."""
 
     def outputs(self, found: Tensors, info: DetectorInfo) -> Tensors:
         """With boxes in pixels of the pictures, no more rows than the largest number found, and the detections as JSON."""
-        from vision.boxes import place_detections
+        from darktrt.vision.boxes import place_detections
 
         boxes, texts = found["boxes"].copy(), []
         for i, (count, placement) in enumerate(zip(found["num_detections"][:, 0], self.placements, strict=True)):
@@ -240,7 +241,7 @@ def _read_tensors(tensors: dict[str, NDArray[Any]], settings: Settings) -> _Pict
 
 
 def _read_files(tensors: dict[str, NDArray[Any]], settings: Settings) -> _Files:
-    from vision.images import decode_image, preprocess
+    from darktrt.vision.images import decode_image, preprocess
 
     info, files = settings.info, tensors["image"].reshape(-1)
     scores, ious = _thresholds(tensors, settings, len(files))

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
+from darktrt.errors import DarktrtError
+from darktrt.metadata import METADATA_KEY, DetectorInfo
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -33,7 +34,7 @@ class ConfigOptions:
 
     kind: Kind = "python"
     input: Literal["tensor", "jpeg"] = "tensor"
-    """``jpeg``: encoded pictures of any format that :mod:`vision.images` reads."""
+    """``jpeg``: encoded pictures of any format that :mod:`darktrt.vision.images` reads."""
     max_batch: int | None = None
     """Pictures that Triton may batch; None for the largest batch of the model."""
     preferred: tuple[int, ...] = ()

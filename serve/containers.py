@@ -6,12 +6,12 @@ import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from darktrt import DarktrtError
-from engine.manifest import Manifest, manifest_path, read_manifest
-from engine.target import Target
-from serve.backend import PLAN_NAME
-from serve.repository import check_served, models_of, read_config, served_versions, tensorrt_arguments
-from serve.server import STACK_BYTES, StartOptions, listen_arguments
+from darktrt.engine.manifest import Manifest, manifest_path, read_manifest
+from darktrt.engine.target import Target
+from darktrt.errors import DarktrtError
+from darktrt.serve.backend import PLAN_NAME
+from darktrt.serve.repository import check_served, models_of, read_config, served_versions, tensorrt_arguments
+from darktrt.serve.server import STACK_BYTES, StartOptions, listen_arguments
 
 IMAGE = "nvcr.io/nvidia/tritonserver"
 MOUNT = "/models"

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from check.difference import match, tolerance_of
-from darktrt import DarktrtError, DetectorInfo
-from engine.manifest import read_plan_manifest
-from engine.runtime import OnnxRunner, check_runs
-from engine.target import Target
-from gpu import first_gpu
-from plugins.library import read_library
-from serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME, Row, Settings, make_runner, run_rows
-from serve.config import (
+from darktrt.check.tolerance import match, tolerance_of
+from darktrt.cuda import first_gpu
+from darktrt.engine.manifest import read_plan_manifest
+from darktrt.engine.runtime import OnnxRunner, check_runs
+from darktrt.engine.target import Target
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
+from darktrt.plugins.library import read_library
+from darktrt.serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME, Row, Settings, make_runner, run_rows
+from darktrt.serve.config import (
     CONFIG_NAME,
     FILES,
     LABELS_NAME,
@@ -31,15 +32,15 @@ from serve.config import (
     options_of,
     output_specs,
 )
-from serve.containers import container_for
-from serve.repository import config_info, models_of, read_config, served_versions
-from serve.server import program_on_path
-from vision.images import preprocess, read_image
+from darktrt.serve.containers import container_for
+from darktrt.serve.repository import config_info, models_of, read_config, served_versions
+from darktrt.serve.server import program_on_path
+from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-    from engine.manifest import Manifest
+    from darktrt.engine.manifest import Manifest
 
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.1, 0.45
 """Of the first inference, where they are not fixed in the model."""
@@ -159,7 +160,7 @@ def _model_info(one: _Version) -> DetectorInfo:
     manifest = one.manifest()
     if manifest:
         return manifest.info
-    from onnx_file import load_model
+    from darktrt.onnx_file import load_model
 
     return load_model(one.folder / ONNX_NAME)[1]
 

@@ -19,17 +19,19 @@ from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
-from serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME
-from serve.config import CONFIG_NAME, LABELS_NAME, WARMUP_FOLDER, WARMUP_PICTURE, ConfigOptions, make_config
+import darktrt
+from darktrt.errors import DarktrtError
+from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME
+from darktrt.serve.config import CONFIG_NAME, LABELS_NAME, WARMUP_FOLDER, WARMUP_PICTURE, ConfigOptions, make_config
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-    from engine.manifest import Manifest
+    from darktrt.engine.manifest import Manifest
 
-ROOT = Path(__file__).resolve().parent.parent
-"""Where the rooms are."""
+PACKAGE = Path(darktrt.__file__).parent
+"""The folder of darktrt's own modules."""
 
 MODEL_PY = '''"""darktrt's model for Triton's Python backend; the code is in darktrt.zip."""
 
@@ -38,7 +40,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).with_name("darktrt.zip")))
 
-from serve.backend import TritonPythonModel  # noqa: E402
+from darktrt.serve.backend import TritonPythonModel  # noqa: E402
 
 __all__ = ["TritonPythonModel"]
 '''
@@ -106,10 +108,10 @@ def read_source(path: str | Path, options: ConfigOptions, plugins: str | Path | 
     if suffix not in wanted[options.kind]:
         raise DarktrtError(f"{path}: the kind {options.kind} serves files that end in {' '.join(wanted[options.kind])}")
     if suffix == ".onnx":
-        from onnx_file import load_model
+        from darktrt.onnx_file import load_model
 
         return Source(Path(path), load_model(path)[1], None, None)
-    from engine.manifest import manifest_path, read_plan_manifest
+    from darktrt.engine.manifest import manifest_path, read_plan_manifest
 
     manifest = read_plan_manifest(path)
     check_served(manifest)
@@ -123,14 +125,14 @@ def check_served(manifest: Manifest) -> None:
     Raises:
         DarktrtError: there is none.
     """
-    from engine.target import flavour_of
+    from darktrt.engine.target import flavour_of
 
     if flavour_of(manifest.target) != "trt":
         raise DarktrtError(f"the plan is of {manifest.target}, which no Triton loads; serve its ONNX file instead")
 
 
 def _library(plan: str | Path, plugins: str | Path | None) -> Path:
-    from plugins.library import find_library, read_library
+    from darktrt.plugins.library import find_library, read_library
 
     found = find_library(plugins)
     if found is None:
@@ -229,8 +231,8 @@ def _write_onnx(source: Path, target: Path, options: ConfigOptions) -> None:
         return
     import onnx
 
-    from onnx_file import load_model
-    from surgery.bodies import inline_bodies
+    from darktrt.onnx_file import load_model
+    from darktrt.surgery.functions import inline_bodies
 
     onnx.save(inline_bodies(load_model(source)[0]), str(target))
 
@@ -238,8 +240,8 @@ def _write_onnx(source: Path, target: Path, options: ConfigOptions) -> None:
 def _write_modules(path: Path) -> None:
     """What the backend needs of darktrt, with one date, so that the same modules give the same file."""
     with zipfile.ZipFile(path, "w") as file:
-        for source in modules_of("serve.backend"):
-            file.writestr(zipfile.ZipInfo(str(source.relative_to(ROOT))), source.read_bytes(), zipfile.ZIP_DEFLATED)
+        for source in modules_of("darktrt.serve.backend"):
+            file.writestr(zipfile.ZipInfo(str(source.relative_to(PACKAGE.parent))), source.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def modules_of(name: str) -> list[Path]:
@@ -248,7 +250,7 @@ def modules_of(name: str) -> list[Path]:
     names = [name]
     while names:
         name = names.pop()
-        path = ROOT.joinpath(*name.split("."))
+        path = PACKAGE.parent.joinpath(*name.split("."))
         file = next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
         if file and file not in found:
             found.add(file)
@@ -256,13 +258,26 @@ def modules_of(name: str) -> list[Path]:
     return sorted(found)
 
 
-def _imported(file: Path) -> Iterator[str]:
-    """Names of modules in import statements anywhere in a file; and of what may be one."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from (str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names))
+def _imported(file: Path) -> list[str]:
+    """Names of darktrt's modules in the import statements of a file, and of what may be one; not those for type checkers."""
+    collector = _Imports()
+    collector.visit(ast.parse(file.read_text(encoding="utf-8")))
+    return [name for name in collector.names if name.partition(".")[0] == PACKAGE.name]
+
+
+class _Imports(ast.NodeVisitor):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def visit_If(self, node: ast.If) -> None:  # the visitor's own name
+        if ast.unparse(node.test) != "TYPE_CHECKING":
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.names += [alias.name for alias in node.names]
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        self.names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
 
 
 def _write_beside(folder: Path, info: DetectorInfo, config: ModelConfig) -> None:
@@ -306,7 +321,7 @@ def models_of(repository: str | Path) -> list[Path]:
 
 def tensorrt_arguments(repository: str | Path, root: str | Path) -> list[str]:
     """What Triton's own TensorRT is to be started with for the plans of a repository, which the server sees at ``root``."""
-    from engine.manifest import manifest_path, read_manifest
+    from darktrt.engine.manifest import manifest_path, read_manifest
 
     libraries, compatible = [], False
     for model in models_of(repository):

@@ -22,9 +22,9 @@ from pathlib import Path
 from threading import Thread
 from typing import IO, Literal
 
-from darktrt import DarktrtError
-from serve.config import CONFIG_NAME
-from serve.repository import models_of, read_config, tensorrt_arguments
+from darktrt.errors import DarktrtError
+from darktrt.serve.config import CONFIG_NAME
+from darktrt.serve.repository import models_of, read_config, tensorrt_arguments
 
 _FACTS = """\
 import sys, sysconfig

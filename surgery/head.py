@@ -10,8 +10,9 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from darktrt import DarktrtError, DetectorInfo, HeadForm, HeadInfo
-from plugins.ops import DOMAIN, PluginOp, YoloDecode, YoloDetect
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo, HeadForm, HeadInfo
+from darktrt.plugins.ops import DOMAIN, PluginOp, YoloDecode, YoloDetect
 
 
 def replace_head(graph: gs.Graph, info: DetectorInfo, head: HeadForm, max_candidates: int, max_detections: int) -> None:

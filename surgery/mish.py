@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from darktrt import DarktrtError
-from plugins.ops import DOMAIN, Mish, MishAdd, MishConcat, PluginOp
+from darktrt.errors import DarktrtError
+from darktrt.plugins.ops import DOMAIN, Mish, MishAdd, MishConcat, PluginOp
 
 SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
 """Activations that can take the place of Mish, for networks retrained so."""

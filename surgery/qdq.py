@@ -11,9 +11,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
-from calib.shifts import Shift, corrected_bias
-from darktrt import DarktrtError, DetectorInfo
-from surgery.half import backbone, ends
+from darktrt.calib.bias_correction import Shift, corrected_bias
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
+from darktrt.surgery.precision import backbone, ends
 
 LEVELS = 127
 """Of one sign: INT8 is used symmetrically, as TensorRT does."""

@@ -8,12 +8,14 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadForm, InputForm, MishForm, atomic_output, keep_inputs
-from onnx_file import load_model
-from surgery.bodies import embed
-from surgery.head import fix_thresholds, replace_head, take_bytes
-from surgery.mish import Fused, fuse_mish, replace_mish
-from surgery.qdq import Calibration, QuantizeReport, quantize
+from darktrt.errors import DarktrtError
+from darktrt.files import atomic_output, keep_inputs
+from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadForm, InputForm, MishForm
+from darktrt.onnx_file import load_model
+from darktrt.surgery.functions import embed
+from darktrt.surgery.head import fix_thresholds, replace_head, take_bytes
+from darktrt.surgery.mish import Fused, fuse_mish, replace_mish
+from darktrt.surgery.qdq import Calibration, QuantizeReport, quantize
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class SurgeryOptions:
     input: InputForm = "uint8"
     mish: MishForm = "auto"
     activation: str | None = None
-    """Put this in the place of Mish: one of :data:`surgery.mish.SWAPS`."""
+    """Put this in the place of Mish: one of :data:`darktrt.surgery.mish.SWAPS`."""
     max_candidates: int = 1000
     max_detections: int = 300
     calibration: Calibration | None = None

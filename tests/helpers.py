@@ -17,21 +17,21 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from check.found import Found, digests_of, save_found
-from check.labels import load_truth
-from check.results import Thresholds
-from cli import main
-from convert.cfg import read_cfg
-from convert.export import convert
-from convert.model import random_weights
-from convert.weights import write_weights
-from darktrt import DetectorInfo
-from engine.runtime import OnnxRunner
-from onnx_file import load_model
-from surgery.rewrite import SurgeryOptions, operate, operate_file
-from vision.boxes import Detections
-from vision.detect import Detector
-from vision.images import read_image
+from darktrt.check.detections import Found, digests_of, save_found
+from darktrt.check.ground_truth import load_truth
+from darktrt.check.runs import Thresholds
+from darktrt.cli import main
+from darktrt.convert.cfg import read_cfg
+from darktrt.convert.export import convert
+from darktrt.convert.model import random_weights
+from darktrt.convert.weights import write_weights
+from darktrt.engine.runtime import OnnxRunner
+from darktrt.metadata import DetectorInfo
+from darktrt.onnx_file import load_model
+from darktrt.surgery.rewrite import SurgeryOptions, operate, operate_file
+from darktrt.vision.boxes import Detections
+from darktrt.vision.detector import Detector
+from darktrt.vision.images import read_image
 
 Array = NDArray[Any]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -12,38 +13,41 @@ from pathlib import Path
 
 from helpers import ROOT
 
+PACKAGE = ROOT / "darktrt"
+
+GROUND = {"errors", "files", "metadata", "onnx_file", "cuda"}
+"""Modules of the package below all rooms."""
+
 ROOMS: dict[str, set[str]] = {
-    "darktrt": set(),
-    "onnx_file": set(),
-    "gpu": set(),
     "plugins": set(),
     "convert": set(),
     "vision": set(),
     "calib": {"vision"},
-    "surgery": {"plugins.ops", "calib.shifts", "calib.table"},
-    "engine": {"surgery", "calib.table", "calib.trt", "plugins"},
+    "surgery": {"plugins.ops", "calib.bias_correction", "calib.table"},
+    "engine": {"surgery", "calib.table", "calib.trt_calibrator", "plugins"},
     "check": {"engine", "surgery", "calib", "vision"},
     "serve": {
-        "check.difference",
+        "check.tolerance",
         "engine.manifest",
         "engine.runtime",
         "engine.target",
         "plugins.library",
-        "surgery.bodies",
+        "surgery.functions",
         "vision",
     },
+    "__main__": {"cli"},
     "cli": {"serve", "check", "engine", "calib", "surgery", "convert", "vision"},
 }
-"""What each room may import of the others; every room may import itself, ``darktrt``, ``gpu`` and ``onnx_file``."""
+"""What each room may import of the others; every room may import itself and the ground modules, which import one another."""
 
 HOMES: dict[str, set[str]] = {
     "torch": {"convert"},
     "onnx": {"onnx_file", "convert", "plugins", "surgery", "engine", "calib", "check", "serve"},
     "onnx_graphsurgeon": {"surgery", "engine", "check"},
     "onnxruntime": {"engine", "calib", "check"},
-    "tensorrt": {"engine", "calib.trt"},
+    "tensorrt": {"engine", "darktrt.calib.trt_calibrator"},
     "tensorrt_rtx": {"engine"},
-    "polygraphy": {"engine", "calib.trt", "check"},
+    "polygraphy": {"engine", "darktrt.calib.trt_calibrator", "check"},
     "PIL": {"vision", "calib", "check", "serve"},
     "av": {"vision"},
     "pycocotools": {"check"},
@@ -60,18 +64,29 @@ INSIDE_FUNCTIONS = {"tensorrt", "tensorrt_rtx", "polygraphy", "av", "tritonclien
 @dataclass(frozen=True)
 class Import:
     importer: str
-    """A module, such as ``engine.build``."""
+    """A module without ``darktrt.``, such as ``engine.build``."""
     imported: str
+    """As the import statement names it, such as ``darktrt.engine.lower.lower``."""
     inside: bool
     """In a function, so that it happens only when that is called."""
     where: str
 
+    @property
+    def own(self) -> str:
+        """What it imports of darktrt, without ``darktrt.``; empty for another library."""
+        return self.imported.removeprefix("darktrt.") if self.imported.startswith("darktrt.") else ""
+
 
 def modules() -> dict[str, Path]:
-    """Every module of the rooms that exist, by name."""
-    files = [ROOT / f"{room}.py" for room in ROOMS] + [file for room in ROOMS for file in (ROOT / room).rglob("*.py")]
-    found = {file: file.relative_to(ROOT).with_suffix("").parts for file in files if file.is_file()}
-    return {".".join(parts).removesuffix(".__init__"): file for file, parts in found.items()}
+    """Every module of the package by its name without ``darktrt.``; the package itself is the empty name."""
+    names = {file: file.relative_to(PACKAGE).with_suffix("").parts for file in sources()}
+    return {".".join(parts).removesuffix("__init__").removesuffix("."): file for file, parts in names.items()}
+
+
+def sources() -> list[Path]:
+    """The package's Python files; glob does not follow the links to the rooms by itself."""
+    rooms = [file for room in ROOMS for file in (PACKAGE / room).rglob("*.py")]
+    return [*PACKAGE.glob("*.py"), *rooms]
 
 
 def imports_of(name: str, file: Path) -> Iterator[Import]:
@@ -106,20 +121,51 @@ def is_part_of(module: str, whole: str) -> bool:
 
 def test_every_room_is_walked() -> None:
     present = {room_of(name) for name in modules()}
-    assert {"cli", "darktrt", "gpu", "onnx_file", "convert", "plugins", "surgery", "engine", "vision"} <= present
-    assert {file.name for file in ROOT.iterdir() if (file / "__init__.py").is_file()} <= set(ROOMS)
-    assert sum(room_of(found.imported) in ROOMS for found in IMPORTS) > 60
+    assert {*GROUND, *ROOMS} <= present
+    assert {file.name for file in PACKAGE.iterdir() if (file / "__init__.py").is_file()} == set(ROOMS) - {"__main__"}
+    assert sum(room_of(found.own) in ROOMS for found in IMPORTS) > 60
+
+
+def test_the_wheel_has_every_package() -> None:
+    listed = re.search(r"\npackages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
+    folders = {f"darktrt.{name}" for name, file in modules().items() if file.name == "__init__.py" and name}
+    assert listed and {"darktrt", *folders} == set(re.findall(r'"(.+?)"', listed[1]))
 
 
 def test_rooms_import_only_whom_they_may() -> None:
     wrong = [
         f"{found.where}: {found.importer} imports {found.imported}"
         for found in IMPORTS
-        if room_of(found.imported) in ROOMS
-        and room_of(found.imported) not in (room_of(found.importer), "darktrt", "gpu", "onnx_file")
-        and not any(is_part_of(found.imported, allowed) for allowed in ROOMS[room_of(found.importer)])
+        if found.own
+        and room_of(found.own) not in (room_of(found.importer), *GROUND, "__version__")
+        and not any(is_part_of(found.own, allowed) for allowed in ROOMS.get(room_of(found.importer), ()))
     ]
     assert not wrong
+
+
+BARE = "|".join(ROOMS)
+BARE_IMPORT = re.compile(rf"^\s*(from|import) ({BARE})\b(?! import\s*$)", re.MULTILINE)
+BARE_MODULE = re.compile(rf"(?<![\w./])({BARE})\.([a-z_]+)")
+
+
+def test_rooms_are_named_as_parts_of_the_package() -> None:
+    """A bare room name, also in the string of a monkeypatch or of a program, would load a second copy of its modules."""
+    known = {name for name in modules() if "." in name}
+    files = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                assert not {room_of(alias.name) for alias in node.names} & set(ROOMS), f"{file}:{node.lineno}"
+            elif isinstance(node, ast.ImportFrom):
+                assert room_of(str(node.module)) not in ROOMS, f"{file}:{node.lineno}"
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and file != Path(__file__):
+                named = {f"{room}.{module}" for room, module in BARE_MODULE.findall(node.value)} & known
+                assert not named and not BARE_IMPORT.search(node.value), f"{file}:{node.lineno}: {named}"
+
+
+def test_a_bare_room_is_refused() -> None:
+    done = subprocess.run([sys.executable, "-c", "import engine"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "import darktrt.engine" in done.stderr
 
 
 def test_libraries_are_imported_only_at_home() -> None:
@@ -138,9 +184,8 @@ def test_what_is_optional_is_imported_inside_functions() -> None:
 
 
 def test_the_command_line_imports_rooms_inside_functions() -> None:
-    early = {f.imported for f in IMPORTS if f.importer == "cli" and not f.inside and room_of(f.imported) in ROOMS}
-    names = ("DarktrtError", "__version__", "atomic_output", "check_outputs", "check_writable", "keep_inputs")
-    assert early == {f"darktrt.{name}" for name in names}
+    early = {room_of(f.own) for f in IMPORTS if room_of(f.importer) == "cli" and not f.inside and f.own}
+    assert early <= {"errors", "files", "__version__"}
 
 
 def run_python(code: str) -> str:
@@ -158,24 +203,25 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_importing_the_command_line_loads_nothing_heavy() -> None:
-    assert loaded_by("import cli") == set()
+    assert loaded_by("import darktrt, darktrt.cli") == set()
 
 
 def test_torch_comes_with_convert_alone() -> None:
-    everything = "; ".join(f"import {name}" for name in modules() if room_of(name) not in ("convert", "check", "cli"))
+    everything = "; ".join(
+        f"import darktrt.{name}" for name in modules() if name and room_of(name) not in ("convert", "check", "cli", "__main__")
+    )
     assert not {"torch", "tensorrt", "tensorrt_rtx", "polygraphy", "av"} & loaded_by(everything)
 
 
 def test_reading_cfgs_and_weights_needs_no_torch_nor_onnx() -> None:
-    assert not {"torch", "onnx"} & loaded_by(
-        "import convert.cfg, convert.shapes, convert.weights, convert.zoo, convert.inspect"
-    )
+    assert not {"torch", "onnx"} & loaded_by("from darktrt.convert import cfg, describe, shapes, weights, zoo")
 
 
 def test_running_engines_needs_neither_torch_nor_onnx() -> None:
     """A deployment host has neither, nor has a CPython 3.10 with TensorRT 8.6."""
     assert not {"torch", "onnx", "onnxruntime"} & loaded_by(
-        "import engine.runtime, engine.manifest, vision.detect, check.compare, check.found"
+        "import darktrt.engine.runtime, darktrt.engine.manifest, darktrt.vision.detector\n"
+        "import darktrt.check.agreement, darktrt.check.detections"
     )
 
 
@@ -183,9 +229,9 @@ def test_every_module_imports_alone() -> None:
     """No cycle that works in one order only, and nothing printed on import."""
     code = f"""
 import importlib, sys
-for name in {sorted(modules())}:
+for name in {sorted(f"darktrt.{name}" for name in modules() if name not in ("", "__main__"))}:
     importlib.import_module(name)
-    for loaded in [n for n in sys.modules if n.partition(".")[0] in {set(ROOMS)}]:
+    for loaded in [n for n in sys.modules if n.partition(".")[0] == "darktrt"]:
         del sys.modules[loaded]
 """
     assert run_python(code) == ""
@@ -195,6 +241,6 @@ def test_help_starts_in_three_tenths_of_a_second() -> None:
     times = []
     for _ in range(5):
         started = time.perf_counter()
-        subprocess.run([sys.executable, str(ROOT / "cli.py"), "--help"], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "darktrt", "--help"], check=True, capture_output=True)
         times.append(time.perf_counter() - started)
     assert min(times) < 0.3

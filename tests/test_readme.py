@@ -36,7 +36,7 @@ def test_stages(tmp_path: Path) -> None:
     commands = [shlex.split(line) for line in blocks("sh")]
     assert [command[0] for command in commands] == ["darktrt"] * len(commands)
     for command in commands:
-        done = run([sys.executable, "-m", "cli", *command[1:]], tmp_path)
+        done = run([sys.executable, "-m", "darktrt", *command[1:]], tmp_path)
         if command[1] == "fetch" and "to be had nowhere" in done.stderr:
             pytest.skip(f"needs the weights of yolov4-tiny: {done.stderr}")
         assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
@@ -91,7 +91,7 @@ def test_pictures_and_links_exist() -> None:
 
 
 def test_version_and_help_agree_with_the_readme() -> None:
-    done = run([sys.executable, "-m", "cli", "--help"], ROOT)
+    done = run([sys.executable, "-m", "darktrt", "--help"], ROOT)
     listed = re.findall(r"^    ([a-z]+) ", done.stdout, re.MULTILINE)
     on_a_gpu, with_a_server = blocks("shell"), blocks("bash")
     assert {line.split()[1] for line in blocks("sh") + on_a_gpu + with_a_server} == set(listed)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt import DarktrtError, NmsKind
-from vision.images import Placement
+from darktrt.errors import DarktrtError
+from darktrt.metadata import NmsKind
+from darktrt.vision.images import Placement
 
 GREEDYNMS_EXPONENT = 0.6
 """Fixed in darknet's box_diou; diounms takes beta_nms of the cfg instead."""

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from darktrt import DarktrtError, atomic_output
+from darktrt.errors import DarktrtError
+from darktrt.files import atomic_output
 
 Colour = tuple[int, int, int]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from vision.boxes import Detections
+from darktrt.vision.boxes import Detections
 
 Colour = tuple[int, int, int]
 Area = tuple[float, float, float, float]

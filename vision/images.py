@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from darktrt import DarktrtError, InputForm, ResizePolicy
+from darktrt.errors import DarktrtError
+from darktrt.metadata import InputForm, ResizePolicy
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is read, by Pillow's names. Its other decoders stay off: one of them would start Ghostscript on a file from anywhere."""

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt import DarktrtError, check_writable
-from vision.detect import Detector, FileResult, LiveSource, detect_frames, open_video, video_writer
-from vision.draw import draw
+from darktrt.errors import DarktrtError
+from darktrt.files import check_writable
+from darktrt.vision.detector import Detector, FileResult, LiveSource, detect_frames, open_video, video_writer
+from darktrt.vision.draw import draw
 
 _STREAM_OPTIONS = {"rtsp_transport": "tcp", "timeout": "10000000"}
 """For RTSP: no lost packets, which show as grey smears; and ten seconds, in microseconds, until a silent camera is given up."""

@@ -8,10 +8,10 @@ import pytest
 from helpers import MADE_CFG, make
 from triton_models import LETTERBOX_CFG, Models, operated, server_of
 
-from onnx_file import load_model
-from serve.config import ConfigOptions
-from serve.repository import write_repository
-from serve.server import Server
+from darktrt.onnx_file import load_model
+from darktrt.serve.config import ConfigOptions
+from darktrt.serve.repository import write_repository
+from darktrt.serve.server import Server
 
 
 @pytest.fixture(scope="session")

@@ -23,17 +23,17 @@ from streams import RtspServer, transport_stream
 from test_readme import README, blocks, run
 from triton_models import Models
 
-from check.coco import evaluate
-from check.labels import LabelledObject, LabelledPicture, Truth
-from cli import main
-from darktrt import DarktrtError
-from engine.runtime import OnnxRunner
-from serve.client import Client, triton_run
-from serve.server import Server
-from serve.shared_memory import FOLDER, prefix_of
-from serve.transport import Endpoint
-from vision.boxes import Detections
-from vision.detect import IMAGE_SUFFIXES, Detector, open_video, video_writer
+from darktrt.check.coco import evaluate
+from darktrt.check.ground_truth import LabelledObject, LabelledPicture, Truth
+from darktrt.cli import main
+from darktrt.engine.runtime import OnnxRunner
+from darktrt.errors import DarktrtError
+from darktrt.serve.client.client import Client, triton_run
+from darktrt.serve.client.shared_memory import FOLDER, prefix_of
+from darktrt.serve.client.transport import Endpoint
+from darktrt.serve.server import Server
+from darktrt.vision.boxes import Detections
+from darktrt.vision.detector import IMAGE_SUFFIXES, Detector, open_video, video_writer
 
 SCORE = 0.08
 """What the made network, whose weights are random, finds a fair number of boxes with."""
@@ -207,7 +207,7 @@ def test_a_stream_until_ctrl_c_keeps_the_video(triton: Server, tmp_path: Path) -
     command = ["client", "rtsp-url", stream.url, "--server", triton.grpc, "--model", "made", "--json", "-o", "out.mp4"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "cli", *command], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "darktrt", *command], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout
     seen = [json.loads(process.stdout.readline()) for _ in range(5)]
@@ -240,7 +240,7 @@ def test_the_readmes_commands(triton: Server, tmp_path: Path) -> None:
     commands = [shlex.split(line) for line in blocks("bash") if line.split()[1] in ("client", "load")]
     assert len(commands) >= 6
     for command in commands:
-        done = run([sys.executable, "-m", "cli", *command[1:], "--server", triton.grpc, "--model", "made"], tmp_path)
+        done = run([sys.executable, "-m", "darktrt", *command[1:], "--server", triton.grpc, "--model", "made"], tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
     pictures = {path.name for path in (tmp_path / "docs").iterdir() if path.suffix in IMAGE_SUFFIXES}
     assert {path.name for path in (tmp_path / "found").iterdir()} == pictures

@@ -19,10 +19,10 @@ from PIL import Image
 from test_client import SCORE, assert_same, direct, pictures, regions_of, save_pictures
 from triton_models import Models, server_of
 
-from darktrt import DarktrtError
-from serve.client import Client
-from serve.server import Server, StartOptions, running
-from vision.boxes import Detections
+from darktrt.errors import DarktrtError
+from darktrt.serve.client.client import Client
+from darktrt.serve.server import Server, StartOptions, running
+from darktrt.vision.boxes import Detections
 
 WARM_UP, MIXED_REQUESTS, CONCURRENCY = 500, 2000, 16
 GROWTH = 0.05
@@ -74,7 +74,7 @@ def test_a_server_that_stays_away_is_told(models: Models, tmp_path: Path) -> Non
 
 HOLDER = """
 import sys, time
-from serve.client import Client
+from darktrt.serve.client.client import Client
 client = Client(sys.argv[1], "made", shared_memory="system", in_flight=3)
 client.run({"images": __import__("numpy").zeros((1, 64, 96, 3), "uint8")})
 print("holding", flush=True)

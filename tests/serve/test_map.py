@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from check.found import load_found
-from cli import main
-from serve.server import Server
+from darktrt.check.detections import load_found
+from darktrt.cli import main
+from darktrt.serve.server import Server
 
 
 def test_a_served_model_is_judged_as_its_file(

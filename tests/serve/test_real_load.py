@@ -11,12 +11,12 @@ import pytest
 from test_client import regions_of, url
 from triton_models import Models
 
-from cli import main
-from darktrt import DarktrtError
-from serve.client import Client
-from serve.load import LoadOptions, measure_load
-from serve.repository import read_config
-from serve.server import Server
+from darktrt.cli import main
+from darktrt.errors import DarktrtError
+from darktrt.serve.client.client import Client
+from darktrt.serve.load.measure import LoadOptions, measure_load
+from darktrt.serve.repository import read_config
+from darktrt.serve.server import Server
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from test_readme import blocks
 from test_readme import run as readme_run
 from triton_models import Models, a_program, ask, encoded, operated, post, server_of
 
-from darktrt import DarktrtError
-from engine.runtime import OnnxRunner
-from serve.config import ConfigOptions
-from serve.repository import write_repository
-from serve.server import Server, StartOptions, program_on_path, running
-from surgery.rewrite import SurgeryOptions, operate_file
-from vision.detect import Detector
+from darktrt.engine.runtime import OnnxRunner
+from darktrt.errors import DarktrtError
+from darktrt.serve.config import ConfigOptions
+from darktrt.serve.repository import write_repository
+from darktrt.serve.server import Server, StartOptions, program_on_path, running
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.vision.detector import Detector
 
 grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'darktrt[serve]'")
 
@@ -168,7 +168,7 @@ def test_a_model_that_does_not_load_is_told(models: Models, tmp_path: Path, name
 
 @pytest.mark.skipif(not (SHARED / "zoo/yolov4-tiny.weights").is_file(), reason="needs the weights of yolov4-tiny in shared/")
 def test_real_weights_find_the_dog(tmp_path: Path) -> None:
-    from convert.export import convert
+    from darktrt.convert.export import convert
 
     zoo, plain, portable = SHARED / "zoo", tmp_path / "plain.onnx", tmp_path / "portable.onnx"
     convert(zoo / "yolov4-tiny.cfg", zoo / "yolov4-tiny.weights", plain, size=(416, 416))
@@ -187,14 +187,14 @@ def test_the_readmes_commands(models: Models, tmp_path: Path, monkeypatch: pytes
     commands = [shlex.split(line)[1:] for line in blocks("bash") if line.split()[1] == "serve"]
     assert [command[1] for command in commands] == ["repository", "repository", "doctor", "start"]
     for command in commands[:-1]:
-        done = readme_run([sys.executable, "-m", "cli", *command], tmp_path)
+        done = readme_run([sys.executable, "-m", "darktrt", *command], tmp_path)
         assert done.returncode == 0, done.stderr
         assert command[1] != "doctor" or done.stdout.count("agrees with ONNX Runtime") == 2
     ports = free_ports(3)
     given = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
     a_program()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "cli", *commands[-1], *given, "--program", "path" if program_on_path() else "pip"]
+    words = [sys.executable, "-m", "darktrt", *commands[-1], *given, "--program", "path" if program_on_path() else "pip"]
     start = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert start.stdout and start.stdout.readline().startswith(f"ready: http://127.0.0.1:{ports[0]} and gRPC")

@@ -15,12 +15,12 @@ import pytest
 from test_client import assert_same, direct, pictures
 from triton_models import Models, a_program
 
-from cli import main
-from darktrt import DarktrtError
-from serve.client import Client
-from serve.server import Server, StartOptions
-from serve.sweep import own_server
-from serve.transport import Endpoint
+from darktrt.cli import main
+from darktrt.errors import DarktrtError
+from darktrt.serve.client.client import Client
+from darktrt.serve.client.transport import Endpoint
+from darktrt.serve.load.sweep import own_server
+from darktrt.serve.server import Server, StartOptions
 
 SCORE = 0.08
 

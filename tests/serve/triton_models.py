@@ -18,10 +18,10 @@ from helpers import Made, conv, head, net
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt import DarktrtError
-from serve.server import Program, Server, StartOptions, installed_program, program_on_path
-from serve.sweep import own_server
-from surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.errors import DarktrtError
+from darktrt.serve.load.sweep import own_server
+from darktrt.serve.server import Program, Server, StartOptions, installed_program, program_on_path
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
 
 LETTERBOX_CFG = (
     net(96, 64, letter_box=1)

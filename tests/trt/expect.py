@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.runtime import OnnxRunner
-from vision.detect import fit
-from vision.images import read_image
+from darktrt.engine.runtime import OnnxRunner
+from darktrt.vision.detector import fit
+from darktrt.vision.images import read_image
 
 
 def main(model: str, *pictures: str) -> None:

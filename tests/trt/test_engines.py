@@ -18,14 +18,14 @@ import onnx
 import pytest
 from test_int8 import BATCH, DEPTH, KEPT, images, model, names
 
-from calib.table import CalibrationTable
-from calib.trt import BatchSource
-from darktrt import DarktrtError
-from engine.build import BuildOptions, build_file, cache_path
-from engine.profile import profile
-from engine.runtime import PlanRunner, polygraphy_runner
-from engine.target import find_target, gpu_name, installed_version
-from engine.weak import GpuCalibration
+from darktrt.calib.table import CalibrationTable
+from darktrt.calib.trt_calibrator import BatchSource
+from darktrt.engine.build import BuildOptions, build_file, cache_path
+from darktrt.engine.profile import profile
+from darktrt.engine.runtime import PlanRunner, polygraphy_runner
+from darktrt.engine.target import find_target, gpu_name, installed_version
+from darktrt.engine.weak_typing import GpuCalibration
+from darktrt.errors import DarktrtError
 
 pytestmark = [
     pytest.mark.trt,

@@ -23,16 +23,17 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from calib.shifts import Shift
-from calib.table import CalibrationTable
-from calib.trt import BatchSource
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadInfo
-from engine import build as build_module
-from engine.build import BuildOptions, build, build_file
-from engine.lower import kept_tensors
-from engine.target import Target, find_target, gpu_name, installed_version
-from engine.weak import Calibrated
-from surgery.qdq import Calibration
+from darktrt.calib.bias_correction import Shift
+from darktrt.calib.table import CalibrationTable
+from darktrt.calib.trt_calibrator import BatchSource
+from darktrt.engine import build as build_module
+from darktrt.engine.build import BuildOptions, build, build_file
+from darktrt.engine.lower import kept_tensors
+from darktrt.engine.target import Target, find_target, gpu_name, installed_version
+from darktrt.engine.weak_typing import Calibrated
+from darktrt.errors import DarktrtError
+from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo
+from darktrt.surgery.qdq import Calibration
 
 pytestmark = [
     pytest.mark.trt,

@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from calib.trt import DTYPES
-from engine.build import BuildOptions, _configure, build_file
-from engine.target import Target, find_target, gpu_name, installed_version
-from gpu import DeviceMemory, Driver, Stream
-from plugins.library import find_library, load_plugins, read_library
-from plugins.ops import DOMAIN, OPSET_VERSION, Mish, MishAdd, MishConcat, PluginOp, YoloDecode, YoloDetect
+from darktrt.calib.trt_calibrator import DTYPES
+from darktrt.cuda import DeviceMemory, Driver, Stream
+from darktrt.engine.build import BuildOptions, _configure, build_file
+from darktrt.engine.target import Target, find_target, gpu_name, installed_version
+from darktrt.plugins.library import find_library, load_plugins, read_library
+from darktrt.plugins.ops import DOMAIN, OPSET_VERSION, Mish, MishAdd, MishConcat, PluginOp, YoloDecode, YoloDetect
 
 LIBRARY = find_library()
 MODEL = os.environ.get("DARKTRT_TEST_MODEL")
@@ -90,7 +90,9 @@ def in_new_process(code: str, **environment: str) -> str:
 @pytest.mark.parametrize("loader", LOADERS)
 def test_every_way_of_loading_registers_the_plugins(loader: str) -> None:
     library = read_library(str(LIBRARY))
-    code = f"from plugins.library import load_plugins; path = {str(library.path.resolve())!r}; {LOADERS[loader]}; {NAMES}"
+    code = (
+        f"from darktrt.plugins.library import load_plugins; path = {str(library.path.resolve())!r}; {LOADERS[loader]}; {NAMES}"
+    )
     preload = {"LD_PRELOAD": str(library.path.resolve())} if loader.startswith("LD_PRELOAD") else {}
     assert {plugin.partition(":")[0] for plugin in library.plugins} <= set(in_new_process(code, **preload).split())
 

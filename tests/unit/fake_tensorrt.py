@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from plugins.ops import OPS
+from darktrt.plugins.ops import OPS
 
 LIBRARY_VERSIONS = {"8.6.0": 8600, "8.6.1": 8601, "10.3.0": 100300, "10.14.1": 101401, "11.0.0": 110000}
 """What ``getInferLibVersion()`` of these answers; it stands in the headers of their calibration caches."""

@@ -17,12 +17,13 @@ from helpers import MADE_CFG, Made, conv, head, made_image, make, net, run, thre
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt import DarktrtError, DetectorInfo
-from engine.runtime import OnnxRunner
-from serve import backend
-from serve.backend import Result, Row, Settings, TritonPythonModel, gather, run_rows
-from surgery.rewrite import SurgeryOptions, operate_file
-from vision.detect import Detector
+from darktrt.engine.runtime import OnnxRunner
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
+from darktrt.serve import backend
+from darktrt.serve.backend import Result, Row, Settings, TritonPythonModel, gather, run_rows
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.vision.detector import Detector
 
 SCORE = 0.02
 """Low, for networks of random weights find little."""

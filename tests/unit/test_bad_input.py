@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import MADE_CFG, ROOT, Made, conv, deep_cfg, files_in, head, made_image, make, net, section, yolo
+from helpers import MADE_CFG, Made, conv, deep_cfg, files_in, head, made_image, make, net, section, yolo
 from PIL import Image
 
-from calib.table import CalibrationTable
-from cli import main
-from convert import zoo
-from darktrt import DarktrtError
-from engine import target
-from engine.manifest import Manifest
-from surgery.rewrite import SurgeryOptions, operate_file
-from vision.detect import video_writer
+from darktrt.calib.table import CalibrationTable
+from darktrt.cli import main
+from darktrt.convert import zoo
+from darktrt.engine import target
+from darktrt.engine.manifest import Manifest
+from darktrt.errors import DarktrtError
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.vision.detector import video_writer
 
 # --- a folder of good files, and bad ones made of them ---
 
@@ -549,7 +549,7 @@ def test_a_table_is_whole_or_there_is_none(
     before = files_in(place)
     command = ["calib", "portable.onnx", "a.png", "-o", "t.table"]
     with monkeypatch.context() as patched:
-        patched.setattr("check.sensitivity.find_kept", fails)
+        patched.setattr("darktrt.check.sensitivity.find_kept", fails)
         assert main(command) in (2, 130)
     assert set(files_in(place)) - set(before) == {"t.npz"}
     assert main([*command, "--resume"]) == 0
@@ -657,7 +657,7 @@ def test_an_output_that_is_no_file(place: Path, capfd: pytest.CaptureFixture[str
 
 # --- a full disk: no file may grow beyond some bytes ---
 
-CLI = [sys.executable, str(ROOT / "cli.py")]
+CLI = [sys.executable, "-m", "darktrt"]
 FULL = {
     "convert": ("convert net.cfg net.weights -o out.onnx", 50_000, "out.onnx: cannot write: "),
     "save-weights": (

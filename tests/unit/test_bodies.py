@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
-from darktrt import DarktrtError, NmsKind
-from plugins.ops import (
+from darktrt.errors import DarktrtError
+from darktrt.metadata import NmsKind
+from darktrt.plugins.ops import (
     DOMAIN,
     MAX_ANCHORS,
     MAX_TOPK,
@@ -30,7 +31,7 @@ from plugins.ops import (
     YoloDetect,
     op_from_node,
 )
-from surgery.bodies import drop_bodies, embed, inline_bodies
+from darktrt.surgery.functions import drop_bodies, embed, inline_bodies
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]

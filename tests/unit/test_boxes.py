@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darktrt import DarktrtError, NmsKind
-from vision.boxes import Detections, nms, place_detections
-from vision.images import Placement
+from darktrt.errors import DarktrtError
+from darktrt.metadata import NmsKind
+from darktrt.vision.boxes import Detections, nms, place_detections
+from darktrt.vision.images import Placement
 
 NAMES = ("person", "собака", "car")
 KINDS: tuple[NmsKind, ...] = ("plain", "greedynms", "diounms")

@@ -11,17 +11,17 @@ import pytest
 from helpers import Made, files_in, made_image
 from PIL import Image
 
-from calib.table import CalibrationTable
-from check.budget import Evaluation, Trade, within_budget
-from check.simulate import convolutions, kept_by_default, load_network
-from cli import main
-from darktrt import DarktrtError
-from engine.manifest import read_plan_manifest
-from engine.runtime import OnnxRunner
-from surgery.qdq import Calibration
-from surgery.rewrite import SurgeryOptions, operate_file
-from vision.detect import Detector
-from vision.images import read_image
+from darktrt.calib.table import CalibrationTable
+from darktrt.check.budget import Evaluation, Trade, within_budget
+from darktrt.check.simulate import convolutions, kept_by_default, load_network
+from darktrt.cli import main
+from darktrt.engine.manifest import read_plan_manifest
+from darktrt.engine.runtime import OnnxRunner
+from darktrt.errors import DarktrtError
+from darktrt.surgery.qdq import Calibration
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.vision.detector import Detector
+from darktrt.vision.images import read_image
 
 SPOILT, READER = "layer0", "/layers.1/Conv"
 """A tensor whose scale is wrong in the table ``bad.table``, and the one convolution that reads it."""
@@ -109,7 +109,7 @@ def test_a_budget_of_nothing_ends_in_float(files: Path, capsys: pytest.CaptureFi
 
 
 def test_counts_grow_by_about_a_half() -> None:
-    from check.budget import _counts
+    from darktrt.check.budget import _counts
 
     assert _counts(110) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 110]
     assert [_counts(n) for n in (0, 1, 2, 5)] == [[], [1], [1, 2], [1, 2, 3, 4, 5]]

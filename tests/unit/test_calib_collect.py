@@ -17,14 +17,14 @@ from onnx import numpy_helper
 from PIL import Image
 from test_calib_histogram import same_sets
 
-from calib import collect as module
-from calib.collect import collect, head_inputs, measure_shifts, mish_outputs, passing_groups, tensors_to_calibrate
-from calib.histogram import Histogram, HistogramSet
-from calib.importance import weights_of
-from darktrt import DarktrtError
-from onnx_file import load_model
-from surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
-from vision.images import preprocess, read_image
+from darktrt.calib import collect as module
+from darktrt.calib.collect import collect, head_inputs, measure_shifts, mish_outputs, passing_groups, tensors_to_calibrate
+from darktrt.calib.histogram import Histogram, HistogramSet
+from darktrt.calib.importance import weights_of
+from darktrt.errors import DarktrtError
+from darktrt.onnx_file import load_model
+from darktrt.surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
+from darktrt.vision.images import preprocess, read_image
 
 
 @pytest.fixture(scope="module")

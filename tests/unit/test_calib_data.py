@@ -11,9 +11,9 @@ import pytest
 from helpers import Made, files_in, made_image
 from PIL import Image
 
-from calib.data import batches, find_images, flips_and_crops, path_of
-from darktrt import DarktrtError
-from vision.images import read_image
+from darktrt.calib.data import batches, find_images, flips_and_crops, path_of
+from darktrt.errors import DarktrtError
+from darktrt.vision.images import read_image
 
 
 @pytest.fixture

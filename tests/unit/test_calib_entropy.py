@@ -9,7 +9,8 @@ import pytest
 from helpers import Array
 from oracles import mish64
 
-from calib.entropy import (
+from darktrt.calib.histogram import Histogram
+from darktrt.calib.threshold import (
     DEAD_SCALE_AMAX,
     METHODS,
     NEAR,
@@ -26,8 +27,7 @@ from calib.entropy import (
     mse_amax,
     percentile_amax,
 )
-from calib.histogram import Histogram
-from darktrt import DarktrtError
+from darktrt.errors import DarktrtError
 
 RANDOM = np.random.default_rng(5)
 SAMPLES: dict[str, Array] = {

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from helpers import Array
 
-from calib.histogram import BINS, LEAST_EXPONENT, Histogram, HistogramSet
-from darktrt import DarktrtError
+from darktrt.calib.histogram import BINS, LEAST_EXPONENT, Histogram, HistogramSet
+from darktrt.errors import DarktrtError
 
 RANDOM = np.random.default_rng(3)
 CHUNKS: list[Array] = [

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import Array, Made
 
-from calib.importance import WEIGHT_OF_ONE, resampled, weights_of
-from darktrt import HeadInfo
+from darktrt.calib.importance import WEIGHT_OF_ONE, resampled, weights_of
+from darktrt.metadata import HeadInfo
 
 
 def score(raw: Array, head: HeadInfo, anchor: int, row: int, column: int) -> float:

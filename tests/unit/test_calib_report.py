@@ -9,11 +9,11 @@ import pytest
 from helpers import files_in
 from PIL import Image
 
-from calib.entropy import Choice, choose_amax
-from calib.histogram import HistogramSet
-from calib.report import Outputs, plot, save, summary, summary_table
-from calib.table import CalibrationTable
-from darktrt import DarktrtError
+from darktrt.calib.histogram import HistogramSet
+from darktrt.calib.summary import Outputs, plot, save, summary, summary_table
+from darktrt.calib.table import CalibrationTable
+from darktrt.calib.threshold import Choice, choose_amax
+from darktrt.errors import DarktrtError
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from helpers import Array, Made, as_float, batch_of_images, run, with_outputs
 
-from calib.shifts import Shift, ShiftMeter, corrected_bias, load_shifts, save_shifts, shifts_path
-from calib.table import CalibrationTable
-from darktrt import DarktrtError
-from surgery.qdq import Calibration
-from surgery.rewrite import SurgeryOptions, operate
+from darktrt.calib.bias_correction import Shift, ShiftMeter, corrected_bias, load_shifts, save_shifts, shifts_path
+from darktrt.calib.table import CalibrationTable
+from darktrt.errors import DarktrtError
+from darktrt.surgery.qdq import Calibration
+from darktrt.surgery.rewrite import SurgeryOptions, operate
 
 RANDOM = np.random.default_rng(7)
 

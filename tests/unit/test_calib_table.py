@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calib.entropy import choose_amax
-from calib.histogram import Histogram
-from calib.table import CalibrationTable, parse_table
-from darktrt import DarktrtError
+from darktrt.calib.histogram import Histogram
+from darktrt.calib.table import CalibrationTable, parse_table
+from darktrt.calib.threshold import choose_amax
+from darktrt.errors import DarktrtError
 
 CACHE = """TRT-8600-EntropyCalibration2
 images: 3c010a14

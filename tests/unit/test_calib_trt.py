@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from fake_tensorrt import DataType, FakeDriver, FakeTensorRT, Network, Tensor
 
-from calib.table import CalibrationTable
-from calib.trt import BatchSource, Source, TableSource, calibrator, network_inputs
-from darktrt import DarktrtError
-from gpu import DeviceMemory
+from darktrt.calib.table import CalibrationTable
+from darktrt.calib.trt_calibrator import BatchSource, Source, TableSource, calibrator, network_inputs
+from darktrt.cuda import DeviceMemory
+from darktrt.errors import DarktrtError
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

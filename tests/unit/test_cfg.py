@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import MADE_CFG, conv, head, net, section, yolo
 
-from convert.cfg import (
+from darktrt.convert.cfg import (
     ACTIVATIONS,
     Convolutional,
     Dropout,
@@ -25,7 +25,7 @@ from convert.cfg import (
     Yolo,
     read_cfg,
 )
-from darktrt import DarktrtError
+from darktrt.errors import DarktrtError
 
 
 def parsed(folder: Path, text: str | bytes) -> Network:

@@ -17,14 +17,14 @@ from helpers import MADE_CFG, ROOT, Made, files_in, made_image, net, section
 from onnx import numpy_helper
 from PIL import Image
 
-import cli
-from calib.data import SAMPLES_WARNING
-from calib.kept import load_kept
-from calib.shifts import load_shifts
-from calib.table import CalibrationTable
-from cli import main
-from convert import zoo
-from darktrt import __version__, sha256_of
+from darktrt import __version__, cli
+from darktrt.calib.bias_correction import load_shifts
+from darktrt.calib.data import SAMPLES_WARNING
+from darktrt.calib.fp_layers import load_kept
+from darktrt.calib.table import CalibrationTable
+from darktrt.cli import main
+from darktrt.convert import zoo
+from darktrt.files import sha256_of
 
 COMMANDS = ["fetch", "convert", "surgery", "calib", "engine", "detect", "inspect", "doctor"]
 
@@ -356,7 +356,7 @@ def test_bugs_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command_runs_as_a_program(folder: Path) -> None:
     Path("a.cfg").write_text(net() + section("region"))
-    done = subprocess.run([sys.executable, ROOT / "cli.py", "inspect", "a.cfg"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "darktrt", "inspect", "a.cfg"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("darktrt inspect: a.cfg:6: [region] is the head of YOLOv2")
     assert done.stderr.count("\n") == 1

@@ -14,10 +14,10 @@ import pytest
 from helpers import Array, Made, made_image
 from PIL import Image
 
-from check.coco import accuracy, evaluate
-from check.labels import LabelClasses, has_labels, load_truth, read_class_map
-from darktrt import DarktrtError
-from vision.boxes import Detections
+from darktrt.check.coco import accuracy, evaluate
+from darktrt.check.ground_truth import LabelClasses, has_labels, load_truth, read_class_map
+from darktrt.errors import DarktrtError
+from darktrt.vision.boxes import Detections
 
 NAMES = ("cat", "dog")
 Box = tuple[float, float, float, float]

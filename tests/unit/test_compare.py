@@ -16,9 +16,8 @@ import pytest
 from helpers import MADE_BODY, MADE_CFG, MADE_NET, Made, files_in, made_image, make, net, relative_error
 from PIL import Image
 
-from check.compare import Report, compare
-from check.difference import TOLERANCES, Difference, difference, match, parse_tolerance, tolerance_of
-from check.results import (
+from darktrt.check.agreement import Report, compare
+from darktrt.check.runs import (
     DETECTIONS,
     Picture,
     Subject,
@@ -32,15 +31,16 @@ from check.results import (
     plan_subject,
     run,
 )
-from check.simulate import session
-from cli import main
-from convert.reference import TorchReference
-from darktrt import DarktrtError
-from engine.manifest import Manifest
-from onnx_file import load_model
-from surgery.bodies import embed
-from surgery.half import halve
-from surgery.rewrite import SurgeryOptions, import_graph, operate_file, save_model
+from darktrt.check.simulate import session
+from darktrt.check.tolerance import TOLERANCES, Difference, difference, match, parse_tolerance, tolerance_of
+from darktrt.cli import main
+from darktrt.convert.reference import TorchReference
+from darktrt.engine.manifest import Manifest
+from darktrt.errors import DarktrtError
+from darktrt.onnx_file import load_model
+from darktrt.surgery.functions import embed
+from darktrt.surgery.precision import halve
+from darktrt.surgery.rewrite import SurgeryOptions, import_graph, operate_file, save_model
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darktrt import DarktrtError, DetectorInfo, NmsInfo
-from vision import detect
-from vision.detect import Detector, FileResult, detect_files, open_video, video_length, video_writer, write_image
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo, NmsInfo
+from darktrt.vision import detector as detect
+from darktrt.vision.detector import Detector, FileResult, detect_files, open_video, video_length, video_writer, write_image
 
 NAMES = ("red", "green", "blue")
 SLOTS = 6

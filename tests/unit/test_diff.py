@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from helpers import found_in
 
-from check.found import save_found
-from check.labels import load_truth
-from check.report import evaluation_digest
-from cli import main
+from darktrt.check.detections import save_found
+from darktrt.check.ground_truth import load_truth
+from darktrt.check.report import evaluation_digest
+from darktrt.cli import main
 
 Change = Callable[[dict[str, Any]], None]
 

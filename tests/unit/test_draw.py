@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from vision.boxes import Detections
-from vision.draw import colour, draw
+from darktrt.vision.boxes import Detections
+from darktrt.vision.draw import colour, draw
 
 GRAY = 128
 

@@ -25,23 +25,25 @@ from helpers import Made, batch_of_images, files_in, made_image, make, run, thre
 from onnx import parser
 from PIL import Image
 
-from calib.collect import tensors_to_calibrate
-from calib.table import CalibrationTable
-from calib.trt import BatchSource
-from cli import main
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, sha256_of
-from engine import build as build_module
-from engine import target as target_module
-from engine.build import BuildOptions, Built, build, build_file
-from engine.lower import Precision, lower
-from engine.manifest import Manifest, manifest_path, read_manifest, read_plan_manifest
-from engine.runtime import OnnxRunner
-from engine.target import Target, find_target, gpu_name, installed_version
-from engine.weak import Calibrated, GpuCalibration, NetworkMap
-from onnx_file import load_model
-from plugins.ops import DOMAIN, OPS
-from surgery.qdq import Calibration
-from surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.table import CalibrationTable
+from darktrt.calib.trt_calibrator import BatchSource
+from darktrt.cli import main
+from darktrt.engine import build as build_module
+from darktrt.engine import target as target_module
+from darktrt.engine.build import BuildOptions, Built, build, build_file
+from darktrt.engine.lower import Precision, lower
+from darktrt.engine.manifest import Manifest, manifest_path, read_manifest, read_plan_manifest
+from darktrt.engine.runtime import OnnxRunner
+from darktrt.engine.target import Target, find_target, gpu_name, installed_version
+from darktrt.engine.weak_typing import Calibrated, GpuCalibration, NetworkMap
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
+from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.onnx_file import load_model
+from darktrt.plugins.ops import DOMAIN, OPS
+from darktrt.surgery.qdq import Calibration
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
 
 NO_RTX = importlib.util.find_spec("tensorrt_rtx") is None
 rtx = pytest.mark.skipif(NO_RTX, reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")

@@ -16,21 +16,21 @@ from fake_tensorrt import FakeTensorRT
 from helpers import Made, files_in
 from onnx import numpy_helper, parser
 
-from calib.collect import tensors_to_calibrate
-from calib.shifts import Shift, corrected_bias
-from calib.table import CalibrationTable
-from cli import main
-from darktrt import DarktrtError
-from engine import build as build_module
-from engine import target as target_module
-from engine.build import BuildOptions, build_file
-from engine.inspect import describe_plan
-from engine.layers import UNKNOWN, asked_for, convolution_precisions, engine_layers, summary
-from engine.manifest import read_plan_manifest
-from engine.target import Target
-from onnx_file import load_model
-from surgery.qdq import Calibration
-from surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.calib.bias_correction import Shift, corrected_bias
+from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.table import CalibrationTable
+from darktrt.cli import main
+from darktrt.engine import build as build_module
+from darktrt.engine import target as target_module
+from darktrt.engine.build import BuildOptions, build_file
+from darktrt.engine.describe import describe_plan
+from darktrt.engine.layer_list import UNKNOWN, asked_for, convolution_precisions, engine_layers, summary
+from darktrt.engine.manifest import read_plan_manifest
+from darktrt.engine.target import Target
+from darktrt.errors import DarktrtError
+from darktrt.onnx_file import load_model
+from darktrt.surgery.qdq import Calibration
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
 
 rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,

@@ -28,9 +28,11 @@ from helpers import (
     yolo,
 )
 
-from convert.export import convert
-from convert.model import load_model
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, sha256_of
+from darktrt.convert.export import convert
+from darktrt.convert.model import load_model
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
+from darktrt.metadata import METADATA_KEY, DetectorInfo
 
 ALLOWED = {
     *("Conv", "LeakyRelu", "Softplus", "Tanh", "Mul", "Add", "Concat", "MaxPool", "Slice", "Split", "Resize", "Sigmoid"),

@@ -15,14 +15,14 @@ import pytest
 from helpers import ROOT, Made, found_in, made_image
 from PIL import Image
 
-from calib.table import CalibrationTable
-from check.coco import accuracy
-from check.found import judge_all, load_found, save_found
-from check.labels import load_truth
-from check.results import Thresholds
-from cli import main
-from darktrt import DarktrtError
-from engine.runtime import OnnxRunner
+from darktrt.calib.table import CalibrationTable
+from darktrt.check.coco import accuracy
+from darktrt.check.detections import judge_all, load_found, save_found
+from darktrt.check.ground_truth import load_truth
+from darktrt.check.runs import Thresholds
+from darktrt.cli import main
+from darktrt.engine.runtime import OnnxRunner
+from darktrt.errors import DarktrtError
 
 
 def numbers(text: str, name: str) -> list[float]:
@@ -67,9 +67,9 @@ def test_saving_needs_no_more_than_a_gpu_host_has(labelled: Path, folder: Path) 
 import sys
 for name in "torch onnx onnxruntime onnx_graphsurgeon polygraphy pycocotools matplotlib jinja2 av".split():
     sys.modules[name] = None
-import json, numpy as np, cli, engine.runtime
-from darktrt import DetectorInfo
-from engine.manifest import Manifest
+import json, numpy as np, darktrt.cli, darktrt.engine.runtime
+from darktrt.metadata import DetectorInfo
+from darktrt.engine.manifest import Manifest
 class Fake:
     path, info = "x.plan", DetectorInfo.from_json(open("info.json").read(), "")
     manifest = Manifest("0" * 64, "", "TensorRT 8.6.0", "H200", "fp16", (), 1.0, info)
@@ -80,8 +80,8 @@ class Fake:
         boxes = np.array([[[24, 16, 72, 48]]], np.float32).repeat(len(inputs["images"]), 0)
         scores, classes = np.full(boxes.shape[:2], 0.5, np.float32), np.zeros(boxes.shape[:2], np.int32)
         return dict(boxes=boxes, scores=scores, classes=classes, num_detections=np.ones((len(boxes), 1), np.int32))
-engine.runtime.PlanRunner = Fake
-sys.exit(cli.main(["check", "map", {str(labelled / "photos")!r}, "--plan", "x.plan", "--save-detections", "gpu.json"]))
+darktrt.engine.runtime.PlanRunner = Fake
+sys.exit(darktrt.cli.main(["check", "map", {str(labelled / "photos")!r}, "--plan", "x.plan", "--save-detections", "gpu.json"]))
 """
     with OnnxRunner(labelled / "net.onnx") as runner:
         Path("info.json").write_text(runner.info.to_json())

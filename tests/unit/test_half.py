@@ -11,10 +11,10 @@ import pytest
 from helpers import HALF_TOLERANCE, Made, batch_of_images, relative_error, run, thresholds, with_outputs
 from onnx import TensorProto, numpy_helper
 
-from darktrt import DarktrtError
-from engine.lower import lower
-from engine.target import Target
-from surgery.half import halve
+from darktrt.engine.lower import lower
+from darktrt.engine.target import Target
+from darktrt.errors import DarktrtError
+from darktrt.surgery.precision import halve
 
 RTX = Target("rtx", (1, 7, 1))
 

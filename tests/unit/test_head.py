@@ -30,12 +30,13 @@ from helpers import (
 )
 from onnx import helper
 
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, HeadInfo
-from onnx_file import load_model
-from plugins.ops import YoloDecode, op_from_node
-from surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
-from vision.boxes import nms
-from vision.detect import Detector
+from darktrt.errors import DarktrtError
+from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo
+from darktrt.onnx_file import load_model
+from darktrt.plugins.ops import YoloDecode, op_from_node
+from darktrt.surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
+from darktrt.vision.boxes import nms
+from darktrt.vision.detector import Detector
 
 ANCHORS = 3 * (4 * 6 + 8 * 12)
 

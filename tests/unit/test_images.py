@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from darktrt import DarktrtError, ResizePolicy
-from vision.images import decode_image, letterbox_size, preprocess, read_image, resize
+from darktrt.errors import DarktrtError
+from darktrt.metadata import ResizePolicy
+from darktrt.vision.images import decode_image, letterbox_size, preprocess, read_image, resize
 
 F = np.float32
 

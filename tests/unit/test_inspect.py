@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from helpers import MADE_CFG, MADE_MISH, Made, conv, head, net, section, weights_bytes
 
-from convert.inspect import describe_cfg, describe_weights
-from convert.zoo import MODELS
-from darktrt import DarktrtError
-from engine import doctor
-from engine.doctor import Finding, examine, report
-from engine.inspect import describe_manifest, describe_onnx, describe_plan
-from engine.manifest import Manifest, manifest_path, read_manifest
-from surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.convert.describe import describe_cfg, describe_weights
+from darktrt.convert.zoo import MODELS
+from darktrt.engine import doctor
+from darktrt.engine.describe import describe_manifest, describe_onnx, describe_plan
+from darktrt.engine.doctor import Finding, examine, report
+from darktrt.engine.manifest import Manifest, manifest_path, read_manifest
+from darktrt.errors import DarktrtError
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
 
 
 def fields(text: str) -> dict[str, str]:

@@ -12,16 +12,16 @@ from helpers import Made, made_image
 from onnx import numpy_helper
 from PIL import Image
 
-from calib.data import find_images
-from calib.kept import Cost, Kept, kept_path, load_kept, save_kept
-from calib.table import CalibrationTable
-from check.sensitivity import find_kept, sensitivity
-from check.simulate import Yardstick, convolutions, kept_by_default, load_network
-from cli import main
-from darktrt import DarktrtError
-from onnx_file import load_model
-from surgery.qdq import Calibration
-from surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.calib.data import find_images
+from darktrt.calib.fp_layers import Cost, Kept, kept_path, load_kept, save_kept
+from darktrt.calib.table import CalibrationTable
+from darktrt.check.sensitivity import find_kept, sensitivity
+from darktrt.check.simulate import Yardstick, convolutions, kept_by_default, load_network
+from darktrt.cli import main
+from darktrt.errors import DarktrtError
+from darktrt.onnx_file import load_model
+from darktrt.surgery.qdq import Calibration
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
 
 ALWAYS = ("first", "head")
 
@@ -105,7 +105,7 @@ def test_what_is_measured_is_each_alone(files: Path) -> None:
 
 
 def test_a_deep_network_is_measured_in_groups_of_neighbours(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("check.sensitivity.MOST_GROUPS", 3)
+    monkeypatch.setattr("darktrt.check.sensitivity.MOST_GROUPS", 3)
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
     found = find_kept(files / "nms.onnx", find_images([str(files / "photos")], 1, 0), calibration)
     network = load_network(files / "nms.onnx")

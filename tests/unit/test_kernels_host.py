@@ -32,8 +32,8 @@ from kernels import (
 from onnx import helper
 from oracles import decode64, expected_detections, mish64, overlap
 
-from plugins.ops import DOMAIN, FIRST_BODY_OPSET, Mish, MishAdd, MishConcat, PluginOp, YoloDecode, YoloDetect
-from surgery.bodies import embed
+from darktrt.plugins.ops import DOMAIN, FIRST_BODY_OPSET, Mish, MishAdd, MishConcat, PluginOp, YoloDecode, YoloDetect
+from darktrt.surgery.functions import embed
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="building the host library needs make and a C++ compiler")
 

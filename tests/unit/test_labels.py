@@ -9,8 +9,8 @@ import pytest
 from helpers import made_image
 from PIL import Image
 
-from check.labels import LabelClasses, Truth, has_labels, load_truth, read_names
-from darktrt import DarktrtError
+from darktrt.check.ground_truth import LabelClasses, Truth, has_labels, load_truth, read_names
+from darktrt.errors import DarktrtError
 
 NAMES = ("cat", "dog")
 

@@ -12,12 +12,13 @@ import pytest
 from helpers import MADE_CFG, make
 from test_load import served
 
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo
-from serve.lanes import Lane, SharedMemory
-from serve.served import ServedModel
-from serve.shared_memory import FOLDER, prefix_of
-from serve.transport import Place, RegionLostError, TimedOutError
-from vision.detect import Arrays
+from darktrt.errors import DarktrtError
+from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.serve.client.model_info import ServedModel
+from darktrt.serve.client.shared_memory import FOLDER, prefix_of
+from darktrt.serve.client.slots import Lane, SharedMemory
+from darktrt.serve.client.transport import Place, RegionLostError, TimedOutError
+from darktrt.vision.detector import Arrays
 
 
 class Answer:

@@ -14,16 +14,16 @@ import pytest
 from fake_tensorrt import FakeTensorRT
 from helpers import Made
 
-from darktrt import DarktrtError
-from engine import build as build_module
-from engine import doctor
-from engine import target as target_module
-from engine.build import build_file
-from engine.inspect import describe_plan
-from engine.target import Target
-from plugins import library as library_module
-from plugins.library import VARIABLE, PluginLibrary, find_library, load_plugins, read_library
-from surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.engine import build as build_module
+from darktrt.engine import doctor
+from darktrt.engine import target as target_module
+from darktrt.engine.build import build_file
+from darktrt.engine.describe import describe_plan
+from darktrt.engine.target import Target
+from darktrt.errors import DarktrtError
+from darktrt.plugins import library as library_module
+from darktrt.plugins.library import VARIABLE, PluginLibrary, find_library, load_plugins, read_library
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
 
 NAMES = ("MishPlugin", "MishAddPlugin", "MishConcatPlugin", "YoloDecodePlugin", "YoloDetectPlugin")
 PLUGINS = " ".join(f"{name}:1" for name in NAMES)

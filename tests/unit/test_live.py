@@ -13,9 +13,9 @@ import pytest
 from streams import RtspServer, TcpServer, transport_stream
 from test_detect import Detector, made_detector, made_info, picture, save_video
 
-from darktrt import DarktrtError
-from vision.detect import LiveSource, open_video
-from vision.live import camera, detect_live, stream
+from darktrt.errors import DarktrtError
+from darktrt.vision.detector import LiveSource, open_video
+from darktrt.vision.live import camera, detect_live, stream
 
 TEST_PICTURE = LiveSource("testsrc=size=160x120:rate=30,realtime", "lavfi")
 """Endless, 30 frames a second."""

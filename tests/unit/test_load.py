@@ -19,17 +19,18 @@ import pytest
 from helpers import Made
 from test_detect import made_info
 
-from darktrt import DarktrtError
-from serve import load, perf_analyzer
-from serve.config import ConfigOptions
-from serve.load import Level, LoadOptions, LoadReport, make_requests, side_by_side
-from serve.load_worker import Latency, Task
-from serve.repository import write_repository
-from serve.served import ServedModel, ServedTensor
-from serve.statistics import ModelStatistics, to_table
-from serve.sweep import Setting, SweepReport, delays_of, settings_of, sweep
-from serve.transport import Endpoint
-from surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.errors import DarktrtError
+from darktrt.serve.client.model_info import ServedModel, ServedTensor
+from darktrt.serve.client.statistics import ModelStatistics, to_table
+from darktrt.serve.client.transport import Endpoint
+from darktrt.serve.config import ConfigOptions
+from darktrt.serve.load import measure as load
+from darktrt.serve.load import perf_analyzer
+from darktrt.serve.load.measure import Level, LoadOptions, LoadReport, make_requests, side_by_side
+from darktrt.serve.load.sweep import Setting, SweepReport, delays_of, settings_of, sweep
+from darktrt.serve.load.worker import Latency, Task
+from darktrt.serve.repository import write_repository
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
 
 FLOATS, TEXT = np.dtype(np.float32), np.dtype(object)
 

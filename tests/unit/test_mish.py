@@ -25,12 +25,12 @@ from helpers import (
 )
 from onnx import helper, parser
 
-import cli
-from darktrt import DarktrtError
-from plugins.ops import DOMAIN, Mish
-from surgery.bodies import embed, inline_bodies
-from surgery.mish import SWAPS, Fused, fuse_mish, mish_input, replace_mish
-from surgery.rewrite import SurgeryOptions, operate
+from darktrt import cli
+from darktrt.errors import DarktrtError
+from darktrt.plugins.ops import DOMAIN, Mish
+from darktrt.surgery.functions import embed, inline_bodies
+from darktrt.surgery.mish import SWAPS, Fused, fuse_mish, mish_input, replace_mish
+from darktrt.surgery.rewrite import SurgeryOptions, operate
 
 
 def graph_of(statements: str, opset: int = 17) -> gs.Graph:

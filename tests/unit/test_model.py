@@ -33,11 +33,11 @@ from helpers import (
     yolo,
 )
 
-from convert.cfg import Network, Yolo, read_cfg
-from convert.export import convert
-from convert.layers import ACTIVATIONS
-from convert.model import Darknet, load_model, random_weights
-from darktrt import DarktrtError
+from darktrt.convert.cfg import Network, Yolo, read_cfg
+from darktrt.convert.export import convert
+from darktrt.convert.layers import ACTIVATIONS
+from darktrt.convert.model import Darknet, load_model, random_weights
+from darktrt.errors import DarktrtError
 
 # --- activations, one number at a time ---
 

@@ -26,16 +26,16 @@ from helpers import (
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
-from calib.collect import tensors_to_calibrate
-from calib.table import CalibrationTable
-from cli import main
-from darktrt import DarktrtError
-from engine.build import build
-from engine.layers import asked_for, convolution_precisions
-from engine.lower import lower
-from engine.target import Target
-from surgery.qdq import Calibration, default_keep, half_scale, quantize
-from surgery.rewrite import SurgeryOptions, operate
+from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.table import CalibrationTable
+from darktrt.cli import main
+from darktrt.engine.build import build
+from darktrt.engine.layer_list import asked_for, convolution_precisions
+from darktrt.engine.lower import lower
+from darktrt.engine.target import Target
+from darktrt.errors import DarktrtError
+from darktrt.surgery.qdq import Calibration, default_keep, half_scale, quantize
+from darktrt.surgery.rewrite import SurgeryOptions, operate
 
 RTX = Target("rtx", (1, 7, 1))
 INT8_TOLERANCE = 0.25

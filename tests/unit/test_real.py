@@ -26,20 +26,20 @@ from helpers import (
     with_outputs,
 )
 
-from check.coco import evaluate
-from check.labels import load_truth
-from convert.cfg import Yolo, read_cfg
-from convert.export import convert
-from convert.model import Darknet, load_model
-from convert.shapes import gflops
-from convert.weights import parameter_count
-from darktrt import DetectorInfo
-from engine.runtime import OnnxRunner
-from surgery.mish import Fused
-from surgery.rewrite import SurgeryOptions, operate_file
-from vision.boxes import Detections
-from vision.detect import Detector, Run
-from vision.images import read_image
+from darktrt.check.coco import evaluate
+from darktrt.check.ground_truth import load_truth
+from darktrt.convert.cfg import Yolo, read_cfg
+from darktrt.convert.export import convert
+from darktrt.convert.model import Darknet, load_model
+from darktrt.convert.shapes import gflops
+from darktrt.convert.weights import parameter_count
+from darktrt.engine.runtime import OnnxRunner
+from darktrt.metadata import DetectorInfo
+from darktrt.surgery.mish import Fused
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.vision.boxes import Detections
+from darktrt.vision.detector import Detector, Run
+from darktrt.vision.images import read_image
 
 ZOO, DATA = SHARED / "zoo", SHARED / "data"
 OWN_CFG = ROOT / "convert/data/yolov4-tiny.cfg"
@@ -203,7 +203,7 @@ def test_the_dog_is_found_as_darknet_finds_it(real: Real) -> None:
 
 @needs(WEIGHTS, DOG)
 def test_real_raw_heads_equal_the_module(real: Real) -> None:
-    from vision.images import preprocess
+    from darktrt.vision.images import preprocess
 
     image, _ = preprocess(read_image(DOG), 416, 416, 3, "stretch", "float")
     heads = [layer.index for layer in real.module.network.layers if isinstance(layer, Yolo)]

@@ -16,19 +16,19 @@ import pytest
 from helpers import Made, files_in, found_in, made_image, timing
 from PIL import Image
 
-from calib.histogram import Histogram, HistogramSet
-from calib.kept import load_kept
-from calib.table import CalibrationTable
-from check.coco import accuracy
-from check.disagree import disagreement, labels_of, panels
-from check.found import Found, digests_of, save_found
-from check.labels import LabelledObject, LabelledPicture, load_truth
-from check.page import page_values, render, write_report
-from check.report import Parts, calibrated, make_report, read_timings
-from check.simulate import kept_by_default, load_network
-from cli import main
-from darktrt import DarktrtError
-from vision.boxes import Detections
+from darktrt.calib.fp_layers import load_kept
+from darktrt.calib.histogram import Histogram, HistogramSet
+from darktrt.calib.table import CalibrationTable
+from darktrt.check.coco import accuracy
+from darktrt.check.detections import Found, digests_of, save_found
+from darktrt.check.disagreements import disagreement, labels_of, panels
+from darktrt.check.ground_truth import LabelledObject, LabelledPicture, load_truth
+from darktrt.check.report import Parts, calibrated, make_report, read_timings
+from darktrt.check.report_page import page_values, render, write_report
+from darktrt.check.simulate import kept_by_default, load_network
+from darktrt.cli import main
+from darktrt.errors import DarktrtError
+from darktrt.vision.boxes import Detections
 
 QUICK = ["--compare-images", "0", "--sensitivity-images", "0"]
 
@@ -342,7 +342,7 @@ def test_panels_are_small_pictures_of_labels_and_variants(tmp_path: Path) -> Non
 
 def many(labelled: Path, folder: Path, count: int) -> tuple[list[Found], Parts]:
     """Two variants on so many pictures, and the parts of a report on them."""
-    from check.found import judge_all
+    from darktrt.check.detections import judge_all
 
     (folder / "many").mkdir()
     for i in range(count):

@@ -16,12 +16,14 @@ import onnx
 import pytest
 from helpers import Made, batch_of_images, files_in, run, thresholds
 
-from darktrt import METADATA_KEY, DarktrtError, DetectorInfo, sha256_of
-from engine.manifest import Manifest, manifest_path
-from plugins.library import _MARK
-from serve.config import ConfigOptions, make_config
-from serve.repository import config_info, models_of, read_config, served_versions, write_repository
-from surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.engine.manifest import Manifest, manifest_path
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
+from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.plugins.library import _MARK
+from darktrt.serve.config import ConfigOptions, make_config
+from darktrt.serve.repository import config_info, models_of, read_config, served_versions, write_repository
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
@@ -157,10 +159,10 @@ def test_modules_in_the_zip_run_alone(portable: Path, tmp_path: Path) -> None:
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
 exec(open({str(folder / "model.py")!r}).read().replace("__file__", repr({str(folder / "model.py")!r})))
-import numpy as np, vision.boxes, vision.images
+import numpy as np, darktrt.vision.boxes, darktrt.vision.images
 from pathlib import Path
-from darktrt import DetectorInfo
-from serve.backend import Row, Settings, make_runner, run_rows
+from darktrt.metadata import DetectorInfo
+from darktrt.serve.backend import Row, Settings, make_runner, run_rows
 runner = make_runner(Path({str(folder)!r}), Settings(None, False, 0.25, 0.45, False), 1, None)
 print(run_rows(runner, [Row(np.zeros((64, 96, 3), np.uint8), 0.25, 0.45)])[0].outputs["boxes"].shape)
 print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in str(getattr(module, "__file__", ""))))
@@ -171,8 +173,9 @@ print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in s
     assert shape == "(1, 50, 4)"
     with zipfile.ZipFile(folder / "darktrt.zip") as file:
         taken = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in file.namelist()}
-    assert set(loaded.split()) <= taken and "engine.runtime" in taken
-    assert not {room.partition(".")[0] for room in taken} & {"convert", "surgery", "check", "cli"}
+    assert set(loaded.split()) <= taken and "darktrt.engine.runtime" in taken
+    assert all(name.startswith("darktrt") for name in taken)
+    assert not {name.split(".")[1] for name in taken if "." in name} & {"convert", "surgery", "check", "cli"}
 
 
 def test_the_same_modules_give_the_same_file(portable: Path, tmp_path: Path) -> None:
@@ -267,7 +270,7 @@ def test_sources_and_names_that_are_refused(
     name: str | None,
     said: str,
 ) -> None:
-    monkeypatch.setattr("plugins.library.DEFAULT", folder / "none.so")
+    monkeypatch.setattr("darktrt.plugins.library.DEFAULT", folder / "none.so")
     monkeypatch.delenv("DARKTRT_PLUGINS", raising=False)
     os.link(portable, folder / "portable.onnx")
     write_plan(folder, info, ("MishPlugin:1",)).rename("plugins.plan")
@@ -291,7 +294,7 @@ def test_what_fails_half_way_leaves_the_old_model(portable: Path, tmp_path: Path
     write_repository(portable, tmp_path, name="made")
     before = {name: (tmp_path / name).stat().st_ino for name in files_in(tmp_path)}
     monkeypatch.setattr(
-        "serve.repository._write_beside", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        "darktrt.serve.repository._write_beside", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(DarktrtError, match="No space left on device; nothing was kept"):
         write_repository(portable, tmp_path, name="made")

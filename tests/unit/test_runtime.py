@@ -19,15 +19,18 @@ from fake_tensorrt import Base, DataType, FakeDriver
 from helpers import Made
 from PIL import Image
 
-from cli import main
-from darktrt import DarktrtError, DetectorInfo, __version__, sha256_of
-from engine import bench, runtime
-from engine.bench import Contest, answer, bench_files, measure, to_markdown
-from engine.layers import EngineLayer
-from engine.manifest import Manifest, manifest_path
-from engine.profile import profile
-from engine.runtime import PlanRunner, polygraphy_runner
-from engine.target import Target
+from darktrt import __version__
+from darktrt.cli import main
+from darktrt.engine import bench, runtime
+from darktrt.engine.bench import Contest, answer, bench_files, measure, to_markdown
+from darktrt.engine.layer_list import EngineLayer
+from darktrt.engine.manifest import Manifest, manifest_path
+from darktrt.engine.profile import profile
+from darktrt.engine.runtime import PlanRunner, polygraphy_runner
+from darktrt.engine.target import Target
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
+from darktrt.metadata import DetectorInfo
 
 Mode: Any = SimpleNamespace(INPUT="in", OUTPUT="out")
 
@@ -458,11 +461,11 @@ def test_rivals_of_another_python_take_turns_with_engines(
     assert found["PyTorch eager FP16", 1, False].end_to_end.p99 == 1.25
     commands = (tmp_path / "commands").read_text().splitlines()
     assert sorted(commands[:3]) == [  # in the order in which they come to write
-        "-m cli rival compile net.cfg net.weights 96x64",
-        "-m cli rival eager net.cfg net.weights 96x64",
-        "-m cli rival onnx net.onnx",
+        "-m darktrt rival compile net.cfg net.weights 96x64",
+        "-m darktrt rival eager net.cfg net.weights 96x64",
+        "-m darktrt rival onnx net.onnx",
     ]
-    assert commands[3:] == ["-m cli rival graph net.cfg net.weights 96x64"]
+    assert commands[3:] == ["-m darktrt rival graph net.cfg net.weights 96x64"]
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,28 @@ import pytest
 from helpers import MADE_CFG, SHARED, Array, Made, files_in, made_image, make, run
 from PIL import Image
 
-import cli
-from calib.data import find_images
-from calib.table import CalibrationTable
-from check.coco import Accuracy
-from check.sensitivity import LayerCost, Sensitivity, each_alone, plot, sensitivity
-from check.simulate import Change, Convolution, Yardstick, convolutions, kept_by_default, load_network, quantized, up_to_scores
-from cli import main
-from convert.export import convert
-from darktrt import DarktrtError
-from onnx_file import load_model
-from surgery.qdq import Calibration
-from surgery.rewrite import SurgeryOptions, operate_file
-from vision.images import preprocess, read_image
+from darktrt import cli
+from darktrt.calib.data import find_images
+from darktrt.calib.table import CalibrationTable
+from darktrt.check.coco import Accuracy
+from darktrt.check.sensitivity import LayerCost, Sensitivity, each_alone, plot, sensitivity
+from darktrt.check.simulate import (
+    Change,
+    Convolution,
+    Yardstick,
+    convolutions,
+    kept_by_default,
+    load_network,
+    quantized,
+    up_to_scores,
+)
+from darktrt.cli import main
+from darktrt.convert.export import convert
+from darktrt.errors import DarktrtError
+from darktrt.onnx_file import load_model
+from darktrt.surgery.qdq import Calibration
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.vision.images import preprocess, read_image
 
 SPOILT = "layer0"
 """The tensor whose scale :func:`spoilt` breaks; one convolution reads it."""

@@ -15,15 +15,15 @@ from helpers import MADE_CFG, Made, made_image, make
 from PIL import Image
 from test_repository import write_library, write_plan
 
-from cli import main
-from darktrt import DarktrtError
-from serve import doctor
-from serve.config import ConfigOptions
-from serve.containers import NEWEST
-from serve.doctor import Finding, examine
-from serve.repository import read_config, write_repository
-from serve.server import Program
-from surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.cli import main
+from darktrt.errors import DarktrtError
+from darktrt.serve import doctor
+from darktrt.serve.config import ConfigOptions
+from darktrt.serve.containers import NEWEST
+from darktrt.serve.doctor import Finding, examine
+from darktrt.serve.repository import read_config, write_repository
+from darktrt.serve.server import Program
+from darktrt.surgery.rewrite import SurgeryOptions, operate_file
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
@@ -174,8 +174,8 @@ NO_GPU = "an engine runs on an NVIDIA GPU, and none is usable here"
 
 def test_plans_by_their_tensorrt(plans: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "first_gpu", lambda: None)
-    monkeypatch.setattr("engine.runtime.find_target", lambda _: None)
-    monkeypatch.setattr("engine.runtime.first_gpu", lambda: None)
+    monkeypatch.setattr("darktrt.engine.runtime.find_target", lambda _: None)
+    monkeypatch.setattr("darktrt.engine.runtime.first_gpu", lambda: None)
     model = plans("TensorRT 10.3.0")
     found = [finding.text for finding in examine(model.parent)]
     image = "nvcr.io/nvidia/tritonserver:24.08-py3"

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from helpers import MADE_CFG, conv, head, net, section, yolo
 
-from convert.cfg import Network, read_cfg
-from convert.shapes import Shape, gflops, infer_shapes, parse_batch, parse_size, weight_arrays
-from convert.weights import parameter_count
-from darktrt import DarktrtError
+from darktrt.convert.cfg import Network, read_cfg
+from darktrt.convert.shapes import Shape, gflops, infer_shapes, parse_batch, parse_size, weight_arrays
+from darktrt.convert.weights import parameter_count
+from darktrt.errors import DarktrtError
 
 
 def network_of(folder: Path, text: str) -> Network:

@@ -17,10 +17,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darktrt import DarktrtError
-from serve import shared_memory
-from serve.shared_memory import FOLDER, PREFIX, CudaMemory, SystemMemory, free_abandoned, layout, make_memory, prefix_of
-from serve.transport import Place
+from darktrt.errors import DarktrtError
+from darktrt.serve.client import shared_memory
+from darktrt.serve.client.shared_memory import (
+    FOLDER,
+    PREFIX,
+    CudaMemory,
+    SystemMemory,
+    free_abandoned,
+    layout,
+    make_memory,
+    prefix_of,
+)
+from darktrt.serve.client.transport import Place
 
 
 class Register:
@@ -86,7 +95,7 @@ def test_too_little_memory_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 HOLDER = """
 import sys, time
-from serve.shared_memory import SystemMemory
+from darktrt.serve.client.shared_memory import SystemMemory
 memories = [SystemMemory(sys.argv[1], 4096) for _ in range(2)]
 print(*(memory.name for memory in memories), flush=True)
 time.sleep(600)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from darktrt import DarktrtError
-from serve.transport import Endpoint, RegionLostError, TimedOutError, Transport, UnreachableError
+from darktrt.errors import DarktrtError
+from darktrt.serve.client.transport import Endpoint, RegionLostError, TimedOutError, Transport, UnreachableError
 
 pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'darktrt[serve]'")
 

@@ -15,17 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers import Made, files_in, free_ports
+from helpers import ROOT, Made, files_in, free_ports
 from test_repository import write_library, write_plan
 
-from cli import main
-from darktrt import DarktrtError, DetectorInfo
-from engine.manifest import read_plan_manifest
-from serve import server
-from serve.config import ConfigOptions
-from serve.containers import NEWEST, TENSORRT, container_for, docker_command
-from serve.repository import write_repository
-from serve.server import Program, StartOptions, running, server_command, what_matters
+from darktrt.cli import main
+from darktrt.engine.manifest import read_plan_manifest
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
+from darktrt.serve import server
+from darktrt.serve.config import ConfigOptions
+from darktrt.serve.containers import NEWEST, TENSORRT, container_for, docker_command
+from darktrt.serve.repository import write_repository
+from darktrt.serve.server import Program, StartOptions, running, server_command, what_matters
 
 STAND_IN = """#!{python}
 import http.server, os, signal, sys, time
@@ -257,11 +258,11 @@ def test_ctrl_c_stops_it_in_order(stand_in: MakeProgram, options: StartOptions, 
     environment = {
         **os.environ,
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "PYTHONPATH": str(Path(server.__file__).parent.parent),
+        "PYTHONPATH": str(ROOT),
     }
     # as a shell starts a background job, that is with SIGINT ignored
     command = subprocess.Popen(
-        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "cli", *words],
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-m", "darktrt", *words],
         stdout=subprocess.PIPE,
         text=True,
         env=environment,

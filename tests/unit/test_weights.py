@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from helpers import MADE_CFG, Array, Made, conv, files_in, head, net, section, weights_bytes
 
-from convert.cfg import Network, read_cfg
-from convert.model import random_weights
-from convert.weights import WeightReader, fold, parameter_count, read_weights, write_weights
-from darktrt import DarktrtError
+from darktrt.convert.cfg import Network, read_cfg
+from darktrt.convert.model import random_weights
+from darktrt.convert.weights import WeightReader, fold, parameter_count, read_weights, write_weights
+from darktrt.errors import DarktrtError
 
 TEXT = net() + conv(4) + section("convolutional", filters=6, size=1) + head()
 COUNT = (4 * 4 + 4 * 27) + (6 + 6 * 4) + (24 + 24 * 6)

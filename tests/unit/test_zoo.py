@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 from helpers import files_in
 
-from convert import zoo
-from convert.cfg import read_cfg
-from convert.shapes import gflops
-from convert.weights import parameter_count
-from convert.zoo import MODELS, Asset, Model, Wheel, fetch
-from darktrt import DarktrtError, sha256_of
+from darktrt.convert import zoo
+from darktrt.convert.cfg import read_cfg
+from darktrt.convert.shapes import gflops
+from darktrt.convert.weights import parameter_count
+from darktrt.convert.zoo import MODELS, Asset, Model, Wheel, fetch
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
 
 CONTENT = b"pretend weights " * 1000
 

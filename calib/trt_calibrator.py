@@ -1,0 +1,228 @@
+"""TensorRT's own INT8 calibrator (8.6 to 10): it takes a ready table, or batches of pictures.
+
+TensorRT's callbacks must not raise, and what answers "nothing" there means "no more data": the engine then stands on whatever
+came before. So every failure is kept, the callback answers "nothing", and the exception is raised once the build has returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Event
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darktrt.calib.table import CalibrationTable, parse_table
+from darktrt.cuda import DeviceMemory
+from darktrt.errors import DarktrtError
+
+T = TypeVar("T")
+Batch = Mapping[str, NDArray[Any]]
+"""An array for each input of the network, by name."""
+
+DTYPES = {"FLOAT": "f4", "HALF": "f2", "INT8": "i1", "UINT8": "u1", "INT32": "i4", "INT64": "i8", "BOOL": "?"}
+"""NumPy's types by TensorRT's names; ``tensorrt.nptype`` of 8.6.0 fails with NumPy 1.24 and later."""
+
+
+class Input(NamedTuple):
+    """What an input of the network takes, batch included."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+class Source(Protocol):
+    """Where TensorRT gets its scales from; these methods may raise."""
+
+    batch: int
+    """Pictures at a time."""
+
+    def begin(self, inputs: Mapping[str, Input]) -> None:
+        """The network's inputs, before anything else is asked."""
+
+    def next_batch(self, names: Sequence[str]) -> list[int] | None:
+        """Addresses in GPU memory of the next batch's inputs, in the order of ``names``; None after the last batch."""
+
+    def read_cache(self) -> bytes | None:
+        """A calibration cache, the same object at every call, for TensorRT keeps a pointer into it; None if there is none."""
+
+    def write_cache(self, cache: bytes) -> None:
+        """The cache that TensorRT has made."""
+
+
+@contextmanager
+def calibrator(trt: Any, source: Source, network: Any, failed: Event | None = None) -> Iterator[Any]:
+    """An ``IInt8EntropyCalibrator2`` for ``config.int8_calibrator``; leaving the context raises what a callback could not.
+
+    Args:
+        trt: the module tensorrt.
+        network: the parsed network, whose inputs the batches must fit.
+        failed: set when there is such an exception, for a progress monitor to stop the build, which goes on otherwise.
+    """
+    source.begin(network_inputs(network, source.batch))
+    adapter = _adapter(trt, source, failed or Event())
+    try:
+        yield adapter
+    finally:
+        if adapter.error is not None:
+            raise adapter.error
+
+
+def network_inputs(network: Any, batch: int) -> dict[str, Input]:
+    """The inputs of a TensorRT network, by name; a dimension left open is the batch."""
+    tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    return {
+        tensor.name: Input(tuple(batch if n == -1 else n for n in tensor.shape), np.dtype(DTYPES[tensor.dtype.name]))
+        for tensor in tensors
+    }
+
+
+def _adapter(trt: Any, source: Source, failed: Event) -> Any:
+    class Calibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[misc]
+        error: BaseException | None = None
+
+        def __init__(self) -> None:
+            trt.IInt8EntropyCalibrator2.__init__(self)
+
+        def get_batch_size(self) -> int:
+            return source.batch
+
+        def get_batch(self, names: Sequence[str]) -> list[int] | None:
+            return self._keep(lambda: source.next_batch(names))
+
+        def read_calibration_cache(self) -> bytes | None:
+            return self._keep(source.read_cache)
+
+        def write_calibration_cache(self, cache: Any) -> None:
+            self._keep(lambda: source.write_cache(bytes(cache)))
+
+        def _keep(self, act: Callable[[], T]) -> T | None:
+            if self.error is not None:
+                return None
+            try:
+                return act()
+            except BaseException as error:  # Ctrl-C too, which TensorRT would swallow
+                self.error = error
+                failed.set()
+                return None
+
+    return Calibrator()
+
+
+class TableSource:
+    """Serves a table as the calibration cache: no picture is read and no calibration runs on the GPU.
+
+    ``table.version`` should be that of the TensorRT at hand. TensorRT 8.6.0 takes a cache under the version of any other too
+    (measured), but NVIDIA promises that of none.
+    """
+
+    def __init__(self, table: CalibrationTable, batch: int = 1) -> None:
+        self.table = table
+        self.batch = batch
+        self._text = table.text().encode()
+
+    def begin(self, inputs: Mapping[str, Input]) -> None:
+        pass
+
+    def next_batch(self, names: Sequence[str]) -> list[int] | None:
+        """Raises:
+        DarktrtError: always; TensorRT asks for pictures only where it has refused the table.
+        """
+        header = self._text.partition(b"\n")[0].decode()
+        raise DarktrtError(
+            f"this TensorRT does not take the calibration table ('{header}') and asks for pictures, of which there are none"
+        )
+
+    def read_cache(self) -> bytes:
+        return self._text
+
+    def write_cache(self, cache: bytes) -> None:
+        pass  # what it was given
+
+
+class BatchSource:
+    """Feeds batches, for TensorRT to find the scales itself. All must be whole, of the network's shapes and types, and finite.
+
+    ``batches`` may be a generator: one batch is in memory at a time, and one on the GPU. With a TensorRT network and config::
+
+        with BatchSource(batches, batch=8) as source, calibrator(trt, source, network) as config.int8_calibrator:
+            plan = builder.build_serialized_network(network, config)
+        source.table().save("calibration.table")
+
+    Leaving the context frees the GPU's memory. ``cache`` is what TensorRT has written, byte for byte, and ``count`` the number
+    of batches it has taken.
+    """
+
+    def __init__(self, batches: Iterable[Batch], batch: int) -> None:
+        self.batch = batch
+        self.count = 0
+        self.cache = b""
+        self._batches = iter(batches)
+        self._inputs: Mapping[str, Input] = {}
+        self._memory = DeviceMemory()
+
+    def __enter__(self) -> BatchSource:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._memory.free()
+
+    def begin(self, inputs: Mapping[str, Input]) -> None:
+        self._inputs = inputs
+
+    def next_batch(self, names: Sequence[str]) -> list[int] | None:
+        """Raises:
+        DarktrtError: there was no batch at all, the source of batches failed, or an array does not fit; the batch is named.
+        """
+        batch = self._next()
+        if batch is None:
+            return None
+        if odd := sorted(set(batch) ^ set(names)):
+            raise DarktrtError(
+                f"calibration batch {self.count} {'has' if odd[0] in batch else 'lacks'} '{odd[0]}'; "
+                f"the network takes {', '.join(names)}"
+            )
+        return [self._memory.upload(name, self._checked(name, batch[name])) for name in names]
+
+    def _next(self) -> Batch | None:
+        try:
+            batch = next(self._batches, None)
+        except DarktrtError:
+            raise
+        except Exception as error:  # of whatever reads the pictures
+            raise DarktrtError(f"calibration batch {self.count + 1} cannot be had: {error!r}") from error
+        if batch is None and not self.count:
+            raise DarktrtError("there is no batch of pictures to calibrate on")
+        self.count += batch is not None
+        return batch
+
+    def _checked(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        shape, dtype = self._inputs[name]
+        if array.shape != shape or array.dtype != dtype:
+            short = array.shape[1:] == shape[1:] and array.shape[:1] < shape[:1] and array.dtype == dtype
+            raise DarktrtError(
+                f"calibration batch {self.count}: '{name}' is {array.shape} {array.dtype}, not {shape} {dtype}"
+                + (f"; the pictures must fill their batches of {shape[0]}" if short else "")
+            )
+        if dtype.kind == "f" and not np.isfinite(array).all():
+            raise DarktrtError(f"calibration batch {self.count}: '{name}' has values that are NaN or infinite")
+        return array
+
+    def read_cache(self) -> None:
+        return None
+
+    def write_cache(self, cache: bytes) -> None:
+        self.cache = cache
+
+    def table(self) -> CalibrationTable:
+        """What TensorRT has found.
+
+        Raises:
+            DarktrtError: it has not calibrated, or has written a scale that is none.
+        """
+        if not self.cache:
+            raise DarktrtError("TensorRT has written no calibration cache; was the engine built, and in INT8?")
+        return parse_table(self.cache.decode(), "TensorRT's calibration cache")

@@ -1,0 +1,161 @@
+"""Two reports, or two models, held against each other by their average precision: for people, and for CI with a budget."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from darktrt.check.detections import Judged
+from darktrt.errors import DarktrtError
+
+REPORT = "report.json"
+_NUMBERS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
+_TITLES = ("AP", "AP50", "AP75", "small", "medium", "large")
+_CLASSES = 5
+"""Classes that lose most, told."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one variant was measured to reach; None where nothing of the kind is labelled."""
+
+    name: str
+    numbers: Mapping[str, float | None]
+    classes: Mapping[str, float | None]
+    """AP by class."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two: its variants by name."""
+
+    name: str
+    variants: Mapping[str, Figures]
+    digest: str
+    """Of the pictures and labels that it was measured on."""
+
+
+def read_side(text: str) -> Side:
+    """A report: its folder, or ``report.json``; followed by ``:VARIANT`` for one variant of it.
+
+    Raises:
+        DarktrtError: there is none, it is damaged, or has no such variant.
+    """
+    path, variant = _split(text)
+    file = path / REPORT if path.is_dir() else path
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        variants = {one["name"]: _figures(one) for one in values["variants"]}
+        digest = str(values["evaluation"]["digest"])
+    except OSError as error:
+        raise DarktrtError(f"{file}: cannot read: {error.strerror}; make it with 'darktrt check report'") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DarktrtError(f"{file}: is no report of 'darktrt check report' or a damaged one; make it again") from error
+    if variant and variant not in variants:
+        raise DarktrtError(f"{file}: has no variant '{variant}', only {', '.join(variants)}")
+    return Side(text, {variant: variants[variant]} if variant else variants, digest)
+
+
+def _split(text: str) -> tuple[Path, str]:
+    """Path and variant of ``PATH[:VARIANT]``; a path may have colons too."""
+    if Path(text).exists():
+        return Path(text), ""
+    path, _, variant = text.rpartition(":")
+    return (Path(path), variant) if path and Path(path).exists() else (Path(text), "")
+
+
+def _figures(values: Mapping[str, Any]) -> Figures:
+    numbers = {name: values["accuracy"][name] for name in _NUMBERS}
+    return Figures(str(values["name"]), numbers, {one["name"]: one["ap"] for one in values["classes"] if one["objects"]})
+
+
+def measured_side(judged: Judged, digest: str) -> Side:
+    """A model that was run here, under its name."""
+    accuracy = judged.judgement.accuracy
+    numbers = {name: _known(getattr(accuracy, name)) for name in _NUMBERS}
+    classes = {one.name: _known(one.ap) for one in judged.judgement.classes if one.objects}
+    name = judged.found.name
+    return Side(name, {name: Figures(name, numbers, classes)}, digest)
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Variants side by side."""
+
+    a: Side
+    b: Side
+    pairs: tuple[tuple[Figures, Figures], ...]
+
+    def worst_drop(self) -> float:
+        """The most AP that a variant of B has lost against A's.
+
+        Raises:
+            DarktrtError: there is a pair without AP.
+        """
+        drops = [_difference(a.numbers["ap"], b.numbers["ap"]) for a, b in self.pairs]
+        known = [drop for drop in drops if drop is not None]
+        if len(known) < len(drops):
+            raise DarktrtError("a variant has no AP, for nothing was labelled, so --max-drop cannot be held")
+        return 0.0 - min(known)
+
+    def to_table(self) -> str:
+        """Text for people: a part for each pair."""
+        return "\n\n".join("\n".join(_part(*pair)) for pair in self.pairs) + "".join(self._alone())
+
+    def _alone(self) -> list[str]:
+        sides = ((self.a, {a.name for a, _ in self.pairs}), (self.b, {b.name for _, b in self.pairs}))
+        return [f"\n\nonly in {side.name}: {name}" for side, paired in sides for name in side.variants if name not in paired]
+
+
+def diff(a: Side, b: Side) -> Diff:
+    """Pair the variants of two sides: those of one name, or the only ones.
+
+    Raises:
+        DarktrtError: they were measured on other pictures, or have no variant in common.
+    """
+    if a.digest != b.digest:
+        raise DarktrtError(f"{a.name} and {b.name} were measured on different pictures or labels; make both on the same DATA")
+    if len(a.variants) == len(b.variants) == 1:
+        return Diff(a, b, tuple(zip(a.variants.values(), b.variants.values(), strict=True)))
+    pairs = tuple((a.variants[name], b.variants[name]) for name in a.variants if name in b.variants)
+    if not pairs:
+        raise DarktrtError(
+            f"{a.name} has the variants {', '.join(a.variants)}, {b.name} has {', '.join(b.variants)}; name one of each: "
+            f"{a.name}:{next(iter(a.variants))}"
+        )
+    return Diff(a, b, pairs)
+
+
+def _part(a: Figures, b: Figures) -> list[str]:
+    title = a.name if a.name == b.name else f"{a.name} → {b.name}"
+    lines = [title, f"{'':8}  {'A':>7}  {'B':>7}  {'change':>7}"]
+    for name, label in zip(_NUMBERS, _TITLES, strict=True):
+        lines.append(
+            f"{label:8}  {_cell(a.numbers[name])}  {_cell(b.numbers[name])}  {_change(a.numbers[name], b.numbers[name])}"
+        )
+    changes = {name: _difference(ap, b.classes.get(name)) for name, ap in a.classes.items()}
+    lost = sorted((change, name) for name, change in changes.items() if change is not None and change < 0)[:_CLASSES]
+    if lost:
+        lines.append("lose most: " + ", ".join(f"{name} {change:+.3f}" for change, name in lost))
+    return lines
+
+
+def _difference(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else b - a
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-':>7}" if value is None else f"{value:7.4f}"
+
+
+def _change(a: float | None, b: float | None) -> str:
+    change = _difference(a, b)
+    return f"{'-':>7}" if change is None else f"{change:+7.4f}"

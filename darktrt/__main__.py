@@ -1,0 +1,7 @@
+"""``python -m darktrt``: the command line."""
+
+import sys
+
+from darktrt.cli import main
+
+sys.exit(main())

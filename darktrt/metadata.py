@@ -1,0 +1,217 @@
+"""The detector metadata: what the stages after conversion need of the cfg.
+
+It travels as JSON in an ONNX file's ``metadata_props`` and in an engine's manifest. The module needs nothing but the standard
+library, so that a deployment host can read the metadata of a model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from darktrt.errors import DarktrtError
+
+METADATA_KEY = "darktrt"
+"""Key of the JSON text in an ONNX file's ``metadata_props``."""
+
+ResizePolicy = Literal["stretch", "letterbox"]
+NmsKind = Literal["plain", "greedynms", "diounms"]
+HeadForm = Literal["decoded", "raw", "decode", "nms"]
+InputForm = Literal["uint8", "float"]
+MishForm = Literal["plugin", "fused", "native", "auto"]
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """One [yolo] head: what decoding its raw tensor ``(N, len(anchors) * (5 + classes), rows, columns)`` needs."""
+
+    tensor: str
+    line: int
+    anchors: tuple[tuple[float, float], ...]
+    """The masked anchors (width, height) in pixels of the network input, in the order of the tensor's channels."""
+    mask: tuple[int, ...]
+    classes: int
+    scale_x_y: float
+    new_coords: bool
+    rows: int
+    columns: int
+
+    def __post_init__(self) -> None:
+        pairs = [anchor for anchor in self.anchors if isinstance(anchor, tuple) and len(anchor) == 2]
+        if (
+            not pairs
+            or len(pairs) < len(self.anchors)
+            or not all(isinstance(v, int | float) and v > 0 for a in pairs for v in a)
+        ):
+            raise ValueError(f"the anchors are {self.anchors!r:.40}")
+
+
+@dataclass(frozen=True)
+class NmsInfo:
+    """Non-maximum suppression as the cfg's last [yolo] asks for it; ``beta`` is the exponent of the distance term."""
+
+    kind: NmsKind = "plain"
+    beta: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(NmsKind):
+            raise ValueError(f"the NMS kind is {self.kind!r}")
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One cfg section: ``tensor`` is its output's name in the ONNX graph (that of its source where it only passes it on)."""
+
+    index: int
+    kind: str
+    line: int
+    tensor: str
+
+
+@dataclass(frozen=True)
+class DetectorInfo:
+    """What the stages after conversion need of the cfg; travels as JSON in ONNX ``metadata_props`` and manifests."""
+
+    name: str
+    width: int
+    height: int
+    channels: int
+    batch: tuple[int, int, int]
+    """Smallest, usual and largest batch; all equal for a static one."""
+    resize: ResizePolicy
+    mish_count: int
+    heads: tuple[HeadInfo, ...]
+    nms: NmsInfo
+    class_names: tuple[str, ...]
+    parameters: int
+    """Floats of the weights file."""
+    gflops: float
+    """For one image, counted as darknet does: 2 per multiply-add of the convolutions."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the cfg and the weights (or the seed of random ones)."""
+    layers: tuple[LayerInfo, ...] = ()
+    input: InputForm = "float"
+    head: HeadForm = "decoded"
+    """``decoded``: heads in standard ops (plain.onnx); ``raw``, ``decode``, ``nms``: what surgery left at the end."""
+    max_detections: int = 0
+    swapped_activations: dict[str, int] = field(default_factory=dict)
+    """Mish nodes that surgery replaced by another activation, by its name."""
+    int8_convolutions: int = 0
+    """Convolutions that Q/DQ nodes in the graph put into INT8."""
+    mish: MishForm = "plugin"
+    """What surgery made of Mish: a plugin node each, nodes that take the adds and concats behind them in, or standard ops;
+    ``auto`` is a node each that becomes the form that suits the engine."""
+    fixed_thresholds: tuple[float, float] | None = None
+    """Of score and IoU, where surgery has put them into the model; otherwise they are inputs of a model with NMS."""
+
+    def __post_init__(self) -> None:
+        if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
+            raise ValueError(f"batch is {self.batch}")
+        if min(self.width, self.height, self.channels) < 1:
+            raise ValueError(f"the input is {self.width}x{self.height}x{self.channels}")
+        if self.mish not in get_args(MishForm):
+            raise ValueError(f"the form of Mish is {self.mish!r}")
+        fixed = self.fixed_thresholds
+        if fixed is not None and not (len(fixed) == 2 and all(isinstance(v, int | float) and 0 <= v <= 1 for v in fixed)):
+            raise ValueError(f"the fixed thresholds are {fixed!r:.40}")
+        if any(head.classes != len(self.class_names) for head in self.heads):
+            raise ValueError(f"there are {len(self.class_names)} class names")
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Of one picture: height, width and channels, or channels first for ``float``."""
+        plane = self.height, self.width
+        return (*plane, self.channels) if self.input == "uint8" else (self.channels, *plane)
+
+    @property
+    def input_dtype(self) -> str:
+        """NumPy's name of its type."""
+        return "uint8" if self.input == "uint8" else "float32"
+
+    @property
+    def takes_thresholds(self) -> bool:
+        """Whether the model has the inputs ``score_threshold (1)`` and ``iou_threshold (1)``."""
+        return self.head == "nms" and self.fixed_thresholds is None
+
+    @property
+    def takes_image_size(self) -> bool:
+        """Whether the model has the input ``image_size (N, 2)``: NMS with a distance term on letterboxed pictures needs it."""
+        return self.head == "nms" and self.nms_letterbox
+
+    @property
+    def nms_letterbox(self) -> bool:
+        """Whether NMS depends on the shape of the picture inside the letterbox."""
+        return self.resize == "letterbox" and self.nms.kind != "plain"
+
+    def check_thresholds(self, score: float, iou: float) -> None:
+        """See that the model can detect with these.
+
+        Raises:
+            DarktrtError: others are fixed in it.
+        """
+        if self.fixed_thresholds not in (None, (score, iou)):
+            fixed = " and ".join(f"{value:g}" for value in self.fixed_thresholds or ())
+            raise DarktrtError(f"{self.name}: its thresholds are fixed at {fixed}, not {score:g} and {iou:g}; ask for those")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str, where: str) -> DetectorInfo:
+        """Parse what :meth:`to_json` wrote; ``where`` names the file in errors.
+
+        Raises:
+            DarktrtError: the text is not such JSON, or misses a field.
+        """
+        try:
+            info: DetectorInfo = record(DetectorInfo, json.loads(text))
+            if not info.heads:
+                raise ValueError("it has no heads")
+            return info
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DarktrtError(f"{where}: the darktrt metadata is damaged ({error}); convert the network again") from error
+
+
+_RECORDS: dict[str, type[Any]] = {"heads": HeadInfo, "layers": LayerInfo, "nms": NmsInfo, "info": DetectorInfo}
+_NONE = type(None)
+_TYPES: dict[str, tuple[type[Any], ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, _NONE),
+    "str": (str,),
+    "str | None": (str, _NONE),
+    "bool": (bool,),
+    "tuple[str, ...]": (list,),
+    "tuple[float, float] | None": (list, _NONE),
+    "dict[str, str]": (dict,),
+}
+"""What JSON must have for fields of these types; the elements of lists are not looked at."""
+
+
+def record(kind: type[Any], values: Any) -> Any:
+    """A frozen record from decoded JSON: lists become tuples, nested records are built by their field's name.
+
+    Raises:
+        ValueError, TypeError: a field is missing, unknown or of another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{kind.__name__} is {values!r:.40}")
+    annotations = {f.name: str(f.type) for f in fields(kind)}
+    for name, value in values.items():
+        if name not in annotations:
+            raise ValueError(f"unknown field {name!r}")
+        if not isinstance(value, _TYPES.get(annotations[name], object)):
+            raise ValueError(f"{name!r} is {value!r:.40}")
+    return kind(**{name: _value(name, value) for name, value in values.items()})
+
+
+def _value(name: str, value: Any) -> Any:
+    nested = _RECORDS.get(name)
+    if nested:
+        return tuple(record(nested, v) for v in value) if isinstance(value, list) else record(nested, value)
+    return _tuples(value)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,48 @@
+"""As much of the module tensorrt as is used, for the type checker: by NVIDIA's own types of TensorRT 10, where its stubs are.
+
+``TensorRT`` types the module, which versions 8.6 to 11 and TensorRT for RTX have alike; what only some have is called behind a
+property of :class:`darktrt.engine.target.Target`. Classes that Python code derives from (loggers, calibrators) are left out,
+for a type checker cannot follow them through a variable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import tensorrt
+
+    class TensorRT(Protocol):
+        """The module."""
+
+        __version__: str
+        Builder: type[tensorrt.Builder]
+        BuilderFlag: type[tensorrt.BuilderFlag]
+        DataType: type[tensorrt.DataType]
+        HardwareCompatibilityLevel: type[tensorrt.HardwareCompatibilityLevel]
+        LayerInformationFormat: type[tensorrt.LayerInformationFormat]
+        Logger: type[tensorrt.Logger]
+        MemoryPoolType: type[tensorrt.MemoryPoolType]
+        NetworkDefinitionCreationFlag: type[tensorrt.NetworkDefinitionCreationFlag]
+        OnnxParser: type[tensorrt.OnnxParser]
+        ProfilingVerbosity: type[tensorrt.ProfilingVerbosity]
+        Runtime: type[tensorrt.Runtime]
+        TacticSource: type[tensorrt.TacticSource]
+        TensorIOMode: type[tensorrt.TensorIOMode]
+
+        def get_plugin_registry(self) -> tensorrt.IPluginRegistry: ...
+
+    Builder: TypeAlias = tensorrt.Builder
+    Config: TypeAlias = tensorrt.IBuilderConfig
+    Context: TypeAlias = tensorrt.IExecutionContext
+    Dims: TypeAlias = tensorrt.Dims
+    Engine: TypeAlias = tensorrt.ICudaEngine
+    Layer: TypeAlias = tensorrt.ILayer
+    Network: TypeAlias = tensorrt.INetworkDefinition
+    Parser: TypeAlias = tensorrt.OnnxParser
+    Tensor: TypeAlias = tensorrt.ITensor
+
+
+def sides(dims: Dims) -> tuple[int, ...]:
+    """A tensor's shape as numbers, -1 where it is open."""
+    return tuple(dims[i] for i in range(len(dims)))

@@ -1,0 +1,297 @@
+"""A client of detectors on a Triton server, for programs: ``with Client("localhost:8001") as c: c.detect(image)``."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import threading
+from collections.abc import Coroutine, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo
+from darktrt.serve.client.model_info import ENCODED, ServedModel
+from darktrt.serve.client.shared_memory import free_abandoned
+from darktrt.serve.client.slots import Lane, SharedMemory
+from darktrt.serve.client.statistics import ModelStatistics
+from darktrt.serve.client.transport import Endpoint, Transport
+from darktrt.vision.boxes import Detections
+from darktrt.vision.detector import Arrays, Detector, FileResult, Run, ahead, detect_files
+from darktrt.vision.images import read_image
+
+Picture = NDArray[np.uint8] | str | os.PathLike[str]
+"""An RGB image ``(H, W, 3)``, or the file that it is in."""
+
+_Value = TypeVar("_Value")
+
+
+class Client:
+    """A connection to one model of a server, to be used as a context; its methods may be called from several threads.
+
+    Args:
+        server: ``HOST:PORT`` for gRPC, ``http://HOST:PORT``, either with TLS as ``grpcs://`` or ``https://``, or an
+            :class:`~darktrt.serve.client.transport.Endpoint` with certificates.
+        model: its name; may be left out where the server has one model.
+        version: as a number in text; without it the server's policy decides.
+        score_threshold, iou_threshold: of :meth:`detect`; sent with every request.
+        batch: most pictures of one request; those of :meth:`detect_files` and :meth:`detect_all` go together.
+        in_flight: most requests under way at once.
+        timeout: seconds that a request may take.
+        retry_seconds: how long a request is repeated while the server cannot be reached, say because it is started anew.
+        shared_memory: how pictures get to a server on this machine: ``system`` or ``cuda`` memory, or ``none``, by the socket.
+
+    Raises:
+        DarktrtError: the server cannot be reached, has no such model, or the model was not made by darktrt.
+    """
+
+    def __init__(
+        self,
+        server: str | Endpoint = "localhost:8001",
+        model: str | None = None,
+        version: str = "",
+        *,
+        score_threshold: float = 0.25,
+        iou_threshold: float = 0.45,
+        batch: int = 1,
+        in_flight: int = 4,
+        timeout: float | None = 60.0,
+        retry_seconds: float = 30.0,
+        shared_memory: SharedMemory = "none",
+    ) -> None:
+        if batch < 1 or in_flight < 1 or not retry_seconds >= 0:
+            raise DarktrtError("a client needs at least 1 picture a request, 1 request in flight, and 0 seconds to retry")
+        self.endpoint = Endpoint.parse(server) if isinstance(server, str) else server
+        self.in_flight = in_flight
+        self._connection = _wait(_Connection.open(self.endpoint, timeout))
+        try:
+            self.model = _wait(self._connection.find(model, version))
+            self._connection.transport.retry_seconds = retry_seconds  # a server that is not there at all is told at once
+            self.info = _client_info(self.model, batch)
+            _wait(self._connection.make_lanes(self.model, self.info.batch[2], in_flight, shared_memory))
+            kind = EncodedDetector if self.model.takes_files else Detector
+            self.detector = kind(self.run, self.info, score_threshold, iou_threshold)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def retries(self) -> int:
+        """How many requests had to be repeated so far because the server was away."""
+        return self._connection.transport.retries
+
+    def detect(self, image: Picture) -> Detections:
+        """What is in one picture, in its pixels, best first.
+
+        Raises:
+            DarktrtError: it is no picture, or the server does not answer.
+        """
+        return self.detect_all([image])[0]
+
+    def detect_all(self, images: Sequence[Picture]) -> list[Detections]:
+        """As :meth:`detect` of each, in requests of up to ``batch`` pictures, of which up to ``in_flight`` are under way."""
+        size = self.info.batch[2]
+        groups = [images[first : first + size] for first in range(0, len(images), size)]
+        with closing(ahead(self._detect, groups, min(self.in_flight, max(len(groups), 1)))) as results:
+            return [one for _, found in results for one in found]
+
+    def _detect(self, images: Sequence[Picture]) -> list[Detections]:
+        if isinstance(self.detector, EncodedDetector):
+            return self.detector.detect(images)
+        return self.detector.detect([image if isinstance(image, np.ndarray) else read_image(image) for image in images])
+
+    def detect_files(
+        self, sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
+    ) -> Generator[FileResult, None, None]:
+        """:func:`darktrt.vision.detector.detect_files` with up to ``in_flight`` requests at once; results keep their order."""
+        return detect_files(self.detector, sources, output, self.in_flight)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """The model as a function, named arrays in and named arrays out, as ONNX Runtime or an engine would run it.
+
+        Raises:
+            DarktrtError: the server refuses the request, takes too long, or stays away too long.
+        """
+        return _wait(self._connection.run(self.model, inputs))
+
+    def statistics(self) -> list[ModelStatistics]:
+        """What the server counted for the model, one record a version."""
+        found = _wait(self._connection.transport.statistics(self.model.name, self.model.version))
+        return [ModelStatistics.of(one) for one in found]
+
+    def close(self) -> None:
+        """Give up what is under way, and take the shared memory back; may be called twice."""
+        _wait(self._connection.close())
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+@contextmanager
+def triton_run(server: str | Endpoint, model: str | None = None, **options: Any) -> Iterator[tuple[Run, DetectorInfo]]:
+    """A model on a server as a function with its metadata, as the evaluators take one; ``options`` are :class:`Client`'s.
+
+    Raises:
+        DarktrtError: as :class:`Client`, or the model takes encoded pictures.
+    """
+    with Client(server, model, **options) as client:
+        if client.model.takes_files:
+            raise DarktrtError(
+                f"{client.endpoint}: model '{client.model.name}' takes picture files; serve it with --input tensor"
+            )
+        yield client.run, client.info
+
+
+def _client_info(model: ServedModel, batch: int) -> DetectorInfo:
+    """The metadata with the batches that requests may have: Triton's and ours, not the network's own."""
+    smallest, _, largest = model.info.batch
+    if model.max_batch:
+        smallest, largest = 1, model.max_batch
+    if not smallest <= batch <= largest and batch != 1:
+        raise DarktrtError(f"model '{model.name}' takes {smallest} to {largest} pictures a request, not {batch}")
+    most = max(batch, smallest)
+    return replace(model.info, batch=(smallest, most, most))
+
+
+class EncodedDetector(Detector):
+    """A model that gets pictures as files and gives boxes in their pixels."""
+
+    def detect(self, images: Sequence[Picture]) -> list[Detections]:
+        """Detections of every picture; files are sent as they are, arrays as PNG."""
+        size, found = self.info.batch[2], []
+        for first in range(0, len(images), size):
+            found += self._detect_encoded([_encoded(one) for one in images[first : first + size]])
+        return found
+
+    def detect_pictures(
+        self, paths: Sequence[Path], pixels: bool = True
+    ) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
+        found = self.detect(paths)
+        return [read_image(path) if pixels else None for path in paths], found
+
+    def _detect_encoded(self, pictures: list[bytes]) -> list[Detections]:
+        outputs = self._run({ENCODED: np.array(pictures, object)[:, np.newaxis]})
+        parts = zip(*(outputs[name] for name in ("num_detections", "boxes", "scores", "classes")), strict=True)
+        return [self._cut(*one) for one in parts]
+
+    def _cut(self, count: NDArray[Any], boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any]) -> Detections:
+        n = int(count.item())
+        return Detections(boxes[:n], scores[:n], classes[:n], self.info.class_names)
+
+
+def _encoded(image: Picture) -> bytes:
+    if not isinstance(image, np.ndarray):
+        return read_encoded(image)
+    encoded = io.BytesIO()
+    Image.fromarray(image).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
+def read_encoded(path: str | os.PathLike[str]) -> bytes:
+    """A picture file as it is.
+
+    Raises:
+        DarktrtError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+# --- what lives in the event loop ---
+
+
+_ONE_LOOP = threading.Lock()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop of all clients of this process, in a thread of its own: gRPC for Python likes no second one."""
+    with _ONE_LOOP:  # the cache alone would let two threads start one each
+        return _start_loop()
+
+
+@lru_cache(maxsize=1)
+def _start_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="darktrt client", daemon=True).start()
+    return loop
+
+
+def _wait(work: Coroutine[Any, Any, _Value]) -> _Value:
+    """Do the work in the event loop; Ctrl-C here gives it up there."""
+    future = asyncio.run_coroutine_threadsafe(work, _loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+class _Connection:
+    """A transport, and lanes on it for as many requests as may be in flight."""
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self._lanes: list[Lane] = []
+        self._free: asyncio.LifoQueue[Lane] = asyncio.LifoQueue()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    async def open(cls, endpoint: Endpoint, timeout: float | None) -> _Connection:
+        return cls(Transport(endpoint, timeout, retry_seconds=0))
+
+    async def find(self, name: str | None, version: str) -> ServedModel:
+        """The model of this name, or the only one."""
+        endpoint = self.transport.endpoint
+        if name is None:
+            names = await self.transport.models()
+            if len(names) != 1:
+                has = f"has the models {', '.join(names)}; name one" if names else "has no model that is ready"
+                raise DarktrtError(f"{endpoint}: {has}")
+            name = names[0]
+        return ServedModel.of(await self.transport.config(name, version), version, str(endpoint))
+
+    async def make_lanes(self, model: ServedModel, batch: int, count: int, kind: SharedMemory) -> None:
+        if kind != "none":
+            await free_abandoned(self.transport)
+        for _ in range(count):
+            lane = Lane(model, batch, kind)
+            self._lanes.append(lane)
+            await lane.take_memory(self.transport)
+            self._free.put_nowait(lane)
+
+    async def run(self, model: ServedModel, inputs: Arrays) -> Arrays:
+        task = asyncio.current_task()
+        assert task
+        self._running.add(task)
+        try:
+            lane = await self._free.get()
+            try:
+                return await lane.run(self.transport, inputs)
+            finally:
+                self._free.put_nowait(lane)
+        finally:
+            self._running.discard(task)
+
+    async def close(self) -> None:
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        self.transport.retry_seconds = 0
+        for lane in self._lanes:
+            await lane.close(self.transport)
+        self._lanes.clear()
+        await self.transport.close()

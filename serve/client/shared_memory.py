@@ -1,0 +1,237 @@
+"""Memory that a client shares with a server on its machine, so that pictures need not pass through a socket.
+
+A region is known to the server under the name of a file in ``/dev/shm`` that its owner holds locked. The kernel gives the lock
+back however the owner ends: a region whose file nobody locks was left behind, and :func:`free_abandoned` frees it. No other
+region is ever touched.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import fcntl
+import mmap
+import os
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darktrt.cuda import Driver
+from darktrt.errors import DarktrtError
+from darktrt.serve.client.transport import MemoryKind, Place, Transport
+
+FOLDER = Path("/dev/shm")
+PREFIX = "darktrt-"
+_KINDS: tuple[MemoryKind, ...] = ("system", "cuda")
+_ALIGNMENT = 64
+_CUDA_GRANULE = 2 << 20
+"""Bytes of the driver's blocks; a smaller allocation would share its block, and with it other memory of this process."""
+_CUDA_HANDLE = 64
+"""Bytes of a CUipcMemHandle."""
+
+
+class Memory(Protocol):
+    """A region: bytes that both sides see."""
+
+    name: str
+
+    def write(self, offset: int, array: NDArray[Any]) -> None: ...
+
+    def read(self, offset: int, array: NDArray[Any]) -> None:
+        """Fill a contiguous array."""
+
+    async def register(self, transport: Transport) -> None: ...
+
+    async def unregister(self, transport: Transport) -> None: ...
+
+    def close(self) -> None:
+        """Give the memory back, on this side; may be called twice."""
+
+
+class _OwnedFile:
+    """A new file in ``/dev/shm``, locked as long as it is open; from the first moment that it has its name."""
+
+    def __init__(self, endpoint: object, size: int) -> None:
+        self.name = f"{prefix_of(endpoint)}{token_hex(8)}"
+        self.path, unnamed = FOLDER / self.name, FOLDER / f".{self.name}"
+        try:
+            self.descriptor = os.open(unnamed, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if size:
+                    os.posix_fallocate(self.descriptor, 0, size)  # where there is no room, not a signal at the first write
+                unnamed.rename(self.path)
+            except BaseException:
+                os.close(self.descriptor)
+                unnamed.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise DarktrtError(f"{FOLDER}: cannot make {size} bytes of shared memory: {error.strerror}") from error
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            self.path.unlink(missing_ok=True)
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+class SystemMemory:
+    """A region in the machine's memory.
+
+    Raises:
+        DarktrtError: there is not enough of it.
+    """
+
+    def __init__(self, endpoint: object, size: int) -> None:
+        self._file = _OwnedFile(endpoint, size)
+        self.name, self.size = self._file.name, size
+        self._map = mmap.mmap(self._file.descriptor, size)
+
+    def write(self, offset: int, array: NDArray[Any]) -> None:
+        self._view(offset, array)[...] = array
+
+    def read(self, offset: int, array: NDArray[Any]) -> None:
+        array[...] = self._view(offset, array)
+
+    def _view(self, offset: int, like: NDArray[Any]) -> NDArray[Any]:
+        view: NDArray[Any] = np.ndarray(like.shape, like.dtype, self._map, offset)
+        return view
+
+    async def register(self, transport: Transport) -> None:
+        await _register(transport, "system", self.name, lambda: transport.register_system(self.name, self.size))
+
+    async def unregister(self, transport: Transport) -> None:
+        await transport.unregister("system", self.name)
+
+    def close(self) -> None:
+        self._map.close()
+        self._file.close()
+
+
+class CudaMemory:
+    """A region in the memory of GPU 0; its file is empty and stands for the owner.
+
+    Raises:
+        DarktrtError: there is no driver, no GPU, or not enough memory.
+    """
+
+    def __init__(self, endpoint: object, size: int) -> None:
+        self.size = -(-size // _CUDA_GRANULE) * _CUDA_GRANULE
+        self._file = _OwnedFile(endpoint, 0)
+        try:
+            self._driver = Driver()
+            self._address = self._driver.allocate(self.size)
+        except DarktrtError:
+            self._file.close()
+            raise
+        self.name = self._file.name
+
+    def write(self, offset: int, array: NDArray[Any]) -> None:
+        data = np.ascontiguousarray(array)
+        with self._driver.current():
+            self._driver.call("cuMemcpyHtoD_v2", self._at(offset), ctypes.c_void_p(data.ctypes.data), _size(data))
+            self._driver.call(
+                "cuCtxSynchronize"
+            )  # the copy may return before the last bytes are there, and another process reads
+
+    def read(self, offset: int, array: NDArray[Any]) -> None:
+        with self._driver.current():
+            self._driver.call("cuMemcpyDtoH_v2", ctypes.c_void_p(array.ctypes.data), self._at(offset), _size(array))
+
+    def _at(self, offset: int) -> ctypes.c_uint64:
+        return ctypes.c_uint64(self._address + offset)
+
+    def handle(self) -> bytes:
+        """By which another process opens this memory, in base64."""
+        handle = ctypes.create_string_buffer(_CUDA_HANDLE)
+        with self._driver.current():
+            self._driver.call("cuIpcGetMemHandle", handle, self._at(0))
+        return base64.b64encode(handle.raw)
+
+    async def register(self, transport: Transport) -> None:
+        handle = self.handle()
+        await _register(transport, "cuda", self.name, lambda: transport.register_cuda(self.name, handle, 0, self.size))
+
+    async def unregister(self, transport: Transport) -> None:
+        await transport.unregister("cuda", self.name)
+
+    def close(self) -> None:
+        if self._address:
+            self._driver.free(self._address)
+            self._driver.close()
+            self._address = 0
+        self._file.close()
+
+
+def _size(array: NDArray[Any]) -> ctypes.c_size_t:
+    return ctypes.c_size_t(array.nbytes)
+
+
+async def _register(transport: Transport, kind: MemoryKind, name: str, register: Any) -> None:
+    """Register a region that the server does not know yet; it does where the answer to an earlier try was lost."""
+    try:
+        await register()
+    except DarktrtError as error:
+        if name in await transport.regions(kind):
+            return
+        raise DarktrtError(
+            f"{error}; shared memory needs client and server on one machine, and containers one /dev/shm"
+        ) from error
+
+
+def make_memory(kind: MemoryKind, endpoint: object, size: int) -> Memory:
+    """A new region of at least ``size`` bytes."""
+    return SystemMemory(endpoint, size) if kind == "system" else CudaMemory(endpoint, size)
+
+
+def layout(region: str, sizes: Mapping[str, int]) -> tuple[dict[str, Place], int]:
+    """Places for tensors of these sizes in bytes one behind the other, and the bytes that they take in all."""
+    places, offset = {}, 0
+    for name, size in sizes.items():
+        places[name] = Place(region, offset, size)
+        offset += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return places, offset
+
+
+# --- what others left behind ---
+
+
+def prefix_of(endpoint: object) -> str:
+    """How the names of all regions begin that were made for one server."""
+    return f"{PREFIX}{zlib.crc32(str(endpoint).encode()):08x}-"
+
+
+async def free_abandoned(transport: Transport) -> list[str]:
+    """Free the regions of clients that ended without doing so; return their names.
+
+    Those are looked at that the server knows and those whose file says that they were made for it.
+    """
+    known = {kind: await transport.regions(kind) for kind in _KINDS}
+    names = {path.name for path in FOLDER.glob(f"{prefix_of(transport.endpoint)}*")}
+    names |= {name for regions in known.values() for name in regions if name.startswith(PREFIX)}
+    return [name for name in sorted(names) if await _free_if_abandoned(transport, name, known)]
+
+
+async def _free_if_abandoned(transport: Transport, name: str, known: Mapping[MemoryKind, set[str]]) -> bool:
+    try:
+        descriptor = os.open(FOLDER / name, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # not on this machine, or another user's
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for kind, regions in known.items():
+            if name in regions:
+                await transport.unregister(kind, name)
+        with suppress(FileNotFoundError):  # another client was as quick
+            (FOLDER / name).unlink()
+        return True
+    except BlockingIOError:  # its owner lives
+        return False
+    finally:
+        os.close(descriptor)
