@@ -67,7 +67,7 @@ help: ## list targets and variables
 	@echo '  MODEL=$(MODEL)    a network of the zoo: yolov4-tiny or yolov4'
 	@echo '  CFG=$(CFG) WEIGHTS=$(WEIGHTS) NAMES=$(NAMES)    a network of your own instead: darknet files and class names'
 	@echo '  PRECISION=$(PRECISION)    fp16, fp32 or int8'
-	@echo '  DATA=$(DATA)    pictures to calibrate INT8 on: folders, lists, COCO json files, patterns (without: samples, to try it)'
+	@echo '  DATA=$(DATA)    images to calibrate INT8 on: folders, lists, COCO json files, patterns (without: samples, to try it)'
 	@echo '  CALIBRATE_ON=$(CALIBRATE_ON)    gpu: the scales of TensorRT'"'"'s own calibration on DATA, with TENSORRT=trt'
 	@echo '  MAX_DROP=$(MAX_DROP)    with int8, the largest loss of mAP, such as 0.005: the worst layers stay in FP16 until it holds'
 	@echo '  EVAL=$(EVAL)    what to measure that, and the report, on: a COCO json with annotations, or darknet label files (without: DATA)'
@@ -115,7 +115,7 @@ serve: triton ## start a Triton server with that repository on this machine; Ctr
 load: $(if $(SERVER),,triton) | $(VENV)/.installed-serve ## measure how much a Triton server takes: that of SERVER, or one started for it
 	$(DARKTRT) load $(if $(SERVER),--server $(SERVER),--repository $(REPOSITORY)) --json $(OUT)/load.json
 
-calib: $(DIR)/calibration.table ## choose INT8 scales on the pictures of DATA
+calib: $(DIR)/calibration.table ## choose INT8 scales on the images of DATA
 surgery: $(DIR)/portable.onnx ## put plugin nodes into the ONNX file
 onnx: $(DIR)/plain.onnx ## convert the darknet files to ONNX
 fetch: $(if $(CFG),,$(WEIGHTS_FILE)) ## get the network's cfg, weights and class names
@@ -186,8 +186,8 @@ EVAL_DATA = $(or $(EVAL),$(CALIB_DATA))
 
 $(DIR)/int8.plan: $(DIR)/portable.onnx $(if $(ON_GPU),,$(DIR)/calibration.table) $(DIR)/INT8.options $(PLUGINS) \
     $(wildcard engine/*.py) $(if $(MAX_DROP),$(wildcard check/*.py))
-	@test -z '$(MAX_DROP)' || test -n '$(EVAL_DATA)' || { echo 'MAX_DROP is measured on pictures: make ... EVAL=val.json'; exit 1; }
-	@test -z '$(ON_GPU)' || test -n '$(CALIB_DATA)' || { echo 'TensorRT calibrates on pictures: make ... DATA=path/to/pictures'; exit 1; }
+	@test -z '$(MAX_DROP)' || test -n '$(EVAL_DATA)' || { echo 'MAX_DROP is measured on images: make ... EVAL=val.json'; exit 1; }
+	@test -z '$(ON_GPU)' || test -n '$(CALIB_DATA)' || { echo 'TensorRT calibrates on images: make ... DATA=path/to/images'; exit 1; }
 	$(DARKTRT) engine $< --precision int8 $(INT8_OPTIONS) $(ENGINE_OPTIONS) -o $@
 
 $(DIR)/%.plan: $(DIR)/portable.onnx $(PLUGINS) $(wildcard engine/*.py)

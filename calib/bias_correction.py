@@ -24,7 +24,7 @@ _FORMAT = "darktrt shifts 1"
 
 
 class Shift(NamedTuple):
-    """Means of one tensor's channels over pictures and places, each ``(C,)``."""
+    """Means of one tensor's channels over images and places, each ``(C,)``."""
 
     mean: NDArray[np.float64]
     quantized: NDArray[np.float64]
@@ -59,7 +59,7 @@ def corrected_bias(
 ) -> NDArray[np.float32]:
     """The bias ``(O,)`` with which a convolution of quantized input and weights ``(O, C / groups, kh, kw)`` has its old mean.
 
-    ``bias + sum(W) mean - sum(Wq) quantized mean``, sums over the kernel; the zeros around a picture are left out of account.
+    ``bias + sum(W) mean - sum(Wq) quantized mean``, sums over the kernel; the zeros around an image are left out of account.
     """
     outputs, inputs = weight.shape[:2]
     groups = len(shift.mean) // inputs

@@ -1,4 +1,4 @@
-"""Histograms of a network's activations, by ONNX Runtime: one pass over the pictures, in memory that does not grow."""
+"""Histograms of a network's activations, by ONNX Runtime: one pass over the images, in memory that does not grow."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     import onnxruntime
 
 Arrays = dict[str, NDArray[Any]]
-Picture = tuple[str, Path, NDArray[Any]]
+Image = tuple[str, Path, NDArray[Any]]
 """SHA-256 of the file, its path, and the network's input made of it."""
 
 _Item = TypeVar("_Item")
 
 SAVE_EVERY = 32
-_GO_ON = "--skip-bad leaves such pictures out; --resume goes on from those counted before"
+_GO_ON = "--skip-bad leaves such images out; --resume goes on from those counted before"
 FEW = 16
-"""Pictures below which a warning is due."""
+"""Images below which a warning is due."""
 
 
 def tensors_to_calibrate(model: onnx.ModelProto, info: DetectorInfo) -> list[str]:
@@ -133,35 +133,35 @@ def collect(
     save_every: int = SAVE_EVERY,
     progress: bool = True,
 ) -> HistogramSet:
-    """Run the network on every picture and count its activations.
+    """Run the network on every image and count its activations.
 
-    A picture counts once, by the SHA-256 of its file: neither a second copy nor one that ``resume`` has is counted again.
+    An image counts once, by the SHA-256 of its file: neither a second copy nor one that ``resume`` has is counted again.
 
     Args:
         model_path: a plain or portable ONNX file of darktrt.
-        images: picture files.
+        images: image files.
         tensors: what to count; all of :func:`tensors_to_calibrate` by default.
-        batch: pictures at a time, brought into what the model takes.
+        batch: images at a time, brought into what the model takes.
         resume: histograms of an earlier run on the same model, which are added to.
-        skip_bad: go on after a picture that cannot be read, and list it in ``skipped`` of the result.
-        save_to: where to save as it goes, every ``save_every`` pictures, at the end, and on Ctrl-C. What lies there is
+        skip_bad: go on after an image that cannot be read, and list it in ``skipped`` of the result.
+        save_to: where to save as it goes, every ``save_every`` images, at the end, and on Ctrl-C. What lies there is
             always a state between two batches.
         progress: show a bar on stderr.
 
     Raises:
-        DarktrtError: there are no pictures, one cannot be read (without ``skip_bad``), the model is not one of darktrt or
+        DarktrtError: there are no images, one cannot be read (without ``skip_bad``), the model is not one of darktrt or
             not that of ``resume``, an activation is NaN or infinite, or the file cannot be written.
         KeyboardInterrupt: Ctrl-C, after the batch in work; a second Ctrl-C does not wait for it.
     """
     if not images:
-        raise DarktrtError("no pictures to calibrate on; name a folder, list, COCO json or pattern")
+        raise DarktrtError("no images to calibrate on; name a folder, list, COCO json or pattern")
     model, info = load_model(model_path)
     network = _Trunk(model_path, model, info, tensors, batch)
     del model  # as large as the weights
     found = _start(model_path, network, resume)
     saves = _Saves(found, save_to, save_every)
     with _bar(len(images), progress) as bar, _ctrl_c_as_event() as stop:
-        groups = _groups(_pictures(images, info, found, skip_bad, bar), network.batch)
+        groups = _groups(_images(images, info, found, skip_bad, bar), network.batch)
         try:
             for group in groups:
                 activations, weights = network.run([array for _, _, array in group])
@@ -171,13 +171,13 @@ def collect(
                     break
                 saves.after(len(group))
         except DarktrtError:
-            saves.now()  # what was counted before the picture that failed
+            saves.now()  # what was counted before the image that failed
             raise
     saves.now()
     if stop.is_set():
         raise KeyboardInterrupt
     if not found.images:
-        raise DarktrtError(f"none of the {len(images)} pictures can be read; first: {found.skipped[0]}")
+        raise DarktrtError(f"none of the {len(images)} images can be read; first: {found.skipped[0]}")
     return found
 
 
@@ -192,7 +192,7 @@ def histograms_of(
     resume: bool,
     skip_bad: bool,
 ) -> HistogramSet:
-    """A whole run: find the pictures, collect, and keep the histograms beside the table; few pictures are warned of.
+    """A whole run: find the images, collect, and keep the histograms beside the table; few images are warned of.
 
     Raises:
         DarktrtError: as :func:`darktrt.calib.data.find_images` and :func:`collect` do.
@@ -201,10 +201,10 @@ def histograms_of(
     keep_inputs(save_to, model_path)
     images = find_images(list(data), limit, seed)
     for path in outputs.files:
-        if path.suffix.lower() in IMAGE_SUFFIXES:  # others cannot be one of many thousand pictures
+        if path.suffix.lower() in IMAGE_SUFFIXES:  # others cannot be one of many thousand images
             keep_inputs(path, *images)
     if len(images) < FEW:
-        print(f"warning: {len(images)} pictures are few to calibrate on; a hundred or more are usual", file=sys.stderr)
+        print(f"warning: {len(images)} images are few to calibrate on; a hundred or more are usual", file=sys.stderr)
     earlier = HistogramSet.load(save_to) if resume and save_to.exists() else None
     return collect(model_path, images, batch=batch, resume=earlier, skip_bad=skip_bad, save_to=save_to)
 
@@ -214,10 +214,10 @@ def measure_shifts(
 ) -> dict[str, Shift]:
     """The second pass: what INT8 with these scales does to the channels' means of every tensor that a convolution reads.
 
-    Pictures that cannot be read are left out; the first pass has told of them.
+    Images that cannot be read are left out; the first pass has told of them.
 
     Raises:
-        DarktrtError: the model is not one of darktrt, or none of the pictures can be read.
+        DarktrtError: the model is not one of darktrt, or none of the images can be read.
     """
     model, info = load_model(model_path)
     read = dict.fromkeys(node.input[0] for node in _nodes_before_heads(model, info) if node.op_type == "Conv")
@@ -229,7 +229,7 @@ def measure_shifts(
             meter.add(network.run(group)[0])
             bar.update(len(group))
     if not meter.sums:
-        raise DarktrtError(f"none of the {len(images)} pictures can be read")
+        raise DarktrtError(f"none of the {len(images)} images can be read")
     return meter.shifts()
 
 
@@ -261,9 +261,9 @@ class _Saves:
         self.every = every
         self.unsaved = 0
 
-    def after(self, pictures: int) -> None:
-        """So many more pictures were counted; save if it is time."""
-        self.unsaved += pictures
+    def after(self, images: int) -> None:
+        """So many more images were counted; save if it is time."""
+        self.unsaved += images
         if self.unsaved >= self.every:
             self.now()
 
@@ -278,10 +278,8 @@ def _bar(total: int, progress: bool) -> tqdm[Any]:
     return tqdm(total=total, unit=" images", file=sys.stderr, disable=not progress, mininterval=interval, smoothing=0.05)
 
 
-def _pictures(
-    images: Sequence[Path], info: DetectorInfo, found: HistogramSet, skip_bad: bool, bar: tqdm[Any]
-) -> Iterator[Picture]:
-    """Every picture not counted before, read and preprocessed; the bar's total shrinks by those left out."""
+def _images(images: Sequence[Path], info: DetectorInfo, found: HistogramSet, skip_bad: bool, bar: tqdm[Any]) -> Iterator[Image]:
+    """Every image not counted before, read and preprocessed; the bar's total shrinks by those left out."""
     seen = set(found.images)
     for path in images:
         try:

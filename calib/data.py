@@ -1,6 +1,6 @@
-"""The pictures to calibrate on: folders, lists, COCO files and patterns to a sorted, seeded sample of paths; or samples.
+"""The images to calibrate on: folders, lists, COCO files and patterns to a sorted, seeded sample of paths; or samples.
 
-And those pictures in the batches that TensorRT's own calibration takes.
+And those images in the batches that TensorRT's own calibration takes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from darktrt.vision.detector import IMAGE_SUFFIXES, fit
 from darktrt.vision.images import read_image
 
 SAMPLES_WARNING = """\
-WARNING: no DATA was given, so the scales come from flips and crops of two sample pictures.
+WARNING: no DATA was given, so the scales come from flips and crops of two sample images.
          Such scales are for trying out only: an INT8 engine made with them may miss objects.
-         Calibrate on pictures like those that the network will see, a hundred or more:
-         darktrt calib ONNX path/to/pictures -o TABLE, or make ... DATA=path/to/pictures"""
+         Calibrate on images like those that the network will see, a hundred or more:
+         darktrt calib ONNX path/to/images -o TABLE, or make ... DATA=path/to/images"""
 
 _CROP = 2 / 3
 _CORNERS = {"whole": None, "middle": (0.5, 0.5), "nw": (0, 0), "ne": (1, 0), "sw": (0, 1), "se": (1, 1)}
@@ -36,26 +36,26 @@ _CORNERS = {"whole": None, "middle": (0.5, 0.5), "nw": (0, 0), "ne": (1, 0), "sw
 
 
 def find_images(data: Sequence[str | Path], limit: int | None, seed: int) -> list[Path]:
-    """All pictures of ``data``, each once, sorted; of more than ``limit`` a sample that depends on ``seed`` alone.
+    """All images of ``data``, each once, sorted; of more than ``limit`` a sample that depends on ``seed`` alone.
 
     An entry of ``data`` is one of
 
     - a folder, searched to any depth; hidden files and folders are skipped;
-    - a picture file;
+    - an image file;
     - a list such as darknet's train.txt: a path a line, absolute or relative to the list's folder; empty lines and those
       that begin with # are skipped;
     - a COCO json, or ``FILE.json:FOLDER``: its ``images[].file_name`` in FOLDER, by default in the first of these that has
-      one of the pictures: the json's own folder, ``images`` in it, the folder in it or beside it that is named like the json
+      one of the images: the json's own folder, ``images`` in it, the folder in it or beside it that is named like the json
       (``val.json``: val; ``annotations/instances_val2017.json``: val2017);
     - a pattern such as ``'shots/**/*.png'``.
 
     Raises:
-        DarktrtError: an entry does not exist, cannot be read or has no pictures, or ``limit`` is less than 1.
+        DarktrtError: an entry does not exist, cannot be read or has no images, or ``limit`` is less than 1.
     """
     if limit is not None and limit < 1:
-        raise DarktrtError(f"the limit is {limit}; calibrate on at least 1 picture")
+        raise DarktrtError(f"the limit is {limit}; calibrate on at least 1 image")
     if not data:
-        raise DarktrtError("no pictures to calibrate on; name a folder, list, COCO json or pattern")
+        raise DarktrtError("no images to calibrate on; name a folder, list, COCO json or pattern")
     found = {path.resolve(): path for entry in reversed(data) for path in reversed(_entry(str(entry)))}
     images = sorted(found.values())
     if limit is not None and limit < len(images):
@@ -64,12 +64,12 @@ def find_images(data: Sequence[str | Path], limit: int | None, seed: int) -> lis
 
 
 def batches(images: Sequence[Path], info: DetectorInfo) -> Iterator[dict[str, NDArray[Any]]]:
-    """The pictures as all inputs of a model, for TensorRT to calibrate on; under a bar on stderr.
+    """The images as all inputs of a model, for TensorRT to calibrate on; under a bar on stderr.
 
-    One at a time, or of a static batch as many as it takes; the last is filled up from the first pictures.
+    One at a time, or of a static batch as many as it takes; the last is filled up from the first images.
 
     Raises:
-        DarktrtError: a picture cannot be read.
+        DarktrtError: an image cannot be read.
     """
     size = batch_of(info)
     filled = [*images, *islice(cycle(images), -len(images) % size)]
@@ -84,7 +84,7 @@ def batches(images: Sequence[Path], info: DetectorInfo) -> Iterator[dict[str, ND
 
 
 def batch_of(info: DetectorInfo) -> int:
-    """Pictures in one of these batches."""
+    """Images in one of these batches."""
     return info.batch[0] if info.batch[0] == info.batch[2] else 1
 
 
@@ -108,7 +108,7 @@ def _entry(entry: str) -> list[Path]:
     except (OSError, ValueError) as error:  # no permission, too long a name, a malformed pattern
         raise DarktrtError(f"{entry}: cannot be read: {error}") from error
     if not images:
-        raise DarktrtError(f"{entry}: no pictures here ({' '.join(IMAGE_SUFFIXES)})")
+        raise DarktrtError(f"{entry}: no images here ({' '.join(IMAGE_SUFFIXES)})")
     return images
 
 
@@ -122,22 +122,22 @@ def _listed(path: Path) -> list[Path]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise DarktrtError(f"{path}: is neither a picture nor a list of pictures, a path a line") from error
+        raise DarktrtError(f"{path}: is neither an image nor a list of images, a path a line") from error
     images = [path.parent / line for line in lines if line and not line.startswith("#")]
     for image in images:
         if image.suffix.lower() not in IMAGE_SUFFIXES:
-            raise DarktrtError(f"{path}: lists '{image}', which is no picture ({' '.join(IMAGE_SUFFIXES)})")
+            raise DarktrtError(f"{path}: lists '{image}', which is no image ({' '.join(IMAGE_SUFFIXES)})")
     return images
 
 
-def coco_pictures(entry: str) -> tuple[Path, list[str]]:
-    """The names of a COCO json's pictures, and the folder that they count from.
+def coco_images(entry: str) -> tuple[Path, list[str]]:
+    """The names of a COCO json's images, and the folder that they count from.
 
     Args:
         entry: ``FILE.json:FOLDER``, or ``FILE.json``, for which :func:`find_images` says where the folder is looked for.
 
     Raises:
-        DarktrtError: it is no COCO file, lists no pictures, or none of them is in the folder.
+        DarktrtError: it is no COCO file, lists no images, or none of them is in the folder.
     """
     path, folder = path_of(entry), entry.partition(".json:")[2]
     try:
@@ -147,18 +147,18 @@ def coco_pictures(entry: str) -> tuple[Path, list[str]]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DarktrtError(f"{path}: is no COCO file, which has images with a file_name") from error
     if not names:
-        raise DarktrtError(f"{entry}: no pictures here ({' '.join(IMAGE_SUFFIXES)})")
+        raise DarktrtError(f"{entry}: no images here ({' '.join(IMAGE_SUFFIXES)})")
     split = path.stem.removeprefix("instances_")
     guesses = [path.parent, path.parent / "images", path.parent / split, path.parent.parent / split]
     for place in [Path(folder)] if folder else guesses:
         if any((place / name).is_file() for name in names):
             return place, names
     where = f"'{folder}'" if folder else "its folder, nor in one named like it"
-    raise DarktrtError(f"{path}: its picture '{names[0]}' is not in {where}; name the pictures' folder as {path}:FOLDER")
+    raise DarktrtError(f"{path}: its image '{names[0]}' is not in {where}; name the images' folder as {path}:FOLDER")
 
 
 def _coco(entry: str) -> list[Path]:
-    folder, names = coco_pictures(entry)
+    folder, names = coco_images(entry)
     return [folder / name for name in names]
 
 
@@ -170,7 +170,7 @@ def _pattern(path: Path) -> list[Path]:
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    """Pictures below a folder that match; none that is hidden or lies in a hidden folder."""
+    """Images below a folder that match; none that is hidden or lies in a hidden folder."""
     return [
         file
         for file in folder.glob(pattern)
@@ -180,16 +180,16 @@ def _matching(folder: Path, pattern: str) -> list[Path]:
     ]
 
 
-def flips_and_crops(pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """Twelve pictures of each one, written as JPEG into ``folder``: whole and five crops, each also mirrored.
+def flips_and_crops(images: Sequence[Path], folder: Path) -> list[Path]:
+    """Twelve images of each one, written as JPEG into ``folder``: whole and five crops, each also mirrored.
 
-    The same pictures give the same files, byte for byte, so that a run on them can be resumed.
+    The same images give the same files, byte for byte, so that a run on them can be resumed.
 
     Raises:
-        DarktrtError: a picture cannot be read, or a file not written.
+        DarktrtError: an image cannot be read, or a file not written.
     """
     made = []
-    for path in pictures:
+    for path in images:
         image = Image.fromarray(read_image(path))
         for name, corner in _CORNERS.items():
             crop = _cropped(image, *corner) if corner else image

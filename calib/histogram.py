@@ -131,15 +131,15 @@ def _widened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
 
 @dataclass(eq=False)
 class HistogramSet:
-    """Histograms of a network's tensors, the network they belong to and the pictures they have seen."""
+    """Histograms of a network's tensors, the network they belong to and the images they have seen."""
 
     model: str
     """SHA-256 of the ONNX file."""
     histograms: dict[str, Histogram] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)
-    """The pictures counted: SHA-256 of the file to its path, in the order they were counted."""
+    """The images counted: SHA-256 of the file to its path, in the order they were counted."""
     skipped: list[str] = field(default_factory=list)
-    """Of the last run: a sentence for each picture that could not be read. Not saved, for the next run tries again."""
+    """Of the last run: a sentence for each image that could not be read. Not saved, for the next run tries again."""
     groups: list[list[str]] = field(default_factory=list)
     """Tensors that pass the same values on (:func:`darktrt.calib.collect.passing_groups`): one scale would serve each group."""
     head_inputs: list[str] = field(default_factory=list)
@@ -148,9 +148,9 @@ class HistogramSet:
     """Of what a Mish reads what it gives, from :func:`darktrt.calib.collect.mish_outputs`."""
 
     def add(self, activations: Mapping[str, NDArray[Any]], images: Mapping[str, str], weights: Weights | None = None) -> None:
-        """Count the tensors' values for these pictures (SHA-256 to path); all of it or, on an error, nothing.
+        """Count the tensors' values for these images (SHA-256 to path); all of it or, on an error, nothing.
 
-        ``weights`` are those of the pictures' places, as :meth:`Histogram.add` takes them.
+        ``weights`` are those of the images' places, as :meth:`Histogram.add` takes them.
 
         Raises:
             DarktrtError: a value is NaN or infinite.
@@ -164,10 +164,10 @@ class HistogramSet:
         self.images.update(images)
 
     def merge(self, others: Iterable[HistogramSet]) -> None:
-        """Add what the others have counted: the result is that of one run over all their pictures.
+        """Add what the others have counted: the result is that of one run over all their images.
 
         Raises:
-            DarktrtError: another is of another model or other tensors, or has counted a picture that is here too; nothing
+            DarktrtError: another is of another model or other tensors, or has counted an image that is here too; nothing
                 of that one is added then.
         """
         for other in others:
@@ -192,8 +192,8 @@ class HistogramSet:
         if twice := [digest for digest in other.images if digest in self.images]:
             first, second = self.images[twice[0]], other.images[twice[0]]
             raise DarktrtError(
-                f"{len(twice)} pictures were counted on both sides, first '{first}' (there as '{second}'); "
-                "shards must not share pictures"
+                f"{len(twice)} images were counted on both sides, first '{first}' (there as '{second}'); "
+                "shards must not share images"
             )
 
     def save(self, path: str | Path) -> None:
@@ -268,7 +268,7 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
 
 
 def merged(paths: Sequence[str | Path]) -> HistogramSet:
-    """The histograms of several runs on one model, as one run over all their pictures would give them.
+    """The histograms of several runs on one model, as one run over all their images would give them.
 
     Raises:
         DarktrtError: a file cannot be read, or the runs cannot be merged.

@@ -1,4 +1,4 @@
-"""Where a network finds something: how much each place of a picture matters to its detections."""
+"""Where a network finds something: how much each place of an image matters to its detections."""
 
 from __future__ import annotations
 

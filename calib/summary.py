@@ -56,7 +56,7 @@ class Outputs:
 
     @property
     def samples(self) -> Path:
-        """The folder of the pictures to calibrate on where the user names none."""
+        """The folder of the images to calibrate on where the user names none."""
         return self.table.with_suffix(".samples")
 
     @property
@@ -120,8 +120,8 @@ def add_to_summary(text: str, outputs: Outputs) -> None:
 
 
 def summary(histograms: HistogramSet, choices: Mapping[str, Choice], about: Mapping[str, str]) -> str:
-    """What the scales come from (``about`` adds lines of its own), the pictures left out, and :func:`summary_table`."""
-    lines = {**about, "SHA-256": histograms.model[:12], "pictures": str(len(histograms.images))}
+    """What the scales come from (``about`` adds lines of its own), the images left out, and :func:`summary_table`."""
+    lines = {**about, "SHA-256": histograms.model[:12], "images": str(len(histograms.images))}
     heading = [f"{name + ':':10} {value}" for name, value in lines.items()]
     skipped = [f"{'skipped:':10} {sentence}" for sentence in histograms.skipped]
     return "\n".join([*heading, *skipped, "", summary_table(histograms, choices), ""])
@@ -144,7 +144,7 @@ def plot(histograms: HistogramSet, choices: Mapping[str, Choice], path: str | Pa
     """Draw a page with every tensor's histogram of |x|, counts on a log scale, the chosen amax marked in red.
 
     Raises:
-        DarktrtError: the file cannot be written, or its suffix is no picture format.
+        DarktrtError: the file cannot be written, or its suffix is no image format.
     """
     check_drawable(path)
     rows = -(-len(choices) // _COLUMNS)

@@ -27,7 +27,7 @@ _MOST_BYTES = 16 << 20
 """More than the table of any network; what is larger was named by mistake and is not read."""
 _DEAD_SCALE = np.float32(DEAD_SCALE_AMAX / LEVELS)
 """What a scale of 0 is read as. TensorRT 8.6 itself writes some (NVIDIA/TensorRT issue 3020) and then fails to build what
-reads such a tensor in INT8, although the other lines are sound. It is taken for a tensor that was zero in every picture,
+reads such a tensor in INT8, although the other lines are sound. It is taken for a tensor that was zero in every image,
 "uniformly zero" in TensorRT's log: that stays zero at any scale, and gets the one that calibration here gives to it."""
 
 

@@ -47,7 +47,7 @@ class Choice:
     errors: dict[str, float]
     """Under ``auto`` the error measured for each method's threshold; else empty."""
     dead: bool = False
-    """The tensor was zero in every picture; its scale is arbitrary."""
+    """The tensor was zero in every image; its scale is arbitrary."""
     joined: bool = False
     """The threshold is that of a group of tensors, and ``clipped_share`` of the tensor's own, so at most this is clipped; or it
     is that of what a Mish makes of this tensor."""
@@ -74,7 +74,7 @@ def choose_amax(
     two are equal. ``error`` is the expected squared error so weighted; no threshold has less of it than that of ``weighted``,
     what the others have is kept in the choice, for comparison. ``for_head`` says that a head reads the tensor; then
     ``auto`` weighs all values alike: rounding there moves every box at once, while what clipping takes from a large score the
-    logistic function hardly shows. Most of a picture is background, whose small values ask for a small
+    logistic function hardly shows. Most of an image is background, whose small values ask for a small
     range; but what clipping them costs falls on the objects. With weights INT8 changes scores by a seventh
     less than without (benchmarks/int8.md).
 
@@ -86,7 +86,7 @@ def choose_amax(
     if not 0 < percentile <= 100:
         raise DarktrtError(f"the percentile is {percentile}; it must be above 0 and at most 100")
     if histogram.count == 0:
-        raise DarktrtError("a tensor has no values to calibrate on; were any pictures counted?")
+        raise DarktrtError("a tensor has no values to calibrate on; were any images counted?")
     if histogram.amax < DEAD_AMAX:
         return Choice(DEAD_SCALE_AMAX, "minmax", 0.0, {}, dead=True)
     if method != "auto":
@@ -203,7 +203,7 @@ def entropy_amax(histogram: Histogram) -> float:
     i = 128..2048. The reference P is those bins with all outliers added to the last; Q is the kept bins without the
     outliers, quantized to 128 levels and expanded again, each level spread evenly over its non-empty bins. The threshold is
     (i + 1/2) bins for the i of least divergence KL(P, Q), the largest such i. The half bin is the talk's; it shows in
-    TensorRT's own caches, where pictures in 0..1 have the amax 2048.5 / 2048.
+    TensorRT's own caches, where images in 0..1 have the amax 2048.5 / 2048.
 
     Every sum is a difference of prefix sums, so a candidate costs 128 terms: KL = sum of P log P - sum of P log Q, and
     Q is constant over the non-empty bins of a level.

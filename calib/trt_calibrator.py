@@ -1,4 +1,4 @@
-"""TensorRT's own INT8 calibrator (8.6 to 10): it takes a ready table, or batches of pictures.
+"""TensorRT's own INT8 calibrator (8.6 to 10): it takes a ready table, or batches of images.
 
 TensorRT's callbacks must not raise, and what answers "nothing" there means "no more data": the engine then stands on whatever
 came before. So every failure is kept, the callback answers "nothing", and the exception is raised once the build has returned.
@@ -38,7 +38,7 @@ class Source(Protocol):
     """Where TensorRT gets its scales from; these methods may raise."""
 
     batch: int
-    """Pictures at a time."""
+    """Images at a time."""
 
     def begin(self, inputs: Mapping[str, Input]) -> None:
         """The network's inputs, before anything else is asked."""
@@ -113,7 +113,7 @@ def _adapter(trt: Any, source: Source, failed: Event) -> Any:
 
 
 class TableSource:
-    """Serves a table as the calibration cache: no picture is read and no calibration runs on the GPU.
+    """Serves a table as the calibration cache: no image is read and no calibration runs on the GPU.
 
     ``table.version`` should be that of the TensorRT at hand. TensorRT 8.6.0 takes a cache under the version of any other too
     (measured), but NVIDIA promises that of none.
@@ -129,11 +129,11 @@ class TableSource:
 
     def next_batch(self, names: Sequence[str]) -> list[int] | None:
         """Raises:
-        DarktrtError: always; TensorRT asks for pictures only where it has refused the table.
+        DarktrtError: always; TensorRT asks for images only where it has refused the table.
         """
         header = self._text.partition(b"\n")[0].decode()
         raise DarktrtError(
-            f"this TensorRT does not take the calibration table ('{header}') and asks for pictures, of which there are none"
+            f"this TensorRT does not take the calibration table ('{header}') and asks for images, of which there are none"
         )
 
     def read_cache(self) -> bytes:
@@ -192,10 +192,10 @@ class BatchSource:
             batch = next(self._batches, None)
         except DarktrtError:
             raise
-        except Exception as error:  # of whatever reads the pictures
+        except Exception as error:  # of whatever reads the images
             raise DarktrtError(f"calibration batch {self.count + 1} cannot be had: {error!r}") from error
         if batch is None and not self.count:
-            raise DarktrtError("there is no batch of pictures to calibrate on")
+            raise DarktrtError("there is no batch of images to calibrate on")
         self.count += batch is not None
         return batch
 
@@ -205,7 +205,7 @@ class BatchSource:
             short = array.shape[1:] == shape[1:] and array.shape[:1] < shape[:1] and array.dtype == dtype
             raise DarktrtError(
                 f"calibration batch {self.count}: '{name}' is {array.shape} {array.dtype}, not {shape} {dtype}"
-                + (f"; the pictures must fill their batches of {shape[0]}" if short else "")
+                + (f"; the images must fill their batches of {shape[0]}" if short else "")
             )
         if dtype.kind == "f" and not np.isfinite(array).all():
             raise DarktrtError(f"calibration batch {self.count}: '{name}' has values that are NaN or infinite")

@@ -16,8 +16,8 @@ import numpy as np
 from darktrt.check.coco import progress_bar
 from darktrt.check.runs import (
     DETECTIONS,
+    InputImage,
     Origin,
-    Picture,
     Results,
     Subject,
     Thresholds,
@@ -36,7 +36,7 @@ _ALL = ""
 
 @dataclass(frozen=True)
 class Comparison:
-    """One subject's results against the reference's, over all pictures."""
+    """One subject's results against the reference's, over all images."""
 
     name: str
     precision: str
@@ -60,7 +60,7 @@ class Report:
     reference: str
     precision: str
     info: DetectorInfo
-    pictures: int
+    images: int
     comparisons: tuple[Comparison, ...]
     layers: bool
     """Whether layers were compared, and not the heads alone."""
@@ -78,7 +78,7 @@ class Report:
         info, failures = self.info, one.failures()
         lines = [
             f"{one.name} ({one.precision}) against {self.reference} ({self.precision}): {info.name}, "
-            f"{info.width}x{info.height}, {self.pictures} pictures"
+            f"{info.width}x{info.height}, {self.images} images"
         ]
         rows = [(self._label(name), name, difference) for name, difference in one.tensors.items()]
         width = max(len(label) for label, _, _ in rows) if rows else 0
@@ -117,7 +117,7 @@ class Report:
 
     def to_json(self) -> str:
         """All numbers; those that do not exist are null."""
-        about = {"network": self.info.name, "reference": self.reference, "pictures": self.pictures, "passed": self.passed}
+        about = {"network": self.info.name, "reference": self.reference, "images": self.images, "passed": self.passed}
         lines = {layer.tensor: layer.line for layer in reversed(self.info.layers)}
         comparisons = [
             {
@@ -148,7 +148,7 @@ def _detections_line(matches: Matches, tolerance: Tolerance) -> str:
 
 def compare(
     subjects: Sequence[Subject],
-    pictures: Sequence[Picture],
+    images: Sequence[InputImage],
     loaded: Sequence[Results] = (),
     thresholds: Thresholds = Thresholds(),  # noqa: B008  # frozen
     layers: bool = False,
@@ -156,31 +156,31 @@ def compare(
     save: str | Path | None = None,
     partly: bool = False,
 ) -> Report:
-    """Run the subjects over the pictures and hold all results, loaded ones too, against the first; a bar on stderr.
+    """Run the subjects over the images and hold all results, loaded ones too, against the first; a bar on stderr.
 
     Args:
         subjects: may be none, when results are loaded.
-        pictures: fitted to the input that all subjects have.
+        images: fitted to the input that all subjects have.
         layers: compare the outputs of all cfg sections.
         tolerance: limits to change, by the names of :class:`Tolerance`.
         save: a file for the results of the subjects.
         partly: with ``layers``, let those that give no more than the heads take part too, as most engines.
 
     Raises:
-        DarktrtError: they are not results of one network on the same pictures, or there is nothing to hold against them.
+        DarktrtError: they are not results of one network on the same images, or there is nothing to hold against them.
     """
     everyone: list[Subject | Results] = [*subjects, *loaded]
     if len(everyone) < 2 and not (subjects and save):
         raise DarktrtError("there are not two results to compare; name two of --cfg, --model, --plan and --load-outputs")
     reference, *others = everyone
     _check_same_network(everyone)
-    digests = [picture.digest for picture in pictures] if subjects else list(loaded[0].iterations)
+    digests = [image.digest for image in images] if subjects else list(loaded[0].iterations)
     _check_same_input(loaded, digests, thresholds if subjects else loaded[0].origin.thresholds)
     made: list[list[Any]] = []
     found: list[list[dict[str, Difference | Matches]]] = []
-    with progress_bar(len(digests), "pictures") as bar:
+    with progress_bar(len(digests), "images") as bar:
         for i, digest in enumerate(digests):
-            own = run(subjects, pictures[i], thresholds, layers) if subjects else []
+            own = run(subjects, images[i], thresholds, layers) if subjects else []
             made += [own] if save else []
             found.append(_held([*own, *(one.iterations[digest] for one in loaded)], _tensors(reference.info, layers)))
             bar.update()
@@ -196,7 +196,7 @@ def compare(
 
 
 def _held(results: Sequence[Any], tensors: Sequence[str]) -> list[dict[str, Difference | Matches]]:
-    """What each of one picture's results is to the first of them, by tensor."""
+    """What each of one image's results is to the first of them, by tensor."""
     from polygraphy.comparator import Comparator, RunResults
 
     def judge(reference: Any, result: Any) -> dict[str, dict[str, Difference | Matches]]:
@@ -221,19 +221,19 @@ def _tensors(info: DetectorInfo, layers: bool) -> list[str]:
 
 
 def _comparison(
-    one: Subject | Results, tolerance: Tolerance, pictures: Sequence[Mapping[str, Difference | Matches]]
+    one: Subject | Results, tolerance: Tolerance, images: Sequence[Mapping[str, Difference | Matches]]
 ) -> Comparison:
-    """The sum of all pictures.
+    """The sum of all images.
 
     Raises:
         DarktrtError: there is nothing that both have.
     """
-    if not pictures[0]:
+    if not images[0]:
         raise DarktrtError(f"{one.name}: gives nothing that the reference gives too; make both with --head nms or decode")
     differences: dict[str, list[Difference]] = {}
     matches: list[Matches] = []
-    for picture in pictures:
-        for tensor, value in picture.items():
+    for image in images:
+        for tensor, value in image.items():
             if isinstance(value, Matches):
                 matches.append(value)
             else:
@@ -272,7 +272,7 @@ def _check_same_network(everyone: Sequence[Subject | Results]) -> None:
                 raise DarktrtError(f"{name}: was made from another {part} file than {first}; convert the network again")
         sizes = [f"{i.width}x{i.height}x{i.channels}" for i in (info, reference)]
         if sizes[0] != sizes[1]:
-            raise DarktrtError(f"{name}: takes {sizes[0]} pictures, {first} {sizes[1]}; convert both with one --size")
+            raise DarktrtError(f"{name}: takes {sizes[0]} images, {first} {sizes[1]}; convert both with one --size")
         if info.swapped_activations != reference.swapped_activations:
             raise DarktrtError(f"{name}: its activations are not those of {first}; make both with one 'surgery --activation'")
 
@@ -282,7 +282,7 @@ def _check_same_input(loaded: Sequence[Results], digests: Sequence[str], thresho
         common = len(one.iterations.keys() & set(digests))
         if not common == len(one.iterations) == len(set(digests)):
             raise DarktrtError(
-                f"{one.name}: is of {len(one.iterations)} pictures, {common} of them among the others' {len(digests)}; "
+                f"{one.name}: is of {len(one.iterations)} images, {common} of them among the others' {len(digests)}; "
                 "make all from the same DATA with the same --limit and --seed"
             )
         if one.origin.thresholds != thresholds:

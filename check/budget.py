@@ -29,15 +29,15 @@ class Evaluation:
     """What to judge INT8 on."""
 
     data: Sequence[str]
-    """A COCO file with labels, pictures with darknet's label files, or pictures without labels, as
+    """A COCO file with labels, images with darknet's label files, or images without labels, as
     :func:`darktrt.calib.data.find_images` takes them."""
     limit: int | None = None
-    """A sample of so many pictures; None for all that have labels, else :data:`darktrt.check.sensitivity.LIMIT` of them."""
+    """A sample of so many images; None for all that have labels, else :data:`darktrt.check.sensitivity.LIMIT` of them."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise DarktrtError(f"the limit is {self.limit}; evaluate on at least 1 picture")
+            raise DarktrtError(f"the limit is {self.limit}; evaluate on at least 1 image")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def within_budget(
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        table: the scales' file; the histograms beside it, if any, tell whether calibration has seen the pictures.
+        table: the scales' file; the histograms beside it, if any, tell whether calibration has seen the images.
         show: takes the lines of the trade as they come.
 
     Raises:
@@ -109,12 +109,12 @@ def within_budget(
     check_budget(budget)
     network = load_network(source)
     truth = _labels(network, evaluation)
-    pictures = _pictures(truth, evaluation)
+    images = _images(truth, evaluation)
     if table:
-        _warn_of_overlap([one.path for one in truth.pictures] if truth else pictures, table)
+        _warn_of_overlap([one.path for one in truth.images] if truth else images, table)
     kept = tuple(kept_by_default(network, calibration))
     quantized(network, calibration, kept)  # refuses the table of another network before the work begins
-    yardstick = cache(lambda: Yardstick(network, pictures))
+    yardstick = cache(lambda: Yardstick(network, images))
     judge = _AccuracyJudge(network, calibration, truth) if truth else _ScoreJudge(yardstick(), calibration)
     for line in judge.introduce(budget):
         show(line)
@@ -172,13 +172,13 @@ class _AccuracyJudge(_Judge):
 
     def introduce(self, budget: float) -> list[str]:
         self.exact = exact = evaluate(session(self.network.model), self.network.info, self.truth, "FP32")
-        pictures = f"{len(self.truth.pictures)} pictures of {self.truth.name}"
+        images = f"{len(self.truth.images)} images of {self.truth.name}"
         if exact.ap <= budget:
             raise DarktrtError(
-                f"FP32 has AP {exact.ap:.4f} on {pictures}, so any INT8 would pass a largest drop of {budget:g}; "
+                f"FP32 has AP {exact.ap:.4f} on {images}, so any INT8 would pass a largest drop of {budget:g}; "
                 "are these labels the network's, and is the drop in parts of 1?"
             )
-        title = f"FP32: AP {exact.ap:.4f}, AP50 {exact.ap50:.4f} on {pictures}"
+        title = f"FP32: AP {exact.ap:.4f}, AP50 {exact.ap50:.4f} on {images}"
         return [title, f"{'kept in FP16':>12}  {'AP':>6}  {'drop':>7}  {'AP50':>6}  {'drop':>7}  added"]
 
     def trial(self, kept: tuple[str, ...]) -> Trial:
@@ -220,24 +220,24 @@ def _labels(network: Network, evaluation: Evaluation) -> Truth | None:
     return load_truth(labelled, network.info.class_names, evaluation.limit, evaluation.seed) if labelled else None
 
 
-def _pictures(truth: Truth | None, evaluation: Evaluation) -> list[Path]:
+def _images(truth: Truth | None, evaluation: Evaluation) -> list[Path]:
     """Those that changes of scores are measured on."""
     if truth is None:
         return find_images(evaluation.data, LIMIT if evaluation.limit is None else evaluation.limit, evaluation.seed)
-    paths = sorted(picture.path for picture in truth.pictures)
+    paths = sorted(image.path for image in truth.images)
     return paths if len(paths) <= LIMIT else random.Random(evaluation.seed).sample(paths, LIMIT)
 
 
-def _warn_of_overlap(pictures: Sequence[Path], table: str | Path) -> None:
-    """Say on stderr how many of the pictures calibration has seen, where the histograms beside the table tell."""
+def _warn_of_overlap(images: Sequence[Path], table: str | Path) -> None:
+    """Say on stderr how many of the images calibration has seen, where the histograms beside the table tell."""
     histograms = Outputs(Path(table)).histograms
     if not histograms.is_file():
         return
     calibrated = HistogramSet.load(histograms).images
-    seen = sum(sha256_of(path) in calibrated for path in pictures)
+    seen = sum(sha256_of(path) in calibrated for path in images)
     if seen:
         print(
-            f"warning: INT8 was calibrated on {seen} of the {len(pictures)} pictures that it is judged on; "
+            f"warning: INT8 was calibrated on {seen} of the {len(images)} images that it is judged on; "
             "on others it may lose more",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Average precision as COCO measures it: labelled pictures, detections in them, and pycocotools as the judge."""
+"""Average precision as COCO measures it: labelled images, detections in them, and pycocotools as the judge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from darktrt.check.ground_truth import LabelledPicture, Truth
+from darktrt.check.ground_truth import LabelledImage, Truth
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.vision.boxes import Detections
@@ -29,7 +29,7 @@ SCORE_THRESHOLD, IOU_THRESHOLD = 0.001, 0.45
 _FIFTY, _SEVENTY_FIVE = 0, 5
 """Among COCO's ten thresholds of overlap."""
 _ALL_SIZES, _MOST = 0, -1
-"""Among COCO's ranges of area, and its limits of detections a picture."""
+"""Among COCO's ranges of area, and its limits of detections an image."""
 
 
 @dataclass(frozen=True)
@@ -70,46 +70,48 @@ class Judgement:
 
 
 def evaluate(run: Run, info: DetectorInfo, truth: Truth, label: str = "") -> Accuracy:
-    """The accuracy of a network, a session or an engine, on all pictures of ``truth``; a bar on stderr.
+    """The accuracy of a network, a session or an engine, on all images of ``truth``; a bar on stderr.
 
     Raises:
-        DarktrtError: a picture cannot be read or has another size than its labels, or the network cannot detect.
+        DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
     return accuracy(detect_all(Detector(run, info, SCORE_THRESHOLD, IOU_THRESHOLD), truth, label), truth)
 
 
 def detect_all(detector: Detector, truth: Truth, label: str = "") -> list[Detections]:
-    """Detections in every picture, in order, in pixels of the picture."""
+    """Detections in every image, in order, in pixels of the image."""
     found: list[Detections] = []
-    pictures = iter(truth.pictures)
-    with progress_bar(len(truth.pictures), "pictures", label) as bar:
-        while group := list(islice(pictures, detector.info.batch[2])):
-            found += detector.detect([_read(picture, truth) for picture in group])
+    images = iter(truth.images)
+    with progress_bar(len(truth.images), "images", label) as bar:
+        while group := list(islice(images, detector.info.batch[2])):
+            found += detector.detect([_read(image, truth) for image in group])
             bar.update(len(group))
     return found
 
 
-def _read(picture: LabelledPicture, truth: Truth) -> NDArray[np.uint8]:
-    image = read_image(picture.path)
+def _read(labelled: LabelledImage, truth: Truth) -> NDArray[np.uint8]:
+    image = read_image(labelled.path)
     height, width = image.shape[:2]
-    if picture.size not in (None, (width, height)):
-        wanted = "x".join(map(str, picture.size or ()))
-        raise DarktrtError(f"{picture.path}: is {width}x{height}, but {truth.name} has labels for {wanted}; get the right file")
+    if labelled.size not in (None, (width, height)):
+        wanted = "x".join(map(str, labelled.size or ()))
+        raise DarktrtError(
+            f"{labelled.path}: is {width}x{height}, but {truth.name} has labels for {wanted}; get the right file"
+        )
     return image
 
 
 def accuracy(found: Sequence[Detections], truth: Truth) -> Accuracy:
-    """What COCO's judge says of these detections, one :class:`Detections` a picture."""
+    """What COCO's judge says of these detections, one :class:`Detections` an image."""
     return judge(found, truth).accuracy
 
 
 def judge(found: Sequence[Detections], truth: Truth) -> Judgement:
-    """What COCO's judge says of these detections, one :class:`Detections` a picture, class by class too."""
+    """What COCO's judge says of these detections, one :class:`Detections` an image, class by class too."""
     judged = _coco_eval(found, truth)
     precision = judged.eval["precision"][
         :, :, :, _ALL_SIZES, _MOST
     ]  # (overlaps, recalls, classes), -1 for classes without objects
-    objects = Counter(one.class_id for picture in truth.pictures for one in picture.objects if not one.crowd)
+    objects = Counter(one.class_id for image in truth.images for one in image.objects if not one.crowd)
     classes = tuple(
         ClassAccuracy(name, objects[i], _mean(precision[:, :, i]), _mean(precision[_FIFTY, :, i]))
         for i, name in enumerate(truth.classes)
@@ -127,7 +129,7 @@ def _mean(precision: NDArray[np.float64]) -> float:
 
 
 def _coco_eval(found: Sequence[Detections], truth: Truth) -> Any:
-    """A COCOeval that has judged; pictures, classes and annotations are numbered afresh.
+    """A COCOeval that has judged; images, classes and annotations are numbered afresh.
 
     COCOeval takes a detection matched to an annotation of id 0 for unmatched, so those begin at 1.
     """
@@ -149,7 +151,7 @@ def _dataset(truth: Truth, found: Sequence[Detections] | None = None) -> dict[st
     """The labels in COCO's form; or the detections."""
     rows = chain.from_iterable(_label_rows(truth) if found is None else map(_detection_rows, range(len(found)), found))
     return {
-        "images": [{"id": i} for i in range(len(truth.pictures))],
+        "images": [{"id": i} for i in range(len(truth.images))],
         "categories": [{"id": i, "name": name} for i, name in enumerate(truth.classes)],
         "annotations": [{"id": i, **row} for i, row in enumerate(rows, 1)],
     }
@@ -159,9 +161,9 @@ def _label_rows(truth: Truth) -> list[list[dict[str, Any]]]:
     return [
         [
             {"image_id": i, "category_id": one.class_id, "bbox": list(one.box), "area": one.area, "iscrowd": int(one.crowd)}
-            for one in picture.objects
+            for one in image.objects
         ]
-        for i, picture in enumerate(truth.pictures)
+        for i, image in enumerate(truth.images)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What variants of one network find in labelled pictures: run here, or saved on another machine and loaded."""
+"""What variants of one network find in labelled images: run here, or saved on another machine and loaded."""
 
 from __future__ import annotations
 
@@ -34,41 +34,41 @@ class Found:
     info: DetectorInfo
     precision: str
     thresholds: Thresholds
-    pictures: Mapping[str, Detections] = field(repr=False)
-    """By the SHA-256 of the picture's file; boxes in pixels of the picture."""
+    images: Mapping[str, Detections] = field(repr=False)
+    """By the SHA-256 of the image's file; boxes in pixels of the image."""
     about: Mapping[str, str] = field(default_factory=dict)
     """As that of :class:`darktrt.check.runs.Subject`."""
 
     def in_order(self, digests: Sequence[str]) -> list[Detections]:
-        """The detections of these pictures.
+        """The detections of these images.
 
         Raises:
             DarktrtError: one of them was not looked at.
         """
-        common = sum(digest in self.pictures for digest in digests)
+        common = sum(digest in self.images for digest in digests)
         if common < len(digests):
             raise DarktrtError(
-                f"{self.name}: knows {common} of the {len(digests)} pictures; make it from the same DATA with the same --limit "
+                f"{self.name}: knows {common} of the {len(digests)} images; make it from the same DATA with the same --limit "
                 "and --seed"
             )
-        return [self.pictures[digest] for digest in digests]
+        return [self.images[digest] for digest in digests]
 
 
 def digests_of(truth: Truth) -> list[str]:
-    """The SHA-256 of every picture, in order."""
-    return [sha256_of(picture.path) for picture in truth.pictures]
+    """The SHA-256 of every image, in order."""
+    return [sha256_of(image.path) for image in truth.images]
 
 
 def find(subject: Subject, truth: Truth, digests: Sequence[str]) -> Found:
-    """Run a variant over all pictures, as for COCO's AP; a bar on stderr.
+    """Run a variant over all images, as for COCO's AP; a bar on stderr.
 
     Raises:
-        DarktrtError: a picture cannot be read or has another size than its labels, or the network cannot detect.
+        DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
     detector = Detector(subject.run, subject.info, THRESHOLDS.score, THRESHOLDS.iou)
     found = detect_all(detector, truth, subject.name)
-    pictures = dict(zip(digests, found, strict=True))
-    return Found(subject.name, subject.info, subject.precision, THRESHOLDS, pictures, subject.about)
+    images = dict(zip(digests, found, strict=True))
+    return Found(subject.name, subject.info, subject.precision, THRESHOLDS, images, subject.about)
 
 
 # --- files ---
@@ -87,7 +87,7 @@ def save_found(found: Sequence[Found], path: str | Path) -> None:
             "thresholds": asdict(one.thresholds),
             "about": dict(one.about),
             "info": json.loads(one.info.to_json()),
-            "pictures": {digest: _numbers(detections) for digest, detections in one.pictures.items()},
+            "images": {digest: _numbers(detections) for digest, detections in one.images.items()},
         }
         for one in found
     ]
@@ -123,10 +123,10 @@ def _variant(values: Mapping[str, Any], path: str) -> Found:
     if values["precision"] not in TOLERANCES:
         raise ValueError(values["precision"])
     info = DetectorInfo.from_json(json.dumps(values["info"]), path)
-    pictures = {str(digest): _detections(one, info) for digest, one in values["pictures"].items()}
+    images = {str(digest): _detections(one, info) for digest, one in values["images"].items()}
     about = {str(key): str(value) for key, value in values["about"].items()}
     thresholds: Thresholds = record(Thresholds, values["thresholds"])
-    return Found(str(values["name"]), info, values["precision"], thresholds, pictures, about)
+    return Found(str(values["name"]), info, values["precision"], thresholds, images, about)
 
 
 def _detections(values: Mapping[str, Any], info: DetectorInfo) -> Detections:
@@ -149,7 +149,7 @@ def judge_all(found: Sequence[Found], truth: Truth, digests: Sequence[str]) -> l
     """Every variant against the labels.
 
     Raises:
-        DarktrtError: they are not variants of one network by one protocol, or did not look at the same pictures.
+        DarktrtError: they are not variants of one network by one protocol, or did not look at the same images.
     """
     _check_comparable(found)
     return [Judged(one, judge(one.in_order(digests), truth)) for one in found]

@@ -1,4 +1,4 @@
-"""The pictures on which a variant finds something else than the reference: which, what, and drawn side by side."""
+"""The images on which a variant finds something else than the reference: which, what, and drawn side by side."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt.check.ground_truth import LabelledPicture
+from darktrt.check.ground_truth import LabelledImage
 from darktrt.check.tolerance import pair, unpaired
 from darktrt.vision.boxes import Detections
 from darktrt.vision.draw import draw
@@ -23,14 +23,14 @@ MOVED = 0.1
 """Change of a score that is worth telling."""
 
 _SIDE, _QUALITY = 480, 80
-"""Of embedded pictures: pixels of the longer side, and JPEG's quality."""
+"""Of embedded images: pixels of the longer side, and JPEG's quality."""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """What a variant makes otherwise of one picture."""
+    """What a variant makes otherwise of one image."""
 
-    picture: str
+    image: str
     variant: str
     amount: float
     """How much: by how far scores of unmatched detections exceed the threshold, and scores of matched ones moved by
@@ -43,7 +43,7 @@ class Disagreement:
     """What both have with scores far apart: ``dog 0.81 → 0.60``."""
 
 
-def disagreement(picture: str, variant: str, found: Detections, expected: Detections) -> Disagreement:
+def disagreement(image: str, variant: str, found: Detections, expected: Detections) -> Disagreement:
     """What ``found`` has that ``expected`` has not and the other way round, above :data:`SHOWN_SCORE`."""
     found, expected = shown(found), shown(expected)
     pairs = pair(_rows(found), _rows(expected))
@@ -52,7 +52,7 @@ def disagreement(picture: str, variant: str, found: Detections, expected: Detect
     missing, extra = [i for i, one in enumerate(pairs) if one is None], unpaired(pairs, len(found))
     lone = [*expected.scores[missing], *found.scores[extra]]
     return Disagreement(
-        picture,
+        image,
         variant,
         sum(float(score) - SHOWN_SCORE for score in lone) + sum(change for _, _, change in moved),
         tuple(_named(expected, i) for i in missing),
@@ -74,18 +74,18 @@ def _named(found: Detections, i: int) -> str:
     return f"{found.names[i]} {found.scores[i]:.2f}"
 
 
-def panels(picture: LabelledPicture, variants: Sequence[Detections]) -> list[str]:
-    """The picture with the labels, and with what each variant found, drawn in: JPEG files as ``data:`` addresses."""
-    image = read_image(picture.path)
-    truth = labels_of(picture, variants[0].class_names)
+def panels(labelled: LabelledImage, variants: Sequence[Detections]) -> list[str]:
+    """The image with the labels, and with what each variant found, drawn in: JPEG files as ``data:`` addresses."""
+    image = read_image(labelled.path)
+    truth = labels_of(labelled, variants[0].class_names)
     return [_embedded(image, truth, scores=False), *(_embedded(image, shown(found), scores=True) for found in variants)]
 
 
-def labels_of(picture: LabelledPicture, class_names: tuple[str, ...]) -> Detections:
+def labels_of(image: LabelledImage, class_names: tuple[str, ...]) -> Detections:
     """What people labelled, as detections with the score 1."""
-    corners = np.array([one.box for one in picture.objects], np.float32).reshape(-1, 4)
+    corners = np.array([one.box for one in image.objects], np.float32).reshape(-1, 4)
     corners[:, 2:] = np.maximum(corners[:, :2] + corners[:, 2:], corners[:, :2])
-    ids = np.array([one.class_id for one in picture.objects], np.int32)
+    ids = np.array([one.class_id for one in image.objects], np.int32)
     return Detections(corners, np.ones(len(ids), np.float32), ids, class_names)
 
 

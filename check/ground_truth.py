@@ -1,4 +1,4 @@
-"""Labelled pictures: COCO json files, and darknet's label files beside the pictures; whose classes are whose."""
+"""Labelled images: COCO json files, and darknet's label files beside the images; whose classes are whose."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from darktrt.calib.data import coco_pictures, find_images, path_of
+from darktrt.calib.data import coco_images, find_images, path_of
 from darktrt.errors import DarktrtError
 from darktrt.vision.detector import IMAGE_SUFFIXES
 
@@ -28,18 +28,18 @@ SYNONYMS = {
 }
 """Names of darknet's coco.names and of VOC, to COCO's."""
 
-PICTURE_FOLDERS = ("images", "JPEGImages")
+IMAGE_FOLDERS = ("images", "JPEGImages")
 """In their place darknet looks for the folder ``labels``."""
 
 _ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
-"""EXIF's tag, and its values for pictures that are shown turned by a quarter."""
+"""EXIF's tag, and its values for images that are shown turned by a quarter."""
 
 Notes = list[str] | None
 """Where what is wrong with the labels is noted as sentences, so that the rest can be judged; None: it raises."""
 
 
 class LabelledObject(NamedTuple):
-    """One annotation; the box is x, y, width, height in pixels of the picture."""
+    """One annotation; the box is x, y, width, height in pixels of the image."""
 
     class_id: int
     box: tuple[float, float, float, float]
@@ -47,8 +47,8 @@ class LabelledObject(NamedTuple):
     crowd: bool
 
 
-class LabelledPicture(NamedTuple):
-    """A picture file, and what people saw in it."""
+class LabelledImage(NamedTuple):
+    """An image file, and what people saw in it."""
 
     path: Path
     size: tuple[int, int] | None
@@ -58,17 +58,17 @@ class LabelledPicture(NamedTuple):
 
 @dataclass(frozen=True)
 class Truth:
-    """Labelled pictures."""
+    """Labelled images."""
 
     name: str
     classes: tuple[str, ...]
     """What the objects' class ids mean."""
-    pictures: tuple[LabelledPicture, ...]
+    images: tuple[LabelledImage, ...]
 
     @property
     def count(self) -> int:
         """Objects to be found; crowds need not be."""
-        return sum(not one.crowd for picture in self.pictures for one in picture.objects)
+        return sum(not one.crowd for image in self.images for one in image.objects)
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ class LabelClasses:
 
 
 def has_labels(entry: str) -> bool:
-    """Whether ``entry`` of DATA is a COCO file with annotations, or has a picture with darknet's label file."""
+    """Whether ``entry`` of DATA is a COCO file with annotations, or has an image with darknet's label file."""
     path = _json_path(entry)
     if path is None:
-        return any(_label_file(picture) for picture in find_images([entry], None, 0))
+        return any(_label_file(image) for image in find_images([entry], None, 0))
     return path.is_file() and bool(_coco_json(path).get("annotations"))
 
 
@@ -97,13 +97,13 @@ def load_truth(
     classes: LabelClasses = LabelClasses(),
     notes: Notes = None,
 ) -> Truth:
-    """The labels of pictures for a network of these classes; of more than ``limit`` pictures a seeded sample.
+    """The labels of images for a network of these classes; of more than ``limit`` images a seeded sample.
 
-    ``data`` is one COCO file, ``FILE.json`` or ``FILE.json:FOLDER`` with its pictures' folder, which
-    :mod:`darktrt.calib.data` guesses otherwise. Or it is folders, lists and patterns of pictures, as
+    ``data`` is one COCO file, ``FILE.json`` or ``FILE.json:FOLDER`` with its images' folder, which
+    :mod:`darktrt.calib.data` guesses otherwise. Or it is folders, lists and patterns of images, as
     :func:`darktrt.calib.data.find_images` takes them, with darknet's label files:
     ``dog.txt`` beside ``dog.jpg``, or in the folder ``labels`` in the place of ``images``; a line an object, its class
-    and centre, width and height in parts of the picture's.
+    and centre, width and height in parts of the image's.
 
     Classes are the network's by name (:data:`SYNONYMS` count), or by their order where there are as many and none stands in
     another place, which is said. Objects of classes that the network does not know are left out.
@@ -112,20 +112,20 @@ def load_truth(
         notes: takes a sentence for everything that is wrong or missing and was left out; without, that raises.
 
     Raises:
-        DarktrtError: nothing can be read; without ``notes`` also where labels, pictures or classes are missing or wrong.
+        DarktrtError: nothing can be read; without ``notes`` also where labels, images or classes are missing or wrong.
     """
     if limit is not None and limit < 1:
-        raise DarktrtError(f"the limit is {limit}; evaluate on at least 1 picture")
+        raise DarktrtError(f"the limit is {limit}; evaluate on at least 1 image")
     files = [entry for entry in data if _json_path(entry)]
     if files and len(data) > 1:
         raise DarktrtError(f"{data[1]}: labels are in {data[0]} too; name one COCO json to evaluate on, or label files alone")
     truth = _coco(files[0], notes) if files else _darknet(data, class_names, classes.names, notes)
     truth = _present(truth, notes)
     truth = _with_classes(truth, class_names, classes.mapped or {}, notes)
-    if limit is not None and limit < len(truth.pictures):
-        truth = replace(truth, pictures=tuple(random.Random(seed).sample(truth.pictures, limit)))
+    if limit is not None and limit < len(truth.images):
+        truth = replace(truth, images=tuple(random.Random(seed).sample(truth.images, limit)))
     if not truth.count:
-        _flaw(notes, f"{truth.name}: no object of the network's classes is labelled in {len(truth.pictures)} pictures of it")
+        _flaw(notes, f"{truth.name}: no object of the network's classes is labelled in {len(truth.images)} images of it")
     return truth
 
 
@@ -176,17 +176,17 @@ def _flaw(notes: Notes, sentence: str) -> None:
 
 
 def _present(truth: Truth, notes: Notes) -> Truth:
-    """The truth without pictures that are not there.
+    """The truth without images that are not there.
 
     Raises:
         DarktrtError: none is there.
     """
-    missing = [picture.path for picture in truth.pictures if not picture.path.is_file()]
+    missing = [image.path for image in truth.images if not image.path.is_file()]
     if not missing:
         return truth
-    sentence = f"{truth.name}: {len(missing)} of its {len(truth.pictures)} pictures are missing, '{missing[0]}' for one"
-    _flaw(notes if len(missing) < len(truth.pictures) else None, sentence)
-    return replace(truth, pictures=tuple(picture for picture in truth.pictures if picture.path.is_file()))
+    sentence = f"{truth.name}: {len(missing)} of its {len(truth.images)} images are missing, '{missing[0]}' for one"
+    _flaw(notes if len(missing) < len(truth.images) else None, sentence)
+    return replace(truth, images=tuple(image for image in truth.images if image.path.is_file()))
 
 
 # --- COCO ---
@@ -211,7 +211,7 @@ def _coco_json(path: Path) -> dict[str, Any]:
 
 def _coco(entry: str, notes: Notes) -> Truth:
     path = path_of(entry)
-    folder, _ = coco_pictures(entry)
+    folder, _ = coco_images(entry)
     values = _coco_json(path)
     for key in ("annotations", "categories"):
         if not values.get(key):
@@ -236,8 +236,8 @@ def _parse(values: dict[str, Any], path: Path, folder: Path, notes: Notes) -> Tr
     if unlisted:
         which = f"an annotation has {next(iter(unlisted))}, which the file does not list"
         _flaw(notes, f"{path}: {which}{f', as have {unlisted.total() - 1} others' * (unlisted.total() > 1)}; get it again")
-    pictures = [LabelledPicture(folder / one["file_name"], _size(one), tuple(objects[one["id"]])) for one in values["images"]]
-    return Truth(str(path), tuple(str(one["name"]) for one in ordered), tuple(pictures))
+    images = [LabelledImage(folder / one["file_name"], _size(one), tuple(objects[one["id"]])) for one in values["images"]]
+    return Truth(str(path), tuple(str(one["name"]) for one in ordered), tuple(images))
 
 
 def _labelled(annotation: dict[str, Any], class_id: int) -> LabelledObject:
@@ -258,26 +258,26 @@ def _size(image: dict[str, Any]) -> tuple[int, int] | None:
 
 def _darknet(data: Sequence[str], class_names: Sequence[str], names: Sequence[str] | None, notes: Notes) -> Truth:
     name = ", ".join(data)
-    pictures, without = [], []
+    images, without = [], []
     wrong: list[str] = []
     known = tuple(class_names if names is None else names)
     for path in find_images(data, None, 0):
-        file, size = _label_file(path), _picture_size(path)
+        file, size = _label_file(path), _image_size(path)
         if file is None:
             without.append(path)
         objects = _read_label_file(file, size, len(known), wrong) if file and size else []
-        pictures.append(LabelledPicture(path, None, tuple(objects)))
-    if pictures and len(without) == len(pictures):
+        images.append(LabelledImage(path, None, tuple(objects)))
+    if images and len(without) == len(images):
         wanted = without[0].with_suffix(".txt")
-        _flaw(notes, f"{name}: no picture has labels; name a COCO json, or write darknet's, such as '{wanted}'")
+        _flaw(notes, f"{name}: no image has labels; name a COCO json, or write darknet's, such as '{wanted}'")
     elif without:
-        note = f"{name}: {len(without)} of {len(pictures)} pictures have no label file, '{without[0]}' for one"
+        note = f"{name}: {len(without)} of {len(images)} images have no label file, '{without[0]}' for one"
         _told(notes, f"{note}; they count as empty, so that all that is found in them is a false alarm")
     if wrong:
         _flaw(notes, f"{wrong[0]}{f'; so are {len(wrong) - 1} other lines' * (len(wrong) > 1)}")
-    if orphans := _labels_without_pictures(data):
-        _told(notes, f"{name}: {len(orphans)} label files have no picture, '{orphans[0]}' for one; they do not count")
-    return Truth(name, known, tuple(pictures))
+    if orphans := _labels_without_images(data):
+        _told(notes, f"{name}: {len(orphans)} label files have no image, '{orphans[0]}' for one; they do not count")
+    return Truth(name, known, tuple(images))
 
 
 def _told(notes: Notes, sentence: str) -> None:
@@ -288,18 +288,18 @@ def _told(notes: Notes, sentence: str) -> None:
         notes.append(sentence)
 
 
-def _label_file(picture: Path) -> Path | None:
-    """Darknet's label file of a picture, if it is there."""
-    return next((path for path in _label_places(picture.with_suffix(".txt")) if path.is_file()), None)
+def _label_file(image: Path) -> Path | None:
+    """Darknet's label file of an image, if it is there."""
+    return next((path for path in _label_places(image.with_suffix(".txt")) if path.is_file()), None)
 
 
 def _label_places(path: Path) -> list[Path]:
-    """The path itself, and with the last folder of pictures in it swapped for that of labels."""
-    at = max((i for i, part in enumerate(path.parts) if part in PICTURE_FOLDERS), default=None)
+    """The path itself, and with the last folder of images in it swapped for that of labels."""
+    at = max((i for i, part in enumerate(path.parts) if part in IMAGE_FOLDERS), default=None)
     return [path] if at is None else [path, Path(*path.parts[:at], "labels", *path.parts[at + 1 :])]
 
 
-def _picture_size(path: Path) -> tuple[int, int] | None:
+def _image_size(path: Path) -> tuple[int, int] | None:
     """Width and height as :func:`darktrt.vision.images.read_image` gives them; None where it cannot, which it says later."""
     try:
         with Image.open(path) as image:
@@ -310,7 +310,7 @@ def _picture_size(path: Path) -> tuple[int, int] | None:
 
 
 def _read_label_file(path: Path, size: tuple[int, int], classes: int, wrong: list[str]) -> list[LabelledObject]:
-    """The objects of one picture; a sentence about each line that is none goes to ``wrong``."""
+    """The objects of one image; a sentence about each line that is none goes to ``wrong``."""
     found = []
     for number, line in _lines(path):
         try:
@@ -321,7 +321,7 @@ def _read_label_file(path: Path, size: tuple[int, int], classes: int, wrong: lis
 
 
 def _object(line: str, size: tuple[int, int], classes: int) -> LabelledObject:
-    """A line ``class x y width height``, the centre and the sides in parts of the picture's.
+    """A line ``class x y width height``, the centre and the sides in parts of the image's.
 
     Raises:
         ValueError: it is no such line.
@@ -340,16 +340,16 @@ def _object(line: str, size: tuple[int, int], classes: int) -> LabelledObject:
     return LabelledObject(class_id, box, box[2] * box[3], False)
 
 
-def _labels_without_pictures(data: Sequence[str]) -> list[Path]:
-    """Where DATA names folders: label files there, and in the folders that darknet has for them, whose picture is not there."""
+def _labels_without_images(data: Sequence[str]) -> list[Path]:
+    """Where DATA names folders: label files there, and in the folders that darknet has for them, whose image is not there."""
     folders = [folder for entry in data for folder in _label_places(Path(entry)) if folder.is_dir()]
     files = [file for folder in folders for file in sorted(folder.rglob("*.txt"))]
-    return [file for file in files if not _has_picture(file) and _is_label_file(file)]
+    return [file for file in files if not _has_image(file) and _is_label_file(file)]
 
 
-def _has_picture(label_file: Path) -> bool:
+def _has_image(label_file: Path) -> bool:
     parts = label_file.parts
-    elsewhere = [Path(*(folder if part == "labels" else part for part in parts)) for folder in PICTURE_FOLDERS]
+    elsewhere = [Path(*(folder if part == "labels" else part for part in parts)) for folder in IMAGE_FOLDERS]
     names = [form for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper())]
     return any(place.with_suffix(suffix).is_file() for place in (label_file, *elsewhere) for suffix in names)
 
@@ -365,17 +365,17 @@ def _is_label_file(file: Path) -> bool:
 def _with_classes(truth: Truth, class_names: Sequence[str], mapped: Mapping[str, str], notes: Notes) -> Truth:
     """The truth in the network's classes, and without objects of others."""
     class_of = _class_map(truth, class_names, mapped, notes)
-    labelled = Counter(one.class_id for picture in truth.pictures for one in picture.objects)
+    labelled = Counter(one.class_id for image in truth.images for one in image.objects)
     unknown = [f"{truth.classes[i]} ({labelled[i]})" for i in sorted(labelled) if i not in class_of]
     if unknown and class_of:
         _told(notes, f"{truth.name}: objects of classes that the network does not know are left out: {', '.join(unknown)}")
-    pictures = [
-        picture._replace(
-            objects=tuple(o._replace(class_id=class_of[o.class_id]) for o in picture.objects if o.class_id in class_of)
+    images = [
+        image._replace(
+            objects=tuple(o._replace(class_id=class_of[o.class_id]) for o in image.objects if o.class_id in class_of)
         )
-        for picture in truth.pictures
+        for image in truth.images
     ]
-    return replace(truth, classes=tuple(class_names), pictures=tuple(pictures))
+    return replace(truth, classes=tuple(class_names), images=tuple(images))
 
 
 def _class_map(truth: Truth, class_names: Sequence[str], mapped: Mapping[str, str], notes: Notes) -> dict[int, int]:

@@ -29,7 +29,7 @@ from darktrt.metadata import DetectorInfo
 from darktrt.surgery.qdq import Calibration
 
 FEW = 500
-"""Pictures below which a difference of some thousandths is said to be chance."""
+"""Images below which a difference of some thousandths is said to be chance."""
 WORST = 6
 """Tensors whose histograms are shown."""
 
@@ -42,7 +42,7 @@ class Latency:
     """How fast an engine was measured to be: of ``darktrt bench``, the smallest batch, with CUDA graph where there is one."""
 
     milliseconds: float
-    """Median of one call, from pictures in host memory to results there."""
+    """Median of one call, from images in host memory to results there."""
     batch: int
     cuda_graph: bool
     images_per_second: float
@@ -62,7 +62,7 @@ class Variant:
     classes: tuple[ClassAccuracy, ...]
     curves: Mapping[str, tuple[float, ...]]
     detections: int
-    """Above :data:`darktrt.check.disagreements.SHOWN_SCORE`, in all pictures."""
+    """Above :data:`darktrt.check.disagreements.SHOWN_SCORE`, in all images."""
     latency: Latency | None
 
 
@@ -90,18 +90,18 @@ class Calibrated:
     """What INT8's scales come from."""
 
     table: str
-    pictures: int
+    images: int
     """0 where no histograms lie beside the table."""
     folders: tuple[str, ...]
     overlap: int
-    """Pictures of the evaluation that calibration has seen, by their SHA-256."""
+    """Images of the evaluation that calibration has seen, by their SHA-256."""
     tensors: tuple[TensorRange, ...]
     """Those that lose most, worst first."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on which variants disagree, and its panels: labels, reference, variant."""
+    """An image on which variants disagree, and its panels: labels, reference, variant."""
 
     about: Disagreement
     titles: tuple[str, ...]
@@ -115,10 +115,10 @@ class Report:
     info: DetectorInfo
     reference: str
     data: str
-    pictures: int
+    images: int
     objects: int
     digest: str
-    """Of the pictures and their labels: reports of one digest can be compared."""
+    """Of the images and their labels: reports of one digest can be compared."""
     protocol: Mapping[str, str]
     variants: tuple[Variant, ...]
     comparison: Comparison | None
@@ -128,7 +128,7 @@ class Report:
     calibrated: Calibrated | None
     shown: tuple[Shown, ...]
     disagreements: int
-    """Pictures on which there is any difference to be told."""
+    """Images on which there is any difference to be told."""
     notes: tuple[str, ...]
     """What a reader must know: what is missing or odd."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"))
@@ -143,7 +143,7 @@ class Report:
             "reference": self.reference,
             "evaluation": {
                 "data": self.data,
-                "pictures": self.pictures,
+                "images": self.images,
                 "objects": self.objects,
                 "digest": self.digest,
                 "protocol": dict(self.protocol),
@@ -153,7 +153,7 @@ class Report:
             "sensitivity": json.loads(self.sensitivity.to_json()) if self.sensitivity else None,
             "kept": list(self.kept),
             "calibration": asdict(self.calibrated) if self.calibrated else None,
-            "disagreements": {"pictures": self.disagreements, "worst": [asdict(one.about) for one in self.shown]},
+            "disagreements": {"images": self.disagreements, "worst": [asdict(one.about) for one in self.shown]},
             "notes": list(self.notes),
         }
         finite: dict[str, Any] = _finite(values)
@@ -205,18 +205,18 @@ class Parts:
     """By the engine's name and, where it is known, by the SHA-256 of its plan."""
 
 
-def make_report(parts: Parts, pictures: int) -> Report:
-    """The report, with panels of at most so many pictures on which variants disagree."""
+def make_report(parts: Parts, images: int) -> Report:
+    """The report, with panels of at most so many images on which variants disagree."""
     truth, judged = parts.truth, parts.judged
     reference = next((one for one in judged if one.found.precision == "fp32"), judged[0])
     variants = tuple(_variant(one, reference, parts) for one in judged)
     all_ = _disagreements(judged, reference, parts)
-    chosen = [one for one in all_ if one.about.amount > 0][:pictures]
+    chosen = [one for one in all_ if one.about.amount > 0][:images]
     return Report(
         info=reference.found.info,
         reference=reference.found.name,
         data=truth.name,
-        pictures=len(truth.pictures),
+        images=len(truth.images),
         objects=truth.count,
         digest=evaluation_digest(truth, parts.digests),
         protocol=_protocol(reference.found, parts),
@@ -234,7 +234,7 @@ def make_report(parts: Parts, pictures: int) -> Report:
 def _variant(one: Judged, reference: Judged, parts: Parts) -> Variant:
     found, judgement = one.found, one.judgement
     drop = None if one is reference else reference.judgement.accuracy.ap - judgement.accuracy.ap
-    count = sum(len(shown(found.pictures[digest])) for digest in parts.digests)
+    count = sum(len(shown(found.images[digest])) for digest in parts.digests)
     keys = (found.about.get("sha256", ""), found.name, Path(found.name).stem)
     latency = next((parts.timings[key] for key in keys if key in parts.timings), None)
     about = dict(found.about)
@@ -244,10 +244,10 @@ def _variant(one: Judged, reference: Judged, parts: Parts) -> Variant:
 
 
 def evaluation_digest(truth: Truth, digests: Sequence[str]) -> str:
-    """Of the pictures and their labels, in any order; what is measured on one can be compared."""
+    """Of the images and their labels, in any order; what is measured on one can be compared."""
     rows = sorted(
-        (digest, sorted((one.class_id, *one.box, one.crowd) for one in picture.objects))
-        for digest, picture in zip(digests, truth.pictures, strict=True)
+        (digest, sorted((one.class_id, *one.box, one.crowd) for one in image.objects))
+        for digest, image in zip(digests, truth.images, strict=True)
     )
     return sha256(repr(rows).encode()).hexdigest()
 
@@ -255,14 +255,14 @@ def evaluation_digest(truth: Truth, digests: Sequence[str]) -> str:
 def _protocol(found: Found, parts: Parts) -> dict[str, str]:
     info, thresholds = found.info, found.thresholds
     most = max(one.found.info.max_detections for one in parts.judged) or "as many"
-    pictures = f"{len(parts.truth.pictures)}, with {parts.truth.count} labelled objects, of {parts.truth.name}"
+    images = f"{len(parts.truth.images)}, with {parts.truth.count} labelled objects, of {parts.truth.name}"
     resize = {"stretch": "stretched to the network's input", "letterbox": "letterboxed into the network's input"}[info.resize]
     return {
-        "pictures": pictures,
+        "images": images,
         "resize": f"{resize}, {info.width} x {info.height}, by darknet's bilinear filter",
         "score threshold": f"{thresholds.score:g} for AP; {SHOWN_SCORE:g} where detections are counted, compared and shown",
         "NMS": f"{info.nms.kind}, IoU {thresholds.iou:g}, class by class",
-        "detections": f"the best 100 a picture, as COCO counts; a network that ends in NMS gives at most {most}",
+        "detections": f"the best 100 an image, as COCO counts; a network that ends in NMS gives at most {most}",
         "AP": "COCO's, by pycocotools: mean over IoU .50:.05:.95 and over the classes that are labelled",
         "INT8 calibrated on": _calibrated_on(parts.int8.calibrated)
         if parts.int8
@@ -271,23 +271,23 @@ def _protocol(found: Found, parts: Parts) -> dict[str, str]:
 
 
 def _calibrated_on(calibrated: Calibrated) -> str:
-    if not calibrated.pictures:
-        return f"unknown pictures: no histograms lie beside {calibrated.table}"
-    return f"{calibrated.pictures} pictures of {', '.join(calibrated.folders)}"
+    if not calibrated.images:
+        return f"unknown images: no histograms lie beside {calibrated.table}"
+    return f"{calibrated.images} images of {', '.join(calibrated.folders)}"
 
 
 def _notes(variants: Sequence[Variant], parts: Parts) -> list[str]:
     notes = []
-    count = len(parts.truth.pictures)
+    count = len(parts.truth.images)
     overlap = parts.int8.calibrated.overlap if parts.int8 else 0
     if overlap:
         notes.append(
-            f"INT8 was calibrated on {overlap} of the {count} pictures that it is judged on; on others it may lose more."
+            f"INT8 was calibrated on {overlap} of the {count} images that it is judged on; on others it may lose more."
         )
     if not parts.truth.count:
         notes.append("There is nothing labelled to measure AP on; what follows compares the variants with each other alone.")
     elif count < FEW:
-        notes.append(f"{count} pictures are few: differences of AP of some thousandths may be chance.")
+        notes.append(f"{count} images are few: differences of AP of some thousandths may be chance.")
     if len({one.found.info.input for one in parts.judged}) > 1:
         notes.append(
             "Variants with a float input, PyTorch among them, get the resized pixels as they are, the others rounded to bytes: "
@@ -295,11 +295,11 @@ def _notes(variants: Sequence[Variant], parts: Parts) -> list[str]:
         )
     for one in variants:
         if not one.detections:
-            notes.append(f"{one.name} finds nothing above a score of {SHOWN_SCORE:g} in any picture.")
+            notes.append(f"{one.name} finds nothing above a score of {SHOWN_SCORE:g} in any image.")
     return notes
 
 
-# --- pictures ---
+# --- images ---
 
 
 @dataclass(frozen=True)
@@ -310,20 +310,20 @@ class _Candidate:
 
 
 def _disagreements(judged: Sequence[Judged], reference: Judged, parts: Parts) -> list[_Candidate]:
-    """For every picture its worst variant, the most first."""
+    """For every image its worst variant, the most first."""
     worst: dict[int, _Candidate] = {}
     for other in (one.found for one in judged if one is not reference):
-        for i, (digest, picture) in enumerate(zip(parts.digests, parts.truth.pictures, strict=True)):
-            expected = reference.found.pictures[digest]
-            about = disagreement(picture.path.name, other.name, other.pictures[digest], expected)
+        for i, (digest, image) in enumerate(zip(parts.digests, parts.truth.images, strict=True)):
+            expected = reference.found.images[digest]
+            about = disagreement(image.path.name, other.name, other.images[digest], expected)
             if i not in worst or about.amount > worst[i].about.amount:
                 worst[i] = _Candidate(i, other, about)
     return sorted(worst.values(), key=lambda one: -one.about.amount)
 
 
 def _drawn(one: _Candidate, reference: Found, parts: Parts) -> Shown:
-    digest, picture = parts.digests[one.index], parts.truth.pictures[one.index]
-    drawn = panels(picture, [reference.pictures[digest], one.found.pictures[digest]])
+    digest, image = parts.digests[one.index], parts.truth.images[one.index]
+    drawn = panels(image, [reference.images[digest], one.found.images[digest]])
     return Shown(one.about, ("labels", reference.name, one.found.name), tuple(drawn))
 
 
@@ -342,7 +342,7 @@ class Int8Parts:
 def int8_parts(
     source: str | Path, calibration: Calibration, table: str | Path, truth: Truth, digests: Sequence[str], limit: int
 ) -> Int8Parts:
-    """What INT8 costs an ONNX file, convolution by convolution on so many pictures (0: that is left out), and its scales.
+    """What INT8 costs an ONNX file, convolution by convolution on so many images (0: that is left out), and its scales.
 
     Raises:
         DarktrtError: the file cannot be quantized, or the calibration is of another network.
@@ -352,8 +352,8 @@ def int8_parts(
     lines = {one.node: one.line for one in convolutions(network)}
     inputs = {node.name: node.input[0] for node in network.model.graph.node if node.name in lines}
     readers = {inputs[node]: line for node, line in reversed(lines.items()) if node not in kept}
-    pictures = [str(picture.path) for picture in truth.pictures]
-    cost = sensitivity(source, pictures, calibration, limit) if limit else None
+    images = [str(image.path) for image in truth.images]
+    cost = sensitivity(source, images, calibration, limit) if limit else None
     return Int8Parts(cost, kept, calibrated(table, calibration.scales, readers, digests))
 
 
@@ -364,7 +364,7 @@ def calibrated(
 
     Args:
         readers: the tensors that INT8 quantizes, to the cfg line of the convolution that reads each.
-        digests: SHA-256 of the pictures of the evaluation.
+        digests: SHA-256 of the images of the evaluation.
     """
     file = Outputs(Path(table)).histograms
     if not file.is_file():

@@ -36,7 +36,7 @@ class Side:
     name: str
     variants: Mapping[str, Figures]
     digest: str
-    """Of the pictures and labels that it was measured on."""
+    """Of the images and labels that it was measured on."""
 
 
 def read_side(text: str) -> Side:
@@ -119,10 +119,10 @@ def diff(a: Side, b: Side) -> Diff:
     """Pair the variants of two sides: those of one name, or the only ones.
 
     Raises:
-        DarktrtError: they were measured on other pictures, or have no variant in common.
+        DarktrtError: they were measured on other images, or have no variant in common.
     """
     if a.digest != b.digest:
-        raise DarktrtError(f"{a.name} and {b.name} were measured on different pictures or labels; make both on the same DATA")
+        raise DarktrtError(f"{a.name} and {b.name} were measured on different images or labels; make both on the same DATA")
     if len(a.variants) == len(b.variants) == 1:
         return Diff(a, b, tuple(zip(a.variants.values(), b.variants.values(), strict=True)))
     pairs = tuple((a.variants[name], b.variants[name]) for name in a.variants if name in b.variants)

@@ -77,7 +77,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def page_values(report: Report) -> dict[str, Any]:
-    """What the templates speak of: the figures of ``report.json``, what is derived from them, pictures and charts."""
+    """What the templates speak of: the figures of ``report.json``, what is derived from them, images and charts."""
     values = report.to_dict()
     names = [one["name"] for one in values["variants"]]
     first = names.index(report.reference)

@@ -1,4 +1,4 @@
-"""What a network makes of pictures, run by Polygraphy's Comparator, saved and loaded in Polygraphy's format.
+"""What a network makes of images, run by Polygraphy's Comparator, saved and loaded in Polygraphy's format.
 
 Whatever runs the network gets the same input, pixels in bytes, and gives the same outputs: the raw heads, boxes and scores
 where they come out of it, and detections. So results made on different machines and Python versions can be held against
@@ -68,14 +68,14 @@ class Thresholds:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A picture fitted into the network's input."""
+class InputImage:
+    """An image fitted into the network's input."""
 
     name: str
     pixels: NDArray[np.uint8]
     """``(H, W, C)``."""
     inner_size: tuple[int, int]
-    """Width and height that the picture takes of the input."""
+    """Width and height that the image takes of the input."""
 
     @property
     def digest(self) -> str:
@@ -89,9 +89,9 @@ class Origin:
 
     info: DetectorInfo
     precision: str
-    picture: str
+    image: str
     digest: str
-    """Of the picture."""
+    """Of the image."""
     score_threshold: float
     iou_threshold: float
 
@@ -124,9 +124,9 @@ class Results:
 
     name: str
     origin: Origin
-    """Of its first picture."""
+    """Of its first image."""
     iterations: dict[str, Any] = field(repr=False)
-    """Polygraphy's IterationResult of every picture, by the picture's digest."""
+    """Polygraphy's IterationResult of every image, by the image's digest."""
 
     @property
     def info(self) -> DetectorInfo:
@@ -137,14 +137,14 @@ class Results:
         return self.origin.precision
 
 
-def load_picture(path: Path, info: DetectorInfo) -> Picture:
-    """A picture file as the input of a network.
+def load_image(path: Path, info: DetectorInfo) -> InputImage:
+    """An image file as the input of a network.
 
     Raises:
         DarktrtError: it cannot be read.
     """
     pixels, placement = preprocess(read_image(path), info.width, info.height, info.channels, info.resize, "uint8")
-    return Picture(path.name, pixels, placement.inner_size)
+    return InputImage(path.name, pixels, placement.inner_size)
 
 
 def onnx_subject(path: str | Path, layers: bool = False, name: str = "") -> Subject:
@@ -234,19 +234,19 @@ def inner_tensors(info: DetectorInfo, layers: bool) -> set[str]:
 # --- running ---
 
 
-def run(subjects: Sequence[Subject], picture: Picture, thresholds: Thresholds, layers: bool) -> list[Any]:
-    """Polygraphy's IterationResult of every subject for one picture.
+def run(subjects: Sequence[Subject], image: InputImage, thresholds: Thresholds, layers: bool) -> list[Any]:
+    """Polygraphy's IterationResult of every subject for one image.
 
     Raises:
         DarktrtError: a subject fails, or gives scores that are not numbers.
     """
     from polygraphy.comparator import Comparator
 
-    feed = {"images": picture.pixels[np.newaxis], "image_size": np.array([picture.inner_size], np.float32)}
+    feed = {"images": image.pixels[np.newaxis], "image_size": np.array([image.inner_size], np.float32)}
     with quiet():
         found = Comparator.run([_runner(one, thresholds, layers) for one in subjects], data_loader=[feed])
     for subject, (_, iterations) in zip(subjects, found, strict=True):
-        origin = Origin(subject.info, subject.precision, picture.name, picture.digest, thresholds.score, thresholds.iou)
+        origin = Origin(subject.info, subject.precision, image.name, image.digest, thresholds.score, thresholds.iou)
         iterations[0][METADATA_KEY] = origin.to_array()
     return [iterations[0] for _, iterations in found]
 
@@ -290,7 +290,7 @@ def _inputs(info: DetectorInfo, feed: Mapping[str, NDArray[Any]], thresholds: Th
 
 
 def _named(subject: Subject, outputs: Arrays, inner_size: NDArray[np.float32], thresholds: Thresholds, layers: bool) -> Arrays:
-    """One picture's outputs, float32, by names that mean the same whatever the model's own outputs are; copies.
+    """One image's outputs, float32, by names that mean the same whatever the model's own outputs are; copies.
 
     Heads are ``head0_raw``, ..., layers ``layer0``, ...; ``boxes (A, 4)`` and ``scores (A, C)`` are those before NMS.
     """
@@ -329,7 +329,7 @@ def quiet() -> Iterator[None]:
 
 
 def save_results(results: Mapping[str, Sequence[Any]], path: str | Path) -> None:
-    """Write results, one a picture, by subject in Polygraphy's JSON, which ``polygraphy inspect data`` reads too.
+    """Write results, one an image, by subject in Polygraphy's JSON, which ``polygraphy inspect data`` reads too.
 
     Raises:
         DarktrtError: the file cannot be written.

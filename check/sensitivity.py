@@ -1,4 +1,4 @@
-"""Which layers lose most by INT8: every convolution quantized alone, ranked, as a table, a picture and JSON."""
+"""Which layers lose most by INT8: every convolution quantized alone, ranked, as a table, an image and JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from darktrt.surgery.qdq import Calibration
 from darktrt.vision.charts import BLUE, GRAY, Bar, draw_bars
 
 LIMIT = 16
-"""Pictures that the changes of scores are measured on, unless told otherwise."""
+"""Images that the changes of scores are measured on, unless told otherwise."""
 
 MOST_GROUPS = 20
 """Single convolutions in the tiny networks, five at a time in yolov4."""
@@ -53,7 +53,7 @@ class Sensitivity:
     """Every convolution's cost, in graph order."""
 
     network: str
-    pictures: int
+    images: int
     layers: tuple[LayerCost, ...]
     together: Change
     """Of INT8 as it is by default: all quantized but those kept."""
@@ -82,7 +82,7 @@ class Sensitivity:
         kept = sum(layer.kept for layer in self.layers)
         return (
             f"{self.network}: all in INT8 but the {kept} kept by default change scores by {self.together.scores:.5f}, "
-            f"heads by {self.together.heads:.5f}, on {self.pictures} pictures"
+            f"heads by {self.together.heads:.5f}, on {self.images} images"
         )
 
     def to_json(self) -> str:
@@ -96,7 +96,7 @@ class Sensitivity:
             }
             for layer in self.ranked()
         ]
-        head = {"network": self.network, "pictures": self.pictures, "together": self.together._asdict()}
+        head = {"network": self.network, "images": self.images, "together": self.together._asdict()}
         return json.dumps({**head, "accuracy": _numbers(self.accuracy), "layers": layers}, indent=2, allow_nan=False) + "\n"
 
 
@@ -118,7 +118,7 @@ def sensitivity(
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        data: pictures as :func:`darktrt.calib.data.find_images` takes them, of which ``limit`` are drawn.
+        data: images as :func:`darktrt.calib.data.find_images` takes them, of which ``limit`` are drawn.
         truth: a COCO file to measure the average precision on too, with each convolution quantized: slow.
 
     Raises:
@@ -147,7 +147,7 @@ def each_alone(yardstick: Yardstick, calibration: Calibration) -> dict[Convoluti
     return changes
 
 
-def find_kept(source: str | Path, pictures: Sequence[Path], calibration: Calibration) -> Kept:
+def find_kept(source: str | Path, images: Sequence[Path], calibration: Calibration) -> Kept:
     """Measure which convolutions INT8 should leave in floating point; a bar on stderr.
 
     Costs of single convolutions add up: noises of different layers are not correlated. So do those of groups, and a deep
@@ -161,7 +161,7 @@ def find_kept(source: str | Path, pictures: Sequence[Path], calibration: Calibra
     """
     network = load_network(source)
     always = kept_by_default(network)
-    yardstick = Yardstick(network, pictures)
+    yardstick = Yardstick(network, images)
     operations = yardstick.operations()
     others = [name for name in operations if name not in always]
     groups = [part.tolist() for part in np.array_split(others, min(len(others), MOST_GROUPS))] if others else []
@@ -203,16 +203,16 @@ def save_json(result: Sensitivity, path: str | Path) -> None:
         temporary.write_text(result.to_json(), encoding="utf-8")
 
 
-# The picture
+# The image
 
 
 def plot(result: Sensitivity, path: str | Path) -> None:
     """Draw a bar a convolution, in graph order, for the change of the scores; those kept by default are gray.
 
     Raises:
-        DarktrtError: the file cannot be written, or its suffix is no picture format.
+        DarktrtError: the file cannot be written, or its suffix is no image format.
     """
-    title = f"{result.network}: change of the scores with one convolution in INT8, {result.pictures} pictures"
+    title = f"{result.network}: change of the scores with one convolution in INT8, {result.images} images"
     draw_bars(title, [_bar(layer, result.accuracy) for layer in result.layers], path)
 
 

@@ -142,7 +142,7 @@ class Change(NamedTuple):
     """How far a network's outputs are from those of its float form."""
 
     scores: float
-    """Weighted RMS: sqrt(sum w |s' - s|^2 / sum w) over all anchors of all pictures, where s and s' are an anchor's vectors
+    """Weighted RMS: sqrt(sum w |s' - s|^2 / sum w) over all anchors of all images, where s and s' are an anchor's vectors
     of class scores (objectness times class, 0..1), in float and changed, and w is the anchor's best float score. So an anchor
     counts by how sure the network is of it; there is no threshold, below which nothing would count."""
     heads: float
@@ -150,17 +150,17 @@ class Change(NamedTuple):
 
 
 class Yardstick:
-    """Pictures, and what the float network makes of them, against which its quantized forms are measured.
+    """Images, and what the float network makes of them, against which its quantized forms are measured.
 
-    It holds the input and the float outputs of every picture, 8 MB each for yolov4 at 416 x 416: it is for tens of pictures.
+    It holds the input and the float outputs of every image, 8 MB each for yolov4 at 416 x 416: it is for tens of images.
 
     Raises:
-        DarktrtError: a picture cannot be read, or the float network gives NaN.
+        DarktrtError: an image cannot be read, or the float network gives NaN.
     """
 
-    def __init__(self, network: Network, pictures: Sequence[Path]) -> None:
+    def __init__(self, network: Network, images: Sequence[Path]) -> None:
         self.network = up_to_scores(network)
-        self.inputs = [fit(read_image(path), network.info)[0] for path in pictures]
+        self.inputs = [fit(read_image(path), network.info)[0] for path in images]
         self.expected = list(self._outputs(self.network.model))
         if not all(np.isfinite(values).all() for outputs in self.expected for values in outputs.values()):
             raise DarktrtError(f"{network.info.name}: its outputs are NaN or infinite; are the weights damaged?")
@@ -175,7 +175,7 @@ class Yardstick:
         return Change(math.sqrt(scores / weight) if weight else 0.0, math.sqrt(heads / strength) if strength else 0.0)
 
     def operations(self) -> dict[str, float]:
-        """By convolution the share of all convolutions' multiplications, from the sizes of what one picture makes them give."""
+        """By convolution the share of all convolutions' multiplications, from the sizes of what one image makes them give."""
         graph = import_graph(self.network.model)
         nodes = [node for node in backbone(graph, self.network.info) if node.op == "Conv"]
         weights = [node.inputs[1].values.size for node in nodes]
@@ -192,7 +192,7 @@ class Yardstick:
         return np.stack(inputs + inputs[:1] * (self.network.info.batch[0] - len(inputs)))
 
     def _outputs(self, model: onnx.ModelProto) -> Iterator[Arrays]:
-        """The outputs for each picture."""
+        """The outputs for each image."""
         run, inputs = session(model), iter(self.inputs)
         least = self.network.info.batch[0]
         while group := list(islice(inputs, least)):
@@ -201,7 +201,7 @@ class Yardstick:
 
 
 def _sums(expected: Arrays, found: Arrays) -> NDArray[np.float64]:
-    """The four sums of :class:`Change` over one picture."""
+    """The four sums of :class:`Change` over one image."""
     weight = expected["scores"].max(1).astype(np.float64)
     moved = np.square(found["scores"] - expected["scores"], dtype=np.float64).sum(1)
     heads = [name for name in expected if name != "scores"]

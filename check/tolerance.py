@@ -67,7 +67,7 @@ def parse_tolerance(text: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far a tensor is from the reference's; over several pictures the worst, the mean and the least."""
+    """How far a tensor is from the reference's; over several images the worst, the mean and the least."""
 
     worst: float
     """Largest difference over the largest absolute value of the reference."""
@@ -119,7 +119,7 @@ def difference(found: NDArray[np.float32], expected: NDArray[np.float32], name: 
 
 
 def match(found: NDArray[np.float32], expected: NDArray[np.float32], threshold: float) -> Matches:
-    """Detections ``(n, 6)`` of a picture against those expected, matched by :func:`pair`."""
+    """Detections ``(n, 6)`` of an image against those expected, matched by :func:`pair`."""
     pairs = pair(found, expected)
     matched = [(i, one) for i, one in enumerate(pairs) if one]
     scores = [abs(float(found[j, 4] - expected[i, 4])) for i, (j, _) in matched]

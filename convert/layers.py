@@ -245,7 +245,7 @@ class Identity(DarknetLayer):
 
 
 class Reorganization(DarknetLayer):
-    """[reorg3d] is space to depth; [reorg] is too, but reads its input as if that were the larger, shallower picture."""
+    """[reorg3d] is space to depth; [reorg] is too, but reads its input as if that were the larger, shallower image."""
 
     def __init__(self, layer: cfg.Reorg, source: Shape, output: Shape) -> None:
         super().__init__()

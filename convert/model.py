@@ -88,7 +88,7 @@ def load_model(cfg: str | Path, weights: str | Path, size: tuple[int, int] | Non
 def random_weights(network: Network, seed: int) -> list[LayerWeights]:
     """Sane random weights for any network: the same for the same seed, and activations neither die nor explode.
 
-    Each layer is fitted in turn to eight pictures of noise: the variance of a convolution's batch normalisation, or the weights
+    Each layer is fitted in turn to eight images of noise: the variance of a convolution's batch normalisation, or the weights
     where there is none, make the mean square of each filter's output 1. Objectness is then lowered so that few boxes pass, as
     in a trained network.
     """
@@ -136,26 +136,26 @@ def _shrunk(network: Network) -> Network:
 
 
 def _noise(network: Network, seed: int) -> Tensor:
-    """Eight pictures ``(8, C, H, W)`` in 0..1: four of noise of every scale, as in photographs, and four of white noise."""
+    """Eight images ``(8, C, H, W)`` in 0..1: four of noise of every scale, as in photographs, and four of white noise."""
     generator = torch.Generator().manual_seed(seed)
-    size, pictures = (network.height, network.width), torch.zeros(8, network.channels, network.height, network.width)
+    size, images = (network.height, network.width), torch.zeros(8, network.channels, network.height, network.width)
     for cells in (1, 2, 4, 8, 16, 64, 256):
         grid = torch.randn(8, network.channels, *(min(cells, side) for side in size), generator=generator)
         strength = 2 * torch.rand(8, 1, 1, 1, generator=generator)
-        pictures += strength * functional.interpolate(grid, size=size, mode="bilinear")
-    pictures = torch.sigmoid(2 * torch.rand(8, 1, 1, 1, generator=generator) * pictures)
-    return torch.cat([pictures[:4], torch.rand(pictures[4:].shape, generator=generator)])
+        images += strength * functional.interpolate(grid, size=size, mode="bilinear")
+    images = torch.sigmoid(2 * torch.rand(8, 1, 1, 1, generator=generator) * images)
+    return torch.cat([images[:4], torch.rand(images[4:].shape, generator=generator)])
 
 
 def _fit_convolution(module: Convolution, values: dict[str, npt.NDArray[np.float32]], x: Tensor) -> None:
     """Set the variance (or rescale weight and bias) of ``values`` to the mean square of the plain convolution on ``x``.
 
-    The mean stays near 0: taking it away from every layer would leave the differences between pictures alone and blow them up,
+    The mean stays near 0: taking it away from every layer would leave the differences between images alone and blow them up,
     rounding errors included, from layer to layer.
     """
     module.load({"weight": values["weight"], "bias": 0 * values["bias"]})
     square = module.convolve(x).square().mean((0, 2, 3)).numpy()
-    # a filter that hardly answers to these pictures may answer to others: trust no mean square far below its neighbours'
+    # a filter that hardly answers to these images may answer to others: trust no mean square far below its neighbours'
     square = np.maximum(square, 0.5 * square.mean() + 1e-6, dtype=np.float32)
     if "scale" in values:
         values["variance"] = square

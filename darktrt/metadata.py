@@ -120,7 +120,7 @@ class DetectorInfo:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of one picture: height, width and channels, or channels first for ``float``."""
+        """Of one image: height, width and channels, or channels first for ``float``."""
         plane = self.height, self.width
         return (*plane, self.channels) if self.input == "uint8" else (self.channels, *plane)
 
@@ -136,12 +136,12 @@ class DetectorInfo:
 
     @property
     def takes_image_size(self) -> bool:
-        """Whether the model has the input ``image_size (N, 2)``: NMS with a distance term on letterboxed pictures needs it."""
+        """Whether the model has the input ``image_size (N, 2)``: NMS with a distance term on letterboxed images needs it."""
         return self.head == "nms" and self.nms_letterbox
 
     @property
     def nms_letterbox(self) -> bool:
-        """Whether NMS depends on the shape of the picture inside the letterbox."""
+        """Whether NMS depends on the shape of the image inside the letterbox."""
         return self.resize == "letterbox" and self.nms.kind != "plain"
 
     def check_thresholds(self, score: float, iou: float) -> None:

@@ -54,7 +54,7 @@ class Timing:
     network: Spread
     """On the GPU, inputs there already: from the first kernel to the last."""
     end_to_end: Spread
-    """From pictures in host memory to results in host memory, by the host's clock."""
+    """From images in host memory to results in host memory, by the host's clock."""
     images_per_second: float
     """End to end, one batch after the other."""
     tflops: float
@@ -64,10 +64,10 @@ class Timing:
 
 
 class Rival(Protocol):
-    """Something that takes pictures and can be timed; both give the milliseconds of each call, on the same random pictures."""
+    """Something that takes images and can be timed; both give the milliseconds of each call, on the same random images."""
 
     def network(self, batch: int, calls: int) -> list[float]:
-        """On the GPU, pictures there already."""
+        """On the GPU, images there already."""
 
     def end_to_end(self, batch: int, calls: int) -> list[float]:
         """From host memory to host memory."""
@@ -362,7 +362,7 @@ def gpu_state() -> dict[str, str]:
 
 
 def made_inputs(info: DetectorInfo, batch: int) -> dict[str, Any]:
-    """Inputs of random pictures, the same at every call."""
+    """Inputs of random images, the same at every call."""
     random = np.random.default_rng(0)
     shape = (batch, info.height, info.width, info.channels)
     images: Any = random.integers(0, 256, shape, np.uint8)

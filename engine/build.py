@@ -149,7 +149,7 @@ def build_file(
         files[Path(output)].write_bytes(plan)
         if isinstance(calibration, GpuCalibration):
             table = files[cache_path(output)]
-            table.write_bytes(calibration.pictures.cache)
+            table.write_bytes(calibration.images.cache)
         manifest = replace(
             draft,
             plan_sha256=hashlib.sha256(plan).hexdigest(),
@@ -246,7 +246,7 @@ def _prepare(
     lowered = lower(model, info, target, precision, calibration)
     calibrated = None
     if isinstance(calibration, GpuCalibration):
-        calibrated = Calibrated(calibration.pictures, kept_tensors(lowered, info, calibration))
+        calibrated = Calibrated(calibration.images, kept_tensors(lowered, info, calibration))
     elif precision == "int8" and calibration:
         inside = before - _tensors(lowered)  # of nodes that took others in
         scales = {name: scale for name, scale in calibration.scales.items() if name not in inside}

@@ -96,7 +96,7 @@ def layers_of(plan: str | Path) -> LayerReport:
 
 
 def profile(plan: str | Path, batch: int | None = None, plugins: str | Path | None = None) -> LayerReport:
-    """The layers of a plan with their times on this machine's GPU, the mean of 50 executions on random pictures.
+    """The layers of a plan with their times on this machine's GPU, the mean of 50 executions on random images.
 
     Args:
         batch: the engine's usual one by default.

@@ -31,12 +31,12 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class GpuCalibration:
-    """INT8 by scales that TensorRT itself finds, as it builds, from pictures that it is fed.
+    """INT8 by scales that TensorRT itself finds, as it builds, from images that it is fed.
 
     ``keep`` is as in :class:`darktrt.surgery.qdq.Calibration`.
     """
 
-    pictures: BatchSource
+    images: BatchSource
     keep: tuple[str, ...] | None = None
 
 

@@ -198,7 +198,7 @@ class YoloDetect(YoloHeads):
     """The heads decoded, then greedy non-maximum suppression per class, as darknet's ``do_nms_sort`` and ``diounms_sort``.
 
     Inputs besides the heads: ``score_threshold`` ``(1)`` and ``iou_threshold`` ``(1)`` float32; with ``letterbox`` also
-    ``image_size`` ``(N, 2)`` float32, width and height of each picture inside its letterbox, in any unit. Outputs, with
+    ``image_size`` ``(N, 2)`` float32, width and height of each image inside its letterbox, in any unit. Outputs, with
     K = max_detections: ``num_detections`` ``(N, 1)`` int32, boxes ``(N, K, 4)``, scores ``(N, K)``, classes ``(N, K)`` int32,
     by falling score, zeros after the last.
 
@@ -209,7 +209,7 @@ class YoloDetect(YoloHeads):
 
     - ``plain``: IoU
     - ``greedynms``: IoU - (d2 / c2)^0.6, d2 the squared distance of the centres, c2 the squared diagonal of the smallest
-      box around both, of boxes relative to the picture: divided by ``image_size``, else ``input_size`` (darknet's ``box_diou``)
+      box around both, of boxes relative to the image: divided by ``image_size``, else ``input_size`` (darknet's ``box_diou``)
     - ``diounms``: the same with exponent ``beta`` (``box_diounms``)
 
     IoU is 0 without intersection and the distance term 0 where c2 is 0, so boxes without area never suppress.
@@ -227,7 +227,7 @@ class YoloDetect(YoloHeads):
     """1000 gave what unlimited ones give on 80 of 80 photographs of COCO at score_threshold 0.001; the cost is its square."""
     max_detections: int = 300
     letterbox: int = 0
-    """1: pictures do not fill the network input, and ``image_size`` is the last input. Plain NMS needs none."""
+    """1: images do not fill the network input, and ``image_size`` is the last input. Plain NMS needs none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -481,7 +481,7 @@ _NMS_IOU = """
     iou = Div (intersection, union)
 """
 
-# `sizes` is width, height, width, height: one row for all pictures, or one each as (N, 1, 4).
+# `sizes` is width, height, width, height: one row for all images, or one each as (N, 1, 4).
 _NMS_IMAGE_SIZES = (
     """
     sizes = Concat <axis = 0> (size, size)

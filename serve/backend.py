@@ -1,7 +1,7 @@
-"""What Triton's Python backend runs: an ONNX file or a plan behind requests of tensors or of encoded pictures.
+"""What Triton's Python backend runs: an ONNX file or a plan behind requests of tensors or of encoded images.
 
 It travels inside the model repository and runs on the server's Python: numpy, and onnxruntime or tensorrt; pillow for encoded
-pictures.
+images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ONNX_NAME, PLAN_NAME, PLUGINS_NAME = "model.onnx", "model.plan", "libdarktrt_plu
 
 MOST_BYTES = 32 << 20
 MOST_PIXELS = 64_000_000
-"""Of an encoded picture; a file of a few kilobytes may declare any number of pixels."""
+"""Of an encoded image; a file of a few kilobytes may declare any number of pixels."""
 
 _OUTPUTS = ("num_detections", "boxes", "scores", "classes")
 
@@ -44,13 +44,13 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One picture as the network takes it, with what NMS is to do with it."""
+    """One image as the network takes it, with what NMS is to do with it."""
 
     image: NDArray[Any]
     score_threshold: float
     iou_threshold: float
     image_size: tuple[float, float] | None = None
-    """For models that take it: width and height of the picture inside the network's input."""
+    """For models that take it: width and height of the image inside the network's input."""
 
     @property
     def thresholds(self) -> tuple[float, float]:
@@ -117,7 +117,7 @@ class Settings:
 
     info: DetectorInfo
     takes_files: bool
-    """Encoded pictures instead of tensors."""
+    """Encoded images instead of tensors."""
     score_threshold: float
     iou_threshold: float
     cuda_graph: bool
@@ -164,7 +164,7 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         """A response to each request, which is an error where the request cannot be served; the others are served."""
         read = [self._read(request) for request in requests]
-        rows = [row for one in read if isinstance(one, _Pictures) for row in one.rows]
+        rows = [row for one in read if isinstance(one, _Images) for row in one.rows]
         try:
             results = iter(run_rows(self._runner, rows))
         except DarktrtError as error:
@@ -175,7 +175,7 @@ class TritonPythonModel:
         """Give everything back."""
         self._runner.__exit__(None, None, None)
 
-    def _read(self, request: Any) -> _Pictures | DarktrtError:
+    def _read(self, request: Any) -> _Images | DarktrtError:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         read = _read_files if self._settings.takes_files else _read_tensors
         try:
@@ -183,7 +183,7 @@ class TritonPythonModel:
         except DarktrtError as error:
             return error
 
-    def _respond(self, request: Any, read: _Pictures | DarktrtError, results: Iterator[Result]) -> Any:
+    def _respond(self, request: Any, read: _Images | DarktrtError, results: Iterator[Result]) -> Any:
         """The response to a request, for which the next of the results are."""
         try:
             if isinstance(read, DarktrtError):
@@ -197,7 +197,7 @@ class TritonPythonModel:
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class _Images:
     """Of one request."""
 
     rows: list[Row]
@@ -208,12 +208,12 @@ class _Pictures:
 
 
 @dataclass(frozen=True)
-class _Files(_Pictures):
+class _Files(_Images):
     placements: list[Any]
-    """Where each picture lies in the network's input, as :class:`darktrt.vision.images.Placement`."""
+    """Where each image lies in the network's input, as :class:`darktrt.vision.images.Placement`."""
 
     def outputs(self, found: Tensors, info: DetectorInfo) -> Tensors:
-        """With boxes in pixels of the pictures, no more rows than the largest number found, and the detections as JSON."""
+        """With boxes in pixels of the images, no more rows than the largest number found, and the detections as JSON."""
         from darktrt.vision.boxes import place_detections
 
         boxes, texts = found["boxes"].copy(), []
@@ -228,11 +228,11 @@ class _Files(_Pictures):
         return {**cut, "num_detections": found["num_detections"], "detections": np.array(texts, object)}
 
 
-def _read_tensors(tensors: dict[str, NDArray[Any]], settings: Settings) -> _Pictures:
+def _read_tensors(tensors: dict[str, NDArray[Any]], settings: Settings) -> _Images:
     images = tensors["images"]
     sizes = tensors.get("image_size")
     scores, ious = _thresholds(tensors, settings, len(images))
-    return _Pictures(
+    return _Images(
         [
             Row(image, score, iou, None if sizes is None else (float(sizes[i][0]), float(sizes[i][1])))
             for i, (image, score, iou) in enumerate(zip(images, scores, ious, strict=True))
@@ -247,17 +247,17 @@ def _read_files(tensors: dict[str, NDArray[Any]], settings: Settings) -> _Files:
     scores, ious = _thresholds(tensors, settings, len(files))
     rows, placements = [], []
     for i, (file, score, iou) in enumerate(zip(files, scores, ious, strict=True)):
-        pixels = decode_image(_picture_bytes(file), f"image {i}", MOST_PIXELS)
+        pixels = decode_image(_image_bytes(file), f"image {i}", MOST_PIXELS)
         image, placement = preprocess(pixels, info.width, info.height, info.channels, info.resize, info.input)
         rows.append(Row(image, score, iou, placement.inner_size))
         placements.append(placement)
     return _Files(rows, placements)
 
 
-def _picture_bytes(file: bytes) -> bytes:
+def _image_bytes(file: bytes) -> bytes:
     """A file's bytes, also from base64 text, for JSON cannot carry bytes."""
     if len(file) > MOST_BYTES:
-        raise DarktrtError(f"the picture has {len(file):,} bytes, more than {MOST_BYTES:,}; scale it down first")
+        raise DarktrtError(f"the image has {len(file):,} bytes, more than {MOST_BYTES:,}; scale it down first")
     try:
         return base64.b64decode(file, validate=True)
     except ValueError:
@@ -265,7 +265,7 @@ def _picture_bytes(file: bytes) -> bytes:
 
 
 def _thresholds(tensors: dict[str, NDArray[Any]], settings: Settings, count: int) -> tuple[list[float], list[float]]:
-    """Score and IoU thresholds, one a picture."""
+    """Score and IoU thresholds, one an image."""
     defaults = {"score_threshold": settings.score_threshold, "iou_threshold": settings.iou_threshold}
     found = []
     for name, default in defaults.items():

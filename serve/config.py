@@ -21,8 +21,8 @@ Kind = Literal["tensorrt_plan", "onnxruntime", "python"]
 Policy = Literal["latest", "all"]
 
 CONFIG_NAME, LABELS_NAME = "config.pbtxt", "labels.txt"
-WARMUP_FOLDER, WARMUP_PICTURE = "warmup", "picture"
-"""Triton's name of the folder, and the file in it that the network of encoded pictures is warmed up with."""
+WARMUP_FOLDER, WARMUP_IMAGE = "warmup", "image"
+"""Triton's name of the folder, and the file in it that the network of encoded images is warmed up with."""
 
 _BACKENDS = {"tensorrt_plan": "tensorrt", "onnxruntime": "onnxruntime", "python": "python"}
 FILES = {"tensorrt_plan": "model.plan", "onnxruntime": "model.onnx", "python": "model.py"}
@@ -34,9 +34,9 @@ class ConfigOptions:
 
     kind: Kind = "python"
     input: Literal["tensor", "jpeg"] = "tensor"
-    """``jpeg``: encoded pictures of any format that :mod:`darktrt.vision.images` reads."""
+    """``jpeg``: encoded images of any format that :mod:`darktrt.vision.images` reads."""
     max_batch: int | None = None
-    """Pictures that Triton may batch; None for the largest batch of the model."""
+    """Images that Triton may batch; None for the largest batch of the model."""
     preferred: tuple[int, ...] = ()
     """Batch sizes that Triton does not wait to enlarge."""
     delay: int = 0
@@ -58,7 +58,7 @@ class ConfigOptions:
         if self.kind not in get_args(Kind):
             raise DarktrtError(f"the kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}")
         if self.input == "jpeg" and self.kind != "python":
-            raise DarktrtError(f"encoded pictures are decoded by the kind python alone, not by {self.kind}")
+            raise DarktrtError(f"encoded images are decoded by the kind python alone, not by {self.kind}")
         if self.instances < 1 or self.delay < 0 or self.versions < 0:
             raise DarktrtError("there must be 1 instance or more, and neither the delay nor the versions can be negative")
         for name, value in (("score", self.score_threshold), ("IoU", self.iou_threshold)):
@@ -244,7 +244,7 @@ def _add_warmup(config: ModelConfig, info: DetectorInfo, options: ConfigOptions)
             value.data_type = config.input[[one.name for one in config.input].index(spec.name)].data_type
             value.dims.extend(info.batch[1] if side < 0 else side for side in spec.dims)
             if spec.type == "STRING":
-                value.input_data_file = WARMUP_PICTURE
+                value.input_data_file = WARMUP_IMAGE
             elif spec.name == "images":
                 value.random_data = True
             else:  # thresholds of 0, which find the most

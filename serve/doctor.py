@@ -88,22 +88,22 @@ class _Version:
         return read_plan_manifest(self.plan) if self.plan else None
 
 
-def examine(repository: str | Path, reference: str | Path | None = None, picture: str | Path | None = None) -> list[Finding]:
+def examine(repository: str | Path, reference: str | Path | None = None, image: str | Path | None = None) -> list[Finding]:
     """Everything that can be said of a repository here.
 
     Args:
         reference: an ONNX file to hold the first inference of the models of its network against.
-        picture: what to detect in (default: noise).
+        image: what to detect in (default: noise).
 
     Raises:
-        DarktrtError: there are no models, or the reference or the picture cannot be read.
+        DarktrtError: there are no models, or the reference or the image cannot be read.
     """
     expected = OnnxRunner(reference) if reference else None
-    pixels = read_image(picture) if picture else None
+    pixels = read_image(image) if image else None
     return [finding for model in models_of(repository) for finding in _model(model, expected, pixels)]
 
 
-def _model(model: Path, reference: OnnxRunner | None, picture: NDArray[np.uint8] | None) -> Iterator[Finding]:
+def _model(model: Path, reference: OnnxRunner | None, image: NDArray[np.uint8] | None) -> Iterator[Finding]:
     try:
         config = read_config(model / CONFIG_NAME)
         info, options = config_info(config, model / CONFIG_NAME), options_of(config)
@@ -116,7 +116,7 @@ def _model(model: Path, reference: OnnxRunner | None, picture: NDArray[np.uint8]
     for number in numbers:
         one = _Version(model, number, config, options, info)
         checks: list[Callable[[_Version], str]] = [_check_files, _check_config, _check_labels, _check_tensorrt, _check_plugins]
-        for check in (*checks, _check_python, lambda one: _check_inference(one, reference, picture)):
+        for check in (*checks, _check_python, lambda one: _check_inference(one, reference, image)):
             yield from _told(one, check)
 
 
@@ -229,18 +229,18 @@ def _check_python(one: _Version) -> str:
     return f"{python} has {', '.join(needs)}"
 
 
-def _check_inference(one: _Version, reference: OnnxRunner | None, picture: NDArray[np.uint8] | None) -> str:
+def _check_inference(one: _Version, reference: OnnxRunner | None, image: NDArray[np.uint8] | None) -> str:
     """A first inference as the backend does it, against the reference of the same network."""
     compared = reference if reference and reference.info.sources == one.info.sources else None
     fixed = [info.fixed_thresholds for info in (one.info, *([compared.info] if compared else [])) if info.fixed_thresholds]
     score = max([SCORE_THRESHOLD, *(pair[0] for pair in fixed)])
     overlaps = {pair[1] for pair in fixed} or {IOU_THRESHOLD}
-    found = _detections(one, _row(one.info, picture, score, max(overlaps)))
+    found = _detections(one, _row(one.info, image, score, max(overlaps)))
     if compared is None:
         return f"a first inference finds {len(found)} objects"
     if len(overlaps) > 1:
         return f"a first inference finds {len(found)} objects; the reference is no judge, its IoU threshold is another"
-    result = run_rows(compared, [_row(compared.info, picture, score, max(overlaps))])[0]
+    result = run_rows(compared, [_row(compared.info, image, score, max(overlaps))])[0]
     expected = _as_rows(result.outputs, result.place)
     found, expected = (rows[rows[:, 4] >= score] for rows in (found, expected))  # the lower of two fixed ones finds more
     manifest = one.manifest()
@@ -252,10 +252,10 @@ def _check_inference(one: _Version, reference: OnnxRunner | None, picture: NDArr
     return f"a first inference agrees with ONNX Runtime: {text}"
 
 
-def _row(info: DetectorInfo, picture: NDArray[np.uint8] | None, score: float, iou: float) -> Row:
-    if picture is None:
-        picture = np.random.default_rng(0).integers(0, 256, (info.height, info.width, 3), np.uint8)
-    image, placement = preprocess(picture, info.width, info.height, info.channels, info.resize, info.input)
+def _row(info: DetectorInfo, pixels: NDArray[np.uint8] | None, score: float, iou: float) -> Row:
+    if pixels is None:
+        pixels = np.random.default_rng(0).integers(0, 256, (info.height, info.width, 3), np.uint8)
+    image, placement = preprocess(pixels, info.width, info.height, info.channels, info.resize, info.input)
     return Row(image, score, iou, placement.inner_size)
 
 

@@ -23,7 +23,7 @@ import darktrt
 from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME
-from darktrt.serve.config import CONFIG_NAME, LABELS_NAME, WARMUP_FOLDER, WARMUP_PICTURE, ConfigOptions, make_config
+from darktrt.serve.config import CONFIG_NAME, LABELS_NAME, WARMUP_FOLDER, WARMUP_IMAGE, ConfigOptions, make_config
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -287,10 +287,10 @@ def _write_beside(folder: Path, info: DetectorInfo, config: ModelConfig) -> None
     (folder / LABELS_NAME).write_text("".join(f"{name}\n" for name in info.class_names), encoding="utf-8")
     if any(value.input_data_file for warmup in config.model_warmup for value in warmup.inputs.values()):
         (folder / WARMUP_FOLDER).mkdir()
-        (folder / WARMUP_FOLDER / WARMUP_PICTURE).write_bytes(_serialized(_picture(info)))
+        (folder / WARMUP_FOLDER / WARMUP_IMAGE).write_bytes(_serialized(_image(info)))
 
 
-def _picture(info: DetectorInfo) -> bytes:
+def _image(info: DetectorInfo) -> bytes:
     """A gray one, as PNG."""
     from PIL import Image
 

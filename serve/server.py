@@ -36,7 +36,7 @@ PACKAGE = "nvidia-pytriton"
 PACKAGE_VERSION = "0.7.0"
 """The pip package whose ``tritonserver`` is taken; it has the Python backend alone."""
 _BACKEND_NEEDS = ("numpy<2", "onnxruntime>=1.18", "pillow>=10.1")
-"""What the Python kind imports. The package's backend is of NumPy 1: with 2 it crashes on encoded pictures."""
+"""What the Python kind imports. The package's backend is of NumPy 1: with 2 it crashes on encoded images."""
 
 READY_SECONDS = 300
 EXIT_SECONDS = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import MADE_CFG, Made, labelled_pictures, make, report_on_everything
+from helpers import MADE_CFG, Made, labelled_images, make, report_on_everything
 
 
 @pytest.fixture(scope="session")
@@ -16,9 +16,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="session")
 def labelled(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``net.onnx``, the made network for NMS; ``photos``, five pictures with darknet's label files that are what it finds; and
+    """``net.onnx``, the made network for NMS; ``photos``, five images with darknet's label files that are what it finds; and
     ``my.table``, calibrated on ``others``."""
-    return labelled_pictures(made, tmp_path_factory.mktemp("labelled"))
+    return labelled_images(made, tmp_path_factory.mktemp("labelled"))
 
 
 @pytest.fixture(scope="session")

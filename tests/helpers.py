@@ -1,4 +1,4 @@
-"""What the tests share: tolerances, made networks as darknet files, made pictures, and running ONNX models."""
+"""What the tests share: tolerances, made networks as darknet files, made images, and running ONNX models."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ EXPORT_TOLERANCE = 1e-5
 HALF_TOLERANCE = 1e-2
 """FP16 against float32: rounding to 11 bits errs by up to 2^-11 = 5e-4; twenty of these for a dozen layers, each rounded."""
 DARKNET_SCORE, DARKNET_PIXELS = 0.01, 2.0
-"""Detections of a real picture against those of darknet's own binary."""
+"""Detections of a real image against those of darknet's own binary."""
 MAP_TOLERANCE = 0.001
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-"""Real cfgs, weights and pictures, where this checkout has them beside it."""
+"""Real cfgs, weights and images, where this checkout has them beside it."""
 
 
 # --- cfg texts ---
@@ -181,7 +181,7 @@ def free_ports(count: int) -> list[int]:
         return [int(one.getsockname()[1]) for one in sockets]
 
 
-# --- pictures ---
+# --- images ---
 
 
 def made_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -196,7 +196,7 @@ def made_image(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
 
 
 def batch_of_images(info: DetectorInfo, count: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Different pictures of the network's size, ``(count, H, W, 3)``."""
+    """Different images of the network's size, ``(count, H, W, 3)``."""
     return np.stack([made_image(info.height, info.width, seed + i) for i in range(count)])
 
 
@@ -205,7 +205,7 @@ def as_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(images.astype(np.float32).transpose(0, 3, 1, 2)) / np.float32(255)
 
 
-def labelled_pictures(made: Made, folder: Path) -> Path:
+def labelled_images(made: Made, folder: Path) -> Path:
     """The files of the fixture ``labelled``."""
     operate_file(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
@@ -223,7 +223,7 @@ def labelled_pictures(made: Made, folder: Path) -> Path:
 
 
 def darknet_labels(found: Detections, width: int, height: int) -> str:
-    """A label file: a line ``class x y width height`` an object, in parts of the picture's sides."""
+    """A label file: a line ``class x y width height`` an object, in parts of the image's sides."""
     corners = found.boxes / np.array([width, height] * 2, np.float32)
     rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
     lines = [f"{i} {' '.join(f'{v:.9f}' for v in row)}" for i, row in zip(found.class_ids, rows, strict=True)]
@@ -231,21 +231,21 @@ def darknet_labels(found: Detections, width: int, height: int) -> str:
 
 
 def found_in(labelled: Path, seed: int = 0, name: str = "A", precision: str = "tf32") -> tuple[Found, list[str]]:
-    """A variant that finds four of the labelled objects of each picture, more or less where they are, with random scores; and
-    the pictures' SHA-256."""
+    """A variant that finds four of the labelled objects of each image, more or less where they are, with random scores; and
+    the images' SHA-256."""
     with OnnxRunner(labelled / "net.onnx") as runner:
         info = runner.info
-    truth, random, pictures = load_truth([str(labelled / "photos")], info.class_names), np.random.default_rng(seed), {}
+    truth, random, images = load_truth([str(labelled / "photos")], info.class_names), np.random.default_rng(seed), {}
     digests = digests_of(truth)
-    for digest, picture in zip(digests, truth.pictures, strict=True):
-        x, y, width, height = np.array([one.box for one in picture.objects[:4]]).T
+    for digest, image in zip(digests, truth.images, strict=True):
+        x, y, width, height = np.array([one.box for one in image.objects[:4]]).T
         corners = np.stack([x, y, x + width, y + height], 1)
         corners += 0.08 * np.stack([width, height, width, height], 1) * random.standard_normal((4, 4))
         boxes = np.concatenate([np.minimum(corners[:, :2], corners[:, 2:]), np.maximum(corners[:, :2], corners[:, 2:])], 1)
         scores = np.sort(random.random(4))[::-1].astype(np.float32)
-        ids = np.array([one.class_id for one in picture.objects[:4]], np.int32)
-        pictures[digest] = Detections(boxes.astype(np.float32), scores, ids, info.class_names)
-    return Found(name, info, precision, Thresholds(0.001, 0.45), pictures), digests
+        ids = np.array([one.class_id for one in image.objects[:4]], np.int32)
+        images[digest] = Detections(boxes.astype(np.float32), scores, ids, info.class_names)
+    return Found(name, info, precision, Thresholds(0.001, 0.45), images), digests
 
 
 def timing(name: str, milliseconds: float = 0.25, batch: int = 1, graph: bool = True, **more: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def headings(text: str) -> set[str]:
     return {re.sub(r"[^a-z0-9 -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.*)", text, re.MULTILINE)}
 
 
-def test_pictures_and_links_exist() -> None:
+def test_images_and_links_exist() -> None:
     for target in re.findall(r"\]\((?!https?://)([^)]+)\)", README):
         name, _, heading = target.partition("#")
         assert (ROOT / (name or "README.md")).is_file(), target

@@ -1,4 +1,4 @@
-"""Bar charts as pictures."""
+"""Bar charts as images."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class Bar(NamedTuple):
 
 
 def check_drawable(path: str | Path) -> None:
-    """Refuse a name that no picture can be written to.
+    """Refuse a name that no image can be written to.
 
     Raises:
-        DarktrtError: its suffix is no picture format.
+        DarktrtError: its suffix is no image format.
     """
     if Path(path).suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
         raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
 
 
 def draw_bars(title: str, bars: Sequence[Bar], path: str | Path, legend: Mapping[str, Colour] | None = None) -> None:
-    """Write a picture of horizontal bars, one below the other; gray ones have a faint label.
+    """Write an image of horizontal bars, one below the other; gray ones have a faint label.
 
     Args:
         legend: what the colours mean.
 
     Raises:
-        DarktrtError: the file cannot be written, or its suffix is no picture format.
+        DarktrtError: the file cannot be written, or its suffix is no image format.
     """
     check_drawable(path)
     font = ImageFont.load_default(13)

@@ -1,4 +1,4 @@
-"""A network's outputs to detections, and whole files: pictures, folders and videos in, results and drawn copies out."""
+"""A network's outputs to detections, and whole files: images, folders and videos in, results and drawn copies out."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ Run = Callable[[Arrays], Arrays]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-PICTURE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-"""What a drawn picture can be written as; a video is written as .mp4."""
+DRAWN_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+"""What a drawn image can be written as; a video is written as .mp4."""
 
 ENCODERS = {"libx264": {"crf": "20", "preset": "veryfast"}, "libopenh264": {"b": "8M"}, "mpeg4": {"b": "8M"}}
-"""Video encoders by preference, each with the options that give a good picture; the first two write H.264."""
+"""Video encoders by preference, each with the options that give a good image; the first two write H.264."""
 
 BT601 = 6
 """FFmpeg's number for SMPTE 170M."""
@@ -90,10 +90,10 @@ class Detector:
         """
         return [found for batch in _batches(images, self.info.batch[2]) for found in self._detect_batch(batch)]
 
-    def detect_pictures(
+    def detect_images(
         self, paths: Sequence[Path], pixels: bool = True
     ) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
-        """The images of picture files, which may be None without ``pixels``, and their detections.
+        """The images of image files, which may be None without ``pixels``, and their detections.
 
         Raises:
             DarktrtError: a file cannot be read, or as :meth:`detect`.
@@ -166,20 +166,20 @@ class LiveSource:
 
 @dataclass(frozen=True)
 class FileResult:
-    """What was found in one picture, or in one frame of a video or of a live source."""
+    """What was found in one image, or in one frame of a video or of a live source."""
 
     path: Path | LiveSource
     detections: Detections
     frame: int | None = None
-    """The frame's number from 0; None for a picture."""
-    picture: Path | None = None
+    """The frame's number from 0; None for an image."""
+    image: Path | None = None
     """The drawn copy, where one was asked for; a video's is complete only after its last frame."""
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able record."""
         frame = {} if self.frame is None else {"frame": self.frame}
-        picture = {} if self.picture is None else {"picture": str(self.picture)}
-        return {"file": str(self.path), **frame, "detections": self.detections.to_list(), **picture}
+        image = {} if self.image is None else {"image": str(self.image)}
+        return {"file": str(self.path), **frame, "detections": self.detections.to_list(), **image}
 
 
 @dataclass(frozen=True)
@@ -200,16 +200,16 @@ def detect_files(
     output: str | os.PathLike[str] | None = None,
     in_flight: int = 1,
 ) -> Generator[FileResult, None, None]:
-    """Detect in pictures and videos and, with ``output``, write copies with the detections drawn in.
+    """Detect in images and videos and, with ``output``, write copies with the detections drawn in.
 
     Args:
-        sources: picture and video files, folders (searched to any depth, by suffix), and patterns such as ``'shots/*.png'``.
-        output: a file (.jpg, .png, ... for one picture, .mp4 for one video) or a folder, which is made. In a folder a copy
+        sources: image and video files, folders (searched to any depth, by suffix), and patterns such as ``'shots/*.png'``.
+        output: a file (.jpg, .png, ... for one image, .mp4 for one video) or a folder, which is made. In a folder a copy
             keeps its place below the folder that was given; equal names are numbered.
         in_flight: how many calls of the detector are under way at once, in threads; one that waits for a server takes several.
 
     Returns:
-        An iterator of results, one a picture or frame. Sources and output are checked before it is returned. A copy appears
+        An iterator of results, one an image or frame. Sources and output are checked before it is returned. A copy appears
         under its name only when it is complete. Close the iterator if you stop before its end.
 
     Raises:
@@ -224,11 +224,11 @@ def detect_files(
 
 
 def _with_progress(results: Generator[FileResult, None, None], total: int) -> Generator[FileResult, None, None]:
-    """Pass results on beside a progress bar on stderr; no bar for one picture, nor for a handful where no terminal shows it."""
+    """Pass results on beside a progress bar on stderr; no bar for one image, nor for a handful where no terminal shows it."""
     terminal = sys.stderr.isatty()
     bar = tqdm(
         total=total,
-        unit=" pictures",
+        unit=" images",
         file=sys.stderr,
         mininterval=0.1 if terminal else 10,
         disable=total <= (1 if terminal else HANDFUL),
@@ -247,12 +247,12 @@ def _detect_jobs(detector: Detector, jobs: list[_Job], in_flight: int) -> Genera
             for job in group:
                 yield from _detect_video(detector, job, in_flight)
         else:
-            yield from _detect_pictures(detector, group, in_flight)
+            yield from _detect_images(detector, group, in_flight)
 
 
-def _detect_pictures(detector: Detector, jobs: Iterable[_Job], in_flight: int) -> Iterator[FileResult]:
+def _detect_images(detector: Detector, jobs: Iterable[_Job], in_flight: int) -> Iterator[FileResult]:
     def detect(batch: list[_Job]) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
-        return detector.detect_pictures([job.path for job in batch], any(job.target for job in batch))
+        return detector.detect_images([job.path for job in batch], any(job.target for job in batch))
 
     with closing(ahead(detect, _batches(jobs, detector.info.batch[2]), in_flight)) as results:
         for batch, (images, found) in results:
@@ -261,7 +261,7 @@ def _detect_pictures(detector: Detector, jobs: Iterable[_Job], in_flight: int) -
                     if job.in_folder:
                         _make_folder(job.target.parent)
                     write_image(job.target, draw(image, detections))
-                yield FileResult(job.path, detections, picture=job.target)
+                yield FileResult(job.path, detections, image=job.target)
 
 
 def _detect_video(detector: Detector, job: _Job, in_flight: int) -> Iterator[FileResult]:
@@ -318,7 +318,7 @@ def _batches(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
 def _find_sources(arguments: Sequence[str | os.PathLike[str]], output: Path | None) -> dict[Path, Path]:
     """Every file to read, once, in order, with the path that its copy gets inside an output folder."""
     if not arguments:
-        raise DarktrtError("no sources; name pictures, videos or folders")
+        raise DarktrtError("no sources; name images, videos or folders")
     found: dict[Path, Path] = {}
     for argument in map(Path, arguments):
         try:
@@ -326,7 +326,7 @@ def _find_sources(arguments: Sequence[str | os.PathLike[str]], output: Path | No
         except (OSError, ValueError) as error:  # no permission, too long a name, a malformed pattern
             raise DarktrtError(f"{argument}: cannot be read: {error}") from error
         if not files:
-            raise DarktrtError(f"{argument}: no pictures or videos here ({' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)})")
+            raise DarktrtError(f"{argument}: no images or videos here ({' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)})")
         for file, place in files.items():
             found.setdefault(file, place)
     return found
@@ -344,7 +344,7 @@ def _files_of(argument: Path, output: Path | None) -> dict[Path, Path]:
 
 
 def _media_in(folder: Path, pattern: str, output: Path | None) -> dict[Path, Path]:
-    """Pictures and videos that match, sorted; not hidden ones, nor copies of an earlier run in an output folder there."""
+    """Images and videos that match, sorted; not hidden ones, nor copies of an earlier run in an output folder there."""
     places = {file: file.relative_to(folder) for file in sorted(folder.glob(pattern)) if _is_media(file)}
     copies = output.resolve() if output and output.resolve() != folder.resolve() else None
     return {
@@ -379,14 +379,12 @@ def _is_folder(output: Path) -> bool:
 
 def _single_target(output: Path, found: list[Path]) -> Path:
     suffix = output.suffix.lower()
-    if suffix not in (*PICTURE_SUFFIXES, ".mp4"):
-        raise DarktrtError(
-            f"{output}: cannot write '{suffix}'; use {' '.join(PICTURE_SUFFIXES)}, .mp4 for a video, or a folder"
-        )
+    if suffix not in (*DRAWN_SUFFIXES, ".mp4"):
+        raise DarktrtError(f"{output}: cannot write '{suffix}'; use {' '.join(DRAWN_SUFFIXES)}, .mp4 for a video, or a folder")
     if len(found) > 1:
         raise DarktrtError(f"{output}: is one file, but there are {len(found)} sources; name a folder")
     if (suffix == ".mp4") != _Job(found[0]).is_video:
-        kind = "a video; name an .mp4 file" if suffix != ".mp4" else "a picture; name a .jpg or .png file"
+        kind = "a video; name an .mp4 file" if suffix != ".mp4" else "an image; name a .jpg or .png file"
         raise DarktrtError(f"{output}: the source {found[0]} is {kind}")
     return output
 
@@ -396,7 +394,7 @@ def _targets_in(folder: Path, found: dict[Path, Path]) -> list[Path]:
     taken: set[str] = set()
     targets = []
     for file, place in found.items():
-        wanted = (".mp4",) if _Job(file).is_video else PICTURE_SUFFIXES
+        wanted = (".mp4",) if _Job(file).is_video else DRAWN_SUFFIXES
         name = place.name if place.suffix.lower() in wanted else f"{place.name}{'.mp4' if '.mp4' in wanted else '.png'}"
         first = target = folder / place.parent / name
         number = 1

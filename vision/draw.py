@@ -1,4 +1,4 @@
-"""Detections drawn into a picture: a box and a filled label each, in a colour of its class."""
+"""Detections drawn into an image: a box and a filled label each, in a colour of its class."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ def draw(image: NDArray[np.uint8], detections: Detections, scores: bool = True) 
 
     The best detection is drawn last, and all labels after all boxes, so that what matters most stays readable.
     """
-    picture = Image.fromarray(image)
-    pen = ImageDraw.Draw(picture)
-    mean_side = (picture.width + picture.height) / 2
+    canvas = Image.fromarray(image)
+    pen = ImageDraw.Draw(canvas)
+    mean_side = (canvas.width + canvas.height) / 2
     line_width = max(1, round(mean_side * 0.004))
     font = _font(max(10, round(mean_side * 0.024)))
     best_first = np.argsort(-detections.scores, kind="stable")
     names = detections.names
     labels: dict[int, _Label] = {}
     for i in best_first:
-        outline = _outline(detections.boxes[i], picture.size)
+        outline = _outline(detections.boxes[i], canvas.size)
         text = f"{names[i]} {detections.scores[i]:.2f}" if scores else names[i]
         labels[i] = _label(pen, text, outline, font, [x.area for x in labels.values()])
     for i in reversed(best_first):
-        pen.rectangle(_outline(detections.boxes[i], picture.size), outline=colour(detections.class_ids[i]), width=line_width)
+        pen.rectangle(_outline(detections.boxes[i], canvas.size), outline=colour(detections.class_ids[i]), width=line_width)
     for i in reversed(best_first):
         fill = colour(detections.class_ids[i])
         pen.rectangle(labels[i].area, fill=fill)
         pen.text(labels[i].start, labels[i].text, fill=_ink(fill), font=font)
-    return np.array(picture)
+    return np.array(canvas)
 
 
 @lru_cache(maxsize=1024)
 def colour(class_id: int) -> Colour:
-    """The class's RGB colour, the same in every picture: hues a golden angle apart, in changing strength."""
+    """The class's RGB colour, the same in every image: hues a golden angle apart, in changing strength."""
     hue = (0.02 + class_id * 0.381966) % 1
     saturation, value = ((0.90, 0.95), (0.65, 1.00), (0.85, 0.78))[class_id // 8 % 3]
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
@@ -61,7 +61,7 @@ def _font(size: int) -> Font:
 
 
 def _outline(box: NDArray[np.float32], size: tuple[int, int]) -> Area:
-    """First and last pixel, across and down, of a box's rectangle inside the picture."""
+    """First and last pixel, across and down, of a box's rectangle inside the image."""
     last = np.array([size[0] - 1, size[1] - 1] * 2)
     x1, y1, x2, y2 = np.clip(np.rint(box), 0, last).tolist()
     return x1, y1, x2, y2
@@ -75,7 +75,7 @@ class _Label(NamedTuple):
 
 
 def _label(pen: ImageDraw.ImageDraw, text: str, outline: Area, font: Font, others: list[Area]) -> _Label:
-    """The label above its box, or inside where the picture has no room above; below where it would cover another one."""
+    """The label above its box, or inside where the image has no room above; below where it would cover another one."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     _, line_top, _, line_bottom = pen.textbbox((0, 0), "Ag|", font=font)  # labels of one height, whatever their letters
     top, bottom = min(top, line_top), max(bottom, line_bottom)

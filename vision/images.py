@@ -1,4 +1,4 @@
-"""The one preprocessing contract: reading a picture, darknet's resize and letterbox, and the way back for boxes.
+"""The one preprocessing contract: reading an image, darknet's resize and letterbox, and the way back for boxes.
 
 Every stage that feeds a network (PyTorch reference, calibrator, evaluator, client) goes through :func:`preprocess`. All
 arithmetic is float32, one rounding an operation and no BLAS, so that every Python and NumPy gives the same bits.
@@ -51,13 +51,13 @@ class Placement:
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Decode a picture file to ``(H, W, 3)`` uint8 RGB, turned upright as its EXIF orientation asks.
+    """Decode an image file to ``(H, W, 3)`` uint8 RGB, turned upright as its EXIF orientation asks.
 
     Gray is repeated; transparency is dropped and 16 bits are cut to their upper 8, both as darknet's stb_image does;
-    of an animation the first picture is taken.
+    of an animation the first image is taken.
 
     Raises:
-        DarktrtError: the file is missing, empty, truncated, no picture, or of more pixels than Pillow's safety limit.
+        DarktrtError: the file is missing, empty, truncated, no image, or of more pixels than Pillow's safety limit.
     """
     file = Path(path)
     try:
@@ -68,7 +68,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def decode_image(data: bytes, name: str, most_pixels: int) -> NDArray[np.uint8]:
-    """The same of a picture in memory, which came from anywhere; ``name`` names it in errors.
+    """The same of an image in memory, which came from anywhere; ``name`` names it in errors.
 
     Raises:
         DarktrtError: as :func:`read_image`, or it says that it has more than ``most_pixels``; such a one is not decoded.
@@ -96,7 +96,7 @@ def _reason(error: Exception, empty: bool) -> str:
     if empty:
         return "is empty; copy or download it again"
     if isinstance(error, UnidentifiedImageError):
-        return f"is not a picture in a format read here ({', '.join(FORMATS)})"
+        return f"is not an image in a format read here ({', '.join(FORMATS)})"
     if isinstance(error, Image.DecompressionBombError):
         return f"has too many pixels to be safe ({error}); scale it down first"
     return f"cannot be decoded ({error or type(error).__name__}); is it damaged or truncated?"
@@ -126,7 +126,7 @@ def preprocess(
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise DarktrtError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
     if channels not in (1, 3):
-        raise DarktrtError(f"the network takes {channels} channels; pictures can feed 1 (gray) or 3 (RGB)")
+        raise DarktrtError(f"the network takes {channels} channels; images can feed 1 (gray) or 3 (RGB)")
     pixels, placement = _fit(image if channels == 3 else _gray(image), width, height, policy)
     if input_form == "uint8":
         return np.rint(pixels * np.float32(255)).astype(np.uint8), placement
@@ -134,7 +134,7 @@ def preprocess(
 
 
 def _gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """stb_image's luma, by which darknet reads a picture for a network of one channel: ``(H, W, 1)``."""
+    """stb_image's luma, by which darknet reads an image for a network of one channel: ``(H, W, 1)``."""
     red, green, blue = np.moveaxis(image.astype(np.uint16), 2, 0)
     luma: NDArray[np.uint8] = ((77 * red + 150 * green + 29 * blue) >> 8).astype(np.uint8)
     return luma[:, :, np.newaxis]

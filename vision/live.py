@@ -1,4 +1,4 @@
-"""Pictures that come by themselves: cameras and network streams, detected in as they come."""
+"""Images that come by themselves: cameras and network streams, detected in as they come."""
 
 from __future__ import annotations
 

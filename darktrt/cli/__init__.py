@@ -105,12 +105,12 @@ def _add_fetch(commands: _Commands) -> None:
     parser = _command(
         commands,
         "fetch",
-        "get cfg, weights and class names of a pretrained network; or two sample pictures",
+        "get cfg, weights and class names of a pretrained network; or two sample images",
         "darktrt fetch yolov4-tiny -o networks",
-        "darktrt fetch samples -o pictures",
+        "darktrt fetch samples -o images",
         "DARKTRT_ZOO=/media/usb/networks darktrt fetch yolov4 -o networks",
     )
-    parser.add_argument("model", metavar="MODEL", help="yolov4-tiny or yolov4; or samples, two pictures")
+    parser.add_argument("model", metavar="MODEL", help="yolov4-tiny or yolov4; or samples, two images")
     parser.add_argument("-o", "--output", default=".", metavar="FOLDER", help="where the files go (default: here)")
     parser.set_defaults(run=_fetch)
 
@@ -240,7 +240,7 @@ def _add_calib(commands: _Commands) -> None:
     parser = _command(
         commands,
         "calib",
-        "run a network over pictures and choose INT8 scales; or merge what several runs have counted",
+        "run a network over images and choose INT8 scales; or merge what several runs have counted",
         "darktrt calib portable.onnx photos/ -o calibration.table",
         "darktrt calib portable.onnx train.txt --limit 500 --plot histograms.png -o calibration.table",
         "darktrt calib merge shard1.npz shard2.npz -o calibration.table",
@@ -248,7 +248,7 @@ def _add_calib(commands: _Commands) -> None:
     )
     parser.add_argument("model", metavar="ONNX", help="what 'darktrt surgery' wrote; or the word merge")
     parser.usage = "%(prog)s ONNX [DATA ...] -o TABLE [options]"
-    data = "folders, lists, COCO json files, patterns (default: two sample pictures, to try it out); with merge: .npz files"
+    data = "folders, lists, COCO json files, patterns (default: two sample images, to try it out); with merge: .npz files"
     # nargs="*" would take no DATA in 'calib ONNX -o TABLE DATA'
     parser.add_argument("data", metavar="DATA", nargs="+", default=[], help=data).required = False
     beside = (
@@ -256,23 +256,23 @@ def _add_calib(commands: _Commands) -> None:
         "keep in floating point (.kept.json)"
     )
     parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
-    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
+    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N images")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
-    parser.add_argument("--batch", type=int, default=1, metavar="B", help="pictures at a time (default: 1)")
+    parser.add_argument("--batch", type=int, default=1, metavar="B", help="images at a time (default: 1)")
     methods = ["auto", "entropy", "weighted", "mse", "percentile", "minmax"]
     parser.add_argument(
         "--method", choices=methods, default="auto", help="how to choose (default: auto, least error where objects are found)"
     )
     parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
-    bias = "pictures on which a second pass measures how to correct biases; 0 leaves them (default: 64)"
+    bias = "images on which a second pass measures how to correct biases; 0 leaves them (default: 64)"
     parser.add_argument("--bias-images", type=int, default=64, metavar="N", help=bias)
     kept = (
-        "pictures on which a third pass measures which convolutions to keep in floating point, for they would add twice their "
+        "images on which a third pass measures which convolutions to keep in floating point, for they would add twice their "
         "share of INT8's noise or more; 0 keeps the first and those of the heads alone (default: 8)"
     )
     parser.add_argument("--keep-images", type=int, default=8, metavar="N", help=kept)
     parser.add_argument("--resume", action="store_true", help="go on from the histograms that an interrupted run left")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read, and list them")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
     parser.set_defaults(run=_calib)
 
@@ -306,7 +306,7 @@ def _calib(args: argparse.Namespace) -> None:
             raise
     for skipped in histograms.skipped:
         print(f"skipped: {skipped}", file=sys.stderr)
-    print(f"{args.output}: scales of {len(choices)} tensors from {len(histograms.images)} pictures")
+    print(f"{args.output}: scales of {len(choices)} tensors from {len(histograms.images)} images")
     if "warning" in about:
         _warn_of_samples()
 
@@ -333,7 +333,7 @@ def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet
     data = args.data
     if not data:
         _warn_of_samples()
-        data, about["warning"] = _samples(outputs.samples), "made of two sample pictures, for trying out only"
+        data, about["warning"] = _samples(outputs.samples), "made of two sample images, for trying out only"
     histograms = histograms_of(
         args.model, data, outputs, args.limit, args.seed, args.batch, resume=args.resume, skip_bad=args.skip_bad
     )
@@ -390,7 +390,7 @@ def _add_sensitivity(commands: _Commands) -> None:
     parser.add_argument("model", metavar="ONNX", help="what 'darktrt surgery' wrote, not quantized")
     parser.add_argument("data", metavar="DATA", nargs="+", help="folders, lists, COCO json files, patterns")
     parser.add_argument("--table", required=True, metavar="TABLE", help="calibration table of 'darktrt calib'")
-    parser.add_argument("--limit", type=int, default=16, metavar="N", help="use a random sample of N pictures (default: 16)")
+    parser.add_argument("--limit", type=int, default=16, metavar="N", help="use a random sample of N images (default: 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     truth = "also measure mAP with each layer quantized, and rank by it: slow; TRUTH is a COCO json, or FILE.json:FOLDER"
     parser.add_argument("--map", metavar="TRUTH", help=truth)
@@ -444,17 +444,17 @@ def _add_engine(commands: _Commands) -> None:
     _add_calibration(parser)
     budget = "largest loss of mAP, such as 0.005: the worst layers stay in FP16 until --eval shows no more"
     parser.add_argument("--max-drop", type=float, metavar="X", help=budget)
-    labels = "a COCO json with annotations, or FILE.json:FOLDER; of pictures without labels the change of the scores counts"
+    labels = "a COCO json with annotations, or FILE.json:FOLDER; of images without labels the change of the scores counts"
     parser.add_argument("--eval", nargs="+", metavar="DATA", help=labels)
-    parser.add_argument("--eval-limit", type=int, metavar="N", help="use a random sample of N pictures of it")
+    parser.add_argument("--eval-limit", type=int, metavar="N", help="use a random sample of N images of it")
     parser.add_argument(
         "--optimization-level", type=int, choices=range(6), metavar="N", help="0 to 5: how long to look for fast kernels"
     )
     gpu = "table: scales of --table; gpu: TensorRT's own entropy calibration on --data, full TensorRT to 10 (default: table)"
     parser.add_argument("--calibrate-on", choices=["table", "gpu"], default="table", help=gpu)
-    pictures = "with --calibrate-on gpu: folders, lists, COCO json files, patterns"
-    parser.add_argument("--data", nargs="+", metavar="DATA", help=pictures)
-    parser.add_argument("--data-limit", type=int, metavar="N", help="use a random sample of N pictures of it")
+    images = "with --calibrate-on gpu: folders, lists, COCO json files, patterns"
+    parser.add_argument("--data", nargs="+", metavar="DATA", help=images)
+    parser.add_argument("--data-limit", type=int, metavar="N", help="use a random sample of N images of it")
     batch = "least, usual and largest batch of a model with a dynamic one (default: the model's)"
     parser.add_argument("--batch", metavar="MIN,OPT,MAX", help=batch)
     workspace = "most GPU memory for intermediate results of a layer (default: all there is)"
@@ -570,7 +570,7 @@ def _batch_range(text: str) -> tuple[int, int, int]:
 
 @contextmanager
 def _gpu_calibration(args: argparse.Namespace) -> Iterator[GpuCalibration]:
-    """TensorRT's own calibration on the pictures of --data; they leave the GPU's memory at the end."""
+    """TensorRT's own calibration on the images of --data; they leave the GPU's memory at the end."""
     from darktrt.calib.data import batch_of, batches, find_images
     from darktrt.calib.trt_calibrator import BatchSource
     from darktrt.engine.weak_typing import GpuCalibration
@@ -676,16 +676,16 @@ def _add_compare(commands: _Commands) -> None:
     parser = _command(
         commands,
         "compare",
-        "run one network by different means over pictures and hold the results against the first; status 1 if they differ",
+        "run one network by different means over images and hold the results against the first; status 1 if they differ",
         "darktrt check compare photos/ --cfg my.cfg --weights my.weights --model portable.onnx --plan fp16.plan",
         "darktrt check compare photos/ --cfg my.cfg --weights my.weights --model portable.onnx --layers",
         "darktrt check compare photos/ --plan fp16.plan --save-outputs trt.json",
         "darktrt check compare photos/ --model portable.onnx --load-outputs trt.json --tolerance worst=0.01,score=0.05",
     )
     parser.set_defaults(command="check compare", run=_compare)
-    parser.add_argument("data", metavar="DATA", nargs="*", help="pictures: folders, lists, COCO json files, patterns")
+    parser.add_argument("data", metavar="DATA", nargs="*", help="images: folders, lists, COCO json files, patterns")
     _add_subjects(parser)
-    parser.add_argument("--limit", type=int, default=8, metavar="N", help="use a random sample of N pictures (default: 8)")
+    parser.add_argument("--limit", type=int, default=8, metavar="N", help="use a random sample of N images (default: 8)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     parser.add_argument("--layers", action="store_true", help="compare every cfg section, and name the first that differs")
     parser.add_argument("--save-outputs", metavar="JSON", help="keep the results, to compare them with others elsewhere")
@@ -720,7 +720,7 @@ def _add_subjects(parser: argparse.ArgumentParser) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from darktrt.calib.data import find_images, path_of
     from darktrt.check.agreement import compare
-    from darktrt.check.runs import Thresholds, load_picture, load_results
+    from darktrt.check.runs import Thresholds, load_image, load_results
     from darktrt.check.tolerance import parse_tolerance
 
     check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
@@ -730,16 +730,16 @@ def _compare(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         subjects = _subjects(args, stack, args.layers)
         if subjects and not args.data:
-            raise DarktrtError("no pictures to run the network on; name DATA: folders, lists, COCO json files, patterns")
+            raise DarktrtError("no images to run the network on; name DATA: folders, lists, COCO json files, patterns")
         if args.limit < 1:
-            raise DarktrtError(f"--limit {args.limit}: compare on at least 1 picture")
+            raise DarktrtError(f"--limit {args.limit}: compare on at least 1 image")
         paths = find_images(args.data, args.limit, args.seed) if subjects else []
-        pictures = [load_picture(path, subjects[0].info) for path in paths]
-        report = compare(subjects, pictures, loaded, thresholds, args.layers, tolerance, args.save_outputs)
+        images = [load_image(path, subjects[0].info) for path in paths]
+        report = compare(subjects, images, loaded, thresholds, args.layers, tolerance, args.save_outputs)
     if report.comparisons:
         print(report.to_table())
     if args.save_outputs:
-        print(f"{args.save_outputs}: results of {report.pictures} pictures; compare with them by --load-outputs")
+        print(f"{args.save_outputs}: results of {report.images} images; compare with them by --load-outputs")
     if args.json:
         with atomic_output(args.json) as temporary:
             temporary.write_text(report.to_json(), encoding="utf-8")
@@ -829,10 +829,10 @@ def _add_map(commands: _Commands) -> None:
 
 
 def _add_labelled(parser: argparse.ArgumentParser, name: str = "data") -> None:
-    """The pictures to judge on; :func:`_truth` loads them."""
-    data = "a COCO json with annotations, or FILE.json:FOLDER; or pictures with darknet's label files: folders, lists, patterns"
+    """The images to judge on; :func:`_truth` loads them."""
+    data = "a COCO json with annotations, or FILE.json:FOLDER; or images with darknet's label files: folders, lists, patterns"
     parser.add_argument(name, metavar="DATA", nargs="+", help=data)
-    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N pictures")
+    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N images")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     names = "names of the classes in darknet's label files, a line each (default: they are the network's)"
     parser.add_argument("--names", metavar="FILE", help=names)
@@ -857,15 +857,15 @@ def _map(args: argparse.Namespace) -> None:
         print(f"warning: {note}", file=sys.stderr)
     if args.save_detections:
         save_found(found, args.save_detections)
-        print(f"{args.save_detections}: what {len(found)} variants found in {len(digests)} pictures; see --load-detections")
+        print(f"{args.save_detections}: what {len(found)} variants found in {len(digests)} images; see --load-detections")
         return
     judged = judge_all(found, truth, digests)
-    print(f"{truth.name}: {len(digests)} pictures, {truth.count} objects")
+    print(f"{truth.name}: {len(digests)} images, {truth.count} objects")
     print(to_table(judged))
 
 
 def _found(args: argparse.Namespace, notes: list[str]) -> tuple[Truth, list[str], list[Found]]:
-    """The labels, the pictures' SHA-256, and what every variant finds; what is odd about the labels goes to ``notes``."""
+    """The labels, the images' SHA-256, and what every variant finds; what is odd about the labels goes to ``notes``."""
     from darktrt.check.detections import digests_of, find, load_found
 
     loaded = [one for path in args.load_detections for one in load_found(path)]
@@ -903,11 +903,11 @@ def _add_report(commands: _Commands) -> None:
     parser.add_argument("-o", "--output", metavar="FOLDER", help=output)
     times = "latencies of the engines, from 'darktrt bench --json'; may be repeated"
     parser.add_argument("--bench", metavar="JSON", action="append", default=[], help=times)
-    compared = "pictures that tensors and layers are compared on; 0 leaves that out (default: 8)"
+    compared = "images that tensors and layers are compared on; 0 leaves that out (default: 8)"
     parser.add_argument("--compare-images", type=int, default=8, metavar="N", help=compared)
-    ranked = "pictures that INT8's cost is measured on, convolution by convolution; 0 leaves that out (default: 8)"
+    ranked = "images that INT8's cost is measured on, convolution by convolution; 0 leaves that out (default: 8)"
     parser.add_argument("--sensitivity-images", type=int, default=8, metavar="N", help=ranked)
-    shown = "pictures to show of those on which variants disagree most (default: 8)"
+    shown = "images to show of those on which variants disagree most (default: 8)"
     parser.add_argument("--show-images", type=int, default=8, metavar="N", help=shown)
 
 
@@ -943,15 +943,15 @@ def _report(args: argparse.Namespace) -> None:
 def _compared_outputs(args: argparse.Namespace, truth: Truth) -> Comparison | None:
     """The variants' tensors against the first's, layer by layer where they give them; None where there is but one."""
     from darktrt.check.agreement import compare
-    from darktrt.check.runs import load_picture
+    from darktrt.check.runs import load_image
 
     with ExitStack() as stack:
         subjects = _subjects(args, stack, layers=True) if args.compare_images else []
         if len(subjects) < 2:
             return None
-        paths = [picture.path for picture in truth.pictures[: args.compare_images]]
-        pictures = [load_picture(path, subjects[0].info) for path in paths]
-        return compare(subjects, pictures, layers=True, partly=True)
+        paths = [image.path for image in truth.images[: args.compare_images]]
+        images = [load_image(path, subjects[0].info) for path in paths]
+        return compare(subjects, images, layers=True, partly=True)
 
 
 def _add_diff(commands: _Commands) -> None:
@@ -997,7 +997,7 @@ def _side(args: argparse.Namespace, text: str) -> Side:
     if path.suffix.lower() not in (".onnx", ".plan", ".engine"):
         return read_side(text)
     if not args.data:
-        raise DarktrtError(f"{text}: is measured on pictures with labels; name them by --data")
+        raise DarktrtError(f"{text}: is measured on images with labels; name them by --data")
     from darktrt.check.detections import digests_of, find, judge_all
     from darktrt.check.report import evaluation_digest
     from darktrt.check.runs import onnx_subject, plan_subject
@@ -1037,18 +1037,18 @@ def _add_detect(commands: _Commands) -> None:
     parser = _command(
         commands,
         "detect",
-        "find objects in pictures and videos, with an ONNX file on the CPU or an engine on the GPU",
+        "find objects in images and videos, with an ONNX file on the CPU or an engine on the GPU",
         "darktrt detect dog.jpg --model portable.onnx -o out.jpg",
         "darktrt detect dog.jpg --engine fp16.plan -o out.jpg",
         "darktrt detect holiday/ street.mp4 --model portable.onnx -o found/ --json > found.jsonl",
     )
-    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="pictures, videos, folders or patterns")
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="images, videos, folders or patterns")
     network = parser.add_mutually_exclusive_group(required=True)
     network.add_argument("--model", metavar="ONNX", help="what 'darktrt surgery' wrote, in ONNX Runtime on the CPU")
     network.add_argument("--engine", metavar="PLAN", help="what 'darktrt engine' wrote, on the GPU")
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as 'darktrt engine' takes it")
     parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON a picture or frame instead of tables")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON an image or frame instead of tables")
     parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="(default: 0.25)")
     parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="(default: 0.45)")
     parser.set_defaults(run=_detect)
@@ -1108,13 +1108,11 @@ def _add_repository(commands: _Commands) -> None:
     parser.add_argument("--name", metavar="NAME", help="of the model in Triton (default: the network's)")
     kinds = "python: our backend, everywhere; tensorrt_plan, onnxruntime: Triton's own, in its containers (default: python)"
     parser.add_argument("--kind", choices=["python", "tensorrt_plan", "onnxruntime"], default="python", help=kinds)
-    forms = "tensor: pictures of the network's size; jpeg: files of any size, and JSON back (default: tensor)"
+    forms = "tensor: images of the network's size; jpeg: files of any size, and JSON back (default: tensor)"
     parser.add_argument("--input", choices=["tensor", "jpeg"], default="tensor", help=forms)
     parser.add_argument("--version", type=int, default=1, metavar="N", help="of the model; others stay (default: 1)")
     parser.add_argument("--versions", type=int, default=1, metavar="N", help="serve the N latest; 0 for all (default: 1)")
-    parser.add_argument(
-        "--max-batch", type=int, metavar="N", help="pictures that Triton may batch (default: as the model takes)"
-    )
+    parser.add_argument("--max-batch", type=int, metavar="N", help="images that Triton may batch (default: as the model takes)")
     parser.add_argument("--preferred", type=int, nargs="+", default=[], metavar="N", help="batch sizes that wait for no more")
     delay = "microseconds that a request may wait to be batched (default: 0)"
     parser.add_argument("--delay", type=int, default=0, metavar="US", help=delay)
@@ -1219,18 +1217,18 @@ def _add_serve_doctor(commands: _Commands) -> None:
         "doctor",
         "check a model repository before the server does; status 1 if something would fail",
         "darktrt serve doctor model_repository",
-        "darktrt serve doctor model_repository --reference portable.onnx --picture dog.jpg",
+        "darktrt serve doctor model_repository --reference portable.onnx --image dog.jpg",
     )
     parser.set_defaults(command="serve doctor", run=_serve_doctor)
     parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
     parser.add_argument("--reference", metavar="ONNX", help="hold the models of this network against it, in ONNX Runtime")
-    parser.add_argument("--picture", metavar="FILE", help="to detect in (default: noise)")
+    parser.add_argument("--image", metavar="FILE", help="to detect in (default: noise)")
 
 
 def _serve_doctor(args: argparse.Namespace) -> int:
     from darktrt.serve.doctor import examine
 
-    findings = examine(args.repository, args.reference, args.picture)
+    findings = examine(args.repository, args.reference, args.image)
     for finding in findings:
         print(finding)
     return 1 if any(finding.bad for finding in findings) else 0
@@ -1247,8 +1245,8 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=_above_zero, default=60.0, metavar="S", help="of one request, in seconds (default: 60)"
     )
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="pictures a request (default: 1)")
-    shared = "how pictures get to a server on this machine (default: none, by the socket)"
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a request (default: 1)")
+    shared = "how images get to a server on this machine (default: none, by the socket)"
     parser.add_argument("--shared-memory", choices=["none", "system", "cuda"], default="none", help=shared)
 
 
@@ -1266,12 +1264,12 @@ def _endpoint(args: argparse.Namespace) -> Endpoint:
 
 
 _CLIENT_KINDS = {
-    "image": "pictures; like folder and video it takes any files, which their suffixes tell apart",
+    "image": "images; like folder and video it takes any files, which their suffixes tell apart",
     "folder": "folders, to any depth",
     "video": "videos",
     "camera": "a camera of this machine: its number or device file",
     "rtsp-url": "a stream of the network: its URL",
-    "dummy": "no picture at all: noise, to see whether the model answers",
+    "dummy": "no image at all: noise, to see whether the model answers",
     "info": "what the server says of the model",
     "statistics": "what it counted",
 }
@@ -1281,7 +1279,7 @@ def _add_client(commands: _Commands) -> None:
     parser = _command(
         commands,
         "client",
-        "find objects in pictures, videos, cameras and streams by a model on a Triton server",
+        "find objects in images, videos, cameras and streams by a model on a Triton server",
         "darktrt client image dog.jpg -o out.jpg",
         "darktrt client folder holiday/ -o found/ --json > found.jsonl",
         "darktrt client video street.mp4 -o out.mp4 --server http://gpu-box:8000 --model yolov4",
@@ -1297,7 +1295,7 @@ def _add_client(commands: _Commands) -> None:
     _add_server(parser)
     parser.add_argument("--model", metavar="NAME", help="may be left out where the server has one model")
     parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON a picture or frame instead of tables")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON an image or frame instead of tables")
     parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="(default: 0.25)")
     parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="(default: 0.45)")
     parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="most requests under way at once (default: 4)")
@@ -1396,7 +1394,7 @@ def _add_load(commands: _Commands) -> None:
     processes = "that ask, without perf_analyzer (default: half of the processors, at most 8)"
     parser.add_argument("--processes", type=int, default=0, metavar="N", help=processes)
     parser.add_argument(
-        "--picture", action="append", default=[], metavar="FILE", help="to ask about; may be repeated (default: made ones)"
+        "--image", action="append", default=[], metavar="FILE", help="to ask about; may be repeated (default: made ones)"
     )
     tool = "who asks: auto is perf_analyzer where it is installed, else darktrt itself (default: auto)"
     parser.add_argument("--tool", choices=["auto", "perf_analyzer", "own"], default="auto", help=tool)
@@ -1416,7 +1414,7 @@ def _load(args: argparse.Namespace) -> None:
     from darktrt.serve.load.sweep import delays_of, load_repository, settings_of, sweep
 
     if args.json:
-        keep_inputs(args.json, *args.picture)
+        keep_inputs(args.json, *args.image)
         check_writable(args.json)
     options = LoadOptions(
         tuple(args.concurrency),
@@ -1425,7 +1423,7 @@ def _load(args: argparse.Namespace) -> None:
         args.processes,
         args.shared_memory,
         args.timeout,
-        tuple(map(Path, args.picture)),
+        tuple(map(Path, args.image)),
         args.tool,
         args.metrics,
     )

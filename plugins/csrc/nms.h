@@ -29,7 +29,7 @@ HOST_DEVICE uint32_t index_of(uint64_t key) { return ~static_cast<uint32_t>(key)
 struct Suppression {
     int32_t kind;
     float exponent, threshold;
-    float width, height;  // of the picture, for the distance term
+    float width, height;  // of the image, for the distance term
 };
 
 // Where there is no area, this makes the divisor positive; it changes no other one.
@@ -45,7 +45,7 @@ HOST_DEVICE float intersection_over_union(const Box& a, const Box& b)
     return intersection / (area(a) + area(b) - intersection);
 }
 
-// (squared distance of the centres / squared diagonal of the box around both) ^ exponent, of boxes relative to the picture.
+// (squared distance of the centres / squared diagonal of the box around both) ^ exponent, of boxes relative to the image.
 HOST_DEVICE float distance_term(const Suppression& rule, const Box& a, const Box& b)
 {
     const Box p{a.x1 / rule.width, a.y1 / rule.height, a.x2 / rule.width, a.y2 / rule.height};

@@ -29,7 +29,7 @@ from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import Arrays, Detector, FileResult, Run, ahead, detect_files
 from darktrt.vision.images import read_image
 
-Picture = NDArray[np.uint8] | str | os.PathLike[str]
+ImageLike = NDArray[np.uint8] | str | os.PathLike[str]
 """An RGB image ``(H, W, 3)``, or the file that it is in."""
 
 _Value = TypeVar("_Value")
@@ -44,11 +44,11 @@ class Client:
         model: its name; may be left out where the server has one model.
         version: as a number in text; without it the server's policy decides.
         score_threshold, iou_threshold: of :meth:`detect`; sent with every request.
-        batch: most pictures of one request; those of :meth:`detect_files` and :meth:`detect_all` go together.
+        batch: most images of one request; those of :meth:`detect_files` and :meth:`detect_all` go together.
         in_flight: most requests under way at once.
         timeout: seconds that a request may take.
         retry_seconds: how long a request is repeated while the server cannot be reached, say because it is started anew.
-        shared_memory: how pictures get to a server on this machine: ``system`` or ``cuda`` memory, or ``none``, by the socket.
+        shared_memory: how images get to a server on this machine: ``system`` or ``cuda`` memory, or ``none``, by the socket.
 
     Raises:
         DarktrtError: the server cannot be reached, has no such model, or the model was not made by darktrt.
@@ -69,7 +69,7 @@ class Client:
         shared_memory: SharedMemory = "none",
     ) -> None:
         if batch < 1 or in_flight < 1 or not retry_seconds >= 0:
-            raise DarktrtError("a client needs at least 1 picture a request, 1 request in flight, and 0 seconds to retry")
+            raise DarktrtError("a client needs at least 1 image a request, 1 request in flight, and 0 seconds to retry")
         self.endpoint = Endpoint.parse(server) if isinstance(server, str) else server
         self.in_flight = in_flight
         self._connection = _wait(_Connection.open(self.endpoint, timeout))
@@ -89,22 +89,22 @@ class Client:
         """How many requests had to be repeated so far because the server was away."""
         return self._connection.transport.retries
 
-    def detect(self, image: Picture) -> Detections:
-        """What is in one picture, in its pixels, best first.
+    def detect(self, image: ImageLike) -> Detections:
+        """What is in one image, in its pixels, best first.
 
         Raises:
-            DarktrtError: it is no picture, or the server does not answer.
+            DarktrtError: it is no image, or the server does not answer.
         """
         return self.detect_all([image])[0]
 
-    def detect_all(self, images: Sequence[Picture]) -> list[Detections]:
-        """As :meth:`detect` of each, in requests of up to ``batch`` pictures, of which up to ``in_flight`` are under way."""
+    def detect_all(self, images: Sequence[ImageLike]) -> list[Detections]:
+        """As :meth:`detect` of each, in requests of up to ``batch`` images, of which up to ``in_flight`` are under way."""
         size = self.info.batch[2]
         groups = [images[first : first + size] for first in range(0, len(images), size)]
         with closing(ahead(self._detect, groups, min(self.in_flight, max(len(groups), 1)))) as results:
             return [one for _, found in results for one in found]
 
-    def _detect(self, images: Sequence[Picture]) -> list[Detections]:
+    def _detect(self, images: Sequence[ImageLike]) -> list[Detections]:
         if isinstance(self.detector, EncodedDetector):
             return self.detector.detect(images)
         return self.detector.detect([image if isinstance(image, np.ndarray) else read_image(image) for image in images])
@@ -144,12 +144,12 @@ def triton_run(server: str | Endpoint, model: str | None = None, **options: Any)
     """A model on a server as a function with its metadata, as the evaluators take one; ``options`` are :class:`Client`'s.
 
     Raises:
-        DarktrtError: as :class:`Client`, or the model takes encoded pictures.
+        DarktrtError: as :class:`Client`, or the model takes encoded images.
     """
     with Client(server, model, **options) as client:
         if client.model.takes_files:
             raise DarktrtError(
-                f"{client.endpoint}: model '{client.model.name}' takes picture files; serve it with --input tensor"
+                f"{client.endpoint}: model '{client.model.name}' takes image files; serve it with --input tensor"
             )
         yield client.run, client.info
 
@@ -160,29 +160,29 @@ def _client_info(model: ServedModel, batch: int) -> DetectorInfo:
     if model.max_batch:
         smallest, largest = 1, model.max_batch
     if not smallest <= batch <= largest and batch != 1:
-        raise DarktrtError(f"model '{model.name}' takes {smallest} to {largest} pictures a request, not {batch}")
+        raise DarktrtError(f"model '{model.name}' takes {smallest} to {largest} images a request, not {batch}")
     most = max(batch, smallest)
     return replace(model.info, batch=(smallest, most, most))
 
 
 class EncodedDetector(Detector):
-    """A model that gets pictures as files and gives boxes in their pixels."""
+    """A model that gets images as files and gives boxes in their pixels."""
 
-    def detect(self, images: Sequence[Picture]) -> list[Detections]:
-        """Detections of every picture; files are sent as they are, arrays as PNG."""
+    def detect(self, images: Sequence[ImageLike]) -> list[Detections]:
+        """Detections of every image; files are sent as they are, arrays as PNG."""
         size, found = self.info.batch[2], []
         for first in range(0, len(images), size):
             found += self._detect_encoded([_encoded(one) for one in images[first : first + size]])
         return found
 
-    def detect_pictures(
+    def detect_images(
         self, paths: Sequence[Path], pixels: bool = True
     ) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
         found = self.detect(paths)
         return [read_image(path) if pixels else None for path in paths], found
 
-    def _detect_encoded(self, pictures: list[bytes]) -> list[Detections]:
-        outputs = self._run({ENCODED: np.array(pictures, object)[:, np.newaxis]})
+    def _detect_encoded(self, encoded: list[bytes]) -> list[Detections]:
+        outputs = self._run({ENCODED: np.array(encoded, object)[:, np.newaxis]})
         parts = zip(*(outputs[name] for name in ("num_detections", "boxes", "scores", "classes")), strict=True)
         return [self._cut(*one) for one in parts]
 
@@ -191,7 +191,7 @@ class EncodedDetector(Detector):
         return Detections(boxes[:n], scores[:n], classes[:n], self.info.class_names)
 
 
-def _encoded(image: Picture) -> bytes:
+def _encoded(image: ImageLike) -> bytes:
     if not isinstance(image, np.ndarray):
         return read_encoded(image)
     encoded = io.BytesIO()
@@ -200,7 +200,7 @@ def _encoded(image: Picture) -> bytes:
 
 
 def read_encoded(path: str | os.PathLike[str]) -> bytes:
-    """A picture file as it is.
+    """An image file as it is.
 
     Raises:
         DarktrtError: it cannot be read.

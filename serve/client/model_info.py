@@ -25,7 +25,7 @@ _DTYPES = {
 """NumPy's names of the types that detectors have; Triton says BYTES for strings, and NumPy has objects for them."""
 
 ENCODED = "image"
-"""The input of a model that takes encoded pictures."""
+"""The input of a model that takes encoded images."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class ServedModel:
 
     @property
     def takes_files(self) -> bool:
-        """Whether pictures go to it as files, and boxes come back in their pixels."""
+        """Whether images go to it as files, and boxes come back in their pixels."""
         return ENCODED in self.inputs
 
     def shape(self, tensor: ServedTensor, batch: int) -> tuple[int, ...]:
-        """Of one of its tensors in a request of ``batch`` pictures; negative where it depends on the content."""
+        """Of one of its tensors in a request of ``batch`` images; negative where it depends on the content."""
         if self.max_batch:
             return batch, *tensor.dims
         return (batch if tensor.dims[0] < 0 else tensor.dims[0]), *tensor.dims[1:]
@@ -82,7 +82,7 @@ class ServedModel:
     def to_text(self) -> str:
         """Text for people."""
         info = self.info
-        of_each = f"up to {self.max_batch} pictures a request" if self.max_batch else "one shape of request"
+        of_each = f"up to {self.max_batch} images a request" if self.max_batch else "one shape of request"
         lines = [
             f"{self.name}: {info.name}, {info.width}x{info.height}, {len(info.class_names)} classes, {info.resize}; {of_each}; "
             f"backend {self.backend}",

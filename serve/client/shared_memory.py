@@ -1,4 +1,4 @@
-"""Memory that a client shares with a server on its machine, so that pictures need not pass through a socket.
+"""Memory that a client shares with a server on its machine, so that images need not pass through a socket.
 
 A region is known to the server under the name of a file in ``/dev/shm`` that its owner holds locked. The kernel gives the lock
 back however the owner ends: a region whose file nobody locks was left behind, and :func:`free_abandoned` frees it. No other

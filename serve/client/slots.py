@@ -30,7 +30,7 @@ class Prepared:
 
 
 class Lane:
-    """What one request after the other uses: with shared memory, places for the pictures and for outputs of known size."""
+    """What one request after the other uses: with shared memory, places for the images and for outputs of known size."""
 
     def __init__(self, model: ServedModel, batch: int, kind: SharedMemory) -> None:
         self._model, self._kind = model, kind

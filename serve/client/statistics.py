@@ -31,7 +31,7 @@ class ModelStatistics:
 
     version: str
     inferences: int
-    """Pictures, so more than requests where those are batches; of a model with ``max_batch_size: 0`` requests."""
+    """Images, so more than requests where those are batches; of a model with ``max_batch_size: 0`` requests."""
     executions: int
     """Calls of the network, so fewer than requests where the server batches."""
     success: Spent
@@ -69,13 +69,13 @@ def to_table(statistics: Sequence[ModelStatistics], batches: bool = True) -> str
     """Text for people: a heading and a line a version; times are means over requests, in milliseconds.
 
     Args:
-        batches: whether Triton knows the model's batch; it counts no pictures otherwise.
+        batches: whether Triton knows the model's batch; it counts no images otherwise.
     """
-    lines = ["version  requests  failed  pictures  batch  total ms  " + "  ".join(f"{name:>14}" for name in PARTS)]
+    lines = ["version  requests  failed  images  batch  total ms  " + "  ".join(f"{name:>14}" for name in PARTS)]
     for one in statistics:
         parts = "  ".join(f"{getattr(one, name).mean_ms:14.3f}" for name in PARTS)
-        pictures = f"{one.inferences:8}  {one.mean_batch:5.2f}" if batches else f"{'-':>8}  {'-':>5}"
+        images = f"{one.inferences:8}  {one.mean_batch:5.2f}" if batches else f"{'-':>8}  {'-':>5}"
         lines.append(
-            f"{one.version:<7}  {one.success.count:8}  {one.fail.count:6}  {pictures}  {one.success.mean_ms:8.3f}  {parts}"
+            f"{one.version:<7}  {one.success.count:8}  {one.fail.count:6}  {images}  {one.success.mean_ms:8.3f}  {parts}"
         )
     return "\n".join(lines)

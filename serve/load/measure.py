@@ -35,7 +35,7 @@ from darktrt.vision.images import decode_image
 CONCURRENCY = (1, 2, 4, 8, 16)
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 _MADE_SIZE = (480, 640)
-_MADE_PICTURES = 4
+_MADE_IMAGES = 4
 _SAMPLE_SECONDS = 0.5
 _MOST_PROCESSES = 8
 _LONG = 0.2
@@ -50,15 +50,15 @@ class LoadOptions:
 
     concurrency: tuple[int, ...] = CONCURRENCY
     batch: int = 1
-    """Pictures a request."""
+    """Images a request."""
     seconds: float = 5.0
     """Of each level, after a fifth of that to warm up."""
     processes: int = 0
     """That ask; 0 for as many as the machine bears."""
     shared_memory: SharedMemory = "none"
     timeout: float = 60.0
-    pictures: tuple[Path, ...] = ()
-    """What to ask about; made pictures where there is none."""
+    images: tuple[Path, ...] = ()
+    """What to ask about; made images where there is none."""
     tool: Tool = "auto"
     metrics: str | None = None
     """URL of the server's metrics; its host's port 8002 where there is none."""
@@ -74,14 +74,14 @@ class Level:
 
     concurrency: int
     infer_per_second: float
-    """Pictures, whatever the batch."""
+    """Images, whatever the batch."""
     latency: Latency
     queue_ms: float
     """Mean of a request's wait inside the server."""
     compute_ms: float
     """Mean of taking inputs in, running the model and giving outputs out."""
     mean_batch: float
-    """Pictures that the server put together for one run of the network."""
+    """Images that the server put together for one run of the network."""
     gpu_percent: float | None
     """Mean utilisation; None where nothing tells it."""
     failures: int = 0
@@ -137,7 +137,7 @@ def measure_load(
     """Load one model of a server, level by level, under a progress bar.
 
     Raises:
-        DarktrtError: the server or the model is not there, it refuses every request of a level, or a picture cannot be read.
+        DarktrtError: the server or the model is not there, it refuses every request of a level, or an image cannot be read.
     """
     with Client(server, model, version, batch=options.batch, timeout=options.timeout, shared_memory=options.shared_memory) as c:
         requests = make_requests(c.model, options)
@@ -202,7 +202,7 @@ def make_requests(model: ServedModel, options: LoadOptions) -> tuple[Arrays, ...
     """Inputs of a few different requests, as the client would send them.
 
     Raises:
-        DarktrtError: a picture cannot be read.
+        DarktrtError: an image cannot be read.
     """
     groups = _groups(options)
     make = _encoded_request if model.takes_files else _pixel_request
@@ -214,12 +214,12 @@ def make_requests(model: ServedModel, options: LoadOptions) -> tuple[Arrays, ...
 
 
 def _groups(options: LoadOptions) -> list[list[bytes]]:
-    """Encoded pictures, a batch of them for each of a few requests."""
-    files = [read_encoded(path) for path in options.pictures] or [_made_picture(seed) for seed in range(_MADE_PICTURES)]
+    """Encoded images, a batch of them for each of a few requests."""
+    files = [read_encoded(path) for path in options.images] or [_made_image(seed) for seed in range(_MADE_IMAGES)]
     return [[files[(i + j) % len(files)] for j in range(options.batch)] for i in range(len(files))]
 
 
-def _made_picture(seed: int) -> bytes:
+def _made_image(seed: int) -> bytes:
     """Smooth shades with blocks on them as JPEG: as large as a photograph of that size is, which noise is not."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[0 : _MADE_SIZE[0], 0 : _MADE_SIZE[1]]
@@ -233,12 +233,12 @@ def _made_picture(seed: int) -> bytes:
     return encoded.getvalue()
 
 
-def _encoded_request(_: ServedModel, pictures: Sequence[bytes]) -> Arrays:
-    return {ENCODED: np.array(pictures, object)[:, np.newaxis]}
+def _encoded_request(_: ServedModel, images: Sequence[bytes]) -> Arrays:
+    return {ENCODED: np.array(images, object)[:, np.newaxis]}
 
 
-def _pixel_request(model: ServedModel, pictures: Sequence[bytes]) -> Arrays:
-    fitted = [fit(decode_image(one, "a picture to ask about", MOST_PIXELS), model.info) for one in pictures]
+def _pixel_request(model: ServedModel, images: Sequence[bytes]) -> Arrays:
+    fitted = [fit(decode_image(one, "an image to ask about", MOST_PIXELS), model.info) for one in images]
     inputs: Arrays = {"images": np.stack([array for array, _ in fitted])}
     if model.info.takes_image_size:
         inputs["image_size"] = np.array([placement.inner_size for _, placement in fitted], np.float32)

@@ -105,7 +105,7 @@ def _tls(task: Task) -> list[str]:
 
 
 def _rows(model: ServedModel, request: Arrays, batch: int) -> dict[str, Any]:
-    """One picture's inputs in perf_analyzer's JSON; it puts batches together itself where Triton knows of batches."""
+    """One image's inputs in perf_analyzer's JSON; it puts batches together itself where Triton knows of batches."""
     one = {name: array[0] if model.max_batch and array.ndim > 1 else array for name, array in request.items()}
     return {name: {"b64": base64.b64encode(_wire(array)).decode()} for name, array in one.items()}
 

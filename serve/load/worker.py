@@ -39,7 +39,7 @@ class Asked:
     """What the side that asks saw of a level of load."""
 
     infer_per_second: float
-    """Pictures, whatever the batch."""
+    """Images, whatever the batch."""
     latency: Latency
     failures: int = 0
 

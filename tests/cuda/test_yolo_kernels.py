@@ -64,7 +64,7 @@ def test_detections_are_those_of_the_sequential_definition(cuda: CudaLibrary, ki
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("yolo", [YOLOV4_608, SMALL, NEW_COORDS, ONE_CLASS])
 def test_detections(cuda: CudaLibrary, host: Library, yolo: Yolo, dtype: Any, kind: str) -> None:
-    """Scenes with few and thousands of candidates, a batch of 8; also relative to pictures in letterboxes."""
+    """Scenes with few and thousands of candidates, a batch of 8; also relative to images in letterboxes."""
     heads = scene(yolo, 8, 0, 0.01 if yolo is YOLOV4_608 else 0.1, dtype)
     for score_threshold in (0.9999, 0.25, 0.001):
         for nms in (Nms(kind), Nms(kind, 0.9, 3840, 1000), Nms(kind, 0.6, 65, 64)):

@@ -1,4 +1,4 @@
-"""The client against a real server: the same detections as without one, by every way that pictures can take."""
+"""The client against a real server: the same detections as without one, by every way that images can take."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from test_readme import README, blocks, run
 from triton_models import Models
 
 from darktrt.check.coco import evaluate
-from darktrt.check.ground_truth import LabelledObject, LabelledPicture, Truth
+from darktrt.check.ground_truth import LabelledImage, LabelledObject, Truth
 from darktrt.cli import main
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
@@ -40,14 +40,14 @@ SCORE = 0.08
 SIZES = [(64, 96), (120, 50), (33, 200), (64, 96), (90, 90), (50, 120), (61, 77)]
 
 
-def pictures() -> list[np.ndarray]:
+def photos() -> list[np.ndarray]:
     return [made_image(height, width, seed) for seed, (height, width) in enumerate(SIZES)]
 
 
-def save_pictures(folder: Path) -> list[Path]:
+def save_images(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{i}.png" for i in range(len(SIZES))]
-    for path, image in zip(paths, pictures(), strict=True):
+    for path, image in zip(paths, photos(), strict=True):
         Image.fromarray(image).save(path)
     return paths
 
@@ -83,11 +83,11 @@ def test_detections_are_those_without_a_server(
     triton: Server, models: Models, protocol: str, memory: Any, model: str, tmp_path: Path
 ) -> None:
     with Client(url(triton, protocol), model, score_threshold=SCORE, shared_memory=memory, batch=2) as client:
-        found = client.detect_all(pictures())
-        paths = save_pictures(tmp_path)
+        found = client.detect_all(photos())
+        paths = save_images(tmp_path)
         assert_same(client.detect_all(paths), found)
         one = client.detect(paths[2])
-    assert_same(found, direct(models.letterbox if model == "letterbox" else models.made, pictures()))
+    assert_same(found, direct(models.letterbox if model == "letterbox" else models.made, photos()))
     assert_same([one] * 10, [found[2]] * 10)
     assert regions_of(triton) == []
 
@@ -98,7 +98,7 @@ def test_thresholds_go_with_every_request(triton: Server, models: Models) -> Non
 
     def ask(score: float) -> None:
         with Client(triton.grpc, "made", score_threshold=score, in_flight=8) as client:
-            found[score] = [client.detect(image) for _ in range(5) for image in pictures()]
+            found[score] = [client.detect(image) for _ in range(5) for image in photos()]
 
     threads = [threading.Thread(target=ask, args=(score,)) for score in (0.07, 0.1)]
     for thread in threads:
@@ -106,7 +106,7 @@ def test_thresholds_go_with_every_request(triton: Server, models: Models) -> Non
     for thread in threads:
         thread.join()
     for score, detections in found.items():
-        assert_same(detections, 5 * direct(models.made, pictures(), score))
+        assert_same(detections, 5 * direct(models.made, photos(), score))
     assert sum(map(len, found[0.07])) > sum(map(len, found[0.1]))
 
 
@@ -124,7 +124,7 @@ def test_names_sizes_and_batches_come_from_the_server(triton: Server) -> None:
 def test_statistics_count_what_was_asked(triton: Server, protocol: str) -> None:
     with Client(url(triton, protocol), "made", batch=2) as client:
         (before,) = client.statistics()
-        client.detect_all(pictures())
+        client.detect_all(photos())
         (after,) = client.statistics()
     change = after - before
     assert (change.inferences, change.success.count, change.fail.count) == (7, 4, 0)
@@ -133,19 +133,19 @@ def test_statistics_count_what_was_asked(triton: Server, protocol: str) -> None:
 
 
 def labelled(folder: Path, model: Path) -> Truth:
-    """Made pictures, labelled with some of what the network finds in them, a little off: an AP neither 0 nor 1."""
+    """Made images, labelled with some of what the network finds in them, a little off: an AP neither 0 nor 1."""
     names = tuple("abc")
     random = np.random.default_rng(0)
-    labelled_pictures = []
-    for path, found in zip(save_pictures(folder), direct(model, pictures(), 0.05), strict=True):
+    labelled_images = []
+    for path, found in zip(save_images(folder), direct(model, photos(), 0.05), strict=True):
         best = found.select(slice(0, 12))
         corners = best.boxes + random.normal(0, 1.5, best.boxes.shape)
         objects = []
         for box, class_id in zip(corners, best.class_ids, strict=True):
             x, y, width, height = box[0], box[1], max(box[2] - box[0], 1), max(box[3] - box[1], 1)
             objects.append(LabelledObject(int(class_id), (x, y, width, height), float(width * height), False))
-        labelled_pictures.append(LabelledPicture(path, None, tuple(objects)))
-    return Truth("made", names, tuple(labelled_pictures))
+        labelled_images.append(LabelledImage(path, None, tuple(objects)))
+    return Truth("made", names, tuple(labelled_images))
 
 
 @pytest.mark.parametrize("memory", ["none", "system"])
@@ -161,7 +161,7 @@ def test_map_through_triton_is_that_without(triton: Server, models: Models, tmp_
 
 
 def test_a_model_of_files_is_none_to_evaluate(triton: Server) -> None:
-    with pytest.raises(DarktrtError, match="takes picture files"), triton_run(triton.grpc, "files"):
+    with pytest.raises(DarktrtError, match="takes image files"), triton_run(triton.grpc, "files"):
         pass
 
 
@@ -176,7 +176,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_a_folder_is_drawn_and_told_as_detect_does_it(
     triton: Server, models: Models, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_pictures(tmp_path / "in")
+    save_images(tmp_path / "in")
     options = ["--score-threshold", str(SCORE), "--json"]
     command = ["client", "folder", str(tmp_path / "in"), "--server", triton.grpc, "--model", model, *options]
     assert main([*command, "-o", str(tmp_path / "a"), "--batch", "2"]) == 0
@@ -242,13 +242,13 @@ def test_the_readmes_commands(triton: Server, tmp_path: Path) -> None:
     for command in commands:
         done = run([sys.executable, "-m", "darktrt", *command[1:], "--server", triton.grpc, "--model", "made"], tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
-    pictures = {path.name for path in (tmp_path / "docs").iterdir() if path.suffix in IMAGE_SUFFIXES}
-    assert {path.name for path in (tmp_path / "found").iterdir()} == pictures
+    images = {path.name for path in (tmp_path / "docs").iterdir() if path.suffix in IMAGE_SUFFIXES}
+    assert {path.name for path in (tmp_path / "found").iterdir()} == images
     assert (tmp_path / "load.json").is_file()
 
 
 def test_the_readmes_program(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (path, *_) = save_pictures(tmp_path)
+    (path, *_) = save_images(tmp_path)
     text = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
     assert len(text.splitlines()) <= 10
     arguments = f'"{triton.grpc}", "made", score_threshold={SCORE}'
@@ -267,8 +267,8 @@ def test_the_readmes_program(triton: Server, tmp_path: Path, capsys: pytest.Capt
         ({}, "has the models files, letterbox, made; name one"),
         ({"model": "none"}, "unknown model: 'none'"),
         ({"model": "made", "version": "7"}, "7"),
-        ({"model": "made", "batch": 9}, "takes 1 to 3 pictures a request, not 9"),
-        ({"model": "made", "batch": 0}, "at least 1 picture"),
+        ({"model": "made", "batch": 9}, "takes 1 to 3 images a request, not 9"),
+        ({"model": "made", "batch": 0}, "at least 1 image"),
         ({"model": "made", "score_threshold": 1.5}, "must be between 0 and 1"),
     ],
 )
@@ -292,10 +292,10 @@ def test_what_the_server_refuses_is_told_and_the_client_goes_on(triton: Server, 
         assert client.run(good)["boxes"].shape[0] == 1
 
 
-def test_a_file_that_is_no_picture(triton: Server, tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("no picture")
+def test_a_file_that_is_no_image(triton: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("no image")
     for model in ("made", "files"):
-        with Client(triton.grpc, model) as client, pytest.raises(DarktrtError, match=r"picture|image"):
+        with Client(triton.grpc, model) as client, pytest.raises(DarktrtError, match=r"image|image"):
             client.detect(tmp_path / "a.jpg")
 
 
@@ -307,12 +307,12 @@ def test_nobody_there_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_a_slow_answer_is_given_up(triton: Server) -> None:
     with Client(triton.grpc, "made", timeout=10, shared_memory="system") as client:
-        expected = client.run({"images": pictures()[0][np.newaxis]})
+        expected = client.run({"images": photos()[0][np.newaxis]})
         client._connection.transport.timeout = 1e-4
         with pytest.raises(DarktrtError, match=r"gave no answer within 0\.0001 s"):
-            client.run({"images": pictures()[3][np.newaxis]})
+            client.run({"images": photos()[3][np.newaxis]})
         client._connection.transport.timeout = 10
         for _ in range(8):  # the late answer does not come into the memory of these
-            found = client.run({"images": pictures()[0][np.newaxis]})
+            found = client.run({"images": photos()[0][np.newaxis]})
             np.testing.assert_array_equal(found["scores"], expected["scores"])
     assert regions_of(triton) == []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_client import SCORE, assert_same, direct, pictures, regions_of, save_pictures
+from test_client import SCORE, assert_same, direct, photos, regions_of, save_images
 from triton_models import Models, server_of
 
 from darktrt.errors import DarktrtError
@@ -38,10 +38,10 @@ def ports(server: Server) -> StartOptions:
 def test_a_server_that_is_killed_and_started_anew_costs_nothing(
     models: Models, tmp_path: Path, protocol: str, memory: Any
 ) -> None:
-    """The client finishes the folder: every picture once, in order, with the right detections."""
+    """The client finishes the folder: every image once, in order, with the right detections."""
     paths = [tmp_path / f"{i:03}.png" for i in range(60)]
     for path in paths:
-        Image.fromarray(pictures()[int(path.stem) % 7]).save(path)
+        Image.fromarray(photos()[int(path.stem) % 7]).save(path)
     with server_of(models.repository) as first, ExitStack() as stack:
         url = first.grpc if protocol == "grpc" else f"http://{first.http}"
         client = Client(url, "made", score_threshold=SCORE, shared_memory=memory, retry_seconds=60)
@@ -55,15 +55,15 @@ def test_a_server_that_is_killed_and_started_anew_costs_nothing(
             assert client.retries > 0
         restart.join()
     assert [one.path for one in found] == paths
-    assert_same([one.detections for one in found], (9 * direct(models.made, pictures()))[:60])
+    assert_same([one.detections for one in found], (9 * direct(models.made, photos()))[:60])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [path.name for path in paths]
     assert regions_of(first) == []
 
 
 def test_a_server_that_stays_away_is_told(models: Models, tmp_path: Path) -> None:
-    save_pictures(tmp_path / "in")
+    save_images(tmp_path / "in")
     with server_of(models.repository) as server, Client(server.grpc, "made", retry_seconds=1) as client:
-        client.detect(pictures()[0])
+        client.detect(photos()[0])
         server.kill()
         started = time.monotonic()
         with pytest.raises(DarktrtError, match="cannot be reached"):
@@ -158,7 +158,7 @@ def test_who_gives_up_on_the_way_does_not_hurt_the_server(triton: Server, models
         given_up += sum(future.exception() is not None for future in futures)
     assert given_up > CONCURRENCY
     with Client(url, "made", score_threshold=SCORE) as client:
-        assert_same(client.detect_all(pictures()), direct(models.made, pictures()))
+        assert_same(client.detect_all(photos()), direct(models.made, photos()))
     assert regions_of(triton) == []
 
 
@@ -191,7 +191,7 @@ class Mix:
             for url in urls
             for model, memory in kinds
         ]
-        self.images = pictures()
+        self.images = photos()
         self.expected = {
             name: direct(path, self.images) for name, path in (("made", models.made), ("letterbox", models.letterbox))
         }
@@ -218,7 +218,7 @@ class Mix:
                 self.wrong.append(f"request {number}: {error}")
 
     def ask_nonsense(self, client: Client) -> None:
-        bad = np.array([[b"no picture"]], object) if client.model.takes_files else np.zeros((1, 7, 9, 3), np.uint8)
+        bad = np.array([[b"no image"]], object) if client.model.takes_files else np.zeros((1, 7, 9, 3), np.uint8)
         try:
             client.run({"image" if client.model.takes_files else "images": bad})
         except DarktrtError:

@@ -57,7 +57,7 @@ def peak(process_id: int) -> int:
         ({"images": np.zeros((4, 64, 96, 3), np.uint8)}, "batch-size must be <= 3"),
         ({"images": np.zeros((1, 64, 96, 3), np.float32)}, "data-type is 'FP32', but model 'made' expects 'UINT8'"),
         ({"images": np.array([[b"text"]], object)}, "expects 'UINT8'"),
-        ({"pictures": IMAGES}, "'pictures'|'images'"),
+        ({"images": IMAGES}, "'images'|'images'"),
         ({}, "expected number of inputs|inputs"),
         ({"images": IMAGES, "more": IMAGES}, "unexpected inference input 'more'"),
         ({"images": IMAGES, "score_threshold": np.full((1, 2), 0.5, np.float32)}, r"Expected \[-1,1\], got \[1,2\]"),
@@ -156,20 +156,20 @@ def png(side: int) -> bytes:
     ("file", "said"),
     [
         (b"", "image 0: is empty"),
-        (b"no picture at all", "image 0: is not a picture in a format read here"),
-        (bytes(range(256)) * 100, "image 0: is not a picture"),
+        (b"no image at all", "image 0: is not an image in a format read here"),
+        (bytes(range(256)) * 100, "image 0: is not an image"),
         (encoded(made_image(64, 64), "JPEG")[:700], "image 0: cannot be decoded"),
-        (encoded(made_image(64, 64), "JPEG")[:-9000:-1], "image 0: is not a picture"),
+        (encoded(made_image(64, 64), "JPEG")[:-9000:-1], "image 0: is not an image"),
         (b"\xff\xd8\xff\xe0" + bytes(5000), "image 0: "),
         (jpeg(60_000), "image 0: has too many pixels to be safe"),
         (jpeg(10_000), f"image 0: has 10000x10000 pixels, more than {MOST_PIXELS:,}"),
         (png(2**31 - 1), "image 0: "),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image 0: is not a picture"),
-        (bytes(MOST_BYTES + 1), f"the picture has {MOST_BYTES + 1:,} bytes, more than {MOST_BYTES:,}"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image 0: is not an image"),
+        (bytes(MOST_BYTES + 1), f"the image has {MOST_BYTES + 1:,} bytes, more than {MOST_BYTES:,}"),
     ],
     ids="empty text bytes cut reversed head bomb large png postscript file".split(),
 )
-def test_files_that_are_no_pictures(triton: Server, file: bytes, said: str) -> None:
+def test_files_that_are_no_images(triton: Server, file: bytes, said: str) -> None:
     began = time.monotonic()
     with pytest.raises(grpc.InferenceServerException, match=said):
         ask(triton, "files", image=np.array([[file]], object))
@@ -177,8 +177,8 @@ def test_files_that_are_no_pictures(triton: Server, file: bytes, said: str) -> N
 
 
 def test_a_bad_file_among_good_ones_is_named(triton: Server) -> None:
-    files = [encoded(made_image(40, 60)), b"no picture", encoded(made_image(60, 40))]
-    with pytest.raises(grpc.InferenceServerException, match="image 1: is not a picture"):
+    files = [encoded(made_image(40, 60)), b"no image", encoded(made_image(60, 40))]
+    with pytest.raises(grpc.InferenceServerException, match="image 1: is not an image"):
         ask(triton, "files", image=np.array(files, object)[:, None])
 
 
@@ -194,7 +194,7 @@ def test_bombs_take_no_memory(triton: Server) -> None:
     assert grown < 32 << 20
 
 
-def test_the_largest_picture_is_still_served(triton: Server, models: Models) -> None:
+def test_the_largest_image_is_still_served(triton: Server, models: Models) -> None:
     """Just below the limit of pixels, so that the limit is not what refuses ordinary ones."""
     side = int(MOST_PIXELS**0.5)
     file = encoded(np.asarray(Image.new("RGB", (side, side), (90, 120, 60))), "JPEG")

@@ -47,18 +47,18 @@ def test_tensors_are_answered_as_the_model_does_it(triton: Server, models: Model
 
 def test_a_file_is_posted_and_json_comes_back(triton: Server, models: Models) -> None:
     """By Triton's generate extension, for which curl is enough."""
-    picture = made_image(150, 210, 5)
-    body = json.dumps({"image": base64.b64encode(encoded(picture)).decode(), "score_threshold": 0.02}).encode()
+    image = made_image(150, 210, 5)
+    body = json.dumps({"image": base64.b64encode(encoded(image)).decode(), "score_threshold": 0.02}).encode()
     status, answer = post(triton, "models/files/generate", body, content_type="application/json")
     assert status == 200, answer
     with OnnxRunner(models.made) as runner:
-        expected = Detector(runner.run, runner.info, 0.02).detect([picture])[0]
+        expected = Detector(runner.run, runner.info, 0.02).detect([image])[0]
     found = json.loads(json.loads(answer)["detections"])
     assert len(found) == len(expected) > 0 and [one["class"] for one in found] == expected.names
     np.testing.assert_allclose([one["box"] for one in found], expected.boxes, atol=0.01)
 
 
-def test_a_picture_with_nothing_in_it(triton: Server) -> None:
+def test_an_image_with_nothing_in_it(triton: Server) -> None:
     file = np.array([[encoded(np.zeros((50, 50, 3), np.uint8))]], object)
     found = ask(triton, "files", image=file, score_threshold=np.ones((1, 1), np.float32))
     assert found["boxes"].shape == (1, 0, 4) and found["num_detections"] == 0 and found["detections"][0, 0] == b"[]"

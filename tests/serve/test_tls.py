@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_client import assert_same, direct, pictures
+from test_client import assert_same, direct, photos
 from triton_models import Models, a_program
 
 from darktrt.cli import main
@@ -67,7 +67,7 @@ def test_grpc_with_certificates_on_both_sides(
 ) -> None:
     endpoint = Endpoint.parse(f"grpcs://{secured.grpc}", certificates.authority, certificates.client, certificates.client_key)
     with Client(endpoint, "made", score_threshold=SCORE) as client:
-        assert_same(client.detect_all(pictures()), direct(models.made, pictures(), SCORE))
+        assert_same(client.detect_all(photos()), direct(models.made, photos(), SCORE))
     files = [
         "--root-certificates",
         certificates.authority,
@@ -120,6 +120,6 @@ def proxy(triton: Server, certificates: Certificates) -> Iterator[str]:
 def test_https_with_certificates_on_both_sides(proxy: str, models: Models, certificates: Certificates) -> None:
     endpoint = Endpoint.parse(proxy, certificates.authority, certificates.client, certificates.client_key)
     with Client(endpoint, "made", score_threshold=SCORE) as client:
-        assert_same(client.detect_all(pictures()), direct(models.made, pictures(), SCORE))
+        assert_same(client.detect_all(photos()), direct(models.made, photos(), SCORE))
     with pytest.raises(DarktrtError, match=r"cannot be reached.*certificate verify failed"):
         Client(proxy, "made")

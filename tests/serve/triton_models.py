@@ -30,7 +30,7 @@ LETTERBOX_CFG = (
     + conv(16, stride=2)
     + head(nms_kind="diounms", beta_nms=0.6)
 )
-"""Boxes depend on the picture's shape twice: by its place in the input, and by the distance term of NMS."""
+"""Boxes depend on the image's shape twice: by its place in the input, and by the distance term of NMS."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Models:
 
     repository: Path
     made: Path
-    """Served as ``made`` for tensors and as ``files`` for picture files; uint8, batch 1..3, not square."""
+    """Served as ``made`` for tensors and as ``files`` for image files; uint8, batch 1..3, not square."""
     letterbox: Path
     """Served under that name; float input, static batch 2."""
 
@@ -91,7 +91,7 @@ def post(server: Server, path: str, body: bytes, **headers: str) -> tuple[int, b
         return error.code, error.read()
 
 
-def encoded(picture: NDArray[np.uint8], form: str = "PNG") -> bytes:
+def encoded(image: NDArray[np.uint8], form: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, form)
+    Image.fromarray(image).save(file, form)
     return file.getvalue()

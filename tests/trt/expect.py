@@ -1,8 +1,8 @@
 """Write what ONNX Runtime makes of an ONNX file beside it, as .npz, for the test of a whole network in test_plugins.py.
 
-    python tests/trt/expect.py portable.onnx picture.jpg ...
+    python tests/trt/expect.py portable.onnx image.jpg ...
 
-Runs where darktrt is installed. The file holds inputs and outputs by name; the pictures are one batch.
+Runs where darktrt is installed. The file holds inputs and outputs by name; the images are one batch.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from darktrt.vision.detector import fit
 from darktrt.vision.images import read_image
 
 
-def main(model: str, *pictures: str) -> None:
+def main(model: str, *images: str) -> None:
     with OnnxRunner(model) as runner:
         inputs = {
-            "images": np.stack([fit(read_image(picture), runner.info)[0] for picture in pictures]),
+            "images": np.stack([fit(read_image(image), runner.info)[0] for image in images]),
             "score_threshold": np.array([0.05], np.float32),
             "iou_threshold": np.array([0.45], np.float32),
         }

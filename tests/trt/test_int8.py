@@ -164,7 +164,7 @@ def assert_kept(found: dict[str, bool], kept: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("batch", ["static", "dynamic"])
-def test_a_served_table_needs_no_picture(
+def test_a_served_table_needs_no_image(
     target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str
 ) -> None:
     """No batch is asked for, and the manifest tells of each convolution what the engine tells."""
@@ -235,8 +235,8 @@ FAILURES: dict[str, tuple[Callable[[], Any], str]] = {
     "exception": (lambda: fails_at_third(OSError("disk gone")), r"calibration batch 3 cannot be had: OSError\('disk gone'\)"),
     "unreadable": (lambda: fails_at_third(DarktrtError("a.jpg: is empty")), "a.jpg: is empty"),
     "shape": (lambda: third(np.zeros((BATCH, SIDE, SIDE, 3), np.float32)), "batch 3: 'images' is .* not "),
-    "short": (lambda: third(images(2)["images"][:3]), f"batch 3: .* the pictures must fill their batches of {BATCH}"),
-    "nothing": (list, "there is no batch of pictures"),
+    "short": (lambda: third(images(2)["images"][:3]), f"batch 3: .* the images must fill their batches of {BATCH}"),
+    "nothing": (list, "there is no batch of images"),
 }
 
 

@@ -438,7 +438,7 @@ def detect(kind: Any, letterbox: int = 0) -> YoloDetect:
 
 
 def head_inputs(op: PluginOp, batch: int, seed: int, kind: str = "FLOAT") -> Arrays:
-    """All inputs of an op on heads: logits of this type, here and there not finite, thresholds, sizes of pictures."""
+    """All inputs of an op on heads: logits of this type, here and there not finite, thresholds, sizes of images."""
     random = np.random.default_rng(seed)
     inputs: Arrays = {}
     for i, shape in enumerate(HEAD_SHAPES):

@@ -49,7 +49,7 @@ def rows_of(info: DetectorInfo, pairs: list[tuple[float, float]]) -> list[Row]:
 
 
 def alone(path: Path, row: Row) -> dict[str, NDArray[Any]]:
-    """What the model says of one picture by itself."""
+    """What the model says of one image by itself."""
     return {k: v[0] for k, v in run(path, {"images": row.image[None], **thresholds(*row.thresholds)}).items()}
 
 
@@ -69,7 +69,7 @@ def test_rows_of_different_thresholds_get_their_own(portable: Path, count: int) 
 
 
 class Counting:
-    """A runner that tells its batches, and says of every picture what its first pixel is."""
+    """A runner that tells its batches, and says of every image what its first pixel is."""
 
     def __init__(self, info: DetectorInfo) -> None:
         self.info = info
@@ -250,7 +250,7 @@ def test_a_model_that_fails_is_the_error_of_every_request(
     assert [response.error for response in found] == ["the GPU is gone", "score_threshold is 2; it must be between 0 and 1"]
 
 
-def test_a_picture_whose_results_are_no_numbers_is_the_error_of_its_request(
+def test_an_image_whose_results_are_no_numbers_is_the_error_of_its_request(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As damaged weights give them; the others in the batch are answered."""
@@ -274,14 +274,14 @@ LETTERBOX = net(96, 64, letter_box=1) + conv(8, stride=2) + conv(16, stride=2) +
 
 @pytest.mark.parametrize(("cfg", "options"), [(MADE_CFG, {}), (LETTERBOX, {"input": "float"})], ids=["uint8", "letterbox"])
 def test_files_are_detected_as_the_command_does_it(tmp_path: Path, cfg: str, options: dict[str, Any]) -> None:
-    """Boxes in pixels of pictures of different sizes, for bytes and for their base64."""
+    """Boxes in pixels of images of different sizes, for bytes and for their base64."""
     model, path, info = started(make(tmp_path, cfg, batch=(2, 2, 2), name="net"), tmp_path, "jpeg", **options)
-    pictures = [made_image(70, 150, 1), made_image(200, 90, 2), made_image(31, 47, 3)]
-    files = [encoded(picture) for picture in pictures]
+    images = [made_image(70, 150, 1), made_image(200, 90, 2), made_image(31, 47, 3)]
+    files = [encoded(image) for image in images]
     texts = [files[0], base64.b64encode(files[1]), files[2]]
     response = model.execute([Request(image=np.array(texts, object)[:, None])])[0]
     with OnnxRunner(path) as runner:
-        expected = Detector(runner.run, info, SCORE, 0.45).detect(pictures)
+        expected = Detector(runner.run, info, SCORE, 0.45).detect(images)
     assert response.error is None and min(len(found) for found in expected) > 0
     for i, found in enumerate(expected):
         count = response.arrays["num_detections"][i].item()
@@ -296,9 +296,9 @@ def test_files_are_detected_as_the_command_does_it(tmp_path: Path, cfg: str, opt
     model.finalize()
 
 
-def encoded(picture: NDArray[np.uint8], form: str = "PNG") -> bytes:
+def encoded(image: NDArray[np.uint8], form: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, form)
+    Image.fromarray(image).save(file, form)
     return file.getvalue()
 
 
@@ -314,13 +314,13 @@ def bomb(side: int) -> bytes:
     ("file", "said"),
     [
         (b"", "image 0: is empty"),
-        (b"\x00\x01\x02 no picture", r"image 0: is not a picture in a format read here \(BMP"),
-        (b"bm8gcGljdHVyZQ==", "image 0: is not a picture"),
+        (b"\x00\x01\x02 no image", r"image 0: is not an image in a format read here \(BMP"),
+        (b"bm8gcGljdHVyZQ==", "image 0: is not an image"),
         (encoded(made_image(64, 64), "JPEG")[:700], "image 0: cannot be decoded"),
         (bomb(60000), "image 0: has too many pixels to be safe"),
         (bomb(10000), "image 0: has 10000x10000 pixels, more than 64,000,000"),
         (b"\xff" * (backend.MOST_BYTES + 1), "has 33,554,433 bytes, more than 33,554,432"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture in a format read here"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image in a format read here"),
     ],
     ids=["empty", "bytes", "base64", "cut", "bomb", "many pixels", "large", "postscript"],
 )

@@ -88,7 +88,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
     "comments alone": ("# darknet\n; nothing\n", "is empty; a cfg begins with [net]"),
     "HTML": ("<!DOCTYPE html>\n<html>404</html>\n", "is an HTML page, not a cfg"),
     "bytes": (b"\x00\x00\x00\x00\x02\x00\x00\x00", "is a binary file, not a cfg; are cfg and weights swapped?"),
-    "a picture": (b"\x89PNG\r\n\x1a\n\x00\x00", "is a binary file"),
+    "an image": (b"\x89PNG\r\n\x1a\n\x00\x00", "is a binary file"),
     "JSON": ('{"net": 1}\n', "bad.cfg:1: '{\"net\": 1}' is neither a [section] nor key=value"),
     "no net": (MADE_CFG.partition("\n\n")[2], "bad.cfg:1: [convolutional] the first section must be [net]"),
     "a misspelt key": (
@@ -132,7 +132,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
         "bad.cfg:6: [convolutional] with 99999999 filters",
     ),
     "a kernel beyond memory": (MADE_CFG.replace("size=5", "size=99999999"), "bad.cfg:54: [maxpool] of size 99999999 pads"),
-    "a picture beyond memory": (
+    "an image beyond memory": (
         MADE_CFG.replace("width=96", "width=999999999"),
         "bad.cfg: an input of 3 x 64 x 999999999 is more than 2 GiB",
     ),
@@ -304,10 +304,10 @@ COMMANDS = [
     ("calib none.onnx a.png -o t.table", "none.onnx: cannot read: No such file or directory"),
     ("calib none.onnx -o t.table", "none.onnx: cannot read: No such file or directory"),
     ("calib net.cfg a.png -o t.table", f"net.cfg: {ONNX}"),
-    ("calib portable.onnx sub -o t.table", "sub: no pictures here (.bmp"),
+    ("calib portable.onnx sub -o t.table", "sub: no images here (.bmp"),
     ("calib portable.onnx none -o t.table", "none: no such file or folder"),
-    ("calib portable.onnx net.names -o t.table", "net.names: lists 'cat', which is no picture"),
-    ("calib portable.onnx net.weights -o t.table", "net.weights: is neither a picture nor a list of pictures"),
+    ("calib portable.onnx net.names -o t.table", "net.names: lists 'cat', which is no image"),
+    ("calib portable.onnx net.weights -o t.table", "net.weights: is neither an image nor a list of images"),
     ("calib portable.onnx model.json -o t.table", "model.json: is no COCO file"),
     ("calib portable.onnx a.png", "the following arguments are required: -o/--output"),
     ("calib portable.onnx a.png -o none/t.table", "none/t.table: cannot write: No such file or directory"),
@@ -318,7 +318,7 @@ COMMANDS = [
     ("calib portable.onnx a.png -o t.txt", "a file beside the table has this name; name the table like t.table"),
     ("calib portable.onnx a.png -o t.table --plot t.svg", "t.svg: cannot draw to that format; name a .png file"),
     ("calib portable.onnx a.png -o t.table --plot none/t.png", "none/t.png: cannot write: No such file or directory"),
-    ("calib portable.onnx a.png -o t.table --limit 0", "the limit is 0; calibrate on at least 1 picture"),
+    ("calib portable.onnx a.png -o t.table --limit 0", "the limit is 0; calibrate on at least 1 image"),
     ("calib portable.onnx a.png -o t.table --keep-images -1", "--keep-images -1: it must be at least 0"),
     ("calib portable.onnx a.png -o t.table --percentile 0", "--percentile 0: it must be above 0 and at most 100"),
     ("calib portable.onnx a.png -o t.table --method kl", "argument --method: invalid choice: 'kl'"),
@@ -341,10 +341,10 @@ COMMANDS = [
     ("engine portable.onnx -o sub --target rtx", "sub: is a folder"),
     # detect
     ("detect none.jpg --model portable.onnx", "none.jpg: no such file or folder"),
-    ("detect *.gif --model portable.onnx", "*.gif: no pictures or videos here"),
-    ("detect sub --model portable.onnx", "sub: no pictures or videos here"),
-    ("detect net.cfg --model portable.onnx", "net.cfg: is not a picture in a format read here"),
-    ("detect net.weights --model portable.onnx -o out.jpg", "net.weights: is not a picture"),
+    ("detect *.gif --model portable.onnx", "*.gif: no images or videos here"),
+    ("detect sub --model portable.onnx", "sub: no images or videos here"),
+    ("detect net.cfg --model portable.onnx", "net.cfg: is not an image in a format read here"),
+    ("detect net.weights --model portable.onnx -o out.jpg", "net.weights: is not an image"),
     ("detect a.png --model none.onnx", "none.onnx: cannot read: no such file"),
     ("detect a.png --model sub", "sub: cannot read: no such file"),
     ("detect a.png --model a.png -o out.png", "a.png: ONNX Runtime cannot load it"),
@@ -357,7 +357,7 @@ COMMANDS = [
     ("detect a.png --model portable.onnx -o out.xyz", "out.xyz: cannot write '.xyz'; use .bmp"),
     ("detect a.png b.jpg --model portable.onnx -o out.jpg", "out.jpg: is one file, but there are 2 sources; name a folder"),
     ("detect a.png --model portable.onnx -o a.png", "a.png: is one of the sources and would be overwritten"),
-    ("detect a.png --model portable.onnx -o out.mp4", "out.mp4: the source a.png is a picture"),
+    ("detect a.png --model portable.onnx -o out.mp4", "out.mp4: the source a.png is an image"),
     ("detect a.png --model portable.onnx -o none/out.png", "none/out.png: cannot write: No such file or directory"),
     ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this output folder"),
     ("detect a.png", "one of the arguments --model --engine is required"),
@@ -567,10 +567,10 @@ def test_weights_that_are_no_numbers(place: Path, capfd: pytest.CaptureFixture[s
     assert message == "tensor '/layers.0/Conv_output_0' is NaN or infinite for a.png; are the weights damaged?"
 
 
-# --- damaged pictures and videos ---
+# --- damaged images and videos ---
 
 
-def spoilt_pictures(folder: Path) -> dict[str, str]:
+def spoilt_images(folder: Path) -> dict[str, str]:
     whole = (folder / "b.jpg").read_bytes()
     with video_writer(folder / "cut.mp4", Fraction(10)) as write:
         for i in range(4):
@@ -578,7 +578,7 @@ def spoilt_pictures(folder: Path) -> dict[str, str]:
     contents = {
         "empty.jpg": (b"", "is empty"),
         "cut.jpg": (whole[: len(whole) // 2], "cannot be decoded"),
-        "page.png": (b"<html></html>", "is not a picture"),
+        "page.png": (b"<html></html>", "is not an image"),
         "cut.mp4": ((folder / "cut.mp4").read_bytes()[:-300], ""),
         "text.mp4": (b"not a video at all\n" * 50, ""),
     }
@@ -588,8 +588,8 @@ def spoilt_pictures(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["empty.jpg", "cut.jpg", "page.png", "cut.mp4", "text.mp4"])
-def test_a_damaged_picture_or_video(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
-    said = spoilt_pictures(place)[name]
+def test_a_damaged_image_or_video(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+    said = spoilt_images(place)[name]
     for output in ([], ["-o", "out" + Path(name).suffix.replace("jpg", "png")], ["-o", "new"]):
         message = refused(capfd, place, "detect", name, "--model", "portable.onnx", *output)
         assert message.startswith(f"{name}: ")
@@ -597,12 +597,12 @@ def test_a_damaged_picture_or_video(place: Path, capfd: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", ["empty.jpg", "cut.jpg", "page.png"])
-def test_a_damaged_picture_to_calibrate_on(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
-    said = spoilt_pictures(place)[name]
+def test_a_damaged_image_to_calibrate_on(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+    said = spoilt_images(place)[name]
     message = refused(capfd, place, "calib", "portable.onnx", name, "-o", "t.table")
     assert message.startswith(f"{name}: ")
     assert said in message
-    assert message.endswith("(--skip-bad leaves such pictures out; --resume goes on from those counted before)")
+    assert message.endswith("(--skip-bad leaves such images out; --resume goes on from those counted before)")
 
 
 # --- what is missing on the machine ---
@@ -633,7 +633,7 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("WARNING: no DATA was given")
     assert "darktrt calib: bus.jpg is to be had nowhere; tried" in lines
-    assert lines[-1].endswith("or calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/pictures")
+    assert lines[-1].endswith("or calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/images")
     assert listing(place) == before
     assert main(["fetch", "yolov4-tiny", "-o", "new"]) == 2
     out, err = capfd.readouterr()
@@ -673,8 +673,8 @@ FULL = {
     "surgery": ("surgery plain.onnx -o out.onnx", 50_000, "out.onnx: cannot write: "),
     "engine": ("engine portable.onnx -o out.plan --target rtx", 5_000, "cannot write: "),
     "calib": ("calib portable.onnx a.png -o t.table", 5_000, "t.npz: cannot write: "),
-    "a picture": ("detect a.png --model portable.onnx -o out.bmp", 5_000, "out.bmp: cannot write: "),
-    "pictures": ("detect a.png b.jpg --model portable.onnx -o new", 1_000, "new/a.png: cannot write: "),
+    "an image": ("detect a.png --model portable.onnx -o out.bmp", 5_000, "out.bmp: cannot write: "),
+    "images": ("detect a.png b.jpg --model portable.onnx -o new", 1_000, "new/a.png: cannot write: "),
     "a video": ("detect long.mp4 --model portable.onnx -o out.mp4", 5_000, "out.mp4: cannot be written"),
 }
 

@@ -279,7 +279,7 @@ class Nms(NamedTuple):
     max_candidates: int | None = None
     max_detections: int = 50
     image_sizes: tuple[tuple[int, int], ...] = ()
-    """Of letterboxed pictures, one an image of the batch."""
+    """Of letterboxed images, one an image of the batch."""
 
 
 def box_iou(a: Box, b: Box) -> float:
@@ -415,7 +415,7 @@ def test_the_kinds_differ() -> None:
 
 
 @pytest.mark.parametrize("kind", ["greedynms", "diounms"])
-def test_letterboxed_pictures_bring_their_own_shape(kind: NmsKind) -> None:
+def test_letterboxed_images_bring_their_own_shape(kind: NmsKind) -> None:
     boxes, scores = clustered(200, 2, seed=3)
     both = np.concatenate([boxes, boxes]), np.concatenate([scores, scores])
     wide, high = check_nms(*both, Nms(kind, iou_threshold=0.05, image_sizes=((320, 20), (12, 192))))
@@ -560,7 +560,7 @@ def test_detect_is_decode_then_nms(case: str, kind: NmsKind) -> None:
     assert all(check_detect(raw_heads(heads, classes, 2), heads, classes, Nms(kind, size=size)))
 
 
-def test_detect_in_letterboxed_pictures() -> None:
+def test_detect_in_letterboxed_images() -> None:
     heads, classes, size = DECODES["both kinds of head"]
     nms = Nms("diounms", size=size, image_sizes=((96, 12), (40, 64)), iou_threshold=0.1)
     check_detect(raw_heads(heads, classes, 2), heads, classes, nms)

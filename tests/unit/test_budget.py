@@ -31,7 +31,7 @@ BUDGET, SCORES = 0.2, 0.01
 
 @pytest.fixture(scope="module")
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made network for NMS, pictures, labels that are what it finds in float, a good table and a bad one."""
+    """The made network for NMS, images, labels that are what it finds in float, a good table and a bad one."""
     folder = tmp_path_factory.mktemp("budget")
     operate_file(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
@@ -78,7 +78,7 @@ def test_what_is_good_enough_stays_as_it_is(files: Path, capsys: pytest.CaptureF
     found, lines = trade(files, "good.table", BUDGET)
     assert [trial.kept for trial in found.trials] == [tuple(kept_by_default(load_network(files / "net.onnx")))]
     assert lines[0].startswith("FP32: AP 0.8")
-    assert lines[0].endswith(f"on 5 pictures of {files}/val.json")
+    assert lines[0].endswith(f"on 5 images of {files}/val.json")
     assert len(lines) == 3
     assert "convolutions" not in capsys.readouterr().err  # nothing was ranked
 
@@ -134,7 +134,7 @@ def test_without_labels_scores_are_judged_which_is_said(files: Path, capsys: pyt
     assert again.trials == found.trials  # a drop of exactly the budget is within it
 
 
-def test_a_coco_file_without_annotations_counts_as_pictures(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_coco_file_without_annotations_counts_as_images(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = json.loads((files / "val.json").read_text())
     (files / "photos/test.json").write_text(json.dumps({"images": values["images"]}))
     try:
@@ -145,11 +145,11 @@ def test_a_coco_file_without_annotations_counts_as_pictures(files: Path, capsys:
     assert "no labels" in capsys.readouterr().err
 
 
-def test_pictures_seen_in_calibration_are_warned_of(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_seen_in_calibration_are_warned_of(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trade(files, "good.table", BUDGET)
     assert "was calibrated on" not in capsys.readouterr().err
     trade(files, "good.table", BUDGET, "others")
-    assert "warning: INT8 was calibrated on 5 of the 5 pictures that it is judged on" in capsys.readouterr().err
+    assert "warning: INT8 was calibrated on 5 of the 5 images that it is judged on" in capsys.readouterr().err
 
 
 def test_labels_of_something_else_are_told(files: Path) -> None:
@@ -159,7 +159,7 @@ def test_labels_of_something_else_are_told(files: Path) -> None:
         one["bbox"] = [0, 0, 3, 3]
     (files / "photos/wrong.json").write_text(json.dumps(values))
     try:
-        with pytest.raises(DarktrtError, match=r"FP32 has AP 0\.0000 on 5 pictures of .*wrong\.json, so any INT8 would pass"):
+        with pytest.raises(DarktrtError, match=r"FP32 has AP 0\.0000 on 5 images of .*wrong\.json, so any INT8 would pass"):
             trade(files, "good.table", 0.005, "photos/wrong.json")
     finally:
         (files / "photos/wrong.json").unlink()
@@ -178,9 +178,9 @@ BAD = {
     f"{ENGINE} --table good.table --eval photos --max-drop 0": "--max-drop X, --eval DATA, --table TABLE and --precision int8",
     f"{ENGINE} --precision int8 --eval photos --max-drop 0": "--max-drop X, --eval DATA, --table TABLE and --precision int8",
     f"{INT8} --max-drop 0 --eval none.json": "none.json: no such file or folder",
-    f"{INT8} --max-drop 0 --eval photos --eval-limit 0": "the limit is 0; evaluate on at least 1 picture",
+    f"{INT8} --max-drop 0 --eval photos --eval-limit 0": "the limit is 0; evaluate on at least 1 image",
     f"{INT8} --max-drop 0 --eval photos --keep /no": "'/no' is no convolution of this network",
-    f"{INT8} --max-drop 0 --eval val.json": "val.json: its picture '0.png' is not in its folder",
+    f"{INT8} --max-drop 0 --eval val.json": "val.json: its image '0.png' is not in its folder",
     f"{INT8} --max-drop 0 --eval val.json:photos val.json:photos": "val.json:photos: labels are in val.json:photos too",
     f"{INT8} --max-drop 0 --eval six.json:photos": "six.json: has 4 categories without the network's class 'class 0'",
     f"{INT8} --max-drop 0 --eval photos".replace("good", "other"): "the calibration table has no scale for 6 tensors",

@@ -28,9 +28,9 @@ from darktrt.vision.images import preprocess, read_image
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Seven pictures of different sizes."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Seven images of different sizes."""
+    folder = tmp_path_factory.mktemp("images")
     paths = [folder / f"{i}.png" for i in range(7)]
     for i, path in enumerate(paths):
         Image.fromarray(made_image(50 + 9 * i, 120 - 5 * i, i)).save(path)
@@ -47,16 +47,16 @@ def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(portable: Path, pictures: list[Path]) -> HistogramSet:
-    """One run over all pictures."""
-    return collect(portable, pictures, progress=False)
+def whole(portable: Path, images: list[Path]) -> HistogramSet:
+    """One run over all images."""
+    return collect(portable, images, progress=False)
 
 
-def counted_by_hand(model_path: Path, pictures: list[Path], tensor: str) -> Histogram:
-    """The whole model, heads and all, run on one picture after the other."""
+def counted_by_hand(model_path: Path, images: list[Path], tensor: str) -> Histogram:
+    """The whole model, heads and all, run on one image after the other."""
     model, info = load_model(model_path)
     histogram = Histogram()
-    for path in pictures:
+    for path in images:
         array, _ = preprocess(read_image(path), info.width, info.height, info.channels, info.resize, info.input)
         inputs: dict[str, Array] = {"images": array[np.newaxis]}
         if info.head == "nms":
@@ -98,13 +98,13 @@ def test_portable_files_have_plugin_outputs_and_no_mish_internals(made: Made, op
     assert sum(n.op_type == "MishPlugin" and n.output[0] in tensors for n in trunk) == made.info.mish_count
 
 
-def test_fused_mish_hides_tensors_and_changes_no_other(tmp_path: Path, pictures: list[Path]) -> None:
+def test_fused_mish_hides_tensors_and_changes_no_other(tmp_path: Path, images: list[Path]) -> None:
     """Histograms of what is left are those of a node each; a form left to the build has every tensor of all forms."""
     made = make(tmp_path, RESIDUAL_CFG)
     found = {}
     for form in ("plugin", "fused", "auto"):
         operate_file(made.plain, tmp_path / f"{form}.onnx", SurgeryOptions(mish=form))  # type: ignore[arg-type]
-        found[form] = collect(tmp_path / f"{form}.onnx", pictures, progress=False).histograms
+        found[form] = collect(tmp_path / f"{form}.onnx", images, progress=False).histograms
     assert list(found["auto"]) == list(found["plugin"])
     hidden = set(found["plugin"]) - set(found["fused"])
     assert hidden == {"layer1", "layer5", "layer8", "layer10"}
@@ -172,14 +172,14 @@ def test_what_mish_alone_reads(made: Made, portable: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["plain", "portable"])
-def test_counts_are_those_of_running_the_whole_model(made: Made, portable: Path, pictures: list[Path], kind: str) -> None:
+def test_counts_are_those_of_running_the_whole_model(made: Made, portable: Path, images: list[Path], kind: str) -> None:
     path = made.plain if kind == "plain" else portable
-    found = collect(path, pictures[:2], progress=False)
+    found = collect(path, images[:2], progress=False)
     model, info = load_model(path)
     tensors = tensors_to_calibrate(model, info)
     assert list(found.histograms) == tensors
     for name in (tensors[0], tensors[1], tensors[len(tensors) // 2], info.heads[-1].tensor):
-        expected = counted_by_hand(path, pictures[:2], name)
+        expected = counted_by_hand(path, images[:2], name)
         actual = found.histograms[name]
         assert actual.count == expected.count
         assert actual.amax == pytest.approx(expected.amax, rel=1e-5)
@@ -189,67 +189,65 @@ def test_counts_are_those_of_running_the_whole_model(made: Made, portable: Path,
             assert difference <= 0.002 * expected_counts.sum(), name
 
 
-def test_image_tensor_is_the_preprocessed_picture(portable: Path, made: Made, pictures: list[Path]) -> None:
+def test_image_tensor_is_the_preprocessed_image(portable: Path, made: Made, images: list[Path]) -> None:
     for path in (portable, made.plain):
         name = tensors_to_calibrate(*load_model(path))[0]
-        found = collect(path, pictures[:3], tensors=[name], progress=False)
+        found = collect(path, images[:3], tensors=[name], progress=False)
         assert list(found.histograms) == [name]
-        expected = counted_by_hand(path, pictures[:3], name)
+        expected = counted_by_hand(path, images[:3], name)
         assert np.array_equal(found.histograms[name].counts, expected.counts)
         assert (found.histograms[name].minimum, found.histograms[name].maximum) == (expected.minimum, expected.maximum)
-        assert list(found.images.values()) == [str(p) for p in pictures[:3]]
+        assert list(found.images.values()) == [str(p) for p in images[:3]]
 
 
-def test_batches_change_nothing_but_rounding(made: Made, portable: Path, pictures: list[Path], whole: HistogramSet) -> None:
+def test_batches_change_nothing_but_rounding(made: Made, portable: Path, images: list[Path], whole: HistogramSet) -> None:
     assert made.info.batch == (1, 3, 3)
-    batched = collect(portable, pictures, batch=64, progress=False)  # comes to 3, 3 and 1
+    batched = collect(portable, images, batch=64, progress=False)  # comes to 3, 3 and 1
     assert batched.images == whole.images
     for name, histogram in whole.histograms.items():
         assert batched.histograms[name].count == histogram.count
         assert batched.histograms[name].amax == pytest.approx(histogram.amax, rel=1e-5)
 
 
-def test_static_batch_is_filled_up_and_cut_back(tmp_path: Path, made: Made, pictures: list[Path]) -> None:
+def test_static_batch_is_filled_up_and_cut_back(tmp_path: Path, made: Made, images: list[Path]) -> None:
     static = make(tmp_path, MADE_CFG, batch=(4, 4, 4))
-    filled, single = (collect(path, pictures, progress=False) for path in (static.plain, made.plain))
+    filled, single = (collect(path, images, progress=False) for path in (static.plain, made.plain))
     for name, histogram in single.histograms.items():
         assert filled.histograms[name].count == histogram.count
         assert filled.histograms[name].amax == pytest.approx(histogram.amax, rel=1e-5)
 
 
-def test_shards_merge_to_the_whole_run_bit_for_bit(portable: Path, pictures: list[Path], whole: HistogramSet) -> None:
-    last, first = (collect(portable, part, progress=False) for part in (pictures[3:], pictures[:3]))
+def test_shards_merge_to_the_whole_run_bit_for_bit(portable: Path, images: list[Path], whole: HistogramSet) -> None:
+    last, first = (collect(portable, part, progress=False) for part in (images[3:], images[:3]))
     last.merge([first])
     assert same_sets(last, whole)
 
 
 def test_resumed_run_equals_one_without_a_break(
-    tmp_path: Path, portable: Path, pictures: list[Path], whole: HistogramSet
+    tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet
 ) -> None:
-    collect(portable, pictures[:4], save_to=tmp_path / "a.npz", progress=False)
-    found = collect(
-        portable, pictures, resume=HistogramSet.load(tmp_path / "a.npz"), save_to=tmp_path / "a.npz", progress=False
-    )
+    collect(portable, images[:4], save_to=tmp_path / "a.npz", progress=False)
+    found = collect(portable, images, resume=HistogramSet.load(tmp_path / "a.npz"), save_to=tmp_path / "a.npz", progress=False)
     assert same_sets(found, whole)
     assert same_sets(HistogramSet.load(tmp_path / "a.npz"), whole)
-    assert same_sets(collect(portable, pictures, resume=found, progress=False), whole)
+    assert same_sets(collect(portable, images, resume=found, progress=False), whole)
 
 
-def test_a_picture_counts_once(tmp_path: Path, portable: Path, pictures: list[Path], whole: HistogramSet) -> None:
+def test_an_image_counts_once(tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet) -> None:
     copy = tmp_path / "copy.png"
-    shutil.copy(pictures[0], copy)
-    assert same_sets(collect(portable, [*pictures, copy, pictures[2]], progress=False), whole)
+    shutil.copy(images[0], copy)
+    assert same_sets(collect(portable, [*images, copy, images[2]], progress=False), whole)
 
 
 # --- what can happen on the way ---
 
 
-def signals_after(pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the picture of this number is being read."""
+def signals_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the image of this number is being read."""
     read, seen = module._read, iter(range(1, 99))
 
     def read_and_interrupt(path: Path, info: Any) -> Any:
-        if next(seen) == pictures:
+        if next(seen) == images:
             os.kill(os.getpid(), signal.SIGINT)
         return read(path, info)
 
@@ -257,22 +255,22 @@ def signals_after(pictures: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ctrl_c_leaves_a_file_to_resume_from(
-    tmp_path: Path, portable: Path, pictures: list[Path], whole: HistogramSet, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         signals_after(3, patch)
         with pytest.raises(KeyboardInterrupt):
-            collect(portable, pictures, save_to=tmp_path / "a.npz", progress=False)
+            collect(portable, images, save_to=tmp_path / "a.npz", progress=False)
     assert signal.getsignal(signal.SIGINT) is before
     saved = HistogramSet.load(tmp_path / "a.npz")
-    assert list(saved.images.values()) == [str(p) for p in pictures[:3]]
-    assert same_sets(saved, collect(portable, pictures[:3], progress=False))
-    assert same_sets(collect(portable, pictures, resume=saved, progress=False), whole)
+    assert list(saved.images.values()) == [str(p) for p in images[:3]]
+    assert same_sets(saved, collect(portable, images[:3], progress=False))
+    assert same_sets(collect(portable, images, resume=saved, progress=False), whole)
 
 
 def test_killed_run_leaves_what_was_saved_last(
-    tmp_path: Path, portable: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, portable: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(*_: Any) -> None:
         raise MemoryError
@@ -281,48 +279,46 @@ def test_killed_run_leaves_what_was_saved_last(
     save = HistogramSet.save
     monkeypatch.setattr(HistogramSet, "save", lambda self, path: save(self, path) if next(saves) < 2 else die())
     with pytest.raises(MemoryError):
-        collect(portable, pictures, save_to=tmp_path / "a.npz", save_every=2, progress=False)
+        collect(portable, images, save_to=tmp_path / "a.npz", save_every=2, progress=False)
     saved = HistogramSet.load(tmp_path / "a.npz")
-    assert same_sets(saved, collect(portable, pictures[:4], progress=False))
+    assert same_sets(saved, collect(portable, images[:4], progress=False))
 
 
 @pytest.fixture
-def corrupt(tmp_path: Path, pictures: list[Path]) -> Iterator[Path]:
+def corrupt(tmp_path: Path, images: list[Path]) -> Iterator[Path]:
     path = tmp_path / "corrupt.jpg"
-    Image.open(pictures[0]).save(path)
+    Image.open(images[0]).save(path)
     path.write_bytes(path.read_bytes()[:-300])
     yield path
 
 
-def test_unreadable_picture_stops_the_run_and_is_named(
-    tmp_path: Path, portable: Path, pictures: list[Path], corrupt: Path
-) -> None:
+def test_unreadable_image_stops_the_run_and_is_named(tmp_path: Path, portable: Path, images: list[Path], corrupt: Path) -> None:
     for bad, message in (
         (corrupt, r"corrupt\.jpg: cannot be decoded"),
         (tmp_path / "none.jpg", r"none\.jpg: cannot be read: No such"),
     ):
         with pytest.raises(DarktrtError, match=message):
-            collect(portable, [*pictures[:2], bad, *pictures[2:]], save_to=tmp_path / "a.npz", progress=False)
-        assert list(HistogramSet.load(tmp_path / "a.npz").images.values()) == [str(p) for p in pictures[:2]]
+            collect(portable, [*images[:2], bad, *images[2:]], save_to=tmp_path / "a.npz", progress=False)
+        assert list(HistogramSet.load(tmp_path / "a.npz").images.values()) == [str(p) for p in images[:2]]
 
 
-def test_unreadable_pictures_are_skipped_and_listed(
-    tmp_path: Path, portable: Path, pictures: list[Path], corrupt: Path, whole: HistogramSet
+def test_unreadable_images_are_skipped_and_listed(
+    tmp_path: Path, portable: Path, images: list[Path], corrupt: Path, whole: HistogramSet
 ) -> None:
-    found = collect(portable, [corrupt, *pictures, tmp_path / "none.jpg"], skip_bad=True, progress=False)
+    found = collect(portable, [corrupt, *images, tmp_path / "none.jpg"], skip_bad=True, progress=False)
     assert same_sets(found, whole)
     assert [sentence.split(":")[0] for sentence in found.skipped] == [str(corrupt), str(tmp_path / "none.jpg")]
-    collect(portable, pictures[:1], resume=found, progress=False)
+    collect(portable, images[:1], resume=found, progress=False)
     assert found.skipped == []
-    with pytest.raises(DarktrtError, match=r"none of the 1 pictures can be read; first: .*corrupt\.jpg"):
+    with pytest.raises(DarktrtError, match=r"none of the 1 images can be read; first: .*corrupt\.jpg"):
         collect(portable, [corrupt], skip_bad=True, progress=False)
-    with pytest.raises(DarktrtError, match="no pictures to calibrate on"):
+    with pytest.raises(DarktrtError, match="no images to calibrate on"):
         collect(portable, [], progress=False)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_activation_that_is_no_number_names_tensor_and_picture(
-    tmp_path: Path, portable: Path, pictures: list[Path], value: float
+def test_activation_that_is_no_number_names_tensor_and_image(
+    tmp_path: Path, portable: Path, images: list[Path], value: float
 ) -> None:
     model, info = load_model(portable)
     bias = next(i for i in model.graph.initializer if i.name.endswith("2.bias") or i.name.endswith("1.bias"))
@@ -331,27 +327,27 @@ def test_activation_that_is_no_number_names_tensor_and_picture(
     bias.CopyFrom(numpy_helper.from_array(damaged, bias.name))
     save_model(model, info, tmp_path / "nan.onnx")
     with pytest.raises(DarktrtError, match=r"tensor '.*' is NaN or infinite for .*0\.png; are the weights damaged"):
-        collect(tmp_path / "nan.onnx", pictures, save_to=tmp_path / "a.npz", progress=False)
+        collect(tmp_path / "nan.onnx", images, save_to=tmp_path / "a.npz", progress=False)
     assert not (tmp_path / "a.npz").exists()
 
 
-def test_wrong_models(tmp_path: Path, made: Made, portable: Path, pictures: list[Path], whole: HistogramSet) -> None:
+def test_wrong_models(tmp_path: Path, made: Made, portable: Path, images: list[Path], whole: HistogramSet) -> None:
     with pytest.raises(DarktrtError, match="is not the model of the histograms to resume"):
-        collect(made.plain, pictures, resume=whole, progress=False)
+        collect(made.plain, images, resume=whole, progress=False)
     with pytest.raises(DarktrtError, match="are of other tensors"):
-        collect(portable, pictures, tensors=["layer0"], resume=whole, progress=False)
+        collect(portable, images, tensors=["layer0"], resume=whole, progress=False)
     with pytest.raises(DarktrtError, match="'boxes' is no tensor between the image and the heads"):
-        collect(portable, pictures, tensors=["layer0", "boxes"], progress=False)
+        collect(portable, images, tensors=["layer0", "boxes"], progress=False)
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(DarktrtError, match="is no ONNX file"):
-        collect(tmp_path / "text.onnx", pictures, progress=False)
+        collect(tmp_path / "text.onnx", images, progress=False)
     with pytest.raises(DarktrtError, match="No such file"):
-        collect(tmp_path / "none.onnx", pictures, progress=False)
+        collect(tmp_path / "none.onnx", images, progress=False)
     foreign, _ = load_model(made.plain)
     del foreign.metadata_props[:]
     onnx.save(foreign, str(tmp_path / "foreign.onnx"))
     with pytest.raises(DarktrtError, match="has no darktrt metadata"):
-        collect(tmp_path / "foreign.onnx", pictures, progress=False)
+        collect(tmp_path / "foreign.onnx", images, progress=False)
 
 
 def test_graph_without_its_head_or_image(made: Made) -> None:
@@ -368,23 +364,23 @@ def test_graph_without_its_head_or_image(made: Made) -> None:
 # --- shifts ---
 
 
-def test_shifts_are_those_of_running_the_whole_model(made: Made, portable: Path, pictures: list[Path]) -> None:
-    """For every tensor that a convolution reads, over all pictures that can be read."""
+def test_shifts_are_those_of_running_the_whole_model(made: Made, portable: Path, images: list[Path]) -> None:
+    """For every tensor that a convolution reads, over all images that can be read."""
     model, _ = load_model(made.plain)
     names = {node.input[0] for node in model.graph.node if node.op_type == "Conv"} - {"images"}
     scales = {name: np.float32(0.02) for name in names}
-    broken = pictures[0].parent / "broken.png"
-    broken.write_bytes(b"no picture")
-    found = measure_shifts(portable, [pictures[0], broken, pictures[1]], scales, progress=False)
+    broken = images[0].parent / "broken.png"
+    broken.write_bytes(b"no image")
+    found = measure_shifts(portable, [images[0], broken, images[1]], scales, progress=False)
     assert set(found) == names
     broken.unlink()
-    images = np.stack(
-        [preprocess(read_image(p), made.info.width, made.info.height, 3, "stretch", "float")[0] for p in pictures[:2]]
+    stacked = np.stack(
+        [preprocess(read_image(p), made.info.width, made.info.height, 3, "stretch", "float")[0] for p in images[:2]]
     )
     name = sorted(names)[0]
-    values = run(with_outputs(model, [name]), {"images": np.rint(images * 255).astype(np.float32) / 255})[name]
+    values = run(with_outputs(model, [name]), {"images": np.rint(stacked * 255).astype(np.float32) / 255})[name]
     np.testing.assert_allclose(found[name].mean, values.mean((0, 2, 3)), atol=1e-5)
     steps = np.clip(np.rint(values / np.float32(0.02)), -128, 127) * np.float32(0.02)
     np.testing.assert_allclose(found[name].quantized, steps.mean((0, 2, 3)), atol=1e-4)
-    with pytest.raises(DarktrtError, match="none of the 1 pictures can be read"):
+    with pytest.raises(DarktrtError, match="none of the 1 images can be read"):
         measure_shifts(portable, [broken], scales, progress=False)

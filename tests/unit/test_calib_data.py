@@ -18,7 +18,7 @@ from darktrt.vision.images import read_image
 
 @pytest.fixture
 def shots(folder: Path) -> Path:
-    """``shots/`` in the current folder with pictures (empty files: nothing is read here) and other things."""
+    """``shots/`` in the current folder with images (empty files: nothing is read here) and other things."""
     root = Path("shots")
     for name in ["b.jpg", "a.PNG", "deep/er/c.jpeg", "d.txt", ".hidden.jpg", ".cache/e.jpg", "deep/f.mp4"]:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def test_folder_is_searched_and_hidden_things_are_not(shots: Path) -> None:
     assert len(found(hidden)) == 3
 
 
-def test_picture_pattern_and_overlap(shots: Path) -> None:
+def test_image_pattern_and_overlap(shots: Path) -> None:
     assert found("shots/b.jpg") == ["shots/b.jpg"]
     assert found("shots/*.[jP]*") == ALL[:2]
     assert found("shots/**/*.jp*g") == ALL[1:]
@@ -62,7 +62,7 @@ def coco(path: str, *names: str) -> str:
 @pytest.mark.parametrize(
     "path", ["shots/x.json", "shots.json", "annotations/shots.json", "annotations/instances_shots.json", "instances_shots.json"]
 )
-def test_coco_file_finds_its_pictures(shots: Path, path: str) -> None:
+def test_coco_file_finds_its_images(shots: Path, path: str) -> None:
     assert {Path(p).resolve() for p in found(coco(path, "b.jpg", "a.PNG"))} == {
         (shots / n).resolve() for n in ("a.PNG", "b.jpg")
     }
@@ -71,7 +71,7 @@ def test_coco_file_finds_its_pictures(shots: Path, path: str) -> None:
 def test_coco_file_with_its_folder(shots: Path) -> None:
     path = coco("far/away/x.json", "deep/er/c.jpeg", "b.jpg")
     assert found(f"{path}:shots") == ALL[1:]
-    with pytest.raises(DarktrtError, match=r"'deep/er/c.jpeg' is not in .*name the pictures' folder as far/away/x.json:FOLDER"):
+    with pytest.raises(DarktrtError, match=r"'deep/er/c.jpeg' is not in .*name the images' folder as far/away/x.json:FOLDER"):
         found(path)
     with pytest.raises(DarktrtError, match="is not in 'shots/deep'"):
         found(f"{path}:shots/deep")
@@ -96,13 +96,13 @@ def test_nothing_there_is_said(shots: Path) -> None:
     Path("broken.json").write_text("{")
     Path("other.json").write_text("[1]")
     cases = {
-        "empty": "empty: no pictures here",
-        "empty.txt": "no pictures here",
-        "shots/*.bmp": "no pictures here",
-        coco("none.json"): "no pictures here",
+        "empty": "empty: no images here",
+        "empty.txt": "no images here",
+        "shots/*.bmp": "no images here",
+        coco("none.json"): "no images here",
         "none": "none: no such file or folder",
-        "bytes.bin": "neither a picture nor a list",
-        "notes.txt": "lists 'hello', which is no picture",
+        "bytes.bin": "neither an image nor a list",
+        "notes.txt": "lists 'hello', which is no image",
         "broken.json": "is no COCO file",
         "other.json": "is no COCO file",
         "missing.json:shots": "No such file",
@@ -111,7 +111,7 @@ def test_nothing_there_is_said(shots: Path) -> None:
     for entry, message in cases.items():
         with pytest.raises(DarktrtError, match=message):
             found(entry, "shots")
-    with pytest.raises(DarktrtError, match="no pictures to calibrate on"):
+    with pytest.raises(DarktrtError, match="no images to calibrate on"):
         found()
     with pytest.raises(DarktrtError, match="limit is 0"):
         found("shots", limit=0)
@@ -130,7 +130,7 @@ def test_path_of_an_entry() -> None:
 
 
 def test_batches_are_all_inputs_of_the_model(made: Made, folder: Path) -> None:
-    """One picture at a time where the batch is open; a static one is filled up; thresholds only where they are inputs."""
+    """One image at a time where the batch is open; a static one is filled up; thresholds only where they are inputs."""
     images = [folder / f"{i}.png" for i in range(4)]
     for i, path in enumerate(images):
         Image.fromarray(made_image(64, 96, seed=i)).save(path)
@@ -148,7 +148,7 @@ def test_batches_are_all_inputs_of_the_model(made: Made, folder: Path) -> None:
 # --- samples ---
 
 
-def test_flips_and_crops_are_twelve_of_each_picture(folder: Path) -> None:
+def test_flips_and_crops_are_twelve_of_each_image(folder: Path) -> None:
     for i, name in enumerate(("a.png", "b.png")):
         Image.fromarray(made_image(90, 121, seed=i)).save(name)
     Path("out").mkdir()

@@ -114,7 +114,7 @@ def test_entropy_bins_split_evenly_and_bin_zero_is_its_neighbour() -> None:
     assert counts[1:].sum() == pytest.approx(exact[1:].sum(), abs=60)
 
 
-def test_pictures_get_the_threshold_of_tensorrts_own_caches() -> None:
+def test_images_get_the_threshold_of_tensorrts_own_caches() -> None:
     values = np.arange(256, dtype=np.float32) / 255
     histogram = histogram_of(np.repeat(values, RANDOM.integers(50, 100, 256)))
     assert np.float32(entropy_amax(histogram) / 127).tobytes()[::-1].hex() == "3c010a14"

@@ -42,7 +42,7 @@ def same(first: Histogram, second: Histogram) -> bool:
 
 
 def same_sets(first: HistogramSet, second: HistogramSet) -> bool:
-    """Whether two sets agree in the model, the pictures (whatever their order) and every histogram."""
+    """Whether two sets agree in the model, the images (whatever their order) and every histogram."""
     return (
         (first.model, first.images, list(first.histograms), first.groups, first.head_inputs, first.mish)
         == (second.model, second.images, list(second.histograms), second.groups, second.head_inputs, second.mish)
@@ -154,7 +154,7 @@ def test_no_number_is_refused_and_nothing_counted(value: float, word: str) -> No
 def made_set(chunks: Sequence[Array] = CHUNKS, model: str = "aa", start: int = 0) -> HistogramSet:
     made = HistogramSet(model, groups=[["a: b", "größe"]], head_inputs=["größe"], mish={"größe": "a: b"})
     for i, chunk in enumerate(chunks, start):
-        made.add({"a: b": chunk, "größe": chunk * 2}, {f"digest{i}": f"pictures/{i} x.jpg"})
+        made.add({"a: b": chunk, "größe": chunk * 2}, {f"digest{i}": f"images/{i} x.jpg"})
     return made
 
 
@@ -181,9 +181,9 @@ def test_merging_refuses_another_model() -> None:
         made_set().merge([made_set(model="bb", start=10)])
 
 
-def test_merging_refuses_a_picture_counted_twice_and_changes_nothing() -> None:
+def test_merging_refuses_an_image_counted_twice_and_changes_nothing() -> None:
     first = made_set()
-    with pytest.raises(DarktrtError, match=r"2 pictures were counted on both sides, first 'pictures/4 x\.jpg'"):
+    with pytest.raises(DarktrtError, match=r"2 images were counted on both sides, first 'images/4 x\.jpg'"):
         first.merge([made_set(start=4)])
     assert same_sets(first, made_set())
 
@@ -195,7 +195,7 @@ def test_merging_refuses_other_tensors() -> None:
         made_set().merge([other])
 
 
-def test_no_number_names_tensor_and_picture_and_counts_nothing() -> None:
+def test_no_number_names_tensor_and_image_and_counts_nothing() -> None:
     first = made_set()
     bad = {"a: b": CHUNKS[2], "größe": np.array([np.nan], np.float32)}
     with pytest.raises(DarktrtError, match=r"tensor 'größe' is NaN or infinite for bad\.jpg"):

@@ -1,4 +1,4 @@
-"""Weights of a picture's places: the best score of any anchor, against a loop over the definition."""
+"""Weights of an image's places: the best score of any anchor, against a loop over the definition."""
 
 from __future__ import annotations
 

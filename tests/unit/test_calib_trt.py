@@ -126,10 +126,10 @@ def changed(**arrays: Any) -> list[Arrays]:
 
 NAN = np.full((2, 3, 4, 5), np.nan, np.float32)
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "no batch": (list, "there is no batch of pictures to calibrate on"),
+    "no batch": (list, "there is no batch of images to calibrate on"),
     "short last batch": (
         lambda: [batch(0), batch(1), batch(2, size=1)],
-        "calibration batch 3: 'images' is (1, 3, 4, 5) float32, not (2, 3, 4, 5) float32; the pictures must fill their "
+        "calibration batch 3: 'images' is (1, 3, 4, 5) float32, not (2, 3, 4, 5) float32; the images must fill their "
         "batches of 2",
     ),
     "long batch": (lambda: changed(images=batch(0, 3)["images"]), "'images' is (3, 3, 4, 5) float32, not (2, 3, 4, 5) float32"),
@@ -143,8 +143,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "input unknown": (lambda: changed(image_size=NAN), "calibration batch 3 has 'image_size'; the network takes images, "),
     "NaN": (lambda: changed(images=NAN), "calibration batch 3: 'images' has values that are NaN or infinite"),
-    "unreadable picture": (lambda: fails_after(2, lambda: DarktrtError("a.jpg: is empty")), "a.jpg: is empty"),
-    "first picture": (lambda: fails_after(0, lambda: DarktrtError("a.jpg: is empty")), "a.jpg: is empty"),
+    "unreadable image": (lambda: fails_after(2, lambda: DarktrtError("a.jpg: is empty")), "a.jpg: is empty"),
+    "first image": (lambda: fails_after(0, lambda: DarktrtError("a.jpg: is empty")), "a.jpg: is empty"),
     "bug": (
         lambda: fails_after(2, lambda: ZeroDivisionError("by 0")),
         "calibration batch 3 cannot be had: ZeroDivisionError('by 0')",
@@ -161,7 +161,7 @@ def test_a_failure_in_a_callback_fails_the_build(driver: FakeDriver, name: str) 
     assert said in str(caught.value)
     assert failed.is_set()
     assert "swallowed" not in trt.events
-    assert len(trt.fed) == (0 if name in ("no batch", "first picture") else 2)
+    assert len(trt.fed) == (0 if name in ("no batch", "first image") else 2)
     assert (driver.buffers, driver.contexts) == ({}, [5])
 
 

@@ -84,15 +84,15 @@ def test_wrong_arguments_are_status_2(capsys: pytest.CaptureFixture[str], argume
 
 
 @pytest.fixture
-def pictures(folder: Path) -> Path:
-    """A folder ``in`` of three pictures in the current one."""
+def images(folder: Path) -> Path:
+    """A folder ``in`` of three images in the current one."""
     (folder / "in").mkdir()
     for i in range(3):
         Image.fromarray(made_image(120 + 20 * i, 150, seed=i)).save(folder / f"in/{i}.png")
     return folder
 
 
-def test_the_whole_chain(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_chain(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("my.cfg").write_text(MADE_CFG)
     Path("my.names").write_text("cat\ndog\ncow\n")
     out, _ = said(
@@ -132,8 +132,8 @@ def test_the_whole_chain(pictures: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert err == "drawn: found\n"
     assert [line for line in out.splitlines() if line.startswith("in/")] == ["in/0.png", "in/1.png", "in/2.png"]
     assert out.count("class  score      x1      y1      x2      y2") == 3
-    assert files_in(pictures / "found") == ["0.png", "1.png", "2.png"]
-    assert not [name for name in files_in(pictures) if Path(name).name.startswith(".")]
+    assert files_in(images / "found") == ["0.png", "1.png", "2.png"]
+    assert not [name for name in files_in(images) if Path(name).name.startswith(".")]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
@@ -150,7 +150,7 @@ def test_an_engine(made: Made, folder: Path, capsys: pytest.CaptureFixture[str])
     assert said(capsys, "inspect", copied)[0].startswith(f"engine        {copied}")
 
 
-def test_json_lines(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_lines(made: Made, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(capsys, "surgery", made.plain, "-o", "portable.onnx")
     out, err = said(capsys, "detect", "in", "--model", "portable.onnx", "--json", "--score-threshold", 0.05)
     assert err == ""
@@ -162,13 +162,13 @@ def test_json_lines(made: Made, pictures: Path, capsys: pytest.CaptureFixture[st
     assert [d["score"] for d in found] == sorted((d["score"] for d in found), reverse=True)
 
 
-def test_every_form_of_model_detects_the_same(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_form_of_model_detects_the_same(made: Made, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Plain, decoded and with NMS, float input: the same boxes; with bytes the pixels are rounded first."""
     forms = {"nms": [], "decode": ["--head", "decode"], "native": ["--mish", "native"]}
     results = {}
     for name, options in forms.items():
         said(capsys, "surgery", made.plain, "-o", f"{name}.onnx", "--input", "float", *options)
-    (pictures / "plain.onnx").write_bytes(made.plain.read_bytes())
+    (images / "plain.onnx").write_bytes(made.plain.read_bytes())
     for name in (*forms, "plain"):
         out, _ = said(capsys, "detect", "in", "--model", f"{name}.onnx", "--json", "--score-threshold", 0.05)
         results[name] = [json.loads(line)["detections"] for line in out.splitlines()]
@@ -181,7 +181,7 @@ def test_every_form_of_model_detects_the_same(made: Made, pictures: Path, capsys
             np.testing.assert_allclose(a["box"], b["box"], atol=0.01)
 
 
-def test_letterboxed_networks_detect(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_letterboxed_networks_detect(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.cfg").write_text(net(96, 64, letter_box=1) + MADE_CFG.partition("\n\n")[2])
     said(capsys, "convert", "a.cfg", "--random-weights", 0, "-o", "plain.onnx")
     results = []
@@ -203,7 +203,7 @@ def test_surgery_counts_what_it_did(made: Made, folder: Path, capsys: pytest.Cap
 
 @pytest.fixture
 def samples(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two made pictures in the place of the samples, in the zoo's folder."""
+    """Two made images in the place of the samples, in the zoo's folder."""
     folder = tmp_path_factory.mktemp("zoo")
     for i, name in enumerate(("a.jpg", "b.jpg")):
         Image.fromarray(made_image(100, 130, seed=i)).save(folder / name)
@@ -217,7 +217,7 @@ def test_calibration_without_data_takes_samples_and_warns(
 ) -> None:
     said(capsys, "surgery", made.plain, "-o", "portable.onnx")
     out, err = said(capsys, "calib", "portable.onnx", "-o", "my.table")
-    assert out.endswith("my.table: scales of 25 tensors from 24 pictures\n")
+    assert out.endswith("my.table: scales of 25 tensors from 24 images\n")
     assert err.startswith(f"{SAMPLES_WARNING}\n")
     assert err.endswith(f"\n{SAMPLES_WARNING}\n")
     made_of = [name for name in files_in(folder) if name.startswith("my.samples/")]
@@ -227,20 +227,20 @@ def test_calibration_without_data_takes_samples_and_warns(
         *(f"my.{suffix}" for suffix in ("table", "cache", "txt", "npz", "shifts.npz", "kept.json", "samples")),
     }
     summary = Path("my.txt").read_text()
-    assert summary.startswith("network:   made, portable.onnx\nwarning:   made of two sample pictures, for trying out only\n")
+    assert summary.startswith("network:   made, portable.onnx\nwarning:   made of two sample images, for trying out only\n")
     before = Path("my.table").read_bytes()
     out, err = said(capsys, "calib", "portable.onnx", "-o", "my.table", "--resume")
-    assert "from 24 pictures" in out
+    assert "from 24 images" in out
     assert Path("my.table").read_bytes() == before
     _, err = said(capsys, "calib", "portable.onnx", "-o", "my.table", "my.samples")
     assert SAMPLES_WARNING not in err
     assert "warning" not in Path("my.txt").read_text()
 
 
-def test_what_calibration_writes(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_calibration_writes(made: Made, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(capsys, "surgery", made.plain, "-o", "portable.onnx")
     out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "a.table", "--method", "percentile", "--plot", "a.png")
-    assert {name for name in files_in(pictures) if name.startswith("a.")} == {
+    assert {name for name in files_in(images) if name.startswith("a.")} == {
         "a.cache",
         "a.kept.json",
         "a.npz",
@@ -254,12 +254,12 @@ def test_what_calibration_writes(made: Made, pictures: Path, capsys: pytest.Capt
         "network:   made, portable.onnx",
         "method:    percentile 99.99",
         f"SHA-256:   {sha256_of('portable.onnx')[:12]}",
-        "pictures:  3",
+        "images:  3",
     ]
-    assert out == f"{table}a.table: scales of 25 tensors from 3 pictures\n"
+    assert out == f"{table}a.table: scales of 25 tensors from 3 images\n"
     said(capsys, "calib", "merge", "a.npz", "-o", "b.table", "--method", "percentile")
     assert Path("b.txt").read_text().startswith("merged:    a.npz\nmethod:    percentile 99.99\n")
-    assert {name for name in files_in(pictures) if name.startswith("b.")} == {*("b.cache", "b.npz", "b.table", "b.txt")}
+    assert {name for name in files_in(images) if name.startswith("b.")} == {*("b.cache", "b.npz", "b.table", "b.txt")}
     contents = {Path(name).read_bytes() for name in ("a.table", "a.cache", "b.table", "b.cache")}
     assert len(contents) == 1
     scales = CalibrationTable.load("b.table").scales
@@ -268,8 +268,8 @@ def test_what_calibration_writes(made: Made, pictures: Path, capsys: pytest.Capt
     assert [before for before, _ in pairs] == [behind for _, behind in pairs] != []
 
 
-def test_shards_on_the_command_line(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Merged, the table is that of one run; a run over all pictures that goes on from there adds what corrects biases."""
+def test_shards_on_the_command_line(made: Made, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Merged, the table is that of one run; a run over all images that goes on from there adds what corrects biases."""
     said(capsys, "surgery", made.plain, "-o", "portable.onnx")
     one, *others = sorted(Path("in").iterdir())
     said(capsys, "calib", "portable.onnx", "in", "-o", "whole.table")
@@ -281,7 +281,7 @@ def test_shards_on_the_command_line(made: Made, pictures: Path, capsys: pytest.C
     assert not any(Path(f"both.{kind}").exists() for kind in ("shifts.npz", "kept.json"))
     Path("in").rename("here")  # as if the shards had been counted on other machines
     out, _ = said(capsys, "calib", "portable.onnx", "here", "-o", "both.table", "--resume")
-    assert "from 3 pictures" in out
+    assert "from 3 images" in out
     both, whole = load_shifts("both.table"), load_shifts("whole.table")
     assert both.keys() == whole.keys()
     for name, shift in whole.items():
@@ -294,7 +294,7 @@ def test_shards_on_the_command_line(made: Made, pictures: Path, capsys: pytest.C
     assert "first.npz: is given twice" in capsys.readouterr().err
 
 
-def test_a_tensor_that_is_always_zero(made: Made, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tensor_that_is_always_zero(made: Made, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = made.model()
     for constant in model.graph.initializer:
         if list(constant.dims)[:2] in ([8, 3], [8]):  # of the first convolution, and the bias of another

@@ -31,7 +31,7 @@ def label(image: Any, box: Box, category: int = 7, **more: Any) -> dict[str, Any
 def write(
     folder: Path, labels: Sequence[dict[str, Any]], *, names: Sequence[str] = NAMES, count: int = 2, name: str = "val.json"
 ) -> str:
-    """A COCO file with ``count`` pictures of 200 x 150 beside it, image ids from 40, category ids 7, 9, ..."""
+    """A COCO file with ``count`` images of 200 x 150 beside it, image ids from 40, category ids 7, 9, ..."""
     for i in range(count):
         Image.fromarray(made_image(150, 200, seed=i)).save(folder / f"{i}.png")
     images = [{"id": 40 + i, "file_name": f"{i}.png", "width": 200, "height": 150} for i in range(count)]
@@ -101,7 +101,7 @@ def test_a_crowd_need_not_be_found_and_is_no_false_alarm(tmp_path: Path) -> None
 
 
 def classes_of(entry: str, names: Sequence[str]) -> list[int]:
-    return [one.class_id for picture in load_truth([entry], names).pictures for one in picture.objects]
+    return [one.class_id for image in load_truth([entry], names).images for one in image.objects]
 
 
 def test_classes_go_by_name(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_class_map_joins_what_is_named_otherwise(tmp_path: Path) -> None:
     (tmp_path / "map.txt").write_text("# labels = network\ncat = animal\n\ndog = animal\n")
     classes = LabelClasses(mapped=read_class_map(tmp_path / "map.txt"))
     truth = load_truth([entry], ("person", "animal"), classes=classes)
-    assert [one.class_id for one in truth.pictures[0].objects] == [1, 1]
+    assert [one.class_id for one in truth.images[0].objects] == [1, 1]
     for text, message in (
         ("cat animal", r"map\.txt:1: write CLASS"),
         ("cow = animal", "'cow', which is no class of the labels"),
@@ -156,26 +156,26 @@ def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
     with pytest.raises(DarktrtError, match=r"val\.json: has 2 categories without the network's class 'cow'.*has 3 classes"):
         load_truth([entry], ("cow", "pig", "hen"))
-    with pytest.raises(DarktrtError, match=r"val\.json: no object of the network's classes is labelled in 2 pictures"):
+    with pytest.raises(DarktrtError, match=r"val\.json: no object of the network's classes is labelled in 2 images"):
         load_truth([entry], ("dog",))
 
 
 # --- files ---
 
 
-def test_pictures_are_found_where_calibration_finds_them(tmp_path: Path) -> None:
+def test_images_are_found_where_calibration_finds_them(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
-    assert [picture.path for picture in load_truth([entry], NAMES).pictures] == [tmp_path / "0.png", tmp_path / "1.png"]
+    assert [image.path for image in load_truth([entry], NAMES).images] == [tmp_path / "0.png", tmp_path / "1.png"]
     (tmp_path / "annotations").mkdir()
     moved = Path(entry).rename(tmp_path / "annotations/instances_val.json")
-    with pytest.raises(DarktrtError, match=r"its picture '0\.png' is not in its folder"):
+    with pytest.raises(DarktrtError, match=r"its image '0\.png' is not in its folder"):
         load_truth([str(moved)], NAMES)
-    assert load_truth([f"{moved}:{tmp_path}"], NAMES).pictures[1].path == tmp_path / "1.png"
+    assert load_truth([f"{moved}:{tmp_path}"], NAMES).images[1].path == tmp_path / "1.png"
     (tmp_path / "val/part").mkdir(parents=True)
     for i in range(2):
         (tmp_path / f"{i}.png").rename(tmp_path / f"val/part/{i}.png")
     moved.write_text(moved.read_text().replace('"0.', '"part/0.').replace('"1.', '"part/1.'))
-    assert load_truth([str(moved)], NAMES).pictures[1].path == tmp_path / "val/part/1.png"
+    assert load_truth([str(moved)], NAMES).images[1].path == tmp_path / "val/part/1.png"
 
 
 def test_equal_names_in_folders_are_not_mixed_up(tmp_path: Path) -> None:
@@ -183,20 +183,20 @@ def test_equal_names_in_folders_are_not_mixed_up(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "1.png").rename(tmp_path / "a/0.png")
     entry.write_text(entry.read_text().replace("1.png", "a/0.png"))
-    assert [picture.path for picture in load_truth([str(entry)], NAMES).pictures] == [tmp_path / "0.png", tmp_path / "a/0.png"]
+    assert [image.path for image in load_truth([str(entry)], NAMES).images] == [tmp_path / "0.png", tmp_path / "a/0.png"]
 
 
 def test_a_limit_draws_a_sample_by_its_seed(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40 + i, (0, 0, 9, 9)) for i in range(9)], count=9)
-    samples = [load_truth([entry], NAMES, 4, seed).pictures for seed in (0, 0, 1)]
-    assert [len({picture.path for picture in sample}) for sample in samples] == [4, 4, 4]
+    samples = [load_truth([entry], NAMES, 4, seed).images for seed in (0, 0, 1)]
+    assert [len({image.path for image in sample}) for sample in samples] == [4, 4, 4]
     assert samples[0] == samples[1] != samples[2]
-    assert load_truth([entry], NAMES, 99).pictures == load_truth([entry], NAMES).pictures
-    with pytest.raises(DarktrtError, match="the limit is 0; evaluate on at least 1 picture"):
+    assert load_truth([entry], NAMES, 99).images == load_truth([entry], NAMES).images
+    with pytest.raises(DarktrtError, match="the limit is 0; evaluate on at least 1 image"):
         load_truth([entry], NAMES, 0)
 
 
-def test_labels_are_told_from_pictures(tmp_path: Path) -> None:
+def test_labels_are_told_from_images(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
     assert has_labels(entry)
     assert has_labels(f"{entry}:{tmp_path}")
@@ -213,12 +213,12 @@ WRONG = {
     "no annotations": ({**GOOD, "annotations": []}, "has no annotations, so nothing to hold detections against"),
     "no key of annotations": ({"images": GOOD["images"]}, "has no annotations"),
     "no categories": ({**GOOD, "categories": []}, "has no categories"),
-    "no images": ({**GOOD, "images": []}, "no pictures here"),
+    "no images": ({**GOOD, "images": []}, "no images here"),
     "images without names": ({**GOOD, "images": [{"id": 1}]}, "is no COCO file, which has images with a file_name"),
     "a list": ([1, 2], "is no COCO file"),
-    "a picture is missing": (
+    "an image is missing": (
         {**GOOD, "images": [*GOOD["images"], {"id": 41, "file_name": "x.png"}]},
-        r"1 of its 2 pictures are missing, '.*x\.png' for one",
+        r"1 of its 2 images are missing, '.*x\.png' for one",
     ),
     "an unknown image": ({**GOOD, "annotations": [label(99, (0, 0, 9, 9))]}, "an annotation has image_id 99"),
     "an unknown category": ({**GOOD, "annotations": [label(40, (0, 0, 9, 9), 1)]}, "an annotation has category_id 1"),
@@ -240,12 +240,12 @@ def test_wrong_files_are_told_in_a_sentence(case: str, tmp_path: Path) -> None:
         load_truth([str(path)], NAMES)
     assert str(raised.value).startswith(f"{path}: ")
     path.write_text(json.dumps(GOOD))
-    assert len(load_truth([str(path)], NAMES).pictures) == 1
+    assert len(load_truth([str(path)], NAMES).images) == 1
 
 
 def test_what_is_no_json_is_told(tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text("{")
-    cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "no pictures here", Path("none.json"): "No such file"}
+    cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "no images here", Path("none.json"): "No such file"}
     for entry, message in cases.items():
         with pytest.raises(DarktrtError, match=message):
             load_truth([str(entry)], NAMES)
@@ -256,8 +256,8 @@ def test_what_is_no_json_is_told(tmp_path: Path) -> None:
 # --- a network ---
 
 
-def test_a_network_is_judged_in_pixels_of_the_pictures(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One that finds the same box in every picture; its batch of two is filled up for the third picture."""
+def test_a_network_is_judged_in_pixels_of_the_images(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that finds the same box in every image; its batch of two is filled up for the third image."""
     info = replace(made.info, head="decode", input="uint8", batch=(2, 2, 2), class_names=("cat", "dog", "cow"))
     shapes = []
 
@@ -274,12 +274,12 @@ def test_a_network_is_judged_in_pixels_of_the_pictures(made: Made, tmp_path: Pat
     assert "3/3" in capsys.readouterr().err
 
 
-def test_pictures_that_are_not_those_of_the_labels_are_told(made: Made, tmp_path: Path) -> None:
+def test_images_that_are_not_those_of_the_labels_are_told(made: Made, tmp_path: Path) -> None:
     info = replace(made.info, head="decode", class_names=("cat", "dog", "cow"))
     truth = load_truth([write(tmp_path, [label(40, (0, 0, 9, 9))], names=info.class_names)], info.class_names)
     Image.fromarray(made_image(100, 200)).save(tmp_path / "0.png")
     with pytest.raises(DarktrtError, match=r"0\.png: is 200x100, but .*val\.json has labels for 200x150"):
         evaluate(lambda _: {}, info, truth)
-    (tmp_path / "0.png").write_text("no picture")
+    (tmp_path / "0.png").write_text("no image")
     with pytest.raises(DarktrtError, match=r"0\.png: "):
         evaluate(lambda _: {}, info, truth)

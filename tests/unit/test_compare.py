@@ -19,11 +19,11 @@ from PIL import Image
 from darktrt.check.agreement import Report, compare
 from darktrt.check.runs import (
     DETECTIONS,
-    Picture,
+    InputImage,
     Subject,
     Thresholds,
     inner_tensors,
-    load_picture,
+    load_image,
     load_results,
     mark_file,
     marked,
@@ -45,22 +45,22 @@ from darktrt.surgery.rewrite import SurgeryOptions, import_graph, operate_file, 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """The made network as files, with ``portable.onnx`` and three pictures in ``pictures/``."""
+    """The made network as files, with ``portable.onnx`` and three images in ``images/``."""
     folder = tmp_path_factory.mktemp("compare")
     network = make(folder, MADE_CFG)
     operate_file(network.plain, folder / "portable.onnx", SurgeryOptions())
-    draw_pictures(folder / "pictures")
+    draw_images(folder / "images")
     return network
 
 
-def draw_pictures(folder: Path, count: int = 3) -> None:
+def draw_images(folder: Path, count: int = 3) -> None:
     folder.mkdir()
     for i in range(count):
         Image.fromarray(made_image(50 + 10 * i, 70, seed=i)).save(folder / f"{i}.png")
 
 
-def pictures_of(network: Made) -> list[Picture]:
-    return [load_picture(path, network.info) for path in sorted((network.cfg.parent / "pictures").iterdir())]
+def images_of(network: Made) -> list[InputImage]:
+    return [load_image(path, network.info) for path in sorted((network.cfg.parent / "images").iterdir())]
 
 
 def torch_of(network: Made, layers: bool = False) -> Subject:
@@ -79,7 +79,7 @@ LOOSE = Thresholds(score=0.05)
 @pytest.mark.parametrize("form", ["uint8", "float"])
 def test_every_form_of_a_model_agrees_with_pytorch(made: Made, tmp_path: Path, head: Any, form: Any) -> None:
     operate_file(made.plain, tmp_path / "model.onnx", SurgeryOptions(head=head, input=form))
-    report = compare([torch_of(made), onnx_subject(tmp_path / "model.onnx")], pictures_of(made), thresholds=LOOSE)
+    report = compare([torch_of(made), onnx_subject(tmp_path / "model.onnx")], images_of(made), thresholds=LOOSE)
     (one,) = report.comparisons
     assert report.passed, report.to_table()
     decoded = {"boxes", "scores"} if head == "decode" else set()
@@ -91,20 +91,20 @@ def test_every_form_of_a_model_agrees_with_pytorch(made: Made, tmp_path: Path, h
 
 
 @pytest.mark.parametrize("batch", [(3, 3, 3), (1, 2, 4)])
-def test_letterboxed_pictures_and_batches(tmp_path: Path, batch: tuple[int, int, int]) -> None:
+def test_letterboxed_images_and_batches(tmp_path: Path, batch: tuple[int, int, int]) -> None:
     network = make(tmp_path, net(**MADE_NET, letter_box=1) + MADE_BODY, batch)
     operate_file(network.plain, tmp_path / "portable.onnx", SurgeryOptions())
-    draw_pictures(tmp_path / "pictures")
+    draw_images(tmp_path / "images")
     subjects = [torch_of(network), onnx_subject(network.plain), onnx_subject(tmp_path / "portable.onnx")]
     assert subjects[2].info.takes_image_size
-    report = compare(subjects, pictures_of(network), thresholds=LOOSE)
+    report = compare(subjects, images_of(network), thresholds=LOOSE)
     assert report.passed, report.to_table()
     assert [one.detections and one.detections.expected > 0 for one in report.comparisons] == [True, True]
 
 
 def test_layers_of_pytorch_and_onnx_agree(made: Made) -> None:
     portable = made.cfg.parent / "portable.onnx"
-    report = compare([torch_of(made, layers=True), onnx_subject(portable, layers=True)], pictures_of(made), layers=True)
+    report = compare([torch_of(made, layers=True), onnx_subject(portable, layers=True)], images_of(made), layers=True)
     assert report.passed, report.to_table()
     assert list(report.comparisons[0].tensors) == list(dict.fromkeys(layer.tensor for layer in made.info.layers))
 
@@ -112,7 +112,7 @@ def test_layers_of_pytorch_and_onnx_agree(made: Made) -> None:
 def test_layers_inside_fused_nodes_are_counted(made: Made, tmp_path: Path) -> None:
     operate_file(made.plain, tmp_path / "fused.onnx", SurgeryOptions(mish="fused"))
     report = compare(
-        [torch_of(made, layers=True), onnx_subject(tmp_path / "fused.onnx", layers=True)], pictures_of(made), layers=True
+        [torch_of(made, layers=True), onnx_subject(tmp_path / "fused.onnx", layers=True)], images_of(made), layers=True
     )
     assert report.passed and re.search(r"^[1-9] cfg sections more have no tensor in both", report.to_table(), re.MULTILINE)
 
@@ -125,8 +125,8 @@ def test_fp16_is_within_its_tolerance_and_not_within_that_of_fp32(made: Made) ->
     embed(half)
     ready = session(marked(half, inner_tensors(info, layers=True)))
     subjects = [torch_of(made, layers=True), Subject("half", info, "fp16", ready)]
-    assert compare(subjects, pictures_of(made), layers=True).passed
-    assert not compare([subjects[0], replace(subjects[1], precision="fp32")], pictures_of(made), layers=True).passed
+    assert compare(subjects, images_of(made), layers=True).passed
+    assert not compare([subjects[0], replace(subjects[1], precision="fp32")], images_of(made), layers=True).passed
 
 
 def test_results_are_copies(made: Made) -> None:
@@ -139,8 +139,8 @@ def test_results_are_copies(made: Made) -> None:
         return memory
 
     subjects = [reference, replace(reference, name="engine", run=reusing)]
-    exact, first = run(subjects, pictures_of(made)[0], LOOSE, layers=False)
-    run(subjects, pictures_of(made)[1], LOOSE, layers=False)
+    exact, first = run(subjects, images_of(made)[0], LOOSE, layers=False)
+    run(subjects, images_of(made)[1], LOOSE, layers=False)
     assert all(np.array_equal(values, exact[name]) for name, values in first.items())
 
 
@@ -176,7 +176,7 @@ def test_a_changed_weight_is_found_at_its_cfg_line(made: Made, tmp_path: Path, c
     for layer in (convolutions[0], convolutions[3], convolutions[-1]):
         broken(made.cfg.parent / "portable.onnx", tmp_path / "broken.onnx", layer.line)
         numbers = tmp_path / "numbers.json"
-        data, files = str(made.cfg.parent / "pictures"), ["--cfg", str(made.cfg), "--weights", str(made.weights)]
+        data, files = str(made.cfg.parent / "images"), ["--cfg", str(made.cfg), "--weights", str(made.weights)]
         words = ["check", "compare", data, *files, "--model", str(tmp_path / "broken.onnx")]
         assert main([*words, "--layers", "--json", str(numbers)]) == 1
         assert f"\ncfg line {layer.line}: max relative error 0." in capsys.readouterr().out
@@ -194,7 +194,7 @@ def test_nan_is_beyond_every_tolerance(made: Made, tmp_path: Path) -> None:
         return {**outputs, "head0_raw": np.full_like(outputs["head0_raw"], np.nan)}
 
     reference = torch_of(made)
-    report = compare([reference, Subject("damaged", reference.info, "int8", damaged)], pictures_of(made))
+    report = compare([reference, Subject("damaged", reference.info, "int8", damaged)], images_of(made))
     assert report.comparisons[0].failures() == ["head0_raw"]
     assert json.loads(report.to_json())["comparisons"][0]["tensors"][0]["worst"] is None
 
@@ -203,7 +203,7 @@ def test_scores_that_are_no_numbers_are_told(made: Made) -> None:
     reference = torch_of(made)
     blind = replace(reference, run=lambda inputs: {**reference.run(inputs), "scores": np.full((1, 1, 3), np.nan)})
     with pytest.raises(DarktrtError, match="PyTorch: its scores are not numbers"):
-        run([blind], pictures_of(made)[0], LOOSE, layers=False)
+        run([blind], images_of(made)[0], LOOSE, layers=False)
 
 
 # --- measures ---
@@ -256,7 +256,7 @@ def test_the_coarser_precision_says_what_is_tolerable() -> None:
 
 
 def saved(network: Made, path: Path, subject: Subject, **options: Any) -> Report:
-    return compare([subject], pictures_of(network), save=path, **options)
+    return compare([subject], images_of(network), save=path, **options)
 
 
 def test_saved_results_are_as_good_as_a_run(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,11 +266,11 @@ def test_saved_results_are_as_good_as_a_run(made: Made, tmp_path: Path, capsys: 
     assert files_in(tmp_path) == ["onnx.json", "torch.json"]
     loaded = [one for name in ("torch", "onnx") for one in load_results(tmp_path / f"{name}.json")]
     apart = compare([], [], loaded)
-    together = compare([torch_of(made), portable], pictures_of(made), thresholds=LOOSE)
-    assert apart.passed and apart.pictures == 3
+    together = compare([torch_of(made), portable], images_of(made), thresholds=LOOSE)
+    assert apart.passed and apart.images == 3
     for a, b in zip(apart.comparisons, together.comparisons, strict=True):
         assert (a.tensors, a.detections) == (b.tensors, b.detections)
-    mixed = compare([portable], pictures_of(made), loaded[:1], LOOSE)
+    mixed = compare([portable], images_of(made), loaded[:1], LOOSE)
     assert mixed.passed and mixed.comparisons[0].name == f"PyTorch in {tmp_path / 'torch.json'}"
     assert main(["check", "compare", *(f"--load-outputs={tmp_path / name}.json" for name in ("torch", "onnx"))]) == 0
     assert "detections: " in capsys.readouterr().out
@@ -283,24 +283,24 @@ def test_saved_results_are_polygraphys(made: Made, tmp_path: Path) -> None:
     ((name, iterations),) = RunResults.load(str(tmp_path / "torch.json")).items()
     assert name == "PyTorch" and len(iterations) == 3
     assert {value.dtype.name for value in iterations[0].values()} == {"float32", "uint8"}
-    again = run([torch_of(made)], pictures_of(made)[0], Thresholds(), layers=False)[0]
+    again = run([torch_of(made)], images_of(made)[0], Thresholds(), layers=False)[0]
     assert relative_error(iterations[0]["head0_raw"], again["head0_raw"]) < 1e-6
     assert iterations[0][DETECTIONS].shape[1] == 6
 
 
-def test_results_of_other_pictures_or_thresholds_or_without_layers_are_refused(made: Made, tmp_path: Path) -> None:
+def test_results_of_other_images_or_thresholds_or_without_layers_are_refused(made: Made, tmp_path: Path) -> None:
     saved(made, tmp_path / "torch.json", torch_of(made))
     loaded = load_results(tmp_path / "torch.json")
-    portable, pictures = onnx_subject(made.cfg.parent / "portable.onnx", layers=True), pictures_of(made)
-    with pytest.raises(DarktrtError, match=r"torch.json: is of 3 pictures, 2 of them among the others' 2"):
-        compare([portable], pictures[:2], loaded)
-    other = replace(pictures[0], pixels=255 - pictures[0].pixels)
-    with pytest.raises(DarktrtError, match=r"torch.json: is of 3 pictures, 2 of them among the others' 3"):
-        compare([portable], [other, *pictures[1:]], loaded)
+    portable, images = onnx_subject(made.cfg.parent / "portable.onnx", layers=True), images_of(made)
+    with pytest.raises(DarktrtError, match=r"torch.json: is of 3 images, 2 of them among the others' 2"):
+        compare([portable], images[:2], loaded)
+    other = replace(images[0], pixels=255 - images[0].pixels)
+    with pytest.raises(DarktrtError, match=r"torch.json: is of 3 images, 2 of them among the others' 3"):
+        compare([portable], [other, *images[1:]], loaded)
     with pytest.raises(DarktrtError, match=r"was made with --score-threshold 0.25 .* not with --score-threshold 0.05"):
-        compare([portable], pictures, loaded, LOOSE)
+        compare([portable], images, loaded, LOOSE)
     with pytest.raises(DarktrtError, match=r"torch.json: has no layers that the reference has"):
-        compare([portable], pictures, loaded, layers=True)
+        compare([portable], images, loaded, layers=True)
 
 
 def test_files_that_are_no_results_are_refused(made: Made, tmp_path: Path) -> None:
@@ -339,14 +339,14 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
         return error
 
     folder = made.cfg.parent
-    portable, data = str(folder / "portable.onnx"), str(folder / "pictures")
+    portable, data = str(folder / "portable.onnx"), str(folder / "images")
     files = ["--cfg", str(made.cfg), "--weights", str(made.weights)]
     other = make(tmp_path, MADE_CFG + "# another\n", name="other")
     small = make(tmp_path, MADE_CFG.replace("width=96", "width=64"), name="small")
     operate_file(made.plain, tmp_path / "leaky.onnx", SurgeryOptions(activation="leaky"))
     assert "name two of --cfg" in sentence(data, "--model", portable)
     assert "name two of --cfg" in sentence(data)
-    assert "no pictures to run" in sentence("--model", portable, "--model", str(made.plain))
+    assert "no images to run" in sentence("--model", portable, "--model", str(made.plain))
     assert "go together" in sentence(data, "--cfg", str(made.cfg), "--model", portable)
     assert "--limit 0" in sentence(data, *files, "--model", portable, "--limit", "0")
     assert "nowhere: no such file or folder" in sentence("nowhere", *files, "--model", portable)
@@ -356,7 +356,7 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
     assert "is given twice" in sentence(data, "--model", portable, "--model", portable)
     assert "other.onnx: was made from another cfg file" in sentence(data, "--model", portable, "--model", str(other.plain))
     assert "another cfg file" in sentence(data, *files, "--model", str(small.plain))
-    assert "takes 96x64x3 pictures, PyTorch 32x32x3" in sentence(data, *files, "--model", portable, "--size", "32")
+    assert "takes 96x64x3 images, PyTorch 32x32x3" in sentence(data, *files, "--model", portable, "--size", "32")
     assert "its activations are not those of PyTorch" in sentence(data, *files, "--model", str(tmp_path / "leaky.onnx"))
     assert "the score threshold is 2" in sentence(data, *files, "--model", portable, "--score-threshold", "2")
     assert "is given twice" in sentence(data, *files, "--model", portable, "--json", portable)

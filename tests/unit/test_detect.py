@@ -93,7 +93,7 @@ def made_detector(**changes: Any) -> Detector:
     return Detector(ColourNetwork(info), info)
 
 
-def picture(box: tuple[int, int, int, int] = RED, channel: int = 0, size: tuple[int, int] = (200, 320)) -> np.ndarray:
+def photo(box: tuple[int, int, int, int] = RED, channel: int = 0, size: tuple[int, int] = (200, 320)) -> np.ndarray:
     image = np.full((*size, 3), 40, np.uint8)
     image[box[1] : box[3], box[0] : box[2], channel] = 250
     return image
@@ -108,7 +108,7 @@ def save(path: Path, image: np.ndarray) -> Path:
 def save_video(path: Path, frames: int = 7, rate: Fraction = Fraction(30000, 1001), size: tuple[int, int] = (120, 160)) -> Path:
     with video_writer(path, rate) as write:
         for i in range(frames):
-            write(picture((10 + 4 * i, 30, 60 + 4 * i, 90), 2, size))
+            write(photo((10 + 4 * i, 30, 60 + 4 * i, 90), 2, size))
     return path
 
 
@@ -135,7 +135,7 @@ def files_in(folder: Path) -> list[str]:
 @pytest.mark.parametrize("size", [(200, 320), (320, 200)])
 def test_a_box_is_found_where_it_is(head: str, form: str, policy: str, size: tuple[int, int]) -> None:
     detector = made_detector(head=head, input=form, resize=policy)
-    found = detector.detect([picture(size=size), picture((100, 20, 180, 150), 1, size)])
+    found = detector.detect([photo(size=size), photo((100, 20, 180, 150), 1, size)])
     assert [f.names for f in found] == [["red"], ["green"]]
     np.testing.assert_allclose(found[0].boxes, [RED], atol=3)
     np.testing.assert_allclose(found[1].boxes, [[100, 20, 180, 150]], atol=3)
@@ -143,7 +143,7 @@ def test_a_box_is_found_where_it_is(head: str, form: str, policy: str, size: tup
 
 
 def test_several_in_one_image_come_best_first_and_clipped() -> None:
-    image = picture((0, 0, 50, 50), 2)
+    image = photo((0, 0, 50, 50), 2)
     image[120:200, 200:320, 0] = 250
     found = made_detector().detect([image])[0]
     assert found.names == ["red", "blue"]
@@ -157,7 +157,7 @@ def test_several_in_one_image_come_best_first_and_clipped() -> None:
 )
 def test_batches_have_the_size_the_model_takes(batch: tuple[int, int, int], images: int, ran: list[int]) -> None:
     detector = made_detector(batch=batch, head="nms")
-    found = detector.detect([picture((10 + 20 * i, 20, 60 + 20 * i, 90)) for i in range(images)])
+    found = detector.detect([photo((10 + 20 * i, 20, 60 + 20 * i, 90)) for i in range(images)])
     assert detector.run.batches == ran  # type: ignore[attr-defined]
     assert len(found) == images
     for i, one in enumerate(found):
@@ -172,9 +172,9 @@ def test_batches_have_the_size_the_model_takes(batch: tuple[int, int, int], imag
         ("diounms", "stretch", (9, 9), None),
     ],
 )
-def test_nms_is_told_the_shape_of_a_letterboxed_picture(kind: Any, policy: Any, size: Any, expected: Any) -> None:
+def test_nms_is_told_the_shape_of_a_letterboxed_image(kind: Any, policy: Any, size: Any, expected: Any) -> None:
     detector = made_detector(head="nms", resize=policy, nms=NmsInfo(kind), batch=(2, 2, 2))
-    detector.detect([picture(size=size)])
+    detector.detect([photo(size=size)])
     given = detector.run.inputs.get("image_size")  # type: ignore[attr-defined]
     assert (None if given is None else given.tolist()) == (expected and [expected, expected])
 
@@ -182,7 +182,7 @@ def test_nms_is_told_the_shape_of_a_letterboxed_picture(kind: Any, policy: Any, 
 def test_thresholds_reach_the_model_that_ends_in_nms() -> None:
     info = made_info(head="nms")
     network = ColourNetwork(info)
-    Detector(network, info, score_threshold=0.001, iou_threshold=0.6).detect([picture()])
+    Detector(network, info, score_threshold=0.001, iou_threshold=0.6).detect([photo()])
     np.testing.assert_array_equal(network.inputs["score_threshold"], np.array([0.001], np.float32))
     np.testing.assert_array_equal(network.inputs["iou_threshold"], np.array([0.6], np.float32))
     assert network.inputs["iou_threshold"].dtype == np.float32
@@ -190,18 +190,18 @@ def test_thresholds_reach_the_model_that_ends_in_nms() -> None:
 
 def test_thresholds_and_nms_kind_count_where_numpy_suppresses() -> None:
     info = made_info(nms=NmsInfo("plain"))
-    assert len(Detector(ColourNetwork(info), info, 0.25, 0.45).detect([picture()])[0]) == 1
-    assert len(Detector(ColourNetwork(info), info, 0.25, 0.99).detect([picture()])[0]) == 2
-    assert len(Detector(ColourNetwork(info), info, 0.95, 0.45).detect([picture()])[0]) == 0
+    assert len(Detector(ColourNetwork(info), info, 0.25, 0.45).detect([photo()])[0]) == 1
+    assert len(Detector(ColourNetwork(info), info, 0.25, 0.99).detect([photo()])[0]) == 2
+    assert len(Detector(ColourNetwork(info), info, 0.95, 0.45).detect([photo()])[0]) == 0
     distant = made_info(nms=NmsInfo("diounms", beta=0.0))  # any distance at all then counts 1
-    assert len(Detector(ColourNetwork(distant), distant, 0.25, 0.45).detect([picture()])[0]) == 2
+    assert len(Detector(ColourNetwork(distant), distant, 0.25, 0.45).detect([photo()])[0]) == 2
     capped = made_info(max_detections=1)
-    assert len(Detector(ColourNetwork(capped), capped, 0.25, 0.99).detect([picture()])[0]) == 1
+    assert len(Detector(ColourNetwork(capped), capped, 0.25, 0.99).detect([photo()])[0]) == 1
 
 
 def test_results_are_copies_of_the_engines_memory() -> None:
     detector = made_detector(head="nms", input="uint8")
-    image = picture(size=(128, 160))
+    image = photo(size=(128, 160))
     memory = detector.run({"images": image[np.newaxis]})
     found = Detector(lambda _: memory, detector.info).detect([image])[0]
     for array in memory.values():
@@ -231,19 +231,19 @@ def test_thresholds_outside_0_1_are_refused(thresholds: tuple[float, float]) -> 
 )
 def test_outputs_that_do_not_fit_are_named(outputs: dict[str, np.ndarray], said: str) -> None:
     with pytest.raises(DarktrtError, match=f"colours.*{said}"):
-        Detector(lambda _: outputs, made_info()).detect([picture()])
+        Detector(lambda _: outputs, made_info()).detect([photo()])
 
 
 # Files
 
 
-def test_one_picture_to_one_picture(tmp_path: Path) -> None:
-    source = save(tmp_path / "a.png", picture(channel=2))
+def test_one_image_to_one_image(tmp_path: Path) -> None:
+    source = save(tmp_path / "a.png", photo(channel=2))
     (result,) = detect_files(made_detector(), [source], tmp_path / "out.jpg")
-    assert (result.path, result.frame, result.picture) == (source, None, tmp_path / "out.jpg")
+    assert (result.path, result.frame, result.image) == (source, None, tmp_path / "out.jpg")
     assert result.detections.names == ["blue"]
     drawn = np.asarray(Image.open(tmp_path / "out.jpg")).astype(int)
-    difference = np.abs(drawn - picture(channel=2)).max(axis=2)
+    difference = np.abs(drawn - photo(channel=2)).max(axis=2)
     assert drawn.shape == (200, 320, 3)
     assert difference[RED[1] : RED[3], RED[0] - 3 : RED[0] + 4].max(axis=1).min() > 50
     assert difference[110:].max() < 20
@@ -251,33 +251,33 @@ def test_one_picture_to_one_picture(tmp_path: Path) -> None:
 
 
 def test_without_an_output_nothing_is_written(tmp_path: Path) -> None:
-    source = save(tmp_path / "a.png", picture())
+    source = save(tmp_path / "a.png", photo())
     (result,) = detect_files(made_detector(), [str(source)])
-    assert result.picture is None
+    assert result.image is None
     assert files_in(tmp_path) == ["a.png"]
 
 
 def test_results_are_json_lines(tmp_path: Path) -> None:
-    source = save(tmp_path / "a.png", picture())
+    source = save(tmp_path / "a.png", photo())
     (result,) = detect_files(made_detector(), [source], tmp_path / "out.png")
     record = json.loads(json.dumps(result.to_dict()))
     assert record["file"] == str(source)
-    assert record["picture"] == str(tmp_path / "out.png")
+    assert record["image"] == str(tmp_path / "out.png")
     assert "frame" not in record
     assert record["detections"][0]["class"] == "red"
 
 
 def test_a_folder_is_searched_to_any_depth_in_order(tmp_path: Path) -> None:
     for name in ("b.jpg", "a.PNG", "sub/deep/c.bmp", "sub/a.png", ".hidden.png", ".git/x.png"):
-        save(tmp_path / "in" / name, picture())
-    (tmp_path / "in/notes.txt").write_text("no picture")
+        save(tmp_path / "in" / name, photo())
+    (tmp_path / "in/notes.txt").write_text("no image")
     results = list(detect_files(made_detector(), [tmp_path / "in"], tmp_path / "out"))
     assert [str(r.path.relative_to(tmp_path / "in")) for r in results] == ["a.PNG", "b.jpg", "sub/a.png", "sub/deep/c.bmp"]
     assert files_in(tmp_path / "out") == ["a.PNG", "b.jpg", "sub/a.png", "sub/deep/c.bmp"]
 
 
 def test_a_second_run_does_not_take_the_copies_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path / "a.png", picture())
+    save(tmp_path / "a.png", photo())
     monkeypatch.chdir(tmp_path)
     for source, output in ((tmp_path, tmp_path / "out"), (tmp_path, "out"), (".", "out"), (".", tmp_path / "out")):
         assert len(list(detect_files(made_detector(), [source], output))) == 1
@@ -286,14 +286,14 @@ def test_a_second_run_does_not_take_the_copies_of_the_first(tmp_path: Path, monk
 
 def test_patterns_are_expanded_and_a_file_is_taken_once(tmp_path: Path) -> None:
     for name in ("s1.png", "s2.png", "t.png", "s[3].png"):
-        save(tmp_path / name, picture())
-    (tmp_path / "s.txt").write_text("no picture")
+        save(tmp_path / name, photo())
+    (tmp_path / "s.txt").write_text("no image")
     results = detect_files(made_detector(), [tmp_path / "s1.png", f"{tmp_path}/s*", tmp_path / "s[3].png"])
     assert [r.path.name for r in results] == ["s1.png", "s2.png", "s[3].png"]
 
 
 def test_patterns_may_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path / ".cache/in/deep/a.png", picture())
+    save(tmp_path / ".cache/in/deep/a.png", photo())
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     for pattern in ("../.cache/*/*/*.png", "../.cache/**/a.png", f"{tmp_path}/.cache/in/*/*.png"):
@@ -302,16 +302,16 @@ def test_patterns_may_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_equal_names_from_different_folders_are_all_kept(tmp_path: Path) -> None:
-    sources = [save(tmp_path / folder / name, picture()) for folder in "abc" for name in ("x.png", "X.png")]
-    save(tmp_path / "d/x.png", picture())
+    sources = [save(tmp_path / folder / name, photo()) for folder in "abc" for name in ("x.png", "X.png")]
+    save(tmp_path / "d/x.png", photo())
     results = list(detect_files(made_detector(), [*sources, tmp_path / "d"], tmp_path / "out"))
-    targets = [str(r.picture) for r in results]
+    targets = [str(r.image) for r in results]
     assert len({t.casefold() for t in targets}) == 7
     assert len(files_in(tmp_path / "out")) == 7
 
 
 def test_formats_that_are_not_written_become_png(tmp_path: Path) -> None:
-    save(tmp_path / "a.gif", picture())
+    save(tmp_path / "a.gif", photo())
     (tmp_path / "photo").write_bytes((tmp_path / "a.gif").read_bytes())
     results = list(detect_files(made_detector(), [tmp_path / "a.gif", tmp_path / "photo"], tmp_path / "out"))
     assert len(results) == 2
@@ -319,10 +319,10 @@ def test_formats_that_are_not_written_become_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
-def test_every_picture_format_is_written(tmp_path: Path, suffix: str) -> None:
-    write_image(tmp_path / f"a{suffix}", picture())
+def test_every_image_format_is_written(tmp_path: Path, suffix: str) -> None:
+    write_image(tmp_path / f"a{suffix}", photo())
     read = np.asarray(Image.open(tmp_path / f"a{suffix}").convert("RGB"))
-    assert np.abs(read.astype(int) - picture()).mean() < 8
+    assert np.abs(read.astype(int) - photo()).mean() < 8
 
 
 @pytest.mark.parametrize(
@@ -330,11 +330,11 @@ def test_every_picture_format_is_written(tmp_path: Path, suffix: str) -> None:
     [
         ([], None, "no sources"),
         (["none.jpg"], None, r"none\.jpg: no such file or folder"),
-        (["empty"], None, "empty: no pictures or videos here"),
-        (["*.gif"], None, r"\*\.gif: no pictures or videos here"),
+        (["empty"], None, "empty: no images or videos here"),
+        (["*.gif"], None, r"\*\.gif: no images or videos here"),
         (["a.png"], "out.xyz", r"out\.xyz: cannot write '\.xyz'; use \.bmp"),
         (["a.png", "b.png"], "out.jpg", r"out\.jpg: is one file, but there are 2 sources"),
-        (["a.png"], "out.mp4", r"out\.mp4: the source .*a\.png is a picture"),
+        (["a.png"], "out.mp4", r"out\.mp4: the source .*a\.png is an image"),
         (["a.png"], "a.png", r"a\.png: is one of the sources"),
         (["a.png", "b.png"], ".", "is one of the sources"),
         (["."], ".", "is one of the sources"),
@@ -343,8 +343,8 @@ def test_every_picture_format_is_written(tmp_path: Path, suffix: str) -> None:
         (["a.png"], "file/out", "cannot make this output folder"),
         (["x" * 5000], None, "x: cannot be read: .*too long"),
         (["a.png"], "x" * 5000, "x: cannot be written: .*too long"),
-        (["a**.x*"], None, r"a\*\*\.x\*: (cannot be read|no pictures)"),
-        (["bad.jpg"], "out", r"bad\.jpg: is not a picture"),
+        (["a**.x*"], None, r"a\*\*\.x\*: (cannot be read|no images)"),
+        (["bad.jpg"], "out", r"bad\.jpg: is not an image"),
         (["bad.mp4"], "out", r"bad\.mp4: cannot be read as a video"),
         (["empty.mp4"], "out.mp4", r"empty\.mp4: cannot be read as a video"),
         (["sound.mp4"], "out.mp4", r"sound\.mp4: has no video stream"),
@@ -354,7 +354,7 @@ def test_mistakes_end_in_one_sentence_and_leave_nothing(
     tmp_path: Path, sources: list[str], output: str | None, said: str
 ) -> None:
     for name in ("a.png", "b.png"):
-        save(tmp_path / name, picture())
+        save(tmp_path / name, photo())
     (tmp_path / "empty").mkdir()
     for name in ("bad.jpg", "bad.mp4", "file"):
         (tmp_path / name).write_text("<html>no such thing</html>")
@@ -382,9 +382,9 @@ def test_mistakes_are_told_before_anything_is_read(tmp_path: Path) -> None:
         detect_files(made_detector(), [tmp_path / "none.png"])
 
 
-def test_an_unreadable_picture_among_others_is_named(tmp_path: Path) -> None:
+def test_an_unreadable_image_among_others_is_named(tmp_path: Path) -> None:
     for i in range(5):
-        save(tmp_path / "in" / f"{i}.png", picture())
+        save(tmp_path / "in" / f"{i}.png", photo())
     (tmp_path / "in/4.png").write_bytes((tmp_path / "in/3.png").read_bytes()[:200])
     results: list[FileResult] = []
     with pytest.raises(DarktrtError, match=r"4\.png: cannot be decoded"):
@@ -392,7 +392,7 @@ def test_an_unreadable_picture_among_others_is_named(tmp_path: Path) -> None:
     assert files_in(tmp_path / "out") == ["0.png", "1.png", "2.png"]  # batches of three
 
 
-def test_pictures_too_large_for_a_format_are_told(tmp_path: Path) -> None:
+def test_images_too_large_for_a_format_are_told(tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match=r"a\.webp: cannot be written|a\.webp: cannot write"):
         write_image(tmp_path / "a.webp", np.zeros((1, 20000, 3), np.uint8))
     assert files_in(tmp_path) == []
@@ -411,7 +411,7 @@ class Terminal(io.StringIO):
 )
 def test_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, count: int, shown: bool) -> None:
     for i in range(count):
-        save(tmp_path / f"{i}.png", picture())
+        save(tmp_path / f"{i}.png", photo())
     stderr = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     assert len(list(detect_files(made_detector(), [tmp_path]))) == count
@@ -444,7 +444,7 @@ class SlowNetwork(ColourNetwork):
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_several_calls_at_once_keep_their_order(tmp_path: Path, in_flight: int) -> None:
     for i in range(20):
-        save(tmp_path / "in" / f"{i:02}.png", picture((10 * i, 30, 10 * i + 60, 90)))
+        save(tmp_path / "in" / f"{i:02}.png", photo((10 * i, 30, 10 * i + 60, 90)))
     save_video(tmp_path / "in" / "v.mp4", frames=9)
     network = SlowNetwork(made_info(batch=(1, 1, 1)))
     results = list(detect_files(Detector(network, network.info), [tmp_path / "in"], tmp_path / "out", in_flight))
@@ -457,7 +457,7 @@ def test_several_calls_at_once_keep_their_order(tmp_path: Path, in_flight: int) 
 
 def test_who_stops_early_does_not_wait_for_what_is_under_way(tmp_path: Path) -> None:
     for i in range(20):
-        save(tmp_path / f"{i:02}.png", picture())
+        save(tmp_path / f"{i:02}.png", photo())
     info = made_info(batch=(1, 1, 1))
     network, release = ColourNetwork(info), threading.Event()
 
@@ -476,12 +476,12 @@ def test_who_stops_early_does_not_wait_for_what_is_under_way(tmp_path: Path) -> 
 
 def test_a_failure_of_one_of_several_is_told(tmp_path: Path) -> None:
     for i in range(9):
-        save(tmp_path / f"{i}.png", picture())
-    (tmp_path / "5.png").write_text("no picture")
+        save(tmp_path / f"{i}.png", photo())
+    (tmp_path / "5.png").write_text("no image")
     network = SlowNetwork(made_info(batch=(1, 1, 1)))
     results = detect_files(Detector(network, network.info), [tmp_path], None, 3)
     assert [next(results).path.name for _ in range(5)] == [f"{i}.png" for i in range(5)]  # type: ignore[union-attr]
-    with pytest.raises(DarktrtError, match=r"5\.png: is not a picture"):
+    with pytest.raises(DarktrtError, match=r"5\.png: is not an image"):
         next(results)
 
 
@@ -495,7 +495,7 @@ def test_a_video_keeps_its_frames_size_and_rate(tmp_path: Path) -> None:
     assert rate_of(video) == Fraction(30000, 1001)
     assert video_length(video) == 7
     for i, frame in enumerate(frames):
-        expected = picture((10 + 4 * i, 30, 60 + 4 * i, 90), 2, (120, 160)).astype(int)
+        expected = photo((10 + 4 * i, 30, 60 + 4 * i, 90), 2, (120, 160)).astype(int)
         assert np.abs(frame - expected).mean() < 4
 
 
@@ -518,11 +518,11 @@ def test_video_to_video(tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["a.mp4", "out.mp4"]
 
 
-def test_videos_and_pictures_in_one_folder(tmp_path: Path) -> None:
-    save(tmp_path / "in/a.png", picture())
+def test_videos_and_images_in_one_folder(tmp_path: Path) -> None:
+    save(tmp_path / "in/a.png", photo())
     save_video(tmp_path / "in/b.mp4", frames=2)
     save_video(tmp_path / "in/b.avi", frames=2)
-    save(tmp_path / "in/c.png", picture())
+    save(tmp_path / "in/c.png", photo())
     results = list(detect_files(made_detector(), [tmp_path / "in"], tmp_path / "out"))
     assert [(r.path.name, r.frame) for r in results] == [
         ("a.png", None),
@@ -547,7 +547,7 @@ def test_frames_are_turned_upright(tmp_path: Path) -> None:
             pytest.skip("this PyAV cannot write a rotation")
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
         stream.set_display_rotation(-90)  # to be shown a quarter turn clockwise: a telephone held upright
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture((0, 0, 80, 60), size=(120, 160)), format="rgb24")))
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(photo((0, 0, 80, 60), size=(120, 160)), format="rgb24")))
         container.mux(stream.encode())
     (frame,) = frames_of(tmp_path / "a.mp4")
     assert frame.shape == (160, 120, 3)
@@ -601,7 +601,7 @@ def test_titles_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
         container.metadata["title"] = "Caf* in May"
         stream = container.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(size=(120, 160)), format="rgb24")))
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(photo(size=(120, 160)), format="rgb24")))
         container.mux(stream.encode())
     content = (tmp_path / "a.mp4").read_bytes()
     assert b"Caf* in" in content

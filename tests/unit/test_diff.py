@@ -88,7 +88,7 @@ def test_what_is_in_one_alone_is_named(before: Path, folder: Path, capsys: pytes
 
 
 def test_models_are_measured(labelled: Path, before: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the same pictures a model can be held against a report too."""
+    """On the same images a model can be held against a report too."""
     net, photos = str(labelled / "net.onnx"), str(labelled / "photos")
     assert main(["check", "diff", net, net, "--data", photos, "--max-drop", "0"]) == 0
     assert "largest drop of AP 0.0000" in capsys.readouterr().out
@@ -96,11 +96,11 @@ def test_models_are_measured(labelled: Path, before: Path, capsys: pytest.Captur
     assert main(["check", "diff", net, f"{before}:random", "--data", photos, "--max-drop", "0.1"]) == 1
 
 
-def test_the_digest_is_of_pictures_and_labels(labelled: Path) -> None:
+def test_the_digest_is_of_images_and_labels(labelled: Path) -> None:
     truth = load_truth([str(labelled / "photos")], ("a", "b", "c"))
     digests = [f"{i}" for i in range(5)]
-    other = replace(truth, pictures=truth.pictures[::-1])
-    fewer = replace(truth, pictures=(*truth.pictures[:4], truth.pictures[4]._replace(objects=())))
+    other = replace(truth, images=truth.images[::-1])
+    fewer = replace(truth, images=(*truth.images[:4], truth.images[4]._replace(objects=())))
     assert evaluation_digest(truth, digests) == evaluation_digest(other, digests[::-1])
     assert len({evaluation_digest(truth, digests), evaluation_digest(fewer, digests), evaluation_digest(other, digests)}) == 3
 
@@ -110,8 +110,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no report": (["{before}", "{net}.json"], "net.onnx.json: is no report of 'darktrt check report'"),
     "no such variant": (["{before}:exakt", "{before}"], "has no variant 'exakt', only exact, random"),
     "nothing in common": (["{before}:exact", "{after}"], "has the variants exact, {after} has a, b; name one of each"),
-    "other pictures": (["{before}", "{elsewhere}"], "were measured on different pictures or labels"),
-    "a model without data": (["{net}", "{net}"], "net.onnx: is measured on pictures with labels; name them by --data"),
+    "other images": (["{before}", "{elsewhere}"], "were measured on different images or labels"),
+    "a model without data": (["{net}", "{net}"], "net.onnx: is measured on images with labels; name them by --data"),
     "a budget above 1": (["{before}", "{before}", "--max-drop", "5"], "--max-drop 5: it must be 0 or more and below 1"),
     "a negative budget": (["{before}", "{before}", "--max-drop", "-1"], "--max-drop -1: it must be 0 or more"),
     "no AP": (["{unlabelled}", "{unlabelled}", "--max-drop", "0.1"], "a variant has no AP, for nothing was labelled"),

@@ -1,4 +1,4 @@
-"""What a drawn picture shows: boxes where they belong, labels inside the picture, colours that tell classes apart."""
+"""What a drawn image shows: boxes where they belong, labels inside the image, colours that tell classes apart."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_labels_of_boxes_at_one_place_are_all_shown(
 
 
 @pytest.mark.parametrize("box", [(0, 0, 40, 40), (280, 0, 300, 30), (290, 190, 300, 200), (0, 195, 5, 200), (0, 0, 300, 200)])
-def test_labels_stay_inside_the_picture(box: tuple[float, ...]) -> None:
+def test_labels_stay_inside_the_image(box: tuple[float, ...]) -> None:
     """A label cut at the border would show fewer pixels than one in the middle."""
 
     def filled(place: tuple[float, ...]) -> int:
@@ -90,7 +90,7 @@ def test_nothing_found_changes_nothing() -> None:
     np.testing.assert_array_equal(draw(canvas(), found()), canvas())
 
 
-def test_lines_and_letters_grow_with_the_picture() -> None:
+def test_lines_and_letters_grow_with_the_image() -> None:
     small = changed(canvas(), draw(canvas(), found((100, 80, 200, 160))))
     large = changed(canvas(1600, 2400), draw(canvas(1600, 2400), found((800, 640, 1600, 1280))))
     assert small[120, 90:150].sum() < large[960, 720:1200].sum() >= 6
@@ -135,5 +135,5 @@ def test_any_name_can_be_drawn(name: str) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (12, 12)])
 @pytest.mark.parametrize("box", [(0, 0, 1, 1), (0, 0, 0, 0), (-50, -50, 500, 500), (30, 30, 35, 35)])
-def test_tiny_pictures_and_boxes_beyond_them(size: tuple[int, int], box: tuple[float, ...]) -> None:
+def test_tiny_images_and_boxes_beyond_them(size: tuple[int, int], box: tuple[float, ...]) -> None:
     assert draw(canvas(*size), found(box)).shape == (*size, 3)

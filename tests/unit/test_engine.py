@@ -665,7 +665,7 @@ def test_a_failed_calibration_stops_the_build_where_it_can(made: Made, tmp_path:
         return b"plan"
 
     monkeypatch.setattr(trt, "build", build_on)
-    with BatchSource([], 1) as nothing, pytest.raises(DarktrtError, match="there is no batch of pictures"):
+    with BatchSource([], 1) as nothing, pytest.raises(DarktrtError, match="there is no batch of images"):
         build(model.SerializeToString(), info, find_target("trt"), "int8", Calibrated(nothing))
     assert went_on == [True, False]
 
@@ -832,7 +832,7 @@ def test_standard_ops_in_place_of_plugins(made: Made, tmp_path: Path, monkeypatc
 
 
 def fed(source: Path, count: int = 4) -> GpuCalibration:
-    """Pictures of noise for TensorRT's own calibration."""
+    """Images of noise for TensorRT's own calibration."""
     info = load_model(source)[1]
     noise = np.random.default_rng(0).integers(0, 256, (count, 1, info.height, info.width, 3), np.uint8)
     return GpuCalibration(BatchSource(({"images": one} for one in noise), 1))
@@ -845,7 +845,7 @@ def test_tensorrt_finds_the_scales_itself(made: Made, tmp_path: Path, monkeypatc
     source, _ = raw(made, tmp_path)
     calibration = fed(source)
     manifest = build_file(source, tmp_path / "a.plan", "int8", "trt", calibration)
-    assert calibration.pictures.count == len(trt.fed) == 4
+    assert calibration.images.count == len(trt.fed) == 4
     assert trt.config.asked == ["FP16", "INT8", OBEY]
     assert CalibrationTable.load(tmp_path / "a.cache").scales.keys() == {"images", "y"}
     assert manifest.table_sha256 == sha256_of(tmp_path / "a.cache")

@@ -204,7 +204,7 @@ def test_two_heads_on_one_tensor_are_refused(tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["made.cfg"]
 
 
-def test_a_head_that_reads_the_picture_is_refused(tmp_path: Path) -> None:
+def test_a_head_that_reads_the_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match="needs a tensor of its own"):
         make(tmp_path, net(channels=24) + yolo())
 

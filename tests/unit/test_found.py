@@ -39,7 +39,7 @@ def test_precisions_side_by_side(labelled: Path, made: Made, capsys: pytest.Capt
     command = ["check", "map", str(labelled / "photos"), *variants, "--simulate", "fp16,int8"]
     assert main([*command, "--table", str(labelled / "bad.table")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{labelled}/photos: 5 pictures, 30 objects\n")
+    assert out.startswith(f"{labelled}/photos: 5 images, 30 objects\n")
     exact = numbers(out, "ONNX")[0]
     assert exact > 0.8 and numbers(out, "PyTorch")[0] == pytest.approx(exact, abs=0.02)
     assert abs(numbers(out, "ONNX as FP16")[0] - exact) < 0.1
@@ -90,20 +90,20 @@ sys.exit(darktrt.cli.main(["check", "map", {str(labelled / "photos")!r}, "--plan
     assert done.returncode == 0, done.stderr
     (found,) = load_found("gpu.json")
     assert found.precision == "fp16" and found.about["runs in"] == "TensorRT 8.6.0" and found.about["sha256"] == "0" * 64
-    assert found.thresholds == Thresholds(0.001, 0.45) and len(found.pictures) == 5
-    assert next(iter(found.pictures.values())).boxes.tolist() == [[48, 32, 144, 96]]
+    assert found.thresholds == Thresholds(0.001, 0.45) and len(found.images) == 5
+    assert next(iter(found.images.values())).boxes.tolist() == [[48, 32, 144, 96]]
 
 
 def test_files_keep_every_bit(labelled: Path, folder: Path) -> None:
     found, digests = found_in(labelled)
-    save_found([found, replace(found, name="B", pictures={})], "found.json")
+    save_found([found, replace(found, name="B", images={})], "found.json")
     again, empty = load_found("found.json")
     assert (again.name, again.info, again.precision, again.thresholds) == ("A", found.info, "tf32", found.thresholds)
     for one, other in zip(again.in_order(digests), found.in_order(digests), strict=True):
         assert np.array_equal(one.boxes, other.boxes) and np.array_equal(one.scores, other.scores)
         assert np.array_equal(one.class_ids, other.class_ids)
-    assert empty.name == "B" and not empty.pictures
-    assert np.array_equal(again.in_order(digests[::-1])[0].boxes, again.pictures[digests[-1]].boxes)
+    assert empty.name == "B" and not empty.images
+    assert np.array_equal(again.in_order(digests[::-1])[0].boxes, again.images[digests[-1]].boxes)
 
 
 def test_classes_one_by_one_make_the_mean(labelled: Path) -> None:
@@ -132,8 +132,8 @@ BAD = {
     "photos --load-detections classes.json --model net.onnx": "A: has other classes than net.onnx",
     "photos --load-detections thresholds.json --model net.onnx": "A: was made with --score-threshold 0.5",
     "photos/0.png --load-detections good.json --save-detections good.json": "good.json: is given twice",
-    "more --load-detections good.json": "A: knows 5 of the 6 pictures; make it from the same DATA",
-    "photos --model net.onnx --limit 0": "the limit is 0; evaluate on at least 1 picture",
+    "more --load-detections good.json": "A: knows 5 of the 6 images; make it from the same DATA",
+    "photos --model net.onnx --limit 0": "the limit is 0; evaluate on at least 1 image",
     "none --model net.onnx": "none: no such file or folder",
     "photos --model net.onnx --class-map my.table": "my.table:1: write CLASS OF THE LABELS = CLASS OF THE NETWORK",
 }
@@ -152,7 +152,7 @@ def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys:
     save_found([replace(found, info=replace(found.info, class_names=("a", "b", "c")))], "classes.json")
     save_found([replace(found, thresholds=Thresholds(0.5, 0.45))], "thresholds.json")
     values = json.loads(Path("good.json").read_text())
-    next(iter(values["variants"][0]["pictures"].values()))["classes"][0] = 9
+    next(iter(values["variants"][0]["images"].values()))["classes"][0] = 9
     Path("broken.json").write_text(json.dumps(values))
     assert main(["check", "map", *arguments.split()]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"darktrt check map: {BAD[arguments]}")
@@ -160,5 +160,5 @@ def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys:
 
 def test_only_what_was_looked_at_is_given(labelled: Path) -> None:
     found, digests = found_in(labelled)
-    with pytest.raises(DarktrtError, match="A: knows 5 of the 6 pictures"):
+    with pytest.raises(DarktrtError, match="A: knows 5 of the 6 images"):
         found.in_order([*digests, "0" * 64])

@@ -114,9 +114,9 @@ def test_bytes_give_the_bits_that_floats_give(made: Made) -> None:
     for name in raw_names(made.info):
         assert found[name].tobytes() == plain[name].tobytes()
     levels = np.arange(256, dtype=np.uint8)
-    picture = np.resize(levels, (1, 64, 96, 3))
-    converted = run(with_outputs(model, ["images_float"]), {"images": picture})["images_float"]
-    assert converted.tobytes() == as_float(picture).tobytes()
+    image = np.resize(levels, (1, 64, 96, 3))
+    converted = run(with_outputs(model, ["images_float"]), {"images": image})["images_float"]
+    assert converted.tobytes() == as_float(image).tobytes()
 
 
 def logistic(x: Array) -> Array:
@@ -172,7 +172,7 @@ def test_decoding_equals_numpy_and_the_plain_file(network: Made) -> None:
 
 @pytest.mark.parametrize(("score", "iou"), [(0.01, 0.45), (0.002, 0.2), (0.001, 0.7), (0.99, 0.5)])
 def test_detections_equal_numpys_of_the_decoded_heads(network: Made, score: float, iou: float) -> None:
-    """In a batch of different pictures."""
+    """In a batch of different images."""
     images, info = batch_of_images(network.info, 3), network.info
     decoded = run(network.operated(head="decode"), {"images": images})
     found = run(network.operated(), {"images": images, **thresholds(score, iou)})
@@ -254,7 +254,7 @@ def letterboxed(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return make(folder, net(96, 64, letter_box=1) + MADE_BODY, batch=(1, 3, 3))
 
 
-def test_a_letterboxed_network_with_a_distance_term_takes_the_pictures_sizes(letterboxed: Made) -> None:
+def test_a_letterboxed_network_with_a_distance_term_takes_the_images_sizes(letterboxed: Made) -> None:
     model = letterboxed.operated()
     assert info_of(model).resize == "letterbox"
     assert info_of(model).takes_image_size

@@ -1,4 +1,4 @@
-"""Reading pictures, and the resize contract against a scalar transcription of darknet's formula."""
+"""Reading images, and the resize contract against a scalar transcription of darknet's formula."""
 
 from __future__ import annotations
 
@@ -308,18 +308,18 @@ def bomb() -> bytes:
     ("content", "said"),
     [
         (b"", "is empty"),
-        (b"<html>404</html>", "is not a picture in a format read here"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not a picture"),
+        (b"<html>404</html>", "is not an image in a format read here"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image"),
         (encoded("JPEG")[:900], "cannot be decoded"),
         (encoded("PNG")[:900], "cannot be decoded"),
         (encoded("BMP")[:900], "cannot be decoded"),
-        (encoded("WEBP")[:900], "cannot be decoded|is not a picture"),
+        (encoded("WEBP")[:900], "cannot be decoded|is not an image"),
         (bomb(), "too many pixels"),
     ],
     ids=["empty", "html", "lfs", "eps", "jpeg", "png", "bmp", "webp", "bomb"],
 )
-def test_what_is_no_whole_picture_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_is_no_whole_image_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "bad.jpg"
     file.write_bytes(content)
     for read in (lambda: read_image(file), lambda: decode_image(content, str(file), 1_000_000)):
@@ -329,7 +329,7 @@ def test_what_is_no_whole_picture_is_named(tmp_path: Path, content: bytes, said:
         assert "\n" not in str(caught.value)
 
 
-def test_a_picture_in_memory_is_that_of_the_file(tmp_path: Path) -> None:
+def test_an_image_in_memory_is_that_of_the_file(tmp_path: Path) -> None:
     content = encoded("JPEG")
     (tmp_path / "a.jpg").write_bytes(content)
     expected = read_image(tmp_path / "a.jpg")
@@ -354,7 +354,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_damaged_bytes_give_a_picture_or_one_sentence(tmp_path: Path, form: str) -> None:
+def test_damaged_bytes_give_an_image_or_one_sentence(tmp_path: Path, form: str) -> None:
     rng = random.Random(form)
     whole = encoded(form)
     file = tmp_path / "damaged"

@@ -60,7 +60,7 @@ def test_people_read_which_and_why() -> None:
 
 @pytest.fixture(scope="module")
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made network after surgery, pictures, and a calibration's files."""
+    """The made network after surgery, images, and a calibration's files."""
     folder = tmp_path_factory.mktemp("kept")
     for head in ("nms", "raw"):
         operate_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
@@ -92,8 +92,8 @@ def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -
 
 def test_what_is_measured_is_each_alone(files: Path) -> None:
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
-    pictures = find_images([str(files / "photos")], 2, 0)
-    found = find_kept(files / "nms.onnx", pictures, calibration)
+    images = find_images([str(files / "photos")], 2, 0)
+    found = find_kept(files / "nms.onnx", images, calibration)
     network = load_network(files / "nms.onnx")
     assert list(found.always) == kept_by_default(network)
     others = [one.node for one in convolutions(network) if one.node not in found.always]

@@ -16,7 +16,7 @@ NAMES = ("cat", "dog")
 
 
 def photos(folder: Path, labels: dict[str, str | None]) -> Path:
-    """Pictures of 200 x 150 by their stem, and their label files; None for none."""
+    """Images of 200 x 150 by their stem, and their label files; None for none."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, (stem, text) in enumerate(labels.items()):
         Image.fromarray(made_image(150, 200, seed=i)).save(folder / f"{stem}.png")
@@ -35,26 +35,26 @@ def noted(*data: Path | str, classes: LabelClasses | None = None, names: tuple[s
 # --- darknet's files ---
 
 
-def test_boxes_are_in_pixels_of_the_picture(folder: Path) -> None:
+def test_boxes_are_in_pixels_of_the_image(folder: Path) -> None:
     photos(Path("photos"), {"a": "1 0.5 0.4 0.25 0.2\n0 0.1 0.1 0.2 0.2\n", "b": ""})
     truth, notes = noted("photos")
-    first, second = truth.pictures[0].objects
+    first, second = truth.images[0].objects
     assert (first.class_id, second.class_id, notes) == (1, 0, "")
     assert first.box == pytest.approx((75, 45, 50, 30)) and first.area == pytest.approx(1500)
-    assert truth.pictures[1].objects == () and truth.count == 2
+    assert truth.images[1].objects == () and truth.count == 2
 
 
-def test_a_picture_that_lies_on_its_side_is_labelled_upright(folder: Path) -> None:
-    """As every reader of the picture turns it: 200 x 150 in the file, 150 x 200 to look at."""
+def test_an_image_that_lies_on_its_side_is_labelled_upright(folder: Path) -> None:
+    """As every reader of the image turns it: 200 x 150 in the file, 150 x 200 to look at."""
     photos(Path("photos"), {"a": "0 0.5 0.5 1 1"})
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(made_image(150, 200)).save("photos/a.jpg", exif=exif)
     Path("photos/a.png").unlink()
-    assert noted("photos")[0].pictures[0].objects[0].box == (0, 0, 150, 200)
+    assert noted("photos")[0].images[0].objects[0].box == (0, 0, 150, 200)
 
 
-def test_labels_are_beside_the_picture_or_in_the_folder_labels(folder: Path) -> None:
+def test_labels_are_beside_the_image_or_in_the_folder_labels(folder: Path) -> None:
     photos(Path("data/images/train"), {"a": None, "b": "1 0.5 0.5 0.5 0.5"})
     Path("data/labels/train").mkdir(parents=True)
     Path("data/labels/train/a.txt").write_text("0 0.5 0.5 0.5 0.5")
@@ -62,7 +62,7 @@ def test_labels_are_beside_the_picture_or_in_the_folder_labels(folder: Path) -> 
     for entry in ("train.txt", "data/images", "data/images/train/*.png"):
         assert has_labels(entry)
         truth, notes = noted(entry)
-        assert [picture.objects[0].class_id for picture in truth.pictures] == [0, 1], entry
+        assert [image.objects[0].class_id for image in truth.images] == [0, 1], entry
         assert not notes
     Path("data/labels/train/a.txt").unlink()
     assert not has_labels("data/images/train/a.png")
@@ -70,14 +70,14 @@ def test_labels_are_beside_the_picture_or_in_the_folder_labels(folder: Path) -> 
 
 def test_sides_are_cut_as_darknet_cuts_them(folder: Path) -> None:
     photos(Path("photos"), {"a": "0 0.5 0.5 1.2 1.2"})
-    assert noted("photos")[0].pictures[0].objects[0].box == (0, 0, 200, 150)
+    assert noted("photos")[0].images[0].objects[0].box == (0, 0, 200, 150)
 
 
 def test_class_ids_go_by_names_of_their_own(folder: Path) -> None:
     photos(Path("photos"), {"a": "2 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5"})
     Path("my.names").write_text("dog\ncow\ncat\n")
     truth, notes = noted("photos", classes=LabelClasses(read_names("my.names")))
-    assert [one.class_id for one in truth.pictures[0].objects] == [0, 1]
+    assert [one.class_id for one in truth.images[0].objects] == [0, 1]
     assert "objects of classes that the network does not know are left out: cow (1)" in notes
 
 
@@ -104,42 +104,42 @@ def test_wrong_lines_are_named(line: str, folder: Path) -> None:
     assert notes.startswith(f"photos/a.txt:2: '{line}' is no label")
 
 
-def test_pictures_without_labels_are_noted(folder: Path) -> None:
+def test_images_without_labels_are_noted(folder: Path) -> None:
     photos(Path("photos"), {"a": "0 0.5 0.5 0.5 0.5", "b": None, "c": None})
     truth, notes = noted("photos")
-    assert len(truth.pictures) == 3
-    assert "2 of 3 pictures have no label file, 'photos/b.png' for one; they count as empty" in notes
+    assert len(truth.images) == 3
+    assert "2 of 3 images have no label file, 'photos/b.png' for one; they count as empty" in notes
 
 
 def test_no_labels_at_all(folder: Path) -> None:
     photos(Path("photos"), {"a": None, "b": None})
-    with pytest.raises(DarktrtError, match=r"photos: no picture has labels; name a COCO json, or write darknet's"):
+    with pytest.raises(DarktrtError, match=r"photos: no image has labels; name a COCO json, or write darknet's"):
         load_truth(["photos"], NAMES)
     truth, notes = noted("photos")
-    assert (len(truth.pictures), truth.count) == (2, 0)
-    assert "no picture has labels" in notes and "no object of the network's classes is labelled in 2 pictures" in notes
+    assert (len(truth.images), truth.count) == (2, 0)
+    assert "no image has labels" in notes and "no object of the network's classes is labelled in 2 images" in notes
 
 
-def test_labels_without_pictures_are_noted(folder: Path) -> None:
+def test_labels_without_images_are_noted(folder: Path) -> None:
     photos(Path("data/images"), {"a": "0 0.5 0.5 0.5 0.5"})
     Path("data/labels").mkdir()
     for name in ("data/images/gone.txt", "data/labels/away.txt"):
         Path(name).write_text("0 0.5 0.5 0.5 0.5")
     Path("data/images/classes.txt").write_text("cat\ndog\n")  # no label file
     _, notes = noted("data/images")
-    assert "2 label files have no picture, 'data/images/gone.txt' for one" in notes
+    assert "2 label files have no image, 'data/images/gone.txt' for one" in notes
 
 
-def test_pictures_of_a_list_that_are_missing_are_noted(folder: Path) -> None:
+def test_images_of_a_list_that_are_missing_are_noted(folder: Path) -> None:
     photos(Path("photos"), {"a": "0 0.5 0.5 0.5 0.5"})
     Path("train.txt").write_text("photos/a.png\nphotos/gone.png\n")
     Path("photos/gone.txt").write_text("0 0.5 0.5 0.5 0.5")
-    with pytest.raises(DarktrtError, match=r"train\.txt: 1 of its 2 pictures are missing, 'photos/gone\.png' for one"):
+    with pytest.raises(DarktrtError, match=r"train\.txt: 1 of its 2 images are missing, 'photos/gone\.png' for one"):
         load_truth(["train.txt"], NAMES)
     truth, notes = noted("train.txt")
-    assert len(truth.pictures) == 1 and "'photos/gone.png' for one" in notes
+    assert len(truth.images) == 1 and "'photos/gone.png' for one" in notes
     Path("photos/a.png").unlink()
-    with pytest.raises(DarktrtError, match="2 of its 2 pictures are missing"):
+    with pytest.raises(DarktrtError, match="2 of its 2 images are missing"):
         noted("train.txt")
 
 
@@ -158,14 +158,14 @@ def coco(**changes: object) -> Path:
 def test_a_coco_file_with_holes_is_judged_without_them(folder: Path) -> None:
     images = [{"id": 4, "file_name": "4.png"}, {"id": 0, "file_name": "0.png"}]
     truth, notes = noted(coco(images=images))
-    assert [picture.path.name for picture in truth.pictures] == ["0.png"] and truth.count == 1
+    assert [image.path.name for image in truth.images] == ["0.png"] and truth.count == 1
     assert "an annotation has image_id 1, which the file does not list" in notes
-    assert "1 of its 2 pictures are missing, 'val/4.png' for one" in notes
+    assert "1 of its 2 images are missing, 'val/4.png' for one" in notes
 
 
 def test_an_empty_ground_truth_is_noted(folder: Path) -> None:
     truth, notes = noted(coco(annotations=[]))
-    assert len(truth.pictures) == 2
+    assert len(truth.images) == 2
     assert "has no annotations" in notes and "no object of the network's classes is labelled" in notes
 
 

@@ -75,7 +75,7 @@ class Standing:
 
 
 def boxes_of(inputs: Arrays) -> Arrays:
-    """Outputs that tell which picture they are of."""
+    """Outputs that tell which image they are of."""
     marks = inputs["images"].reshape(len(inputs["images"]), -1)[:, :1].astype(np.float32)
     return {"boxes": np.repeat(marks, 1200, 1).reshape(-1, 300, 4), "scores": np.repeat(marks, 300, 1)}
 

@@ -1,4 +1,4 @@
-"""Cameras and network streams: real RTSP and TCP streams served here, and FFmpeg's test picture for a camera."""
+"""Cameras and network streams: real RTSP and TCP streams served here, and FFmpeg's test image for a camera."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from streams import RtspServer, TcpServer, transport_stream
-from test_detect import Detector, made_detector, made_info, picture, save_video
+from test_detect import Detector, image, made_detector, made_info, save_video
 
 from darktrt.errors import DarktrtError
 from darktrt.vision.detector import LiveSource, open_video
 from darktrt.vision.live import camera, detect_live, stream
 
-TEST_PICTURE = LiveSource("testsrc=size=160x120:rate=30,realtime", "lavfi")
+TEST_IMAGE = LiveSource("testsrc=size=160x120:rate=30,realtime", "lavfi")
 """Endless, 30 frames a second."""
 
 
 def blue(frames: int) -> Iterator[np.ndarray]:
     """A blue rectangle that moves."""
-    return (picture((10 + i, 30, 60 + i, 90), 2, (120, 160)) for i in range(frames))
+    return (image((10 + i, 30, 60 + i, 90), 2, (120, 160)) for i in range(frames))
 
 
 def test_an_rtsp_stream(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def slow_detector(seconds: float) -> Detector:
 
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_who_is_slow_misses_frames_and_does_not_fall_behind(tmp_path: Path, in_flight: int) -> None:
-    found = detect_live(slow_detector(0.1), TEST_PICTURE, tmp_path / "out.mp4", in_flight, limit=5)
+    found = detect_live(slow_detector(0.1), TEST_IMAGE, tmp_path / "out.mp4", in_flight, limit=5)
     numbers = [one.frame or 0 for one in found]
     assert len(numbers) == 5
     assert numbers == sorted(set(numbers))
@@ -69,7 +69,7 @@ def test_who_is_slow_misses_frames_and_does_not_fall_behind(tmp_path: Path, in_f
 
 def test_it_stops_when_told(tmp_path: Path) -> None:
     stop = threading.Event()
-    results: Iterator[object] = detect_live(slow_detector(0.01), TEST_PICTURE, tmp_path / "out.mp4", stop=stop)
+    results: Iterator[object] = detect_live(slow_detector(0.01), TEST_IMAGE, tmp_path / "out.mp4", stop=stop)
     next(results)
     threading.Timer(0.5, stop.set).start()
     assert len(list(results)) > 2
@@ -77,7 +77,7 @@ def test_it_stops_when_told(tmp_path: Path) -> None:
 
 
 def test_who_stops_listening_leaves_nothing(tmp_path: Path) -> None:
-    results = detect_live(slow_detector(0.01), TEST_PICTURE, tmp_path / "out.mp4")
+    results = detect_live(slow_detector(0.01), TEST_IMAGE, tmp_path / "out.mp4")
     next(results)
     results.close()
     assert list(tmp_path.iterdir()) == []
@@ -91,9 +91,9 @@ def test_who_stops_listening_leaves_nothing(tmp_path: Path) -> None:
         (lambda folder: stream("camera/stream"), "is no URL of a stream"),
         (lambda folder: stream("rtsp://"), "is no URL of a stream"),
         (lambda folder: list(detect_live(made_detector(), stream("rtsp://a:b@127.0.0.1:9/x"))), "rtsp://127.0.0.1:9/x: cannot"),
-        (lambda folder: detect_live(made_detector(), TEST_PICTURE, limit=0), "the limit is 0 frames"),
-        (lambda folder: detect_live(made_detector(), TEST_PICTURE, folder / "a.avi"), "name an .mp4 file"),
-        (lambda folder: detect_live(made_detector(), TEST_PICTURE, folder / "none" / "a.mp4"), "does the folder exist"),
+        (lambda folder: detect_live(made_detector(), TEST_IMAGE, limit=0), "the limit is 0 frames"),
+        (lambda folder: detect_live(made_detector(), TEST_IMAGE, folder / "a.avi"), "name an .mp4 file"),
+        (lambda folder: detect_live(made_detector(), TEST_IMAGE, folder / "none" / "a.mp4"), "does the folder exist"),
         (lambda folder: list(detect_live(made_detector(), camera(str(save_video(folder / "v.mp4"))))), "v.mp4: cannot be read"),
     ],
 )

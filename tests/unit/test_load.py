@@ -102,7 +102,7 @@ def test_a_model_that_triton_does_not_batch_gets_no_delays(made: Made, tmp_path:
         sweep(tmp_path / "models", "open", settings_of([0, 500], [1]), 50, LoadOptions())
 
 
-def test_pictures_are_not_told_where_triton_counts_requests() -> None:
+def test_images_are_not_told_where_triton_counts_requests() -> None:
     record = {"version": "1", "inference_count": "6", "execution_count": "2", "inference_stats": {"success": {"count": "3"}}}
     one = ModelStatistics.of(record)
     assert to_table([one]).splitlines()[1].split()[:5] == ["1", "3", "0", "6", "3.00"]
@@ -117,17 +117,17 @@ def test_requests_are_what_the_client_would_send(tmp_path: Path) -> None:
         "iou_threshold": (1,),
     }
     assert not np.array_equal(requests[0]["images"], requests[1]["images"])
-    (tmp_path / "a.jpg").write_bytes(b"no picture, but sent as it is")
-    (request,) = make_requests(served(files=True), LoadOptions(batch=2, pictures=(tmp_path / "a.jpg",)))
-    assert request["image"].tolist() == [[b"no picture, but sent as it is"]] * 2
+    (tmp_path / "a.jpg").write_bytes(b"no image, but sent as it is")
+    (request,) = make_requests(served(files=True), LoadOptions(batch=2, images=(tmp_path / "a.jpg",)))
+    assert request["image"].tolist() == [[b"no image, but sent as it is"]] * 2
 
 
-def test_pictures_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+def test_images_that_cannot_be_read_are_told(tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match=r"none\.jpg: cannot be read"):
-        make_requests(served(), LoadOptions(pictures=(tmp_path / "none.jpg",)))
-    (tmp_path / "a.jpg").write_text("no picture")
-    with pytest.raises(DarktrtError, match="a picture to ask about"):
-        make_requests(served(), LoadOptions(pictures=(tmp_path / "a.jpg",)))
+        make_requests(served(), LoadOptions(images=(tmp_path / "none.jpg",)))
+    (tmp_path / "a.jpg").write_text("no image")
+    with pytest.raises(DarktrtError, match="an image to ask about"):
+        make_requests(served(), LoadOptions(images=(tmp_path / "a.jpg",)))
 
 
 # perf_analyzer
@@ -168,14 +168,14 @@ def asked(program: Path, one: Task) -> tuple[list[str], list[dict[str, Any]]]:
     return Path(f"{program}.arguments").read_text().split("\n"), data
 
 
-def test_perf_analyzer_gets_pictures_and_thresholds(program: Path) -> None:
+def test_perf_analyzer_gets_images_and_thresholds(program: Path) -> None:
     arguments, data = asked(program, task(served(), shared_memory="system"))
     text = " ".join(arguments)
     assert "-m made -u a:1 -i grpc" in text
     assert "-b 2 --shared-memory system --output-shared-memory-size 9600" in text
     assert "--concurrency-range 4" in text
     assert "--measurement-interval 2000" in text
-    assert len(base64.b64decode(data[0]["images"]["b64"])) == 128 * 160 * 3, "one picture; the program makes batches"
+    assert len(base64.b64decode(data[0]["images"]["b64"])) == 128 * 160 * 3, "one image; the program makes batches"
     assert struct.unpack("<f", base64.b64decode(data[0]["iou_threshold"]["b64"])) == pytest.approx((0.45,))
 
 

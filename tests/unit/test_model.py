@@ -404,7 +404,7 @@ WIDTH, HEIGHT = 12, 8
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its picture and what loops say it gives."""
+    """A network, its image and what loops say it gives."""
 
     cfg: Path
     weights: Path
@@ -555,7 +555,7 @@ def test_one_seed_gives_the_same_bits_and_another_others(tmp_path: Path) -> None
 
 
 def spreads(network: Network, seed: int) -> dict[str, list[float]]:
-    """Root mean square of each layer's output by the picture shown: noise, and one with shades and rectangles."""
+    """Root mean square of each layer's output by the image shown: noise, and one with shades and rectangles."""
     model = Darknet(network).eval()
     model.load(random_weights(network, seed))
     shape = network.channels, network.height, network.width

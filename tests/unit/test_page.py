@@ -52,17 +52,17 @@ def column(page: Page, table: str, number: int) -> list[str]:
     return [text.strip() for text in texts]
 
 
-def test_charts_and_pictures_are_there(page: Page, report: Path) -> None:
+def test_charts_and_images_are_there(page: Page, report: Path) -> None:
     values = json.loads((report / "report.json").read_text())
     sizes: list[list[float]] = page.eval_on_selector_all(
         "svg", "all => all.map(e => { const box = e.getBoundingClientRect(); return [box.width, box.height] })"
     )
     assert len(sizes) == 4 + len(values["calibration"]["tensors"]) > 6
     assert all(width > 150 and height > 80 for width, height in sizes)
-    pictures: list[list[float]] = page.eval_on_selector_all(
+    images: list[list[float]] = page.eval_on_selector_all(
         "img", "all => all.map(e => [e.naturalWidth, e.getBoundingClientRect().width])"
     )
-    assert len(pictures) == 9 and all(natural > 100 and shown > 100 for natural, shown in pictures)
+    assert len(images) == 9 and all(natural > 100 and shown > 100 for natural, shown in images)
     text = page.inner_text("body")
     for name in ("PyTorch", "ONNX as INT8", "INT8 engine", "NVIDIA H200", "0.250 ms"):
         assert name in text

@@ -48,7 +48,7 @@ def scales(made: Made) -> dict[str, np.float32]:
 
 
 def scales_of(made: Made) -> dict[str, np.float32]:
-    """amax / 127 of every tensor over a few pictures."""
+    """amax / 127 of every tensor over a few images."""
     names = tensors_to_calibrate(made.model(), made.info)
     outputs = [name for name in names if name != "images"]
     images = as_float(batch_of_images(made.info, 3))
@@ -216,7 +216,7 @@ def test_mistakes_are_told(made: Made, scales: dict[str, np.float32]) -> None:
     assert len(default_keep(graph, made.info)) == 3
 
 
-def test_from_pictures_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
     Path("photos").mkdir()
     for i, image in enumerate(batch_of_images(made.info, 3)):
@@ -240,7 +240,7 @@ def test_from_pictures_to_an_int8_engine(made: Made, folder: Path, capsys: pytes
         assert main(command.split()) == 2
         assert "is given twice and would be overwritten" in capsys.readouterr().err
     assert (files_in(folder), Path("portable.onnx").read_bytes()) == before
-    assert "3 pictures are few to calibrate on" in output.err
+    assert "3 images are few to calibrate on" in output.err
     assert "convolutions in INT8; kept in floating point: " in output.out
     assert CalibrationTable.load("merged.table") == CalibrationTable.load("calibration.table")
     assert Path("calibration.table").read_text().startswith("TRT-8600-EntropyCalibration2\n")

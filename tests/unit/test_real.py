@@ -108,7 +108,7 @@ yolov4 alone would take as long as all of these."""
 
 @pytest.mark.parametrize("name", CONVERTED)
 def test_published_networks_convert_with_random_weights(tmp_path: Path, name: str) -> None:
-    """At 128 x 64: activations neither die nor explode on noise and on a made picture, surgery fits, plain equals portable."""
+    """At 128 x 64: activations neither die nor explode on noise and on a made image, surgery fits, plain equals portable."""
     path = ZOO / f"{name}.cfg"
     if not path.exists():
         pytest.skip(f"missing: {path}")
@@ -194,7 +194,7 @@ def assert_darknets_dog(found: Detections, score_tolerance: float) -> None:
 
 @needs(WEIGHTS, DOG)
 def test_the_dog_is_found_as_darknet_finds_it(real: Real) -> None:
-    """With bytes the picture is rounded after resizing, which moves the bicycle's score by 0.013."""
+    """With bytes the image is rounded after resizing, which moves the bicycle's score by 0.013."""
     for model, tolerance in ((real.nms, DARKNET_SCORE), (real.decode, DARKNET_SCORE), (real.nms_uint8, 2 * DARKNET_SCORE)):
         with OnnxRunner(model) as runner:
             (found,) = Detector(runner.run, runner.info).detect([read_image(DOG)])
@@ -218,7 +218,7 @@ def test_real_raw_heads_equal_the_module(real: Real) -> None:
 
 
 def average_precision(run: Run, info: DetectorInfo) -> tuple[float, float]:
-    """AP and AP50 of COCO, over 80 pictures."""
+    """AP and AP50 of COCO, over 80 images."""
     found = evaluate(run, info, load_truth([f"{TRUTH}:{VAL}"], info.class_names))
     return found.ap, found.ap50
 
@@ -244,7 +244,7 @@ def test_average_precision(real: Real) -> None:
 
 @needs(WEIGHTS, VAL, TRUTH)
 def test_average_precision_of_bytes(real: Real) -> None:
-    """Resized pixels rounded to bytes cost no more than 0.003; on these 80 pictures they happen to gain 0.004 and 0.006."""
+    """Resized pixels rounded to bytes cost no more than 0.003; on these 80 images they happen to gain 0.004 and 0.006."""
     with OnnxRunner(real.nms_uint8) as runner:
         found = average_precision(runner.run, runner.info)
     for value, of_floats in zip(found, (0.2928, 0.4802), strict=True):

@@ -22,7 +22,7 @@ from darktrt.calib.table import CalibrationTable
 from darktrt.check.coco import accuracy
 from darktrt.check.detections import Found, digests_of, save_found
 from darktrt.check.disagreements import disagreement, labels_of, panels
-from darktrt.check.ground_truth import LabelledObject, LabelledPicture, load_truth
+from darktrt.check.ground_truth import LabelledImage, LabelledObject, load_truth
 from darktrt.check.report import Parts, calibrated, make_report, read_timings
 from darktrt.check.report_page import page_values, render, write_report
 from darktrt.check.simulate import kept_by_default, load_network
@@ -56,8 +56,8 @@ def test_all_files_say_the_same(report: Path) -> None:
             shown = "\N{EN DASH}" if number is None else f"{number:.4f}"
             assert f">{shown}<" in page and f"| {shown} |" in text
         assert one["name"] in page and f"| {one['name']} |" in text
-    assert values["evaluation"]["pictures"] == 5 and values["evaluation"]["objects"] == 30
-    assert "5 pictures" in page and "5 pictures" in text
+    assert values["evaluation"]["images"] == 5 and values["evaluation"]["objects"] == 30
+    assert "5 images" in page and "5 images" in text
 
 
 def test_figures_are_those_of_the_judge(report: Path, labelled: Path) -> None:
@@ -68,7 +68,7 @@ def test_figures_are_those_of_the_judge(report: Path, labelled: Path) -> None:
     assert engine["accuracy"]["ap"] == expected.ap and engine["accuracy"]["ap50"] == expected.ap50
     assert engine["drop"] == reference["accuracy"]["ap"] - expected.ap > 0.1
     assert reference["drop"] is None and values["reference"] == "PyTorch"
-    assert engine["detections"] == sum(int((one.scores > 0.25).sum()) for one in found.pictures.values())
+    assert engine["detections"] == sum(int((one.scores > 0.25).sum()) for one in found.images.values())
     assert len(engine["curves"]["0.50"]) == 101
     assert sum(one["objects"] for one in engine["classes"]) == 30
 
@@ -137,9 +137,9 @@ def test_the_page_begins_with_a_verdict(report: Path) -> None:
 # --- calibration ---
 
 
-def test_calibration_pictures_that_are_judged_on_are_told(report: Path, labelled: Path, folder: Path) -> None:
+def test_calibration_images_that_are_judged_on_are_told(report: Path, labelled: Path, folder: Path) -> None:
     assert figures(report)["calibration"]["overlap"] == 0
-    assert "5 pictures of" in figures(report)["evaluation"]["protocol"]["INT8 calibrated on"]
+    assert "5 images of" in figures(report)["evaluation"]["protocol"]["INT8 calibrated on"]
     Path("mixed").mkdir()
     for i, source in enumerate([*sorted((labelled / "photos").glob("*.png"))[:3], *(labelled / "others").iterdir()]):
         (folder / f"mixed/{i}.png").write_bytes(source.read_bytes())  # by their content, whatever they are called
@@ -147,7 +147,7 @@ def test_calibration_pictures_that_are_judged_on_are_told(report: Path, labelled
     assert main(["calib", net, "mixed", "-o", "mixed.table", "--bias-images", "0"]) == 0
     command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "mixed.table", "-o", "report", *QUICK]
     assert main(command) == 0
-    note = "INT8 was calibrated on 3 of the 5 pictures that it is judged on"
+    note = "INT8 was calibrated on 3 of the 5 images that it is judged on"
     assert any(one.startswith(note) for one in figures()["notes"])
     assert note in Path("report/index.html").read_text() and note in Path("report/report.md").read_text()
 
@@ -175,7 +175,7 @@ def test_a_table_alone_is_enough(labelled: Path, folder: Path) -> None:
     net = str(labelled / "net.onnx")
     command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "my.table", "-o", "report", *QUICK]
     assert main(command) == 0
-    assert figures()["evaluation"]["protocol"]["INT8 calibrated on"] == "unknown pictures: no histograms lie beside my.table"
+    assert figures()["evaluation"]["protocol"]["INT8 calibrated on"] == "unknown images: no histograms lie beside my.table"
 
 
 # --- labels that are not what they should be ---
@@ -192,30 +192,30 @@ def report_on(data: Sequence[str], *more: str) -> tuple[dict[str, Any], str]:
 
 
 def copied(labelled: Path, folder: Path) -> None:
-    """The network and the labelled pictures, to spoil."""
+    """The network and the labelled images, to spoil."""
     (folder / "net.onnx").symlink_to(labelled / "net.onnx")
     Path("photos").mkdir()
     for path in (labelled / "photos").iterdir():
         Path("photos", path.name).write_bytes(path.read_bytes())
 
 
-def test_pictures_without_labels(labelled: Path, folder: Path) -> None:
+def test_images_without_labels(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     Path("photos/0.txt").unlink()
     values, notes = report_on(["photos"])
-    assert "1 of 5 pictures have no label file, 'photos/0.png' for one" in notes
+    assert "1 of 5 images have no label file, 'photos/0.png' for one" in notes
     assert values["evaluation"]["objects"] == 24 and values["variants"][0]["accuracy"]["ap"] > 0.5
 
 
-def test_nothing_but_pictures(labelled: Path, folder: Path) -> None:
+def test_nothing_but_images(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     for path in Path("photos").glob("*.txt"):
         path.unlink()
     values, notes = report_on(["photos"], "--load-detections", str(saved(labelled, folder)))
-    assert "photos: no picture has labels" in notes
+    assert "photos: no image has labels" in notes
     assert "There is nothing labelled to measure AP on; what follows compares the variants with each other alone." in notes
     assert [one["accuracy"]["ap"] for one in values["variants"]] == [None, None]
-    assert values["disagreements"]["pictures"] == 5
+    assert values["disagreements"]["images"] == 5
     assert "there is no AP to tell by class" in Path("report/index.html").read_text()
 
 
@@ -224,16 +224,16 @@ def saved(labelled: Path, folder: Path) -> Path:
     return folder / "found.json"
 
 
-def test_labels_without_pictures(labelled: Path, folder: Path) -> None:
+def test_labels_without_images(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     Path("photos/0.png").unlink()
     values, notes = report_on(["photos"])
-    assert "1 label files have no picture, 'photos/0.txt' for one" in notes
-    assert values["evaluation"]["pictures"] == 4
+    assert "1 label files have no image, 'photos/0.txt' for one" in notes
+    assert values["evaluation"]["images"] == 4
     Path("train.txt").write_text("".join(f"photos/{i}.png\n" for i in range(5)))
     values, notes = report_on(["train.txt"])
-    assert "1 of its 5 pictures are missing, 'photos/0.png' for one" in notes
-    assert values["evaluation"]["pictures"] == 4
+    assert "1 of its 5 images are missing, 'photos/0.png' for one" in notes
+    assert values["evaluation"]["images"] == 4
 
 
 def test_unknown_classes(labelled: Path, folder: Path) -> None:
@@ -252,17 +252,17 @@ def test_empty_ground_truth(labelled: Path, folder: Path) -> None:
     for path in Path("photos").glob("*.txt"):
         path.write_text("")
     values, notes = report_on(["photos"])
-    assert "no object of the network's classes is labelled in 5 pictures" in notes
+    assert "no object of the network's classes is labelled in 5 images" in notes
     assert values["variants"][0]["curves"] == {} and values["variants"][0]["drop"] is None
 
 
 def test_nothing_found(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     found, digests = found_in(labelled)
-    nothing = next(iter(found.pictures.values())).select(slice(0))
-    save_found([replace(found, name="blind", pictures=dict.fromkeys(digests, nothing))], "blind.json")
+    nothing = next(iter(found.images.values())).select(slice(0))
+    save_found([replace(found, name="blind", images=dict.fromkeys(digests, nothing))], "blind.json")
     values, notes = report_on(["photos"], "--load-detections", "blind.json")
-    assert "blind finds nothing above a score of 0.25 in any picture." in notes
+    assert "blind finds nothing above a score of 0.25 in any image." in notes
     blind = variant(values, "blind")
     assert blind["accuracy"]["ap"] == 0 and blind["drop"] == values["variants"][0]["accuracy"]["ap"]
 
@@ -271,7 +271,7 @@ def test_one_variant_alone(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     values, notes = report_on(["photos"])
     assert values["comparison"] is None and values["sensitivity"] is None and values["calibration"] is None
-    assert "5 pictures are few: differences of AP of some thousandths may be chance." in notes
+    assert "5 images are few: differences of AP of some thousandths may be chance." in notes
     assert "There is one variant only." in Path("report/index.html").read_text()
 
 
@@ -281,7 +281,7 @@ BAD = {
     "photos --model net.onnx --bench net.json": "net.json: holds no timings of 'darktrt bench --json'",
     "photos --model net.onnx --show-images -1": "--show-images -1: it must be at least 0",
     "photos --model net.onnx -o net.onnx/report": "net.onnx/report: cannot make this folder",
-    "empty --model net.onnx": "empty: no pictures here",
+    "empty --model net.onnx": "empty: no images here",
 }
 
 
@@ -329,11 +329,11 @@ def test_what_is_lost_new_or_moved_counts_by_its_score() -> None:
     assert disagreement("x.png", "INT8", near, expected).amount == 0
 
 
-def test_panels_are_small_pictures_of_labels_and_variants(tmp_path: Path) -> None:
+def test_panels_are_small_images_of_labels_and_variants(tmp_path: Path) -> None:
     Image.fromarray(made_image(600, 1200)).save(tmp_path / "x.png")
-    picture = LabelledPicture(tmp_path / "x.png", None, (LabelledObject(1, (10, 20, 30, 40), 1200, False),))
-    assert labels_of(picture, ("cat", "dog")).boxes.tolist() == [[10, 20, 40, 60]]
-    drawn = panels(picture, [detections(), detections((LEFT, 0.9, 0))])
+    labelled_image = LabelledImage(tmp_path / "x.png", None, (LabelledObject(1, (10, 20, 30, 40), 1200, False),))
+    assert labels_of(labelled_image, ("cat", "dog")).boxes.tolist() == [[10, 20, 40, 60]]
+    drawn = panels(labelled_image, [detections(), detections((LEFT, 0.9, 0))])
     images = [Image.open(io.BytesIO(base64.b64decode(one.partition("base64,")[2]))) for one in drawn]
     assert [(image.format, image.size) for image in images] == [("JPEG", (480, 240))] * 3
     pixels = [np.asarray(image, np.int16) for image in images]
@@ -341,7 +341,7 @@ def test_panels_are_small_pictures_of_labels_and_variants(tmp_path: Path) -> Non
 
 
 def many(labelled: Path, folder: Path, count: int) -> tuple[list[Found], Parts]:
-    """Two variants on so many pictures, and the parts of a report on them."""
+    """Two variants on so many images, and the parts of a report on them."""
     from darktrt.check.detections import judge_all
 
     (folder / "many").mkdir()
@@ -351,15 +351,15 @@ def many(labelled: Path, folder: Path, count: int) -> tuple[list[Found], Parts]:
     first, _ = found_in(labelled, name="FP32", precision="fp32")
     truth = load_truth(["many"], first.info.class_names)
     digests = digests_of(truth)
-    boxes = list(first.pictures.values())
+    boxes = list(first.images.values())
     variants = [
-        replace(first, name=name, pictures={digest: boxes[(i + shift) % 5] for i, digest in enumerate(digests)})
+        replace(first, name=name, images={digest: boxes[(i + shift) % 5] for i, digest in enumerate(digests)})
         for name, shift in (("FP32", 0), ("INT8", 1))
     ]
     return variants, Parts(truth, digests, judge_all(variants, truth, digests))
 
 
-def test_of_500_pictures_only_the_worst_are_in_the_page(labelled: Path, folder: Path) -> None:
+def test_of_500_images_only_the_worst_are_in_the_page(labelled: Path, folder: Path) -> None:
     variants, parts = many(labelled, folder, 500)
     report = make_report(parts, 8)
     write_report(report, folder)
@@ -367,13 +367,13 @@ def test_of_500_pictures_only_the_worst_are_in_the_page(labelled: Path, folder: 
     amounts = [one.about.amount for one in report.shown]
     assert len(amounts) == 8 and amounts == sorted(amounts, reverse=True)
     everywhere = [
-        disagreement("", "", variants[1].pictures[digest], variants[0].pictures[digest]).amount for digest in parts.digests
+        disagreement("", "", variants[1].images[digest], variants[0].images[digest]).amount for digest in parts.digests
     ]
     assert amounts == sorted(everywhere, reverse=True)[:8]
     assert "few" not in render("report.md", page_values(report))
 
 
-def test_a_report_on_the_same_pictures_has_the_same_digest(labelled: Path, folder: Path) -> None:
+def test_a_report_on_the_same_images_has_the_same_digest(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     digests = [report_on(data)[0]["evaluation"]["digest"] for data in (["photos"], ["photos/*.png"])]
     assert digests[0] == digests[1]
@@ -383,5 +383,5 @@ def test_a_report_on_the_same_pictures_has_the_same_digest(labelled: Path, folde
 
 def test_other_networks_are_refused(labelled: Path) -> None:
     found, _ = found_in(labelled)
-    with pytest.raises(DarktrtError, match="A: knows 5 of the 6 pictures"):
-        found.in_order([*found.pictures, "x"])
+    with pytest.raises(DarktrtError, match="A: knows 5 of the 6 images"):
+        found.in_order([*found.images, "x"])

@@ -142,14 +142,14 @@ def test_what_the_python_kind_gets(portable: Path, info: DetectorInfo, tmp_path:
         "repository/photos/config.pbtxt",
         "repository/photos/labels.txt",
         "repository/photos/warmup",
-        "repository/photos/warmup/picture",
+        "repository/photos/warmup/image",
     ]
     assert (folder / "1/model.onnx").read_bytes() == portable.read_bytes()
     assert tuple((folder / "labels.txt").read_text().split("\n")[:-1]) == info.class_names
     config = read_config(folder / "config.pbtxt")
     assert (config.name, config.backend, config_info(config, folder)) == ("photos", "python", replace(info, layers=()))
-    picture = (folder / "warmup/picture").read_bytes()
-    assert int.from_bytes(picture[:4], "little") == len(picture) - 4 and picture[4:8] == b"\x89PNG"
+    image = (folder / "warmup/image").read_bytes()
+    assert int.from_bytes(image[:4], "little") == len(image) - 4 and image[4:8] == b"\x89PNG"
 
 
 def test_modules_in_the_zip_run_alone(portable: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ class Streams(FakeDriver):
 
 
 class Engine:
-    """Mean of every picture, as the only output ``boxes``; a batch of 1 to 3."""
+    """Mean of every image, as the only output ``boxes``; a batch of 1 to 3."""
 
     tensors: ClassVar[dict[str, Any]] = {"images": ("in", (-1, 3, 64, 96), "FLOAT"), "boxes": ("out", (-1, 1), "FLOAT")}
 
@@ -237,7 +237,7 @@ def write_plan(folder: Path, info: DetectorInfo, content: bytes = b"plan", **cha
     return plan
 
 
-def pictures(batch: int, seed: int = 0) -> dict[str, Any]:
+def images(batch: int, seed: int = 0) -> dict[str, Any]:
     return {"images": np.random.default_rng(seed).random((batch, 3, 64, 96), np.float32)}
 
 
@@ -247,7 +247,7 @@ def test_batches_of_any_size_give_their_own_results(
 ) -> None:
     with PlanRunner(write_plan(tmp_path, info), cuda_graph=graph) as runner:
         for seed, batch in enumerate((3, 1, 1, 2, 2, 2, 3)):
-            inputs = pictures(batch, seed)
+            inputs = images(batch, seed)
             outputs = runner.run(inputs)
             np.testing.assert_allclose(outputs["boxes"], inputs["images"].mean((1, 2, 3))[:, None], rtol=1e-5)
     assert driver.replays == (4 if graph else 0)  # all but the first of each batch
@@ -259,7 +259,7 @@ def test_nothing_is_allocated_after_the_start_and_all_is_given_back(
     with PlanRunner(write_plan(tmp_path, info), cuda_graph=True) as runner:
         before = len(driver.buffers), len(driver.host)
         for batch in (1, 3, 2):
-            runner.run(pictures(batch))
+            runner.run(images(batch))
         assert (len(driver.buffers), len(driver.host)) == before == (2, 2)
     assert (driver.buffers, driver.host, driver.streams, driver.retained) == ({}, {}, 0, 0)
 
@@ -268,8 +268,8 @@ def test_nothing_is_allocated_after_the_start_and_all_is_given_back(
     ("inputs", "said"),
     [
         ({}, "input 'images' is missing; the engine takes float32 .* batch 1 to 3"),
-        (pictures(4), r"is float32 \(4, 3, 64, 96\)"),
-        ({"images": pictures(1)["images"].astype(np.float16)}, "is float16"),
+        (images(4), r"is float32 \(4, 3, 64, 96\)"),
+        ({"images": images(1)["images"].astype(np.float16)}, "is float16"),
         ({"images": np.zeros((1, 64, 96, 3), np.float32)}, r"is float32 \(1, 64, 96, 3\)"),
     ],
     ids=["missing", "batch", "type", "shape"],
@@ -334,7 +334,7 @@ def test_plans_that_run_here_too(
 ) -> None:
     monkeypatch.setattr(runtime, "first_gpu", lambda: gpu)
     with PlanRunner(write_plan(tmp_path, info, **changes)) as runner:
-        runner.run(pictures(2))
+        runner.run(images(2))
     assert ("built for NVIDIA H200, here is NVIDIA H100 80GB HBM3: faster if built again" in capsys.readouterr().err) == warns
 
 
@@ -369,7 +369,7 @@ def test_no_gpu(engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch:
 def test_an_engine_that_fails(engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path) -> None:
     engine.works = False
     with PlanRunner(write_plan(tmp_path, info)) as runner, pytest.raises(DarktrtError, match="TensorRT cannot run"):
-        runner.run(pictures(1))
+        runner.run(images(1))
     assert driver.buffers == {}
 
 
@@ -535,7 +535,7 @@ def test_rivals_say_what_they_lack(made: Made, capsys: pytest.CaptureFixture[str
 def test_each_layers_time_is_found(
     engine: Engine, info: DetectorInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The mean over executions, summed where TensorRT reports a layer in parts; in the table, as JSON and as a picture."""
+    """The mean over executions, summed where TensorRT reports a layer in parts; in the table, as JSON and as an image."""
     layers = (
         EngineLayer("conv", "CaskConvolution", "FP16", "NHWC", ("/layers.0/Conv", "/layers.0/LeakyRelu"), "sm80_fprop"),
         EngineLayer("a name of more than the fifty-six characters that a table has for it", "Reformat", "INT8", "", ()),
@@ -580,7 +580,7 @@ def test_without_a_gpu_layers_are_told_too(
 def test_polygraphys_comparator_runs_an_engine(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
     from polygraphy.comparator import Comparator
 
-    inputs = [pictures(2, seed) for seed in range(3)]
+    inputs = [images(2, seed) for seed in range(3)]
     found = Comparator.run([polygraphy_runner(write_plan(tmp_path, info), name="engine")], data_loader=inputs)
     assert list(found.keys()) == ["engine"]
     for one, given in zip(found["engine"], inputs, strict=True):

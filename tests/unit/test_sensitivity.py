@@ -41,7 +41,7 @@ SPOILT = "layer0"
 
 @pytest.fixture(scope="module")
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made network after surgery in every form, five pictures, and its calibration table."""
+    """The made network after surgery in every form, five images, and its calibration table."""
     folder = tmp_path_factory.mktemp("sensitivity")
     for head in ("nms", "decode", "raw"):
         operate_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def test_a_layer_with_a_bad_scale_comes_first(files: Path, scales: Calibration, 
 
 
 def test_every_form_of_the_network_is_measured_alike(files: Path, scales: Calibration, tmp_path: Path) -> None:
-    """Also one of a fixed batch of two, which is filled up for the last of five pictures."""
+    """Also one of a fixed batch of two, which is filled up for the last of five images."""
     static = make(tmp_path, MADE_CFG, batch=(2, 2, 2))
     operate_file(static.plain, files / "two.onnx", SurgeryOptions())
     expected = measured(files, scales)
@@ -217,7 +217,7 @@ def test_where_precision_was_measured_it_ranks() -> None:
 
 def test_json_has_every_number() -> None:
     values = json.loads(result(0.02, 0.04, judged=True).to_json())
-    assert (values["network"], values["pictures"], values["together"]) == ("net", 3, {"scores": 0.3, "heads": 0.2})
+    assert (values["network"], values["images"], values["together"]) == ("net", 3, {"scores": 0.3, "heads": 0.2})
     assert values["layers"][0] == {
         "node": "/layers.0/Conv",
         "section": 0,
@@ -287,9 +287,9 @@ BAD = {
     "raw.onnx photos --table my.table": "raw.onnx: ends at its raw heads; make it with 'darktrt surgery' and --head nms",
     "int8.onnx photos --table my.table": "int8.onnx: has Q/DQ nodes already; start from the ONNX of 'darktrt surgery' without",
     "my.table photos --table my.table": "my.table: ",
-    "nms.onnx empty --table my.table": "empty: no pictures here",
+    "nms.onnx empty --table my.table": "empty: no images here",
     "nms.onnx photos --table my.table --limit 0": "the limit is 0",
-    "nms.onnx photos --table my.table --map photos": "photos: no picture has labels; name a COCO json",
+    "nms.onnx photos --table my.table --map photos": "photos: no image has labels; name a COCO json",
     "nms.onnx photos --table my.table --plot a.svg": "a.svg: cannot draw to that format",
     "nms.onnx photos --table my.table --plot no/a.png": "no/a.png: cannot write: No such file",
     "nms.onnx photos --table my.table --json empty": "empty: is a folder; name a file to write",
@@ -306,7 +306,7 @@ def test_mistakes_are_told(
     for name in ("nms.onnx", "raw.onnx", "my.table", "photos"):
         (folder / name).symlink_to(files / name)
     (folder / "empty").mkdir()
-    Path("bad.png").write_text("no picture")
+    Path("bad.png").write_text("no image")
     if "other.table" in arguments:
         CalibrationTable({"another": np.float32(1)}, "8600").save("other.table")
     if "int8.onnx" in arguments:

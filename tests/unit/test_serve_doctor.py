@@ -48,8 +48,8 @@ def bad(findings: list[Finding]) -> list[str]:
 
 def test_what_is_right(models: Path, portable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_repository(portable, models, ConfigOptions("onnxruntime"), "other")
-    Image.fromarray(made_image(90, 120, 1)).save(tmp_path / "picture.png")
-    words = ["serve", "doctor", str(models), "--reference", str(portable), "--picture", str(tmp_path / "picture.png")]
+    Image.fromarray(made_image(90, 120, 1)).save(tmp_path / "image.png")
+    words = ["serve", "doctor", str(models), "--reference", str(portable), "--image", str(tmp_path / "image.png")]
     assert main(words) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(" agrees ")[0] for line in lines] == [
