@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from darktrt.calib.bias_correction import Shift, ShiftMeter
+from darktrt.calib.bias_correction import ChannelMeanMeter, ChannelMeans
 from darktrt.calib.data import find_images
 from darktrt.calib.histogram import HistogramSet
 from darktrt.calib.importance import Weights, weights_of
@@ -209,9 +209,9 @@ def histograms_of(
     return collect(model_path, images, batch=batch, resume=earlier, skip_bad=skip_bad, save_to=save_to)
 
 
-def measure_shifts(
+def measure_channel_means(
     model_path: str | Path, images: Sequence[Path], scales: Mapping[str, np.float32], batch: int = 1, *, progress: bool = True
-) -> dict[str, Shift]:
+) -> dict[str, ChannelMeans]:
     """The second pass: what INT8 with these scales does to the channels' means of every tensor that a convolution reads.
 
     Images that cannot be read are left out; the first pass has told of them.
@@ -223,14 +223,14 @@ def measure_shifts(
     read = dict.fromkeys(node.input[0] for node in _nodes_before_heads(model, info) if node.op_type == "Conv")
     network = _Trunk(model_path, model, info, [name for name in read if name in scales], batch)
     del model
-    meter = ShiftMeter(scales)
+    meter = ChannelMeanMeter(scales)
     with _bar(len(images), progress) as bar:
         for group in _groups(_readable(images, info), network.batch):
             meter.add(network.run(group)[0])
             bar.update(len(group))
     if not meter.sums:
         raise DarktrtError(f"none of the {len(images)} images can be read")
-    return meter.shifts()
+    return meter.channel_means()
 
 
 def _readable(images: Sequence[Path], info: DetectorInfo) -> Iterator[NDArray[Any]]:

@@ -15,7 +15,7 @@ LEAST_RATIO = 2.0
 MOST_OPERATIONS = 0.1
 """The share of the operations that may stay in FP16 for it."""
 
-_FORMAT = "darktrt kept 1"
+_FORMAT = "darktrt fp_layers 1"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Kept:
+class FpLayers:
     """What stays in floating point, and what else might have."""
 
     always: tuple[str, ...]
@@ -67,29 +67,29 @@ class Kept:
         return "\n".join(lines)
 
 
-def kept_path(table: str | Path) -> Path:
+def fp_layers_path(table: str | Path) -> Path:
     """The file beside a table."""
-    return Path(table).with_suffix(".kept.json")
+    return Path(table).with_suffix(".fp_layers.json")
 
 
-def save_kept(kept: Kept, table: str | Path) -> None:
+def save_fp_layers(kept: FpLayers, table: str | Path) -> None:
     """Write it beside the table that it was measured with, whole or not at all.
 
     Raises:
         DarktrtError: the file cannot be written.
     """
     content = {"format": _FORMAT, "table": sha256_of(table), "kept": kept.names, **asdict(kept)}
-    with atomic_output(kept_path(table)) as temporary:
+    with atomic_output(fp_layers_path(table)) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def load_kept(table: str | Path) -> tuple[str, ...] | None:
+def load_fp_layers(table: str | Path) -> tuple[str, ...] | None:
     """The names that stay in floating point; None where there is no such file, as beside a TensorRT cache from elsewhere.
 
     Raises:
         DarktrtError: the file is damaged, or was measured with another table.
     """
-    path = kept_path(table)
+    path = fp_layers_path(table)
     if not path.exists():
         return None
     try:
@@ -97,11 +97,11 @@ def load_kept(table: str | Path) -> tuple[str, ...] | None:
         if content["format"] != _FORMAT:
             raise ValueError(content["format"])
         costs = [Cost(tuple(one["nodes"]), one["noise"], one["operations"]) for one in content["costs"]]
-        kept = Kept(_names(content["always"]), tuple(costs))
+        kept = FpLayers(_names(content["always"]), tuple(costs))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DarktrtError(f"{path}: is damaged; run calib again, or delete it, or use --keep") from error
+        raise DarktrtError(f"{path}: is damaged; run calib again, or delete it, or use --fp-layers") from error
     if content["table"] != sha256_of(table):
-        raise DarktrtError(f"{path}: was measured with another {table}; run calib again, or delete it, or use --keep")
+        raise DarktrtError(f"{path}: was measured with another {table}; run calib again, or delete it, or use --fp-layers")
     return kept.names
 
 

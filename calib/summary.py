@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from darktrt.calib.bias_correction import shifts_path
-from darktrt.calib.fp_layers import kept_path
+from darktrt.calib.bias_correction import channel_means_path
+from darktrt.calib.fp_layers import fp_layers_path
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.table import table_of
 from darktrt.calib.threshold import Choice
@@ -47,12 +47,12 @@ class Outputs:
         return self.table.with_suffix(".npz")
 
     @property
-    def shifts(self) -> Path:
-        return shifts_path(self.table)
+    def channel_means(self) -> Path:
+        return channel_means_path(self.table)
 
     @property
     def kept(self) -> Path:
-        return kept_path(self.table)
+        return fp_layers_path(self.table)
 
     @property
     def samples(self) -> Path:
@@ -66,7 +66,7 @@ class Outputs:
 
     def discard(self) -> None:
         """Delete all but the histograms, from which ``--resume`` goes on."""
-        for path in (*self.files, self.shifts, self.kept):
+        for path in (*self.files, self.channel_means, self.kept):
             path.unlink(missing_ok=True)
 
     def check(self, inputs: Iterable[str | Path]) -> None:
@@ -79,13 +79,13 @@ class Outputs:
         kept = list(inputs)
         for path in self.files:
             keep_inputs(path, *kept)
-        if self.table in (self.summary, self.histograms, self.shifts, self.kept, self.samples):
+        if self.table in (self.summary, self.histograms, self.channel_means, self.kept, self.samples):
             raise DarktrtError(
                 f"{self.table}: is given twice and would be overwritten: a file beside the table has this name; "
                 f"name the table like {self.table.with_suffix('.table').name}"
             )
         if self.plot:
-            keep_inputs(self.plot, self.table, self.cache, self.summary, self.histograms, self.shifts, self.kept)
+            keep_inputs(self.plot, self.table, self.cache, self.summary, self.histograms, self.channel_means, self.kept)
             check_drawable(self.plot)
         for path in self.files:
             check_writable(path)
@@ -98,7 +98,7 @@ def save(histograms: HistogramSet, choices: Mapping[str, Choice], outputs: Outpu
         DarktrtError: one of them cannot be written.
     """
     table = table_of(choices)
-    for of_earlier_table in (outputs.shifts, outputs.kept):
+    for of_earlier_table in (outputs.channel_means, outputs.kept):
         with suppress(FileNotFoundError):
             of_earlier_table.unlink()
     table.save(outputs.table)

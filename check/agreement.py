@@ -19,8 +19,8 @@ from darktrt.check.runs import (
     InputImage,
     Origin,
     Results,
-    Subject,
     Thresholds,
+    Variant,
     inner_tensors,
     quiet,
     run,
@@ -54,7 +54,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Report:
+class Agreement:
     """Everything against the reference."""
 
     reference: str
@@ -147,7 +147,7 @@ def _detections_line(matches: Matches, tolerance: Tolerance) -> str:
 
 
 def compare(
-    subjects: Sequence[Subject],
+    variants: Sequence[Variant],
     images: Sequence[InputImage],
     loaded: Sequence[Results] = (),
     thresholds: Thresholds = Thresholds(),  # noqa: B008  # frozen
@@ -155,7 +155,7 @@ def compare(
     tolerance: Mapping[str, float] = MappingProxyType({}),
     save: str | Path | None = None,
     partly: bool = False,
-) -> Report:
+) -> Agreement:
     """Run the subjects over the images and hold all results, loaded ones too, against the first; a bar on stderr.
 
     Args:
@@ -169,30 +169,30 @@ def compare(
     Raises:
         DarktrtError: they are not results of one network on the same images, or there is nothing to hold against them.
     """
-    everyone: list[Subject | Results] = [*subjects, *loaded]
-    if len(everyone) < 2 and not (subjects and save):
+    everyone: list[Variant | Results] = [*variants, *loaded]
+    if len(everyone) < 2 and not (variants and save):
         raise DarktrtError("there are not two results to compare; name two of --cfg, --model, --plan and --load-outputs")
     reference, *others = everyone
     _check_same_network(everyone)
-    digests = [image.digest for image in images] if subjects else list(loaded[0].iterations)
-    _check_same_input(loaded, digests, thresholds if subjects else loaded[0].origin.thresholds)
+    digests = [image.digest for image in images] if variants else list(loaded[0].iterations)
+    _check_same_input(loaded, digests, thresholds if variants else loaded[0].origin.thresholds)
     made: list[list[Any]] = []
     found: list[list[dict[str, Difference | Matches]]] = []
     with progress_bar(len(digests), "images") as bar:
         for i, digest in enumerate(digests):
-            own = run(subjects, images[i], thresholds, layers) if subjects else []
+            own = run(variants, images[i], thresholds, layers) if variants else []
             made += [own] if save else []
             found.append(_held([*own, *(one.iterations[digest] for one in loaded)], _tensors(reference.info, layers)))
             bar.update()
     if save:
-        save_results({one.name: its for one, its in zip(subjects, zip(*made, strict=True), strict=True)}, save)
+        save_results({one.name: its for one, its in zip(variants, zip(*made, strict=True), strict=True)}, save)
     comparisons = tuple(
         _comparison(one, tolerance_of((reference.precision, one.precision), tolerance), [pairs[i] for pairs in found])
         for i, one in enumerate(others)
     )
     if layers and not partly:
         _check_layers(reference.info, comparisons)
-    return Report(reference.name, reference.precision, reference.info, len(digests), comparisons, layers)
+    return Agreement(reference.name, reference.precision, reference.info, len(digests), comparisons, layers)
 
 
 def _held(results: Sequence[Any], tensors: Sequence[str]) -> list[dict[str, Difference | Matches]]:
@@ -221,7 +221,7 @@ def _tensors(info: DetectorInfo, layers: bool) -> list[str]:
 
 
 def _comparison(
-    one: Subject | Results, tolerance: Tolerance, images: Sequence[Mapping[str, Difference | Matches]]
+    one: Variant | Results, tolerance: Tolerance, images: Sequence[Mapping[str, Difference | Matches]]
 ) -> Comparison:
     """The sum of all images.
 
@@ -260,7 +260,7 @@ def _sum(matches: Sequence[Matches]) -> Matches:
 # --- what cannot be compared ---
 
 
-def _check_same_network(everyone: Sequence[Subject | Results]) -> None:
+def _check_same_network(everyone: Sequence[Variant | Results]) -> None:
     names = [one.name for one in everyone]
     if twice := [name for name in names if names.count(name) > 1]:
         raise DarktrtError(f"{twice[0]}: is given twice; name each result once")

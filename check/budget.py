@@ -17,7 +17,7 @@ from darktrt.calib.summary import Outputs
 from darktrt.check.coco import Accuracy, evaluate
 from darktrt.check.ground_truth import Truth, has_labels, load_truth
 from darktrt.check.sensitivity import LIMIT, each_alone
-from darktrt.check.simulate import Network, Yardstick, convolutions, kept_by_default, load_network, quantized, session
+from darktrt.check.simulate import OnnxNetwork, Yardstick, chosen_fp_layers, convolutions, load_network, quantized, session
 from darktrt.engine.manifest import Int8Cost
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
@@ -44,7 +44,7 @@ class Evaluation:
 class Trial:
     """INT8 with these convolutions in floating point, and what it costs."""
 
-    kept: tuple[str, ...]
+    fp_layers: tuple[str, ...]
     drop: float
     """Of the average precision, against FP32; without labels that of the scores (:class:`darktrt.check.simulate.Change`)."""
     accuracy: Accuracy | None = None
@@ -71,7 +71,9 @@ class Trade:
 
     def __str__(self) -> str:
         what = "AP drop" if self.chosen.accuracy else "change of the scores"
-        return f"{len(self.chosen.kept)} convolutions kept in FP16, {what} {self.chosen.drop:.4f} (at most {self.budget:g})"
+        return (
+            f"{len(self.chosen.fp_layers)} convolutions stay in FP16, {what} {self.chosen.drop:.4f} (at most {self.budget:g})"
+        )
 
 
 def check_budget(budget: float) -> None:
@@ -94,7 +96,7 @@ def within_budget(
 ) -> Trade:
     """Find how many more convolutions must stay in floating point for INT8 to lose no more than ``budget``.
 
-    Begins with ``calibration.keep``, then adds 1, 2, 3, 4, 6, 8, 12, ... of the others, first those that cost most when
+    Begins with ``calibration.fp_layers``, then adds 1, 2, 3, 4, 6, 8, 12, ... of the others, first those that cost most when
     quantized alone. ONNX Runtime runs the network with the engine's own Q/DQ nodes: its arithmetic up to rounding.
     (TensorRT up to 10, which takes the scales themselves, may put further layers than convolutions into INT8.)
 
@@ -112,33 +114,33 @@ def within_budget(
     images = _images(truth, evaluation)
     if table:
         _warn_of_overlap([one.path for one in truth.images] if truth else images, table)
-    kept = tuple(kept_by_default(network, calibration))
-    quantized(network, calibration, kept)  # refuses the table of another network before the work begins
+    fp_layers = tuple(chosen_fp_layers(network, calibration))
+    quantized(network, calibration, fp_layers)  # refuses the table of another network before the work begins
     yardstick = cache(lambda: Yardstick(network, images))
     judge = _AccuracyJudge(network, calibration, truth) if truth else _ScoreJudge(yardstick(), calibration)
     for line in judge.introduce(budget):
         show(line)
     trials = []
-    for names, added in _candidates(kept, calibration, yardstick):
+    for names, added in _candidates(fp_layers, calibration, yardstick):
         trials.append(judge.trial(names))
         show(judge.line(trials[-1], added))
         if trials[-1].drop <= budget:
             break
-    if len(trials[-1].kept) == len(convolutions(network)):
+    if len(trials[-1].fp_layers) == len(convolutions(network)):
         print("warning: nothing is left in INT8; --precision fp16 makes the same engine", file=sys.stderr)
     return Trade(budget, tuple(trials))
 
 
 def _candidates(
-    kept: tuple[str, ...], calibration: Calibration, yardstick: Callable[[], Yardstick]
+    fp_layers: tuple[str, ...], calibration: Calibration, yardstick: Callable[[], Yardstick]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """More and more to keep, and what is new; the layers are ranked only if the first is not enough."""
-    yield kept, "to begin with" if kept else "none"
+    yield fp_layers, "to begin with" if fp_layers else "none"
     changes = each_alone(yardstick(), calibration)
-    worst = [one.node for one in sorted(changes, key=lambda one: -changes[one].scores) if one.node not in kept]
+    worst = [one.node for one in sorted(changes, key=lambda one: -changes[one].scores) if one.node not in fp_layers]
     before = 0
     for count in _counts(len(worst)):
-        yield (*kept, *worst[:count]), ", ".join(worst[before:count])
+        yield (*fp_layers, *worst[:count]), ", ".join(worst[before:count])
         before = count
 
 
@@ -156,7 +158,7 @@ class _Judge(ABC):
         """The lines above the trials."""
 
     @abstractmethod
-    def trial(self, kept: tuple[str, ...]) -> Trial:
+    def trial(self, fp_layers: tuple[str, ...]) -> Trial:
         """Judge INT8 with these convolutions in floating point."""
 
     @abstractmethod
@@ -167,7 +169,7 @@ class _Judge(ABC):
 class _AccuracyJudge(_Judge):
     """By the drop of the average precision."""
 
-    def __init__(self, network: Network, calibration: Calibration, truth: Truth) -> None:
+    def __init__(self, network: OnnxNetwork, calibration: Calibration, truth: Truth) -> None:
         self.network, self.calibration, self.truth = network, calibration, truth
 
     def introduce(self, budget: float) -> list[str]:
@@ -181,15 +183,15 @@ class _AccuracyJudge(_Judge):
         title = f"FP32: AP {exact.ap:.4f}, AP50 {exact.ap50:.4f} on {images}"
         return [title, f"{'kept in FP16':>12}  {'AP':>6}  {'drop':>7}  {'AP50':>6}  {'drop':>7}  added"]
 
-    def trial(self, kept: tuple[str, ...]) -> Trial:
-        run = session(quantized(self.network, self.calibration, kept))
-        found = evaluate(run, self.network.info, self.truth, f"INT8, {len(kept)} kept")
-        return Trial(kept, self.exact.ap - found.ap, found)
+    def trial(self, fp_layers: tuple[str, ...]) -> Trial:
+        run = session(quantized(self.network, self.calibration, fp_layers))
+        found = evaluate(run, self.network.info, self.truth, f"INT8, {len(fp_layers)} kept")
+        return Trial(fp_layers, self.exact.ap - found.ap, found)
 
     def line(self, trial: Trial, added: str) -> str:
         found, exact = trial.accuracy or self.exact, self.exact
         drops = f"{found.ap:6.4f}  {trial.drop:7.4f}  {found.ap50:6.4f}  {exact.ap50 - found.ap50:7.4f}"
-        return f"{len(trial.kept):12}  {drops}  {added}"
+        return f"{len(trial.fp_layers):12}  {drops}  {added}"
 
 
 class _ScoreJudge(_Judge):
@@ -207,15 +209,15 @@ class _ScoreJudge(_Judge):
         )
         return [f"{'kept in FP16':>12}  {'scores':>7}  {'heads':>7}  added"]
 
-    def trial(self, kept: tuple[str, ...]) -> Trial:
-        self.change = self.yardstick.change(self.calibration, kept)
-        return Trial(kept, self.change.scores)
+    def trial(self, fp_layers: tuple[str, ...]) -> Trial:
+        self.change = self.yardstick.change(self.calibration, fp_layers)
+        return Trial(fp_layers, self.change.scores)
 
     def line(self, trial: Trial, added: str) -> str:
-        return f"{len(trial.kept):12}  {trial.drop:7.4f}  {self.change.heads:7.4f}  {added}"
+        return f"{len(trial.fp_layers):12}  {trial.drop:7.4f}  {self.change.heads:7.4f}  {added}"
 
 
-def _labels(network: Network, evaluation: Evaluation) -> Truth | None:
+def _labels(network: OnnxNetwork, evaluation: Evaluation) -> Truth | None:
     labelled = [entry for entry in evaluation.data if has_labels(entry)]
     return load_truth(labelled, network.info.class_names, evaluation.limit, evaluation.seed) if labelled else None
 

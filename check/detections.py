@@ -13,7 +13,7 @@ import numpy as np
 
 from darktrt.check.coco import IOU_THRESHOLD, SCORE_THRESHOLD, Judgement, detect_all, judge
 from darktrt.check.ground_truth import Truth
-from darktrt.check.runs import Subject, Thresholds
+from darktrt.check.runs import Thresholds, Variant
 from darktrt.check.tolerance import TOLERANCES
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, sha256_of
@@ -27,7 +27,7 @@ _FORMAT = "darktrt detections 1"
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class VariantDetections:
     """What one variant found."""
 
     name: str
@@ -37,7 +37,7 @@ class Found:
     images: Mapping[str, Detections] = field(repr=False)
     """By the SHA-256 of the image's file; boxes in pixels of the image."""
     about: Mapping[str, str] = field(default_factory=dict)
-    """As that of :class:`darktrt.check.runs.Subject`."""
+    """As that of :class:`darktrt.check.runs.Variant`."""
 
     def in_order(self, digests: Sequence[str]) -> list[Detections]:
         """The detections of these images.
@@ -59,22 +59,22 @@ def digests_of(truth: Truth) -> list[str]:
     return [sha256_of(image.path) for image in truth.images]
 
 
-def find(subject: Subject, truth: Truth, digests: Sequence[str]) -> Found:
+def find(variant: Variant, truth: Truth, digests: Sequence[str]) -> VariantDetections:
     """Run a variant over all images, as for COCO's AP; a bar on stderr.
 
     Raises:
         DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
-    detector = Detector(subject.run, subject.info, THRESHOLDS.score, THRESHOLDS.iou)
-    found = detect_all(detector, truth, subject.name)
+    detector = Detector(variant.run, variant.info, THRESHOLDS.score, THRESHOLDS.iou)
+    found = detect_all(detector, truth, variant.name)
     images = dict(zip(digests, found, strict=True))
-    return Found(subject.name, subject.info, subject.precision, THRESHOLDS, images, subject.about)
+    return VariantDetections(variant.name, variant.info, variant.precision, THRESHOLDS, images, variant.about)
 
 
 # --- files ---
 
 
-def save_found(found: Sequence[Found], path: str | Path) -> None:
+def save_detections(found: Sequence[VariantDetections], path: str | Path) -> None:
     """Write what variants found, as JSON; numbers keep every digit of their float32.
 
     Raises:
@@ -100,8 +100,8 @@ def _numbers(found: Detections) -> dict[str, list[Any]]:
     return {"boxes": boxes, "scores": [float(str(score)) for score in found.scores], "classes": found.class_ids.tolist()}
 
 
-def load_found(path: str | Path) -> list[Found]:
-    """What :func:`save_found` wrote, here or elsewhere.
+def load_detections(path: str | Path) -> list[VariantDetections]:
+    """What :func:`save_detections` wrote, here or elsewhere.
 
     Raises:
         DarktrtError: the file cannot be read, or is something else.
@@ -119,14 +119,14 @@ def load_found(path: str | Path) -> list[Found]:
         raise DarktrtError(f"{path}: holds no results of 'darktrt check map' or damaged ones; make it again") from error
 
 
-def _variant(values: Mapping[str, Any], path: str) -> Found:
+def _variant(values: Mapping[str, Any], path: str) -> VariantDetections:
     if values["precision"] not in TOLERANCES:
         raise ValueError(values["precision"])
     info = DetectorInfo.from_json(json.dumps(values["info"]), path)
     images = {str(digest): _detections(one, info) for digest, one in values["images"].items()}
     about = {str(key): str(value) for key, value in values["about"].items()}
     thresholds: Thresholds = record(Thresholds, values["thresholds"])
-    return Found(str(values["name"]), info, values["precision"], thresholds, images, about)
+    return VariantDetections(str(values["name"]), info, values["precision"], thresholds, images, about)
 
 
 def _detections(values: Mapping[str, Any], info: DetectorInfo) -> Detections:
@@ -141,11 +141,11 @@ def _detections(values: Mapping[str, Any], info: DetectorInfo) -> Detections:
 class Judged:
     """A variant, and what COCO's judge says of it."""
 
-    found: Found
+    found: VariantDetections
     judgement: Judgement
 
 
-def judge_all(found: Sequence[Found], truth: Truth, digests: Sequence[str]) -> list[Judged]:
+def judge_all(found: Sequence[VariantDetections], truth: Truth, digests: Sequence[str]) -> list[Judged]:
     """Every variant against the labels.
 
     Raises:
@@ -155,7 +155,7 @@ def judge_all(found: Sequence[Found], truth: Truth, digests: Sequence[str]) -> l
     return [Judged(one, judge(one.in_order(digests), truth)) for one in found]
 
 
-def _check_comparable(found: Sequence[Found]) -> None:
+def _check_comparable(found: Sequence[VariantDetections]) -> None:
     names = [one.name for one in found]
     if twice := [name for name in names if names.count(name) > 1]:
         raise DarktrtError(f"{twice[0]}: is given twice; name each variant once, or otherwise: NAME=FILE")

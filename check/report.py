@@ -17,13 +17,13 @@ from darktrt import __version__
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.summary import Outputs, bar_heights
 from darktrt.calib.threshold import LEVELS, expected_error
-from darktrt.check.agreement import Report as Comparison
+from darktrt.check.agreement import Agreement
 from darktrt.check.coco import Accuracy, ClassAccuracy
-from darktrt.check.detections import Found, Judged
+from darktrt.check.detections import Judged, VariantDetections
 from darktrt.check.disagreements import SHOWN_SCORE, Disagreement, disagreement, panels, shown
 from darktrt.check.ground_truth import Truth
 from darktrt.check.sensitivity import Sensitivity, sensitivity
-from darktrt.check.simulate import convolutions, kept_by_default, load_network
+from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.surgery.qdq import Calibration
@@ -50,7 +50,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Variant:
+class VariantFigures:
     """One way to run the network."""
 
     name: str
@@ -86,7 +86,7 @@ class TensorRange:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationSources:
     """What INT8's scales come from."""
 
     table: str
@@ -120,12 +120,12 @@ class Report:
     digest: str
     """Of the images and their labels: reports of one digest can be compared."""
     protocol: Mapping[str, str]
-    variants: tuple[Variant, ...]
-    comparison: Comparison | None
+    variants: tuple[VariantFigures, ...]
+    comparison: Agreement | None
     sensitivity: Sensitivity | None
     kept: tuple[str, ...]
     """Convolutions that INT8 leaves in floating point here."""
-    calibrated: Calibrated | None
+    calibrated: CalibrationSources | None
     shown: tuple[Shown, ...]
     disagreements: int
     """Images on which there is any difference to be told."""
@@ -199,7 +199,7 @@ class Parts:
     judged: Sequence[Judged]
     notes: Sequence[str] = ()
     """On the labels."""
-    comparison: Comparison | None = None
+    comparison: Agreement | None = None
     int8: Int8Parts | None = None
     timings: Mapping[str, Latency] = field(default_factory=dict)
     """By the engine's name and, where it is known, by the SHA-256 of its plan."""
@@ -231,14 +231,14 @@ def make_report(parts: Parts, images: int) -> Report:
     )
 
 
-def _variant(one: Judged, reference: Judged, parts: Parts) -> Variant:
+def _variant(one: Judged, reference: Judged, parts: Parts) -> VariantFigures:
     found, judgement = one.found, one.judgement
     drop = None if one is reference else reference.judgement.accuracy.ap - judgement.accuracy.ap
     count = sum(len(shown(found.images[digest])) for digest in parts.digests)
     keys = (found.about.get("sha256", ""), found.name, Path(found.name).stem)
     latency = next((parts.timings[key] for key in keys if key in parts.timings), None)
     about = dict(found.about)
-    return Variant(
+    return VariantFigures(
         found.name, found.precision, about, judgement.accuracy, drop, judgement.classes, judgement.curves, count, latency
     )
 
@@ -252,7 +252,7 @@ def evaluation_digest(truth: Truth, digests: Sequence[str]) -> str:
     return sha256(repr(rows).encode()).hexdigest()
 
 
-def _protocol(found: Found, parts: Parts) -> dict[str, str]:
+def _protocol(found: VariantDetections, parts: Parts) -> dict[str, str]:
     info, thresholds = found.info, found.thresholds
     most = max(one.found.info.max_detections for one in parts.judged) or "as many"
     images = f"{len(parts.truth.images)}, with {parts.truth.count} labelled objects, of {parts.truth.name}"
@@ -270,13 +270,13 @@ def _protocol(found: Found, parts: Parts) -> dict[str, str]:
     }
 
 
-def _calibrated_on(calibrated: Calibrated) -> str:
+def _calibrated_on(calibrated: CalibrationSources) -> str:
     if not calibrated.images:
         return f"unknown images: no histograms lie beside {calibrated.table}"
     return f"{calibrated.images} images of {', '.join(calibrated.folders)}"
 
 
-def _notes(variants: Sequence[Variant], parts: Parts) -> list[str]:
+def _notes(variants: Sequence[VariantFigures], parts: Parts) -> list[str]:
     notes = []
     count = len(parts.truth.images)
     overlap = parts.int8.calibrated.overlap if parts.int8 else 0
@@ -305,7 +305,7 @@ def _notes(variants: Sequence[Variant], parts: Parts) -> list[str]:
 @dataclass(frozen=True)
 class _Candidate:
     index: int
-    found: Found
+    found: VariantDetections
     about: Disagreement
 
 
@@ -321,7 +321,7 @@ def _disagreements(judged: Sequence[Judged], reference: Judged, parts: Parts) ->
     return sorted(worst.values(), key=lambda one: -one.about.amount)
 
 
-def _drawn(one: _Candidate, reference: Found, parts: Parts) -> Shown:
+def _drawn(one: _Candidate, reference: VariantDetections, parts: Parts) -> Shown:
     digest, image = parts.digests[one.index], parts.truth.images[one.index]
     drawn = panels(image, [reference.images[digest], one.found.images[digest]])
     return Shown(one.about, ("labels", reference.name, one.found.name), tuple(drawn))
@@ -336,7 +336,7 @@ class Int8Parts:
 
     sensitivity: Sensitivity | None
     kept: tuple[str, ...]
-    calibrated: Calibrated
+    calibrated: CalibrationSources
 
 
 def int8_parts(
@@ -348,7 +348,7 @@ def int8_parts(
         DarktrtError: the file cannot be quantized, or the calibration is of another network.
     """
     network = load_network(source)
-    kept = tuple(kept_by_default(network, calibration))
+    kept = tuple(chosen_fp_layers(network, calibration))
     lines = {one.node: one.line for one in convolutions(network)}
     inputs = {node.name: node.input[0] for node in network.model.graph.node if node.name in lines}
     readers = {inputs[node]: line for node, line in reversed(lines.items()) if node not in kept}
@@ -359,7 +359,7 @@ def int8_parts(
 
 def calibrated(
     table: str | Path, scales: Mapping[str, Any], readers: Mapping[str, int | None], digests: Iterable[str]
-) -> Calibrated:
+) -> CalibrationSources:
     """What the table comes from, as far as the histograms beside it tell.
 
     Args:
@@ -368,7 +368,7 @@ def calibrated(
     """
     file = Outputs(Path(table)).histograms
     if not file.is_file():
-        return Calibrated(str(table), 0, (), 0, ())
+        return CalibrationSources(str(table), 0, (), 0, ())
     histograms = HistogramSet.load(file)
     folders = tuple(dict.fromkeys(str(Path(path).parent) for path in histograms.images.values()))
     ranges = [
@@ -378,7 +378,7 @@ def calibrated(
     ]
     worst = sorted(ranges, key=lambda one: -one.noise)[:WORST]
     overlap = sum(digest in histograms.images for digest in digests)
-    return Calibrated(str(table), len(histograms.images), folders, overlap, tuple(worst))
+    return CalibrationSources(str(table), len(histograms.images), folders, overlap, tuple(worst))
 
 
 def _range(name: str, line: int | None, histogram: Histogram, scale: float) -> TensorRange:

@@ -39,7 +39,7 @@ DETECTIONS = "detections"
 
 
 @dataclass(frozen=True)
-class Subject:
+class Variant:
     """Something that runs the network: ``run`` takes the inputs that ``info`` describes, and gives inner tensors too."""
 
     name: str
@@ -147,7 +147,7 @@ def load_image(path: Path, info: DetectorInfo) -> InputImage:
     return InputImage(path.name, pixels, placement.inner_size)
 
 
-def onnx_subject(path: str | Path, layers: bool = False, name: str = "") -> Subject:
+def onnx_variant(path: str | Path, layers: bool = False, name: str = "") -> Variant:
     """An ONNX file in ONNX Runtime on the CPU, its raw heads marked as outputs; with ``layers`` those of all cfg sections.
 
     Raises:
@@ -159,7 +159,7 @@ def onnx_subject(path: str | Path, layers: bool = False, name: str = "") -> Subj
     model, info = load_model(path)
     precision = "int8" if info.int8_convolutions else "fp32"
     about = {"runs in": "ONNX Runtime", "sha256": sha256_of(path)}
-    return Subject(name or str(path), info, precision, session(marked(model, inner_tensors(info, layers))), about)
+    return Variant(name or str(path), info, precision, session(marked(model, inner_tensors(info, layers))), about)
 
 
 def marked(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
@@ -192,38 +192,38 @@ def mark_file(source: str | Path, output: str | Path) -> int:
     return len(model.graph.output) - before
 
 
-def plan_subject(runner: PlanRunner, name: str = "") -> Subject:
+def plan_variant(runner: PlanRunner, name: str = "") -> Variant:
     """An engine that is ready to run; of its outputs those count that have a tensor's name."""
     manifest = runner.manifest
     precision = "tf32" if manifest.precision == "fp32" and manifest.tf32 else manifest.precision
     about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu_name() or ""}
     if manifest.other_convolutions:
         about["not in INT8"] = ", ".join(manifest.other_convolutions)
-    return Subject(name or runner.path, runner.info, precision, runner.run, about)
+    return Variant(name or runner.path, runner.info, precision, runner.run, about)
 
 
-def simulated_subject(
+def simulated_variant(
     path: str | Path, precision: str, calibration: Calibration | None, layers: bool = False, name: str = ""
-) -> Subject:
+) -> Variant:
     """What ``precision``, fp16 or int8, makes of an ONNX file, by rounding as an engine does, in ONNX Runtime on the CPU.
 
     Raises:
         DarktrtError: the file cannot be used, or INT8 has no calibration or one of another network.
     """
-    from darktrt.check.simulate import halved, kept_by_default, load_network, quantized, session
+    from darktrt.check.simulate import chosen_fp_layers, halved, load_network, quantized, session
 
     network = load_network(path)
     about = {"runs in": f"ONNX Runtime, rounding as {precision.upper()}"}
     if precision == "int8" and calibration is None:
         raise DarktrtError("--simulate int8 needs the scales: --table TABLE, which 'darktrt calib' writes")
     if precision == "int8" and calibration:
-        keep = kept_by_default(network, calibration)
-        about["not in INT8"] = ", ".join(keep)
-        model = quantized(network, calibration, keep)
+        fp_layers = chosen_fp_layers(network, calibration)
+        about["not in INT8"] = ", ".join(fp_layers)
+        model = quantized(network, calibration, fp_layers)
     else:
         model = halved(network)
     run = session(marked(model, inner_tensors(network.info, layers)))
-    return Subject(f"{name or path} as {precision.upper()}", network.info, precision, run, about)
+    return Variant(f"{name or path} as {precision.upper()}", network.info, precision, run, about)
 
 
 def inner_tensors(info: DetectorInfo, layers: bool) -> set[str]:
@@ -234,7 +234,7 @@ def inner_tensors(info: DetectorInfo, layers: bool) -> set[str]:
 # --- running ---
 
 
-def run(subjects: Sequence[Subject], image: InputImage, thresholds: Thresholds, layers: bool) -> list[Any]:
+def run(variants: Sequence[Variant], image: InputImage, thresholds: Thresholds, layers: bool) -> list[Any]:
     """Polygraphy's IterationResult of every subject for one image.
 
     Raises:
@@ -244,19 +244,19 @@ def run(subjects: Sequence[Subject], image: InputImage, thresholds: Thresholds, 
 
     feed = {"images": image.pixels[np.newaxis], "image_size": np.array([image.inner_size], np.float32)}
     with quiet():
-        found = Comparator.run([_runner(one, thresholds, layers) for one in subjects], data_loader=[feed])
-    for subject, (_, iterations) in zip(subjects, found, strict=True):
-        origin = Origin(subject.info, subject.precision, image.name, image.digest, thresholds.score, thresholds.iou)
+        found = Comparator.run([_runner(one, thresholds, layers) for one in variants], data_loader=[feed])
+    for variant, (_, iterations) in zip(variants, found, strict=True):
+        origin = Origin(variant.info, variant.precision, image.name, image.digest, thresholds.score, thresholds.iou)
         iterations[0][METADATA_KEY] = origin.to_array()
     return [iterations[0] for _, iterations in found]
 
 
-def _runner(subject: Subject, thresholds: Thresholds, layers: bool) -> Any:
+def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
     """A Polygraphy runner with the inputs ``images (1, H, W, C)`` uint8 and ``image_size (1, 2)``."""
     from polygraphy.backend.base import BaseRunner
     from polygraphy.common import TensorMetadata
 
-    info = subject.info
+    info = variant.info
 
     class Runner(BaseRunner):  # type: ignore[misc]  # Polygraphy publishes no types
         def get_input_metadata_impl(self) -> Any:
@@ -266,12 +266,12 @@ def _runner(subject: Subject, thresholds: Thresholds, layers: bool) -> Any:
         def infer_impl(self, feed_dict: Mapping[str, NDArray[Any]]) -> Arrays:
             inputs = _inputs(info, feed_dict, thresholds)
             started = time.perf_counter()
-            outputs = subject.run(inputs)
+            outputs = variant.run(inputs)
             self.inference_time = time.perf_counter() - started
             first = {name: values[0] for name, values in outputs.items()}  # the rest of a static batch is the same again
-            return _named(subject, first, feed_dict["image_size"][0], thresholds, layers)
+            return _named(variant, first, feed_dict["image_size"][0], thresholds, layers)
 
-    return Runner(subject.name)
+    return Runner(variant.name)
 
 
 def _inputs(info: DetectorInfo, feed: Mapping[str, NDArray[Any]], thresholds: Thresholds) -> Arrays:
@@ -289,12 +289,12 @@ def _inputs(info: DetectorInfo, feed: Mapping[str, NDArray[Any]], thresholds: Th
     return inputs
 
 
-def _named(subject: Subject, outputs: Arrays, inner_size: NDArray[np.float32], thresholds: Thresholds, layers: bool) -> Arrays:
+def _named(variant: Variant, outputs: Arrays, inner_size: NDArray[np.float32], thresholds: Thresholds, layers: bool) -> Arrays:
     """One image's outputs, float32, by names that mean the same whatever the model's own outputs are; copies.
 
     Heads are ``head0_raw``, ..., layers ``layer0``, ...; ``boxes (A, 4)`` and ``scores (A, C)`` are those before NMS.
     """
-    info, inner = subject.info, inner_tensors(subject.info, layers)
+    info, inner = variant.info, inner_tensors(variant.info, layers)
     found = {name: np.array(values, np.float32) for name, values in outputs.items() if name in inner}
     if info.head == "nms":
         count = int(outputs["num_detections"].item())
@@ -304,7 +304,7 @@ def _named(subject: Subject, outputs: Arrays, inner_size: NDArray[np.float32], t
         return found
     decoded = {name: np.array(outputs[name], np.float32) for name in ("boxes", "scores")}
     if np.isnan(decoded["scores"]).any():  # would pass for "nothing found"
-        raise DarktrtError(f"{subject.name}: its scores are not numbers; are the weights damaged?")
+        raise DarktrtError(f"{variant.name}: its scores are not numbers; are the weights damaged?")
     width, height = inner_size.tolist()
     limit, rule = info.max_detections or None, info.nms
     boxes, scores = decoded.values()

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from darktrt.calib.data import find_images
-from darktrt.calib.fp_layers import Cost, Kept
+from darktrt.calib.fp_layers import Cost, FpLayers
 from darktrt.check.coco import Accuracy, evaluate, progress_bar
 from darktrt.check.ground_truth import Truth, load_truth
 from darktrt.check.simulate import (
     Change,
     Convolution,
-    Network,
+    OnnxNetwork,
     Yardstick,
+    chosen_fp_layers,
     convolutions,
-    kept_by_default,
     load_network,
     quantized,
     session,
@@ -128,7 +128,7 @@ def sensitivity(
     quantized(network, calibration, [])  # refuses the table of another network before the work begins
     labels = load_truth([truth], network.info.class_names) if truth else None
     yardstick = Yardstick(network, find_images(data, limit, seed))
-    kept = kept_by_default(network, calibration)
+    kept = chosen_fp_layers(network, calibration)
     changes = each_alone(yardstick, calibration)
     exact, judged = _accuracies(network, calibration, list(changes), labels) if labels else (None, {})
     layers = tuple(LayerCost(one, change, one.node in kept, judged.get(one)) for one, change in changes.items())
@@ -147,7 +147,7 @@ def each_alone(yardstick: Yardstick, calibration: Calibration) -> dict[Convoluti
     return changes
 
 
-def find_kept(source: str | Path, images: Sequence[Path], calibration: Calibration) -> Kept:
+def find_fp_layers(source: str | Path, images: Sequence[Path], calibration: Calibration) -> FpLayers:
     """Measure which convolutions INT8 should leave in floating point; a bar on stderr.
 
     Costs of single convolutions add up: noises of different layers are not correlated. So do those of groups, and a deep
@@ -160,7 +160,7 @@ def find_kept(source: str | Path, images: Sequence[Path], calibration: Calibrati
         DarktrtError: a file cannot be used.
     """
     network = load_network(source)
-    always = kept_by_default(network)
+    always = chosen_fp_layers(network)
     yardstick = Yardstick(network, images)
     operations = yardstick.operations()
     others = [name for name in operations if name not in always]
@@ -168,13 +168,13 @@ def find_kept(source: str | Path, images: Sequence[Path], calibration: Calibrati
     powers = []
     with progress_bar(len(groups), "layers") as bar:
         for group in groups:
-            keep = [name for name in operations if name not in group]
-            powers.append(yardstick.change(calibration, keep).scores ** 2)
+            fp_layers = [name for name in operations if name not in group]
+            powers.append(yardstick.change(calibration, fp_layers).scores ** 2)
             bar.update()
     total = sum(powers) or 1
     shares = [sum(operations[name] for name in group) for group in groups]
     costs = [Cost(tuple(g), power / total, share) for g, power, share in zip(groups, powers, shares, strict=True)]
-    return Kept(tuple(always), tuple(costs))
+    return FpLayers(tuple(always), tuple(costs))
 
 
 def _others(convolutions: Iterable[Convolution], one: Convolution) -> list[str]:
@@ -182,7 +182,7 @@ def _others(convolutions: Iterable[Convolution], one: Convolution) -> list[str]:
 
 
 def _accuracies(
-    network: Network, calibration: Calibration, all_: list[Convolution], truth: Truth
+    network: OnnxNetwork, calibration: Calibration, all_: list[Convolution], truth: Truth
 ) -> tuple[Accuracy, dict[Convolution, Accuracy]]:
     """The accuracy in float, and with each convolution quantized alone."""
     exact = evaluate(session(network.model), network.info, truth, "FP32")

@@ -26,7 +26,7 @@ from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
 from darktrt.surgery.head import decode_heads
 from darktrt.surgery.precision import backbone, halve
-from darktrt.surgery.qdq import Calibration, default_keep, quantize
+from darktrt.surgery.qdq import Calibration, default_fp_layers, quantize
 from darktrt.surgery.rewrite import import_graph
 from darktrt.vision.detector import Arrays, Run, fit
 from darktrt.vision.images import read_image
@@ -36,7 +36,7 @@ _SECTION = re.compile(r"/layers\.(\d+)/")
 
 
 @dataclass(frozen=True, eq=False)
-class Network:
+class OnnxNetwork:
     """A detector in floating point, with its metadata."""
 
     model: onnx.ModelProto
@@ -51,7 +51,7 @@ class Convolution(NamedTuple):
     line: int
 
 
-def load_network(path: str | Path) -> Network:
+def load_network(path: str | Path) -> OnnxNetwork:
     """A detector that can be quantized and can detect.
 
     Raises:
@@ -62,10 +62,10 @@ def load_network(path: str | Path) -> Network:
         raise DarktrtError(f"{path}: has Q/DQ nodes already; start from the ONNX of 'darktrt surgery' without --qdq")
     if info.head == "raw":
         raise DarktrtError(f"{path}: ends at its raw heads; make it with 'darktrt surgery' and --head nms or decode")
-    return Network(model, info)
+    return OnnxNetwork(model, info)
 
 
-def convolutions(network: Network) -> list[Convolution]:
+def convolutions(network: OnnxNetwork) -> list[Convolution]:
     """The convolutions that can be quantized, in graph order."""
     nodes = backbone(import_graph(network.model), network.info)
     return [_convolution(node.name, network.info) for node in nodes if node.op == "Conv"]
@@ -80,25 +80,25 @@ def _convolution(node: str, info: DetectorInfo) -> Convolution:
     raise DarktrtError(f"'{node}' belongs to no cfg section of the metadata; convert the network again")
 
 
-def kept_by_default(network: Network, calibration: Calibration | None = None) -> list[str]:
+def chosen_fp_layers(network: OnnxNetwork, calibration: Calibration | None = None) -> list[str]:
     """The convolutions that INT8 leaves in floating point: those that the calibration names, if it does."""
-    if calibration and calibration.keep is not None:
-        return list(calibration.keep)
-    return default_keep(import_graph(network.model), network.info)
+    if calibration and calibration.fp_layers is not None:
+        return list(calibration.fp_layers)
+    return default_fp_layers(import_graph(network.model), network.info)
 
 
-def quantized(network: Network, calibration: Calibration, keep: Collection[str]) -> onnx.ModelProto:
-    """The network with Q/DQ nodes around every convolution but ``keep``, as an INT8 engine gets it.
+def quantized(network: OnnxNetwork, calibration: Calibration, fp_layers: Collection[str]) -> onnx.ModelProto:
+    """The network with Q/DQ nodes around every convolution but ``fp_layers``, as an INT8 engine gets it.
 
     Raises:
-        DarktrtError: the calibration lacks a tensor of this network, or ``keep`` names no convolution of it.
+        DarktrtError: the calibration lacks a tensor of this network, or ``fp_layers`` names no convolution of it.
     """
     graph = import_graph(network.model)
-    quantize(graph, network.info, replace(calibration, keep=tuple(keep)))
+    quantize(graph, network.info, replace(calibration, fp_layers=tuple(fp_layers)))
     return _exported(graph.toposort())
 
 
-def halved(network: Network) -> onnx.ModelProto:
+def halved(network: OnnxNetwork) -> onnx.ModelProto:
     """The network with its backbone in FP16, as an FP16 engine gets it.
 
     Raises:
@@ -109,7 +109,7 @@ def halved(network: Network) -> onnx.ModelProto:
     return _exported(graph.toposort())
 
 
-def up_to_scores(network: Network) -> Network:
+def up_to_scores(network: OnnxNetwork) -> OnnxNetwork:
     """The network cut behind decoding: its outputs are ``scores (N, A, C)`` and the raw heads, under their names."""
     graph = import_graph(network.model)
     decode_heads(graph, network.info)
@@ -118,7 +118,7 @@ def up_to_scores(network: Network) -> Network:
     heads = [tensors[head.tensor] for head in network.info.heads]
     graph.outputs = [scores, *heads]
     graph.cleanup(remove_unused_graph_inputs=True)
-    return Network(_exported(graph), network.info)
+    return OnnxNetwork(_exported(graph), network.info)
 
 
 def _exported(graph: gs.Graph) -> onnx.ModelProto:
@@ -158,17 +158,17 @@ class Yardstick:
         DarktrtError: an image cannot be read, or the float network gives NaN.
     """
 
-    def __init__(self, network: Network, images: Sequence[Path]) -> None:
+    def __init__(self, network: OnnxNetwork, images: Sequence[Path]) -> None:
         self.network = up_to_scores(network)
         self.inputs = [fit(read_image(path), network.info)[0] for path in images]
         self.expected = list(self._outputs(self.network.model))
         if not all(np.isfinite(values).all() for outputs in self.expected for values in outputs.values()):
             raise DarktrtError(f"{network.info.name}: its outputs are NaN or infinite; are the weights damaged?")
 
-    def change(self, calibration: Calibration, keep: Collection[str]) -> Change:
-        """What quantizing everything but ``keep`` does to the outputs."""
+    def change(self, calibration: Calibration, fp_layers: Collection[str]) -> Change:
+        """What quantizing everything but ``fp_layers`` does to the outputs."""
         sums = np.zeros(4)
-        changed = self._outputs(quantized(self.network, calibration, keep))
+        changed = self._outputs(quantized(self.network, calibration, fp_layers))
         for expected, found in zip(self.expected, changed, strict=True):
             sums += _sums(expected, found)
         scores, weight, heads, strength = sums.tolist()

@@ -73,7 +73,7 @@ class Darknet(nn.Module):
         return outputs
 
 
-def load_model(cfg: str | Path, weights: str | Path, size: tuple[int, int] | None = None) -> Darknet:
+def load_darknet(cfg: str | Path, weights: str | Path, size: tuple[int, int] | None = None) -> Darknet:
     """The module of a cfg with the weights of a file, in evaluation mode; ``size`` (width, height) overrides the cfg's.
 
     Raises:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from darktrt.convert.export import class_names, detector_info, tensor_names
-from darktrt.convert.model import load_model
+from darktrt.convert.model import load_darknet
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 
@@ -37,7 +37,7 @@ class TorchReference:
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise DarktrtError("this PyTorch cannot use a GPU; leave out --device, or install a PyTorch with CUDA")
-        self._model = load_model(cfg, weights, size).to(device)
+        self._model = load_darknet(cfg, weights, size).to(device)
         self._device = device
         network = self._model.network
         sources = {"cfg": sha256_of(cfg), "weights": sha256_of(weights)}

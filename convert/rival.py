@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from darktrt.convert.cfg import Yolo
-from darktrt.convert.model import load_model
+from darktrt.convert.model import load_darknet
 from darktrt.errors import DarktrtError
 
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
@@ -41,7 +41,7 @@ class TorchRival:
         torch.backends.cudnn.benchmark = True
         self._nms = batched_nms
         self._size = size
-        model = load_model(cfg, weights, size).cuda()
+        model = load_darknet(cfg, weights, size).cuda()
         for layer, module in zip(model.network.layers, model.layers, strict=True):
             if isinstance(layer, Yolo):
                 module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))

@@ -26,7 +26,7 @@ from darktrt.engine.layer_list import (
     inspected,
     is_layer_list,
 )
-from darktrt.engine.lower import Precision, kept_tensors, lower
+from darktrt.engine.lower import Precision, fp_tensors, lower
 from darktrt.engine.manifest import Int8Cost, Manifest, manifest_path
 from darktrt.engine.target import Target, find_target, gpu_name
 from darktrt.engine.trt_types import sides
@@ -40,8 +40,8 @@ from darktrt.plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from darktrt.surgery.qdq import Calibration, correct_biases
 
 if TYPE_CHECKING:
-    from darktrt.calib.bias_correction import Shift
-    from darktrt.engine.trt_types import Builder, Config, Network, Parser, TensorRT
+    from darktrt.calib.bias_correction import ChannelMeans
+    from darktrt.engine.trt_types import Builder, Config, Parser, TensorRT, TrtNetwork
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,7 @@ class _Prepared(NamedTuple):
     plugins: tuple[str, ...]
     asked: dict[str, bool]
     """Of INT8 every convolution, and whether it is to be INT8."""
-    shifts: dict[str, Shift]
+    channel_means: dict[str, ChannelMeans]
     """Of those that are to be INT8, what quantizing their inputs does, as far as it was measured."""
 
 
@@ -242,11 +242,11 @@ def _prepare(
     calibration: Calibration | GpuCalibration | None,
 ) -> _Prepared:
     before = _tensors(model)
-    shifts = _shifts(model, calibration)
+    channel_means = _channel_means(model, calibration)
     lowered = lower(model, info, target, precision, calibration)
     calibrated = None
     if isinstance(calibration, GpuCalibration):
-        calibrated = Calibrated(calibration.images, kept_tensors(lowered, info, calibration))
+        calibrated = Calibrated(calibration.images, fp_tensors(lowered, info, calibration))
     elif precision == "int8" and calibration:
         inside = before - _tensors(lowered)  # of nodes that took others in
         scales = {name: scale for name, scale in calibration.scales.items() if name not in inside}
@@ -254,14 +254,14 @@ def _prepare(
     names = sorted({node.op_type for node in lowered.graph.node if node.domain == DOMAIN})
     taken = _plugins_taken(names, target)
     plugins = tuple(f"{name}:{PLUGIN_VERSION}" for name in taken)
-    asked = asked_for(lowered, calibrated.kept if calibrated else None) if precision == "int8" else {}
-    shifts = {name: shift for name, shift in shifts.items() if asked.get(name)}
-    return _Prepared(lowered.SerializeToString(), calibrated, plugins, asked, shifts)
+    asked = asked_for(lowered, calibrated.fp_layers if calibrated else None) if precision == "int8" else {}
+    channel_means = {name: means for name, means in channel_means.items() if asked.get(name)}
+    return _Prepared(lowered.SerializeToString(), calibrated, plugins, asked, channel_means)
 
 
-def _shifts(model: onnx.ModelProto, calibration: Calibration | GpuCalibration | None) -> dict[str, Shift]:
+def _channel_means(model: onnx.ModelProto, calibration: Calibration | GpuCalibration | None) -> dict[str, ChannelMeans]:
     """What quantizing does to the inputs of convolutions, by the names of their nodes."""
-    known = calibration.shifts if isinstance(calibration, Calibration) else {}
+    known = calibration.channel_means if isinstance(calibration, Calibration) else {}
     nodes = (node for node in model.graph.node if node.op_type == "Conv" and node.input[0] in known)
     return {node.name: known[node.input[0]] for node in nodes}
 
@@ -274,12 +274,12 @@ def served_table(model: onnx.ModelProto, info: DetectorInfo, target: Target, cal
     """INT8 by a calibrator that serves the scales as a cache of this very TensorRT; None where Q/DQ nodes do its work.
 
     Raises:
-        DarktrtError: the input of a convolution has no scale, or ``calibration.keep`` names no convolution.
+        DarktrtError: the input of a convolution has no scale, or ``calibration.fp_layers`` names no convolution.
     """
     if not target.weakly_typed or info.int8_convolutions:
         return None
     table = CalibrationTable(dict(calibration.scales), target.cache_version)
-    return Calibrated(TableSource(table, info.batch[1]), kept_tensors(model, info, calibration))
+    return Calibrated(TableSource(table, info.batch[1]), fp_tensors(model, info, calibration))
 
 
 def _plugins_taken(names: list[str], target: Target) -> list[str]:
@@ -315,11 +315,11 @@ def _build_corrected(
     engine = build(ready.model, info, target, precision, ready.calibrated, options)
     convolutions = convolution_precisions(engine.layers, ready.asked, target)
     if ready.calibrated is None:
-        return _Corrected(engine, convolutions, tuple(ready.shifts))
-    names = tuple(one.node for one in convolutions if one.int8 and one.node in ready.shifts)
+        return _Corrected(engine, convolutions, tuple(ready.channel_means))
+    names = tuple(one.node for one in convolutions if one.int8 and one.node in ready.channel_means)
     if names:
         model = onnx.load_from_string(ready.model)
-        correct_biases(model, {name: ready.shifts[name] for name in names})
+        correct_biases(model, {name: ready.channel_means[name] for name in names})
         pinned = _pinned(model, ready.calibrated, convolutions)
         engine = build(model.SerializeToString(), info, target, precision, pinned, options, engine)
         convolutions = convolution_precisions(engine.layers, ready.asked, target)
@@ -330,16 +330,16 @@ def _build_corrected(
 def _pinned(model: onnx.ModelProto, calibrated: Calibrated, convolutions: Collection[ConvolutionPrecision]) -> Calibrated:
     """With the choice that was made."""
     outputs = {node.name: node.output[0] for node in model.graph.node}
-    kept = [outputs[one.node] for one in convolutions if one.int8 is False]
+    fp_layers = [outputs[one.node] for one in convolutions if one.int8 is False]
     int8 = tuple(outputs[one.node] for one in convolutions if one.int8)
-    return replace(calibrated, kept=tuple(dict.fromkeys([*calibrated.kept, *kept])), int8=int8)
+    return replace(calibrated, fp_layers=tuple(dict.fromkeys([*calibrated.fp_layers, *fp_layers])), int8=int8)
 
 
 def _report_biases(
     ready: _Prepared, convolutions: Collection[ConvolutionPrecision], corrected: Collection[str], options: BuildOptions
 ) -> None:
     """Tell on stderr of biases that do not fit, or may not."""
-    measured = [one for one in convolutions if one.node in ready.shifts]
+    measured = [one for one in convolutions if one.node in ready.channel_means]
     unknown = [one.node for one in measured if one.int8 is None and one.node not in corrected]
     odd = [one.node for one in measured if bool(one.int8) != (one.node in corrected)]
     if unknown:
@@ -408,7 +408,7 @@ def build(
 def _weak_precision(
     trt: TensorRT,
     config: Config,
-    network: Network,
+    network: TrtNetwork,
     parsed: NetworkMap,
     calibrated: Calibrated | None,
     int8: bool,
@@ -423,7 +423,7 @@ def _weak_precision(
         yield
 
 
-def _parse(trt: TensorRT, builder: Builder, logger: Any, model: bytes, target: Target) -> Network:
+def _parse(trt: TensorRT, builder: Builder, logger: Any, model: bytes, target: Target) -> TrtNetwork:
     flags = trt.NetworkDefinitionCreationFlag
     network = builder.create_network(1 << int(getattr(flags, target.network_flag)) if target.network_flag else 0)
     parser = trt.OnnxParser(network, logger)
@@ -666,7 +666,7 @@ def _parser_error(parser: Parser, target: Target) -> str:
 
 
 def _add_profiles(
-    builder: Builder, config: Config, network: Network, info: DetectorInfo, calibrated: Calibrated | None
+    builder: Builder, config: Config, network: TrtNetwork, info: DetectorInfo, calibrated: Calibrated | None
 ) -> None:
     """The range of a dynamic batch, and the batch to calibrate with; a static network needs no profile."""
     if not any(-1 in sides(network.get_input(i).shape) for i in range(network.num_inputs)):
@@ -676,7 +676,7 @@ def _add_profiles(
         config.set_calibration_profile(_profile(builder, network, (calibrated.source.batch,) * 3))
 
 
-def _profile(builder: Builder, network: Network, batches: tuple[int, int, int]) -> Any:
+def _profile(builder: Builder, network: TrtNetwork, batches: tuple[int, int, int]) -> Any:
     profile: Any = builder.create_optimization_profile()  # it takes tuples, of which its type does not tell
     for i in range(network.num_inputs):
         tensor = network.get_input(i)

@@ -31,7 +31,7 @@ class Finding:
     allows: str
 
 
-def examine() -> list[Finding]:
+def examine_machine() -> list[Finding]:
     """Look for everything, loading none of the large libraries."""
     packages = [
         ("torch", "converting darknet networks: pip install darktrt"),

@@ -74,7 +74,7 @@ class EngineLayer:
         return tuple(sorted({int(found) for found in _SECTION.findall(" ".join(self.nodes) or self.name)}))
 
 
-class Layer(NamedTuple):
+class ConvolvingLayer(NamedTuple):
     """A layer that convolves."""
 
     nodes: tuple[str, ...]
@@ -135,7 +135,7 @@ def _precision_name(text: str) -> str:
     return _KINDS[found[1].lower()] if found else ""
 
 
-def asked_for(model: onnx.ModelProto, kept: Collection[str] | None = None) -> dict[str, bool]:
+def asked_for(model: onnx.ModelProto, fp_layers: Collection[str] | None = None) -> dict[str, bool]:
     """The convolutions of a lowered model by node name, and whether they were to be INT8.
 
     Args:
@@ -144,7 +144,7 @@ def asked_for(model: onnx.ModelProto, kept: Collection[str] | None = None) -> di
     nodes = model.graph.node
     dequantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
     return {
-        node.name: node.input[0] in dequantized if kept is None else node.output[0] not in kept
+        node.name: node.input[0] in dequantized if fp_layers is None else node.output[0] not in fp_layers
         for node in nodes
         if node.op_type == "Conv"
     }
@@ -172,7 +172,7 @@ def _precision(name: str, asked: bool, found: Collection[frozenset[str]], target
     return ConvolutionPrecision(name, False, how)
 
 
-def layers_from_text(text: str) -> list[Layer]:
+def layers_from_text(text: str) -> list[ConvolvingLayer]:
     """Those that convolve, of the text that TensorRT for RTX logs: a header, then a line a layer."""
     if not is_layer_list(text):
         return []
@@ -189,7 +189,7 @@ _DYNAMIC = "N/A due to dynamic shapes"
 """Instead of an input's type, in engines with a dynamic batch; that of the weights is told all the same."""
 
 
-def layers_from_json(text: str) -> list[Layer]:
+def layers_from_json(text: str) -> list[ConvolvingLayer]:
     """Those that convolve, of the JSON of an engine inspector."""
     found = []
     for layer in _json_layers(text):
@@ -220,10 +220,10 @@ def _field(layer: Any, *path: str | int) -> str:
     return str(layer)
 
 
-def _layer(metadata: str, kinds: Iterable[str]) -> Layer:
+def _layer(metadata: str, kinds: Iterable[str]) -> ConvolvingLayer:
     found = [_KIND.search(kind) for kind in kinds]
     names = frozenset(_KINDS[kind[1].lower()] for kind in found if kind)
-    return Layer(tuple(_NODES.findall(metadata)), names if all(found) else frozenset())
+    return ConvolvingLayer(tuple(_NODES.findall(metadata)), names if all(found) else frozenset())
 
 
 def summary(int8: Collection[str], others: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from darktrt.plugins.ops import MISH_OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from darktrt.surgery.functions import drop_bodies, embed, inline_bodies
 from darktrt.surgery.mish import fuse_mish
 from darktrt.surgery.precision import halve
-from darktrt.surgery.qdq import Calibration, kept_names, quantize
+from darktrt.surgery.qdq import Calibration, fp_layer_names, quantize
 from darktrt.surgery.rewrite import import_graph
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -66,18 +66,18 @@ def _mish_form(info: DetectorInfo, target: Target, precision: Precision) -> Mish
     return target.mish_form(precision) if ready else "native"
 
 
-def kept_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration | GpuCalibration) -> tuple[str, ...]:
+def fp_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration | GpuCalibration) -> tuple[str, ...]:
     """Outputs of the convolutions to keep in FP16, for a weakly typed target; chosen and checked as Q/DQ nodes would be.
 
     Raises:
-        DarktrtError: the input of another convolution has no scale in a table, or ``calibration.keep`` names no convolution.
+        DarktrtError: the input of another convolution has no scale, or ``calibration.fp_layers`` names no convolution.
     """
     graph = import_graph(model)
     if isinstance(calibration, GpuCalibration):
-        kept = kept_names(graph, info, calibration.keep)
+        fp_layers = fp_layer_names(graph, info, calibration.fp_layers)
     else:
-        kept = list(quantize(graph, info, calibration).kept)
-    return tuple(node.output[0] for node in model.graph.node if node.name in kept)
+        fp_layers = list(quantize(graph, info, calibration).fp_layers)
+    return tuple(node.output[0] for node in model.graph.node if node.name in fp_layers)
 
 
 def _check_int8(info: DetectorInfo, target: Target, calibration: Calibration | GpuCalibration | None) -> None:

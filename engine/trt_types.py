@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     Context: TypeAlias = tensorrt.IExecutionContext
     Dims: TypeAlias = tensorrt.Dims
     Engine: TypeAlias = tensorrt.ICudaEngine
-    Layer: TypeAlias = tensorrt.ILayer
-    Network: TypeAlias = tensorrt.INetworkDefinition
+    TrtLayer: TypeAlias = tensorrt.ILayer
+    TrtNetwork: TypeAlias = tensorrt.INetworkDefinition
     Parser: TypeAlias = tensorrt.OnnxParser
     Tensor: TypeAlias = tensorrt.ITensor
 

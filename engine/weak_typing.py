@@ -11,7 +11,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 
 if TYPE_CHECKING:
-    from darktrt.engine.trt_types import Config, Layer, Network, Tensor, TensorRT
+    from darktrt.engine.trt_types import Config, Tensor, TensorRT, TrtLayer, TrtNetwork
 
 _POINTWISE = {"ACTIVATION", "ELEMENTWISE", "UNARY", "SCALE", "PARAMETRIC_RELU"}
 _NOT_PINNED = {"CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE"}
@@ -23,7 +23,7 @@ class Calibrated:
     """INT8 by a calibrator: where its scales come from, and the outputs of convolutions whose precision is not free."""
 
     source: Source
-    kept: tuple[str, ...] = ()
+    fp_layers: tuple[str, ...] = ()
     """In FP16."""
     int8: tuple[str, ...] = ()
     """In INT8."""
@@ -33,11 +33,11 @@ class Calibrated:
 class GpuCalibration:
     """INT8 by scales that TensorRT itself finds, as it builds, from images that it is fed.
 
-    ``keep`` is as in :class:`darktrt.surgery.qdq.Calibration`.
+    ``fp_layers`` is as in :class:`darktrt.surgery.qdq.Calibration`.
     """
 
     images: BatchSource
-    keep: tuple[str, ...] | None = None
+    fp_layers: tuple[str, ...] | None = None
 
 
 class NetworkMap:
@@ -47,7 +47,7 @@ class NetworkMap:
         DarktrtError: the network has no tensor of the name of a head.
     """
 
-    def __init__(self, network: Network, info: DetectorInfo) -> None:
+    def __init__(self, network: TrtNetwork, info: DetectorInfo) -> None:
         self.layers = [network.get_layer(i) for i in range(network.num_layers)]
         self.heads = [head.tensor for head in info.heads]
         produced = {tensor.name: i for i, layer in enumerate(self.layers) for tensor in outputs(layer)}
@@ -68,7 +68,7 @@ class NetworkMap:
                 waiting += [tensor.name for tensor in inputs(self.layers[layer])]
         return found
 
-    def behind_heads(self) -> list[Layer]:
+    def behind_heads(self) -> list[TrtLayer]:
         """The layers that decode, in order."""
         found, reached = [], set(self.heads)
         for i, layer in enumerate(self.layers):  # TensorRT's parser adds them in the order of the graph
@@ -77,7 +77,7 @@ class NetworkMap:
                 found.append(layer)
         return found
 
-    def kept(self, convolutions: Iterable[str]) -> list[Layer]:
+    def fp_layers(self, convolutions: Iterable[str]) -> list[TrtLayer]:
         """The layers with these outputs and the activations that follow them, in order."""
         found, reached = [], set(convolutions)
         for i in sorted(self.backbone):
@@ -88,7 +88,7 @@ class NetworkMap:
                 found.append(layer)
         return found
 
-    def giving(self, tensors: Iterable[str]) -> list[Layer]:
+    def giving(self, tensors: Iterable[str]) -> list[TrtLayer]:
         """The layers with these outputs."""
         return [self.layers[self._producers[name]] for name in tensors if name in self._producers]
 
@@ -119,18 +119,18 @@ def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool
                 if _is_float(tensor):
                     layer.set_output_type(i, trt.DataType.FLOAT)
     if calibrated:
-        for layer in network.kept(calibrated.kept):
+        for layer in network.fp_layers(calibrated.fp_layers):
             layer.precision = trt.DataType.HALF
         for layer in network.giving(calibrated.int8):
             layer.precision = trt.DataType.INT8
 
 
-def inputs(layer: Layer) -> list[Tensor]:
+def inputs(layer: TrtLayer) -> list[Tensor]:
     tensors = (layer.get_input(i) for i in range(layer.num_inputs))
     return [tensor for tensor in tensors if tensor is not None]  # optional ones may be left out
 
 
-def outputs(layer: Layer) -> list[Tensor]:
+def outputs(layer: TrtLayer) -> list[Tensor]:
     return [layer.get_output(i) for i in range(layer.num_outputs)]
 
 

@@ -88,7 +88,9 @@ class _Version:
         return read_plan_manifest(self.plan) if self.plan else None
 
 
-def examine(repository: str | Path, reference: str | Path | None = None, image: str | Path | None = None) -> list[Finding]:
+def examine_repository(
+    repository: str | Path, reference: str | Path | None = None, image: str | Path | None = None
+) -> list[Finding]:
     """Everything that can be said of a repository here.
 
     Args:

@@ -47,7 +47,7 @@ __all__ = ["TritonPythonModel"]
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFile:
     """What is to be served."""
 
     path: Path
@@ -97,7 +97,7 @@ def write_repository(
     return target
 
 
-def read_source(path: str | Path, options: ConfigOptions, plugins: str | Path | None = None) -> Source:
+def read_source(path: str | Path, options: ConfigOptions, plugins: str | Path | None = None) -> ModelFile:
     """The plan or ONNX file, which must be of the sort that the kind serves.
 
     Raises:
@@ -110,13 +110,13 @@ def read_source(path: str | Path, options: ConfigOptions, plugins: str | Path | 
     if suffix == ".onnx":
         from darktrt.onnx_file import load_model
 
-        return Source(Path(path), load_model(path)[1], None, None)
+        return ModelFile(Path(path), load_model(path)[1], None, None)
     from darktrt.engine.manifest import manifest_path, read_plan_manifest
 
     manifest = read_plan_manifest(path)
     check_served(manifest)
     library = _library(path, plugins) if manifest.plugins else None
-    return Source(Path(path), manifest.info, manifest_path(path), library)
+    return ModelFile(Path(path), manifest.info, manifest_path(path), library)
 
 
 def check_served(manifest: Manifest) -> None:
@@ -210,7 +210,7 @@ def _keep_versions(target: Path, folder: Path, version: int) -> None:
             shutil.copytree(target / other, folder / other, copy_function=os.link)
 
 
-def _write_version(folder: Path, source: Source, options: ConfigOptions) -> None:
+def _write_version(folder: Path, source: ModelFile, options: ConfigOptions) -> None:
     folder.mkdir()
     if source.manifest is None:
         _write_onnx(source.path, folder / ONNX_NAME, options)

@@ -55,9 +55,9 @@ def inline_bodies(model: onnx.ModelProto, ops: Collection[type[PluginOp]] = tupl
             raise DarktrtError(f"node '{node.name}': {node.op_type} has no body in this model; run the surgery again")
     inlined = inliner.inline_selected_functions(model, [(DOMAIN, name) for name in sorted(wanted & bodies)])
     if not _custom_nodes(inlined):
-        kept = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
+        fp_layers = [opset for opset in inlined.opset_import if opset.domain != DOMAIN]
         del inlined.opset_import[:]
-        inlined.opset_import.extend(kept)
+        inlined.opset_import.extend(fp_layers)
     return inlined
 
 

@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
-from darktrt.calib.bias_correction import Shift, corrected_bias
+from darktrt.calib.bias_correction import ChannelMeans, corrected_bias
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.surgery.precision import backbone, ends
@@ -26,9 +26,9 @@ class Calibration:
 
     scales: Mapping[str, np.float32]
     """amax / 127 by tensor."""
-    keep: tuple[str, ...] | None = None
-    """Convolutions to leave in floating point, by node name; None for those of :func:`default_keep`."""
-    shifts: Mapping[str, Shift] = field(default_factory=dict)
+    fp_layers: tuple[str, ...] | None = None
+    """Convolutions to leave in floating point, by node name; None for those of :func:`default_fp_layers`."""
+    channel_means: Mapping[str, ChannelMeans] = field(default_factory=dict)
     """What quantizing does to the means of tensors, as far as it was measured: biases are corrected by them."""
 
 
@@ -37,7 +37,7 @@ class QuantizeReport:
     """The convolutions that compute in INT8 now, and those kept in floating point; names of their nodes, in graph order."""
 
     quantized: tuple[str, ...]
-    kept: tuple[str, ...]
+    fp_layers: tuple[str, ...]
 
 
 def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> QuantizeReport:
@@ -50,11 +50,11 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
     for quantizing their inputs would round, block after block, what all later blocks add to.
 
     Raises:
-        DarktrtError: a tensor has no scale, or ``keep`` names no convolution.
+        DarktrtError: a tensor has no scale, or ``fp_layers`` names no convolution.
     """
     convolutions = _convolutions(graph, info)
-    keep = kept_names(graph, info, calibration.keep)
-    chosen = [node for node in convolutions if node.name not in keep]
+    fp_layers = fp_layer_names(graph, info, calibration.fp_layers)
+    chosen = [node for node in convolutions if node.name not in fp_layers]
     _check_scales(graph, chosen, calibration.scales)
     dequantized: dict[str, gs.Tensor] = {}
     for node in chosen:
@@ -63,11 +63,11 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
             dequantized[x.name] = _quantize_activation(graph, x, half_scale(calibration.scales[x.name]))
         step = half_scale(_steps(weight.values))
         levels = _levels(weight.values, step)
-        if x.name in calibration.shifts:
-            _correct_bias(node, _restored(levels, step), calibration.shifts[x.name])
+        if x.name in calibration.channel_means:
+            _correct_bias(node, _restored(levels, step), calibration.channel_means[x.name])
         node.inputs[0] = dequantized[x.name]
         node.inputs[1] = _quantized_weight(graph, weight, levels, step)
-    return QuantizeReport(tuple(n.name for n in chosen), tuple(n.name for n in convolutions if n.name in keep))
+    return QuantizeReport(tuple(n.name for n in chosen), tuple(n.name for n in convolutions if n.name in fp_layers))
 
 
 def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapping[str, np.float32]) -> None:
@@ -86,19 +86,19 @@ def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapp
     )
 
 
-def kept_names(graph: gs.Graph, info: DetectorInfo, keep: tuple[str, ...] | None) -> list[str]:
-    """The convolutions to keep in floating point: those of ``keep``, or where nothing was said the default ones.
+def fp_layer_names(graph: gs.Graph, info: DetectorInfo, fp_layers: tuple[str, ...] | None) -> list[str]:
+    """The convolutions to keep in floating point: those of ``fp_layers``, or where nothing was said the default ones.
 
     Raises:
-        DarktrtError: ``keep`` names no convolution.
+        DarktrtError: ``fp_layers`` names no convolution.
     """
     names = {node.name for node in _convolutions(graph, info)}
-    if unknown := sorted(set(keep or ()) - names):
+    if unknown := sorted(set(fp_layers or ()) - names):
         raise DarktrtError(f"'{unknown[0]}' is no convolution of this network; the names are like '{min(names)}'")
-    return default_keep(graph, info) if keep is None else list(keep)
+    return default_fp_layers(graph, info) if fp_layers is None else list(fp_layers)
 
 
-def default_keep(graph: gs.Graph, info: DetectorInfo) -> list[str]:
+def default_fp_layers(graph: gs.Graph, info: DetectorInfo) -> list[str]:
     """The first convolution and those that give the raw heads: few operations, and the most to lose."""
     first, heads = ends(graph, info)
     last = _nearest_convolutions(heads)
@@ -154,14 +154,14 @@ def _restored(levels: npt.NDArray[np.int8], step: npt.NDArray[np.float32]) -> np
     return levels * step[:, None, None, None]
 
 
-def _correct_bias(node: gs.Node, quantized: npt.NDArray[np.float32], shift: Shift) -> None:
+def _correct_bias(node: gs.Node, quantized: npt.NDArray[np.float32], means: ChannelMeans) -> None:
     weight = node.inputs[1].values
     old = node.inputs[2].values if len(node.inputs) > 2 else np.zeros(len(weight), np.float32)
-    bias = gs.Constant(f"{node.name}_bias_corrected", corrected_bias(old, weight, quantized, shift))
+    bias = gs.Constant(f"{node.name}_bias_corrected", corrected_bias(old, weight, quantized, means))
     node.inputs = [*node.inputs[:2], bias]
 
 
-def correct_biases(model: onnx.ModelProto, shifts: Mapping[str, Shift]) -> None:
+def correct_biases(model: onnx.ModelProto, channel_means: Mapping[str, ChannelMeans]) -> None:
     """Correct the biases of convolutions that a weakly typed TensorRT computes in INT8; nothing else in ``model`` changes.
 
     It quantizes weights as Q/DQ nodes here do, but by scales in FP32.
@@ -171,11 +171,11 @@ def correct_biases(model: onnx.ModelProto, shifts: Mapping[str, Shift]) -> None:
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "Conv" and node.name in shifts:
+        if node.op_type == "Conv" and node.name in channel_means:
             weight = numpy_helper.to_array(stored[node.input[1]])
             old = numpy_helper.to_array(stored[node.input[2]]) if len(node.input) > 2 else np.zeros(len(weight), np.float32)
             step = _steps(weight)
-            bias = corrected_bias(old, weight, _restored(_levels(weight, step), step), shifts[node.name])
+            bias = corrected_bias(old, weight, _restored(_levels(weight, step), step), channel_means[node.name])
             name = f"{node.name}_bias_corrected"
             model.graph.initializer.append(numpy_helper.from_array(bias, name))
             node.input[:] = [*node.input[:2], name]

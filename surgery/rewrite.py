@@ -56,7 +56,7 @@ class SurgeryReport:
     int8: QuantizeReport | None = None
 
 
-def operate_file(source: str | Path, output: str | Path, options: SurgeryOptions) -> SurgeryReport:
+def transform_file(source: str | Path, output: str | Path, options: SurgeryOptions) -> SurgeryReport:
     """File to file; the whole of ``darktrt surgery``.
 
     Raises:
@@ -68,7 +68,7 @@ def operate_file(source: str | Path, output: str | Path, options: SurgeryOptions
         raise DarktrtError(
             f"{source}: surgery was done on it already (--head {info.head}); start from the plain ONNX of 'convert'"
         )
-    model, report = operate(model, info, options)
+    model, report = transform(model, info, options)
     save_model(model, report.info, output)
     return report
 
@@ -97,7 +97,7 @@ def save_model(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> 
         onnx.save(model, str(temporary), format="protobuf")
 
 
-def operate(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions) -> tuple[onnx.ModelProto, SurgeryReport]:
+def transform(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions) -> tuple[onnx.ModelProto, SurgeryReport]:
     """The operated model and what was done to it.
 
     Raises:

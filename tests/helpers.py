@@ -17,7 +17,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt.check.detections import Found, digests_of, save_found
+from darktrt.check.detections import VariantDetections, digests_of, save_detections
 from darktrt.check.ground_truth import load_truth
 from darktrt.check.runs import Thresholds
 from darktrt.cli import main
@@ -28,7 +28,7 @@ from darktrt.convert.weights import write_weights
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.metadata import DetectorInfo
 from darktrt.onnx_file import load_model
-from darktrt.surgery.rewrite import SurgeryOptions, operate, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform, transform_file
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import Detector
 from darktrt.vision.images import read_image
@@ -143,7 +143,7 @@ class Made:
 
     def operated(self, **options: Any) -> onnx.ModelProto:
         """The model after surgery, its metadata in place, checked in full."""
-        model, report = operate(self.model(), self.info, SurgeryOptions(**options))
+        model, report = transform(self.model(), self.info, SurgeryOptions(**options))
         onnx.helper.set_model_props(model, {"darktrt": report.info.to_json()})
         onnx.checker.check_model(model, full_check=True)
         return model
@@ -207,7 +207,7 @@ def as_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def labelled_images(made: Made, folder: Path) -> Path:
     """The files of the fixture ``labelled``."""
-    operate_file(made.plain, folder / "net.onnx", SurgeryOptions())
+    transform_file(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
         (folder / name).mkdir()
         for i in range(start, start + 5):
@@ -230,7 +230,7 @@ def darknet_labels(found: Detections, width: int, height: int) -> str:
     return "\n".join(lines)
 
 
-def found_in(labelled: Path, seed: int = 0, name: str = "A", precision: str = "tf32") -> tuple[Found, list[str]]:
+def found_in(labelled: Path, seed: int = 0, name: str = "A", precision: str = "tf32") -> tuple[VariantDetections, list[str]]:
     """A variant that finds four of the labelled objects of each image, more or less where they are, with random scores; and
     the images' SHA-256."""
     with OnnxRunner(labelled / "net.onnx") as runner:
@@ -245,7 +245,7 @@ def found_in(labelled: Path, seed: int = 0, name: str = "A", precision: str = "t
         scores = np.sort(random.random(4))[::-1].astype(np.float32)
         ids = np.array([one.class_id for one in image.objects[:4]], np.int32)
         images[digest] = Detections(boxes.astype(np.float32), scores, ids, info.class_names)
-    return Found(name, info, precision, Thresholds(0.001, 0.45), images), digests
+    return VariantDetections(name, info, precision, Thresholds(0.001, 0.45), images), digests
 
 
 def timing(name: str, milliseconds: float = 0.25, batch: int = 1, graph: bool = True, **more: str) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def report_on_everything(made: Made, labelled: Path, folder: Path) -> Path:
     """The folder of the fixture ``report``."""
     found, _ = found_in(labelled, name="INT8 engine", precision="int8")
     about = {"sha256": "ab" * 32, "runs in": "TensorRT 8.6.0", "on": "NVIDIA H200", "not in INT8": "/layers.0/Conv"}
-    save_found([replace(found, about=about)], folder / "gpu.json")
+    save_detections([replace(found, about=about)], folder / "gpu.json")
     times = {"gpu": "NVIDIA H200", "timings": [timing("other", plan_sha256="ab" * 32)]}
     (folder / "times.json").write_text(json.dumps(times))
     variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from darktrt.calib.histogram import HistogramSet
     from darktrt.calib.summary import Outputs
-    from darktrt.check.agreement import Report as Comparison
+    from darktrt.check.agreement import Agreement
     from darktrt.check.budget import Trade
-    from darktrt.check.detections import Found
+    from darktrt.check.detections import VariantDetections
     from darktrt.check.ground_truth import Truth
     from darktrt.check.report_diff import Side
-    from darktrt.check.runs import Subject
+    from darktrt.check.runs import Variant
     from darktrt.engine.build import BuildOptions
     from darktrt.engine.profile import LayerReport
     from darktrt.engine.weak_typing import GpuCalibration
@@ -212,7 +212,7 @@ def _add_surgery(commands: _Commands) -> None:
 
 
 def _surgery(args: argparse.Namespace) -> None:
-    from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+    from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 
     if args.qdq != bool(args.table):
         raise DarktrtError("--qdq and --table TABLE go together")
@@ -223,16 +223,16 @@ def _surgery(args: argparse.Namespace) -> None:
         args.activation,
         args.max_candidates,
         args.max_detections,
-        _calibration(args.table, args.keep) if args.qdq else None,
+        _calibration(args.table, args.fp_layers) if args.qdq else None,
         tuple(args.thresholds) if args.thresholds else None,
     )
-    report = operate_file(args.source, args.output, options)
+    report = transform_file(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced{f' by {args.activation}' if args.activation else ''}"
     if any(report.fused):
         mish += f", {report.fused.adds} adds and {report.fused.concats} concats took theirs in"
     print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies")
     if report.int8:
-        kept = ", ".join(report.int8.kept) or "none"
+        kept = ", ".join(report.int8.fp_layers) or "none"
         print(f"{len(report.int8.quantized)} convolutions in INT8; kept in floating point: {kept}")
 
 
@@ -252,8 +252,8 @@ def _add_calib(commands: _Commands) -> None:
     # nargs="*" would take no DATA in 'calib ONNX -o TABLE DATA'
     parser.add_argument("data", metavar="DATA", nargs="+", default=[], help=data).required = False
     beside = (
-        "table to write; beside it go a summary (.txt), .cache for trtexec, histograms (.npz), means (.shifts.npz) and what to "
-        "keep in floating point (.kept.json)"
+        "table to write; beside it go a summary (.txt), .cache for trtexec, histograms (.npz), means (.means.npz) and what to "
+        "keep in floating point (.fp_layers.json)"
     )
     parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
     parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N images")
@@ -270,7 +270,7 @@ def _add_calib(commands: _Commands) -> None:
         "images on which a third pass measures which convolutions to keep in floating point, for they would add twice their "
         "share of INT8's noise or more; 0 keeps the first and those of the heads alone (default: 8)"
     )
-    parser.add_argument("--keep-images", type=int, default=8, metavar="N", help=kept)
+    parser.add_argument("--fp-layer-images", type=int, default=8, metavar="N", help=kept)
     parser.add_argument("--resume", action="store_true", help="go on from the histograms that an interrupted run left")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
     parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
@@ -284,7 +284,7 @@ def _calib(args: argparse.Namespace) -> None:
 
     if not 0 < args.percentile <= 100:
         raise DarktrtError(f"--percentile {args.percentile:g}: it must be above 0 and at most 100")
-    for option, number in (("--bias-images", args.bias_images), ("--keep-images", args.keep_images)):
+    for option, number in (("--bias-images", args.bias_images), ("--fp-layer-images", args.fp_layer_images)):
         if number < 0:
             raise DarktrtError(f"{option} {number}: it must be at least 0")
     outputs = Outputs(Path(args.output), Path(args.plot) if args.plot else None)
@@ -342,21 +342,21 @@ def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet
 
 def _measure_more(args: argparse.Namespace, histograms: HistogramSet, scales: dict[str, np.float32], outputs: Outputs) -> None:
     """What is measured with the table: how to correct biases, and what to keep in floating point."""
-    from darktrt.calib.bias_correction import save_shifts
-    from darktrt.calib.collect import measure_shifts
+    from darktrt.calib.bias_correction import save_channel_means
+    from darktrt.calib.collect import measure_channel_means
     from darktrt.calib.data import find_images
-    from darktrt.calib.fp_layers import save_kept
+    from darktrt.calib.fp_layers import save_fp_layers
     from darktrt.calib.summary import add_to_summary
-    from darktrt.check.sensitivity import find_kept
+    from darktrt.check.sensitivity import find_fp_layers
     from darktrt.onnx_file import load_model
 
     counted = [path for path in map(Path, histograms.images.values()) if path.is_file()]
     paths = counted or find_images(args.data, args.limit, args.seed)  # merged histograms name the paths of other machines
     if args.bias_images:
-        save_shifts(measure_shifts(args.model, _some(paths, args.bias_images), scales, args.batch), args.output)
-    if args.keep_images and load_model(args.model)[1].head != "raw":
-        kept = find_kept(args.model, _some(paths, args.keep_images), _calibration(args.output))
-        save_kept(kept, args.output)
+        save_channel_means(measure_channel_means(args.model, _some(paths, args.bias_images), scales, args.batch), args.output)
+    if args.fp_layer_images and load_model(args.model)[1].head != "raw":
+        kept = find_fp_layers(args.model, _some(paths, args.fp_layer_images), _calibration(args.output))
+        save_fp_layers(kept, args.output)
         add_to_summary(str(kept), outputs)
         print(f"\n{kept}")
 
@@ -493,11 +493,11 @@ def _add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table", metavar="TABLE", help="calibration table of 'darktrt calib', or a TensorRT calibration cache"
     )
-    keep = (
+    fp_layers = (
         "convolutions to keep in floating point, by node name (default: those that 'darktrt calib' left beside the table; "
         "without such a file the first, and those of the heads)"
     )
-    parser.add_argument("--keep", metavar="NAME,...", help=keep)
+    parser.add_argument("--fp-layers", metavar="NAME,...", help=fp_layers)
 
 
 def _engine(args: argparse.Namespace) -> None:
@@ -511,15 +511,15 @@ def _engine(args: argparse.Namespace) -> None:
     on_gpu = args.calibrate_on == "gpu"
     if on_gpu != bool(args.data) or (on_gpu and (args.table or args.precision != "int8")):
         raise DarktrtError("--calibrate-on gpu, --data DATA and --precision int8 go together, without --table")
-    if args.keep is not None and args.precision != "int8":
-        raise DarktrtError("--keep names convolutions that INT8 leaves in FP16; give --precision int8, or leave it out")
+    if args.fp_layers is not None and args.precision != "int8":
+        raise DarktrtError("--fp-layers names convolutions that INT8 leaves in FP16; give --precision int8, or leave it out")
     options = _build_options(args)
     files = args.source, args.table, args.plugins, *map(path_of, (*(args.eval or ()), *(args.data or ())))
     check_files(args.output, options, *files, calibrates=on_gpu)
-    calibration = _calibration(args.table, args.keep) if args.table else None
+    calibration = _calibration(args.table, args.fp_layers) if args.table else None
     trade = _trade(args, calibration) if calibration and args.eval else None
     if calibration and trade:
-        calibration = replace(calibration, keep=trade.chosen.kept)
+        calibration = replace(calibration, fp_layers=trade.chosen.fp_layers)
     cost = trade.cost(", ".join(args.eval)) if trade else None
     with _gpu_calibration(args) if on_gpu else nullcontext(calibration) as scales:
         chosen = args.source, args.output, args.precision, args.target, scales, options, cost, args.plugins, args.table
@@ -579,12 +579,12 @@ def _gpu_calibration(args: argparse.Namespace) -> Iterator[GpuCalibration]:
     info = load_model(args.source)[1]
     images = find_images(args.data, args.data_limit, 0)
     with BatchSource(batches(images, info), batch_of(info)) as source:
-        yield GpuCalibration(source, _names(args.keep))
+        yield GpuCalibration(source, _names(args.fp_layers))
 
 
-def _names(keep: str | None) -> tuple[str, ...] | None:
+def _names(fp_layers: str | None) -> tuple[str, ...] | None:
     """``A,B``, or None where nothing was said."""
-    return None if keep is None else tuple(name for name in keep.split(",") if name)
+    return None if fp_layers is None else tuple(name for name in fp_layers.split(",") if name)
 
 
 def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
@@ -597,15 +597,17 @@ def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
     return within_budget(args.source, calibration, args.max_drop, evaluation, args.table)
 
 
-def _calibration(table: str, keep: str | None = None) -> Calibration:
+def _calibration(table: str, fp_layers: str | None = None) -> Calibration:
     """A table and what lies beside it."""
-    from darktrt.calib.bias_correction import load_shifts
-    from darktrt.calib.fp_layers import load_kept
+    from darktrt.calib.bias_correction import load_channel_means
+    from darktrt.calib.fp_layers import load_fp_layers
     from darktrt.calib.table import CalibrationTable
     from darktrt.surgery.qdq import Calibration
 
     return Calibration(
-        CalibrationTable.load(table).scales, load_kept(table) if keep is None else _names(keep), load_shifts(table)
+        CalibrationTable.load(table).scales,
+        load_fp_layers(table) if fp_layers is None else _names(fp_layers),
+        load_channel_means(table),
     )
 
 
@@ -684,7 +686,7 @@ def _add_compare(commands: _Commands) -> None:
     )
     parser.set_defaults(command="check compare", run=_compare)
     parser.add_argument("data", metavar="DATA", nargs="*", help="images: folders, lists, COCO json files, patterns")
-    _add_subjects(parser)
+    _add_variants(parser)
     parser.add_argument("--limit", type=int, default=8, metavar="N", help="use a random sample of N images (default: 8)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     parser.add_argument("--layers", action="store_true", help="compare every cfg section, and name the first that differs")
@@ -698,7 +700,7 @@ def _add_compare(commands: _Commands) -> None:
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
 
 
-def _add_subjects(parser: argparse.ArgumentParser) -> None:
+def _add_variants(parser: argparse.ArgumentParser) -> None:
     """What runs the network; :func:`_subjects` makes it."""
     named = "; NAME=FILE calls it so"
     parser.add_argument("--cfg", metavar="CFG", help="the network in PyTorch, the reference: with --weights")
@@ -723,19 +725,19 @@ def _compare(args: argparse.Namespace) -> int:
     from darktrt.check.runs import Thresholds, load_image, load_results
     from darktrt.check.tolerance import parse_tolerance
 
-    check_outputs([args.save_outputs, args.json], [*_subject_files(args), *args.load_outputs, *map(path_of, args.data)])
+    check_outputs([args.save_outputs, args.json], [*_variant_files(args), *args.load_outputs, *map(path_of, args.data)])
     tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}
     thresholds = Thresholds(args.score_threshold, args.iou_threshold)
     loaded = [one for path in args.load_outputs for one in load_results(path)]
     with ExitStack() as stack:
-        subjects = _subjects(args, stack, args.layers)
-        if subjects and not args.data:
+        variants = _variants(args, stack, args.layers)
+        if variants and not args.data:
             raise DarktrtError("no images to run the network on; name DATA: folders, lists, COCO json files, patterns")
         if args.limit < 1:
             raise DarktrtError(f"--limit {args.limit}: compare on at least 1 image")
-        paths = find_images(args.data, args.limit, args.seed) if subjects else []
-        images = [load_image(path, subjects[0].info) for path in paths]
-        report = compare(subjects, images, loaded, thresholds, args.layers, tolerance, args.save_outputs)
+        paths = find_images(args.data, args.limit, args.seed) if variants else []
+        images = [load_image(path, variants[0].info) for path in paths]
+        report = compare(variants, images, loaded, thresholds, args.layers, tolerance, args.save_outputs)
     if report.comparisons:
         print(report.to_table())
     if args.save_outputs:
@@ -746,7 +748,7 @@ def _compare(args: argparse.Namespace) -> int:
     return 0 if report.passed else 1
 
 
-def _subject_files(args: argparse.Namespace) -> list[str | None]:
+def _variant_files(args: argparse.Namespace) -> list[str | None]:
     return [args.cfg, args.weights, args.table, *(path for _, path in map(_named, args.model + args.plan))]
 
 
@@ -756,18 +758,18 @@ def _named(text: str) -> tuple[str, str]:
     return name, path
 
 
-def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) -> list[Subject]:
+def _variants(args: argparse.Namespace, stack: ExitStack, layers: bool = False) -> list[Variant]:
     """What is to be run, the reference first; engines live as long as ``stack``."""
-    from darktrt.check.runs import Subject, onnx_subject, plan_subject
+    from darktrt.check.runs import Variant, onnx_variant, plan_variant
     from darktrt.convert.shapes import parse_size
     from darktrt.engine.runtime import PlanRunner
 
     if (args.cfg is None) != (args.weights is None):
         raise DarktrtError("--cfg CFG and --weights WEIGHTS go together")
-    others = [onnx_subject(path, layers, name) for name, path in map(_named, args.model)]
+    others = [onnx_variant(path, layers, name) for name, path in map(_named, args.model)]
     others += _simulated(args, layers)
     for name, path in map(_named, args.plan):
-        others.append(plan_subject(stack.enter_context(PlanRunner(path, args.plugins)), name))
+        others.append(plan_variant(stack.enter_context(PlanRunner(path, args.plugins)), name))
     others += [_served(text, stack) for text in args.triton]
     if args.cfg is None:
         return others
@@ -776,12 +778,12 @@ def _subjects(args: argparse.Namespace, stack: ExitStack, layers: bool = False) 
     size = parse_size(args.size) if args.size else (others[0].info.width, others[0].info.height) if others else None
     reference = TorchReference(args.cfg, args.weights, size, layers, args.device)
     about = {"runs in": "PyTorch", "on": args.device}
-    return [Subject("PyTorch", reference.info, "fp32", reference.run, about), *others]
+    return [Variant("PyTorch", reference.info, "fp32", reference.run, about), *others]
 
 
-def _served(text: str, stack: ExitStack) -> Subject:
+def _served(text: str, stack: ExitStack) -> Variant:
     """A model of a Triton server, ``[NAME=]SERVER/MODEL[@PRECISION]``, for the server does not tell the precision."""
-    from darktrt.check.runs import Subject
+    from darktrt.check.runs import Variant
     from darktrt.check.tolerance import TOLERANCES
     from darktrt.serve.client.client import triton_run
 
@@ -792,22 +794,22 @@ def _served(text: str, stack: ExitStack) -> Subject:
         raise DarktrtError(f"--triton {text}: name SERVER/MODEL, such as localhost:8001/yolov4, or SERVER/MODEL@fp16")
     run, info = stack.enter_context(triton_run(server, model))
     stated = precision or ("int8" if info.int8_convolutions else "fp32")
-    return Subject(name or address, info, stated, run, {"runs in": "Triton", "on": server})
+    return Variant(name or address, info, stated, run, {"runs in": "Triton", "on": server})
 
 
-def _simulated(args: argparse.Namespace, layers: bool) -> list[Subject]:
+def _simulated(args: argparse.Namespace, layers: bool) -> list[Variant]:
     wanted = [precision for precision in args.simulate.split(",") if precision]
     if not wanted:
         return []
-    from darktrt.check.runs import simulated_subject
+    from darktrt.check.runs import simulated_variant
 
     if odd := [precision for precision in wanted if precision not in ("fp16", "int8")]:
         raise DarktrtError(f"--simulate {args.simulate}: '{odd[0]}' is neither fp16 nor int8")
     if not args.model:
         raise DarktrtError("--simulate rounds what an ONNX file computes; name one by --model")
-    calibration = _calibration(args.table, args.keep) if args.table else None
+    calibration = _calibration(args.table, args.fp_layers) if args.table else None
     files = [(name, path, precision) for name, path in map(_named, args.model) for precision in wanted]
-    return [simulated_subject(path, precision, calibration, layers, name) for name, path, precision in files]
+    return [simulated_variant(path, precision, calibration, layers, name) for name, path, precision in files]
 
 
 def _add_map(commands: _Commands) -> None:
@@ -822,7 +824,7 @@ def _add_map(commands: _Commands) -> None:
     )
     parser.set_defaults(command="check map", run=_map)
     _add_labelled(parser)
-    _add_subjects(parser)
+    _add_variants(parser)
     kept = "keep what was found, to be judged and reported elsewhere; nothing is judged here then"
     parser.add_argument("--save-detections", metavar="JSON", help=kept)
     _add_detections(parser)
@@ -847,16 +849,16 @@ def _add_detections(parser: argparse.ArgumentParser) -> None:
 
 def _map(args: argparse.Namespace) -> None:
     from darktrt.calib.data import path_of
-    from darktrt.check.detections import judge_all, save_found, to_table
+    from darktrt.check.detections import judge_all, save_detections, to_table
 
-    inputs = [*_subject_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]
+    inputs = [*_variant_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]
     check_outputs([args.save_detections], inputs)
     notes: list[str] = []
     truth, digests, found = _found(args, notes)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     if args.save_detections:
-        save_found(found, args.save_detections)
+        save_detections(found, args.save_detections)
         print(f"{args.save_detections}: what {len(found)} variants found in {len(digests)} images; see --load-detections")
         return
     judged = judge_all(found, truth, digests)
@@ -864,18 +866,18 @@ def _map(args: argparse.Namespace) -> None:
     print(to_table(judged))
 
 
-def _found(args: argparse.Namespace, notes: list[str]) -> tuple[Truth, list[str], list[Found]]:
+def _found(args: argparse.Namespace, notes: list[str]) -> tuple[Truth, list[str], list[VariantDetections]]:
     """The labels, the images' SHA-256, and what every variant finds; what is odd about the labels goes to ``notes``."""
-    from darktrt.check.detections import digests_of, find, load_found
+    from darktrt.check.detections import digests_of, find, load_detections
 
-    loaded = [one for path in args.load_detections for one in load_found(path)]
+    loaded = [one for path in args.load_detections for one in load_detections(path)]
     with ExitStack() as stack:
-        subjects = _subjects(args, stack)
-        if not subjects and not loaded:
+        variants = _variants(args, stack)
+        if not variants and not loaded:
             raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections")
-        truth = _truth(args, (subjects or loaded)[0].info.class_names, notes)
+        truth = _truth(args, (variants or loaded)[0].info.class_names, notes)
         digests = digests_of(truth)
-        return truth, digests, [find(subject, truth, digests) for subject in subjects] + loaded
+        return truth, digests, [find(variant, truth, digests) for variant in variants] + loaded
 
 
 def _truth(args: argparse.Namespace, class_names: Sequence[str], notes: list[str]) -> Truth:
@@ -897,7 +899,7 @@ def _add_report(commands: _Commands) -> None:
     )
     parser.set_defaults(command="check report", run=_report)
     _add_labelled(parser)
-    _add_subjects(parser)
+    _add_variants(parser)
     _add_detections(parser)
     output = "folder to write index.html, report.json and report.md into (default: build/NETWORK/report)"
     parser.add_argument("-o", "--output", metavar="FOLDER", help=output)
@@ -929,7 +931,7 @@ def _report(args: argparse.Namespace) -> None:
     judged = judge_all(found, truth, digests)
     int8 = None
     if args.table and args.model:
-        source, calibration = _named(args.model[0])[1], _calibration(args.table, args.keep)
+        source, calibration = _named(args.model[0])[1], _calibration(args.table, args.fp_layers)
         int8 = int8_parts(source, calibration, args.table, truth, digests, args.sensitivity_images)
     comparison = _compared_outputs(args, truth)
     report = make_report(Parts(truth, digests, judged, notes, comparison, int8, timings), args.show_images)
@@ -940,18 +942,18 @@ def _report(args: argparse.Namespace) -> None:
     print(f"{folder / PAGE}: the report")
 
 
-def _compared_outputs(args: argparse.Namespace, truth: Truth) -> Comparison | None:
+def _compared_outputs(args: argparse.Namespace, truth: Truth) -> Agreement | None:
     """The variants' tensors against the first's, layer by layer where they give them; None where there is but one."""
     from darktrt.check.agreement import compare
     from darktrt.check.runs import load_image
 
     with ExitStack() as stack:
-        subjects = _subjects(args, stack, layers=True) if args.compare_images else []
-        if len(subjects) < 2:
+        variants = _variants(args, stack, layers=True) if args.compare_images else []
+        if len(variants) < 2:
             return None
         paths = [image.path for image in truth.images[: args.compare_images]]
-        images = [load_image(path, subjects[0].info) for path in paths]
-        return compare(subjects, images, layers=True, partly=True)
+        images = [load_image(path, variants[0].info) for path in paths]
+        return compare(variants, images, layers=True, partly=True)
 
 
 def _add_diff(commands: _Commands) -> None:
@@ -1000,16 +1002,16 @@ def _side(args: argparse.Namespace, text: str) -> Side:
         raise DarktrtError(f"{text}: is measured on images with labels; name them by --data")
     from darktrt.check.detections import digests_of, find, judge_all
     from darktrt.check.report import evaluation_digest
-    from darktrt.check.runs import onnx_subject, plan_subject
+    from darktrt.check.runs import onnx_variant, plan_variant
     from darktrt.engine.runtime import PlanRunner
 
     notes: list[str] = []
     with ExitStack() as stack:
         is_onnx = path.suffix.lower() == ".onnx"
-        subject = onnx_subject(text) if is_onnx else plan_subject(stack.enter_context(PlanRunner(text, args.plugins)))
-        truth = _truth(args, subject.info.class_names, notes)
+        variant = onnx_variant(text) if is_onnx else plan_variant(stack.enter_context(PlanRunner(text, args.plugins)))
+        truth = _truth(args, variant.info.class_names, notes)
         digests = digests_of(truth)
-        found = find(subject, truth, digests)
+        found = find(variant, truth, digests)
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     return measured_side(judge_all([found], truth, digests)[0], evaluation_digest(truth, digests))
@@ -1226,9 +1228,9 @@ def _add_serve_doctor(commands: _Commands) -> None:
 
 
 def _serve_doctor(args: argparse.Namespace) -> int:
-    from darktrt.serve.doctor import examine
+    from darktrt.serve.doctor import examine_repository
 
-    findings = examine(args.repository, args.reference, args.image)
+    findings = examine_repository(args.repository, args.reference, args.image)
     for finding in findings:
         print(finding)
     return 1 if any(finding.bad for finding in findings) else 0
@@ -1553,6 +1555,6 @@ def _add_doctor(commands: _Commands) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from darktrt.engine.doctor import examine, report
+    from darktrt.engine.doctor import examine_machine, report
 
-    print(report(examine()))
+    print(report(examine_machine()))

@@ -20,9 +20,9 @@ from PIL import Image
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
-from darktrt.serve.client.model_info import ENCODED, ServedModel
+from darktrt.serve.client.model_info import ENCODED, ModelInfo
 from darktrt.serve.client.shared_memory import free_abandoned
-from darktrt.serve.client.slots import Lane, SharedMemory
+from darktrt.serve.client.slots import SharedMemory, Slot
 from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint, Transport
 from darktrt.vision.boxes import Detections
@@ -77,7 +77,7 @@ class Client:
             self.model = _wait(self._connection.find(model, version))
             self._connection.transport.retry_seconds = retry_seconds  # a server that is not there at all is told at once
             self.info = _client_info(self.model, batch)
-            _wait(self._connection.make_lanes(self.model, self.info.batch[2], in_flight, shared_memory))
+            _wait(self._connection.make_slots(self.model, self.info.batch[2], in_flight, shared_memory))
             kind = EncodedDetector if self.model.takes_files else Detector
             self.detector = kind(self.run, self.info, score_threshold, iou_threshold)
         except BaseException:
@@ -154,7 +154,7 @@ def triton_run(server: str | Endpoint, model: str | None = None, **options: Any)
         yield client.run, client.info
 
 
-def _client_info(model: ServedModel, batch: int) -> DetectorInfo:
+def _client_info(model: ModelInfo, batch: int) -> DetectorInfo:
     """The metadata with the batches that requests may have: Triton's and ours, not the network's own."""
     smallest, _, largest = model.info.batch
     if model.max_batch:
@@ -245,15 +245,15 @@ class _Connection:
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self._lanes: list[Lane] = []
-        self._free: asyncio.LifoQueue[Lane] = asyncio.LifoQueue()
+        self._slots: list[Slot] = []
+        self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
         self._running: set[asyncio.Task[Any]] = set()
 
     @classmethod
     async def open(cls, endpoint: Endpoint, timeout: float | None) -> _Connection:
         return cls(Transport(endpoint, timeout, retry_seconds=0))
 
-    async def find(self, name: str | None, version: str) -> ServedModel:
+    async def find(self, name: str | None, version: str) -> ModelInfo:
         """The model of this name, or the only one."""
         endpoint = self.transport.endpoint
         if name is None:
@@ -262,27 +262,27 @@ class _Connection:
                 has = f"has the models {', '.join(names)}; name one" if names else "has no model that is ready"
                 raise DarktrtError(f"{endpoint}: {has}")
             name = names[0]
-        return ServedModel.of(await self.transport.config(name, version), version, str(endpoint))
+        return ModelInfo.of(await self.transport.config(name, version), version, str(endpoint))
 
-    async def make_lanes(self, model: ServedModel, batch: int, count: int, kind: SharedMemory) -> None:
+    async def make_slots(self, model: ModelInfo, batch: int, count: int, kind: SharedMemory) -> None:
         if kind != "none":
             await free_abandoned(self.transport)
         for _ in range(count):
-            lane = Lane(model, batch, kind)
-            self._lanes.append(lane)
-            await lane.take_memory(self.transport)
-            self._free.put_nowait(lane)
+            slot = Slot(model, batch, kind)
+            self._slots.append(slot)
+            await slot.take_memory(self.transport)
+            self._free.put_nowait(slot)
 
-    async def run(self, model: ServedModel, inputs: Arrays) -> Arrays:
+    async def run(self, model: ModelInfo, inputs: Arrays) -> Arrays:
         task = asyncio.current_task()
         assert task
         self._running.add(task)
         try:
-            lane = await self._free.get()
+            slot = await self._free.get()
             try:
-                return await lane.run(self.transport, inputs)
+                return await slot.run(self.transport, inputs)
             finally:
-                self._free.put_nowait(lane)
+                self._free.put_nowait(slot)
         finally:
             self._running.discard(task)
 
@@ -291,7 +291,7 @@ class _Connection:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         self.transport.retry_seconds = 0
-        for lane in self._lanes:
-            await lane.close(self.transport)
-        self._lanes.clear()
+        for slot in self._slots:
+            await slot.close(self.transport)
+        self._slots.clear()
         await self.transport.close()

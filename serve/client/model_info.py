@@ -29,7 +29,7 @@ ENCODED = "image"
 
 
 @dataclass(frozen=True)
-class ServedTensor:
+class TensorInfo:
     """An input or output as the configuration has it; ``dims`` are without the batch where Triton knows of one."""
 
     name: str
@@ -44,7 +44,7 @@ class ServedTensor:
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class ModelInfo:
     """One model of a server."""
 
     name: str
@@ -54,21 +54,21 @@ class ServedModel:
     info: DetectorInfo
     max_batch: int
     """0 where the model has no batch that Triton knows of."""
-    inputs: Mapping[str, ServedTensor]
-    outputs: Mapping[str, ServedTensor]
+    inputs: Mapping[str, TensorInfo]
+    outputs: Mapping[str, TensorInfo]
 
     @property
     def takes_files(self) -> bool:
         """Whether images go to it as files, and boxes come back in their pixels."""
         return ENCODED in self.inputs
 
-    def shape(self, tensor: ServedTensor, batch: int) -> tuple[int, ...]:
+    def shape(self, tensor: TensorInfo, batch: int) -> tuple[int, ...]:
         """Of one of its tensors in a request of ``batch`` images; negative where it depends on the content."""
         if self.max_batch:
             return batch, *tensor.dims
         return (batch if tensor.dims[0] < 0 else tensor.dims[0]), *tensor.dims[1:]
 
-    def size(self, tensor: ServedTensor, batch: int) -> int | None:
+    def size(self, tensor: TensorInfo, batch: int) -> int | None:
         """Bytes of it, or None where they depend on the content."""
         shape = self.shape(tensor, batch)
         return None if tensor.dtype == object or min(shape) < 0 else math.prod(shape) * tensor.dtype.itemsize
@@ -93,7 +93,7 @@ class ServedModel:
         return "\n".join(lines)
 
     @staticmethod
-    def of(config: Mapping[str, Any], version: str, where: str) -> ServedModel:
+    def of(config: Mapping[str, Any], version: str, where: str) -> ModelInfo:
         """From a configuration as :meth:`darktrt.serve.client.transport.Transport.config` gives it.
 
         Raises:
@@ -104,7 +104,7 @@ class ServedModel:
         if parameter is None:
             raise DarktrtError(f"{where}: model '{name}' has no darktrt metadata; make it with 'darktrt serve repository'")
         info = DetectorInfo.from_json(parameter["string_value"], f"{where}: model '{name}'")
-        return ServedModel(
+        return ModelInfo(
             name,
             version,
             config.get("backend") or config.get("platform", ""),
@@ -115,11 +115,11 @@ class ServedModel:
         )
 
 
-def _tensors(entries: list[Mapping[str, Any]], where: str) -> dict[str, ServedTensor]:
+def _tensors(entries: list[Mapping[str, Any]], where: str) -> dict[str, TensorInfo]:
     found = {}
     for entry in entries:
         kind, name = str(entry["data_type"]), str(entry["name"])
         if kind not in _DTYPES:
             raise DarktrtError(f"{where}: '{name}' is {kind}, which no detector of darktrt has; is this another model?")
-        found[name] = ServedTensor(name, np.dtype(_DTYPES[kind]), tuple(int(size) for size in entry["dims"]))
+        found[name] = TensorInfo(name, np.dtype(_DTYPES[kind]), tuple(int(size) for size in entry["dims"]))
     return found

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.model_info import ServedModel, ServedTensor
+from darktrt.serve.client.model_info import ModelInfo, TensorInfo
 from darktrt.serve.client.shared_memory import Memory, layout, make_memory
 from darktrt.serve.client.transport import Place, RegionLostError, TimedOutError, Transport
 from darktrt.vision.detector import Arrays
@@ -29,10 +29,10 @@ class Prepared:
     """Of the tensors in shared memory."""
 
 
-class Lane:
+class Slot:
     """What one request after the other uses: with shared memory, places for the images and for outputs of known size."""
 
-    def __init__(self, model: ServedModel, batch: int, kind: SharedMemory) -> None:
+    def __init__(self, model: ModelInfo, batch: int, kind: SharedMemory) -> None:
         self._model, self._kind = model, kind
         self._memories: list[Memory] = []
         """The last one is in use; the server may still write into those before."""
@@ -92,7 +92,7 @@ class Lane:
             await self.take_memory(transport)
             raise
 
-    def _asked(self) -> list[ServedTensor]:
+    def _asked(self) -> list[TensorInfo]:
         return [one for one in self._model.outputs.values() if one.dtype != object]
 
     def _batched(self, inputs: Arrays, batch: int) -> Arrays:
@@ -101,7 +101,7 @@ class Lane:
             return inputs
         return {name: np.repeat(array[np.newaxis], batch, 0) if array.ndim == 1 else array for name, array in inputs.items()}
 
-    def _read(self, output: ServedTensor, batch: int) -> NDArray[Any]:
+    def _read(self, output: TensorInfo, batch: int) -> NDArray[Any]:
         array = np.empty(self._model.shape(output, batch), output.dtype)
         self._memories[-1].read(self._places[output.name].offset, array)
         return array

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from darktrt.errors import DarktrtError
 from darktrt.serve.backend import MOST_PIXELS
 from darktrt.serve.client.client import Client, read_encoded
-from darktrt.serve.client.model_info import ENCODED, ServedModel
+from darktrt.serve.client.model_info import ENCODED, ModelInfo
 from darktrt.serve.client.slots import SharedMemory
 from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint
@@ -198,7 +198,7 @@ def _totals(client: Client) -> ModelStatistics:
 # --- what is asked ---
 
 
-def make_requests(model: ServedModel, options: LoadOptions) -> tuple[Arrays, ...]:
+def make_requests(model: ModelInfo, options: LoadOptions) -> tuple[Arrays, ...]:
     """Inputs of a few different requests, as the client would send them.
 
     Raises:
@@ -233,11 +233,11 @@ def _made_image(seed: int) -> bytes:
     return encoded.getvalue()
 
 
-def _encoded_request(_: ServedModel, images: Sequence[bytes]) -> Arrays:
+def _encoded_request(_: ModelInfo, images: Sequence[bytes]) -> Arrays:
     return {ENCODED: np.array(images, object)[:, np.newaxis]}
 
 
-def _pixel_request(model: ServedModel, images: Sequence[bytes]) -> Arrays:
+def _pixel_request(model: ModelInfo, images: Sequence[bytes]) -> Arrays:
     fitted = [fit(decode_image(one, "an image to ask about", MOST_PIXELS), model.info) for one in images]
     inputs: Arrays = {"images": np.stack([array for array, _ in fitted])}
     if model.info.takes_image_size:

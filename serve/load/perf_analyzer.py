@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.model_info import ServedModel
+from darktrt.serve.client.model_info import ModelInfo
 from darktrt.serve.load.worker import Ask, Asked, Latency, Task
 from darktrt.vision.detector import Arrays
 
@@ -104,7 +104,7 @@ def _tls(task: Task) -> list[str]:
     return arguments + [f"{name}={file}" for name, file in files if file]
 
 
-def _rows(model: ServedModel, request: Arrays, batch: int) -> dict[str, Any]:
+def _rows(model: ModelInfo, request: Arrays, batch: int) -> dict[str, Any]:
     """One image's inputs in perf_analyzer's JSON; it puts batches together itself where Triton knows of batches."""
     one = {name: array[0] if model.max_batch and array.ndim > 1 else array for name, array in request.items()}
     return {name: {"b64": base64.b64encode(_wire(array)).decode()} for name, array in one.items()}

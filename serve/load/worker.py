@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.model_info import ServedModel
-from darktrt.serve.client.slots import Lane, SharedMemory
+from darktrt.serve.client.model_info import ModelInfo
+from darktrt.serve.client.slots import SharedMemory, Slot
 from darktrt.serve.client.transport import Endpoint, Transport
 from darktrt.vision.detector import Arrays
 
@@ -53,7 +53,7 @@ class Task:
     """What to ask of which model."""
 
     endpoint: Endpoint
-    model: ServedModel
+    model: ModelInfo
     requests: tuple[Arrays, ...]
     """Inputs to take turns with."""
     batch: int
@@ -150,42 +150,42 @@ def _work(task: Task, pipe: Connection) -> None:
 
 async def _rounds(task: Task, pipe: Connection) -> None:
     transport = Transport(task.endpoint, task.timeout, retry_seconds=0)
-    lanes: list[Lane] = []
+    slots: list[Slot] = []
     try:
         while True:
             share: int = await asyncio.to_thread(pipe.recv)
-            while len(lanes) < share:
-                lanes.append(Lane(task.model, task.batch, task.shared_memory))
-                await lanes[-1].take_memory(transport)
+            while len(slots) < share:
+                slots.append(Slot(task.model, task.batch, task.shared_memory))
+                await slots[-1].take_memory(transport)
             requests = [task.requests[i % len(task.requests)] for i in range(share)]
             with suppress(DarktrtError):  # the first of a server may take long; what is wrong with it is told below
                 await asyncio.gather(
-                    *(lane.send(transport, lane.prepare(transport, one)) for lane, one in zip(lanes, requests, strict=False))
+                    *(slot.send(transport, slot.prepare(transport, one)) for slot, one in zip(slots, requests, strict=False))
                 )
             pipe.send("ready")
             round_, counted = await asyncio.to_thread(pipe.recv), Counted()
             await asyncio.gather(
-                *(_ask(lane, transport, one, round_, counted) for lane, one in zip(lanes, requests, strict=False))
+                *(_ask(slot, transport, one, round_, counted) for slot, one in zip(slots, requests, strict=False))
             )
             pipe.send(counted)
     finally:
-        for lane in lanes:
-            await lane.close(transport)
+        for slot in slots:
+            await slot.close(transport)
         await transport.close()
 
 
-async def _ask(lane: Lane, transport: Transport, inputs: Arrays, round_: Round, counted: Counted) -> None:
+async def _ask(slot: Slot, transport: Transport, inputs: Arrays, round_: Round, counted: Counted) -> None:
     """One request after the other until the round ends; those that end before its start are the warm-up."""
-    prepared = lane.prepare(transport, inputs)
+    prepared = slot.prepare(transport, inputs)
     while time.monotonic() < round_.end:
         began = time.monotonic()
         try:
-            await lane.send(transport, prepared)
+            await slot.send(transport, prepared)
         except DarktrtError as error:
             counted.failures += 1
             counted.error = counted.error or str(error)
             await asyncio.sleep(0.1)  # a server that refuses at once is not to be flooded
-            prepared = lane.prepare(transport, inputs)
+            prepared = slot.prepare(transport, inputs)
             continue
         ended = time.monotonic()
         if round_.start <= ended < round_.end:

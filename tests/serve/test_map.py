@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from darktrt.check.detections import load_found
+from darktrt.check.detections import load_detections
 from darktrt.cli import main
 from darktrt.serve.server import Server
 
@@ -21,7 +21,7 @@ def test_a_served_model_is_judged_as_its_file(
     rows = {line.split()[0]: line.split()[1:-1] for line in capsys.readouterr().out.splitlines()[2:]}
     assert float(rows["file"][1]) > 0.5 and rows["served"] == ["fp16", *rows["file"][1:]]
     assert main([*command, "--save-detections", "found.json"]) == 0
-    served = load_found("found.json")[1]
+    served = load_detections("found.json")[1]
     assert (served.about["runs in"], served.about["on"], served.precision) == ("Triton", triton.grpc, "fp16")
 
 

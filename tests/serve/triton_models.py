@@ -21,7 +21,7 @@ from PIL import Image
 from darktrt.errors import DarktrtError
 from darktrt.serve.load.sweep import own_server
 from darktrt.serve.server import Program, Server, StartOptions, installed_program, program_on_path
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 
 LETTERBOX_CFG = (
     net(96, 64, letter_box=1)
@@ -46,7 +46,7 @@ class Models:
 
 def operated(made: Made, **options: object) -> Path:
     target = made.plain.with_name(f"{made.plain.stem}-portable.onnx")
-    operate_file(made.plain, target, SurgeryOptions(**options))  # type: ignore[arg-type]
+    transform_file(made.plain, target, SurgeryOptions(**options))  # type: ignore[arg-type]
     return target
 
 

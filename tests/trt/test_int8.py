@@ -23,12 +23,12 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from darktrt.calib.bias_correction import Shift
+from darktrt.calib.bias_correction import ChannelMeans
 from darktrt.calib.table import CalibrationTable
 from darktrt.calib.trt_calibrator import BatchSource
 from darktrt.engine import build as build_module
 from darktrt.engine.build import BuildOptions, build, build_file
-from darktrt.engine.lower import kept_tensors
+from darktrt.engine.lower import fp_tensors
 from darktrt.engine.target import Target, find_target, gpu_name, installed_version
 from darktrt.engine.weak_typing import Calibrated
 from darktrt.errors import DarktrtError
@@ -157,10 +157,10 @@ def test_the_version_in_caches_is_the_librarys_own(target: Target) -> None:
     assert target.cache_version == str(library.getInferLibVersion())
 
 
-def assert_kept(found: dict[str, bool], kept: tuple[str, ...]) -> None:
+def assert_kept(found: dict[str, bool], fp_layers: tuple[str, ...]) -> None:
     """All convolutions are found, and those to keep are not in INT8."""
     assert set(found) == {f"conv_{i}" for i in range(DEPTH + 1)}
-    assert not any(found[name] for name in kept)
+    assert not any(found[name] for name in fp_layers)
 
 
 @pytest.mark.parametrize("batch", ["static", "dynamic"])
@@ -192,7 +192,7 @@ def test_biases_are_corrected_of_what_runs_in_int8(
     graph = model()[0].graph
     channels = {constant.name: constant.dims[1] for constant in graph.initializer if len(constant.dims) == 4}
     zeros = {node.input[0]: np.zeros(channels[node.input[1]]) for node in graph.node if node.op_type == "Conv"}
-    calibration = Calibration(SCALES, shifts={name: Shift(zero, zero) for name, zero in zeros.items()})
+    calibration = Calibration(SCALES, channel_means={name: ChannelMeans(zero, zero) for name, zero in zeros.items()})
     manifest = build_file(onnx_file, tmp_path / "a.plan", "int8", "trt", calibration, options)
     assert manifest.corrected_biases == manifest.int8_convolutions
     assert "biases" not in capsys.readouterr().err
@@ -207,9 +207,9 @@ def test_fed_batches_give_a_cache_that_goes_round(
     target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path
 ) -> None:
     made, info = model()
-    kept = kept_tensors(made, info, Calibration(SCALES))
+    fp_layers = fp_tensors(made, info, Calibration(SCALES))
     with BatchSource((images(seed) for seed in range(4)), BATCH) as source:
-        plan = build(made.SerializeToString(), info, target, "int8", Calibrated(source, kept), options).plan
+        plan = build(made.SerializeToString(), info, target, "int8", Calibrated(source, fp_layers), options).plan
     assert source.count == 4
     (tmp_path / "trt.cache").write_bytes(source.cache)
     table = CalibrationTable.load(tmp_path / "trt.cache")

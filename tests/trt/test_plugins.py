@@ -310,22 +310,22 @@ def one_node(
 
 def packed(array: Array, layout: str) -> Array:
     """``(N, C, H, W)`` as TensorRT lays it out, with 77 in the channels that fill up the lanes, which nobody may look at."""
-    lanes, last = LAYOUTS[layout]
+    slots, last = LAYOUTS[layout]
     batch, channels, rows, columns = array.shape
-    blocks = -(-channels // lanes)
-    full = np.full((batch, blocks * lanes, rows, columns), 77, array.dtype)
+    blocks = -(-channels // slots)
+    full = np.full((batch, blocks * slots, rows, columns), 77, array.dtype)
     full[:, :channels] = array
     if last:
         return np.ascontiguousarray(full.transpose(0, 2, 3, 1))
-    return np.ascontiguousarray(full.reshape(batch, blocks, lanes, rows, columns).transpose(0, 1, 3, 4, 2))
+    return np.ascontiguousarray(full.reshape(batch, blocks, slots, rows, columns).transpose(0, 1, 3, 4, 2))
 
 
 def unpacked(array: Array, layout: str, channels: int) -> Array:
-    lanes, last = LAYOUTS[layout]
+    slots, last = LAYOUTS[layout]
     if last:
         return array.transpose(0, 3, 1, 2)[:, :channels]
     batch, blocks, rows, columns, _ = array.shape
-    return array.transpose(0, 1, 4, 2, 3).reshape(batch, blocks * lanes, rows, columns)[:, :channels]
+    return array.transpose(0, 1, 4, 2, 3).reshape(batch, blocks * slots, rows, columns)[:, :channels]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

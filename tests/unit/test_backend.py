@@ -22,7 +22,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.serve import backend
 from darktrt.serve.backend import Result, Row, Settings, TritonPythonModel, gather, run_rows
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 from darktrt.vision.detector import Detector
 
 SCORE = 0.02
@@ -31,7 +31,7 @@ SCORE = 0.02
 
 def operated(made: Made, folder: Path, **options: Any) -> Path:
     path = folder / "model.onnx"
-    operate_file(made.plain, path, SurgeryOptions(**options))
+    transform_file(made.plain, path, SurgeryOptions(**options))
     return path
 
 

@@ -27,7 +27,7 @@ from darktrt.convert import zoo
 from darktrt.engine import target
 from darktrt.engine.manifest import Manifest
 from darktrt.errors import DarktrtError
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 from darktrt.vision.detector import video_writer
 
 # --- a folder of good files, and bad ones made of them ---
@@ -39,8 +39,8 @@ def good(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     for source, name in ((made.cfg, "net.cfg"), (made.weights, "net.weights"), (made.plain, "plain.onnx")):
         shutil.copyfile(source, folder / name)
-    operate_file(made.plain, folder / "portable.onnx", SurgeryOptions())
-    operate_file(made.plain, folder / "raw.onnx", SurgeryOptions(head="raw"))
+    transform_file(made.plain, folder / "portable.onnx", SurgeryOptions())
+    transform_file(made.plain, folder / "raw.onnx", SurgeryOptions(head="raw"))
     (folder / "net.names").write_text("cat\ndog\ncow\n")
     CalibrationTable({f"other{i}": np.float32(1) for i in range(9)}, "8600").save(folder / "foreign.table")
     (folder / "model.plan").write_bytes(b"a plan")
@@ -319,7 +319,7 @@ COMMANDS = [
     ("calib portable.onnx a.png -o t.table --plot t.svg", "t.svg: cannot draw to that format; name a .png file"),
     ("calib portable.onnx a.png -o t.table --plot none/t.png", "none/t.png: cannot write: No such file or directory"),
     ("calib portable.onnx a.png -o t.table --limit 0", "the limit is 0; calibrate on at least 1 image"),
-    ("calib portable.onnx a.png -o t.table --keep-images -1", "--keep-images -1: it must be at least 0"),
+    ("calib portable.onnx a.png -o t.table --fp-layer-images -1", "--fp-layer-images -1: it must be at least 0"),
     ("calib portable.onnx a.png -o t.table --percentile 0", "--percentile 0: it must be above 0 and at most 100"),
     ("calib portable.onnx a.png -o t.table --method kl", "argument --method: invalid choice: 'kl'"),
     ("calib merge -o t.table", "nothing to merge; name the .npz files"),
@@ -520,7 +520,7 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
     """Or works, where the damage is in a weight."""
     random = np.random.default_rng(0)
     tiny = make(place, net(64, 64) + conv(8, stride=8) + head(), name="tiny")
-    operate_file(tiny.plain, "tiny.p.onnx", SurgeryOptions())
+    transform_file(tiny.plain, "tiny.p.onnx", SurgeryOptions())
     sources = [Path(name).read_bytes() for name in ("tiny.onnx", "tiny.p.onnx")]
     before = files_in(place)
     worked = 0
@@ -549,11 +549,11 @@ def test_a_table_is_whole_or_there_is_none(
     before = files_in(place)
     command = ["calib", "portable.onnx", "a.png", "-o", "t.table"]
     with monkeypatch.context() as patched:
-        patched.setattr("darktrt.check.sensitivity.find_kept", fails)
+        patched.setattr("darktrt.check.sensitivity.find_fp_layers", fails)
         assert main(command) in (2, 130)
     assert set(files_in(place)) - set(before) == {"t.npz"}
     assert main([*command, "--resume"]) == 0
-    assert {"t.table", "t.shifts.npz", "t.kept.json"} <= set(files_in(place))
+    assert {"t.table", "t.means.npz", "t.fp_layers.json"} <= set(files_in(place))
     capfd.readouterr()
 
 
@@ -736,7 +736,7 @@ def test_ctrl_c_in_a_conversion(place: Path, number: signal.Signals) -> None:
 def test_ctrl_c_in_a_build(place: Path, number: signal.Signals) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
     deep = make(place, deep_cfg(24), name="deep")
-    operate_file(deep.plain, "deep.p.onnx", SurgeryOptions())
+    transform_file(deep.plain, "deep.p.onnx", SurgeryOptions())
     interrupt(place, "engine deep.p.onnx -o deep.plan --target rtx", number)
 
 

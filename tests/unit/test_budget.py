@@ -13,13 +13,13 @@ from PIL import Image
 
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.budget import Evaluation, Trade, within_budget
-from darktrt.check.simulate import convolutions, kept_by_default, load_network
+from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network
 from darktrt.cli import main
 from darktrt.engine.manifest import read_plan_manifest
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 from darktrt.vision.detector import Detector
 from darktrt.vision.images import read_image
 
@@ -33,7 +33,7 @@ BUDGET, SCORES = 0.2, 0.01
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made network for NMS, images, labels that are what it finds in float, a good table and a bad one."""
     folder = tmp_path_factory.mktemp("budget")
-    operate_file(made.plain, folder / "net.onnx", SurgeryOptions())
+    transform_file(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
         (folder / name).mkdir()
         for i in range(start, start + 5):
@@ -41,7 +41,15 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     label_by_the_network(folder)
     assert (
         main(
-            ["calib", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "good.table"), "--keep-images", "0"]
+            [
+                "calib",
+                str(folder / "net.onnx"),
+                str(folder / "others"),
+                "-o",
+                str(folder / "good.table"),
+                "--fp-layer-images",
+                "0",
+            ]
         )
         == 0
     )
@@ -66,17 +74,17 @@ def label_by_the_network(folder: Path) -> None:
 
 
 def trade(
-    files: Path, table: str, budget: float, data: str = "val.json:{}/photos", keep: tuple[str, ...] | None = None
+    files: Path, table: str, budget: float, data: str = "val.json:{}/photos", fp_layers: tuple[str, ...] | None = None
 ) -> tuple[Trade, list[str]]:
     lines: list[str] = []
-    calibration = Calibration(CalibrationTable.load(files / table).scales, keep)
+    calibration = Calibration(CalibrationTable.load(files / table).scales, fp_layers)
     entry = f"{files}/{data}".format(files)
     return within_budget(files / "net.onnx", calibration, budget, Evaluation([entry]), files / table, lines.append), lines
 
 
 def test_what_is_good_enough_stays_as_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, lines = trade(files, "good.table", BUDGET)
-    assert [trial.kept for trial in found.trials] == [tuple(kept_by_default(load_network(files / "net.onnx")))]
+    assert [trial.fp_layers for trial in found.trials] == [tuple(chosen_fp_layers(load_network(files / "net.onnx")))]
     assert lines[0].startswith("FP32: AP 0.8")
     assert lines[0].endswith(f"on 5 images of {files}/val.json")
     assert len(lines) == 3
@@ -87,7 +95,7 @@ def test_the_worst_layer_is_kept_first(files: Path) -> None:
     """The one with the bad scale; keeping it brings back what the good table gives without it."""
     found, lines = trade(files, "bad.table", BUDGET)
     before, after = found.trials
-    assert after.kept == (*before.kept, READER)
+    assert after.fp_layers == (*before.fp_layers, READER)
     assert before.drop > 2 * BUDGET > BUDGET / 2 > after.drop
     assert lines[-1].split()[0] == "4"
     assert lines[-1].endswith(READER)
@@ -97,15 +105,15 @@ def test_the_worst_layer_is_kept_first(files: Path) -> None:
 def test_a_budget_of_nothing_ends_in_float(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Steps of 1, 2, 3, 4 and then all; or fewer, if INT8 happens to lose nothing."""
     found, lines = trade(files, "bad.table", 0, "photos")
-    assert [len(trial.kept) for trial in found.trials] == [3, 4, 5, 6, 7, 9]
+    assert [len(trial.fp_layers) for trial in found.trials] == [3, 4, 5, 6, 7, 9]
     for one, more in zip(found.trials, found.trials[1:], strict=False):
-        assert more.kept[: len(one.kept)] == one.kept
+        assert more.fp_layers[: len(one.fp_layers)] == one.fp_layers
         assert more.drop < one.drop
-    assert set(found.chosen.kept) == {one.node for one in convolutions(load_network(files / "net.onnx"))}
+    assert set(found.chosen.fp_layers) == {one.node for one in convolutions(load_network(files / "net.onnx"))}
     assert found.chosen.drop == 0
     assert "nothing is left in INT8; --precision fp16 makes the same engine" in capsys.readouterr().err
     added = [name for line in lines[2:] for name in line.split("  ")[-1].split(", ")]
-    assert added == list(found.chosen.kept[3:])
+    assert added == list(found.chosen.fp_layers[3:])
 
 
 def test_counts_grow_by_about_a_half() -> None:
@@ -116,15 +124,15 @@ def test_counts_grow_by_about_a_half() -> None:
 
 
 def test_the_first_to_keep_are_those_named(files: Path) -> None:
-    found, _ = trade(files, "bad.table", BUDGET, keep=())
-    assert [trial.kept for trial in found.trials] == [(), (READER,)]
-    found, _ = trade(files, "bad.table", BUDGET, keep=(READER,))
-    assert [trial.kept for trial in found.trials] == [(READER,)]
+    found, _ = trade(files, "bad.table", BUDGET, fp_layers=())
+    assert [trial.fp_layers for trial in found.trials] == [(), (READER,)]
+    found, _ = trade(files, "bad.table", BUDGET, fp_layers=(READER,))
+    assert [trial.fp_layers for trial in found.trials] == [(READER,)]
 
 
 def test_without_labels_scores_are_judged_which_is_said(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, lines = trade(files, "bad.table", SCORES, "photos")
-    assert found.trials[-1].kept[-1] == READER
+    assert found.trials[-1].fp_layers[-1] == READER
     assert found.trials[0].drop > SCORES >= found.chosen.drop
     assert all(trial.accuracy is None for trial in found.trials)
     assert lines[0].split() == ["kept", "in", "FP16", "scores", "heads", "added"]
@@ -179,7 +187,7 @@ BAD = {
     f"{ENGINE} --precision int8 --eval photos --max-drop 0": "--max-drop X, --eval DATA, --table TABLE and --precision int8",
     f"{INT8} --max-drop 0 --eval none.json": "none.json: no such file or folder",
     f"{INT8} --max-drop 0 --eval photos --eval-limit 0": "the limit is 0; evaluate on at least 1 image",
-    f"{INT8} --max-drop 0 --eval photos --keep /no": "'/no' is no convolution of this network",
+    f"{INT8} --max-drop 0 --eval photos --fp-layers /no": "'/no' is no convolution of this network",
     f"{INT8} --max-drop 0 --eval val.json": "val.json: its image '0.png' is not in its folder",
     f"{INT8} --max-drop 0 --eval val.json:photos val.json:photos": "val.json:photos: labels are in val.json:photos too",
     f"{INT8} --max-drop 0 --eval six.json:photos": "six.json: has 4 categories without the network's class 'class 0'",
@@ -225,8 +233,8 @@ def test_the_engine_is_made_with_what_was_chosen(files: Path, folder: Path, caps
     assert f"AP drop {cost.drop:.4f} (at most" in out
     assert main(["inspect", "chosen.plan"]) == 0
     assert f"\nINT8 costs    AP drop {cost.drop:.4f} (at most {BUDGET:g}); AP {cost.ap:.4f}, " in capsys.readouterr().out
-    kept = ",".join([*kept_by_default(load_network(files / "net.onnx")), READER])
-    assert main([*command.split(), "--keep", kept, "-o", "named.plan"]) == 0
+    fp_layers = ",".join([*chosen_fp_layers(load_network(files / "net.onnx")), READER])
+    assert main([*command.split(), "--fp-layers", fp_layers, "-o", "named.plan"]) == 0
     assert main([*command.split(), "-o", "default.plan"]) == 0
     sizes = {name: Path(f"{name}.plan").stat().st_size for name in ("chosen", "named", "default")}
     assert sizes["chosen"] == pytest.approx(sizes["named"], abs=64)

@@ -18,12 +18,19 @@ from PIL import Image
 from test_calib_histogram import same_sets
 
 from darktrt.calib import collect as module
-from darktrt.calib.collect import collect, head_inputs, measure_shifts, mish_outputs, passing_groups, tensors_to_calibrate
+from darktrt.calib.collect import (
+    collect,
+    head_inputs,
+    measure_channel_means,
+    mish_outputs,
+    passing_groups,
+    tensors_to_calibrate,
+)
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.importance import weights_of
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
-from darktrt.surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
+from darktrt.surgery.rewrite import SurgeryOptions, save_model, transform, transform_file
 from darktrt.vision.images import preprocess, read_image
 
 
@@ -41,7 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made network after the default surgery: bytes in, plugin nodes, NMS."""
     path = tmp_path_factory.mktemp("portable") / "portable.onnx"
-    model, report = operate(made.model(), made.info, SurgeryOptions())
+    model, report = transform(made.model(), made.info, SurgeryOptions())
     save_model(model, report.info, path)
     return path
 
@@ -88,7 +95,7 @@ def test_tensors_are_those_between_image_and_heads(made: Made) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"input": "float"}, {"head": "decode"}, {"head": "raw"}], ids=str)
 def test_portable_files_have_plugin_outputs_and_no_mish_internals(made: Made, options: dict[str, Any]) -> None:
-    model, report = operate(made.model(), made.info, SurgeryOptions(**options))
+    model, report = transform(made.model(), made.info, SurgeryOptions(**options))
     tensors = tensors_to_calibrate(model, report.info)
     assert tensors[0] == ("images" if options.get("input") == "float" else "images_float")
     trunk = [
@@ -103,7 +110,7 @@ def test_fused_mish_hides_tensors_and_changes_no_other(tmp_path: Path, images: l
     made = make(tmp_path, RESIDUAL_CFG)
     found = {}
     for form in ("plugin", "fused", "auto"):
-        operate_file(made.plain, tmp_path / f"{form}.onnx", SurgeryOptions(mish=form))  # type: ignore[arg-type]
+        transform_file(made.plain, tmp_path / f"{form}.onnx", SurgeryOptions(mish=form))  # type: ignore[arg-type]
         found[form] = collect(tmp_path / f"{form}.onnx", images, progress=False).histograms
     assert list(found["auto"]) == list(found["plugin"])
     hidden = set(found["plugin"]) - set(found["fused"])
@@ -371,7 +378,7 @@ def test_shifts_are_those_of_running_the_whole_model(made: Made, portable: Path,
     scales = {name: np.float32(0.02) for name in names}
     broken = images[0].parent / "broken.png"
     broken.write_bytes(b"no image")
-    found = measure_shifts(portable, [images[0], broken, images[1]], scales, progress=False)
+    found = measure_channel_means(portable, [images[0], broken, images[1]], scales, progress=False)
     assert set(found) == names
     broken.unlink()
     stacked = np.stack(
@@ -383,4 +390,4 @@ def test_shifts_are_those_of_running_the_whole_model(made: Made, portable: Path,
     steps = np.clip(np.rint(values / np.float32(0.02)), -128, 127) * np.float32(0.02)
     np.testing.assert_allclose(found[name].quantized, steps.mean((0, 2, 3)), atol=1e-4)
     with pytest.raises(DarktrtError, match="none of the 1 images can be read"):
-        measure_shifts(portable, [broken], scales, progress=False)
+        measure_channel_means(portable, [broken], scales, progress=False)

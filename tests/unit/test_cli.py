@@ -18,9 +18,9 @@ from onnx import numpy_helper
 from PIL import Image
 
 from darktrt import __version__, cli
-from darktrt.calib.bias_correction import load_shifts
+from darktrt.calib.bias_correction import load_channel_means
 from darktrt.calib.data import SAMPLES_WARNING
-from darktrt.calib.fp_layers import load_kept
+from darktrt.calib.fp_layers import load_fp_layers
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
 from darktrt.convert import zoo
@@ -224,7 +224,7 @@ def test_calibration_without_data_takes_samples_and_warns(
     assert len(made_of) == 26
     assert set(files_in(folder)) - set(made_of) == {
         "portable.onnx",
-        *(f"my.{suffix}" for suffix in ("table", "cache", "txt", "npz", "shifts.npz", "kept.json", "samples")),
+        *(f"my.{suffix}" for suffix in ("table", "cache", "txt", "npz", "means.npz", "fp_layers.json", "samples")),
     }
     summary = Path("my.txt").read_text()
     assert summary.startswith("network:   made, portable.onnx\nwarning:   made of two sample images, for trying out only\n")
@@ -242,10 +242,10 @@ def test_what_calibration_writes(made: Made, images: Path, capsys: pytest.Captur
     out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "a.table", "--method", "percentile", "--plot", "a.png")
     assert {name for name in files_in(images) if name.startswith("a.")} == {
         "a.cache",
-        "a.kept.json",
+        "a.fp_layers.json",
         "a.npz",
         "a.png",
-        "a.shifts.npz",
+        "a.means.npz",
         "a.table",
         "a.txt",
     }
@@ -273,22 +273,22 @@ def test_shards_on_the_command_line(made: Made, images: Path, capsys: pytest.Cap
     said(capsys, "surgery", made.plain, "-o", "portable.onnx")
     one, *others = sorted(Path("in").iterdir())
     said(capsys, "calib", "portable.onnx", "in", "-o", "whole.table")
-    said(capsys, "calib", "portable.onnx", one, "-o", "first.table", "--bias-images", "0", "--keep-images", "0")
+    said(capsys, "calib", "portable.onnx", one, "-o", "first.table", "--bias-images", "0", "--fp-layer-images", "0")
     said(capsys, "calib", "portable.onnx", *others, "-o", "second.table", "--bias-images", "1")
-    assert not any(Path(f"first.{kind}").exists() for kind in ("shifts.npz", "kept.json"))
+    assert not any(Path(f"first.{kind}").exists() for kind in ("means.npz", "fp_layers.json"))
     said(capsys, "calib", "merge", "first.npz", "second.npz", "-o", "both.table")
     assert Path("both.table").read_bytes() == Path("whole.table").read_bytes()
-    assert not any(Path(f"both.{kind}").exists() for kind in ("shifts.npz", "kept.json"))
+    assert not any(Path(f"both.{kind}").exists() for kind in ("means.npz", "fp_layers.json"))
     Path("in").rename("here")  # as if the shards had been counted on other machines
     out, _ = said(capsys, "calib", "portable.onnx", "here", "-o", "both.table", "--resume")
     assert "from 3 images" in out
-    both, whole = load_shifts("both.table"), load_shifts("whole.table")
+    both, whole = load_channel_means("both.table"), load_channel_means("whole.table")
     assert both.keys() == whole.keys()
     for name, shift in whole.items():
         np.testing.assert_allclose(both[name].quantized, shift.quantized, rtol=1e-9, atol=1e-9)
-    assert load_kept("both.table") == load_kept("whole.table")
+    assert load_fp_layers("both.table") == load_fp_layers("whole.table")
     said(capsys, "calib", "merge", "both.npz", "-o", "both.table", "--method", "minmax")
-    for kind in ("shifts.npz", "kept.json"):
+    for kind in ("means.npz", "fp_layers.json"):
         assert not Path(f"both.{kind}").exists(), "it was measured with the table before"
     assert main(["calib", "merge", "first.npz", "second.npz", "-o", "first.table"]) == 2
     assert "first.npz: is given twice" in capsys.readouterr().err
@@ -301,7 +301,7 @@ def test_a_tensor_that_is_always_zero(made: Made, images: Path, capsys: pytest.C
             constant.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(constant), constant.name))
     onnx.save(model, "plain.onnx")
     said(capsys, "surgery", "plain.onnx", "-o", "portable.onnx")
-    out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "a.table", "--keep-images", "0")
+    out, _ = said(capsys, "calib", "portable.onnx", "in", "-o", "a.table", "--fp-layer-images", "0")
     assert [line.split()[0] for line in out.splitlines() if line.endswith("always zero")][:1] == ["/layers.0/Conv_output_0"]
     out, _ = said(capsys, "surgery", "plain.onnx", "-o", "qdq.onnx", "--qdq", "--table", "a.cache")
     assert "6 convolutions in INT8" in out

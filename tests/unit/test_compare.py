@@ -16,19 +16,19 @@ import pytest
 from helpers import MADE_BODY, MADE_CFG, MADE_NET, Made, files_in, made_image, make, net, relative_error
 from PIL import Image
 
-from darktrt.check.agreement import Report, compare
+from darktrt.check.agreement import Agreement, compare
 from darktrt.check.runs import (
     DETECTIONS,
     InputImage,
-    Subject,
     Thresholds,
+    Variant,
     inner_tensors,
     load_image,
     load_results,
     mark_file,
     marked,
-    onnx_subject,
-    plan_subject,
+    onnx_variant,
+    plan_variant,
     run,
 )
 from darktrt.check.simulate import session
@@ -40,7 +40,7 @@ from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
 from darktrt.surgery.precision import halve
-from darktrt.surgery.rewrite import SurgeryOptions, import_graph, operate_file, save_model
+from darktrt.surgery.rewrite import SurgeryOptions, import_graph, save_model, transform_file
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The made network as files, with ``portable.onnx`` and three images in ``images/``."""
     folder = tmp_path_factory.mktemp("compare")
     network = make(folder, MADE_CFG)
-    operate_file(network.plain, folder / "portable.onnx", SurgeryOptions())
+    transform_file(network.plain, folder / "portable.onnx", SurgeryOptions())
     draw_images(folder / "images")
     return network
 
@@ -63,9 +63,9 @@ def images_of(network: Made) -> list[InputImage]:
     return [load_image(path, network.info) for path in sorted((network.cfg.parent / "images").iterdir())]
 
 
-def torch_of(network: Made, layers: bool = False) -> Subject:
+def torch_of(network: Made, layers: bool = False) -> Variant:
     reference = TorchReference(network.cfg, network.weights, layers=layers)
-    return Subject("PyTorch", reference.info, "fp32", reference.run)
+    return Variant("PyTorch", reference.info, "fp32", reference.run)
 
 
 LOOSE = Thresholds(score=0.05)
@@ -78,8 +78,8 @@ LOOSE = Thresholds(score=0.05)
 @pytest.mark.parametrize("head", ["nms", "decode", "raw"])
 @pytest.mark.parametrize("form", ["uint8", "float"])
 def test_every_form_of_a_model_agrees_with_pytorch(made: Made, tmp_path: Path, head: Any, form: Any) -> None:
-    operate_file(made.plain, tmp_path / "model.onnx", SurgeryOptions(head=head, input=form))
-    report = compare([torch_of(made), onnx_subject(tmp_path / "model.onnx")], images_of(made), thresholds=LOOSE)
+    transform_file(made.plain, tmp_path / "model.onnx", SurgeryOptions(head=head, input=form))
+    report = compare([torch_of(made), onnx_variant(tmp_path / "model.onnx")], images_of(made), thresholds=LOOSE)
     (one,) = report.comparisons
     assert report.passed, report.to_table()
     decoded = {"boxes", "scores"} if head == "decode" else set()
@@ -93,26 +93,26 @@ def test_every_form_of_a_model_agrees_with_pytorch(made: Made, tmp_path: Path, h
 @pytest.mark.parametrize("batch", [(3, 3, 3), (1, 2, 4)])
 def test_letterboxed_images_and_batches(tmp_path: Path, batch: tuple[int, int, int]) -> None:
     network = make(tmp_path, net(**MADE_NET, letter_box=1) + MADE_BODY, batch)
-    operate_file(network.plain, tmp_path / "portable.onnx", SurgeryOptions())
+    transform_file(network.plain, tmp_path / "portable.onnx", SurgeryOptions())
     draw_images(tmp_path / "images")
-    subjects = [torch_of(network), onnx_subject(network.plain), onnx_subject(tmp_path / "portable.onnx")]
-    assert subjects[2].info.takes_image_size
-    report = compare(subjects, images_of(network), thresholds=LOOSE)
+    variants = [torch_of(network), onnx_variant(network.plain), onnx_variant(tmp_path / "portable.onnx")]
+    assert variants[2].info.takes_image_size
+    report = compare(variants, images_of(network), thresholds=LOOSE)
     assert report.passed, report.to_table()
     assert [one.detections and one.detections.expected > 0 for one in report.comparisons] == [True, True]
 
 
 def test_layers_of_pytorch_and_onnx_agree(made: Made) -> None:
     portable = made.cfg.parent / "portable.onnx"
-    report = compare([torch_of(made, layers=True), onnx_subject(portable, layers=True)], images_of(made), layers=True)
+    report = compare([torch_of(made, layers=True), onnx_variant(portable, layers=True)], images_of(made), layers=True)
     assert report.passed, report.to_table()
     assert list(report.comparisons[0].tensors) == list(dict.fromkeys(layer.tensor for layer in made.info.layers))
 
 
 def test_layers_inside_fused_nodes_are_counted(made: Made, tmp_path: Path) -> None:
-    operate_file(made.plain, tmp_path / "fused.onnx", SurgeryOptions(mish="fused"))
+    transform_file(made.plain, tmp_path / "fused.onnx", SurgeryOptions(mish="fused"))
     report = compare(
-        [torch_of(made, layers=True), onnx_subject(tmp_path / "fused.onnx", layers=True)], images_of(made), layers=True
+        [torch_of(made, layers=True), onnx_variant(tmp_path / "fused.onnx", layers=True)], images_of(made), layers=True
     )
     assert report.passed and re.search(r"^[1-9] cfg sections more have no tensor in both", report.to_table(), re.MULTILINE)
 
@@ -124,9 +124,9 @@ def test_fp16_is_within_its_tolerance_and_not_within_that_of_fp32(made: Made) ->
     half = gs.export_onnx(graph.toposort(), do_type_check=False)
     embed(half)
     ready = session(marked(half, inner_tensors(info, layers=True)))
-    subjects = [torch_of(made, layers=True), Subject("half", info, "fp16", ready)]
-    assert compare(subjects, images_of(made), layers=True).passed
-    assert not compare([subjects[0], replace(subjects[1], precision="fp32")], images_of(made), layers=True).passed
+    variants = [torch_of(made, layers=True), Variant("half", info, "fp16", ready)]
+    assert compare(variants, images_of(made), layers=True).passed
+    assert not compare([variants[0], replace(variants[1], precision="fp32")], images_of(made), layers=True).passed
 
 
 def test_results_are_copies(made: Made) -> None:
@@ -138,9 +138,9 @@ def test_results_are_copies(made: Made) -> None:
             memory.setdefault(name, np.empty_like(values))[...] = values
         return memory
 
-    subjects = [reference, replace(reference, name="engine", run=reusing)]
-    exact, first = run(subjects, images_of(made)[0], LOOSE, layers=False)
-    run(subjects, images_of(made)[1], LOOSE, layers=False)
+    variants = [reference, replace(reference, name="engine", run=reusing)]
+    exact, first = run(variants, images_of(made)[0], LOOSE, layers=False)
+    run(variants, images_of(made)[1], LOOSE, layers=False)
     assert all(np.array_equal(values, exact[name]) for name, values in first.items())
 
 
@@ -153,7 +153,7 @@ def test_an_engine_in_fp32_is_held_to_what_tf32_can_do(made: Made) -> None:
     ):
         manifest = Manifest("", "", "TensorRT 8.6.0", None, precision, (), 1.0, made.info, tf32=tf32)
         runner: Any = SimpleNamespace(path="x.plan", info=made.info, manifest=manifest, run=dict)
-        assert plan_subject(runner).precision == expected
+        assert plan_variant(runner).precision == expected
 
 
 # --- what does not ---
@@ -194,7 +194,7 @@ def test_nan_is_beyond_every_tolerance(made: Made, tmp_path: Path) -> None:
         return {**outputs, "head0_raw": np.full_like(outputs["head0_raw"], np.nan)}
 
     reference = torch_of(made)
-    report = compare([reference, Subject("damaged", reference.info, "int8", damaged)], images_of(made))
+    report = compare([reference, Variant("damaged", reference.info, "int8", damaged)], images_of(made))
     assert report.comparisons[0].failures() == ["head0_raw"]
     assert json.loads(report.to_json())["comparisons"][0]["tensors"][0]["worst"] is None
 
@@ -255,12 +255,12 @@ def test_the_coarser_precision_says_what_is_tolerable() -> None:
 # --- files ---
 
 
-def saved(network: Made, path: Path, subject: Subject, **options: Any) -> Report:
-    return compare([subject], images_of(network), save=path, **options)
+def saved(network: Made, path: Path, variant: Variant, **options: Any) -> Agreement:
+    return compare([variant], images_of(network), save=path, **options)
 
 
 def test_saved_results_are_as_good_as_a_run(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    portable = onnx_subject(made.cfg.parent / "portable.onnx")
+    portable = onnx_variant(made.cfg.parent / "portable.onnx")
     saved(made, tmp_path / "torch.json", torch_of(made), thresholds=LOOSE)
     saved(made, tmp_path / "onnx.json", portable, thresholds=LOOSE)
     assert files_in(tmp_path) == ["onnx.json", "torch.json"]
@@ -291,7 +291,7 @@ def test_saved_results_are_polygraphys(made: Made, tmp_path: Path) -> None:
 def test_results_of_other_images_or_thresholds_or_without_layers_are_refused(made: Made, tmp_path: Path) -> None:
     saved(made, tmp_path / "torch.json", torch_of(made))
     loaded = load_results(tmp_path / "torch.json")
-    portable, images = onnx_subject(made.cfg.parent / "portable.onnx", layers=True), images_of(made)
+    portable, images = onnx_variant(made.cfg.parent / "portable.onnx", layers=True), images_of(made)
     with pytest.raises(DarktrtError, match=r"torch.json: is of 3 images, 2 of them among the others' 2"):
         compare([portable], images[:2], loaded)
     other = replace(images[0], pixels=255 - images[0].pixels)
@@ -343,7 +343,7 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
     files = ["--cfg", str(made.cfg), "--weights", str(made.weights)]
     other = make(tmp_path, MADE_CFG + "# another\n", name="other")
     small = make(tmp_path, MADE_CFG.replace("width=96", "width=64"), name="small")
-    operate_file(made.plain, tmp_path / "leaky.onnx", SurgeryOptions(activation="leaky"))
+    transform_file(made.plain, tmp_path / "leaky.onnx", SurgeryOptions(activation="leaky"))
     assert "name two of --cfg" in sentence(data, "--model", portable)
     assert "name two of --cfg" in sentence(data)
     assert "no images to run" in sentence("--model", portable, "--model", str(made.plain))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from helpers import found_in
 
-from darktrt.check.detections import save_found
+from darktrt.check.detections import save_detections
 from darktrt.check.ground_truth import load_truth
 from darktrt.check.report import evaluation_digest
 from darktrt.cli import main
@@ -23,7 +23,7 @@ Change = Callable[[dict[str, Any]], None]
 def before(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with the variants ``exact``, which found the labels, and ``random``, which found hardly any."""
     folder = tmp_path_factory.mktemp("diff")
-    save_found([replace(found_in(labelled)[0], name="random")], folder / "found.json")
+    save_detections([replace(found_in(labelled)[0], name="random")], folder / "found.json")
     model = ["--model", f"exact={labelled}/net.onnx", "--load-detections", str(folder / "found.json")]
     quick = ["--compare-images", "0", "--sensitivity-images", "0"]
     assert main(["check", "report", str(labelled / "photos"), *model, *quick, "-o", str(folder / "report")]) == 0

@@ -43,7 +43,7 @@ from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.onnx_file import load_model
 from darktrt.plugins.ops import DOMAIN, OPS
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 
 NO_RTX = importlib.util.find_spec("tensorrt_rtx") is None
 rtx = pytest.mark.skipif(NO_RTX, reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
@@ -303,7 +303,7 @@ def static(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.mark.parametrize("batch", ["static", "dynamic"])
 def test_rtx_builds_a_mish_network_with_nms(made: Made, static: Made, tmp_path: Path, precision: Any, batch: str) -> None:
     source, plan = tmp_path / "portable.onnx", tmp_path / "model.plan"
-    operate_file((static if batch == "static" else made).plain, source, SurgeryOptions())
+    transform_file((static if batch == "static" else made).plain, source, SurgeryOptions())
     manifest = build_file(source, plan, precision, "rtx")
     assert files_in(tmp_path) == ["model.json", "model.plan", "portable.onnx"]
     assert plan.stat().st_size > 10_000
@@ -317,7 +317,7 @@ def test_rtx_builds_a_mish_network_with_nms(made: Made, static: Made, tmp_path: 
 
 @rtx
 def test_half_halves_the_plan(made: Made, tmp_path: Path) -> None:
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
     sizes = []
     for precision in ("fp32", "fp16"):
         build_file(tmp_path / "a.onnx", tmp_path / "a.plan", precision, "rtx")  # type: ignore[arg-type]
@@ -358,7 +358,7 @@ FAILURES: dict[str, Callable[[], Exception]] = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failed_build_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     (tmp_path / "old.plan").write_bytes(b"old")
     (tmp_path / "old.json").write_text("old")
 
@@ -376,7 +376,7 @@ def test_a_failed_build_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: 
 
 
 def test_no_plan_without_its_manifest(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     (tmp_path / "model.json").mkdir()
     monkeypatch.setattr(build_module, "build", lambda *_: Built(memoryview(b"plan")))
     machine(monkeypatch, None, rtx="1.7.1")
@@ -416,7 +416,7 @@ def test_full_tensorrt_is_asked_in_its_own_way(
 ) -> None:
     """Flags by version, a profile for the dynamic inputs, plugins and GPU in the manifest."""
     trt = full(monkeypatch, version, plugins=PLUGINS)
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "auto")
     assert trt.config.asked == flags
     assert trt.network.flags == network
@@ -434,7 +434,7 @@ def test_a_missing_plugin_library_is_said(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, needed: bool
 ) -> None:
     full(monkeypatch, version, plugins=("MishPlugin",))
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     if not needed:
         assert build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt").precision == "fp16"
         return
@@ -488,7 +488,7 @@ def test_a_head_that_later_layers_read_divides_nothing(made: Made) -> None:
     found = NetworkMap(network, info)
     assert [layer.get_output(0).name for layer in found.behind_heads()] == ["y", "z"]
     assert found.activations() == ["images", "a", "head0", "b", "head1"]
-    assert [layer.get_output(0).name for layer in found.kept(["head0"])] == ["head0", "b"]
+    assert [layer.get_output(0).name for layer in found.fp_layers(["head0"])] == ["head0", "b"]
     with pytest.raises(DarktrtError, match="TensorRT's network has no tensor 'other', a head"):
         NetworkMap(network, replace(made.info, heads=(replace(head, tensor="other"),)))
 
@@ -496,7 +496,7 @@ def test_a_head_that_later_layers_read_divides_nothing(made: Made) -> None:
 def raw(made: Made, folder: Path, **options: Any) -> tuple[Path, dict[str, np.float32]]:
     """A model without custom nodes, and a table for it."""
     file = folder / "raw.onnx"
-    operate_file(made.plain, file, SurgeryOptions(head="raw", mish="native", **options))
+    transform_file(made.plain, file, SurgeryOptions(head="raw", mish="native", **options))
     model, info = load_model(file)
     return file, {name: np.float32(0.01 + i) for i, name in enumerate(tensors_to_calibrate(model, info))}
 
@@ -563,7 +563,7 @@ def test_tensors_inside_fused_nodes_are_not_missed(
     full(monkeypatch, "8.6.1", plugins=PLUGINS)
     monkeypatch.setattr(Target, "mish_form", lambda *_: "fused")
     file = tmp_path / "auto.onnx"
-    operate_file(made.plain, file, SurgeryOptions(head="raw"))
+    transform_file(made.plain, file, SurgeryOptions(head="raw"))
     scales = {name: np.float32(0.1) for name in tensors_to_calibrate(*load_model(file))}
     assert "MishAddPlugin:1" in build_file(file, tmp_path / "a.plan", "int8", "trt", Calibration(scales)).plugins
     assert "not in the network" not in capsys.readouterr().err
@@ -596,7 +596,7 @@ def test_int8_of_a_model_with_qdq_nodes_needs_no_calibrator(
 ) -> None:
     trt = full(monkeypatch, "8.6.1")
     _, scales = raw(made, tmp_path)
-    operate_file(made.plain, tmp_path / "q.onnx", SurgeryOptions(head="raw", mish="native", calibration=Calibration(scales)))
+    transform_file(made.plain, tmp_path / "q.onnx", SurgeryOptions(head="raw", mish="native", calibration=Calibration(scales)))
     build_file(tmp_path / "q.onnx", tmp_path / "a.plan", "int8", "trt")
     assert trt.config.asked == ["FP16", "INT8", OBEY]
     assert trt.config.int8_calibrator is None
@@ -759,16 +759,16 @@ def test_by_default_times_are_kept_for_each_tensorrt_and_gpu(
     """What does not fit is set aside under a warning, and what cannot be kept loses no engine."""
     full(monkeypatch, "8.6.0")
     build_with(made, tmp_path)
-    kept = home / ".cache" / "darktrt" / "timing" / "TensorRT-8.6.0-NVIDIA-L4.cache"
-    assert kept.read_bytes() == b"+measured"
-    kept.write_bytes(b"broken")
+    fp_layers = home / ".cache" / "darktrt" / "timing" / "TensorRT-8.6.0-NVIDIA-L4.cache"
+    assert fp_layers.read_bytes() == b"+measured"
+    fp_layers.write_bytes(b"broken")
     build_with(made, tmp_path)
     assert "timing cache of TensorRT 8.6.0 on this GPU; all is measured anew" in capsys.readouterr().err
-    assert kept.read_bytes() == b"+measured"
+    assert fp_layers.read_bytes() == b"+measured"
     build_with(made, tmp_path, timing_cache="none")
-    assert kept.read_bytes() == b"+measured"
-    kept.unlink()
-    kept.mkdir()
+    assert fp_layers.read_bytes() == b"+measured"
+    fp_layers.unlink()
+    fp_layers.mkdir()
     build_with(made, tmp_path)
     assert "cannot be kept" in capsys.readouterr().err
     assert (tmp_path / "a.plan").exists()
@@ -800,7 +800,7 @@ def test_another_range_of_batches(made: Made, tmp_path: Path, monkeypatch: pytes
 
 def test_a_static_batch_stays(static: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, "8.6.0")
-    operate_file(static.plain, tmp_path / "raw.onnx", SurgeryOptions(head="raw"))
+    transform_file(static.plain, tmp_path / "raw.onnx", SurgeryOptions(head="raw"))
     size = static.info.batch[0]
     with pytest.raises(DarktrtError, match=rf"--batch: the model takes batches of {size} alone; convert it again with"):
         build_with(static, tmp_path, batch=(1, 4, 16))
@@ -821,7 +821,7 @@ def test_strongly_typed_where_it_can_be(made: Made, tmp_path: Path, monkeypatch:
 
 def test_standard_ops_in_place_of_plugins(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trt = full(monkeypatch, "10.3.0", plugins=PLUGINS)
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     for plugins, taken in ((None, 3), ("none", 0)):
         manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt", plugins=plugins)
         assert len(manifest.plugins) == taken
@@ -859,7 +859,7 @@ def test_calibrating_on_the_gpu_from_the_command_line(
 ) -> None:
     trt = full(monkeypatch, "8.6.0", plugins=PLUGINS)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(current=5))
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(thresholds=(0.25, 0.45)))
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(thresholds=(0.25, 0.45)))
     for i in range(3):
         Image.fromarray(made_image(64, 96, seed=i)).save(tmp_path / f"{i}.png")
     command = ["engine", f"{tmp_path}/a.onnx", "-o", f"{tmp_path}/a.plan", "--target", "trt", "--precision", "int8"]
@@ -893,7 +893,7 @@ def test_a_build_without_a_progress_monitor_tells_the_time(
 
 @rtx
 def test_rtx_takes_what_it_has_of_these_options(made: Made, tmp_path: Path) -> None:
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
     build_file(
         tmp_path / "a.onnx",
         tmp_path / "a.plan",
@@ -986,7 +986,7 @@ def test_what_is_no_manifest_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_runner_gives_all_outputs_by_name(made: Made, tmp_path: Path) -> None:
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     given = {"images": batch_of_images(made.info, 2), **thresholds(0.01)}
     with OnnxRunner(tmp_path / "a.onnx") as runner:
         outputs = runner.run(given)

@@ -16,7 +16,7 @@ from fake_tensorrt import FakeTensorRT
 from helpers import Made, files_in
 from onnx import numpy_helper, parser
 
-from darktrt.calib.bias_correction import Shift, corrected_bias
+from darktrt.calib.bias_correction import ChannelMeans, corrected_bias
 from darktrt.calib.collect import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
@@ -30,7 +30,7 @@ from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 
 rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -244,8 +244,8 @@ def test_what_is_asked_for_is_read_from_the_graph() -> None:
     for node, name in zip(model.graph.node, ("quantize", "dequantize", "a", "b"), strict=True):
         node.name = name
     assert asked_for(model) == {"a": True, "b": False}
-    assert asked_for(model, kept=["y"]) == {"a": False, "b": True}
-    assert asked_for(model, kept=[]) == {"a": True, "b": True}
+    assert asked_for(model, fp_layers=["y"]) == {"a": False, "b": True}
+    assert asked_for(model, fp_layers=[]) == {"a": True, "b": True}
 
 
 # --- all layers ---
@@ -301,7 +301,7 @@ def test_the_summary_groups_by_reason() -> None:
 
 def portable(made: Made, path: Path, **options: Any) -> Calibration:
     """A model with a scale for every tensor."""
-    operate_file(made.plain, path, SurgeryOptions(**options))
+    transform_file(made.plain, path, SurgeryOptions(**options))
     return Calibration({name: np.float32(0.05) for name in tensors_to_calibrate(*load_model(path))})
 
 
@@ -311,14 +311,14 @@ def test_all_but_the_kept_run_in_int8(made: Made, folder: Path, capsys: pytest.C
     calibration = portable(made, folder / "a.onnx", head=form)
     CalibrationTable(dict(calibration.scales), "8600").save("a.table")
     assert main("engine a.onnx -o a.plan --precision int8 --target rtx --table a.table".split()) == 0
-    kept = "/layers.0/Conv, /layers.11/Conv, /layers.18/Conv"
+    fp_layers = "/layers.0/Conv, /layers.11/Conv, /layers.18/Conv"
     out, err = capsys.readouterr()
-    assert out.splitlines()[1:] == [f"a.plan: 6 of 9 convolutions run in INT8; kept in FP16: {kept}"]
+    assert out.splitlines()[1:] == [f"a.plan: 6 of 9 convolutions run in INT8; kept in FP16: {fp_layers}"]
     assert err == ""
     manifest = read_plan_manifest("a.plan")
     assert len(manifest.int8_convolutions) == 6
-    assert manifest.other_convolutions == dict.fromkeys(kept.split(", "), "kept in FP16")
-    assert f"\nINT8          6 of 9 convolutions run in INT8; kept in FP16: {kept}\n" in describe_plan("a.plan")
+    assert manifest.other_convolutions == dict.fromkeys(fp_layers.split(", "), "kept in FP16")
+    assert f"\nINT8          6 of 9 convolutions run in INT8; kept in FP16: {fp_layers}\n" in describe_plan("a.plan")
 
 
 @rtx
@@ -338,11 +338,11 @@ def test_an_engine_is_told_layer_by_layer(made: Made, folder: Path, capsys: pyte
 def test_what_is_kept_is_what_is_not_counted(made: Made, tmp_path: Path) -> None:
     calibration = portable(made, tmp_path / "a.onnx", head="raw")
     names = [node.name for node in load_model(tmp_path / "a.onnx")[0].graph.node if node.op_type == "Conv"]
-    for keep in ([], names[1:5], names):
-        chosen = Calibration(calibration.scales, tuple(keep))
+    for fp_layers in ([], names[1:5], names):
+        chosen = Calibration(calibration.scales, tuple(fp_layers))
         manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "rtx", chosen)
-        assert list(manifest.other_convolutions) == keep
-        assert list(manifest.int8_convolutions) == [name for name in names if name not in keep]
+        assert list(manifest.other_convolutions) == fp_layers
+        assert list(manifest.int8_convolutions) == [name for name in names if name not in fp_layers]
 
 
 @rtx
@@ -368,8 +368,8 @@ def test_the_engine_inspector_is_asked(made: Made, tmp_path: Path, monkeypatch: 
     trt.faster_in_half = {"/layers.3/Conv"}
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "trt", calibration)
     assert len(manifest.int8_convolutions) == 5
-    kept = dict.fromkeys(("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv"), "kept in FP16")
-    assert manifest.other_convolutions == {**kept, "/layers.3/Conv": "TensorRT chose FP16, faster here"}
+    fp_layers = dict.fromkeys(("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv"), "kept in FP16")
+    assert manifest.other_convolutions == {**fp_layers, "/layers.3/Conv": "TensorRT chose FP16, faster here"}
     assert read_plan_manifest(tmp_path / "a.plan") == manifest
 
 
@@ -421,14 +421,14 @@ def shifted(made: Made, path: Path) -> tuple[Calibration, dict[str, list[float]]
     calibration = portable(made, path, head="raw", mish="native")
     model, _ = load_model(path)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    random, shifts, corrected = np.random.default_rng(0), {}, {}
+    random, channel_means, corrected = np.random.default_rng(0), {}, {}
     for node in model.graph.node:
         if node.op_type == "Conv":
             weight, bias = (stored[name] for name in node.input[1:])
-            shift = shifts.setdefault(node.input[0], Shift(*random.random((2, weight.shape[1]))))
+            means = channel_means.setdefault(node.input[0], ChannelMeans(*random.random((2, weight.shape[1]))))
             step = np.abs(weight).max((1, 2, 3), keepdims=True) / 127
-            corrected[node.name] = corrected_bias(bias, weight, np.rint(weight / step) * step, shift).tolist()
-    return replace(calibration, shifts=shifts), corrected
+            corrected[node.name] = corrected_bias(bias, weight, np.rint(weight / step) * step, means).tolist()
+    return replace(calibration, channel_means=channel_means), corrected
 
 
 KEPT = ("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv")
@@ -505,8 +505,8 @@ def test_one_build_where_there_is_nothing_to_correct(
     convolutions = set(biases(load_model("a.onnx")[0]))
     nothing: set[str] = set()
     for given, halves in (
-        (replace(calibration, shifts={}), nothing),
-        (replace(calibration, keep=tuple(convolutions)), nothing),
+        (replace(calibration, channel_means={}), nothing),
+        (replace(calibration, fp_layers=tuple(convolutions)), nothing),
         (calibration, convolutions),
     ):
         chosen(monkeypatch, trt, halves)

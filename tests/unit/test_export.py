@@ -29,7 +29,7 @@ from helpers import (
 )
 
 from darktrt.convert.export import convert
-from darktrt.convert.model import load_model
+from darktrt.convert.model import load_darknet
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo
@@ -68,7 +68,7 @@ def test_inputs_and_outputs(made: Made) -> None:
 def test_heads_and_layers_have_names(made: Made) -> None:
     names = [layer.tensor for layer in made.info.layers]
     outputs = run(with_outputs(made.model(), dict.fromkeys(names)), {"images": as_float(batch_of_images(made.info, 2))})
-    model = load_model(made.cfg, made.weights)
+    model = load_darknet(made.cfg, made.weights)
     with torch.inference_mode():
         images = torch.from_numpy(as_float(batch_of_images(made.info, 2)))
         layers = model.run(images, set(range(len(names))))
@@ -83,7 +83,7 @@ def test_the_file_equals_the_module(made: Made) -> None:
     images = as_float(batch_of_images(made.info, 3))
     found = run(made.plain, {"images": images})
     with torch.inference_mode():
-        boxes, scores = load_model(made.cfg, made.weights)(torch.from_numpy(images))
+        boxes, scores = load_darknet(made.cfg, made.weights)(torch.from_numpy(images))
     assert relative_error(found["boxes"], boxes.numpy()) <= EXPORT_TOLERANCE
     assert relative_error(found["scores"], scores.numpy()) <= EXPORT_TOLERANCE
 
@@ -114,7 +114,7 @@ def test_another_size_than_the_cfgs(made: Made, tmp_path: Path) -> None:
     assert [(h.columns, h.rows) for h in info.heads] == [(4, 8), (8, 16)]
     images = as_float(batch_of_images(info, 1))
     with torch.inference_mode():
-        boxes, _ = load_model(made.cfg, made.weights, (64, 128))(torch.from_numpy(images))
+        boxes, _ = load_darknet(made.cfg, made.weights, (64, 128))(torch.from_numpy(images))
     assert relative_error(run(tmp_path / "a.onnx", {"images": images})["boxes"], boxes.numpy()) <= EXPORT_TOLERANCE
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.coco import accuracy
-from darktrt.check.detections import judge_all, load_found, save_found
+from darktrt.check.detections import judge_all, load_detections, save_detections
 from darktrt.check.ground_truth import load_truth
 from darktrt.check.runs import Thresholds
 from darktrt.cli import main
@@ -88,7 +88,7 @@ sys.exit(darktrt.cli.main(["check", "map", {str(labelled / "photos")!r}, "--plan
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    (found,) = load_found("gpu.json")
+    (found,) = load_detections("gpu.json")
     assert found.precision == "fp16" and found.about["runs in"] == "TensorRT 8.6.0" and found.about["sha256"] == "0" * 64
     assert found.thresholds == Thresholds(0.001, 0.45) and len(found.images) == 5
     assert next(iter(found.images.values())).boxes.tolist() == [[48, 32, 144, 96]]
@@ -96,8 +96,8 @@ sys.exit(darktrt.cli.main(["check", "map", {str(labelled / "photos")!r}, "--plan
 
 def test_files_keep_every_bit(labelled: Path, folder: Path) -> None:
     found, digests = found_in(labelled)
-    save_found([found, replace(found, name="B", images={})], "found.json")
-    again, empty = load_found("found.json")
+    save_detections([found, replace(found, name="B", images={})], "found.json")
+    again, empty = load_detections("found.json")
     assert (again.name, again.info, again.precision, again.thresholds) == ("A", found.info, "tf32", found.thresholds)
     for one, other in zip(again.in_order(digests), found.in_order(digests), strict=True):
         assert np.array_equal(one.boxes, other.boxes) and np.array_equal(one.scores, other.scores)
@@ -148,9 +148,9 @@ def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys:
         (folder / "more" / path.name).symlink_to(path)
     Image.fromarray(made_image(128, 192, seed=9)).save("more/9.png")
     found, _ = found_in(labelled)
-    save_found([found], "good.json")
-    save_found([replace(found, info=replace(found.info, class_names=("a", "b", "c")))], "classes.json")
-    save_found([replace(found, thresholds=Thresholds(0.5, 0.45))], "thresholds.json")
+    save_detections([found], "good.json")
+    save_detections([replace(found, info=replace(found.info, class_names=("a", "b", "c")))], "classes.json")
+    save_detections([replace(found, thresholds=Thresholds(0.5, 0.45))], "thresholds.json")
     values = json.loads(Path("good.json").read_text())
     next(iter(values["variants"][0]["images"].values()))["classes"][0] = 9
     Path("broken.json").write_text(json.dumps(values))

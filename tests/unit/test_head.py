@@ -34,7 +34,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo
 from darktrt.onnx_file import load_model
 from darktrt.plugins.ops import YoloDecode, op_from_node
-from darktrt.surgery.rewrite import SurgeryOptions, operate, operate_file, save_model
+from darktrt.surgery.rewrite import SurgeryOptions, save_model, transform, transform_file
 from darktrt.vision.boxes import nms
 from darktrt.vision.detector import Detector
 
@@ -88,7 +88,7 @@ def test_a_static_batch_stays_static(made: Made, tmp_path: Path) -> None:
 
 
 def test_a_file_becomes_a_file(made: Made, tmp_path: Path) -> None:
-    report = operate_file(made.plain, tmp_path / "portable.onnx", SurgeryOptions())
+    report = transform_file(made.plain, tmp_path / "portable.onnx", SurgeryOptions())
     assert files_in(tmp_path) == ["portable.onnx"]
     assert (report.mish, report.heads, report.functions) == (6, 2, 2)
     model, info = load_model(tmp_path / "portable.onnx")
@@ -306,17 +306,17 @@ def test_attributes_say_what_the_cfg_says(made: Made) -> None:
 
 def test_surgery_is_done_once(made: Made, tmp_path: Path) -> None:
     for end in ("nms", "decode", "raw"):
-        operate_file(made.plain, tmp_path / "once.onnx", SurgeryOptions(head=end))  # type: ignore[arg-type]
+        transform_file(made.plain, tmp_path / "once.onnx", SurgeryOptions(head=end))  # type: ignore[arg-type]
         message = rf"once\.onnx: surgery was done on it already \(--head {end}\); start from the plain ONNX of 'convert'"
         with pytest.raises(DarktrtError, match=message):
-            operate_file(tmp_path / "once.onnx", tmp_path / "twice.onnx", SurgeryOptions())
+            transform_file(tmp_path / "once.onnx", tmp_path / "twice.onnx", SurgeryOptions())
     assert files_in(tmp_path) == ["once.onnx"]
 
 
 def test_the_source_is_not_overwritten(made: Made, tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(made.plain.read_bytes())
     with pytest.raises(DarktrtError, match=r"a\.onnx: is given twice"):
-        operate_file(tmp_path / "a.onnx", tmp_path / "a.onnx", SurgeryOptions())
+        transform_file(tmp_path / "a.onnx", tmp_path / "a.onnx", SurgeryOptions())
 
 
 def other_head(made: Made, **changes: Any) -> DetectorInfo:
@@ -333,7 +333,7 @@ def other_head(made: Made, **changes: Any) -> DetectorInfo:
 )
 def test_metadata_of_another_network_is_refused(made: Made, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(DarktrtError, match=said):
-        operate(made.model(), other_head(made, **changes), SurgeryOptions())
+        transform(made.model(), other_head(made, **changes), SurgeryOptions())
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_a_model_that_does_not_pass_the_checker_is_not_written(made: Made, tmp_p
 
 
 def test_the_decode_node_follows_the_metadata(made: Made) -> None:
-    model, _ = operate(made.model(), other_head(made, new_coords=True, scale_x_y=2.0), SurgeryOptions(head="decode"))
+    model, _ = transform(made.model(), other_head(made, new_coords=True, scale_x_y=2.0), SurgeryOptions(head="decode"))
     op = op_from_node(model.graph.node[-1])
     assert isinstance(op, YoloDecode)
     assert (op.new_coords, op.scale_x_y) == ((0, 1), pytest.approx((1.05, 2.0)))

@@ -19,10 +19,10 @@ from darktrt.convert.describe import describe_cfg, describe_weights
 from darktrt.convert.zoo import MODELS
 from darktrt.engine import doctor
 from darktrt.engine.describe import describe_manifest, describe_onnx, describe_plan
-from darktrt.engine.doctor import Finding, examine, report
+from darktrt.engine.doctor import Finding, examine_machine, report
 from darktrt.engine.manifest import Manifest, manifest_path, read_manifest
 from darktrt.errors import DarktrtError
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 
 
 def fields(text: str) -> dict[str, str]:
@@ -118,7 +118,7 @@ def test_a_plain_onnx(made: Made) -> None:
 
 
 def test_a_portable_onnx(made: Made, tmp_path: Path) -> None:
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(max_detections=20))
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(max_detections=20))
     text = describe_onnx(tmp_path / "a.onnx")
     assert f"plugin nodes  {MADE_MISH} MishPlugin, 1 YoloDetectPlugin" in text
     assert "bodies        MishPlugin, YoloDetectPlugin" in text
@@ -131,7 +131,7 @@ def test_a_portable_onnx(made: Made, tmp_path: Path) -> None:
 
 
 def test_swapped_activations_are_told(made: Made, tmp_path: Path) -> None:
-    operate_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(activation="leaky"))
+    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(activation="leaky"))
     assert fields(describe_onnx(tmp_path / "a.onnx"))["Mish"] == f"0, {MADE_MISH} replaced by leaky"
 
 
@@ -166,7 +166,7 @@ def test_a_machine_that_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_INCLUDE_FOLDERS", ())
     monkeypatch.setattr(doctor, "find_library", lambda: None)
     monkeypatch.delenv("TENSORRT_INCLUDE", raising=False)
-    findings = examine()
+    findings = examine_machine()
     assert [f.name for f in findings if f.found] == ["Python"]
     text = report(findings)
     assert len(text.splitlines()) == len(findings) == 12
@@ -184,7 +184,7 @@ def test_a_machine_that_has_everything(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/opt/nvcc")
     answer = subprocess.CompletedProcess([], 0, "nvcc: NVIDIA\nCuda compilation tools, release 12.6, V12.6.20\n", "")
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: answer)
-    found = {f.name: f.found for f in examine()}
+    found = {f.name: f.found for f in examine_machine()}
     assert found.pop("Python") == platform.python_version()
     assert found["nvcc"] == "/opt/nvcc (12.6)"
     assert found["GPU"] == "NVIDIA L4"
@@ -196,7 +196,7 @@ def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it has; and nothing large is loaded for it."""
     loaded: list[str] = []
     monkeypatch.setattr(importlib, "import_module", loaded.append)
-    found = {f.name: f.found for f in examine()}
+    found = {f.name: f.found for f in examine_machine()}
     assert found["torch"] == importlib.metadata.version("torch")
     assert found["onnxruntime"]
     assert not loaded

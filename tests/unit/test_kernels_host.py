@@ -208,8 +208,8 @@ def test_what_no_kernel_takes(host: Library) -> None:
         (Format(0, 0, 0, 1), Format(0, 0, 0, 1)),
     ):
         assert host.call("mish", shape, None, x, None, y) == UNSUPPORTED
-    lanes = Format(1, 16, 0, 1)
-    assert host.call("mish_concat", shape, None, lanes, None, lanes, 16, None, lanes) == UNSUPPORTED
+    slots = Format(1, 16, 0, 1)
+    assert host.call("mish_concat", shape, None, slots, None, slots, 16, None, slots) == UNSUPPORTED
     assert host.mish(np.zeros((0, 3, 4), np.float32), layout=LINEAR)[0].size == 0
 
 

@@ -20,7 +20,7 @@ from helpers import Made
 from test_detect import made_info
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.model_info import ServedModel, ServedTensor
+from darktrt.serve.client.model_info import ModelInfo, TensorInfo
 from darktrt.serve.client.statistics import ModelStatistics, to_table
 from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.config import ConfigOptions
@@ -30,18 +30,18 @@ from darktrt.serve.load.measure import Level, LoadOptions, LoadReport, make_requ
 from darktrt.serve.load.sweep import Setting, SweepReport, delays_of, settings_of, sweep
 from darktrt.serve.load.worker import Latency, Task
 from darktrt.serve.repository import write_repository
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 
 FLOATS, TEXT = np.dtype(np.float32), np.dtype(object)
 
 
-def served(*, files: bool = False, max_batch: int = 8) -> ServedModel:
+def served(*, files: bool = False, max_batch: int = 8) -> ModelInfo:
     front = () if max_batch else (-1,)
-    image = ServedTensor("image", TEXT, (1,)) if files else ServedTensor("images", np.dtype(np.uint8), (*front, 128, 160, 3))
-    inputs = [image, ServedTensor("score_threshold", FLOATS, (1,)), ServedTensor("iou_threshold", FLOATS, (1,))]
-    outputs = [ServedTensor("boxes", FLOATS, (*front, 300, 4)), ServedTensor("scores", FLOATS, (*front, 300))]
+    image = TensorInfo("image", TEXT, (1,)) if files else TensorInfo("images", np.dtype(np.uint8), (*front, 128, 160, 3))
+    inputs = [image, TensorInfo("score_threshold", FLOATS, (1,)), TensorInfo("iou_threshold", FLOATS, (1,))]
+    outputs = [TensorInfo("boxes", FLOATS, (*front, 300, 4)), TensorInfo("scores", FLOATS, (*front, 300))]
     info = made_info(input="uint8", head="nms", max_detections=300)
-    return ServedModel("made", "", "python", info, max_batch, *({one.name: one for one in ones} for ones in (inputs, outputs)))
+    return ModelInfo("made", "", "python", info, max_batch, *({one.name: one for one in ones} for ones in (inputs, outputs)))
 
 
 def level(concurrency: int, rate: float, p99: float, failures: int = 0) -> Level:
@@ -95,7 +95,7 @@ def test_settings() -> None:
 
 def test_a_model_that_triton_does_not_batch_gets_no_delays(made: Made, tmp_path: Path) -> None:
     for name, thresholds in (("open", None), ("fixed", (0.25, 0.45))):
-        operate_file(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=thresholds))
+        transform_file(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=thresholds))
         write_repository(tmp_path / f"{name}.onnx", tmp_path / "models", ConfigOptions("onnxruntime"), name)
     assert delays_of(tmp_path / "models", "open") == (0,) and delays_of(tmp_path / "models", "fixed") == (0, 500, 2000)
     with pytest.raises(DarktrtError, match="has no batches to wait for"):  # before a server is started
@@ -155,7 +155,7 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def task(model: ServedModel, **changes: Any) -> Task:
+def task(model: ModelInfo, **changes: Any) -> Task:
     requests = make_requests(model, LoadOptions(batch=2))
     return replace(Task(Endpoint.parse("a:1"), model, requests, 2, "none", 60), **changes)
 

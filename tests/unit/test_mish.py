@@ -30,7 +30,7 @@ from darktrt.errors import DarktrtError
 from darktrt.plugins.ops import DOMAIN, Mish
 from darktrt.surgery.functions import embed, inline_bodies
 from darktrt.surgery.mish import SWAPS, Fused, fuse_mish, mish_input, replace_mish
-from darktrt.surgery.rewrite import SurgeryOptions, operate
+from darktrt.surgery.rewrite import SurgeryOptions, transform
 
 
 def graph_of(statements: str, opset: int = 17) -> gs.Graph:
@@ -307,7 +307,7 @@ def test_every_layer_keeps_its_bits(made: Made, options: dict[str, str]) -> None
 def test_fused_in_a_network(tmp_path: Path, made: Made) -> None:
     """Every tensor that is left has its bits; the counts are those of the cfg."""
     for network, count in ((make(tmp_path, RESIDUAL_CFG, batch=(1, 2, 2)), Fused(2, 1)), (made, Fused(1, 0))):
-        fused, report = operate(network.model(), network.info, SurgeryOptions(mish="fused", input="float", head="raw"))
+        fused, report = transform(network.model(), network.info, SurgeryOptions(mish="fused", input="float", head="raw"))
         plugin = network.operated(mish="plugin", input="float", head="raw")
         assert report.fused == count
         assert (report.mish, report.info.mish) == (network.info.mish_count, "fused")
@@ -321,8 +321,8 @@ def test_fused_in_a_network(tmp_path: Path, made: Made) -> None:
 
 
 def test_auto_is_a_node_each_for_the_build_to_decide(made: Made) -> None:
-    plugin, report = operate(made.model(), made.info, SurgeryOptions(mish="plugin"))
-    auto, decided_later = operate(made.model(), made.info, SurgeryOptions())
+    plugin, report = transform(made.model(), made.info, SurgeryOptions(mish="plugin"))
+    auto, decided_later = transform(made.model(), made.info, SurgeryOptions())
     assert plugin.graph == auto.graph
     assert (report.info.mish, decided_later.info.mish) == ("plugin", "auto")
     assert decided_later.fused == Fused(0, 0)
@@ -361,7 +361,7 @@ def opset_18(made: Made) -> onnx.ModelProto:
 def test_a_model_of_opset_18_with_the_op_mish(made: Made, head: str) -> None:
     model = opset_18(made)
     assert kinds(model)["Mish"] == MADE_MISH
-    operated, report = operate(model, made.info, SurgeryOptions(head=head, input="float"))  # type: ignore[arg-type]
+    operated, report = transform(model, made.info, SurgeryOptions(head=head, input="float"))  # type: ignore[arg-type]
     assert report.mish == MADE_MISH
     onnx.checker.check_model(operated, full_check=True)
     inlined = inline_bodies(operated)
@@ -391,7 +391,7 @@ def test_every_swap_has_a_reference() -> None:
 @pytest.mark.parametrize("mish", ["plugin", "native"])
 def test_swaps(made: Made, name: str, mish: str) -> None:
     options = SurgeryOptions(head="raw", input="float", activation=name, mish=mish)  # type: ignore[arg-type]
-    model, report = operate(made.model(), made.info, options)
+    model, report = transform(made.model(), made.info, options)
     onnx.checker.check_model(model, full_check=True)
     assert report.mish == MADE_MISH
     assert report.info.swapped_activations == {name: MADE_MISH}
@@ -413,4 +413,4 @@ def test_a_count_that_is_not_the_cfgs_is_an_error(made: Made) -> None:
         rf"surgery: found {MADE_MISH - 1} of {MADE_MISH} Mish; '{last.name}' multiplies tanh\(softplus\(x\)\) by another x"
     )
     with pytest.raises(DarktrtError, match=message):
-        operate(model, made.info, SurgeryOptions())
+        transform(model, made.info, SurgeryOptions())

@@ -36,7 +36,7 @@ from helpers import (
 from darktrt.convert.cfg import Network, Yolo, read_cfg
 from darktrt.convert.export import convert
 from darktrt.convert.layers import ACTIVATIONS
-from darktrt.convert.model import Darknet, load_model, random_weights
+from darktrt.convert.model import Darknet, load_darknet, random_weights
 from darktrt.errors import DarktrtError
 
 # --- activations, one number at a time ---
@@ -425,7 +425,7 @@ def case_of(folder: Path, sections: list[Section], gain: float = 1.0, shape: tup
 
 
 def torch_outputs(case: Case) -> tuple[list[Array], Array, Array]:
-    model = load_model(case.cfg, case.weights)
+    model = load_darknet(case.cfg, case.weights)
     with torch.inference_mode():
         image = torch.from_numpy(case.image)
         layers = model.run(image, set(range(len(model.layers))))
@@ -510,7 +510,7 @@ def test_other_channel_counts(tmp_path: Path, channels: int) -> None:
 
 
 def test_images_of_a_batch_do_not_meet(made: Made) -> None:
-    model = load_model(made.cfg, made.weights)
+    model = load_darknet(made.cfg, made.weights)
     images = torch.from_numpy(as_float(batch_of_images(made.info, 3)))
     with torch.inference_mode():
         together = [output.numpy() for output in model(images)]
@@ -522,7 +522,7 @@ def test_images_of_a_batch_do_not_meet(made: Made) -> None:
 
 
 def test_another_size_takes_the_same_weights(made: Made) -> None:
-    model = load_model(made.cfg, made.weights, size=(64, 128))
+    model = load_darknet(made.cfg, made.weights, size=(64, 128))
     with torch.inference_mode():
         boxes, scores = model(torch.zeros(1, 3, 128, 64))
     anchors = 3 * (4 * 8 + 8 * 16)

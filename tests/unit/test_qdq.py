@@ -34,8 +34,8 @@ from darktrt.engine.layer_list import asked_for, convolution_precisions
 from darktrt.engine.lower import lower
 from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
-from darktrt.surgery.qdq import Calibration, default_keep, half_scale, quantize
-from darktrt.surgery.rewrite import SurgeryOptions, operate
+from darktrt.surgery.qdq import Calibration, default_fp_layers, half_scale, quantize
+from darktrt.surgery.rewrite import SurgeryOptions, transform
 
 RTX = Target("rtx", (1, 7, 1))
 INT8_TOLERANCE = 0.25
@@ -56,9 +56,11 @@ def scales_of(made: Made) -> dict[str, np.float32]:
     return {name: np.float32(np.abs(values[name]).max() / 127) for name in names}
 
 
-def quantized(made: Made, scales: dict[str, np.float32], keep: tuple[str, ...] | None = None) -> tuple[onnx.ModelProto, object]:
-    options = SurgeryOptions(head="raw", input="float", calibration=Calibration(scales, keep))
-    model, report = operate(made.model(), made.info, options)
+def quantized(
+    made: Made, scales: dict[str, np.float32], fp_layers: tuple[str, ...] | None = None
+) -> tuple[onnx.ModelProto, object]:
+    options = SurgeryOptions(head="raw", input="float", calibration=Calibration(scales, fp_layers))
+    model, report = transform(made.model(), made.info, options)
     onnx.checker.check_model(model, full_check=True)
     return model, report.int8
 
@@ -73,9 +75,9 @@ def test_all_but_the_first_and_the_heads_are_quantized(made: Made, scales: dict[
     heads = {head.tensor for head in made.info.heads}
     for node in convolutions(model):
         inputs = [producers.get(name) for name in node.input[:2]]
-        kept = node.input[0] == "images" or heads & set(node.output)
-        assert [i is not None and i.op_type == "DequantizeLinear" for i in inputs] == [not kept, not kept], node.name
-    assert len(report.kept) == 3  # type: ignore[attr-defined]
+        fp_layers = node.input[0] == "images" or heads & set(node.output)
+        assert [i is not None and i.op_type == "DequantizeLinear" for i in inputs] == [not fp_layers, not fp_layers], node.name
+    assert len(report.fp_layers) == 3  # type: ignore[attr-defined]
     assert len(report.quantized) + 3 == len(convolutions(model))  # type: ignore[attr-defined]
 
 
@@ -103,9 +105,9 @@ def test_weights_are_int8_with_a_scale_a_filter(made: Made, scales: dict[str, np
 
 def test_raw_heads_stay_near(made: Made, scales: dict[str, np.float32]) -> None:
     images = {"images": as_float(batch_of_images(made.info, 3))}
-    exact = run(operate(made.model(), made.info, SurgeryOptions(head="raw", input="float"))[0], images)
-    for keep in (None, ()):
-        found = run(quantized(made, scales, keep)[0], images)
+    exact = run(transform(made.model(), made.info, SurgeryOptions(head="raw", input="float"))[0], images)
+    for fp_layers in (None, ()):
+        found = run(quantized(made, scales, fp_layers)[0], images)
         for name, expected in exact.items():
             assert 0 < relative_error(found[name], expected) < INT8_TOLERANCE
 
@@ -113,7 +115,7 @@ def test_raw_heads_stay_near(made: Made, scales: dict[str, np.float32]) -> None:
 def test_wrong_scales_are_noticed(made: Made, scales: dict[str, np.float32]) -> None:
     """The tolerance above tells a table of other numbers."""
     images = {"images": as_float(batch_of_images(made.info, 3))}
-    exact = run(operate(made.model(), made.info, SurgeryOptions(head="raw", input="float"))[0], images)
+    exact = run(transform(made.model(), made.info, SurgeryOptions(head="raw", input="float"))[0], images)
     found = run(quantized(made, {name: np.float32(scale / 8) for name, scale in scales.items()})[0], images)
     assert max(relative_error(found[name], exact[name]) for name in exact) > INT8_TOLERANCE
 
@@ -131,7 +133,7 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
     """From a model without and with Q/DQ nodes; every convolution but the kept ones reads INT8."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
     table = {**scales, "images_float": scales["images"]}
-    model, report = operate(made.model(), made.info, SurgeryOptions(calibration=Calibration(table) if already else None))
+    model, report = transform(made.model(), made.info, SurgeryOptions(calibration=Calibration(table) if already else None))
     lowered = lower(model, report.info, RTX, "int8", None if already else Calibration(table))
     onnx.checker.check_model(lowered, full_check=True)
     graph = onnx.shape_inference.infer_shapes(lowered, strict_mode=True).graph
@@ -193,7 +195,7 @@ def test_tensorrt_for_rtx_builds_every_form_of_mish(residual: Made, form: Any, p
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
     table = scales_of(residual)
     calibration = Calibration({**table, "images_float": table["images"]}) if precision == "int8" else None
-    model, report = operate(residual.model(), residual.info, SurgeryOptions(mish=form))
+    model, report = transform(residual.model(), residual.info, SurgeryOptions(mish=form))
     lowered = lower(model, report.info, RTX, precision, calibration)
     onnx.checker.check_model(lowered, full_check=True)
     assert not [node for node in lowered.graph.node if node.domain]
@@ -210,10 +212,10 @@ def test_mistakes_are_told(made: Made, scales: dict[str, np.float32]) -> None:
         quantize(graph, made.info, Calibration({}, ()))
     with pytest.raises(DarktrtError, match="'/no/Conv' is no convolution of this network"):
         quantize(graph, made.info, Calibration(scales, ("/no/Conv",)))
-    model, report = operate(made.model(), made.info, SurgeryOptions())
+    model, report = transform(made.model(), made.info, SurgeryOptions())
     with pytest.raises(DarktrtError, match="INT8 needs a calibration table"):
         lower(model, report.info, RTX, "int8")
-    assert len(default_keep(graph, made.info)) == 3
+    assert len(default_fp_layers(graph, made.info)) == 3
 
 
 def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,16 +16,16 @@ import pytest
 from helpers import Made, files_in, found_in, made_image, timing
 from PIL import Image
 
-from darktrt.calib.fp_layers import load_kept
+from darktrt.calib.fp_layers import load_fp_layers
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.coco import accuracy
-from darktrt.check.detections import Found, digests_of, save_found
+from darktrt.check.detections import VariantDetections, digests_of, save_detections
 from darktrt.check.disagreements import disagreement, labels_of, panels
 from darktrt.check.ground_truth import LabelledImage, LabelledObject, load_truth
 from darktrt.check.report import Parts, calibrated, make_report, read_timings
 from darktrt.check.report_page import page_values, render, write_report
-from darktrt.check.simulate import kept_by_default, load_network
+from darktrt.check.simulate import chosen_fp_layers, load_network
 from darktrt.cli import main
 from darktrt.errors import DarktrtError
 from darktrt.vision.boxes import Detections
@@ -100,8 +100,8 @@ def test_the_error_is_traced_to_layers_and_convolutions(report: Path, labelled: 
     assert f"cfg line {worst['line']} [" in page and f">line {worst['line']}<" in page.replace("\n", "")
     costs = [one["scores"] for one in values["sensitivity"]["layers"]]
     assert costs == sorted(costs, reverse=True) and costs[0] > 0
-    assert values["kept"] == list(load_kept(labelled / "my.table") or ())
-    assert set(kept_by_default(load_network(labelled / "net.onnx"))) <= set(values["kept"])
+    assert values["kept"] == list(load_fp_layers(labelled / "my.table") or ())
+    assert set(chosen_fp_layers(load_network(labelled / "net.onnx"))) <= set(values["kept"])
     assert all(f"<code>{name}</code>" in page for name in values["kept"])
 
 
@@ -116,7 +116,7 @@ def test_the_page_needs_nothing_else(report: Path) -> None:
 
 
 def test_names_cannot_break_the_page(labelled: Path, folder: Path) -> None:
-    save_found([found_in(labelled, name="<script>alert(1)</script>|x", precision="fp32")[0]], "odd.json")
+    save_detections([found_in(labelled, name="<script>alert(1)</script>|x", precision="fp32")[0]], "odd.json")
     assert main(["check", "report", str(labelled / "photos"), "--load-detections", "odd.json", "-o", "report", *QUICK]) == 0
     page = Path("report/index.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;|x" in page
@@ -220,7 +220,7 @@ def test_nothing_but_images(labelled: Path, folder: Path) -> None:
 
 
 def saved(labelled: Path, folder: Path) -> Path:
-    save_found([found_in(labelled)[0]], folder / "found.json")
+    save_detections([found_in(labelled)[0]], folder / "found.json")
     return folder / "found.json"
 
 
@@ -260,7 +260,7 @@ def test_nothing_found(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     found, digests = found_in(labelled)
     nothing = next(iter(found.images.values())).select(slice(0))
-    save_found([replace(found, name="blind", images=dict.fromkeys(digests, nothing))], "blind.json")
+    save_detections([replace(found, name="blind", images=dict.fromkeys(digests, nothing))], "blind.json")
     values, notes = report_on(["photos"], "--load-detections", "blind.json")
     assert "blind finds nothing above a score of 0.25 in any image." in notes
     blind = variant(values, "blind")
@@ -340,7 +340,7 @@ def test_panels_are_small_images_of_labels_and_variants(tmp_path: Path) -> None:
     assert all(np.abs(pixels[i] - pixels[1]).max() > 60 for i in (0, 2))  # a box is in them
 
 
-def many(labelled: Path, folder: Path, count: int) -> tuple[list[Found], Parts]:
+def many(labelled: Path, folder: Path, count: int) -> tuple[list[VariantDetections], Parts]:
     """Two variants on so many images, and the parts of a report on them."""
     from darktrt.check.detections import judge_all
 

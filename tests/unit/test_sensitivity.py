@@ -21,8 +21,8 @@ from darktrt.check.simulate import (
     Change,
     Convolution,
     Yardstick,
+    chosen_fp_layers,
     convolutions,
-    kept_by_default,
     load_network,
     quantized,
     up_to_scores,
@@ -32,7 +32,7 @@ from darktrt.convert.export import convert
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 from darktrt.vision.images import preprocess, read_image
 
 SPOILT = "layer0"
@@ -44,12 +44,20 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made network after surgery in every form, five images, and its calibration table."""
     folder = tmp_path_factory.mktemp("sensitivity")
     for head in ("nms", "decode", "raw"):
-        operate_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
-    operate_file(made.plain, folder / "fused.onnx", SurgeryOptions(mish="fused"))
+        transform_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
+    transform_file(made.plain, folder / "fused.onnx", SurgeryOptions(mish="fused"))
     (folder / "photos").mkdir()
     for i in range(5):
         Image.fromarray(made_image(64 + 8 * i, 96, seed=i)).save(folder / f"photos/{i}.png")
-    calib = ["calib", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table"), "--keep-images", "0"]
+    calib = [
+        "calib",
+        str(folder / "nms.onnx"),
+        str(folder / "photos"),
+        "-o",
+        str(folder / "my.table"),
+        "--fp-layer-images",
+        "0",
+    ]
     assert main(calib) == 0
     return folder
 
@@ -108,7 +116,7 @@ def test_what_is_quantized_is_what_an_engine_gets(files: Path, scales: Calibrati
     """Nodes and constants of the graph are those of surgery with Q/DQ, and nothing of the float network has changed."""
     network = load_network(files / f"{form}.onnx")
     before = network.model.SerializeToString()
-    model = quantized(network, scales, kept_by_default(network))
+    model = quantized(network, scales, chosen_fp_layers(network))
     onnx.checker.check_model(model, full_check=True)
     assert sum(node.op_type == "QuantizeLinear" for node in model.graph.node) > 3
     assert network.model.SerializeToString() == before
@@ -146,7 +154,7 @@ def test_nothing_quantized_changes_nothing(files: Path, scales: Calibration) -> 
     network = load_network(files / "nms.onnx")
     yardstick = Yardstick(network, find_images([str(files / "photos")], 2, 0))
     assert yardstick.change(scales, [one.node for one in convolutions(network)]) == (0, 0)
-    some, all_ = yardstick.change(scales, kept_by_default(network)), yardstick.change(scales, [])
+    some, all_ = yardstick.change(scales, chosen_fp_layers(network)), yardstick.change(scales, [])
     assert 0 < some.scores < all_.scores * 2
     assert some.heads < all_.heads
 
@@ -161,7 +169,7 @@ def test_a_layer_with_a_bad_scale_comes_first(files: Path, scales: Calibration, 
 def test_every_form_of_the_network_is_measured_alike(files: Path, scales: Calibration, tmp_path: Path) -> None:
     """Also one of a fixed batch of two, which is filled up for the last of five images."""
     static = make(tmp_path, MADE_CFG, batch=(2, 2, 2))
-    operate_file(static.plain, files / "two.onnx", SurgeryOptions())
+    transform_file(static.plain, files / "two.onnx", SurgeryOptions())
     expected = measured(files, scales)
     for form in ("decode", "two"):
         found = measured(files, scales, form)
@@ -310,7 +318,7 @@ def test_mistakes_are_told(
     if "other.table" in arguments:
         CalibrationTable({"another": np.float32(1)}, "8600").save("other.table")
     if "int8.onnx" in arguments:
-        operate_file(made.plain, "int8.onnx", SurgeryOptions(calibration=Calibration(scales.scales)))
+        transform_file(made.plain, "int8.onnx", SurgeryOptions(calibration=Calibration(scales.scales)))
     before = files_in(folder)
     assert main(["calib", "sensitivity", *arguments.split()]) == 2
     out, err = capsys.readouterr()
@@ -328,7 +336,7 @@ MISSING = [str(path) for path in (ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.we
 def test_a_real_network(tmp_path: Path) -> None:
     """At 224 x 224: its 21 convolutions cost something each, the whole more than any of them, but not the sum of all."""
     convert(ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.weights", tmp_path / "plain.onnx", size=(224, 224))
-    operate_file(tmp_path / "plain.onnx", tmp_path / "nms.onnx", SurgeryOptions())
+    transform_file(tmp_path / "plain.onnx", tmp_path / "nms.onnx", SurgeryOptions())
     model, data = str(tmp_path / "nms.onnx"), str(DATA / "val.json")
     assert main(["calib", model, data, "--limit", "4", "-o", str(tmp_path / "my.table")]) == 0
     found = sensitivity(model, [data], Calibration(CalibrationTable.load(tmp_path / "my.table").scales), 2)

@@ -142,7 +142,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "reset": lambda: Broken(ConnectionResetError("reset by peer")),
     "timed out": lambda: Broken(TimeoutError("timed out")),
     "incomplete": lambda: Broken(http.client.IncompleteRead(b"")),
-    "not found": lambda: urllib.error.HTTPError("https://example.org", 404, "Not Found", None, None),  # type: ignore[arg-type]
+    "not found": lambda: urllib.error.HTTPError("https://example.org", 404, "Not VariantDetections", None, None),  # type: ignore[arg-type]
 }
 
 

@@ -13,21 +13,21 @@ from onnx import numpy_helper
 from PIL import Image
 
 from darktrt.calib.data import find_images
-from darktrt.calib.fp_layers import Cost, Kept, kept_path, load_kept, save_kept
+from darktrt.calib.fp_layers import Cost, FpLayers, fp_layers_path, load_fp_layers, save_fp_layers
 from darktrt.calib.table import CalibrationTable
-from darktrt.check.sensitivity import find_kept, sensitivity
-from darktrt.check.simulate import Yardstick, convolutions, kept_by_default, load_network
+from darktrt.check.sensitivity import find_fp_layers, sensitivity
+from darktrt.check.simulate import Yardstick, chosen_fp_layers, convolutions, load_network
 from darktrt.cli import main
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, operate_file
+from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 
 ALWAYS = ("first", "head")
 
 
 def chosen(*costs: tuple[str, float, float]) -> list[str]:
-    kept = Kept(ALWAYS, tuple(Cost((name,), noise, operations) for name, noise, operations in costs))
+    kept = FpLayers(ALWAYS, tuple(Cost((name,), noise, operations) for name, noise, operations in costs))
     assert kept.names[:2] == ALWAYS
     return list(kept.names[2:])
 
@@ -48,7 +48,7 @@ def test_nothing_is_kept_where_nothing_is_lost() -> None:
 
 
 def test_people_read_which_and_why() -> None:
-    kept = Kept(ALWAYS, (Cost(("a", "b"), 0.25, 0.0512), Cost(("c",), 0.75, 0.9)))
+    kept = FpLayers(ALWAYS, (Cost(("a", "b"), 0.25, 0.0512), Cost(("c",), 0.75, 0.9)))
     assert str(kept).splitlines() == [
         "kept in floating point: first, head (the first and those of the heads)",
         "kept in floating point: a, b (25.0% of the noise of all others for 5.12% of the operations)",
@@ -63,7 +63,7 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made network after surgery, images, and a calibration's files."""
     folder = tmp_path_factory.mktemp("kept")
     for head in ("nms", "raw"):
-        operate_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
+        transform_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
     (folder / "photos").mkdir()
     for i in range(4):
         Image.fromarray(made_image(64, 96, seed=i)).save(folder / f"photos/{i}.png")
@@ -93,9 +93,9 @@ def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -
 def test_what_is_measured_is_each_alone(files: Path) -> None:
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
     images = find_images([str(files / "photos")], 2, 0)
-    found = find_kept(files / "nms.onnx", images, calibration)
+    found = find_fp_layers(files / "nms.onnx", images, calibration)
     network = load_network(files / "nms.onnx")
-    assert list(found.always) == kept_by_default(network)
+    assert list(found.always) == chosen_fp_layers(network)
     others = [one.node for one in convolutions(network) if one.node not in found.always]
     assert [cost.nodes for cost in found.costs] == [(name,) for name in others]
     alone = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 2)
@@ -107,7 +107,7 @@ def test_what_is_measured_is_each_alone(files: Path) -> None:
 def test_a_deep_network_is_measured_in_groups_of_neighbours(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("darktrt.check.sensitivity.MOST_GROUPS", 3)
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
-    found = find_kept(files / "nms.onnx", find_images([str(files / "photos")], 1, 0), calibration)
+    found = find_fp_layers(files / "nms.onnx", find_images([str(files / "photos")], 1, 0), calibration)
     network = load_network(files / "nms.onnx")
     others = [one.node for one in convolutions(network) if one.node not in found.always]
     assert len(found.costs) == 3
@@ -119,8 +119,8 @@ def test_a_deep_network_is_measured_in_groups_of_neighbours(files: Path, monkeyp
 
 
 def test_calib_leaves_what_to_keep_and_says_why(files: Path) -> None:
-    content = json.loads((files / "my.kept.json").read_text())
-    assert load_kept(files / "my.table") == tuple(content["kept"])
+    content = json.loads((files / "my.fp_layers.json").read_text())
+    assert load_fp_layers(files / "my.table") == tuple(content["kept"])
     assert "kept in floating point: " in (files / "my.txt").read_text()
 
 
@@ -137,18 +137,18 @@ def test_surgery_takes_it_unless_told_otherwise(
         return capsys.readouterr().out.strip().rpartition(": ")[2]
 
     usual = kept()
-    save_kept(Kept((), (Cost((one,), 1.0, 0.05),)), table)
+    save_fp_layers(FpLayers((), (Cost((one,), 1.0, 0.05),)), table)
     assert kept() == one != usual
-    assert kept("--keep", names[0]) == names[0]
-    assert kept("--keep", "") == "none"
+    assert kept("--fp-layers", names[0]) == names[0]
+    assert kept("--fp-layers", "") == "none"
 
 
 def test_none_is_left_where_none_was_measured(files: Path, tmp_path: Path) -> None:
-    for name, *options in (("nms", "--keep-images", "0"), ("raw",)):
+    for name, *options in (("nms", "--fp-layer-images", "0"), ("raw",)):
         table = tmp_path / f"{name}.table"
-        kept_path(table).write_text("of an earlier table")
+        fp_layers_path(table).write_text("of an earlier table")
         assert main(["calib", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(table), *options]) == 0
-        assert load_kept(table) is None
+        assert load_fp_layers(table) is None
     assert load_model(files / "raw.onnx")[1].head == "raw"
 
 
@@ -156,14 +156,14 @@ def test_ranking_and_budget_begin_with_it(files: Path) -> None:
     network = load_network(files / "nms.onnx")
     names = [one.node for one in convolutions(network)]
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales, (names[2],))
-    assert kept_by_default(network, calibration) == [names[2]]
-    assert kept_by_default(network) == kept_by_default(network, Calibration(calibration.scales)) != [names[2]]
+    assert chosen_fp_layers(network, calibration) == [names[2]]
+    assert chosen_fp_layers(network) == chosen_fp_layers(network, Calibration(calibration.scales)) != [names[2]]
     ranked = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 1)
     assert [layer.convolution.node for layer in ranked.layers if layer.kept] == [names[2]]
 
 
 def _other_format(path: Path) -> None:
-    path.write_text(path.read_text().replace("darktrt kept 1", "darktrt kept 9"))
+    path.write_text(path.read_text().replace("darktrt fp_layers 1", "darktrt kept 9"))
 
 
 def _no_share(path: Path) -> None:
@@ -178,17 +178,17 @@ def _no_name(path: Path) -> None:
 def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     table = tmp_path / "a.table"
     CalibrationTable({"x": np.float32(1)}, "8600").save(table)
-    save_kept(Kept(ALWAYS, (Cost(("a",), 0.25, 0.05),)), table)
-    assert load_kept(table) == (*ALWAYS, "a")
-    damage(kept_path(table))
-    with pytest.raises(DarktrtError, match=r"a\.kept\.json: is damaged; run calib again, or delete it, or use --keep"):
-        load_kept(table)
+    save_fp_layers(FpLayers(ALWAYS, (Cost(("a",), 0.25, 0.05),)), table)
+    assert load_fp_layers(table) == (*ALWAYS, "a")
+    damage(fp_layers_path(table))
+    with pytest.raises(DarktrtError, match=r"a\.kept\.json: is damaged; run calib again, or delete it, or use --fp-layers"):
+        load_fp_layers(table)
 
 
 def test_what_was_measured_with_another_table_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "a.table"
     CalibrationTable({"x": np.float32(1)}, "8600").save(table)
-    save_kept(Kept(ALWAYS, ()), table)
+    save_fp_layers(FpLayers(ALWAYS, ()), table)
     CalibrationTable({"x": np.float32(2)}, "8600").save(table)
     with pytest.raises(DarktrtError, match=r"a\.kept\.json: was measured with another .*a\.table; run calib again"):
-        load_kept(table)
+        load_fp_layers(table)

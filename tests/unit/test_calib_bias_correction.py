@@ -9,28 +9,35 @@ import numpy as np
 import pytest
 from helpers import Array, Made, as_float, batch_of_images, run, with_outputs
 
-from darktrt.calib.bias_correction import Shift, ShiftMeter, corrected_bias, load_shifts, save_shifts, shifts_path
+from darktrt.calib.bias_correction import (
+    ChannelMeanMeter,
+    ChannelMeans,
+    channel_means_path,
+    corrected_bias,
+    load_channel_means,
+    save_channel_means,
+)
 from darktrt.calib.table import CalibrationTable
 from darktrt.errors import DarktrtError
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, operate
+from darktrt.surgery.rewrite import SurgeryOptions, transform
 
 RANDOM = np.random.default_rng(7)
 
 
-def measured(values: Array, scale: float) -> Shift:
-    meter = ShiftMeter({"x": np.float32(scale)})
+def measured(values: Array, scale: float) -> ChannelMeans:
+    meter = ChannelMeanMeter({"x": np.float32(scale)})
     for part in np.array_split(values, 3):
         meter.add({"x": part})
-    return meter.shifts()["x"]
+    return meter.channel_means()["x"]
 
 
 def test_means_are_those_of_the_values_and_of_their_int8_form() -> None:
     values = RANDOM.normal(0.2, 1, (7, 4, 5, 6)).astype(np.float32)
-    shift = measured(values, 0.02)
+    means = measured(values, 0.02)
     steps = np.clip(np.round(values.astype(np.float64) / np.float32(0.02)), -128, 127)
-    np.testing.assert_allclose(shift.mean, values.mean((0, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(shift.quantized, (steps * np.float32(0.02)).mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(means.mean, values.mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(means.quantized, (steps * np.float32(0.02)).mean((0, 2, 3)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -58,17 +65,17 @@ def test_a_quantized_network_keeps_its_means(made: Made) -> None:
     inputs = {"images": as_float(batch_of_images(made.info, 4))}
     before = run(with_outputs(made.model(), [tensor, output]), inputs)
     scale = np.float32(np.abs(before[tensor]).max() / 200)  # clips too
-    meter = ShiftMeter({tensor: scale})
+    meter = ChannelMeanMeter({tensor: scale})
     meter.add({tensor: before[tensor]})
     others = tuple(n.name for n in made.model().graph.node if n.op_type == "Conv" and n.name != node.name)
 
-    def moved(shifts: dict[str, Shift]) -> float:
-        options = SurgeryOptions(head="raw", input="float", calibration=Calibration({tensor: scale}, others, shifts))
-        model, _ = operate(made.model(), made.info, options)
+    def moved(channel_means: dict[str, ChannelMeans]) -> float:
+        options = SurgeryOptions(head="raw", input="float", calibration=Calibration({tensor: scale}, others, channel_means))
+        model, _ = transform(made.model(), made.info, options)
         after = run(with_outputs(model, [output]), inputs)[output]
         return float(np.abs((after - before[output]).mean((0, 2, 3))).mean())
 
-    assert moved(meter.shifts()) < 0.5 * moved({})
+    assert moved(meter.channel_means()) < 0.5 * moved({})
 
 
 @pytest.fixture
@@ -78,13 +85,16 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-SHIFTS = {"a": Shift(np.array([1.0, 2.5]), np.array([1.25, 2.0])), "b: c": Shift(np.array([3.0]), np.array([4.0]))}
+MEANS = {
+    "a": ChannelMeans(np.array([1.0, 2.5]), np.array([1.25, 2.0])),
+    "b: c": ChannelMeans(np.array([3.0]), np.array([4.0])),
+}
 
 
 def test_shifts_survive_the_disk(table: Path) -> None:
-    assert load_shifts(table) == {}
-    save_shifts(SHIFTS, table)
-    found = load_shifts(table)
+    assert load_channel_means(table) == {}
+    save_channel_means(MEANS, table)
+    found = load_channel_means(table)
     assert [(name, one.mean.tolist(), one.quantized.tolist()) for name, one in found.items()] == [
         ("a", [1.0, 2.5], [1.25, 2.0]),
         ("b: c", [3.0], [4.0]),
@@ -92,10 +102,10 @@ def test_shifts_survive_the_disk(table: Path) -> None:
 
 
 def test_shifts_of_another_table_are_refused(table: Path) -> None:
-    save_shifts(SHIFTS, table)
+    save_channel_means(MEANS, table)
     CalibrationTable({"a": np.float32(0.3)}, "8600").save(table)
     with pytest.raises(DarktrtError, match=r"my\.shifts\.npz: was measured with another .*my\.table; run calib again"):
-        load_shifts(table)
+        load_channel_means(table)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +118,7 @@ def test_shifts_of_another_table_are_refused(table: Path) -> None:
     ],
 )
 def test_damaged_shifts_are_named(table: Path, damage: Any) -> None:
-    save_shifts(SHIFTS, table)
-    damage(shifts_path(table))
+    save_channel_means(MEANS, table)
+    damage(channel_means_path(table))
     with pytest.raises(DarktrtError, match=r"my\.shifts\.npz: is damaged; run calib again, or delete it"):
-        load_shifts(table)
+        load_channel_means(table)

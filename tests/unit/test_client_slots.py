@@ -14,9 +14,9 @@ from test_load import served
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo
-from darktrt.serve.client.model_info import ServedModel
+from darktrt.serve.client.model_info import ModelInfo
 from darktrt.serve.client.shared_memory import FOLDER, prefix_of
-from darktrt.serve.client.slots import Lane, SharedMemory
+from darktrt.serve.client.slots import SharedMemory, Slot
 from darktrt.serve.client.transport import Place, RegionLostError, TimedOutError
 from darktrt.vision.detector import Arrays
 
@@ -86,17 +86,17 @@ def inputs(batch: int, first: int = 1) -> Arrays:
     return {"images": images, "score_threshold": np.array([0.3], np.float32), "iou_threshold": np.array([0.4], np.float32)}
 
 
-def lane(server: Standing, model: ServedModel, kind: SharedMemory, batch: int = 2) -> Lane:
-    made = Lane(model, batch, kind)
+def slot(server: Standing, model: ModelInfo, kind: SharedMemory, batch: int = 2) -> Slot:
+    made = Slot(model, batch, kind)
     asyncio.run(made.take_memory(server))  # type: ignore[arg-type]
     return made
 
 
-def run(made: Lane, server: Standing, given: Arrays) -> Arrays:
+def run(made: Slot, server: Standing, given: Arrays) -> Arrays:
     return asyncio.run(made.run(server, given))  # type: ignore[arg-type]
 
 
-def close(made: Lane, server: Standing) -> None:
+def close(made: Slot, server: Standing) -> None:
     asyncio.run(made.close(server))  # type: ignore[arg-type]
     assert server.registered == []
     assert not list(FOLDER.glob(f"{prefix_of(Standing.endpoint)}*"))
@@ -108,7 +108,7 @@ def close(made: Lane, server: Standing) -> None:
 def test_shapes(kind: SharedMemory, max_batch: int, thresholds: tuple[int, ...], batch: int) -> None:
     """With a batch everything has it in front, else thresholds have none; a batch too large for the memory goes without."""
     server = Standing(boxes_of)
-    made = lane(server, served(max_batch=max_batch), kind)
+    made = slot(server, served(max_batch=max_batch), kind)
     for first in (1, 7):
         found = run(made, server, inputs(batch, first))
         assert server.asked["score_threshold"].shape == ((batch, 1) if max_batch else thresholds)
@@ -121,14 +121,14 @@ def test_shapes(kind: SharedMemory, max_batch: int, thresholds: tuple[int, ...],
 
 def test_inputs_that_the_model_does_not_have_stay_here() -> None:
     server = Standing(boxes_of)
-    made = lane(server, served(), "none")
+    made = slot(server, served(), "none")
     run(made, server, {**inputs(1), "image_size": np.zeros((1, 2), np.float32)})
     assert set(server.asked) == {"images", "score_threshold", "iou_threshold"}
 
 
 def test_a_region_that_was_lost_is_registered_again() -> None:
     server = Standing(boxes_of)
-    made = lane(server, served(), "system")
+    made = slot(server, served(), "system")
     server.registered.clear()
     server.fail = [RegionLostError("lost")]
     assert run(made, server, inputs(2))["scores"][:, 0].tolist() == [1, 2]
@@ -137,7 +137,7 @@ def test_a_region_that_was_lost_is_registered_again() -> None:
 
 def test_memory_that_a_late_answer_may_reach_is_used_no_more() -> None:
     server = Standing(boxes_of)
-    made = lane(server, served(), "system")
+    made = slot(server, served(), "system")
     server.fail = [TimedOutError("late")]
     with pytest.raises(TimedOutError):
         run(made, server, inputs(2))
@@ -157,15 +157,15 @@ def config(info: DetectorInfo, **changes: Any) -> dict[str, Any]:
 
 def test_what_the_server_says_of_a_model(tmp_path_factory: pytest.TempPathFactory) -> None:
     info = make(tmp_path_factory.mktemp("told"), MADE_CFG).info
-    model = ServedModel.of(config(info), "2", "grpc://a:1")
+    model = ModelInfo.of(config(info), "2", "grpc://a:1")
     assert (model.name, model.version, model.max_batch, model.takes_files) == ("m", "2", 3, False)
     assert model.info == info
     assert model.shape(model.inputs["images"], 2) == (2, 64, 96, 3)
     assert model.size(model.inputs["images"], 2) == 2 * 64 * 96 * 3
     with pytest.raises(DarktrtError, match="a:1: model 'm' has no darktrt metadata; make it with 'darktrt serve repository'"):
-        ServedModel.of(config(info, parameters={}), "", "grpc://a:1")
+        ModelInfo.of(config(info, parameters={}), "", "grpc://a:1")
     with pytest.raises(DarktrtError, match="model 'm': the darktrt metadata is damaged"):
-        ServedModel.of(config(info, parameters={METADATA_KEY: {"string_value": "{}"}}), "", "grpc://a:1")
+        ModelInfo.of(config(info, parameters={METADATA_KEY: {"string_value": "{}"}}), "", "grpc://a:1")
     odd = [{"name": "x", "data_type": "TYPE_BF16", "dims": ["1"]}]
     with pytest.raises(DarktrtError, match="'x' is TYPE_BF16"):
-        ServedModel.of(config(info, output=odd), "", "grpc://a:1")
+        ModelInfo.of(config(info, output=odd), "", "grpc://a:1")
