@@ -19,7 +19,6 @@ from darktrt.check.runs import (
     InputImage,
     Origin,
     Results,
-    Thresholds,
     Variant,
     inner_tensors,
     quiet,
@@ -28,7 +27,7 @@ from darktrt.check.runs import (
 )
 from darktrt.check.tolerance import Difference, Matches, Tolerance, difference, match, tolerance_of
 from darktrt.errors import DarktrtError
-from darktrt.metadata import METADATA_KEY, DetectorInfo, LayerInfo
+from darktrt.metadata import METADATA_KEY, DetectorInfo, LayerInfo, Thresholds
 
 _ALL = ""
 """No tensor's name: for a tensor Polygraphy would compute statistics, only to log them, in as much time as comparing takes."""

@@ -13,11 +13,12 @@ import numpy as np
 
 from darktrt.check.coco import IOU_THRESHOLD, SCORE_THRESHOLD, Judgement, detect_all, judge
 from darktrt.check.ground_truth import Truth
-from darktrt.check.runs import Thresholds, Variant
+from darktrt.check.runs import Variant
 from darktrt.check.tolerance import TOLERANCES
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, sha256_of
-from darktrt.metadata import DetectorInfo, record
+from darktrt.metadata import DetectorInfo, Thresholds
+from darktrt.records import record
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import Detector
 
@@ -125,7 +126,7 @@ def _variant(values: Mapping[str, Any], path: str) -> VariantDetections:
     info = DetectorInfo.from_json(json.dumps(values["info"]), path)
     images = {str(digest): _detections(one, info) for digest, one in values["images"].items()}
     about = {str(key): str(value) for key, value in values["about"].items()}
-    thresholds: Thresholds = record(Thresholds, values["thresholds"])
+    thresholds = record(Thresholds, values["thresholds"])
     return VariantDetections(str(values["name"]), info, values["precision"], thresholds, images, about)
 
 

@@ -23,7 +23,8 @@ from darktrt.check.tolerance import TOLERANCES
 from darktrt.engine.target import gpu_name
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, keep_inputs, sha256_of
-from darktrt.metadata import METADATA_KEY, DetectorInfo, record
+from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
+from darktrt.records import record
 from darktrt.vision.boxes import nms
 from darktrt.vision.detector import Arrays, Run
 from darktrt.vision.images import preprocess, read_image
@@ -49,22 +50,6 @@ class Variant:
     run: Run
     about: Mapping[str, str] = field(default_factory=dict)
     """What else is known of it: the file's SHA-256, what built it, the GPU it runs on."""
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """What detections are made with."""
-
-    score: float = 0.25
-    iou: float = 0.45
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not 0 <= value <= 1:
-                raise DarktrtError(f"the {name} threshold is {value}; it must be between 0 and 1")
-
-    def __str__(self) -> str:
-        return f"--score-threshold {self.score:g} --iou-threshold {self.iou:g}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +99,7 @@ class Origin:
         Raises:
             ValueError, TypeError: it did not write that.
         """
-        origin: Origin = record(Origin, json.loads(array.tobytes()))
-        return origin
+        return record(Origin, json.loads(array.tobytes()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +263,7 @@ def _inputs(info: DetectorInfo, feed: Mapping[str, NDArray[Any]], thresholds: Th
     images = feed["images"]
     if info.input == "float":
         images = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
-    info.check_thresholds(thresholds.score, thresholds.iou)
+    info.check_thresholds(thresholds)
     inputs = {"images": images.repeat(info.batch[0], 0)}
     if info.takes_image_size:
         inputs["image_size"] = feed["image_size"].repeat(info.batch[0], 0)

@@ -8,4 +8,12 @@ class DarktrtError(Exception):
 
     The message is one sentence that names the file, argument or tensor and says what to do. The command line prints it
     without a trace and exits with status 2.
+
+    Args:
+        message: the sentence; it speaks of arguments by their Python names, never of command-line options.
+        argument: the argument that would mend it, by its Python name; the command line adds the option of that name.
     """
+
+    def __init__(self, message: str, argument: str | None = None) -> None:
+        super().__init__(message)
+        self.argument = argument

@@ -7,19 +7,47 @@ library, so that a deployment host can read the metadata of a model.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from darktrt.errors import DarktrtError
+from darktrt.records import record
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 METADATA_KEY = "darktrt"
 """Key of the JSON text in an ONNX file's ``metadata_props``."""
+
+SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
+"""Of detections that are used or shown; darknet's own."""
 
 ResizePolicy = Literal["stretch", "letterbox"]
 NmsKind = Literal["plain", "greedynms", "diounms"]
 HeadForm = Literal["decoded", "raw", "decode", "nms"]
 InputForm = Literal["uint8", "float"]
 MishForm = Literal["plugin", "fused", "native", "auto"]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What a detection must exceed, and the overlap above which NMS suppresses the lesser one; both 0..1.
+
+    Raises:
+        DarktrtError: one is not between 0 and 1.
+    """
+
+    score: float = SCORE_THRESHOLD
+    iou: float = IOU_THRESHOLD
+
+    def __post_init__(self) -> None:
+        for name, value in (("score", self.score), ("IoU", self.iou)):
+            if not 0 <= value <= 1:
+                raise DarktrtError(f"the {name} threshold is {value}; it must be between 0 and 1")
+
+    def __str__(self) -> str:
+        return f"score threshold {self.score:g} and IoU threshold {self.iou:g}"
 
 
 @dataclass(frozen=True)
@@ -144,15 +172,41 @@ class DetectorInfo:
         """Whether NMS depends on the shape of the image inside the letterbox."""
         return self.resize == "letterbox" and self.nms.kind != "plain"
 
-    def check_thresholds(self, score: float, iou: float) -> None:
+    def check_thresholds(self, thresholds: Thresholds) -> None:
         """See that the model can detect with these.
 
         Raises:
             DarktrtError: others are fixed in it.
         """
-        if self.fixed_thresholds not in (None, (score, iou)):
-            fixed = " and ".join(f"{value:g}" for value in self.fixed_thresholds or ())
-            raise DarktrtError(f"{self.name}: its thresholds are fixed at {fixed}, not {score:g} and {iou:g}; ask for those")
+        if self.fixed_thresholds not in (None, (thresholds.score, thresholds.iou)):
+            pairs = self.fixed_thresholds or (), (thresholds.score, thresholds.iou)
+            fixed, asked = (" and ".join(f"{value:g}" for value in pair) for pair in pairs)
+            raise DarktrtError(f"{self.name}: its thresholds are fixed at {fixed}, not {asked}; ask for those")
+
+    def model_inputs(
+        self, images: NDArray[Any], image_sizes: Sequence[tuple[float, float]], thresholds: Thresholds
+    ) -> dict[str, NDArray[Any]]:
+        """All inputs of the model by name.
+
+        Args:
+            images: ``(N, *input_shape)`` of :attr:`input_dtype`; the first is repeated up to the model's smallest batch.
+            image_sizes: width and height in pixels that each image takes of the network input, as far as they are known: the
+                first is repeated up to the batch.
+            thresholds: for a model that takes them.
+        """
+        import numpy as np
+
+        missing = self.batch[0] - len(images)
+        if missing > 0:
+            images = np.concatenate([images, images[:1].repeat(missing, 0)])
+        inputs = {"images": images}
+        if self.takes_image_size:
+            sizes = [*image_sizes, *[image_sizes[0]] * (len(images) - len(image_sizes))]
+            inputs["image_size"] = np.array(sizes, np.float32)
+        if self.takes_thresholds:
+            inputs["score_threshold"] = np.array([thresholds.score], np.float32)
+            inputs["iou_threshold"] = np.array([thresholds.iou], np.float32)
+        return inputs
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
@@ -165,53 +219,9 @@ class DetectorInfo:
             DarktrtError: the text is not such JSON, or misses a field.
         """
         try:
-            info: DetectorInfo = record(DetectorInfo, json.loads(text))
+            info = record(DetectorInfo, json.loads(text))
             if not info.heads:
                 raise ValueError("it has no heads")
             return info
         except (ValueError, TypeError, RecursionError) as error:
             raise DarktrtError(f"{where}: the darktrt metadata is damaged ({error}); convert the network again") from error
-
-
-_RECORDS: dict[str, type[Any]] = {"heads": HeadInfo, "layers": LayerInfo, "nms": NmsInfo, "info": DetectorInfo}
-_NONE = type(None)
-_TYPES: dict[str, tuple[type[Any], ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "float | None": (int, float, _NONE),
-    "str": (str,),
-    "str | None": (str, _NONE),
-    "bool": (bool,),
-    "tuple[str, ...]": (list,),
-    "tuple[float, float] | None": (list, _NONE),
-    "dict[str, str]": (dict,),
-}
-"""What JSON must have for fields of these types; the elements of lists are not looked at."""
-
-
-def record(kind: type[Any], values: Any) -> Any:
-    """A frozen record from decoded JSON: lists become tuples, nested records are built by their field's name.
-
-    Raises:
-        ValueError, TypeError: a field is missing, unknown or of another type.
-    """
-    if not isinstance(values, dict):
-        raise ValueError(f"{kind.__name__} is {values!r:.40}")
-    annotations = {f.name: str(f.type) for f in fields(kind)}
-    for name, value in values.items():
-        if name not in annotations:
-            raise ValueError(f"unknown field {name!r}")
-        if not isinstance(value, _TYPES.get(annotations[name], object)):
-            raise ValueError(f"{name!r} is {value!r:.40}")
-    return kind(**{name: _value(name, value) for name, value in values.items()})
-
-
-def _value(name: str, value: Any) -> Any:
-    nested = _RECORDS.get(name)
-    if nested:
-        return tuple(record(nested, v) for v in value) if isinstance(value, list) else record(nested, value)
-    return _tuples(value)
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

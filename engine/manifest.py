@@ -9,7 +9,8 @@ from pathlib import Path
 from darktrt.engine.layer_list import EngineLayer
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
-from darktrt.metadata import DetectorInfo, record
+from darktrt.metadata import DetectorInfo
+from darktrt.records import record
 
 FORMAT = 1
 
@@ -111,10 +112,7 @@ def read_manifest(path: str | Path) -> Manifest:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise DarktrtError(f"{path}: is no manifest of this version of darktrt; build the engine again")
     try:
-        if values.get("int8_cost") is not None:
-            values["int8_cost"] = record(Int8Cost, values["int8_cost"])
-        values["engine_layers"] = tuple(record(EngineLayer, layer) for layer in values.get("engine_layers", ()))
-        manifest: Manifest = record(Manifest, values)
+        manifest = record(Manifest, values)
     except (ValueError, TypeError) as error:
         raise DarktrtError(f"{path}: the manifest is damaged ({error}); build the engine again") from error
     return manifest

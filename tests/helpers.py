@@ -19,14 +19,13 @@ from PIL import Image
 
 from darktrt.check.detections import VariantDetections, digests_of, save_detections
 from darktrt.check.ground_truth import load_truth
-from darktrt.check.runs import Thresholds
 from darktrt.cli import main
 from darktrt.convert.cfg import read_cfg
 from darktrt.convert.export import convert
 from darktrt.convert.model import random_weights
 from darktrt.convert.weights import write_weights
 from darktrt.engine.runtime import OnnxRunner
-from darktrt.metadata import DetectorInfo
+from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
 from darktrt.surgery.rewrite import SurgeryOptions, transform, transform_file
 from darktrt.vision.boxes import Detections

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output
-from darktrt.metadata import DetectorInfo
+from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.vision.boxes import Detections, nms, place_detections
 from darktrt.vision.draw import draw
 from darktrt.vision.images import Placement, preprocess, read_image
@@ -73,10 +73,7 @@ class Detector:
     def __init__(self, run: Run, info: DetectorInfo, score_threshold: float = 0.25, iou_threshold: float = 0.45) -> None:
         if info.head == "raw":
             raise DarktrtError(f"{info.name}: ends at its raw heads; to detect, make it with head nms or decode")
-        for name, value in (("score", score_threshold), ("IoU", iou_threshold)):
-            if not 0 <= value <= 1:
-                raise DarktrtError(f"the {name} threshold is {value}; it must be between 0 and 1")
-        info.check_thresholds(score_threshold, iou_threshold)
+        info.check_thresholds(Thresholds(score_threshold, iou_threshold))
         self.run = run
         self.info = info
         self.score_threshold = score_threshold

@@ -722,8 +722,9 @@ def _add_variants(parser: argparse.ArgumentParser) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from darktrt.calib.data import find_images, path_of
     from darktrt.check.agreement import compare
-    from darktrt.check.runs import Thresholds, load_image, load_results
+    from darktrt.check.runs import load_image, load_results
     from darktrt.check.tolerance import parse_tolerance
+    from darktrt.metadata import Thresholds
 
     check_outputs([args.save_outputs, args.json], [*_variant_files(args), *args.load_outputs, *map(path_of, args.data)])
     tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}

@@ -19,10 +19,10 @@ from darktrt.calib.table import CalibrationTable
 from darktrt.check.coco import accuracy
 from darktrt.check.detections import judge_all, load_detections, save_detections
 from darktrt.check.ground_truth import load_truth
-from darktrt.check.runs import Thresholds
 from darktrt.cli import main
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
+from darktrt.metadata import Thresholds
 
 
 def numbers(text: str, name: str) -> list[float]:

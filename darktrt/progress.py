@@ -1,0 +1,91 @@
+"""Progress of long work and warnings, which a program may show, redirect or silence.
+
+Warnings and notes go to Python's logger ``darktrt``: ``logging.getLogger("darktrt").setLevel(logging.ERROR)`` silences them,
+and a handler catches them. Progress goes nowhere until :func:`set_progress` says where; the command line shows bars on stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+LOGGER = logging.getLogger("darktrt")
+"""Where warnings and notes go; messages are sentences without a trailing stop."""
+
+Callback = Callable[[str, int, "int | None"], None]
+"""Takes a description, how much is done, and the total, which is None where it is not known."""
+
+_shown: Literal["bar"] | Callback | None = None
+
+
+def set_progress(how: Literal["bar"] | Callback | None) -> None:
+    """Choose where the progress of long work goes.
+
+    Args:
+        how: ``"bar"`` for a progress bar on stderr, a function ``(description, done, total)`` that is called at every step, or
+            None, the default, for nowhere.
+    """
+    global _shown  # noqa: PLW0603  # one setting of the process, as that of a logger
+    _shown = how
+
+
+class Progress:
+    """The progress of one piece of work."""
+
+    def __init__(self, total: int | None, description: str, bar: Any) -> None:
+        self.total = total
+        """May be lowered while the work is under way."""
+        self.done = 0
+        self._description, self._bar = description, bar
+
+    def update(self, steps: int = 1) -> None:
+        """Count steps that are done."""
+        self.done += steps
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.update(steps)
+        elif callable(_shown):
+            _shown(self._description, self.done, self.total)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Around output of the caller: a bar on a terminal steps aside for it."""
+        if self._bar is None or not sys.stderr.isatty():
+            return nullcontext()
+        return type(self._bar).external_write_mode()  # type: ignore[no-any-return]
+
+
+@contextmanager
+def progress(total: int | None, unit: str, description: str = "", *, least: int = 1, scale: bool = False) -> Iterator[Progress]:
+    """Show the progress of the work in the block.
+
+    A terminal sees a bar that goes away when the work is done; a log file gets a line every ten seconds.
+
+    Args:
+        total: how many steps there are; None where that is not known, which shows a clock.
+        unit: what a step is, in the plural.
+        least: a total below this shows no bar.
+        scale: count in thousands and millions, as for bytes.
+    """
+    if _shown != "bar" or (total is not None and total < least):
+        yield Progress(total, description, None)
+        return
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    with tqdm(
+        total=total,
+        desc=description or None,
+        unit=f" {unit}",
+        unit_scale=scale,
+        file=sys.stderr,
+        mininterval=0.1 if terminal else 10,
+        leave=not terminal,
+        bar_format="{desc}, {elapsed}" if total is None and not scale else None,
+    ) as bar:
+        yield Progress(total, description, bar)
