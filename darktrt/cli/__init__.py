@@ -23,6 +23,7 @@ from darktrt.cli import (
     fetch,
     inspect,
     load,
+    plugins,
     rival,
     sensitivity,
     serve,
@@ -79,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    stages = (fetch, convert, surgery, calib, sensitivity, engine, engine_inspect)
+    stages = (fetch, convert, surgery, calib, sensitivity, engine, engine_inspect, plugins)
     for module in (*stages, check, detect, serve, client, load, bench, rival, inspect, doctor):
         module.add(commands)
     return parser
