@@ -24,7 +24,6 @@ from darktrt.cli import (
     inspect,
     load,
     plugins,
-    rival,
     sensitivity,
     serve,
     surgery,
@@ -81,6 +80,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     stages = (fetch, convert, surgery, calib, sensitivity, engine, engine_inspect, plugins)
-    for module in (*stages, check, detect, serve, client, load, bench, rival, inspect, doctor):
+    for module in (*stages, check, detect, serve, client, load, bench, inspect, doctor):
         module.add(commands)
     return parser
