@@ -254,7 +254,7 @@ def test_what_calibration_writes(made: Made, images: Path, capsys: pytest.Captur
         "network:   made, portable.onnx",
         "method:    percentile 99.99",
         f"SHA-256:   {sha256_of('portable.onnx')[:12]}",
-        "images:  3",
+        "images:    3",
     ]
     assert out == f"{table}a.table: scales of 25 tensors from 3 images\n"
     said(capsys, "calib", "merge", "a.npz", "-o", "b.table", "--method", "percentile")
