@@ -181,7 +181,9 @@ def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], object]) -> Non
     save_fp_layers(FpLayers(ALWAYS, (Cost(("a",), 0.25, 0.05),)), table)
     assert load_fp_layers(table) == (*ALWAYS, "a")
     damage(fp_layers_path(table))
-    with pytest.raises(DarktrtError, match=r"a\.fp_layers\.json: is damaged; run calib again, or delete it, or use --fp-layers"):
+    with pytest.raises(
+        DarktrtError, match=r"a\.fp_layers\.json: is damaged; run calib again, or delete it, or use --fp-layers"
+    ):
         load_fp_layers(table)
 
 
