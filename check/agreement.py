@@ -272,8 +272,6 @@ def _check_same_network(everyone: Sequence[Variant | Results]) -> None:
         sizes = [f"{i.width}x{i.height}x{i.channels}" for i in (info, reference)]
         if sizes[0] != sizes[1]:
             raise DarktrtError(f"{name}: takes {sizes[0]} images, {first} {sizes[1]}; convert both with one --size")
-        if info.swapped_activations != reference.swapped_activations:
-            raise DarktrtError(f"{name}: its activations are not those of {first}; make both with one 'surgery --activation'")
 
 
 def _check_same_input(loaded: Sequence[Results], digests: Sequence[str], thresholds: Thresholds) -> None:
