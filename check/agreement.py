@@ -290,6 +290,6 @@ def _check_layers(info: DetectorInfo, comparisons: Sequence[Comparison]) -> None
     for one in comparisons:
         if not one.tensors.keys() - inner_tensors(info, layers=False):
             raise DarktrtError(
-                f"{one.name}: has no layers that the reference has; save results with --layers, and build engines for it from "
-                "what 'darktrt check mark' writes"
+                f"{one.name}: has no layers that the reference has; save results with layers, and build engines for it from a "
+                "model that surgery made with mark_layers"
             )
