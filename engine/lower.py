@@ -82,12 +82,14 @@ def fp_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibrat
 
 def _check_int8(info: DetectorInfo, target: Target, calibration: Calibration | GpuCalibration | None) -> None:
     if not info.int8_convolutions and calibration is None:
-        raise DarktrtError("INT8 needs a calibration table; make one with 'darktrt calib' and give it with --table")
+        raise DarktrtError("INT8 needs a calibration table; make one with 'darktrt calib run' and give it with --table")
     if info.int8_convolutions and calibration is not None:
         raise DarktrtError("the model has Q/DQ nodes already; build it without --table and --calibrate-on")
     if isinstance(calibration, GpuCalibration) and not target.weakly_typed:
         how = "asked to take types from the file" if target.strongly_typed else "has no calibrator"
-        raise DarktrtError(f"--calibrate-on gpu: {target} {how}; calibrate with 'darktrt calib' and give its table by --table")
+        raise DarktrtError(
+            f"--calibrate-on gpu: {target} {how}; calibrate with 'darktrt calib run' and give its table by --table"
+        )
 
 
 def _state_types(graph: gs.Graph, info: DetectorInfo, calibration: Calibration | None) -> None:

@@ -876,7 +876,7 @@ def test_where_there_is_no_calibrator_it_is_said(
 ) -> None:
     full(monkeypatch, version)
     source, _ = raw(made, tmp_path)
-    with pytest.raises(DarktrtError, match=r"--calibrate-on gpu: TensorRT .*; calibrate with 'darktrt calib'"):
+    with pytest.raises(DarktrtError, match=r"--calibrate-on gpu: TensorRT .*; calibrate with 'darktrt calib run'"):
         build_file(source, tmp_path / "a.plan", "int8", "trt", fed(source), BuildOptions(strongly_typed=strong))
     assert files_in(tmp_path) == ["raw.onnx"]
 

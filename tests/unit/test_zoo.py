@@ -217,7 +217,7 @@ def test_samples_that_cannot_be_had_leave_no_folder(world: dict[str, Any], sampl
         fetch("samples", tmp_path / "out")
     lines = str(caught.value).splitlines()
     assert lines[0] == "a is to be had nowhere; tried"
-    assert lines[-1].endswith("or calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/images")
+    assert lines[-1].endswith("or calibrate on your own: darktrt calib run ONNX DATA")
     assert files_in(tmp_path) == []
     (tmp_path / "out").mkdir()
     with pytest.raises(DarktrtError):
