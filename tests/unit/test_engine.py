@@ -880,7 +880,7 @@ def test_where_there_is_no_calibrator_it_is_said(
     full(monkeypatch, version)
     source, _ = raw(made, tmp_path)
     with pytest.raises(
-        DarktrtError, match=r"TensorRT .* (has no calibrator|cannot calibrate where .*); calibrate with 'darktrt calib'"
+        DarktrtError, match=r"TensorRT .* (has no calibrator|cannot calibrate where .*); calibrate with 'darktrt calib run'"
     ):
         build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt", strongly_typed=strong), fed(source))
     assert files_in(tmp_path) == ["raw.onnx"]

@@ -226,7 +226,7 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
         Image.fromarray(image).save(f"photos/{i}.png")
     for command in (
         f"surgery {made.plain} -o portable.onnx",
-        "calib portable.onnx photos -o calibration.table --plot histograms.png",
+        "calib run portable.onnx photos -o calibration.table --plot histograms.png",
         "engine portable.onnx -o int8.plan --precision int8 --table calibration.table",
         f"surgery {made.plain} -o qdq.onnx --qdq --table calibration.table",
         "calib merge calibration.npz -o merged.table",
@@ -235,10 +235,10 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
     output = capsys.readouterr()
     before = files_in(folder), Path("portable.onnx").read_bytes()
     for command in (
-        "calib portable.onnx photos -o portable.onnx",
-        "calib portable.onnx photos -o new.npz",
+        "calib run portable.onnx photos -o portable.onnx",
+        "calib run portable.onnx photos -o new.npz",
         "calib merge calibration.npz -o calibration.npz",
-        "calib portable.onnx photos -o new.table --plot portable.onnx",
+        "calib run portable.onnx photos -o new.table --plot portable.onnx",
     ):
         assert main(command.split()) == 2
         assert "is given twice and would be overwritten" in capsys.readouterr().err
