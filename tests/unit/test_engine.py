@@ -140,7 +140,7 @@ def test_a_choice_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_missing_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, None, trt="10.3.0")
     with pytest.raises(
-        DarktrtError, match=r"builds on an NVIDIA GPU alone and none is usable here; pip install 'darktrt\[rtx\]'"
+        DarktrtError, match=r"builds only on an NVIDIA GPU and none is usable here; pip install 'darktrt\[rtx\]'"
     ):
         find_target()
     machine(monkeypatch, "NVIDIA L4")
