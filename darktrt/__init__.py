@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from darktrt.check.detections import Evaluation
     from darktrt.convert.export import convert_darknet
     from darktrt.convert.zoo import fetch
-    from darktrt.engine.build import BuildOptions
     from darktrt.engine.manifest import Manifest
+    from darktrt.engine.options import BuildOptions
     from darktrt.errors import DarktrtError
     from darktrt.metadata import DetectorInfo, Thresholds
     from darktrt.pipeline import Detector, build_engine, calibrate, compare, evaluate, merge_calibrations
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Agreement": "check.agreement",
-    "BuildOptions": "engine.build",
+    "BuildOptions": "engine.options",
     "Calibration": "surgery.qdq",
     "CalibrationOptions": "calib.options",
     "Client": "serve.client.client",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
-from darktrt.files import keep_inputs
+from darktrt.files import keep_inputs, sha256_of
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD
 from darktrt.progress import LOGGER
 from darktrt.vision.detector import Detector as RunDetector
@@ -131,6 +131,7 @@ def load_calibration(table: str | Path, fp_layers: tuple[str, ...] | None = None
         CalibrationTable.load(table).scales,
         load_fp_layers(table) if fp_layers is None else fp_layers,
         load_channel_means(table),
+        sha256_of(table),
     )
 
 
@@ -232,6 +233,7 @@ def build_engine(
     precision: Precision | None = None,
     calibration: Calibration | str | Path | None = None,
     calibration_images: Sequence[str | Path] = (),
+    fp_layers: tuple[str, ...] | None = None,
     budget: DropBudget | None = None,
 ) -> Manifest:
     """Build a TensorRT engine from a portable ONNX file, and write its manifest beside it (``.json``).
@@ -244,6 +246,8 @@ def build_engine(
         calibration: the INT8 scales: what :func:`calibrate` returns, or the path of a calibration table or TensorRT cache.
         calibration_images: images for TensorRT's own entropy calibration on the GPU, in place of ``calibration``; the scales
             that it finds go beside the plan (``.cache``).
+        fp_layers: node names of the convolutions that INT8 leaves in floating point; by default those of the calibration.
+            A :class:`darktrt.Calibration` has its own.
         budget: a bound on what INT8 may cost, with ``calibration``.
 
     Returns:
@@ -259,14 +263,15 @@ def build_engine(
     options = options or BuildOptions()
     options = replace(options, precision=precision) if precision else options
     _check_int8(options, calibration, calibration_images, budget)
-    _check_engine_files(source, output, options, calibration, [*calibration_images, *(budget.data if budget else ())])
+    table = calibration if isinstance(calibration, str | Path) else None
+    _check_engine_files(source, output, options, table, calibration_images, budget)
     if calibration_images:
-        with _gpu_calibration(source, calibration_images) as on_gpu:
+        with _gpu_calibration(source, calibration_images, fp_layers) as on_gpu:
             return build_file(source, output, options, on_gpu)
-    scales = load_calibration(calibration) if isinstance(calibration, str | Path) else calibration
+    scales = load_calibration(calibration, fp_layers) if isinstance(calibration, str | Path) else calibration
     cost = None
     if scales and budget:
-        scales, cost = _within_budget(source, scales, options, budget)
+        scales, cost = _within_budget(source, scales, options, budget, table)
     return build_file(source, output, options, scales, cost)
 
 
@@ -289,19 +294,23 @@ def _check_engine_files(
     source: str | Path,
     output: str | Path,
     options: BuildOptions,
-    calibration: Calibration | str | Path | None,
-    images: Sequence[str | Path],
+    table: str | Path | None,
+    calibration_images: Sequence[str | Path],
+    budget: DropBudget | None,
 ) -> None:
+    """See, before any work, that the outputs can be written and are no inputs."""
     from darktrt.engine.build import check_files
     from darktrt.vision.sources import path_of
 
-    table = calibration if isinstance(calibration, str | Path) else None
-    inputs = [source, table, options.plugins, *(path_of(str(entry)) for entry in images)]
-    check_files(output, options, *inputs, calibrates=not calibration and bool(images))
+    data = [*calibration_images, *(budget.data if budget else ())]
+    inputs = [source, table, options.plugins, *(path_of(str(entry)) for entry in data)]
+    check_files(output, options, *inputs, calibrates=bool(calibration_images))
 
 
 @contextmanager
-def _gpu_calibration(source: str | Path, data: Sequence[str | Path]) -> Iterator[GpuCalibration]:
+def _gpu_calibration(
+    source: str | Path, data: Sequence[str | Path], fp_layers: tuple[str, ...] | None
+) -> Iterator[GpuCalibration]:
     """TensorRT's own calibration on these images; they leave the GPU's memory at the end."""
     from darktrt.calib.trt_calibrator import image_source
     from darktrt.engine.weak_typing import GpuCalibration
@@ -309,11 +318,11 @@ def _gpu_calibration(source: str | Path, data: Sequence[str | Path]) -> Iterator
     from darktrt.vision.sources import find_images
 
     with image_source(find_images(data), load_model(source)[1]) as images:
-        yield GpuCalibration(images)
+        yield GpuCalibration(images, fp_layers)
 
 
 def _within_budget(
-    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget
+    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget, table: str | Path | None
 ) -> tuple[Calibration, Int8Cost]:
     """The calibration with the layers in floating point that keep INT8 within the budget, and what it costs then."""
     from darktrt.check.budget import Evaluation, within_budget
@@ -321,7 +330,7 @@ def _within_budget(
 
     find_target(options.target)  # what would stop the build later is reported before this long work
     data = [str(entry) for entry in budget.data]
-    trade = within_budget(source, calibration, budget.max_drop, Evaluation(data, budget.limit))
+    trade = within_budget(source, calibration, budget.max_drop, Evaluation(data, budget.limit), table, LOGGER.info)
     return replace(calibration, fp_layers=trade.chosen.fp_layers), trade.cost(", ".join(data))
 
 
