@@ -284,8 +284,9 @@ def test_a_stated_form_of_mish_stays(made: Made, monkeypatch: pytest.MonkeyPatch
         assert ops_of(lowered(made, monkeypatch, "8.6.1", "fp16", plugins, mish=form)) == FORMS[form]
 
 
-def test_a_network_without_mish_asks_for_no_plugin_of_it(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = lowered(made, monkeypatch, "8.6.1", "fp32", (), activation="leaky")
+def test_a_network_without_mish_asks_for_no_plugin_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaky = make(tmp_path, MADE_CFG.replace("activation=mish", "activation=leaky"))
+    model = lowered(leaky, monkeypatch, "8.6.1", "fp32", ())
     assert ops_of(model) == {"YoloDetectPlugin": 1}
 
 
