@@ -25,7 +25,7 @@ from helpers import Made, batch_of_images, files_in, made_image, make, run, thre
 from onnx import parser
 from PIL import Image
 
-from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.calib.trt_calibrator import BatchSource
 from darktrt.cli import main

@@ -17,7 +17,7 @@ from helpers import Made, files_in
 from onnx import numpy_helper, parser
 
 from darktrt.calib.bias_correction import ChannelMeans, corrected_bias
-from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
 from darktrt.engine import build as build_module

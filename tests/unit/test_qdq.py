@@ -26,7 +26,7 @@ from helpers import (
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
-from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
 from darktrt.engine.build import build
