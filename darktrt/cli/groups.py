@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -27,6 +28,31 @@ def command(commands: Commands, name: str, help_: str, *examples: str) -> argpar
     raw = argparse.RawDescriptionHelpFormatter
     description = f"{help_[0].upper()}{help_[1:]}."
     return commands.add_parser(name, help=help_, description=description, epilog=epilog, formatter_class=raw)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``416`` or ``WxH`` to (width, height).
+
+    Raises:
+        DarktrtError: neither form, or not positive.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text.lower())
+    if not match:
+        raise DarktrtError(f"--size {text}: write a side like 416, or WIDTHxHEIGHT like 640x384")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """``4`` to a static batch (4, 4, 4), ``1..8`` to a dynamic one (1, 8, 8): smallest, usual and largest.
+
+    Raises:
+        DarktrtError: neither form, or the range is empty.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:\.\.([1-9][0-9]{0,4}))?", text)
+    if not match or int(match[1]) > int(match[2] or match[1]):
+        raise DarktrtError(f"--batch {text}: write a number like 4, or a range like 1..8")
+    low, high = int(match[1]), int(match[2] or match[1])
+    return low, high, high
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +107,6 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
 def variants(args: argparse.Namespace, stack: ExitStack, layers: bool = False) -> list[Variant]:
     """What is to be run, the reference first; engines live as long as ``stack``."""
     from darktrt.check.runs import Variant, onnx_variant, plan_variant
-    from darktrt.convert.shapes import parse_size
     from darktrt.engine.runtime import PlanRunner
 
     if (args.cfg is None) != (args.weights is None):
