@@ -105,6 +105,7 @@ def _merge(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet, di
 def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet, dict[str, str]]:
     """The histograms, and what the summary should say of them."""
     from darktrt.calib.collect import histograms_of
+    from darktrt.calib.options import CalibrationOptions
     from darktrt.onnx_file import load_model
 
     about = {"network": f"{load_model(args.model)[1].name}, {args.model}"}
@@ -112,10 +113,8 @@ def _calibrate(args: argparse.Namespace, outputs: Outputs) -> tuple[HistogramSet
     if not data:
         _warn_of_samples()
         data, about["warning"] = _samples(outputs.samples), "made of two sample images, for trying out only"
-    histograms = histograms_of(
-        args.model, data, outputs, args.limit, args.seed, args.batch, resume=args.resume, skip_bad=args.skip_bad
-    )
-    return histograms, about
+    options = CalibrationOptions(args.limit, args.seed, args.batch, resume=args.resume, skip_bad=args.skip_bad)
+    return histograms_of(args.model, data, outputs, options), about
 
 
 def _measure_more(args: argparse.Namespace, histograms: HistogramSet, scales: dict[str, np.float32], outputs: Outputs) -> None:

@@ -24,7 +24,7 @@ from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.importance import weights_of
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
-from darktrt.surgery.rewrite import SurgeryOptions, save_model, transform, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, save_model, transform
 from darktrt.vision.images import preprocess, read_image
 
 
@@ -77,7 +77,7 @@ def test_fused_mish_hides_tensors_and_changes_no_other(tmp_path: Path, images: l
     made = make(tmp_path, RESIDUAL_CFG)
     found = {}
     for form in ("plugin", "fused", "auto"):
-        transform_file(made.plain, tmp_path / f"{form}.onnx", SurgeryOptions(mish=form))  # type: ignore[arg-type]
+        insert_plugins(made.plain, tmp_path / f"{form}.onnx", SurgeryOptions(mish=form))  # type: ignore[arg-type]
         found[form] = collect(tmp_path / f"{form}.onnx", images).histograms
     assert list(found["auto"]) == list(found["plugin"])
     hidden = set(found["plugin"]) - set(found["fused"])
