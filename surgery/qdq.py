@@ -30,6 +30,8 @@ class Calibration:
     """Node names of the convolutions to leave in floating point; None for those of :func:`default_fp_layers`."""
     channel_means: Mapping[str, ChannelMeans] = field(default_factory=dict)
     """The channel means of tensors before and after quantization, by which biases are corrected; may lack tensors."""
+    table_sha256: str = ""
+    """The SHA-256 of the file that the scales come from, for an engine's manifest."""
 
 
 @dataclass(frozen=True)
