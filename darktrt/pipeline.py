@@ -151,17 +151,7 @@ def _count(
         LOGGER.warning("%s", SAMPLES_WARNING)
         about["warning"] = "made of two sample images, for trying out only"
         images = flips_and_crops(fetch(SAMPLES, outputs.samples), outputs.samples)
-    histograms = histograms_of(
-        model,
-        images,
-        outputs,
-        options.limit,
-        options.seed,
-        options.batch,
-        resume=options.resume,
-        skip_bad=options.skip_bad,
-    )
-    return histograms, about
+    return histograms_of(model, images, outputs, options), about
 
 
 def _choose(

@@ -27,7 +27,7 @@ from darktrt.errors import DarktrtError
 from darktrt.serve.config import ConfigOptions
 from darktrt.serve.repository import write_repository
 from darktrt.serve.server import Server, StartOptions, program_on_path, running
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import Detector
 
 grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'darktrt[serve]'")
@@ -172,7 +172,7 @@ def test_real_weights_find_the_dog(tmp_path: Path) -> None:
 
     zoo, plain, portable = SHARED / "zoo", tmp_path / "plain.onnx", tmp_path / "portable.onnx"
     convert_darknet(zoo / "yolov4-tiny.cfg", zoo / "yolov4-tiny.weights", plain, size=(416, 416))
-    transform_file(plain, portable, SurgeryOptions())
+    insert_plugins(plain, portable, SurgeryOptions())
     write_repository(portable, tmp_path / "models", ConfigOptions(input="jpeg"))
     with server_of(tmp_path / "models") as server:
         file = np.array([[(SHARED / "data/dog.jpg").read_bytes()]], object)

@@ -21,7 +21,7 @@ from PIL import Image
 from darktrt.errors import DarktrtError
 from darktrt.serve.load.sweep import own_server
 from darktrt.serve.server import Program, Server, StartOptions, installed_program, program_on_path
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 LETTERBOX_CFG = (
     net(96, 64, letter_box=1)
@@ -46,7 +46,7 @@ class Models:
 
 def operated(made: Made, **options: object) -> Path:
     target = made.plain.with_name(f"{made.plain.stem}-portable.onnx")
-    transform_file(made.plain, target, SurgeryOptions(**options))  # type: ignore[arg-type]
+    insert_plugins(made.plain, target, SurgeryOptions(**options))  # type: ignore[arg-type]
     return target
 
 

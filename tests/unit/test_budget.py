@@ -19,7 +19,7 @@ from darktrt.engine.manifest import read_plan_manifest
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import Detector
 from darktrt.vision.images import read_image
 
@@ -33,7 +33,7 @@ BUDGET, SCORES = 0.2, 0.01
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made network for NMS, images, labels that are what it finds in float, a good table and a bad one."""
     folder = tmp_path_factory.mktemp("budget")
-    transform_file(made.plain, folder / "net.onnx", SurgeryOptions())
+    insert_plugins(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
         (folder / name).mkdir()
         for i in range(start, start + 5):

@@ -30,7 +30,7 @@ from darktrt.serve.load.measure import Level, LoadOptions, LoadReport, make_requ
 from darktrt.serve.load.sweep import Setting, SweepReport, delays_of, settings_of, sweep
 from darktrt.serve.load.worker import Latency, Task
 from darktrt.serve.repository import write_repository
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 FLOATS, TEXT = np.dtype(np.float32), np.dtype(object)
 
@@ -95,7 +95,7 @@ def test_settings() -> None:
 
 def test_a_model_that_triton_does_not_batch_gets_no_delays(made: Made, tmp_path: Path) -> None:
     for name, thresholds in (("open", None), ("fixed", (0.25, 0.45))):
-        transform_file(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=thresholds))
+        insert_plugins(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=thresholds))
         write_repository(tmp_path / f"{name}.onnx", tmp_path / "models", ConfigOptions("onnxruntime"), name)
     assert delays_of(tmp_path / "models", "open") == (0,) and delays_of(tmp_path / "models", "fixed") == (0, 500, 2000)
     with pytest.raises(DarktrtError, match="has no batches to wait for"):  # before a server is started

@@ -19,11 +19,11 @@ from helpers import Made, batch_of_images, files_in, run, thresholds
 from darktrt.engine.manifest import Manifest, manifest_path
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
-from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.plugins.library import _MARK
 from darktrt.serve.config import ConfigOptions, make_config
 from darktrt.serve.repository import config_info, models_of, read_config, served_versions, write_repository
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
@@ -33,7 +33,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="module")
 def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("portable") / "portable.onnx"
-    transform_file(made.plain, path, SurgeryOptions(max_detections=50))
+    insert_plugins(made.plain, path, SurgeryOptions(max_detections=50))
     return path
 
 
@@ -196,7 +196,7 @@ def test_onnx_for_tritons_own_backend_has_no_functions(portable: Path, info: Det
 
 def test_thresholds_that_surgery_fixed(made: Made, portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
     fixed = tmp_path / "fixed.onnx"
-    transform_file(made.plain, fixed, SurgeryOptions(max_detections=50, thresholds=(0.01, 0.3)))
+    insert_plugins(made.plain, fixed, SurgeryOptions(max_detections=50, thresholds=Thresholds(0.01, 0.3)))
     folder = write_repository(fixed, tmp_path / "repository", ConfigOptions("onnxruntime"))
     config = read_config(folder / "config.pbtxt")
     assert ([tensor.name for tensor in config.input], config.max_batch_size) == (["images"], 3)

@@ -23,7 +23,7 @@ from darktrt.serve.containers import NEWEST
 from darktrt.serve.doctor import Finding, examine_repository
 from darktrt.serve.repository import read_config, write_repository
 from darktrt.serve.server import Program
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
@@ -31,7 +31,7 @@ pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's p
 @pytest.fixture(scope="module")
 def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("portable") / "portable.onnx"
-    transform_file(made.plain, path, SurgeryOptions())
+    insert_plugins(made.plain, path, SurgeryOptions())
     return path
 
 
@@ -74,14 +74,14 @@ def test_a_model_that_computes_something_else(models: Path, portable: Path, tmp_
 
 def test_a_reference_of_another_network_is_not_held_against_it(models: Path, tmp_path: Path) -> None:
     other = make(tmp_path, MADE_CFG, batch=(1, 3, 3), seed=2, name="plain")
-    transform_file(other.plain, tmp_path / "other.onnx", SurgeryOptions())
+    insert_plugins(other.plain, tmp_path / "other.onnx", SurgeryOptions())
     assert examine_repository(models, tmp_path / "other.onnx")[1].text.startswith("a first inference finds ")
 
 
 def test_thresholds_that_surgery_fixed_are_those_of_the_comparison(made: Made, portable: Path, tmp_path: Path) -> None:
     """Others would find other objects, in the model or in the reference."""
     for name, fixed in (("high", (0.3, 0.45)), ("low", (0.001, 0.45)), ("overlap", (0.001, 0.2))):
-        transform_file(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=fixed))
+        insert_plugins(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=fixed))
         write_repository(tmp_path / f"{name}.onnx", tmp_path / "models", ConfigOptions("onnxruntime"), name)
     write_repository(portable, tmp_path / "models", name="open")
     files = {name: tmp_path / f"{name}.onnx" for name in ("high", "low", "overlap")} | {"open": portable}
@@ -143,7 +143,7 @@ def test_what_a_server_would_stumble_over(models: Path, damage: Callable[[Path],
 
 def test_a_model_of_another_network_than_its_config(models: Path, tmp_path: Path) -> None:
     other = make(tmp_path, MADE_CFG, batch=(1, 3, 3), seed=2, name="plain")
-    transform_file(other.plain, tmp_path / "other.onnx", SurgeryOptions())
+    insert_plugins(other.plain, tmp_path / "other.onnx", SurgeryOptions())
     shutil.copy(tmp_path / "other.onnx", models / "made/1/model.onnx")
     assert bad(examine_repository(models)) == [
         "config.pbtxt describes another network than the model's file; write the model again"
