@@ -23,7 +23,7 @@ from darktrt.cli import (
     fetch,
     inspect,
     load,
-    rival,
+    plugins,
     serve,
     surgery,
 )
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    stages = (fetch, convert, surgery, calib, engine, engine_inspect)
-    for module in (*stages, check, detect, serve, client, load, bench, rival, inspect, doctor):
+    stages = (fetch, convert, surgery, calib, engine, engine_inspect, plugins)
+    for module in (*stages, check, detect, serve, client, load, bench, inspect, doctor):
         module.add(commands)
     return parser
