@@ -40,12 +40,6 @@ from darktrt.serve.repository import (
     read_config,
     write_repository,
 )
-    loaded_versions,
-    model_info,
-    models_of,
-    read_config,
-    write_repository,
-)
 from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
