@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.load.sweep import own_server
-from darktrt.serve.server import Program, Server, StartOptions, installed_program, program_on_path
+from darktrt.serve.install import installed_program
+from darktrt.serve.program import Program, program_on_path
+from darktrt.serve.server import Server, StartOptions, running_on_free_ports
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 LETTERBOX_CFG = (
@@ -53,7 +54,7 @@ def operated(made: Made, **options: object) -> Path:
 @contextmanager
 def server_of(repository: Path, options: StartOptions | None = None) -> Iterator[Server]:
     """A server on free ports."""
-    with own_server(repository, options, a_program()) as server:
+    with running_on_free_ports(repository, options, a_program()) as server:
         yield server
 
 
