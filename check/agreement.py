@@ -25,7 +25,7 @@ from darktrt.check.runs import (
     run,
     save_results,
 )
-from darktrt.check.tolerance import Difference, Matches, Tolerance, difference, match, tolerance_of
+from darktrt.check.tolerance import TensorError, Matches, Tolerance, difference, match, tolerance_of
 from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo, LayerInfo, Thresholds
 
@@ -34,13 +34,13 @@ _ALL = ""
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VariantAgreement:
     """One subject's results against the reference's, over all images."""
 
     name: str
     precision: str
     tolerance: Tolerance
-    tensors: dict[str, Difference]
+    tensors: dict[str, TensorError]
     """Of those that both have, in the order of the network."""
     detections: Matches | None
     """None where one of the two ends at its raw heads."""
@@ -60,7 +60,7 @@ class Agreement:
     precision: str
     info: DetectorInfo
     images: int
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[VariantAgreement, ...]
     layers: bool
     """Whether layers were compared, and not the heads alone."""
 
@@ -73,7 +73,7 @@ class Agreement:
         """Text for people: a part for each comparison."""
         return "\n\n".join("\n".join(self._part(comparison)) for comparison in self.comparisons)
 
-    def _part(self, one: Comparison) -> list[str]:
+    def _part(self, one: VariantAgreement) -> list[str]:
         info, failures = self.info, one.failures()
         lines = [
             f"{one.name} ({one.precision}) against {self.reference} ({self.precision}): {info.name}, "
@@ -92,7 +92,7 @@ class Agreement:
             lines.append(f"{_detections_line(one.detections, one.tolerance)}{'  beyond' if DETECTIONS in failures else ''}")
         return [*lines, self._verdict(one, failures)]
 
-    def _lacking(self, one: Comparison) -> int:
+    def _lacking(self, one: VariantAgreement) -> int:
         """Layers that were not compared."""
         wanted = {layer.tensor for layer in self.info.layers} if self.layers else set()
         return len(wanted - one.tensors.keys())
@@ -104,7 +104,7 @@ class Agreement:
     def _layer(self, tensor: str) -> LayerInfo | None:
         return next((layer for layer in self.info.layers if layer.tensor == tensor), None)
 
-    def _verdict(self, one: Comparison, failures: list[str]) -> str:
+    def _verdict(self, one: VariantAgreement, failures: list[str]) -> str:
         t = one.tolerance
         limits = f"worst {t.worst:g}, cosine {t.cosine:g}, score {t.score:g}, unmatched {t.unmatched:g} ({t.reason})"
         if not failures:
@@ -129,7 +129,7 @@ class Agreement:
         return json.dumps({**about, "comparisons": comparisons}, indent=2, allow_nan=False) + "\n"
 
 
-def _numbers(difference: Difference) -> dict[str, float | None]:
+def _numbers(difference: TensorError) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in asdict(difference).items()}
 
 
@@ -176,7 +176,7 @@ def compare(
     digests = [image.digest for image in images] if variants else list(loaded[0].iterations)
     _check_same_input(loaded, digests, thresholds if variants else loaded[0].origin.thresholds)
     made: list[list[Any]] = []
-    found: list[list[dict[str, Difference | Matches]]] = []
+    found: list[list[dict[str, TensorError | Matches]]] = []
     with progress_bar(len(digests), "images") as bar:
         for i, digest in enumerate(digests):
             own = run(variants, images[i], thresholds, layers) if variants else []
@@ -194,13 +194,13 @@ def compare(
     return Agreement(reference.name, reference.precision, reference.info, len(digests), comparisons, layers)
 
 
-def _held(results: Sequence[Any], tensors: Sequence[str]) -> list[dict[str, Difference | Matches]]:
+def _held(results: Sequence[Any], tensors: Sequence[str]) -> list[dict[str, TensorError | Matches]]:
     """What each of one image's results is to the first of them, by tensor."""
     from polygraphy.comparator import Comparator, RunResults
 
-    def judge(reference: Any, result: Any) -> dict[str, dict[str, Difference | Matches]]:
+    def judge(reference: Any, result: Any) -> dict[str, dict[str, TensorError | Matches]]:
         common = [name for name in tensors if name in reference and name in result]
-        found: dict[str, Difference | Matches] = {name: difference(result[name], reference[name], name) for name in common}
+        found: dict[str, TensorError | Matches] = {name: tensor_error(result[name], reference[name], name) for name in common}
         if DETECTIONS in reference and DETECTIONS in result:
             threshold = Origin.from_array(reference[METADATA_KEY]).score_threshold
             found[DETECTIONS] = match(result[DETECTIONS], reference[DETECTIONS], threshold)
@@ -220,8 +220,8 @@ def _tensors(info: DetectorInfo, layers: bool) -> list[str]:
 
 
 def _comparison(
-    one: Variant | Results, tolerance: Tolerance, images: Sequence[Mapping[str, Difference | Matches]]
-) -> Comparison:
+    one: Variant | Results, tolerance: Tolerance, images: Sequence[Mapping[str, TensorError | Matches]]
+) -> VariantAgreement:
     """The sum of all images.
 
     Raises:
@@ -229,7 +229,7 @@ def _comparison(
     """
     if not images[0]:
         raise DarktrtError(f"{one.name}: gives nothing that the reference gives too; make both with --head nms or decode")
-    differences: dict[str, list[Difference]] = {}
+    differences: dict[str, list[TensorError]] = {}
     matches: list[Matches] = []
     for image in images:
         for tensor, value in image.items():
@@ -238,12 +238,12 @@ def _comparison(
             else:
                 differences.setdefault(tensor, []).append(value)
     tensors = {tensor: _worst(values) for tensor, values in differences.items()}
-    return Comparison(one.name, one.precision, tolerance, tensors, _sum(matches) if matches else None)
+    return VariantAgreement(one.name, one.precision, tolerance, tensors, _sum(matches) if matches else None)
 
 
-def _worst(values: Sequence[Difference]) -> Difference:
+def _worst(values: Sequence[TensorError]) -> TensorError:
     worst, mean, cosine = np.array([astuple(value) for value in values]).T  # NumPy's max and min keep NaN
-    return Difference(float(worst.max()), float(mean.mean()), float(cosine.min()))
+    return TensorError(float(worst.max()), float(mean.mean()), float(cosine.min()))
 
 
 def _sum(matches: Sequence[Matches]) -> Matches:
@@ -288,7 +288,7 @@ def _check_same_input(loaded: Sequence[Results], digests: Sequence[str], thresho
             raise DarktrtError(f"{one.name}: was made with {one.origin.thresholds}, not with {thresholds}; give the same")
 
 
-def _check_layers(info: DetectorInfo, comparisons: Sequence[Comparison]) -> None:
+def _check_layers(info: DetectorInfo, comparisons: Sequence[VariantAgreement]) -> None:
     for one in comparisons:
         if not one.tensors.keys() - inner_tensors(info, layers=False):
             raise DarktrtError(

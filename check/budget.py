@@ -15,7 +15,7 @@ from darktrt.calib.data import find_images
 from darktrt.calib.histogram import HistogramSet
 from darktrt.calib.summary import Outputs
 from darktrt.check.coco import Accuracy, evaluate
-from darktrt.check.ground_truth import Truth, has_labels, load_truth
+from darktrt.check.ground_truth import GroundTruth, has_labels, load_ground_truth
 from darktrt.check.sensitivity import LIMIT, each_alone
 from darktrt.check.simulate import OnnxNetwork, Yardstick, chosen_fp_layers, convolutions, load_network, quantized, session
 from darktrt.engine.manifest import Int8Cost
@@ -110,14 +110,14 @@ def within_budget(
     """
     check_budget(budget)
     network = load_network(source)
-    truth = _labels(network, evaluation)
-    images = _images(truth, evaluation)
+    ground_truth = _labels(network, evaluation)
+    images = _images(ground_truth, evaluation)
     if table:
-        _warn_of_overlap([one.path for one in truth.images] if truth else images, table)
+        _warn_of_overlap([one.path for one in ground_truth.images] if ground_truth else images, table)
     fp_layers = tuple(chosen_fp_layers(network, calibration))
     quantized(network, calibration, fp_layers)  # refuses the table of another network before the work begins
     yardstick = cache(lambda: Yardstick(network, images))
-    judge = _AccuracyJudge(network, calibration, truth) if truth else _ScoreJudge(yardstick(), calibration)
+    judge = _AccuracyJudge(network, calibration, ground_truth) if ground_truth else _ScoreJudge(yardstick(), calibration)
     for line in judge.introduce(budget):
         show(line)
     trials = []
@@ -169,12 +169,12 @@ class _Judge(ABC):
 class _AccuracyJudge(_Judge):
     """By the drop of the average precision."""
 
-    def __init__(self, network: OnnxNetwork, calibration: Calibration, truth: Truth) -> None:
-        self.network, self.calibration, self.truth = network, calibration, truth
+    def __init__(self, network: OnnxNetwork, calibration: Calibration, ground_truth: GroundTruth) -> None:
+        self.network, self.calibration, self.ground_truth = network, calibration, ground_truth
 
     def introduce(self, budget: float) -> list[str]:
-        self.exact = exact = evaluate(session(self.network.model), self.network.info, self.truth, "FP32")
-        images = f"{len(self.truth.images)} images of {self.truth.name}"
+        self.exact = exact = evaluate(session(self.network.model), self.network.info, self.ground_truth, "FP32")
+        images = f"{len(self.ground_truth.images)} images of {self.ground_truth.name}"
         if exact.ap <= budget:
             raise DarktrtError(
                 f"FP32 has AP {exact.ap:.4f} on {images}, so any INT8 would pass a largest drop of {budget:g}; "
@@ -185,7 +185,7 @@ class _AccuracyJudge(_Judge):
 
     def trial(self, fp_layers: tuple[str, ...]) -> Trial:
         run = session(quantized(self.network, self.calibration, fp_layers))
-        found = evaluate(run, self.network.info, self.truth, f"INT8, {len(fp_layers)} kept")
+        found = evaluate(run, self.network.info, self.ground_truth, f"INT8, {len(fp_layers)} kept")
         return Trial(fp_layers, self.exact.ap - found.ap, found)
 
     def line(self, trial: Trial, added: str) -> str:
@@ -217,16 +217,16 @@ class _ScoreJudge(_Judge):
         return f"{len(trial.fp_layers):12}  {trial.drop:7.4f}  {self.change.heads:7.4f}  {added}"
 
 
-def _labels(network: OnnxNetwork, evaluation: Evaluation) -> Truth | None:
+def _labels(network: OnnxNetwork, evaluation: Evaluation) -> GroundTruth | None:
     labelled = [entry for entry in evaluation.data if has_labels(entry)]
-    return load_truth(labelled, network.info.class_names, evaluation.limit, evaluation.seed) if labelled else None
+    return load_ground_truth(labelled, network.info.class_names, evaluation.limit, evaluation.seed) if labelled else None
 
 
-def _images(truth: Truth | None, evaluation: Evaluation) -> list[Path]:
+def _images(ground_truth: GroundTruth | None, evaluation: Evaluation) -> list[Path]:
     """Those that changes of scores are measured on."""
-    if truth is None:
+    if ground_truth is None:
         return find_images(evaluation.data, LIMIT if evaluation.limit is None else evaluation.limit, evaluation.seed)
-    paths = sorted(image.path for image in truth.images)
+    paths = sorted(image.path for image in ground_truth.images)
     return paths if len(paths) <= LIMIT else random.Random(evaluation.seed).sample(paths, LIMIT)
 
 

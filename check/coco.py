@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from darktrt.check.ground_truth import LabelledImage, Truth
+from darktrt.check.ground_truth import LabelledImage, GroundTruth
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.vision.boxes import Detections
@@ -58,7 +58,7 @@ class ClassAccuracy:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class CocoMetrics:
     """Everything that COCO's judge says of detections."""
 
     accuracy: Accuracy
@@ -69,58 +69,58 @@ class Judgement:
     empty where nothing is labelled."""
 
 
-def evaluate(run: Run, info: DetectorInfo, truth: Truth, label: str = "") -> Accuracy:
-    """The accuracy of a network, a session or an engine, on all images of ``truth``; a bar on stderr.
+def evaluate(run: Run, info: DetectorInfo, ground_truth: GroundTruth, label: str = "") -> Accuracy:
+    """The accuracy of a network, a session or an engine, on all images of ``ground_truth``; a bar on stderr.
 
     Raises:
         DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
-    return accuracy(detect_all(Detector(run, info, SCORE_THRESHOLD, IOU_THRESHOLD), truth, label), truth)
+    return accuracy(detect_all(Detector(run, info, SCORE_THRESHOLD, IOU_THRESHOLD), ground_truth, label), ground_truth)
 
 
-def detect_all(detector: Detector, truth: Truth, label: str = "") -> list[Detections]:
+def detect_all(detector: Detector, ground_truth: GroundTruth, label: str = "") -> list[Detections]:
     """Detections in every image, in order, in pixels of the image."""
     found: list[Detections] = []
-    images = iter(truth.images)
-    with progress_bar(len(truth.images), "images", label) as bar:
+    images = iter(ground_truth.images)
+    with progress_bar(len(ground_truth.images), "images", label) as bar:
         while group := list(islice(images, detector.info.batch[2])):
-            found += detector.detect([_read(image, truth) for image in group])
+            found += detector.detect([_read(image, ground_truth) for image in group])
             bar.update(len(group))
     return found
 
 
-def _read(labelled: LabelledImage, truth: Truth) -> NDArray[np.uint8]:
+def _read(labelled: LabelledImage, ground_truth: GroundTruth) -> NDArray[np.uint8]:
     image = read_image(labelled.path)
     height, width = image.shape[:2]
     if labelled.size not in (None, (width, height)):
         wanted = "x".join(map(str, labelled.size or ()))
         raise DarktrtError(
-            f"{labelled.path}: is {width}x{height}, but {truth.name} has labels for {wanted}; get the right file"
+            f"{labelled.path}: is {width}x{height}, but {ground_truth.name} has labels for {wanted}; get the right file"
         )
     return image
 
 
-def accuracy(found: Sequence[Detections], truth: Truth) -> Accuracy:
+def accuracy(found: Sequence[Detections], ground_truth: GroundTruth) -> Accuracy:
     """What COCO's judge says of these detections, one :class:`Detections` an image."""
-    return judge(found, truth).accuracy
+    return judge(found, ground_truth).accuracy
 
 
-def judge(found: Sequence[Detections], truth: Truth) -> Judgement:
+def judge(found: Sequence[Detections], ground_truth: GroundTruth) -> CocoMetrics:
     """What COCO's judge says of these detections, one :class:`Detections` an image, class by class too."""
-    judged = _coco_eval(found, truth)
+    judged = _coco_eval(found, ground_truth)
     precision = judged.eval["precision"][
         :, :, :, _ALL_SIZES, _MOST
     ]  # (overlaps, recalls, classes), -1 for classes without objects
-    objects = Counter(one.class_id for image in truth.images for one in image.objects if not one.crowd)
+    objects = Counter(one.class_id for image in ground_truth.images for one in image.objects if not one.crowd)
     classes = tuple(
         ClassAccuracy(name, objects[i], _mean(precision[:, :, i]), _mean(precision[_FIFTY, :, i]))
-        for i, name in enumerate(truth.classes)
+        for i, name in enumerate(ground_truth.classes)
     )
-    occur = [i for i in range(len(truth.classes)) if objects[i]]
+    occur = [i for i in range(len(ground_truth.classes)) if objects[i]]
     points = (("0.50", _FIFTY), ("0.75", _SEVENTY_FIVE))
     curves = {name: tuple(precision[at][:, occur].mean(1).tolist()) for name, at in points} if occur else {}
     stats = (float(value) if value >= 0 else math.nan for value in judged.stats[: len(fields(Accuracy))])
-    return Judgement(Accuracy(*stats), classes, curves)
+    return CocoMetrics(Accuracy(*stats), classes, curves)
 
 
 def _mean(precision: NDArray[np.float64]) -> float:
@@ -128,7 +128,7 @@ def _mean(precision: NDArray[np.float64]) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def _coco_eval(found: Sequence[Detections], truth: Truth) -> Any:
+def _coco_eval(found: Sequence[Detections], ground_truth: GroundTruth) -> Any:
     """A COCOeval that has judged; images, classes and annotations are numbered afresh.
 
     COCOeval takes a detection matched to an annotation of id 0 for unmatched, so those begin at 1.
@@ -138,7 +138,7 @@ def _coco_eval(found: Sequence[Detections], truth: Truth) -> Any:
 
     with contextlib.redirect_stdout(io.StringIO()):
         labels, results = COCO(), COCO()
-        labels.dataset, results.dataset = _dataset(truth), _dataset(truth, found)
+        labels.dataset, results.dataset = _dataset(ground_truth), _dataset(ground_truth, found)
         for one in (labels, results):
             one.createIndex()
         judged = COCOeval(labels, results, "bbox")
@@ -147,23 +147,23 @@ def _coco_eval(found: Sequence[Detections], truth: Truth) -> Any:
     return judged
 
 
-def _dataset(truth: Truth, found: Sequence[Detections] | None = None) -> dict[str, Any]:
+def _dataset(ground_truth: GroundTruth, found: Sequence[Detections] | None = None) -> dict[str, Any]:
     """The labels in COCO's form; or the detections."""
-    rows = chain.from_iterable(_label_rows(truth) if found is None else map(_detection_rows, range(len(found)), found))
+    rows = chain.from_iterable(_label_rows(ground_truth) if found is None else map(_detection_rows, range(len(found)), found))
     return {
-        "images": [{"id": i} for i in range(len(truth.images))],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(truth.classes)],
+        "images": [{"id": i} for i in range(len(ground_truth.images))],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(ground_truth.classes)],
         "annotations": [{"id": i, **row} for i, row in enumerate(rows, 1)],
     }
 
 
-def _label_rows(truth: Truth) -> list[list[dict[str, Any]]]:
+def _label_rows(ground_truth: GroundTruth) -> list[list[dict[str, Any]]]:
     return [
         [
             {"image_id": i, "category_id": one.class_id, "bbox": list(one.box), "area": one.area, "iscrowd": int(one.crowd)}
             for one in image.objects
         ]
-        for i, image in enumerate(truth.images)
+        for i, image in enumerate(ground_truth.images)
     ]
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from darktrt.check.coco import IOU_THRESHOLD, SCORE_THRESHOLD, Judgement, detect_all, judge
-from darktrt.check.ground_truth import Truth
+from darktrt.check.coco import IOU_THRESHOLD, SCORE_THRESHOLD, CocoMetrics, detect_all, judge
+from darktrt.check.ground_truth import GroundTruth
 from darktrt.check.runs import Variant
 from darktrt.check.tolerance import TOLERANCES
 from darktrt.errors import DarktrtError
@@ -55,19 +55,19 @@ class VariantDetections:
         return [self.images[digest] for digest in digests]
 
 
-def digests_of(truth: Truth) -> list[str]:
+def digests_of(ground_truth: GroundTruth) -> list[str]:
     """The SHA-256 of every image, in order."""
-    return [sha256_of(image.path) for image in truth.images]
+    return [sha256_of(image.path) for image in ground_truth.images]
 
 
-def find(variant: Variant, truth: Truth, digests: Sequence[str]) -> VariantDetections:
+def find(variant: Variant, ground_truth: GroundTruth, digests: Sequence[str]) -> VariantDetections:
     """Run a variant over all images, as for COCO's AP; a bar on stderr.
 
     Raises:
         DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
     detector = Detector(variant.run, variant.info, THRESHOLDS.score, THRESHOLDS.iou)
-    found = detect_all(detector, truth, variant.name)
+    found = detect_all(detector, ground_truth, variant.name)
     images = dict(zip(digests, found, strict=True))
     return VariantDetections(variant.name, variant.info, variant.precision, THRESHOLDS, images, variant.about)
 
@@ -139,21 +139,21 @@ def _detections(values: Mapping[str, Any], info: DetectorInfo) -> Detections:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class EvaluatedVariant:
     """A variant, and what COCO's judge says of it."""
 
     found: VariantDetections
-    judgement: Judgement
+    metrics: CocoMetrics
 
 
-def judge_all(found: Sequence[VariantDetections], truth: Truth, digests: Sequence[str]) -> list[Judged]:
+def judge_all(found: Sequence[VariantDetections], ground_truth: GroundTruth, digests: Sequence[str]) -> list[EvaluatedVariant]:
     """Every variant against the labels.
 
     Raises:
         DarktrtError: they are not variants of one network by one protocol, or did not look at the same images.
     """
     _check_comparable(found)
-    return [Judged(one, judge(one.in_order(digests), truth)) for one in found]
+    return [EvaluatedVariant(one, judge(one.in_order(digests), ground_truth)) for one in found]
 
 
 def _check_comparable(found: Sequence[VariantDetections]) -> None:
@@ -168,15 +168,15 @@ def _check_comparable(found: Sequence[VariantDetections]) -> None:
             raise DarktrtError(f"{one.name}: was made with {one.thresholds}, not with {first.thresholds}; make it again")
 
 
-def to_table(judged: Sequence[Judged]) -> str:
+def to_table(judged: Sequence[EvaluatedVariant]) -> str:
     """A line a variant: COCO's numbers, and what is lost against the first."""
     width = max(len(one.found.name) for one in judged)
     lines = [
         f"{'':{width}}  precision  {'AP':>6}  {'AP50':>6}  {'AP75':>6}  {'small':>6}  {'medium':>6}  {'large':>6}  {'drop':>7}"
     ]
-    first = judged[0].judgement.accuracy.ap
+    first = judged[0].metrics.accuracy.ap
     for one in judged:
-        numbers = [*asdict(one.judgement.accuracy).values(), first - one.judgement.accuracy.ap]
+        numbers = [*asdict(one.metrics.accuracy).values(), first - one.metrics.accuracy.ap]
         *cells, drop = ["-" if math.isnan(number) else f"{round(number, 4) + 0.0:.4f}" for number in numbers]
         row = "  ".join(f"{cell:>6}" for cell in cells)
         lines.append(f"{one.found.name:<{width}}  {one.found.precision:9}  {row}  {drop:>7}")

@@ -77,8 +77,8 @@ def _named(found: Detections, i: int) -> str:
 def panels(labelled: LabelledImage, variants: Sequence[Detections]) -> list[str]:
     """The image with the labels, and with what each variant found, drawn in: JPEG files as ``data:`` addresses."""
     image = read_image(labelled.path)
-    truth = labels_of(labelled, variants[0].class_names)
-    return [_embedded(image, truth, scores=False), *(_embedded(image, shown(found), scores=True) for found in variants)]
+    ground_truth = labels_of(labelled, variants[0].class_names)
+    return [_embedded(image, ground_truth, scores=False), *(_embedded(image, shown(found), scores=True) for found in variants)]
 
 
 def labels_of(image: LabelledImage, class_names: tuple[str, ...]) -> Detections:

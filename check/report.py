@@ -19,9 +19,9 @@ from darktrt.calib.summary import Outputs, bar_heights
 from darktrt.calib.threshold import LEVELS, expected_error
 from darktrt.check.agreement import Agreement
 from darktrt.check.coco import Accuracy, ClassAccuracy
-from darktrt.check.detections import Judged, VariantDetections
+from darktrt.check.detections import EvaluatedVariant, VariantDetections
 from darktrt.check.disagreements import SHOWN_SCORE, Disagreement, disagreement, panels, shown
-from darktrt.check.ground_truth import Truth
+from darktrt.check.ground_truth import GroundTruth
 from darktrt.check.sensitivity import Sensitivity, sensitivity
 from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network
 from darktrt.errors import DarktrtError
@@ -194,9 +194,9 @@ def _model(info: DetectorInfo) -> dict[str, Any]:
 class Parts:
     """What a report is made of, each made by a function of its own."""
 
-    truth: Truth
+    ground_truth: GroundTruth
     digests: Sequence[str]
-    judged: Sequence[Judged]
+    judged: Sequence[EvaluatedVariant]
     notes: Sequence[str] = ()
     """On the labels."""
     comparison: Agreement | None = None
@@ -207,7 +207,7 @@ class Parts:
 
 def make_report(parts: Parts, images: int) -> Report:
     """The report, with panels of at most so many images on which variants disagree."""
-    truth, judged = parts.truth, parts.judged
+    ground_truth, judged = parts.ground_truth, parts.judged
     reference = next((one for one in judged if one.found.precision == "fp32"), judged[0])
     variants = tuple(_variant(one, reference, parts) for one in judged)
     all_ = _disagreements(judged, reference, parts)
@@ -215,10 +215,10 @@ def make_report(parts: Parts, images: int) -> Report:
     return Report(
         info=reference.found.info,
         reference=reference.found.name,
-        data=truth.name,
-        images=len(truth.images),
-        objects=truth.count,
-        digest=evaluation_digest(truth, parts.digests),
+        data=ground_truth.name,
+        images=len(ground_truth.images),
+        objects=ground_truth.count,
+        digest=evaluation_digest(ground_truth, parts.digests),
         protocol=_protocol(reference.found, parts),
         variants=variants,
         comparison=parts.comparison,
@@ -231,23 +231,23 @@ def make_report(parts: Parts, images: int) -> Report:
     )
 
 
-def _variant(one: Judged, reference: Judged, parts: Parts) -> VariantFigures:
-    found, judgement = one.found, one.judgement
-    drop = None if one is reference else reference.judgement.accuracy.ap - judgement.accuracy.ap
+def _variant(one: EvaluatedVariant, reference: EvaluatedVariant, parts: Parts) -> VariantFigures:
+    found, metrics = one.found, one.metrics
+    drop = None if one is reference else reference.metrics.accuracy.ap - metrics.accuracy.ap
     count = sum(len(shown(found.images[digest])) for digest in parts.digests)
     keys = (found.about.get("sha256", ""), found.name, Path(found.name).stem)
     latency = next((parts.timings[key] for key in keys if key in parts.timings), None)
     about = dict(found.about)
     return VariantFigures(
-        found.name, found.precision, about, judgement.accuracy, drop, judgement.classes, judgement.curves, count, latency
+        found.name, found.precision, about, metrics.accuracy, drop, metrics.classes, metrics.curves, count, latency
     )
 
 
-def evaluation_digest(truth: Truth, digests: Sequence[str]) -> str:
+def evaluation_digest(ground_truth: GroundTruth, digests: Sequence[str]) -> str:
     """Of the images and their labels, in any order; what is measured on one can be compared."""
     rows = sorted(
         (digest, sorted((one.class_id, *one.box, one.crowd) for one in image.objects))
-        for digest, image in zip(digests, truth.images, strict=True)
+        for digest, image in zip(digests, ground_truth.images, strict=True)
     )
     return sha256(repr(rows).encode()).hexdigest()
 
@@ -255,7 +255,7 @@ def evaluation_digest(truth: Truth, digests: Sequence[str]) -> str:
 def _protocol(found: VariantDetections, parts: Parts) -> dict[str, str]:
     info, thresholds = found.info, found.thresholds
     most = max(one.found.info.max_detections for one in parts.judged) or "as many"
-    images = f"{len(parts.truth.images)}, with {parts.truth.count} labelled objects, of {parts.truth.name}"
+    images = f"{len(parts.ground_truth.images)}, with {parts.ground_truth.count} labelled objects, of {parts.ground_truth.name}"
     resize = {"stretch": "stretched to the network's input", "letterbox": "letterboxed into the network's input"}[info.resize]
     return {
         "images": images,
@@ -278,13 +278,13 @@ def _calibrated_on(calibrated: CalibrationSources) -> str:
 
 def _notes(variants: Sequence[VariantFigures], parts: Parts) -> list[str]:
     notes = []
-    count = len(parts.truth.images)
+    count = len(parts.ground_truth.images)
     overlap = parts.int8.calibrated.overlap if parts.int8 else 0
     if overlap:
         notes.append(
             f"INT8 was calibrated on {overlap} of the {count} images that it is judged on; on others it may lose more."
         )
-    if not parts.truth.count:
+    if not parts.ground_truth.count:
         notes.append("There is nothing labelled to measure AP on; what follows compares the variants with each other alone.")
     elif count < FEW:
         notes.append(f"{count} images are few: differences of AP of some thousandths may be chance.")
@@ -309,11 +309,11 @@ class _Candidate:
     about: Disagreement
 
 
-def _disagreements(judged: Sequence[Judged], reference: Judged, parts: Parts) -> list[_Candidate]:
+def _disagreements(judged: Sequence[EvaluatedVariant], reference: EvaluatedVariant, parts: Parts) -> list[_Candidate]:
     """For every image its worst variant, the most first."""
     worst: dict[int, _Candidate] = {}
     for other in (one.found for one in judged if one is not reference):
-        for i, (digest, image) in enumerate(zip(parts.digests, parts.truth.images, strict=True)):
+        for i, (digest, image) in enumerate(zip(parts.digests, parts.ground_truth.images, strict=True)):
             expected = reference.found.images[digest]
             about = disagreement(image.path.name, other.name, other.images[digest], expected)
             if i not in worst or about.amount > worst[i].about.amount:
@@ -322,7 +322,7 @@ def _disagreements(judged: Sequence[Judged], reference: Judged, parts: Parts) ->
 
 
 def _drawn(one: _Candidate, reference: VariantDetections, parts: Parts) -> Shown:
-    digest, image = parts.digests[one.index], parts.truth.images[one.index]
+    digest, image = parts.digests[one.index], parts.ground_truth.images[one.index]
     drawn = panels(image, [reference.images[digest], one.found.images[digest]])
     return Shown(one.about, ("labels", reference.name, one.found.name), tuple(drawn))
 
@@ -340,7 +340,7 @@ class Int8Parts:
 
 
 def int8_parts(
-    source: str | Path, calibration: Calibration, table: str | Path, truth: Truth, digests: Sequence[str], limit: int
+    source: str | Path, calibration: Calibration, table: str | Path, ground_truth: GroundTruth, digests: Sequence[str], limit: int
 ) -> Int8Parts:
     """What INT8 costs an ONNX file, convolution by convolution on so many images (0: that is left out), and its scales.
 
@@ -352,7 +352,7 @@ def int8_parts(
     lines = {one.node: one.line for one in convolutions(network)}
     inputs = {node.name: node.input[0] for node in network.model.graph.node if node.name in lines}
     readers = {inputs[node]: line for node, line in reversed(lines.items()) if node not in kept}
-    images = [str(image.path) for image in truth.images]
+    images = [str(image.path) for image in ground_truth.images]
     cost = sensitivity(source, images, calibration, limit) if limit else None
     return Int8Parts(cost, kept, calibrated(table, calibration.scales, readers, digests))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darktrt.check.detections import Judged
+from darktrt.check.detections import EvaluatedVariant
 from darktrt.errors import DarktrtError
 
 REPORT = "report.json"
@@ -30,7 +30,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Side:
+class DiffInput:
     """One of the two: its variants by name."""
 
     name: str
@@ -39,7 +39,7 @@ class Side:
     """Of the images and labels that it was measured on."""
 
 
-def read_side(text: str) -> Side:
+def read_report(text: str) -> DiffInput:
     """A report: its folder, or ``report.json``; followed by ``:VARIANT`` for one variant of it.
 
     Raises:
@@ -57,7 +57,7 @@ def read_side(text: str) -> Side:
         raise DarktrtError(f"{file}: is no report of 'darktrt check report' or a damaged one; make it again") from error
     if variant and variant not in variants:
         raise DarktrtError(f"{file}: has no variant '{variant}', only {', '.join(variants)}")
-    return Side(text, {variant: variants[variant]} if variant else variants, digest)
+    return DiffInput(text, {variant: variants[variant]} if variant else variants, digest)
 
 
 def _split(text: str) -> tuple[Path, str]:
@@ -73,13 +73,13 @@ def _figures(values: Mapping[str, Any]) -> Figures:
     return Figures(str(values["name"]), numbers, {one["name"]: one["ap"] for one in values["classes"] if one["objects"]})
 
 
-def measured_side(judged: Judged, digest: str) -> Side:
+def measured(judged: EvaluatedVariant, digest: str) -> DiffInput:
     """A model that was run here, under its name."""
-    accuracy = judged.judgement.accuracy
+    accuracy = judged.metrics.accuracy
     numbers = {name: _known(getattr(accuracy, name)) for name in _NUMBERS}
-    classes = {one.name: _known(one.ap) for one in judged.judgement.classes if one.objects}
+    classes = {one.name: _known(one.ap) for one in judged.metrics.classes if one.objects}
     name = judged.found.name
-    return Side(name, {name: Figures(name, numbers, classes)}, digest)
+    return DiffInput(name, {name: Figures(name, numbers, classes)}, digest)
 
 
 def _known(value: float) -> float | None:
@@ -87,11 +87,11 @@ def _known(value: float) -> float | None:
 
 
 @dataclass(frozen=True)
-class Diff:
+class ReportDiff:
     """Variants side by side."""
 
-    a: Side
-    b: Side
+    a: DiffInput
+    b: DiffInput
     pairs: tuple[tuple[Figures, Figures], ...]
 
     def worst_drop(self) -> float:
@@ -115,7 +115,7 @@ class Diff:
         return [f"\n\nonly in {side.name}: {name}" for side, paired in sides for name in side.variants if name not in paired]
 
 
-def diff(a: Side, b: Side) -> Diff:
+def diff(a: DiffInput, b: DiffInput) -> ReportDiff:
     """Pair the variants of two sides: those of one name, or the only ones.
 
     Raises:
@@ -124,14 +124,14 @@ def diff(a: Side, b: Side) -> Diff:
     if a.digest != b.digest:
         raise DarktrtError(f"{a.name} and {b.name} were measured on different images or labels; make both on the same DATA")
     if len(a.variants) == len(b.variants) == 1:
-        return Diff(a, b, tuple(zip(a.variants.values(), b.variants.values(), strict=True)))
+        return ReportDiff(a, b, tuple(zip(a.variants.values(), b.variants.values(), strict=True)))
     pairs = tuple((a.variants[name], b.variants[name]) for name in a.variants if name in b.variants)
     if not pairs:
         raise DarktrtError(
             f"{a.name} has the variants {', '.join(a.variants)}, {b.name} has {', '.join(b.variants)}; name one of each: "
             f"{a.name}:{next(iter(a.variants))}"
         )
-    return Diff(a, b, pairs)
+    return ReportDiff(a, b, pairs)
 
 
 def _part(a: Figures, b: Figures) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 from darktrt.calib.data import find_images
 from darktrt.calib.fp_layers import Cost, FpLayers
 from darktrt.check.coco import Accuracy, evaluate, progress_bar
-from darktrt.check.ground_truth import Truth, load_truth
+from darktrt.check.ground_truth import GroundTruth, load_ground_truth
 from darktrt.check.simulate import (
     Change,
     Convolution,
@@ -112,21 +112,21 @@ def sensitivity(
     calibration: Calibration,
     limit: int = LIMIT,
     seed: int = 0,
-    truth: str | None = None,
+    ground_truth: str | None = None,
 ) -> Sensitivity:
     """Quantize every convolution alone and measure what that changes; a bar on stderr.
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
         data: images as :func:`darktrt.calib.data.find_images` takes them, of which ``limit`` are drawn.
-        truth: a COCO file to measure the average precision on too, with each convolution quantized: slow.
+        ground_truth: a COCO file to measure the average precision on too, with each convolution quantized: slow.
 
     Raises:
         DarktrtError: a file cannot be used, or the calibration is of another network.
     """
     network = load_network(source)
     quantized(network, calibration, [])  # refuses the table of another network before the work begins
-    labels = load_truth([truth], network.info.class_names) if truth else None
+    labels = load_ground_truth([ground_truth], network.info.class_names) if ground_truth else None
     yardstick = Yardstick(network, find_images(data, limit, seed))
     kept = chosen_fp_layers(network, calibration)
     changes = each_alone(yardstick, calibration)
@@ -182,14 +182,14 @@ def _others(convolutions: Iterable[Convolution], one: Convolution) -> list[str]:
 
 
 def _accuracies(
-    network: OnnxNetwork, calibration: Calibration, all_: list[Convolution], truth: Truth
+    network: OnnxNetwork, calibration: Calibration, all_: list[Convolution], ground_truth: GroundTruth
 ) -> tuple[Accuracy, dict[Convolution, Accuracy]]:
     """The accuracy in float, and with each convolution quantized alone."""
-    exact = evaluate(session(network.model), network.info, truth, "FP32")
+    exact = evaluate(session(network.model), network.info, ground_truth, "FP32")
     judged = {}
     for i, one in enumerate(all_, 1):
         run = session(quantized(network, calibration, _others(all_, one)))
-        judged[one] = evaluate(run, network.info, truth, f"{i} of {len(all_)}")
+        judged[one] = evaluate(run, network.info, ground_truth, f"{i} of {len(all_)}")
     return exact, judged
 
 

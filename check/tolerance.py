@@ -66,7 +66,7 @@ def parse_tolerance(text: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorError:
     """How far a tensor is from the reference's; over several images the worst, the mean and the least."""
 
     worst: float
@@ -102,7 +102,7 @@ class Matches:
         return self.score <= tolerance.score and self.unmatched(tolerance) <= tolerance.unmatched * self.expected
 
 
-def difference(found: NDArray[np.float32], expected: NDArray[np.float32], name: str) -> Difference:
+def tensor_error(found: NDArray[np.float32], expected: NDArray[np.float32], name: str) -> TensorError:
     """How far ``found`` is from ``expected``, in float64.
 
     Raises:
@@ -115,7 +115,7 @@ def difference(found: NDArray[np.float32], expected: NDArray[np.float32], name: 
         error, size = np.abs(a - b), np.abs(b)
         lengths = np.linalg.norm(a) * np.linalg.norm(b)
         cosine = float(a @ b / lengths) if lengths else float(np.array_equal(a, b))
-        return Difference(float(error.max() / max(size.max(), _TINY)), float(error.mean() / max(size.mean(), _TINY)), cosine)
+        return TensorError(float(error.max() / max(size.max(), _TINY)), float(error.mean() / max(size.mean(), _TINY)), cosine)
 
 
 def match(found: NDArray[np.float32], expected: NDArray[np.float32], threshold: float) -> Matches:
