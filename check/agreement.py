@@ -25,7 +25,7 @@ from darktrt.check.runs import (
     run,
     save_results,
 )
-from darktrt.check.tolerance import TensorError, Matches, Tolerance, difference, match, tolerance_of
+from darktrt.check.tolerance import Matches, TensorError, Tolerance, match, tolerance_of
 from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo, LayerInfo, Thresholds
 
@@ -272,8 +272,6 @@ def _check_same_network(everyone: Sequence[Variant | Results]) -> None:
         sizes = [f"{i.width}x{i.height}x{i.channels}" for i in (info, reference)]
         if sizes[0] != sizes[1]:
             raise DarktrtError(f"{name}: takes {sizes[0]} images, {first} {sizes[1]}; convert both with one --size")
-        if info.swapped_activations != reference.swapped_activations:
-            raise DarktrtError(f"{name}: its activations are not those of {first}; make both with one 'surgery --activation'")
 
 
 def _check_same_input(loaded: Sequence[Results], digests: Sequence[str], thresholds: Thresholds) -> None:

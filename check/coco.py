@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from darktrt.check.ground_truth import LabelledImage, GroundTruth
+from darktrt.check.ground_truth import GroundTruth, LabelledImage
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.vision.boxes import Detections

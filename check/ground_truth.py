@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from darktrt.calib.data import coco_images, find_images, path_of
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.progress import LOGGER
-from darktrt.vision.detector import IMAGE_SUFFIXES
+from darktrt.vision.sources import IMAGE_SUFFIXES, coco_images, find_images, path_of
 
 SYNONYMS = {
     "aeroplane": "airplane",
@@ -135,8 +134,8 @@ def load_ground_truth(
     """Load the labels of images for a network of these classes; notes are logged as warnings too.
 
     ``data`` is one COCO file: ``FILE.json``, or ``FILE.json:FOLDER`` with the folder of its images, which
-    :mod:`darktrt.calib.data` searches for otherwise. Or ``data`` is folders, lists and patterns of images, as
-    :func:`darktrt.calib.data.find_images` accepts them, with darknet's label files:
+    :mod:`darktrt.vision.sources` searches for otherwise. Or ``data`` is folders, lists and patterns of images, as
+    :func:`darktrt.vision.sources.find_images` accepts them, with darknet's label files:
     ``dog.txt`` beside ``dog.jpg``, or in the folder ``labels`` that replaces ``images``. A label file has one line for each
     object: its class, and the centre, width and height relative to the image's.
 

@@ -25,8 +25,6 @@ class SurgeryOptions:
     head: HeadForm = "nms"
     input: InputForm = "uint8"
     mish: MishForm = "auto"
-    activation: str | None = None
-    """Put this in the place of Mish: one of :data:`darktrt.surgery.mish.SWAPS`."""
     max_candidates: int = 1000
     max_detections: int = 300
     calibration: Calibration | None = None
@@ -104,9 +102,7 @@ def transform(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOption
         DarktrtError: the graph is not what the metadata says; the message names the tensor or node.
     """
     graph = import_graph(model)
-    mish = 0
-    if options.mish != "native" or options.activation:
-        mish = replace_mish(graph, info.mish_count, options.activation)
+    mish = replace_mish(graph, info.mish_count) if options.mish != "native" else 0
     fused = fuse_mish(graph) if options.mish == "fused" else Fused(0, 0)
     replace_head(graph, info, options.head, options.max_candidates, options.max_detections)
     if options.thresholds:
@@ -125,9 +121,7 @@ def transform(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOption
         input=options.input,
         head=options.head,
         max_detections=options.max_detections if nms else 0,
-        mish_count=0 if options.activation else info.mish_count,
         mish=options.mish,
-        swapped_activations={options.activation: mish} if options.activation else {},
         int8_convolutions=len(int8.quantized) if int8 else 0,
         fixed_thresholds=options.thresholds,
     )

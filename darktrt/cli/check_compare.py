@@ -37,7 +37,7 @@ def add(commands: groups.Commands) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from darktrt.calib.data import find_images, path_of
+    from darktrt.vision.sources import find_images, path_of
     from darktrt.check.agreement import compare
     from darktrt.check.runs import load_image, load_results
     from darktrt.check.tolerance import parse_tolerance

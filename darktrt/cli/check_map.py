@@ -28,7 +28,7 @@ def add(commands: groups.Commands) -> None:
 
 
 def _map(args: argparse.Namespace) -> None:
-    from darktrt.calib.data import path_of
+    from darktrt.vision.sources import path_of
     from darktrt.check.detections import judge_all, save_detections, to_table
 
     inputs = [*groups.variant_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]

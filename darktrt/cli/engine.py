@@ -92,7 +92,7 @@ def add(commands: groups.Commands) -> None:
 
 
 def _engine(args: argparse.Namespace) -> None:
-    from darktrt.calib.data import path_of
+    from darktrt.vision.sources import path_of
     from darktrt.engine.build import build_file, cache_path, check_files
     from darktrt.engine.layer_list import summary
 

@@ -32,7 +32,7 @@ def add(commands: groups.Commands) -> None:
 
 
 def _sensitivity(args: argparse.Namespace) -> None:
-    from darktrt.calib.data import path_of
+    from darktrt.vision.sources import path_of
     from darktrt.check.sensitivity import plot, save_json, sensitivity
     from darktrt.vision.charts import check_drawable
 

@@ -343,7 +343,6 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
     files = ["--cfg", str(made.cfg), "--weights", str(made.weights)]
     other = make(tmp_path, MADE_CFG + "# another\n", name="other")
     small = make(tmp_path, MADE_CFG.replace("width=96", "width=64"), name="small")
-    transform_file(made.plain, tmp_path / "leaky.onnx", SurgeryOptions(activation="leaky"))
     assert "name two of --cfg" in sentence(data, "--model", portable)
     assert "name two of --cfg" in sentence(data)
     assert "no images to run" in sentence("--model", portable, "--model", str(made.plain))
@@ -357,7 +356,6 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
     assert "other.onnx: was made from another cfg file" in sentence(data, "--model", portable, "--model", str(other.plain))
     assert "another cfg file" in sentence(data, *files, "--model", str(small.plain))
     assert "takes 96x64x3 images, PyTorch 32x32x3" in sentence(data, *files, "--model", portable, "--size", "32")
-    assert "its activations are not those of PyTorch" in sentence(data, *files, "--model", str(tmp_path / "leaky.onnx"))
     assert "the score threshold is 2" in sentence(data, *files, "--model", portable, "--score-threshold", "2")
     assert "is given twice" in sentence(data, *files, "--model", portable, "--json", portable)
     assert "cannot write" in sentence(data, *files, "--model", portable, "--save-outputs", f"{tmp_path}/no/x.json")
