@@ -92,9 +92,9 @@ def add(commands: groups.Commands) -> None:
 
 
 def _engine(args: argparse.Namespace) -> None:
-    from darktrt.vision.sources import path_of
     from darktrt.engine.build import build_file, cache_path, check_files
     from darktrt.engine.layer_list import summary
+    from darktrt.vision.sources import path_of
 
     budget_options = args.max_drop is not None, args.eval is not None
     if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
