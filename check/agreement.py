@@ -322,5 +322,5 @@ def _check_tensors(
         if with_layers and not tensors.keys() - {DETECTIONS, "boxes", "scores"} - inner_tensors(with_layers, layers=False):
             raise DarktrtError(
                 f"{variant.name}: has no layers that the reference has; save results with layers, and build engines for this "
-                "from an ONNX file with marked layers"
+                "from a model that surgery made with mark_layers"
             )

@@ -15,6 +15,7 @@ from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
 from darktrt.surgery.head import fix_thresholds, replace_head, take_bytes
 from darktrt.surgery.mish import Fused, fuse_mish, replace_mish
+from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.qdq import Calibration, QuantizeReport, quantize
 
 
@@ -31,6 +32,8 @@ class SurgeryOptions:
     """Quantize with Q/DQ nodes."""
     thresholds: tuple[float, float] | None = None
     """Of score and IoU, to fix in the model; inputs otherwise."""
+    mark_layers: bool = False
+    """Make the tensor of every cfg section an output of the model too, so that an engine can be compared layer by layer."""
 
     def __post_init__(self) -> None:
         if self.thresholds and self.head != "nms":
@@ -52,6 +55,8 @@ class SurgeryReport:
     fused: Fused
     """Adds and concats that took Mish in."""
     int8: QuantizeReport | None = None
+    layer_outputs: int = 0
+    """Outputs added for the tensors of cfg sections."""
 
 
 def transform_file(source: str | Path, output: str | Path, options: SurgeryOptions) -> SurgeryReport:
@@ -126,4 +131,5 @@ def transform(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOption
         fixed_thresholds=options.thresholds,
     )
     heads = 0 if options.head == "raw" else len(info.heads)
-    return operated, SurgeryReport(mish, heads, functions, done, fused, int8)
+    marked = add_outputs(operated, {layer.tensor for layer in info.layers}) if options.mark_layers else 0
+    return operated, SurgeryReport(mish, heads, functions, done, fused, int8, marked)

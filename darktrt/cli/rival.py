@@ -22,8 +22,8 @@ def _rival(args: argparse.Namespace) -> None:
     if args.kind == "onnx":
         rival: Rival = OnnxRival(args.files[0])
     else:
+        from darktrt.cli.groups import parse_size
         from darktrt.convert.rival import TorchRival
-        from darktrt.convert.shapes import parse_size
 
         cfg, weights, size = args.files
         rival = TorchRival(cfg, weights, parse_size(size), args.kind != "eager", args.kind == "graph")

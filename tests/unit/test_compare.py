@@ -25,8 +25,6 @@ from darktrt.check.runs import (
     inner_tensors,
     load_image,
     load_results,
-    mark_file,
-    marked,
     onnx_variant,
     plan_variant,
     run,
@@ -39,6 +37,7 @@ from darktrt.engine.manifest import Manifest
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
+from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.precision import halve
 from darktrt.surgery.rewrite import SurgeryOptions, import_graph, save_model, transform_file
 
@@ -123,8 +122,8 @@ def test_fp16_is_within_its_tolerance_and_not_within_that_of_fp32(made: Made) ->
     halve(graph, info)
     half = gs.export_onnx(graph.toposort(), do_type_check=False)
     embed(half)
-    ready = session(marked(half, inner_tensors(info, layers=True)))
-    variants = [torch_of(made, layers=True), Variant("half", info, "fp16", ready)]
+    add_outputs(half, inner_tensors(info, layers=True))
+    variants = [torch_of(made, layers=True), Variant("half", info, "fp16", session(half))]
     assert compare(variants, images_of(made), layers=True).passed
     assert not compare([variants[0], replace(variants[1], precision="fp32")], images_of(made), layers=True).passed
 
@@ -313,19 +312,6 @@ def test_files_that_are_no_results_are_refused(made: Made, tmp_path: Path) -> No
             load_results(tmp_path / "damaged.json")
     with pytest.raises(DarktrtError, match="no such file; make it with"):
         load_results(tmp_path / "missing.json")
-
-
-def test_marked_models_give_every_layer(made: Made, tmp_path: Path) -> None:
-    assert mark_file(made.cfg.parent / "portable.onnx", tmp_path / "marked.onnx") == len(
-        {one.tensor for one in made.info.layers}
-    )
-    model, info = load_model(tmp_path / "marked.onnx")
-    assert [output.name for output in model.graph.output[:4]] == ["num_detections", "boxes", "scores", "classes"]
-    assert {layer.tensor for layer in info.layers} <= {output.name for output in model.graph.output}
-    assert all(output.type.tensor_type.shape.dim for output in model.graph.output)
-    assert mark_file(tmp_path / "marked.onnx", tmp_path / "again.onnx") == 0
-    with pytest.raises(DarktrtError, match="is given twice"):
-        mark_file(tmp_path / "marked.onnx", tmp_path / "marked.onnx")
 
 
 # --- mistakes ---
