@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from darktrt.check.runs import Variant
     from darktrt.serve.client.transport import Endpoint
     from darktrt.surgery.qdq import Calibration
-    from darktrt.vision.detector import FileResult
+    from darktrt.vision.files import FileResult
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 

@@ -28,7 +28,7 @@ from darktrt.engine import target
 from darktrt.engine.manifest import Manifest
 from darktrt.errors import DarktrtError
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
-from darktrt.vision.detector import video_writer
+from darktrt.vision.video import video_writer
 
 # --- a folder of good files, and bad ones made of them ---
 
