@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
 from darktrt.files import keep_inputs, sha256_of
-from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD
+from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds
 from darktrt.progress import LOGGER
-from darktrt.vision.detector import Detector as RunDetector
+from darktrt.vision.detector import Detector as NetworkDetector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from darktrt.calib.histogram import HistogramSet
     from darktrt.calib.options import CalibrationOptions
     from darktrt.calib.summary import Outputs
-    from darktrt.check.detections import Evaluation
+    from darktrt.check.agreement import Agreement
+    from darktrt.check.evaluation import Evaluation
+    from darktrt.check.runs import Variant
     from darktrt.engine.manifest import Int8Cost, Manifest
     from darktrt.engine.options import BuildOptions, Precision
     from darktrt.engine.weak_typing import GpuCalibration
@@ -315,19 +317,19 @@ def _within_budget(
     source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget, table: str | Path | None
 ) -> tuple[Calibration, Int8Cost]:
     """The calibration with the layers in floating point that keep INT8 within the budget, and what it costs then."""
-    from darktrt.check.budget import Evaluation, within_budget
+    from darktrt.check.budget import EvaluationData, within_budget
     from darktrt.engine.target import find_target
 
     find_target(options.target)  # what would stop the build later is reported before this long work
     data = [str(entry) for entry in budget.data]
-    trade = within_budget(source, calibration, budget.max_drop, Evaluation(data, budget.limit), table, LOGGER.info)
+    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), table, LOGGER.info)
     return replace(calibration, fp_layers=trade.chosen.fp_layers), trade.cost(", ".join(data))
 
 
 # --- running and evaluating ---
 
 
-class Detector(RunDetector):
+class Detector(NetworkDetector):
     """A detector that runs a model file: an ONNX file on the CPU, or an engine on the GPU."""
 
     @classmethod
@@ -353,11 +355,11 @@ class Detector(RunDetector):
         from darktrt.engine.runtime import OnnxRunner, PlanRunner
 
         is_engine = Path(model).suffix.lower() in ENGINE_SUFFIXES
-        runner = PlanRunner(model, plugins) if is_engine else OnnxRunner(model)
         with ExitStack() as stack:
-            stack.enter_context(runner)
+            opened: OnnxRunner | PlanRunner = PlanRunner(model, plugins) if is_engine else OnnxRunner(model)
+            runner = stack.enter_context(opened)
             detector = cls(runner.run, runner.info, score_threshold, iou_threshold)
-            detector._stack = stack.pop_all()
+            detector._close = stack.pop_all().close
         return detector
 
 
@@ -385,4 +387,71 @@ def evaluate(
     Raises:
         DarktrtError: a file cannot be read, the models are not variants of one network, or there is nothing labelled.
     """
-    raise NotImplementedError
+    from darktrt.check import evaluation
+    from darktrt.check.ground_truth import LabelClasses, load_ground_truth, read_class_map, read_names
+
+    entries = [str(data)] if isinstance(data, str | Path) else [str(entry) for entry in data]
+    classes = LabelClasses(read_names(names) if names else None, read_class_map(class_map) if class_map else None)
+    with ExitStack() as stack:
+        variants = _open_variants(models, stack, plugins)
+        ground_truth = load_ground_truth(entries, variants[0].info.class_names, limit, seed, classes)
+        return evaluation.evaluate(variants, ground_truth)
+
+
+def compare(
+    models: Sequence[str | Path] | Mapping[str, str | Path],
+    data: str | Path | Sequence[str | Path],
+    *,
+    limit: int | None = 8,
+    seed: int = 0,
+    layers: bool = False,
+    thresholds: Thresholds | None = None,
+    plugins: str | Path | None = None,
+) -> Agreement:
+    """Run models over images and compare their tensors and detections with those of the first.
+
+    Args:
+        models: ONNX files and engines of one network, or a mapping from names to them; the first is the reference.
+        data: folders, image files, lists, COCO json files and patterns.
+        limit: the size of a random sample of the images; None for all.
+        seed: of that sample.
+        layers: compare the output of every cfg section too, where the models have them.
+        thresholds: of detections.
+        plugins: the plugin library of engines.
+
+    Returns:
+        The errors of every tensor, the detections that match, and whether all are within the tolerance of the precisions.
+
+    Raises:
+        DarktrtError: a file cannot be read, or the models are not of one network.
+    """
+    from darktrt.check import agreement
+    from darktrt.check.runs import load_image
+    from darktrt.vision.sources import find_images
+
+    entries = [data] if isinstance(data, str | Path) else data
+    with ExitStack() as stack:
+        variants = _open_variants(models, stack, plugins, layers)
+        images = [load_image(path, variants[0].info) for path in find_images(entries, limit, seed)]
+        return agreement.compare(variants, images, thresholds=thresholds or Thresholds(), layers=layers)
+
+
+def _open_variants(
+    models: Sequence[str | Path] | Mapping[str, str | Path],
+    stack: ExitStack,
+    plugins: str | Path | None,
+    layers: bool = False,
+) -> list[Variant]:
+    """The models, ready to run; engines live as long as ``stack``."""
+    from darktrt.check.runs import onnx_variant, plan_variant
+    from darktrt.engine.runtime import PlanRunner
+
+    named = models.items() if isinstance(models, Mapping) else [("", model) for model in models]
+    if not named:
+        raise DarktrtError("there is no model to run; name an ONNX file or an engine", "models")
+    return [
+        plan_variant(stack.enter_context(PlanRunner(path, plugins)), name)
+        if Path(path).suffix.lower() in ENGINE_SUFFIXES
+        else onnx_variant(path, layers, name)
+        for name, path in named
+    ]

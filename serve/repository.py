@@ -72,7 +72,7 @@ class ModelFile:
     """The library of the plan's plugins."""
 
 
-def write_repository(
+def publish(
     source: str | Path,
     repository: str | Path,
     options: BackendOptions | None = None,

@@ -26,11 +26,10 @@ from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint, Transport
 from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Arrays, Detector, Run
+from darktrt.vision.detector import Arrays, Detector, ImageLike, Run
 from darktrt.vision.files import FileResult, ahead, detect_files
 from darktrt.vision.images import read_image
 
-ImageLike = NDArray[np.uint8] | str | os.PathLike[str]
 """An RGB image ``(H, W, 3)``, or the path of an image file."""
 
 _Value = TypeVar("_Value")
