@@ -64,9 +64,9 @@ def peak(process_id: int) -> int:
         ({"images": IMAGES, "score_threshold": np.full((2, 1), 0.5, np.float32)}, "batch size does not match"),
         (
             {"images": IMAGES, "score_threshold": np.full((1, 1), 7, np.float32)},
-            "score_threshold is 7; it must be",
+            "the score threshold is 7; it must be",
         ),
-        ({"images": IMAGES, "iou_threshold": np.full((1, 1), np.nan, np.float32)}, "iou_threshold is nan; it must be"),
+        ({"images": IMAGES, "iou_threshold": np.full((1, 1), np.nan, np.float32)}, "the IoU threshold is nan; it must be"),
     ],
     ids="flat narrow empty batch type text name none more threshold-shape threshold-batch threshold-value nan".split(),
 )
