@@ -57,7 +57,7 @@ def peak(process_id: int) -> int:
         ({"images": np.zeros((4, 64, 96, 3), np.uint8)}, "batch-size must be <= 3"),
         ({"images": np.zeros((1, 64, 96, 3), np.float32)}, "data-type is 'FP32', but model 'made' expects 'UINT8'"),
         ({"images": np.array([[b"text"]], object)}, "expects 'UINT8'"),
-        ({"images": IMAGES}, "'images'|'images'"),
+        ({"pixels": IMAGES}, "'images'|'pixels'"),
         ({}, "expected number of inputs|inputs"),
         ({"images": IMAGES, "more": IMAGES}, "unexpected inference input 'more'"),
         ({"images": IMAGES, "score_threshold": np.full((1, 2), 0.5, np.float32)}, r"Expected \[-1,1\], got \[1,2\]"),
