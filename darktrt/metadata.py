@@ -123,8 +123,6 @@ class DetectorInfo:
     head: HeadForm = "decoded"
     """``decoded``: heads in standard ops (plain.onnx); ``raw``, ``decode``, ``nms``: what surgery left at the end."""
     max_detections: int = 0
-    swapped_activations: dict[str, int] = field(default_factory=dict)
-    """Mish nodes that surgery replaced by another activation, by its name."""
     int8_convolutions: int = 0
     """Convolutions that Q/DQ nodes in the graph put into INT8."""
     mish: MishForm = "plugin"
@@ -203,10 +201,16 @@ class DetectorInfo:
         if self.takes_image_size:
             sizes = [*image_sizes, *[image_sizes[0]] * (len(images) - len(image_sizes))]
             inputs["image_size"] = np.array(sizes, np.float32)
-        if self.takes_thresholds:
-            inputs["score_threshold"] = np.array([thresholds.score], np.float32)
-            inputs["iou_threshold"] = np.array([thresholds.iou], np.float32)
-        return inputs
+        return {**inputs, **self.threshold_inputs(thresholds)}
+
+    def threshold_inputs(self, thresholds: Thresholds) -> dict[str, NDArray[Any]]:
+        """The inputs ``score_threshold (1)`` and ``iou_threshold (1)``, for a model that has them; otherwise none."""
+        import numpy as np
+
+        if not self.takes_thresholds:
+            return {}
+        values = {"score_threshold": thresholds.score, "iou_threshold": thresholds.iou}
+        return {name: np.array([value], np.float32) for name, value in values.items()}
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

@@ -216,7 +216,7 @@ def _check_plugins(one: _Version) -> str:
         raise DarktrtError(f"needs {', '.join(manifest.plugins)}, but {path} is missing; write the model again with it")
     library = read_library(path)
     if missing := [plugin for plugin in manifest.plugins if plugin not in library.plugins]:
-        raise DarktrtError(f"needs {missing[0]}, which {path} does not have; build the library again")
+        raise DarktrtError(f"needs {missing[0]}, which {path} lacks; compile the library with 'darktrt plugins'")
     major = manifest.target.split()[-1].partition(".")[0]
     if library.tensorrt.partition(".")[0] != major:
         raise DarktrtError(f"{path} is for TensorRT {library.tensorrt}, the plan is of {manifest.target}; build it again")

@@ -72,7 +72,7 @@ class ModelFile:
     """The library of the plan's plugins."""
 
 
-def write_repository(
+def publish(
     source: str | Path,
     repository: str | Path,
     options: BackendOptions | None = None,
@@ -127,10 +127,11 @@ def read_source(path: str | Path, options: BackendOptions, plugins: str | Path |
 
         return ModelFile(Path(path), load_model(path)[1], None, None)
     from darktrt.engine.manifest import manifest_path, read_plan_manifest
+    from darktrt.engine.target import version_of
 
     manifest = read_plan_manifest(path)
     check_target(manifest)
-    library = _library(path, plugins) if manifest.plugins else None
+    library = _library(path, plugins, version_of(manifest.target)) if manifest.plugins else None
     return ModelFile(Path(path), manifest.info, manifest_path(path), library)
 
 
@@ -146,13 +147,17 @@ def check_target(manifest: Manifest) -> None:
         raise DarktrtError(f"the plan is of {manifest.target}, which no Triton loads; serve its ONNX file instead")
 
 
-def _library(plan: str | Path, plugins: str | Path | None) -> Path:
+def _library(plan: str | Path, plugins: str | Path | None, tensorrt: str) -> Path:
     from darktrt.plugins.library import find_library, read_library
 
-    library = find_library(plugins)
-    if library is None:
-        raise DarktrtError(f"{plan}: needs plugins, and their library was not found; build or name it", "plugins")
-    return read_library(library).path
+    file = find_library(plugins, tensorrt)
+    if file is None:
+        raise DarktrtError(
+            f"{plan}: needs plugins; compile their library with 'darktrt plugins --tensorrt {tensorrt}', or name one by "
+            "DARKTRT_PLUGINS",
+            "plugins",
+        )
+    return read_library(file).path
 
 
 def _check_other_versions(target: Path, version: int, config: ModelConfig) -> None:

@@ -21,13 +21,13 @@ from darktrt.check.detections import VariantDetections, digests_of, save_detecti
 from darktrt.check.ground_truth import load_truth
 from darktrt.cli import main
 from darktrt.convert.cfg import read_cfg
-from darktrt.convert.export import convert
+from darktrt.convert.export import convert_darknet
 from darktrt.convert.model import random_weights
 from darktrt.convert.weights import write_weights
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
-from darktrt.surgery.rewrite import SurgeryOptions, transform, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, transform
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import Detector
 from darktrt.vision.images import read_image
@@ -140,7 +140,7 @@ class Made:
         """The plain model, fresh from its file."""
         return load_model(self.plain)[0]
 
-    def operated(self, **options: Any) -> onnx.ModelProto:
+    def transformed(self, **options: Any) -> onnx.ModelProto:
         """The model after surgery, its metadata in place, checked in full."""
         model, report = transform(self.model(), self.info, SurgeryOptions(**options))
         onnx.helper.set_model_props(model, {"darktrt": report.info.to_json()})
@@ -152,7 +152,7 @@ def make(folder: Path, text: str, batch: tuple[int, int, int] = (1, 1, 1), seed:
     """Write ``text`` as a cfg, random weights for it, and the plain ONNX of both."""
     cfg, weights, plain = (folder / f"{name}.{suffix}" for suffix in ("cfg", "weights", "onnx"))
     cfg.write_text(text)
-    info = convert(cfg, None, plain, seed=seed, save_weights=weights, batch=batch)
+    info = convert_darknet(cfg, None, plain, random_weights=seed, save_weights=weights, batch=batch)
     return Made(cfg, weights, plain, info)
 
 
@@ -206,7 +206,7 @@ def as_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def labelled_images(made: Made, folder: Path) -> Path:
     """The files of the fixture ``labelled``."""
-    transform_file(made.plain, folder / "net.onnx", SurgeryOptions())
+    insert_plugins(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
         (folder / name).mkdir()
         for i in range(start, start + 5):
@@ -216,7 +216,7 @@ def labelled_images(made: Made, folder: Path) -> Path:
         for path in (folder / "photos").iterdir():
             (found,) = detector.detect([read_image(path)])
             path.with_suffix(".txt").write_text(darknet_labels(found.select(slice(6)), 192, 128))
-    arguments = ["calib", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.table")]
+    arguments = ["calib", "run", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.table")]
     assert main([*arguments, "--bias-images", "0"]) == 0
     return folder
 

@@ -57,7 +57,7 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     does = {
         "test": "pytest",
-        "calib": "darktrt calib",
+        "calib": "darktrt calib run",
         "check": "check compare",
         "report": "check report",
         "engine": "darktrt engine",

@@ -31,20 +31,19 @@ def add(commands: groups.Commands) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from darktrt.convert.shapes import parse_batch, parse_size
 
-    size, batch = parse_size(args.size) if args.size else None, parse_batch(args.batch)
-    from darktrt.convert.export import convert
+    size, batch = groups.parse_size(args.size) if args.size else None, groups.parse_batch(args.batch)
+    from darktrt.convert.export import convert_darknet
 
     started = time.monotonic()
-    info = convert(
+    info = convert_darknet(
         args.cfg,
         args.weights,
         args.output,
         size=size,
         batch=batch,
         names=args.names,
-        seed=args.random_weights,
+        random_weights=args.random_weights,
         save_weights=args.save_weights,
     )
     print(

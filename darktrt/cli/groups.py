@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from darktrt.check.runs import Variant
     from darktrt.serve.client.transport import Endpoint
     from darktrt.surgery.qdq import Calibration
-    from darktrt.vision.detector import FileResult
+    from darktrt.vision.files import FileResult
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -29,29 +30,61 @@ def command(commands: Commands, name: str, help_: str, *examples: str) -> argpar
     return commands.add_parser(name, help=help_, description=description, epilog=epilog, formatter_class=raw)
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """``416`` or ``WxH`` to (width, height).
+
+    Raises:
+        DarktrtError: neither form, or not positive.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text.lower())
+    if not match:
+        raise DarktrtError(f"--size {text}: write a side like 416, or WIDTHxHEIGHT like 640x384")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_batch(text: str) -> tuple[int, int, int]:
+    """``4`` to a static batch (4, 4, 4), ``1..8`` to a dynamic one (1, 8, 8): smallest, usual and largest.
+
+    Raises:
+        DarktrtError: neither form, or the range is empty.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:\.\.([1-9][0-9]{0,4}))?", text)
+    if not match or int(match[1]) > int(match[2] or match[1]):
+        raise DarktrtError(f"--batch {text}: write a number like 4, or a range like 1..8")
+    low, high = int(match[1]), int(match[2] or match[1])
+    return low, high, high
+
+
 def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--table", metavar="TABLE", help="calibration table of 'darktrt calib', or a TensorRT calibration cache"
+        "--table", metavar="TABLE", help="calibration table of 'darktrt calib run', or a TensorRT calibration cache"
     )
     fp_layers = (
-        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib' left beside the table; "
+        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib run' left beside the table; "
         "without such a file the first, and those of the heads)"
     )
     parser.add_argument("--fp-layers", metavar="NAME,...", help=fp_layers)
 
 
+def add_calibration_outputs(parser: argparse.ArgumentParser) -> None:
+    """What choosing scales writes, and how it chooses."""
+    beside = (
+        "table to write; beside it go a summary (.txt), TensorRT's cache (.cache), histograms (.npz), channel means "
+        "(.means.npz) and floating-point layers (.fp_layers.json)"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
+    methods = ["auto", "entropy", "weighted", "mse", "percentile", "minmax"]
+    method = "how to choose (default: auto, the least error where objects are found)"
+    parser.add_argument("--method", choices=methods, default="auto", help=method)
+    parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
+    parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
+
+
 def calibration(table: str, fp_layers: str | None = None) -> Calibration:
     """A table and what lies beside it."""
-    from darktrt.calib.bias_correction import load_channel_means
-    from darktrt.calib.fp_layers import load_fp_layers
-    from darktrt.calib.table import CalibrationTable
-    from darktrt.surgery.qdq import Calibration
+    from darktrt.pipeline import load_calibration
 
-    return Calibration(
-        CalibrationTable.load(table).scales,
-        load_fp_layers(table) if fp_layers is None else names(fp_layers),
-        load_channel_means(table),
-    )
+    return load_calibration(table, names(fp_layers))
 
 
 def names(fp_layers: str | None) -> tuple[str, ...] | None:
@@ -81,7 +114,6 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
 def variants(args: argparse.Namespace, stack: ExitStack, layers: bool = False) -> list[Variant]:
     """What is to be run, the reference first; engines live as long as ``stack``."""
     from darktrt.check.runs import Variant, onnx_variant, plan_variant
-    from darktrt.convert.shapes import parse_size
     from darktrt.engine.runtime import PlanRunner
 
     if (args.cfg is None) != (args.weights is None):

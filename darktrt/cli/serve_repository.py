@@ -71,10 +71,10 @@ def _options(args: argparse.Namespace) -> BackendOptions:
 
 def _repository(args: argparse.Namespace) -> None:
     from darktrt.serve.containers import docker_command
-    from darktrt.serve.repository import write_repository
+    from darktrt.serve.repository import publish
     from darktrt.serve.server import StartOptions
 
-    folder = write_repository(args.model, args.output, _options(args), args.name, args.version, args.plugins)
+    folder = publish(args.model, args.output, _options(args), args.name, args.version, args.plugins)
     print(f"{folder}: version {args.version}, kind {args.kind}")
     if args.kind == "python":
         print(f"start:  darktrt serve start {args.output}")

@@ -26,10 +26,10 @@ from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint, Transport
 from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Arrays, Detector, FileResult, Run, ahead, detect_files
+from darktrt.vision.detector import Arrays, Detector, ImageLike, Run
+from darktrt.vision.files import FileResult, ahead, detect_files
 from darktrt.vision.images import read_image
 
-ImageLike = NDArray[np.uint8] | str | os.PathLike[str]
 """An RGB image ``(H, W, 3)``, or the path of an image file."""
 
 _Value = TypeVar("_Value")
@@ -116,7 +116,7 @@ class Client:
     def detect_files(
         self, sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
     ) -> Generator[FileResult, None, None]:
-        """:func:`darktrt.vision.detector.detect_files` with ``in_flight`` requests under way at once; results are in order."""
+        """:func:`darktrt.vision.files.detect_files` with up to ``in_flight`` requests at once; results keep their order."""
         return detect_files(self.detector, sources, output, self.in_flight)
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -185,7 +185,8 @@ class EncodedDetector(Detector):
         return [read_image(path) if pixels else None for path in paths], detections
 
     def _detect_encoded(self, encoded: list[bytes]) -> list[Detections]:
-        outputs = self._run({ENCODED_INPUT: np.array(encoded, object)[:, np.newaxis]})
+        files = {ENCODED_INPUT: np.array(encoded, object)[:, np.newaxis]}
+        outputs = self._run({**files, **self.info.threshold_inputs(self.thresholds)})
         parts = zip(*(outputs[name] for name in ("num_detections", "boxes", "scores", "classes")), strict=True)
         return [self._cut(*arrays) for arrays in parts]
 

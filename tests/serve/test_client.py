@@ -35,7 +35,9 @@ from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.server import Server
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import IMAGE_SUFFIXES, Detector, open_video, video_writer
+from darktrt.vision.detector import Detector
+from darktrt.vision.sources import IMAGE_SUFFIXES
+from darktrt.vision.video import open_video, video_writer
 
 SCORE = 0.08
 """What the made network, whose weights are random, finds a fair number of boxes with."""

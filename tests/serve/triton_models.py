@@ -22,7 +22,7 @@ from darktrt.errors import DarktrtError
 from darktrt.serve.install import installed_program
 from darktrt.serve.program import Program, program_on_path
 from darktrt.serve.server import Server, StartOptions, running_on_free_ports
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 LETTERBOX_CFG = (
     net(96, 64, letter_box=1)
@@ -47,7 +47,7 @@ class Models:
 
 def operated(made: Made, **options: object) -> Path:
     target = made.plain.with_name(f"{made.plain.stem}-portable.onnx")
-    transform_file(made.plain, target, SurgeryOptions(**options))  # type: ignore[arg-type]
+    insert_plugins(made.plain, target, SurgeryOptions(**options))  # type: ignore[arg-type]
     return target
 
 

@@ -22,7 +22,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.serve import backend
 from darktrt.serve.backend import Result, Row, TritonPythonModel, gather, run_rows
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import Detector
 
 SCORE = 0.02
@@ -31,7 +31,7 @@ SCORE = 0.02
 
 def portable_model(made: Made, folder: Path, **options: Any) -> Path:
     path = folder / "model.onnx"
-    transform_file(made.plain, path, SurgeryOptions(**options))
+    insert_plugins(made.plain, path, SurgeryOptions(**options))
     return path
 
 
@@ -339,7 +339,7 @@ def test_files_that_are_refused(made: Made, tmp_path: Path, file: bytes, said: s
 
 
 def test_fixed_thresholds_need_none(made: Made, tmp_path: Path) -> None:
-    model, path, info = started(made, tmp_path, thresholds=(SCORE, 0.3))
+    model, path, info = started(made, tmp_path, thresholds=Thresholds(SCORE, 0.3))
     images = made_image(info.height, info.width, 4)[None]
     found, expected = model.execute([Request(images=images)])[0], run(path, {"images": images})
     np.testing.assert_allclose(found.arrays["scores"], expected["scores"], atol=1e-5)

@@ -12,7 +12,6 @@ from helpers import Made, made_image
 from onnx import numpy_helper
 from PIL import Image
 
-from darktrt.calib.data import find_images
 from darktrt.calib.fp_layers import Cost, FpLayers, fp_layers_path, load_fp_layers, save_fp_layers
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.sensitivity import find_fp_layers, sensitivity
@@ -21,7 +20,8 @@ from darktrt.cli import main
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
+from darktrt.vision.sources import find_images
 
 ALWAYS = ("first", "head")
 
@@ -63,11 +63,11 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made network after surgery, images, and a calibration's files."""
     folder = tmp_path_factory.mktemp("kept")
     for head in ("nms", "raw"):
-        transform_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
+        insert_plugins(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
     (folder / "photos").mkdir()
     for i in range(4):
         Image.fromarray(made_image(64, 96, seed=i)).save(folder / f"photos/{i}.png")
-    assert main(["calib", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table")]) == 0
+    assert main(["calib", "run", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table")]) == 0
     return folder
 
 
@@ -147,7 +147,7 @@ def test_none_is_left_where_none_was_measured(files: Path, tmp_path: Path) -> No
     for name, *options in (("nms", "--fp-layer-images", "0"), ("raw",)):
         table = tmp_path / f"{name}.table"
         fp_layers_path(table).write_text("of an earlier table")
-        assert main(["calib", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(table), *options]) == 0
+        assert main(["calib", "run", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(table), *options]) == 0
         assert load_fp_layers(table) is None
     assert load_model(files / "raw.onnx")[1].head == "raw"
 
@@ -181,7 +181,9 @@ def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], object]) -> Non
     save_fp_layers(FpLayers(ALWAYS, (Cost(("a",), 0.25, 0.05),)), table)
     assert load_fp_layers(table) == (*ALWAYS, "a")
     damage(fp_layers_path(table))
-    with pytest.raises(DarktrtError, match=r"a\.kept\.json: is damaged; run calib again, or delete it, or use --fp-layers"):
+    with pytest.raises(
+        DarktrtError, match=r"a\.fp_layers\.json: is damaged; run calib again, or delete it, or use --fp-layers"
+    ):
         load_fp_layers(table)
 
 
@@ -190,5 +192,5 @@ def test_what_was_measured_with_another_table_is_refused(tmp_path: Path) -> None
     CalibrationTable({"x": np.float32(1)}, "8600").save(table)
     save_fp_layers(FpLayers(ALWAYS, ()), table)
     CalibrationTable({"x": np.float32(2)}, "8600").save(table)
-    with pytest.raises(DarktrtError, match=r"a\.kept\.json: was measured with another .*a\.table; run calib again"):
+    with pytest.raises(DarktrtError, match=r"a\.fp_layers\.json: was measured with another .*a\.table; run calib again"):
         load_fp_layers(table)

@@ -25,8 +25,6 @@ from darktrt.check.runs import (
     inner_tensors,
     load_image,
     load_results,
-    mark_file,
-    marked,
     onnx_variant,
     plan_variant,
     run,
@@ -39,8 +37,9 @@ from darktrt.engine.manifest import Manifest
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
+from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.precision import halve
-from darktrt.surgery.rewrite import SurgeryOptions, import_graph, save_model, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, import_graph, insert_plugins, save_model
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The made network as files, with ``portable.onnx`` and three images in ``images/``."""
     folder = tmp_path_factory.mktemp("compare")
     network = make(folder, MADE_CFG)
-    transform_file(network.plain, folder / "portable.onnx", SurgeryOptions())
+    insert_plugins(network.plain, folder / "portable.onnx", SurgeryOptions())
     draw_images(folder / "images")
     return network
 
@@ -78,7 +77,7 @@ LOOSE = Thresholds(score=0.05)
 @pytest.mark.parametrize("head", ["nms", "decode", "raw"])
 @pytest.mark.parametrize("form", ["uint8", "float"])
 def test_every_form_of_a_model_agrees_with_pytorch(made: Made, tmp_path: Path, head: Any, form: Any) -> None:
-    transform_file(made.plain, tmp_path / "model.onnx", SurgeryOptions(head=head, input=form))
+    insert_plugins(made.plain, tmp_path / "model.onnx", SurgeryOptions(head=head, input=form))
     report = compare([torch_of(made), onnx_variant(tmp_path / "model.onnx")], images_of(made), thresholds=LOOSE)
     (one,) = report.comparisons
     assert report.passed, report.to_table()
@@ -93,7 +92,7 @@ def test_every_form_of_a_model_agrees_with_pytorch(made: Made, tmp_path: Path, h
 @pytest.mark.parametrize("batch", [(3, 3, 3), (1, 2, 4)])
 def test_letterboxed_images_and_batches(tmp_path: Path, batch: tuple[int, int, int]) -> None:
     network = make(tmp_path, net(**MADE_NET, letter_box=1) + MADE_BODY, batch)
-    transform_file(network.plain, tmp_path / "portable.onnx", SurgeryOptions())
+    insert_plugins(network.plain, tmp_path / "portable.onnx", SurgeryOptions())
     draw_images(tmp_path / "images")
     variants = [torch_of(network), onnx_variant(network.plain), onnx_variant(tmp_path / "portable.onnx")]
     assert variants[2].info.takes_image_size
@@ -110,7 +109,7 @@ def test_layers_of_pytorch_and_onnx_agree(made: Made) -> None:
 
 
 def test_layers_inside_fused_nodes_are_counted(made: Made, tmp_path: Path) -> None:
-    transform_file(made.plain, tmp_path / "fused.onnx", SurgeryOptions(mish="fused"))
+    insert_plugins(made.plain, tmp_path / "fused.onnx", SurgeryOptions(mish="fused"))
     report = compare(
         [torch_of(made, layers=True), onnx_variant(tmp_path / "fused.onnx", layers=True)], images_of(made), layers=True
     )
@@ -123,8 +122,8 @@ def test_fp16_is_within_its_tolerance_and_not_within_that_of_fp32(made: Made) ->
     halve(graph, info)
     half = gs.export_onnx(graph.toposort(), do_type_check=False)
     embed(half)
-    ready = session(marked(half, inner_tensors(info, layers=True)))
-    variants = [torch_of(made, layers=True), Variant("half", info, "fp16", ready)]
+    add_outputs(half, inner_tensors(info, layers=True))
+    variants = [torch_of(made, layers=True), Variant("half", info, "fp16", session(half))]
     assert compare(variants, images_of(made), layers=True).passed
     assert not compare([variants[0], replace(variants[1], precision="fp32")], images_of(made), layers=True).passed
 
@@ -315,19 +314,6 @@ def test_files_that_are_no_results_are_refused(made: Made, tmp_path: Path) -> No
         load_results(tmp_path / "missing.json")
 
 
-def test_marked_models_give_every_layer(made: Made, tmp_path: Path) -> None:
-    assert mark_file(made.cfg.parent / "portable.onnx", tmp_path / "marked.onnx") == len(
-        {one.tensor for one in made.info.layers}
-    )
-    model, info = load_model(tmp_path / "marked.onnx")
-    assert [output.name for output in model.graph.output[:4]] == ["num_detections", "boxes", "scores", "classes"]
-    assert {layer.tensor for layer in info.layers} <= {output.name for output in model.graph.output}
-    assert all(output.type.tensor_type.shape.dim for output in model.graph.output)
-    assert mark_file(tmp_path / "marked.onnx", tmp_path / "again.onnx") == 0
-    with pytest.raises(DarktrtError, match="is given twice"):
-        mark_file(tmp_path / "marked.onnx", tmp_path / "marked.onnx")
-
-
 # --- mistakes ---
 
 
@@ -343,7 +329,6 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
     files = ["--cfg", str(made.cfg), "--weights", str(made.weights)]
     other = make(tmp_path, MADE_CFG + "# another\n", name="other")
     small = make(tmp_path, MADE_CFG.replace("width=96", "width=64"), name="small")
-    transform_file(made.plain, tmp_path / "leaky.onnx", SurgeryOptions(activation="leaky"))
     assert "name two of --cfg" in sentence(data, "--model", portable)
     assert "name two of --cfg" in sentence(data)
     assert "no images to run" in sentence("--model", portable, "--model", str(made.plain))
@@ -357,7 +342,6 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
     assert "other.onnx: was made from another cfg file" in sentence(data, "--model", portable, "--model", str(other.plain))
     assert "another cfg file" in sentence(data, *files, "--model", str(small.plain))
     assert "takes 96x64x3 images, PyTorch 32x32x3" in sentence(data, *files, "--model", portable, "--size", "32")
-    assert "its activations are not those of PyTorch" in sentence(data, *files, "--model", str(tmp_path / "leaky.onnx"))
     assert "the score threshold is 2" in sentence(data, *files, "--model", portable, "--score-threshold", "2")
     assert "is given twice" in sentence(data, *files, "--model", portable, "--json", portable)
     assert "cannot write" in sentence(data, *files, "--model", portable, "--save-outputs", f"{tmp_path}/no/x.json")

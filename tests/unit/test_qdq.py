@@ -26,13 +26,14 @@ from helpers import (
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
-from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
-from darktrt.engine.build import build
 from darktrt.engine.layer_list import asked_for, convolution_precisions
 from darktrt.engine.lower import lower
+from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
+from darktrt.engine.trt_builder import build
 from darktrt.errors import DarktrtError
 from darktrt.surgery.qdq import Calibration, default_fp_layers, half_scale, quantize
 from darktrt.surgery.rewrite import SurgeryOptions, transform
@@ -142,7 +143,7 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
         if node.op_type == "QuantizeLinear":
             assert (types[node.input[0]], types[node.output[0]]) == (TensorProto.FLOAT16, TensorProto.INT8)
     assert sum(node.op_type == "QuantizeLinear" for node in lowered.graph.node) > 0
-    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, "int8")
+    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, BuildOptions("int8"))
     assert len(plan) > 10_000
     asked = asked_for(lowered)
     assert sorted(asked.values()) == [False] * 3 + [True] * 6
@@ -168,7 +169,7 @@ def test_a_table_serves_every_form_of_mish(residual: Made, form: str) -> None:
     given = {"images": batch_of_images(residual.info, 3), **thresholds(0.05)}
 
     def of(mish: str) -> tuple[list[tuple[str, ...]], dict[str, Array]]:
-        model = residual.operated(mish=mish, calibration=calibration)
+        model = residual.transformed(mish=mish, calibration=calibration)
         quantizers = [tuple(node.input) for node in model.graph.node if node.op_type == "QuantizeLinear"]
         return sorted(quantizers), run(model, given)
 
@@ -182,7 +183,7 @@ def test_a_table_serves_every_form_of_mish(residual: Made, form: str) -> None:
 
 def test_q_dq_behind_what_took_mish_in(residual: Made) -> None:
     table = scales_of(residual)
-    model = residual.operated(mish="fused", input="float", calibration=Calibration(table, ()))
+    model = residual.transformed(mish="fused", input="float", calibration=Calibration(table, ()))
     producers = {output: node for node in model.graph.node for output in node.output}
     read = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] != "images"]
     found = Counter(producers[name].op_type for name in read)
@@ -199,7 +200,7 @@ def test_tensorrt_for_rtx_builds_every_form_of_mish(residual: Made, form: Any, p
     lowered = lower(model, report.info, RTX, precision, calibration)
     onnx.checker.check_model(lowered, full_check=True)
     assert not [node for node in lowered.graph.node if node.domain]
-    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, precision)
+    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, BuildOptions(precision))
     assert len(plan) > 10_000
     if calibration:
         asked = asked_for(lowered)
@@ -208,7 +209,7 @@ def test_tensorrt_for_rtx_builds_every_form_of_mish(residual: Made, form: Any, p
 
 def test_mistakes_are_told(made: Made, scales: dict[str, np.float32]) -> None:
     graph = gs.import_onnx(made.model())
-    with pytest.raises(DarktrtError, match=r"no scale for \d+ tensors of this network, '.+' for one"):
+    with pytest.raises(DarktrtError, match=r"no scale for \d+ tensors of this network, '.+' among them"):
         quantize(graph, made.info, Calibration({}, ()))
     with pytest.raises(DarktrtError, match="'/no/Conv' is no convolution of this network"):
         quantize(graph, made.info, Calibration(scales, ("/no/Conv",)))
@@ -225,7 +226,7 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
         Image.fromarray(image).save(f"photos/{i}.png")
     for command in (
         f"surgery {made.plain} -o portable.onnx",
-        "calib portable.onnx photos -o calibration.table --plot histograms.png",
+        "calib run portable.onnx photos -o calibration.table --plot histograms.png",
         "engine portable.onnx -o int8.plan --precision int8 --table calibration.table",
         f"surgery {made.plain} -o qdq.onnx --qdq --table calibration.table",
         "calib merge calibration.npz -o merged.table",
@@ -234,16 +235,16 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
     output = capsys.readouterr()
     before = files_in(folder), Path("portable.onnx").read_bytes()
     for command in (
-        "calib portable.onnx photos -o portable.onnx",
-        "calib portable.onnx photos -o new.npz",
+        "calib run portable.onnx photos -o portable.onnx",
+        "calib run portable.onnx photos -o new.npz",
         "calib merge calibration.npz -o calibration.npz",
-        "calib portable.onnx photos -o new.table --plot portable.onnx",
+        "calib run portable.onnx photos -o new.table --plot portable.onnx",
     ):
         assert main(command.split()) == 2
         assert "is given twice and would be overwritten" in capsys.readouterr().err
     assert (files_in(folder), Path("portable.onnx").read_bytes()) == before
     assert "3 images are few to calibrate on" in output.err
-    assert "convolutions in INT8; kept in floating point: " in output.out
+    assert "convolutions in INT8; in floating point: " in output.out
     assert CalibrationTable.load("merged.table") == CalibrationTable.load("calibration.table")
     assert Path("calibration.table").read_text().startswith("TRT-8600-EntropyCalibration2\n")
     assert {"int8.plan", "int8.json", "qdq.onnx", "histograms.png"} <= set(files_in(folder))

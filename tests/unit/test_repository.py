@@ -37,10 +37,10 @@ from darktrt.serve.repository import (
     model_info,
     models_of,
     modules_of,
+    publish,
     read_config,
-    write_repository,
 )
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
@@ -50,7 +50,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="module")
 def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("portable") / "portable.onnx"
-    transform_file(made.plain, path, SurgeryOptions(max_detections=50))
+    insert_plugins(made.plain, path, SurgeryOptions(max_detections=50))
     return path
 
 
@@ -146,7 +146,7 @@ def test_the_python_kind_may_batch_more_than_the_model_takes(info: DetectorInfo)
 
 
 def test_the_files_of_the_python_backend(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
-    folder = write_repository(portable, tmp_path / "repository", PythonBackend(input="jpeg"), name="photos")
+    folder = publish(portable, tmp_path / "repository", PythonBackend(input="jpeg"), name="photos")
     assert files_in(tmp_path) == [
         "repository",
         "repository/photos",
@@ -169,7 +169,7 @@ def test_the_files_of_the_python_backend(portable: Path, info: DetectorInfo, tmp
 
 def test_modules_in_the_zip_run_alone(portable: Path, tmp_path: Path) -> None:
     """With numpy, pillow and onnxruntime, as on a server; and nothing is taken along that is not needed."""
-    folder = write_repository(portable, tmp_path, PythonBackend(warmup=False), name="made") / "1"
+    folder = publish(portable, tmp_path, PythonBackend(warmup=False), name="made") / "1"
     code = f"""
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
@@ -220,12 +220,12 @@ def test_imports_that_run_are_followed(tmp_path: Path) -> None:
 
 
 def test_the_same_modules_give_the_same_file(portable: Path, tmp_path: Path) -> None:
-    first, second = (write_repository(portable, tmp_path, name=name) / "1/darktrt.zip" for name in ("one", "two"))
+    first, second = (publish(portable, tmp_path, name=name) / "1/darktrt.zip" for name in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_onnx_for_tritons_own_backend_has_no_functions(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
-    folder = write_repository(portable, tmp_path, OnnxRuntimeBackend())
+    folder = publish(portable, tmp_path, OnnxRuntimeBackend())
     model = onnx.load(str(folder / "1/model.onnx"))
     assert not model.functions and {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
     inputs = {"images": batch_of_images(info, 2), **thresholds(0.01)}
@@ -237,8 +237,8 @@ def test_onnx_for_tritons_own_backend_has_no_functions(portable: Path, info: Det
 
 def test_thresholds_that_surgery_fixed(made: Made, portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
     fixed = tmp_path / "fixed.onnx"
-    transform_file(made.plain, fixed, SurgeryOptions(max_detections=50, thresholds=(0.01, 0.3)))
-    folder = write_repository(fixed, tmp_path / "repository", OnnxRuntimeBackend())
+    insert_plugins(made.plain, fixed, SurgeryOptions(max_detections=50, thresholds=(0.01, 0.3)))
+    folder = publish(fixed, tmp_path / "repository", OnnxRuntimeBackend())
     config = read_config(folder / "config.pbtxt")
     assert ([tensor.name for tensor in config.input], config.max_batch_size) == (["images"], 3)
     images = {"images": batch_of_images(info, 3)}
@@ -253,7 +253,7 @@ def test_what_a_plan_gets(info: DetectorInfo, tmp_path: Path) -> None:
     library = write_library(tmp_path, "MishPlugin:1 YoloDetectPlugin:1")
     for kind, more in (("tensorrt_plan", []), ("python", ["darktrt.zip", "model.py"])):
         options = BACKENDS[kind](gpus=(1,))
-        folder = write_repository(plan, tmp_path / "repository", options, kind, plugins=library)
+        folder = publish(plan, tmp_path / "repository", options, kind, plugins=library)
         assert files_in(folder / "1") == sorted(["model.json", "model.plan", library.name, *more])
         assert (folder / "1/model.json").read_text() == manifest_path(plan).read_text()
         group = read_config(folder / "config.pbtxt").instance_group[0]
@@ -261,21 +261,21 @@ def test_what_a_plan_gets(info: DetectorInfo, tmp_path: Path) -> None:
 
 
 def test_a_plan_runs_on_the_first_gpu_where_none_is_named(info: DetectorInfo, tmp_path: Path) -> None:
-    folder = write_repository(write_plan(tmp_path, info), tmp_path / "repository")
+    folder = publish(write_plan(tmp_path, info), tmp_path / "repository")
     assert list(read_config(folder / "config.pbtxt").instance_group[0].gpus) == [0]
 
 
 def test_versions(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
     options = PythonBackend(versions=2)
     for version in (1, 2, 3, 10):
-        folder = write_repository(portable, tmp_path, options, "made", version)
+        folder = publish(portable, tmp_path, options, "made", version)
     assert loaded_versions(folder, read_config(folder / "config.pbtxt")) == [3, 10]
     (folder / "2/model.onnx").write_bytes(b"changed")
-    write_repository(portable, tmp_path, PythonBackend(versions=0), "made", 2)
+    publish(portable, tmp_path, PythonBackend(versions=0), "made", 2)
     assert (folder / "2/model.onnx").read_bytes() == portable.read_bytes()
     assert loaded_versions(folder, read_config(folder / "config.pbtxt")) == [1, 2, 3, 10]
     with pytest.raises(DarktrtError, match="version 1 has other inputs or outputs"):
-        write_repository(portable, tmp_path, PythonBackend(input="jpeg"), "made", 2)
+        publish(portable, tmp_path, PythonBackend(input="jpeg"), "made", 2)
     assert [path.name for path in models_of(tmp_path)] == ["made"] and files_in(tmp_path)[0] == "made"
 
 
@@ -283,8 +283,8 @@ def test_models_of_other_classes_stand_side_by_side(made: Made, portable: Path, 
     other = write_plan(
         tmp_path, replace(info, heads=tuple(replace(head, classes=2) for head in info.heads), class_names=("a", "b"))
     )
-    write_repository(portable, tmp_path / "repository", name="one")
-    write_repository(other, tmp_path / "repository", name="two")
+    publish(portable, tmp_path / "repository", name="one")
+    publish(other, tmp_path / "repository", name="two")
     infos = [model_info(read_config(folder / "config.pbtxt"), folder).info for folder in models_of(tmp_path / "repository")]
     assert [len(one.class_names) for one in infos] == [3, 2]
 
@@ -311,7 +311,7 @@ def test_sources_and_names_that_are_refused(
     name: str | None,
     said: str,
 ) -> None:
-    monkeypatch.setattr("darktrt.plugins.library.DEFAULT", folder / "none.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.delenv("DARKTRT_PLUGINS", raising=False)
     os.link(portable, folder / "portable.onnx")
     write_plan(folder, info, ("MishPlugin:1",)).rename("plugins.plan")
@@ -319,7 +319,7 @@ def test_sources_and_names_that_are_refused(
     write_plan(folder, info)
     before = files_in(folder)
     with pytest.raises(DarktrtError, match=said):
-        write_repository(source, folder / "repository", BACKENDS[options.pop("kind", "python")](**options), name)
+        publish(source, folder / "repository", BACKENDS[options.pop("kind", "python")](**options), name)
     assert files_in(folder) == before
 
 
@@ -327,18 +327,18 @@ def test_a_folder_that_is_no_model_stays(portable: Path, tmp_path: Path) -> None
     (tmp_path / "made").mkdir()
     (tmp_path / "made/precious").touch()
     with pytest.raises(DarktrtError, match="exists already and is no model of Triton"):
-        write_repository(portable, tmp_path, name="made")
+        publish(portable, tmp_path, name="made")
     assert files_in(tmp_path) == ["made", "made/precious"]
 
 
 def test_what_fails_half_way_leaves_the_old_model(portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_repository(portable, tmp_path, name="made")
+    publish(portable, tmp_path, name="made")
     before = {name: (tmp_path / name).stat().st_ino for name in files_in(tmp_path)}
     monkeypatch.setattr(
         "darktrt.serve.repository._write_beside", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(DarktrtError, match="No space left on device; nothing was kept"):
-        write_repository(portable, tmp_path, name="made")
+        publish(portable, tmp_path, name="made")
     assert {name: (tmp_path / name).stat().st_ino for name in files_in(tmp_path)} == before
 
 

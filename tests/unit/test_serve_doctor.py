@@ -22,8 +22,8 @@ from darktrt.serve.config import BACKENDS, OnnxRuntimeBackend, PythonBackend
 from darktrt.serve.containers import NEWEST
 from darktrt.serve.doctor import Finding, diagnose_repository
 from darktrt.serve.program import Program
-from darktrt.serve.repository import read_config, write_repository
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.serve.repository import publish, read_config
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
@@ -31,14 +31,14 @@ pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's p
 @pytest.fixture(scope="module")
 def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("portable") / "portable.onnx"
-    transform_file(made.plain, path, SurgeryOptions())
+    insert_plugins(made.plain, path, SurgeryOptions())
     return path
 
 
 @pytest.fixture
 def models(portable: Path, tmp_path: Path) -> Path:
     """A repository with one model of the Python kind, which is as it should be."""
-    write_repository(portable, tmp_path / "models", PythonBackend(input="jpeg"), "made")
+    publish(portable, tmp_path / "models", PythonBackend(input="jpeg"), "made")
     return tmp_path / "models"
 
 
@@ -47,7 +47,7 @@ def bad(findings: list[Finding]) -> list[str]:
 
 
 def test_what_is_right(models: Path, portable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_repository(portable, models, OnnxRuntimeBackend(), "other")
+    publish(portable, models, OnnxRuntimeBackend(), "other")
     Image.fromarray(made_image(90, 120, 1)).save(tmp_path / "image.png")
     words = ["serve", "doctor", str(models), "--reference", str(portable), "--image", str(tmp_path / "image.png")]
     assert main(words) == 0
@@ -74,16 +74,16 @@ def test_a_model_that_computes_something_else(models: Path, portable: Path, tmp_
 
 def test_a_reference_of_another_network_is_not_held_against_it(models: Path, tmp_path: Path) -> None:
     other = make(tmp_path, MADE_CFG, batch=(1, 3, 3), seed=2, name="plain")
-    transform_file(other.plain, tmp_path / "other.onnx", SurgeryOptions())
+    insert_plugins(other.plain, tmp_path / "other.onnx", SurgeryOptions())
     assert diagnose_repository(models, tmp_path / "other.onnx")[1].text.startswith("a first inference detects ")
 
 
 def test_thresholds_that_surgery_fixed_are_those_of_the_comparison(made: Made, portable: Path, tmp_path: Path) -> None:
     """Others would find other objects, in the model or in the reference."""
     for name, fixed in (("high", (0.3, 0.45)), ("low", (0.001, 0.45)), ("overlap", (0.001, 0.2))):
-        transform_file(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=fixed))
-        write_repository(tmp_path / f"{name}.onnx", tmp_path / "models", OnnxRuntimeBackend(), name)
-    write_repository(portable, tmp_path / "models", name="open")
+        insert_plugins(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=fixed))
+        publish(tmp_path / f"{name}.onnx", tmp_path / "models", OnnxRuntimeBackend(), name)
+    publish(portable, tmp_path / "models", name="open")
     files = {name: tmp_path / f"{name}.onnx" for name in ("high", "low", "overlap")} | {"open": portable}
     for reference in files.values():
         assert not bad(diagnose_repository(tmp_path / "models", reference))
@@ -143,7 +143,7 @@ def test_what_a_server_would_stumble_over(models: Path, damage: Callable[[Path],
 
 def test_a_model_of_another_network_than_its_config(models: Path, tmp_path: Path) -> None:
     other = make(tmp_path, MADE_CFG, batch=(1, 3, 3), seed=2, name="plain")
-    transform_file(other.plain, tmp_path / "other.onnx", SurgeryOptions())
+    insert_plugins(other.plain, tmp_path / "other.onnx", SurgeryOptions())
     shutil.copy(tmp_path / "other.onnx", models / "made/1/model.onnx")
     assert bad(diagnose_repository(models)) == [
         "config.pbtxt describes another network than the model's file; write the model again"
@@ -151,7 +151,7 @@ def test_a_model_of_another_network_than_its_config(models: Path, tmp_path: Path
 
 
 def test_one_bad_model_does_not_hide_the_others(models: Path, portable: Path) -> None:
-    write_repository(portable, models, name="better")
+    publish(portable, models, name="better")
     (models / "made/config.pbtxt").write_text("x")
     found = diagnose_repository(models)
     assert {finding.model for finding in found if finding.bad} == {"made"}
@@ -166,7 +166,7 @@ def plans(made: Made, tmp_path: Path) -> Callable[..., Path]:
         info = replace(made.info, head="nms", input="uint8", max_detections=20)
         plan = write_plan(tmp_path, info, ("MishPlugin:1",), target)
         library = write_library(tmp_path, "MishPlugin:1", target.split()[-1])
-        return write_repository(plan, tmp_path / "models", BACKENDS[kind](), "made", plugins=library)
+        return publish(plan, tmp_path / "models", BACKENDS[kind](), "made", plugins=library)
 
     return write
 

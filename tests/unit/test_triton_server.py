@@ -27,7 +27,7 @@ from darktrt.serve import install, server
 from darktrt.serve.config import TensorRTBackend
 from darktrt.serve.containers import NEWEST, TENSORRT, container_for, docker_command
 from darktrt.serve.program import Program
-from darktrt.serve.repository import write_repository
+from darktrt.serve.repository import publish
 from darktrt.serve.server import StartOptions, relevant_lines, running, server_command
 
 STAND_IN = """#!{python}
@@ -80,7 +80,7 @@ def options() -> StartOptions:
 def repository(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a plan and an ONNX file, which a stand-in does not load."""
     folder = tmp_path_factory.mktemp("repository")
-    write_repository(write_plan(folder, nms_info(made)), folder / "models", name="made")
+    publish(write_plan(folder, nms_info(made)), folder / "models", name="made")
     return folder / "models"
 
 
@@ -214,8 +214,8 @@ def test_triton_s_own_tensorrt_gets_its_plugins_without_docker_too(made: Made, t
     plan = write_plan(tmp_path, nms_info(made), ("MishPlugin:1",), "TensorRT 8.6.0", version_compatible=True)
     library = write_library(tmp_path, "MishPlugin:1", "8.6.0")
     for version in (1, 2):
-        write_repository(plan, tmp_path / "models", TensorRTBackend(), "made", version, library)
-    write_repository(plan, tmp_path / "models", name="python", plugins=library)
+        publish(plan, tmp_path / "models", TensorRTBackend(), "made", version, library)
+    publish(plan, tmp_path / "models", name="python", plugins=library)
     (tmp_path / "link").symlink_to(tmp_path / "models")
     words = server_command(tmp_path / "link", StartOptions(arguments=("--log-verbose=1",)), Program(str(program)))
     assert words[-3:] == [
@@ -232,7 +232,7 @@ def test_triton_s_own_tensorrt_gets_its_plugins_without_docker_too(made: Made, t
 def test_a_server_without_the_backend_is_not_started(
     stand_in: MakeProgram, options: StartOptions, made: Made, tmp_path: Path
 ) -> None:
-    write_repository(write_plan(tmp_path, nms_info(made)), tmp_path / "models", TensorRTBackend(), "made")
+    publish(write_plan(tmp_path, nms_info(made)), tmp_path / "models", TensorRTBackend(), "made")
     program = replace(stand_in(), backends=tmp_path / "backends")
     (tmp_path / "backends/python").mkdir(parents=True)
     with (
@@ -372,7 +372,7 @@ def test_plans_that_no_triton_loads(made: Made, tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match=r"of TensorRT for RTX 1\.3\.0, which no Triton loads; serve its ONNX file"):
         container_for(read_plan_manifest(plan))
     with pytest.raises(DarktrtError, match="which no Triton loads"):
-        write_repository(plan, tmp_path / "repository")
+        publish(plan, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
 
 
@@ -382,7 +382,7 @@ def test_docker_commands(made: Made, tmp_path: Path) -> None:
     library = write_library(tmp_path, "MishPlugin:1", "10.3.0")
     models = tmp_path / "my models"
     for name in ("a", "b"):
-        write_repository(plan, models, TensorRTBackend(), name, plugins=library)
+        publish(plan, models, TensorRTBackend(), name, plugins=library)
     command = docker_command(models, StartOptions(address="10.0.0.1"))
     assert command.warnings == () and str(command) == (
         "docker run --rm --gpus all --shm-size=1g --ulimit=stack=1073741824 "
@@ -396,7 +396,7 @@ def test_docker_commands(made: Made, tmp_path: Path) -> None:
 
 def test_docker_commands_of_the_python_kind(made: Made, tmp_path: Path) -> None:
     """The container's Python gets what it lacks, and a plan of 8.6.0 comes with a warning."""
-    write_repository(write_plan(tmp_path, nms_info(made), target="TensorRT 8.6.0"), tmp_path / "models", name="made")
+    publish(write_plan(tmp_path, nms_info(made), target="TensorRT 8.6.0"), tmp_path / "models", name="made")
     command = docker_command(tmp_path / "models", StartOptions())
     assert "nvcr.io/nvidia/tritonserver:24.01-py3 bash -c 'pip install pillow tensorrt==8.6.0 && exec tritonserver " in str(
         command
@@ -409,7 +409,7 @@ def test_docker_commands_of_the_python_kind(made: Made, tmp_path: Path) -> None:
 
 def test_plans_for_later_versions_need_an_option(made: Made, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, nms_info(made), target="TensorRT 10.12.0", version_compatible=True)
-    write_repository(plan, tmp_path / "models", TensorRTBackend(), "made")
+    publish(plan, tmp_path / "models", TensorRTBackend(), "made")
     command = docker_command(tmp_path / "models", StartOptions())
     assert command.words[-1] == "--backend-config=tensorrt,version-compatible=true" and not command.warnings
 
@@ -417,6 +417,6 @@ def test_plans_for_later_versions_need_an_option(made: Made, tmp_path: Path) -> 
 def test_plans_of_two_tensorrts_need_two_servers(made: Made, tmp_path: Path) -> None:
     for version in ("8.6.1", "10.3.0"):
         plan = write_plan(tmp_path, nms_info(made), target=f"TensorRT {version}")
-        write_repository(plan, tmp_path / "models", name=f"of-{version}")
+        publish(plan, tmp_path / "models", name=f"of-{version}")
     with pytest.raises(DarktrtError, match=r"of TensorRT 10.3.0 and TensorRT 8.6.1; one server loads those of one TensorRT"):
         docker_command(tmp_path / "models", StartOptions())
