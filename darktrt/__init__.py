@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from darktrt.calib.options import CalibrationOptions
     from darktrt.check.agreement import Agreement
-    from darktrt.check.detections import Evaluation
+    from darktrt.check.evaluation import Evaluation
     from darktrt.convert.export import convert_darknet
     from darktrt.convert.zoo import fetch
     from darktrt.engine.build import BuildOptions
@@ -40,7 +40,7 @@ _HOMES = {
     "Detections": "vision.boxes",
     "Detector": "pipeline",
     "DetectorInfo": "metadata",
-    "Evaluation": "check.detections",
+    "Evaluation": "check.evaluation",
     "Manifest": "engine.manifest",
     "OnnxRuntimeBackend": "serve.config",
     "PythonBackend": "serve.config",

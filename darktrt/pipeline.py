@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from darktrt.calib.histogram import HistogramSet
     from darktrt.calib.options import CalibrationOptions
     from darktrt.calib.summary import Outputs
-    from darktrt.check.detections import Evaluation
+    from darktrt.check.evaluation import Evaluation
     from darktrt.engine.manifest import Int8Cost, Manifest
     from darktrt.engine.options import BuildOptions, Precision
     from darktrt.engine.weak_typing import GpuCalibration
@@ -316,12 +316,12 @@ def _within_budget(
     source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget
 ) -> tuple[Calibration, Int8Cost]:
     """The calibration with the layers in floating point that keep INT8 within the budget, and what it costs then."""
-    from darktrt.check.budget import Evaluation, within_budget
+    from darktrt.check.budget import EvaluationData, within_budget
     from darktrt.engine.target import find_target
 
     find_target(options.target)  # what would stop the build later is reported before this long work
     data = [str(entry) for entry in budget.data]
-    trade = within_budget(source, calibration, budget.max_drop, Evaluation(data, budget.limit))
+    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit))
     return replace(calibration, fp_layers=trade.chosen.fp_layers), trade.cost(", ".join(data))
 
 

@@ -84,7 +84,9 @@ def _check_int8(info: DetectorInfo, target: Target, calibration: Calibration | G
         raise DarktrtError("the model has Q/DQ nodes already; build it without a calibration", "calibration")
     if isinstance(calibration, GpuCalibration) and not target.weakly_typed:
         how = "cannot calibrate where types come from the file" if target.strongly_typed else "has no calibrator"
-        raise DarktrtError(f"{target} {how}; calibrate with 'darktrt calib run', and build with its table", "calibration_images")
+        raise DarktrtError(
+            f"{target} {how}; calibrate with 'darktrt calib run', and build with its table", "calibration_images"
+        )
 
 
 def _state_types(graph: gs.Graph, info: DetectorInfo, calibration: Calibration | None) -> None:

@@ -170,9 +170,9 @@ def _gpu_calibration(args: argparse.Namespace) -> Iterator[GpuCalibration]:
 
 def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
     """What INT8 must keep in floating point; what would stop the build later is told before this long work."""
-    from darktrt.check.budget import Evaluation, within_budget
+    from darktrt.check.budget import EvaluationData, within_budget
     from darktrt.engine.target import find_target
 
     find_target(args.target)
-    evaluation = Evaluation(args.eval, args.eval_limit)
-    return within_budget(args.source, calibration, args.max_drop, evaluation, args.table)
+    evaluation = EvaluationData(args.eval, args.eval_limit)
+    return within_budget(args.source, calibration, args.max_drop, evaluation, args.table, print)
