@@ -24,7 +24,7 @@ VENV      ?= .venv
 SM        ?=
 NVCC      ?=
 TENSORRT_INCLUDE ?=
-TENSORRT_VERSION ?= $(shell $(VENV)/bin/python -c 'import importlib.metadata as m; print(m.version("tensorrt"))' 2>/dev/null)
+TENSORRT_VERSION ?=
 TENSORRT_OSS_URL ?=
 
 NAME := $(if $(CFG),$(basename $(notdir $(CFG))),$(MODEL))
@@ -83,7 +83,7 @@ help: ## list targets and variables
 	@echo '  SM=$(SM)    for plugins, compute capabilities such as "75 86 90" (without: those of the GPUs here, else the usual ones)'
 	@echo '  NVCC=$(NVCC)    for plugins, the CUDA compiler (without: the one found)'
 	@echo '  TENSORRT_INCLUDE=$(TENSORRT_INCLUDE)    for plugins, the folder of NvInfer.h (without: found in the system, else downloaded)'
-	@echo '  TENSORRT_VERSION=$(TENSORRT_VERSION)    which headers those are (without: those of the system, else 10.16)'
+	@echo '  TENSORRT_VERSION=$(TENSORRT_VERSION)    which headers those are (without: of the installed TensorRT, else those of the system, else 10.16)'
 	@echo '  TENSORRT_OSS_URL=$(TENSORRT_OSS_URL)    where they are downloaded from, by git (without: from NVIDIA at GitHub)'
 
 engine: $(PLAN) ## everything: get a network, convert, operate, build an engine
@@ -151,10 +151,14 @@ $(STUBS): constraints.txt | $(VENV)/bin/python
 	@sed -i 's/\bin: list/in_: list/; s/= None, channel_axis: int)/= None, channel_axis: int = 0)/' $@/tensorrt_bindings/tensorrt.pyi
 	@touch $@
 
-# --- the plugin library; its own makefile knows what is to be done ---
+# --- the plugin library; its file changes only when its content does ---
 
-$(LIBRARY): always | $(if $(PLUGINS),$(VENV)/.installed-$(TENSORRT))
-	@$(MAKE) --no-print-directory -C plugins/csrc plugins OUT=$(abspath $(OUT)) TENSORRT_VERSION=$(TENSORRT_VERSION)
+PLUGINS_OPTIONS := $(if $(TENSORRT_VERSION),--tensorrt $(TENSORRT_VERSION)) $(if $(SM),--sm '$(SM)') $(if $(NVCC),--nvcc $(NVCC)) \
+    $(if $(TENSORRT_INCLUDE),--include $(TENSORRT_INCLUDE))
+
+$(LIBRARY): always | $(VENV)/.installed-$(TENSORRT)
+	@mkdir -p $(OUT)
+	$(DARKTRT) plugins $(PLUGINS_OPTIONS) -o $@
 
 # --- the stages; each also depends on its options, kept in a file that changes only when they do ---
 

@@ -141,11 +141,11 @@ class HistogramSet:
     skipped: list[str] = field(default_factory=list)
     """Of the last run: a sentence for each image that could not be read. Not saved, for the next run tries again."""
     groups: list[list[str]] = field(default_factory=list)
-    """Tensors that pass the same values on (:func:`darktrt.calib.collect.passing_groups`): one scale would serve each group."""
+    """Tensors that pass the same values on (:func:`darktrt.calib.graph.passing_groups`): one scale would serve each group."""
     head_inputs: list[str] = field(default_factory=list)
-    """What the convolutions of the heads read, from :func:`darktrt.calib.collect.head_inputs`."""
+    """What the convolutions of the heads read, from :func:`darktrt.calib.graph.head_inputs`."""
     mish: dict[str, str] = field(default_factory=dict)
-    """Of what a Mish reads what it gives, from :func:`darktrt.calib.collect.mish_outputs`."""
+    """Of what a Mish reads what it gives, from :func:`darktrt.calib.graph.mish_outputs`."""
 
     def add(self, activations: Mapping[str, NDArray[Any]], images: Mapping[str, str], weights: Weights | None = None) -> None:
         """Count the tensors' values for these images (SHA-256 to path); all of it or, on an error, nothing.

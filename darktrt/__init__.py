@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from darktrt.check.evaluation import Evaluation
     from darktrt.convert.export import convert_darknet
     from darktrt.convert.zoo import fetch
-    from darktrt.engine.build import BuildOptions
     from darktrt.engine.manifest import Manifest
+    from darktrt.engine.options import BuildOptions
     from darktrt.errors import DarktrtError
     from darktrt.metadata import DetectorInfo, Thresholds
-    from darktrt.pipeline import Detector, build_engine, calibrate, compare, evaluate, merge_calibrations
+    from darktrt.pipeline import Detector, DropBudget, build_engine, calibrate, compare, evaluate, merge_calibrations
     from darktrt.progress import set_progress
     from darktrt.serve.client.client import Client
     from darktrt.serve.config import OnnxRuntimeBackend, PythonBackend, TensorRTBackend
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Agreement": "check.agreement",
-    "BuildOptions": "engine.build",
+    "BuildOptions": "engine.options",
     "Calibration": "surgery.qdq",
     "CalibrationOptions": "calib.options",
     "Client": "serve.client.client",
@@ -40,6 +40,7 @@ _HOMES = {
     "Detections": "vision.boxes",
     "Detector": "pipeline",
     "DetectorInfo": "metadata",
+    "DropBudget": "pipeline",
     "Evaluation": "check.evaluation",
     "Manifest": "engine.manifest",
     "OnnxRuntimeBackend": "serve.config",
@@ -71,6 +72,7 @@ __all__ = [
     "Detections",
     "Detector",
     "DetectorInfo",
+    "DropBudget",
     "Evaluation",
     "Manifest",
     "OnnxRuntimeBackend",

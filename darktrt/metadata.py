@@ -44,7 +44,7 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name, value in (("score", self.score), ("IoU", self.iou)):
             if not 0 <= value <= 1:
-                raise DarktrtError(f"the {name} threshold is {value}; it must be between 0 and 1")
+                raise DarktrtError(f"the {name} threshold is {value:g}; it must be between 0 and 1")
 
     def __str__(self) -> str:
         return f"score threshold {self.score:g} and IoU threshold {self.iou:g}"

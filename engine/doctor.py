@@ -52,7 +52,7 @@ def examine_machine() -> list[Finding]:
             _headers(),
             "compiling the plugins without a download: set TENSORRT_INCLUDE to the folder of NvInfer.h",
         ),
-        Finding("plugin library", _plugin_library(), "custom nodes as CUDA plugins in full TensorRT: make plugins"),
+        Finding("plugin library", _plugin_library(), "custom nodes as CUDA plugins in full TensorRT: darktrt plugins"),
     ]
 
 

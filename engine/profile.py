@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from darktrt.engine.bench import made_inputs
+from darktrt.engine.bench import random_inputs
 from darktrt.engine.layer_list import EngineLayer
 from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.runtime import PlanRunner
@@ -90,7 +90,7 @@ def layers_of(plan: str | Path) -> LayerReport:
     """
     manifest = read_plan_manifest(plan)
     if not manifest.engine_layers:
-        raise DarktrtError(f"{plan}: its manifest tells of no layers; build it again with '--verbosity detailed'")
+        raise DarktrtError(f"{plan}: its manifest lists no layers; build it again with this version of darktrt")
     rows = tuple(LayerTime(layer, _lines(layer, manifest.info), None) for layer in manifest.engine_layers)
     return LayerReport(str(plan), manifest, rows, None)
 
@@ -106,7 +106,7 @@ def profile(plan: str | Path, batch: int | None = None, plugins: str | Path | No
     """
     with PlanRunner(plan, plugins) as runner:
         batch = batch or runner.info.batch[1]
-        runner.run(made_inputs(runner.info, batch))
+        runner.run(random_inputs(runner.info, batch))
         times = runner.layer_times(_CALLS)
         manifest = runner.manifest
     known = {layer.name for layer in manifest.engine_layers}

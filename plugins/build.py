@@ -85,14 +85,14 @@ def _headers(version: str, include: str | Path | None) -> Path:
     command = ["sh", str(_SOURCES / "trt" / "headers.sh")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **known}, check=False)
     if done.returncode:
-        raise DarktrtError(f"TensorRT's headers are missing: {done.stderr.strip()}", "include")
+        raise DarktrtError(done.stderr.strip(), "include")
     return Path(done.stdout.strip()).absolute()
 
 
 @contextmanager
 def _build_folder() -> Iterator[Path]:
     """The folder of object files, which only one process uses at a time."""
-    folder = cache_folder() / "plugins" / f"build-{__version__}"
+    folder = cache_folder() / "objects" / __version__
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -27,7 +27,7 @@ from darktrt.convert.weights import write_weights
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
-from darktrt.surgery.rewrite import SurgeryOptions, transform, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, transform
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import Detector
 from darktrt.vision.images import read_image
@@ -140,7 +140,7 @@ class Made:
         """The plain model, fresh from its file."""
         return load_model(self.plain)[0]
 
-    def operated(self, **options: Any) -> onnx.ModelProto:
+    def transformed(self, **options: Any) -> onnx.ModelProto:
         """The model after surgery, its metadata in place, checked in full."""
         model, report = transform(self.model(), self.info, SurgeryOptions(**options))
         onnx.helper.set_model_props(model, {"darktrt": report.info.to_json()})
@@ -206,7 +206,7 @@ def as_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def labelled_images(made: Made, folder: Path) -> Path:
     """The files of the fixture ``labelled``."""
-    transform_file(made.plain, folder / "net.onnx", SurgeryOptions())
+    insert_plugins(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
         (folder / name).mkdir()
         for i in range(start, start + 5):

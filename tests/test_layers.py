@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
         "vision",
     },
     "__main__": {"cli"},
-    "cli": {"serve", "check", "engine", "calib", "surgery", "convert", "vision"},
+    "cli": {"serve", "check", "engine", "calib", "surgery", "convert", "vision", "plugins.build"},
 }
 """What each room may import of the others; every room may import itself and the ground modules, which import one another."""
 

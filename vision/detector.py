@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -16,6 +18,8 @@ from darktrt.vision.boxes import Detections, nms, place_detections
 from darktrt.vision.images import Placement, preprocess, read_image
 
 Arrays = dict[str, NDArray[Any]]
+ImageLike = NDArray[np.uint8] | str | os.PathLike[str]
+"""An RGB array ``(H, W, 3)``, or an image file."""
 Run = Callable[[Arrays], Arrays]
 """A session of ONNX Runtime or an engine: named input arrays to named output arrays."""
 
@@ -99,14 +103,19 @@ class Detector:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Detect in RGB images ``(H, W, 3)`` uint8; boxes are in pixels of each image and clipped to it, best score first.
+    def detect(self, images: Sequence[ImageLike]) -> list[Detections]:
+        """Detect in images; boxes are in pixels of each image and clipped to it, best score first.
+
+        Args:
+            images: RGB arrays ``(H, W, 3)`` uint8, or image files.
 
         Raises:
-            DarktrtError: an image is no such array, or the model lacks outputs that its metadata announces.
+            DarktrtError: an array has another shape or type, a file cannot be read, or the model lacks outputs that its metadata
+                announces.
         """
         size = self.info.batch[2]
-        batches = [images[first : first + size] for first in range(0, len(images), size)]
+        arrays = (image if isinstance(image, np.ndarray) else read_image(image) for image in images)
+        batches = iter(lambda: list(islice(arrays, size)), [])
         return [detections for batch in batches for detections in self._detect_batch(batch)]
 
     def detect_images(

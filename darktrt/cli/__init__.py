@@ -23,12 +23,15 @@ from darktrt.cli import (
     fetch,
     inspect,
     load,
-    rival,
+    plugins,
     serve,
     surgery,
 )
 from darktrt.errors import DarktrtError
 from darktrt.progress import show_on_stderr
+
+_OPTIONS = {"calibration": "table", "calibration_images": "data"}
+"""Arguments whose option has another name."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _option(args: argparse.Namespace, error: DarktrtError) -> str:
     """The option of the argument that an error names, if the command has it."""
-    return f" [--{error.argument.replace('_', '-')}]" if error.argument and hasattr(args, error.argument) else ""
+    name = _OPTIONS.get(error.argument or "", error.argument)
+    return f" [--{name.replace('_', '-')}]" if name and hasattr(args, name) else ""
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -78,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    stages = (fetch, convert, surgery, calib, engine, engine_inspect)
-    for module in (*stages, check, detect, serve, client, load, bench, rival, inspect, doctor):
+    stages = (fetch, convert, surgery, calib, engine, engine_inspect, plugins)
+    for module in (*stages, check, detect, serve, client, load, bench, inspect, doctor):
         module.add(commands)
     return parser

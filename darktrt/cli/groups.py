@@ -79,18 +79,9 @@ def add_calibration_outputs(parser: argparse.ArgumentParser) -> None:
 
 def calibration(table: str, fp_layers: str | None = None) -> Calibration:
     """A table and what lies beside it."""
-    from darktrt.calib.bias_correction import load_channel_means
-    from darktrt.calib.fp_layers import load_fp_layers
-    from darktrt.calib.table import CalibrationTable
-    from darktrt.files import sha256_of
-    from darktrt.surgery.qdq import Calibration
+    from darktrt.pipeline import load_calibration
 
-    return Calibration(
-        CalibrationTable.load(table).scales,
-        load_fp_layers(table) if fp_layers is None else names(fp_layers),
-        load_channel_means(table),
-        sha256_of(table),
-    )
+    return load_calibration(table, names(fp_layers))
 
 
 def names(fp_layers: str | None) -> tuple[str, ...] | None:

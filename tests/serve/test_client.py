@@ -117,9 +117,9 @@ def test_names_sizes_and_batches_come_from_the_server(triton: Server) -> None:
         assert (client.info.width, client.info.height) == (96, 64)
         assert client.info.batch == (1, 3, 3)
         assert len(client.info.class_names) == 3
-        assert not client.model.takes_files
+        assert not client.model.encoded
     with Client(triton.grpc, "files") as client:
-        assert client.model.takes_files
+        assert client.model.encoded
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -269,7 +269,7 @@ def test_the_readmes_program(triton: Server, tmp_path: Path, capsys: pytest.Capt
         ({}, "has the models files, letterbox, made; name one"),
         ({"model": "none"}, "unknown model: 'none'"),
         ({"model": "made", "version": "7"}, "7"),
-        ({"model": "made", "batch": 9}, "takes 1 to 3 images a request, not 9"),
+        ({"model": "made", "batch": 9}, "accepts 1 to 3 images a request, not 9"),
         ({"model": "made", "batch": 0}, "at least 1 image"),
         ({"model": "made", "score_threshold": 1.5}, "must be between 0 and 1"),
     ],
@@ -311,7 +311,7 @@ def test_a_slow_answer_is_given_up(triton: Server) -> None:
     with Client(triton.grpc, "made", timeout=10, shared_memory="system") as client:
         expected = client.run({"images": photos()[0][np.newaxis]})
         client._connection.transport.timeout = 1e-4
-        with pytest.raises(DarktrtError, match=r"gave no answer within 0\.0001 s"):
+        with pytest.raises(DarktrtError, match=r"no answer within 0\.0001 s"):
             client.run({"images": photos()[3][np.newaxis]})
         client._connection.transport.timeout = 10
         for _ in range(8):  # the late answer does not come into the memory of these

@@ -20,7 +20,7 @@ from darktrt.cli import main
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.sources import find_images
 
 ALWAYS = ("first", "head")
@@ -63,7 +63,7 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made network after surgery, images, and a calibration's files."""
     folder = tmp_path_factory.mktemp("kept")
     for head in ("nms", "raw"):
-        transform_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
+        insert_plugins(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
     (folder / "photos").mkdir()
     for i in range(4):
         Image.fromarray(made_image(64, 96, seed=i)).save(folder / f"photos/{i}.png")

@@ -39,7 +39,7 @@ from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
 from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.precision import halve
-from darktrt.surgery.rewrite import SurgeryOptions, import_graph, save_model, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, import_graph, insert_plugins, save_model
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """The made network as files, with ``portable.onnx`` and three images in ``images/``."""
     folder = tmp_path_factory.mktemp("compare")
     network = make(folder, MADE_CFG)
-    transform_file(network.plain, folder / "portable.onnx", SurgeryOptions())
+    insert_plugins(network.plain, folder / "portable.onnx", SurgeryOptions())
     draw_images(folder / "images")
     return network
 
@@ -77,7 +77,7 @@ LOOSE = Thresholds(score=0.05)
 @pytest.mark.parametrize("head", ["nms", "decode", "raw"])
 @pytest.mark.parametrize("form", ["uint8", "float"])
 def test_every_form_of_a_model_agrees_with_pytorch(made: Made, tmp_path: Path, head: Any, form: Any) -> None:
-    transform_file(made.plain, tmp_path / "model.onnx", SurgeryOptions(head=head, input=form))
+    insert_plugins(made.plain, tmp_path / "model.onnx", SurgeryOptions(head=head, input=form))
     report = compare([torch_of(made), onnx_variant(tmp_path / "model.onnx")], images_of(made), thresholds=LOOSE)
     (one,) = report.variants
     assert report.passed, report.to_table()
@@ -92,7 +92,7 @@ def test_every_form_of_a_model_agrees_with_pytorch(made: Made, tmp_path: Path, h
 @pytest.mark.parametrize("batch", [(3, 3, 3), (1, 2, 4)])
 def test_letterboxed_images_and_batches(tmp_path: Path, batch: tuple[int, int, int]) -> None:
     network = make(tmp_path, net(**MADE_NET, letter_box=1) + MADE_BODY, batch)
-    transform_file(network.plain, tmp_path / "portable.onnx", SurgeryOptions())
+    insert_plugins(network.plain, tmp_path / "portable.onnx", SurgeryOptions())
     draw_images(tmp_path / "images")
     variants = [torch_of(network), onnx_variant(network.plain), onnx_variant(tmp_path / "portable.onnx")]
     assert variants[2].info.takes_image_size
@@ -109,7 +109,7 @@ def test_layers_of_pytorch_and_onnx_agree(made: Made) -> None:
 
 
 def test_layers_inside_fused_nodes_are_counted(made: Made, tmp_path: Path) -> None:
-    transform_file(made.plain, tmp_path / "fused.onnx", SurgeryOptions(mish="fused"))
+    insert_plugins(made.plain, tmp_path / "fused.onnx", SurgeryOptions(mish="fused"))
     report = compare(
         [torch_of(made, layers=True), onnx_variant(tmp_path / "fused.onnx", layers=True)], images_of(made), layers=True
     )

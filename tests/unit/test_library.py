@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -23,8 +25,16 @@ from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
 from darktrt.plugins import library as library_module
-from darktrt.plugins.library import VARIABLE, PluginLibrary, find_library, load_plugins, read_library
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.plugins.library import (
+    FILE_NAME,
+    VARIABLE,
+    PluginLibrary,
+    find_library,
+    installed_tensorrt,
+    load_plugins,
+    read_library,
+)
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 NAMES = ("MishPlugin", "MishAddPlugin", "MishConcatPlugin", "YoloDecodePlugin", "YoloDetectPlugin")
 PLUGINS = " ".join(f"{name}:1" for name in NAMES)
@@ -45,6 +55,22 @@ def compiled(path: Path, tensorrt: str = "8.6.0", sms: str = "80 90", more: str 
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(library_module, "_gpu_sm", lambda: 90)
     return compiled(tmp_path / "libdarktrt_plugins.so")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of cached libraries, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    folder = tmp_path / "cache" / "darktrt" / "plugins"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def cached(cache: Path, version: str) -> Path:
+    """A library in the cache."""
+    (cache / version).mkdir()
+    return compiled(cache / version / FILE_NAME, version)
 
 
 class Registry(SimpleNamespace):
@@ -92,16 +118,38 @@ def test_which_gpus_it_runs_on(sms: tuple[int, ...], sm: int, runs: bool) -> Non
     assert PluginLibrary(Path("a.so"), "", "", "8.6.0", sms, ()).runs_on(sm) == runs
 
 
-def test_which_library_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one named, else that of the variable, else what was built, if it was."""
-    monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.setattr(library_module, "DEFAULT", tmp_path / "built.so")
+def test_which_library_is_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is named, else that of the variable, else one in the cache for the major version of TensorRT."""
+    monkeypatch.setattr(library_module, "installed_tensorrt", lambda: None)
     assert find_library() is None
-    (tmp_path / "built.so").touch()
-    assert find_library() == tmp_path / "built.so"
+    assert find_library(tensorrt="8.6.1") is None
+    old, new = (cached(cache, version) for version in ("8.6.0", "10.16.1"))
+    (cache / "10.3.0").mkdir()
+    (cache / "10.3.0" / FILE_NAME).write_bytes(b"damaged")
+    assert find_library() is None
+    assert find_library(tensorrt="8.6.1.6") == old
+    assert find_library(tensorrt="10.7.0") == new
+    assert find_library(tensorrt="11.0.0") is None
+    monkeypatch.setattr(library_module, "installed_tensorrt", lambda: "10.7.0")
+    assert find_library() == new
+    exact = cached(cache, "10.7.0")
+    os.utime(exact, (0, 0))
+    assert find_library() == exact
     monkeypatch.setenv(VARIABLE, "of_variable.so")
     assert find_library() == Path("of_variable.so")
     assert find_library("named.so") == Path("named.so")
+
+
+def test_the_installed_tensorrt_is_read_from_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name != "tensorrt-cu12":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "10.3.0"
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert installed_tensorrt() == "10.3.0"
+    monkeypatch.setattr(library_module, "_DISTRIBUTIONS", ())
+    assert installed_tensorrt() is None
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "8.6.0.post1"])
@@ -122,20 +170,23 @@ def test_a_library_in_memory_before_tensorrt_is_given_to_the_registry(library: P
 
 
 FAILURES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (lambda p: p.unlink(), "there is no plugin library; build it with 'make plugins'"),
-    "something else": (lambda p: p.write_bytes(b"\x7fELF"), "is no plugin library of darktrt; build one with 'make plugins'"),
+    "missing": (lambda p: p.unlink(), "there is no plugin library; compile it with 'darktrt plugins'"),
+    "something else": (
+        lambda p: p.write_bytes(b"\x7fELF"),
+        "is no plugin library of darktrt; compile one with 'darktrt plugins'",
+    ),
     "empty": (lambda p: p.write_bytes(b""), "cannot read the plugin library: cannot mmap an empty file"),
     "another version": (
         lambda p: compiled(p, "10.16.0"),
-        r"is for TensorRT 10.16.0, here is TensorRT 8.6.0; build it again with 'make plugins TENSORRT_VERSION=8.6.0'",
+        r"is for TensorRT 10.16.0, here is TensorRT 8.6.0; compile it again with 'darktrt plugins --tensorrt 8.6.0'",
     ),
     "another GPU": (
         lambda p: compiled(p, sms="75 120"),
-        r"has kernels for compute capability 7.5 12.0, this GPU has 9.0; build it again with 'make plugins SM=90'",
+        r"has kernels for compute capability 7.5 12.0, this GPU has 9.0; compile it again with 'darktrt plugins --sm 90'",
     ),
     "no library": (
         lambda p: p.write_bytes(p.read_bytes().replace(b"\x7fELF", b"\x7fDLL")),
-        r"does not load \(.*invalid ELF header\); build it on this machine with 'make plugins'",
+        r"does not load \(.*invalid ELF header\); compile it on this machine with 'darktrt plugins'",
     ),
     "missing symbol": (
         lambda p: compiled(p, more="void nowhere(void); void (*use)(void) = nowhere;"),
@@ -181,7 +232,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
 
 
 def test_the_manifest_tells_of_the_library(made: Made, library: Path, tmp_path: Path, full: FakeTensorRT) -> None:
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "trt", library))
     assert manifest.plugin_library == {"sha256": read_library(library).sha256, "tensorrt": "8.6.0"}
     assert "YoloDetectPlugin:1" in manifest.plugins
@@ -192,10 +243,10 @@ def test_a_network_without_custom_nodes_loads_none(
     made: Made, tmp_path: Path, full: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "nowhere.so")
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions("raw", mish="native"))
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions("raw", mish="native"))
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "trt"))
     assert (manifest.plugins, manifest.plugin_library) == ((), {})
-    transform_file(made.plain, tmp_path / "b.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "b.onnx", SurgeryOptions())
     with pytest.raises(DarktrtError, match=r"nowhere\.so: there is no plugin library"):
         build_file(tmp_path / "b.onnx", tmp_path / "b.plan", BuildOptions("fp32", "trt"))
 
@@ -204,7 +255,7 @@ def test_a_target_without_plugins_takes_no_library(
     made: Made, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "find_target", lambda _: Target("rtx", (1, 7, 1)))
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     with pytest.raises(DarktrtError, match=r"TensorRT for RTX 1\.7\.1 has no plugins .* leave the plugin library out"):
         build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "rtx", library))
 
@@ -215,4 +266,4 @@ def test_doctor_shows_it(library: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert shown["plugin library"] == f"{library} (for TensorRT 8.6.0, compute capability 8.0 9.0)"
     library.unlink()
     shown = {finding.name: finding.found for finding in doctor.examine_machine()}
-    assert shown["plugin library"] == f"not usable: {library}: there is no plugin library; build it with 'make plugins'"
+    assert shown["plugin library"] == f"not usable: {library}: there is no plugin library; compile it with 'darktrt plugins'"

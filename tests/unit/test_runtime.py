@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import io
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from PIL import Image
 from darktrt import __version__
 from darktrt.cli import main
 from darktrt.engine import bench, runtime
-from darktrt.engine.bench import Contest, answer, bench_files, measure, to_markdown
+from darktrt.engine.bench import bench_files, measure, to_markdown
 from darktrt.engine.layer_list import EngineLayer
 from darktrt.engine.manifest import Manifest, manifest_path
 from darktrt.engine.profile import profile
@@ -31,6 +29,7 @@ from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.metadata import DetectorInfo
+from darktrt.progress import set_progress
 
 Mode: Any = SimpleNamespace(INPUT="in", OUTPUT="out")
 
@@ -376,15 +375,16 @@ def test_an_engine_that_fails(engine: Engine, driver: Streams, info: DetectorInf
 def test_engines_take_turns_and_are_timed(engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, info)
     turns: list[int] = []
-    timings, failures = measure(Contest({"a": plan, "b": plan}), info, [1, 3], turns=2, progress=lambda: turns.append(1))
-    assert failures == ()
+    set_progress(lambda _, done, total: turns.append(done))
+    timings = measure({"a": plan, "b": plan}, [1, 3], turns=2)
+    set_progress(None)
     assert [(one.name, one.batch, one.cuda_graph) for one in timings] == [
         (name, batch, graph) for graph in (False, True) for batch in (1, 3) for name in ("a", "b")
     ]
     assert all(one.network.median == one.network.p99 == 0.5 for one in timings)
     assert all(0 < one.end_to_end.median <= one.end_to_end.p99 and one.images_per_second > 0 for one in timings)
     assert all(one.tflops == round(info.gflops * one.batch / 0.5, 1) for one in timings)
-    assert len(turns) == 2 * 2 * len(timings)
+    assert turns == list(range(1, 2 * 2 * len(timings) + 1))
     assert driver.events == 0
     assert len(to_markdown(timings).splitlines()) == 2 + len(timings)
 
@@ -414,10 +414,10 @@ def test_bench_from_the_command_line(
     ("plans", "batches", "turns", "said"),
     [
         (["{plan}", "{plan}"], [1], 1, "two engines are called 'net'; give them names: a="),
-        (["{plan}"], [0], 1, "--turns and --batch must be 1 or more"),
-        (["{plan}"], [1], 0, "--turns and --batch must be 1 or more"),
+        (["{plan}"], [0], 1, "0 is below 1"),
+        (["{plan}"], [1], 0, "0 is below 1"),
         (["none.plan"], [1], 1, "none.json: cannot read the manifest"),
-        (["{plan}"], [4], 1, "input 'images' is float32 .* batch 1 to 3"),
+        (["{plan}"], [4], 1, "a batch of 4 images; the model accepts 1 to 3"),
     ],
 )
 def test_bench_that_cannot_be(
@@ -426,107 +426,6 @@ def test_bench_that_cannot_be(
     plan = write_plan(tmp_path, info)
     with pytest.raises(DarktrtError, match=said):
         bench_files([one.format(plan=plan) for one in plans], batches, turns)
-
-
-RIVAL = """
-import json, sys
-print("loading", file=sys.stderr)
-for line in sys.stdin:
-    asked = json.loads(line)
-    if asked["batch"] > 2:
-        sys.exit("out of memory")
-    print(json.dumps([0.25 * asked["batch"] + (asked["what"] == "end_to_end")] * asked["calls"]), flush=True)
-"""
-
-
-def python(folder: Path, program: str) -> str:
-    """In the place of another Python: one that runs ``program`` whatever it is told to run."""
-    (folder / "rival.py").write_text(program)
-    stand_in = folder / "python"
-    stand_in.write_text(f'#!/bin/sh\necho "$@" >> {folder}/commands\nexec {sys.executable} {folder}/rival.py\n')
-    stand_in.chmod(0o755)
-    return str(stand_in)
-
-
-def test_rivals_of_another_python_take_turns_with_engines(
-    engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bench, "gpu_name", lambda: "NVIDIA H200")
-    plan, other = write_plan(tmp_path, info), python(tmp_path, RIVAL)
-    report = bench_files([str(plan)], [1, 2], 2, onnx=["ort=net.onnx"], torch=("net.cfg", "net.weights"), python=other)
-    found = {(one.name, one.batch, one.cuda_graph): one for one in report.timings}
-    assert len(found) == len(report.timings) == 2 * (4 + 2)  # ONNX Runtime and eager PyTorch know no CUDA graphs
-    assert {name for name, _, graph in found if graph} == {"net", "torch.compile FP16"}
-    assert found["ort", 2, False].network.median == 0.5
-    assert found["PyTorch eager FP16", 1, False].end_to_end.p99 == 1.25
-    commands = (tmp_path / "commands").read_text().splitlines()
-    assert sorted(commands[:3]) == [  # in the order in which they come to write
-        "-m darktrt rival compile net.cfg net.weights 96x64",
-        "-m darktrt rival eager net.cfg net.weights 96x64",
-        "-m darktrt rival onnx net.onnx",
-    ]
-    assert commands[3:] == ["-m darktrt rival graph net.cfg net.weights 96x64"]
-
-
-@pytest.mark.parametrize(
-    ("batch", "program", "said"),
-    [
-        (3, RIVAL, "ort: its process ended: out of memory"),
-        (1, "import sys; sys.exit('no GPU')", "ort: its process ended: no GPU"),
-        (1, "import sys; sys.exit('RuntimeError: no kernel\\n\\nSet VERBOSE=1 for more')", "ended: RuntimeError: no kernel"),
-        (1, "", "ort: its process ended: it gave no reason"),
-    ],
-)
-def test_a_rival_that_fails(
-    engine: Engine,
-    info: DetectorInfo,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    batch: int,
-    program: str,
-    said: str,
-) -> None:
-    """The others go on, what they gave is told and kept, and the exit status is 1."""
-    monkeypatch.setattr(bench, "gpu_name", lambda: "NVIDIA H200")
-    plan, other = write_plan(tmp_path, info), python(tmp_path, program)
-    json_file = tmp_path / "times.json"
-    words = ["--batch", str(batch), "1", "--turns", "1", "--onnx", "ort=net.onnx", "--python", other, "--json", str(json_file)]
-    assert main(["bench", str(plan), *words]) == 1
-    out, err = capsys.readouterr()
-    assert err.splitlines()[-1].startswith(f"failed: batch {batch}, no CUDA graph: ort: its process ended: ")
-    assert said in err
-    assert out.count("| net |") == 4  # two batch sizes, with CUDA graph and without
-    assert "| ort |" not in out
-    kept = json.loads(json_file.read_text())
-    assert [one["name"] for one in kept["timings"]] == ["net"] * 4
-    assert len(kept["failures"]) == 1
-
-
-def test_a_python_that_is_not_there(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
-    with pytest.raises(DarktrtError, match="ort: cannot start no-python: No such file"):
-        bench_files([str(write_plan(tmp_path, info))], [1], 1, onnx=["ort=net.onnx"], python="no-python")
-
-
-def test_the_other_end_times_and_answers() -> None:
-    asked = [{"what": what, "batch": 2, "calls": 3} for what in ("network", "end_to_end")]
-    answers = io.StringIO()
-    rival = SimpleNamespace(network=lambda batch, calls: [batch] * calls, end_to_end=lambda batch, calls: [7.0] * calls)
-    answer(rival, io.StringIO("".join(f"{json.dumps(one)}\n" for one in asked)), answers)
-    assert [json.loads(line) for line in answers.getvalue().splitlines()] == [[2, 2, 2], [7.0, 7.0, 7.0]]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["eager", "{cfg}", "{weights}", "96x64"], "this PyTorch cannot use a GPU"),
-        (["onnx", "{plain}"], "this ONNX Runtime knows no GPU; install onnxruntime-gpu"),
-    ],
-)
-def test_rivals_say_what_they_lack(made: Made, capsys: pytest.CaptureFixture[str], words: list[str], said: str) -> None:
-    files = {"cfg": made.cfg, "weights": made.weights, "plain": made.plain}
-    assert main(["rival", *(word.format(**files) for word in words)]) == 2
-    assert said in capsys.readouterr().err
 
 
 # --- layer by layer ---
@@ -571,7 +470,7 @@ def test_without_a_gpu_layers_are_told_too(
     assert "--plot draws times; give --profile too" in capsys.readouterr().err
     plan = write_plan(tmp_path, info)
     assert main(["engine", "inspect", str(plan)]) == 2
-    assert "its manifest tells of no layers; build it again with '--verbosity detailed'" in capsys.readouterr().err
+    assert "its manifest lists no layers; build it again with this version of darktrt" in capsys.readouterr().err
 
 
 # --- Polygraphy ---

@@ -31,7 +31,7 @@ from darktrt.convert.export import convert_darknet
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.images import preprocess, read_image
 from darktrt.vision.sources import find_images
 
@@ -44,8 +44,8 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made network after surgery in every form, five images, and its calibration table."""
     folder = tmp_path_factory.mktemp("sensitivity")
     for head in ("nms", "decode", "raw"):
-        transform_file(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
-    transform_file(made.plain, folder / "fused.onnx", SurgeryOptions(mish="fused"))
+        insert_plugins(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
+    insert_plugins(made.plain, folder / "fused.onnx", SurgeryOptions(mish="fused"))
     (folder / "photos").mkdir()
     for i in range(5):
         Image.fromarray(made_image(64 + 8 * i, 96, seed=i)).save(folder / f"photos/{i}.png")
@@ -170,7 +170,7 @@ def test_a_layer_with_a_bad_scale_comes_first(files: Path, scales: Calibration, 
 def test_every_form_of_the_network_is_measured_alike(files: Path, scales: Calibration, tmp_path: Path) -> None:
     """Also one of a fixed batch of two, which is filled up for the last of five images."""
     static = make(tmp_path, MADE_CFG, batch=(2, 2, 2))
-    transform_file(static.plain, files / "two.onnx", SurgeryOptions())
+    insert_plugins(static.plain, files / "two.onnx", SurgeryOptions())
     expected = measured(files, scales)
     for form in ("decode", "two"):
         found = measured(files, scales, form)
@@ -319,7 +319,7 @@ def test_mistakes_are_told(
     if "other.table" in arguments:
         CalibrationTable({"another": np.float32(1)}, "8600").save("other.table")
     if "int8.onnx" in arguments:
-        transform_file(made.plain, "int8.onnx", SurgeryOptions(calibration=Calibration(scales.scales)))
+        insert_plugins(made.plain, "int8.onnx", SurgeryOptions(calibration=Calibration(scales.scales)))
     before = files_in(folder)
     assert main(["calib", "sensitivity", *arguments.split()]) == 2
     out, err = capsys.readouterr()
@@ -337,7 +337,7 @@ MISSING = [str(path) for path in (ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.we
 def test_a_real_network(tmp_path: Path) -> None:
     """At 224 x 224: its 21 convolutions cost something each, the whole more than any of them, but not the sum of all."""
     convert_darknet(ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.weights", tmp_path / "plain.onnx", size=(224, 224))
-    transform_file(tmp_path / "plain.onnx", tmp_path / "nms.onnx", SurgeryOptions())
+    insert_plugins(tmp_path / "plain.onnx", tmp_path / "nms.onnx", SurgeryOptions())
     model, data = str(tmp_path / "nms.onnx"), str(DATA / "val.json")
     assert main(["calib", "run", model, data, "--limit", "4", "-o", str(tmp_path / "my.table")]) == 0
     found = sensitivity(model, [data], Calibration(CalibrationTable.load(tmp_path / "my.table").scales), 2)
