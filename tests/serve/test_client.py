@@ -24,8 +24,8 @@ from streams import RtspServer, transport_stream
 from test_readme import README, blocks, run
 from triton_models import Models
 
-from darktrt.check.coco import evaluate
-from darktrt.check.ground_truth import LabelledImage, LabelledObject, Truth
+from darktrt.check.coco import measure_accuracy
+from darktrt.check.ground_truth import GroundTruth, LabelledImage, LabelledObject
 from darktrt.cli import main
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
@@ -146,7 +146,7 @@ def counted_since(before: ModelStatistics, client: Client, requests: int, second
         time.sleep(0.05)
 
 
-def labelled(folder: Path, model: Path) -> Truth:
+def labelled(folder: Path, model: Path) -> GroundTruth:
     """Made images, labelled with some of what the network finds in them, a little off: an AP neither 0 nor 1."""
     names = tuple("abc")
     random = np.random.default_rng(0)
@@ -159,16 +159,16 @@ def labelled(folder: Path, model: Path) -> Truth:
             x, y, width, height = box[0], box[1], max(box[2] - box[0], 1), max(box[3] - box[1], 1)
             objects.append(LabelledObject(int(class_id), (x, y, width, height), float(width * height), False))
         labelled_images.append(LabelledImage(path, None, tuple(objects)))
-    return Truth("made", names, tuple(labelled_images))
+    return GroundTruth("made", names, tuple(labelled_images))
 
 
 @pytest.mark.parametrize("memory", ["none", "system"])
 def test_map_through_triton_is_that_without(triton: Server, models: Models, tmp_path: Path, memory: str) -> None:
     truth = labelled(tmp_path, models.made)
     with OnnxRunner(models.made) as runner:
-        expected = evaluate(runner.run, runner.info, truth)
+        expected = measure_accuracy(runner.run, runner.info, truth)
     with triton_run(triton.grpc, "made", shared_memory=memory) as (run, info):
-        found = evaluate(run, info, truth)
+        found = measure_accuracy(run, info, truth)
     assert 0.05 < expected.ap < 0.95
     assert abs(found.ap - expected.ap) < MAP_TOLERANCE
     assert abs(found.ap50 - expected.ap50) < MAP_TOLERANCE
