@@ -11,12 +11,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import NmsKind
+
+if TYPE_CHECKING:
+    from darktrt.convert.shapes import Shape
 
 ACTIVATIONS = (
     "linear logistic loggy relu relu6 elu selu gelu relie ramp leaky revleaky tanh stair plse "
@@ -154,6 +158,17 @@ class Network:
     channels: int
     letter_box: bool
     layers: tuple[Layer, ...]
+
+    @cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The output shape of every layer, inferred once.
+
+        Raises:
+            DarktrtError: a layer cannot use what it reads; the message names the line.
+        """
+        from darktrt.convert.shapes import infer_shapes
+
+        return infer_shapes(self)
 
     def resized(self, width: int, height: int) -> Network:
         """The same network for another input size."""

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from darktrt.convert.cfg import Convolutional, Layer, Route, Shortcut, Yolo, read_cfg
-from darktrt.convert.shapes import gflops, infer_shapes
+from darktrt.convert.shapes import gflops
 from darktrt.convert.weights import WeightReader, parameter_count
 from darktrt.convert.zoo import MODELS
 from darktrt.files import sha256_of
@@ -20,7 +20,7 @@ def describe_cfg(path: str | Path) -> str:
         DarktrtError: the file is no detector cfg, or its layers do not fit together.
     """
     network = read_cfg(path)
-    shapes = infer_shapes(network)
+    shapes = network.shapes
     mish = sum(getattr(layer, "activation", None) == "mish" for layer in network.layers)
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(layer.kind for layer in network.layers).most_common())
     lines = [

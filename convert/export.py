@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from darktrt.convert.cfg import Network, Yolo, read_cfg
-from darktrt.convert.model import Darknet, random_weights
-from darktrt.convert.shapes import gflops, infer_shapes
+from darktrt.convert.model import Darknet
+from darktrt.convert.model import random_weights as draw_weights
+from darktrt.convert.shapes import gflops
 from darktrt.convert.weights import LayerWeights, dump_weights, parameter_count, read_weights
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, keep_inputs, sha256_of
@@ -23,29 +24,39 @@ from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo, LayerInfo, Nm
 OPSET = 17
 
 
-def convert(
+def convert_darknet(
     cfg: str | Path,
     weights: str | Path | None,
     output: str | Path,
     *,
     size: tuple[int, int] | None = None,
-    batch: tuple[int, int, int] = (1, 1, 1),
+    batch: int | tuple[int, int, int] = 1,
     names: str | Path | None = None,
-    seed: int | None = None,
+    random_weights: int | None = None,
     save_weights: str | Path | None = None,
 ) -> DetectorInfo:
-    """Darknet files to ``plain.onnx``; the whole of ``darktrt convert``.
+    """Convert darknet files to a plain ONNX file of standard ops.
+
+    The model's input is ``images`` float32 ``(N, 3, H, W)``, RGB in 0..1. Its outputs are ``boxes (N, A, 4)`` as x1 y1 x2 y2 in
+    pixels of the network input and ``scores (N, A, classes)``, both float32, for A anchors.
 
     Args:
-        weights: the ``.weights`` file, or None to draw random ones from ``seed``.
-        size: (width, height) of the network input; the cfg's own by default.
-        batch: smallest, usual and largest batch.
-        names: a file of class names, a line each; by default COCO's for 80 classes, else "class 0", "class 1", ...
-        save_weights: also write the weights as a ``.weights`` file.
+        cfg: the network description.
+        weights: the ``.weights`` file, or None with ``random_weights``.
+        output: the ONNX file to write.
+        size: (width, height) of the network input; by default that of the cfg.
+        batch: the batch size, or the smallest, usual and largest of a dynamic batch.
+        names: a file with a class name a line; by default COCO's names for 80 classes, else "class 0", "class 1", ...
+        random_weights: the seed of random weights, which try out a cfg without a weights file.
+        save_weights: a file to write the weights to as well, in darknet's format.
+
+    Returns:
+        The metadata that the ONNX file carries.
 
     Raises:
         DarktrtError: an input cannot be read or does not fit, or an output cannot be written.
     """
+    batch = batch if isinstance(batch, tuple) else (batch, batch, batch)
     keep_inputs(output, cfg, weights, names)
     if save_weights:
         keep_inputs(save_weights, cfg, weights, names, output)
@@ -54,9 +65,9 @@ def convert(
     # both before the weights, which take a while: what does not fit is said at once
     model = Darknet(network)
     info = detector_info(network, batch, class_names(network, names), {"cfg": sha256_of(cfg)})
-    values = _weights(original, weights, seed)
+    values = _weights(original, weights, random_weights)
     model.load(values)
-    origin = sha256_of(weights) if weights else f"random, seed {seed}"
+    origin = sha256_of(weights) if weights else f"random, seed {random_weights}"
     info = replace(info, sources={**info.sources, "weights": origin})
     with ExitStack() as outputs:
         if save_weights:
@@ -67,14 +78,17 @@ def convert(
 
 def _weights(network: Network, path: str | Path | None, seed: int | None) -> list[LayerWeights]:
     if path is not None and seed is not None:
-        raise DarktrtError(f"{path}: give either a weights file or --random-weights, not both")
+        raise DarktrtError(f"{path}: has the weights; leave out the weights file or the seed of random ones", "random_weights")
     if path is not None:
         return read_weights(path, network)
     if seed is None:
-        raise DarktrtError(f"{network.path}: needs its weights; give the .weights file, or --random-weights SEED to try it out")
+        raise DarktrtError(
+            f"{network.path}: needs its weights; name the .weights file, or a seed of random weights to try it out",
+            "random_weights",
+        )
     if not 0 <= seed < 2**32:
-        raise DarktrtError(f"--random-weights {seed}: a seed lies in 0..{2**32 - 1}")
-    return random_weights(network, seed)
+        raise DarktrtError(f"the seed of random weights is {seed}; it must lie in 0..{2**32 - 1}", "random_weights")
+    return draw_weights(network, seed)
 
 
 def class_names(network: Network, path: str | Path | None) -> tuple[str, ...]:
@@ -104,7 +118,7 @@ def detector_info(
 ) -> DetectorInfo:
     """The metadata of a network that :func:`export_onnx` is to write."""
     yolos = [layer for layer in network.layers if isinstance(layer, Yolo)]
-    shapes = infer_shapes(network)
+    shapes = network.shapes
     tensors = tensor_names(network)
     heads = tuple(
         HeadInfo(

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from darktrt.convert.cfg import Layer, Network, Yolo, read_cfg
 from darktrt.convert.layers import Convolution, DarknetLayer, build
-from darktrt.convert.shapes import infer_shapes, input_shapes
+from darktrt.convert.shapes import input_shapes
 from darktrt.convert.weights import LayerWeights, initial_weights, read_weights
 from darktrt.errors import DarktrtError
 
@@ -30,7 +30,7 @@ class Darknet(nn.Module):
         super().__init__()
         self.network = network
         self.heads = [layer.index for layer in network.layers if isinstance(layer, Yolo)]
-        self.shapes = infer_shapes(network)
+        self.shapes = network.shapes
         classes = {layer.classes for layer in network.layers if isinstance(layer, Yolo)}
         if len(classes) != 1:
             raise network.error(network.layers[-1], f"heads have different class counts {sorted(classes)}; they must agree")
@@ -123,13 +123,13 @@ def _shrunk(network: Network) -> Network:
 
     They have four cells of the coarsest head, and 64 pixels at least: on fewer, padding would be most of what layers see.
     """
-    shapes = infer_shapes(network)
+    shapes = network.shapes
     columns = min(shapes[layer.index].width for layer in network.layers if isinstance(layer, Yolo))
     stride = max(1, network.width // columns)
     side = stride * max(4, 64 // stride)
     smaller = network.resized(min(network.width, side), min(network.height, side))
     try:
-        infer_shapes(smaller)
+        _ = smaller.shapes
     except DarktrtError:
         return network
     return smaller

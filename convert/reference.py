@@ -36,7 +36,7 @@ class TorchReference:
         device: str = "cpu",
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
-            raise DarktrtError("this PyTorch cannot use a GPU; leave out --device, or install a PyTorch with CUDA")
+            raise DarktrtError("this PyTorch cannot use a GPU; run on the CPU, or install a PyTorch with CUDA", "device")
         self._model = load_darknet(cfg, weights, size).to(device)
         self._device = device
         network = self._model.network

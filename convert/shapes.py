@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import singledispatch
@@ -210,35 +209,10 @@ def weight_arrays(network: Network, shapes: Sequence[Shape], layer: Layer) -> tu
 
 def gflops(network: Network) -> float:
     """Billions of floating point operations for one image, counted as darknet's BFLOPs: 2 per multiply-add of convolutions."""
-    shapes = infer_shapes(network)
+    shapes = network.shapes
     total = 0
     for layer, shape in zip(network.layers, shapes, strict=True):
         if isinstance(layer, Convolutional):
             inputs = input_shapes(network, shapes, layer)[0].channels // layer.groups
             total += 2 * layer.filters * inputs * layer.size**2 * shape.height * shape.width
     return total / 1e9
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """``416`` or ``WxH`` to (width, height).
-
-    Raises:
-        DarktrtError: neither form, or not positive.
-    """
-    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text.lower())
-    if not match:
-        raise DarktrtError(f"--size {text}: write a side like 416, or WIDTHxHEIGHT like 640x384")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def parse_batch(text: str) -> tuple[int, int, int]:
-    """``4`` to a static batch (4, 4, 4), ``1..8`` to a dynamic one (1, 8, 8): smallest, usual and largest.
-
-    Raises:
-        DarktrtError: neither form, or the range is empty.
-    """
-    match = re.fullmatch(r"([1-9][0-9]{0,4})(?:\.\.([1-9][0-9]{0,4}))?", text)
-    if not match or int(match[1]) > int(match[2] or match[1]):
-        raise DarktrtError(f"--batch {text}: write a number like 4, or a range like 1..8")
-    low, high = int(match[1]), int(match[2] or match[1])
-    return low, high, high

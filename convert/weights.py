@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from darktrt.convert.cfg import Layer, Network
-from darktrt.convert.shapes import infer_shapes, weight_arrays
+from darktrt.convert.shapes import weight_arrays
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output
 
@@ -30,7 +30,7 @@ def read_weights(path: str | Path, network: Network) -> list[LayerWeights]:
         DarktrtError: the file cannot be read, is no weights file, or holds fewer or more floats than ``network`` needs.
     """
     reader = WeightReader(path)
-    shapes = infer_shapes(network)
+    shapes = network.shapes
     weights: list[LayerWeights] = []
     for layer in network.layers:
         arrays = weight_arrays(network, shapes, layer)
@@ -121,7 +121,7 @@ def write_weights(path: str | Path, network: Network, weights: Sequence[LayerWei
 
 def dump_weights(path: Path, network: Network, weights: Sequence[LayerWeights]) -> None:
     """What :func:`write_weights` writes, to a path that may be left half-written."""
-    shapes = infer_shapes(network)
+    shapes = network.shapes
     with open(path, "wb") as file:
         file.write(struct.pack("<3iQ", 0, 2, 5, 0))
         for layer, values in zip(network.layers, weights, strict=True):
@@ -144,7 +144,7 @@ def fold(weights: LayerWeights) -> tuple[npt.NDArray[np.float32], npt.NDArray[np
 
 def parameter_count(network: Network) -> int:
     """Number of floats in the network's weights file."""
-    shapes = infer_shapes(network)
+    shapes = network.shapes
     return sum(prod(array.shape) for layer in network.layers for array in weight_arrays(network, shapes, layer))
 
 
@@ -157,7 +157,7 @@ def initial_weights(network: Network, seed: int) -> Iterator[dict[str, npt.NDArr
     neither die nor explode at any depth.
     """
     random = np.random.default_rng(seed)
-    shapes = infer_shapes(network)
+    shapes = network.shapes
     for layer in network.layers:
         arrays = {a.role: a.shape for a in weight_arrays(network, shapes, layer)}
         values: dict[str, npt.NDArray[np.float32]] = {}

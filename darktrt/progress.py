@@ -35,6 +35,22 @@ def set_progress(how: Literal["bar"] | Callback | None) -> None:
     _shown = how
 
 
+class _Stderr(logging.Handler):
+    """Prints a line a record on what is stderr at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        print(f"{prefix}{record.getMessage()}", file=sys.stderr)
+
+
+def show_on_stderr() -> None:
+    """Show progress bars, warnings and notes on stderr, as the command line does."""
+    set_progress("bar")
+    if not any(isinstance(handler, _Stderr) for handler in LOGGER.handlers):
+        LOGGER.addHandler(_Stderr())
+    LOGGER.setLevel(logging.INFO)
+
+
 class Progress:
     """The progress of one piece of work."""
 

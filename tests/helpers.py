@@ -21,7 +21,7 @@ from darktrt.check.detections import VariantDetections, digests_of, save_detecti
 from darktrt.check.ground_truth import load_truth
 from darktrt.cli import main
 from darktrt.convert.cfg import read_cfg
-from darktrt.convert.export import convert
+from darktrt.convert.export import convert_darknet
 from darktrt.convert.model import random_weights
 from darktrt.convert.weights import write_weights
 from darktrt.engine.runtime import OnnxRunner
@@ -152,7 +152,7 @@ def make(folder: Path, text: str, batch: tuple[int, int, int] = (1, 1, 1), seed:
     """Write ``text`` as a cfg, random weights for it, and the plain ONNX of both."""
     cfg, weights, plain = (folder / f"{name}.{suffix}" for suffix in ("cfg", "weights", "onnx"))
     cfg.write_text(text)
-    info = convert(cfg, None, plain, seed=seed, save_weights=weights, batch=batch)
+    info = convert_darknet(cfg, None, plain, random_weights=seed, save_weights=weights, batch=batch)
     return Made(cfg, weights, plain, info)
 
 

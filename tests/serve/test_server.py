@@ -168,10 +168,10 @@ def test_a_model_that_does_not_load_is_told(models: Models, tmp_path: Path, name
 
 @pytest.mark.skipif(not (SHARED / "zoo/yolov4-tiny.weights").is_file(), reason="needs the weights of yolov4-tiny in shared/")
 def test_real_weights_find_the_dog(tmp_path: Path) -> None:
-    from darktrt.convert.export import convert
+    from darktrt.convert.export import convert_darknet
 
     zoo, plain, portable = SHARED / "zoo", tmp_path / "plain.onnx", tmp_path / "portable.onnx"
-    convert(zoo / "yolov4-tiny.cfg", zoo / "yolov4-tiny.weights", plain, size=(416, 416))
+    convert_darknet(zoo / "yolov4-tiny.cfg", zoo / "yolov4-tiny.weights", plain, size=(416, 416))
     transform_file(plain, portable, SurgeryOptions())
     write_repository(portable, tmp_path / "models", ConfigOptions(input="jpeg"))
     with server_of(tmp_path / "models") as server:

@@ -99,7 +99,7 @@ def test_the_worst_layer_is_kept_first(files: Path) -> None:
     assert before.drop > 2 * BUDGET > BUDGET / 2 > after.drop
     assert lines[-1].split()[0] == "4"
     assert lines[-1].endswith(READER)
-    assert str(found) == f"4 convolutions kept in FP16, AP drop {after.drop:.4f} (at most {BUDGET})"
+    assert str(found) == f"4 convolutions stay in FP16, AP drop {after.drop:.4f} (at most {BUDGET})"
 
 
 def test_a_budget_of_nothing_ends_in_float(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +222,7 @@ def test_the_engine_is_made_with_what_was_chosen(files: Path, folder: Path, caps
     budget = f"--max-drop {BUDGET} --eval {files}/val.json:{files}/photos"
     assert main([*command.split(), *budget.split(), "-o", "chosen.plan"]) == 0
     out, _ = capsys.readouterr()
-    assert out.splitlines()[-1].startswith("chosen.plan: 4 convolutions kept in FP16, AP drop 0.")
+    assert out.splitlines()[-1].startswith("chosen.plan: 4 convolutions stay in FP16, AP drop 0.")
     manifest = read_plan_manifest("chosen.plan")
     assert len(manifest.other_convolutions) == 4
     assert manifest.other_convolutions[READER] == "kept in FP16"

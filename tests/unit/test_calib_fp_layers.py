@@ -181,7 +181,9 @@ def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], object]) -> Non
     save_fp_layers(FpLayers(ALWAYS, (Cost(("a",), 0.25, 0.05),)), table)
     assert load_fp_layers(table) == (*ALWAYS, "a")
     damage(fp_layers_path(table))
-    with pytest.raises(DarktrtError, match=r"a\.kept\.json: is damaged; run calib again, or delete it, or use --fp-layers"):
+    with pytest.raises(
+        DarktrtError, match=r"a\.fp_layers\.json: is damaged; run calib again, or delete it, or use --fp-layers"
+    ):
         load_fp_layers(table)
 
 
@@ -190,5 +192,5 @@ def test_what_was_measured_with_another_table_is_refused(tmp_path: Path) -> None
     CalibrationTable({"x": np.float32(1)}, "8600").save(table)
     save_fp_layers(FpLayers(ALWAYS, ()), table)
     CalibrationTable({"x": np.float32(2)}, "8600").save(table)
-    with pytest.raises(DarktrtError, match=r"a\.kept\.json: was measured with another .*a\.table; run calib again"):
+    with pytest.raises(DarktrtError, match=r"a\.fp_layers\.json: was measured with another .*a\.table; run calib again"):
         load_fp_layers(table)

@@ -77,7 +77,7 @@ def test_files_beside_the_table(counted: tuple[HistogramSet, dict[str, Choice]],
     assert text.splitlines()[:5] == [
         "network:   my",
         "SHA-256:   model",
-        "images:  1",
+        "images:    1",
         "skipped:   x.jpg: is empty",
         "",
     ]

@@ -254,7 +254,7 @@ def test_what_calibration_writes(made: Made, images: Path, capsys: pytest.Captur
         "network:   made, portable.onnx",
         "method:    percentile 99.99",
         f"SHA-256:   {sha256_of('portable.onnx')[:12]}",
-        "images:  3",
+        "images:    3",
     ]
     assert out == f"{table}a.table: scales of 25 tensors from 3 images\n"
     said(capsys, "calib", "merge", "a.npz", "-o", "b.table", "--method", "percentile")
@@ -341,7 +341,7 @@ def test_ctrl_c_is_status_130(made: Made, capsys: pytest.CaptureFixture[str], mo
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_doctor", interrupted)
+    monkeypatch.setattr(cli.doctor, "_doctor", interrupted)
     assert said(capsys, "doctor", status=130)[1] == "darktrt doctor: interrupted\n"
 
 
@@ -349,7 +349,7 @@ def test_bugs_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_doctor", broken)
+    monkeypatch.setattr(cli.doctor, "_doctor", broken)
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
 

@@ -28,7 +28,7 @@ from helpers import (
     yolo,
 )
 
-from darktrt.convert.export import convert
+from darktrt.convert.export import convert_darknet
 from darktrt.convert.model import load_darknet
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
@@ -90,7 +90,7 @@ def test_the_file_equals_the_module(made: Made) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_dynamic_batch_equals_a_static_one(made: Made, tmp_path: Path, count: int) -> None:
-    convert(made.cfg, made.weights, tmp_path / "static.onnx", batch=(count, count, count))
+    convert_darknet(made.cfg, made.weights, tmp_path / "static.onnx", batch=(count, count, count))
     dimensions = onnx.load(str(tmp_path / "static.onnx")).graph.input[0].type.tensor_type.shape.dim
     assert dimensions[0].dim_value == count
     images = as_float(batch_of_images(made.info, count))
@@ -109,7 +109,7 @@ def test_images_of_a_batch_do_not_meet(made: Made) -> None:
 
 
 def test_another_size_than_the_cfgs(made: Made, tmp_path: Path) -> None:
-    info = convert(made.cfg, made.weights, tmp_path / "a.onnx", size=(64, 128))
+    info = convert_darknet(made.cfg, made.weights, tmp_path / "a.onnx", size=(64, 128))
     assert (info.width, info.height) == (64, 128)
     assert [(h.columns, h.rows) for h in info.heads] == [(4, 8), (8, 16)]
     images = as_float(batch_of_images(info, 1))
@@ -155,13 +155,13 @@ def test_metadata_says_what_the_cfg_says(made: Made) -> None:
 
 
 def test_the_weights_file_is_named_by_its_hash(made: Made, tmp_path: Path) -> None:
-    info = convert(made.cfg, made.weights, tmp_path / "a.onnx")
+    info = convert_darknet(made.cfg, made.weights, tmp_path / "a.onnx")
     assert info.sources["weights"] == sha256_of(made.weights)
 
 
 def test_random_weights_equal_their_file(made: Made, tmp_path: Path) -> None:
-    convert(made.cfg, None, tmp_path / "drawn.onnx", seed=1)
-    convert(made.cfg, made.weights, tmp_path / "read.onnx")
+    convert_darknet(made.cfg, None, tmp_path / "drawn.onnx", random_weights=1)
+    convert_darknet(made.cfg, made.weights, tmp_path / "read.onnx")
     images = as_float(batch_of_images(made.info, 1))
     drawn, read = (run(tmp_path / f"{name}.onnx", {"images": images}) for name in ("drawn", "read"))
     np.testing.assert_array_equal(drawn["boxes"], read["boxes"])
@@ -176,7 +176,7 @@ def test_random_weights_equal_their_file(made: Made, tmp_path: Path) -> None:
 )
 def test_class_names_from_a_file(made: Made, tmp_path: Path, content: str, names: tuple[str, ...]) -> None:
     (tmp_path / "my.names").write_bytes(content.encode())
-    info = convert(made.cfg, made.weights, tmp_path / "a.onnx", names=tmp_path / "my.names")
+    info = convert_darknet(made.cfg, made.weights, tmp_path / "a.onnx", names=tmp_path / "my.names")
     assert info.class_names == names
     text = next(p.value for p in onnx.load(str(tmp_path / "a.onnx")).metadata_props)
     assert DetectorInfo.from_json(text, "").class_names == names
@@ -237,7 +237,7 @@ def test_damaged_metadata_names_the_file(text: str, said: str) -> None:
         ('"nms": {', '"nms": 3, "x": {', "NmsInfo is 3|unknown field"),
         ('"kind": "greedynms"', '"kinds": "greedynms"', "unknown field 'kinds'"),
         ('"new_coords": false', '"new_coords": "no"', "'new_coords' is 'no'"),
-        ('"mish": "plugin"', '"mish": "both"', "the form of Mish is 'both'"),
+        ('"mish": "plugin"', '"mish": "both"', "'mish' is 'both'"),
         ('"gflops": ', '"gflops": [], "gflop": ', "'gflops' is|unknown field"),
     ],
 )

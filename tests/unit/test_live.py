@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from streams import RtspServer, TcpServer, transport_stream
-from test_detect import Detector, image, made_detector, made_info, save_video
+from test_detect import Detector, made_detector, made_info, photo, save_video
 
 from darktrt.errors import DarktrtError
 from darktrt.vision.detector import LiveSource, open_video
@@ -23,7 +23,7 @@ TEST_IMAGE = LiveSource("testsrc=size=160x120:rate=30,realtime", "lavfi")
 
 def blue(frames: int) -> Iterator[np.ndarray]:
     """A blue rectangle that moves."""
-    return (image((10 + i, 30, 60 + i, 90), 2, (120, 160)) for i in range(frames))
+    return (photo((10 + i, 30, 60 + i, 90), 2, (120, 160)) for i in range(frames))
 
 
 def test_an_rtsp_stream(tmp_path: Path) -> None:

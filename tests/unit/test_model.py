@@ -34,7 +34,7 @@ from helpers import (
 )
 
 from darktrt.convert.cfg import Network, Yolo, read_cfg
-from darktrt.convert.export import convert
+from darktrt.convert.export import convert_darknet
 from darktrt.convert.layers import ACTIVATIONS
 from darktrt.convert.model import Darknet, load_darknet, random_weights
 from darktrt.errors import DarktrtError
@@ -436,7 +436,7 @@ def torch_outputs(case: Case) -> tuple[list[Array], Array, Array]:
 def onnx_outputs(case: Case) -> tuple[dict[int, Array], Array, Array]:
     """Of the layers by their tensor in the exported file."""
     file = case.cfg.with_suffix(".onnx")
-    info = convert(case.cfg, case.weights, file)
+    info = convert_darknet(case.cfg, case.weights, file)
     model = onnx.load(str(file))
     names = {layer.index: layer.tensor for layer in info.layers if layer.tensor != "layer-1"}
     outputs = run(with_outputs(model, dict.fromkeys(names.values())), {"images": case.image})

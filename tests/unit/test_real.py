@@ -29,7 +29,7 @@ from helpers import (
 from darktrt.check.coco import evaluate
 from darktrt.check.ground_truth import load_truth
 from darktrt.convert.cfg import Yolo, read_cfg
-from darktrt.convert.export import convert
+from darktrt.convert.export import convert_darknet
 from darktrt.convert.model import Darknet, load_darknet
 from darktrt.convert.shapes import gflops
 from darktrt.convert.weights import parameter_count
@@ -112,7 +112,7 @@ def test_published_networks_convert_with_random_weights(tmp_path: Path, name: st
     path = ZOO / f"{name}.cfg"
     if not path.exists():
         pytest.skip(f"missing: {path}")
-    info = convert(path, None, tmp_path / "plain.onnx", size=(128, 64), seed=0)
+    info = convert_darknet(path, None, tmp_path / "plain.onnx", size=(128, 64), random_weights=0)
     report = transform_file(tmp_path / "plain.onnx", tmp_path / "portable.onnx", SurgeryOptions(head="decode"))
     assert report.mish == PUBLISHED[name].mish
     names = list(dict.fromkeys(layer.tensor for layer in info.layers))
@@ -168,7 +168,7 @@ DOG, VAL, TRUTH = DATA / "dog.jpg", DATA / "val", DATA / "val.json"
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     folder = tmp_path_factory.mktemp("real")
-    convert(OWN_CFG, WEIGHTS, folder / "plain.onnx")
+    convert_darknet(OWN_CFG, WEIGHTS, folder / "plain.onnx")
     forms = {"decode": ("decode", "float"), "nms": ("nms", "float"), "uint8": ("nms", "uint8")}
     for name, (head, start) in forms.items():
         options = SurgeryOptions(head=head, input=start)  # type: ignore[arg-type]

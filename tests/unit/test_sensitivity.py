@@ -28,7 +28,7 @@ from darktrt.check.simulate import (
     up_to_scores,
 )
 from darktrt.cli import main
-from darktrt.convert.export import convert
+from darktrt.convert.export import convert_darknet
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
@@ -335,7 +335,7 @@ MISSING = [str(path) for path in (ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.we
 @pytest.mark.skipif(bool(MISSING), reason=f"missing: {', '.join(MISSING)}")
 def test_a_real_network(tmp_path: Path) -> None:
     """At 224 x 224: its 21 convolutions cost something each, the whole more than any of them, but not the sum of all."""
-    convert(ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.weights", tmp_path / "plain.onnx", size=(224, 224))
+    convert_darknet(ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.weights", tmp_path / "plain.onnx", size=(224, 224))
     transform_file(tmp_path / "plain.onnx", tmp_path / "nms.onnx", SurgeryOptions())
     model, data = str(tmp_path / "nms.onnx"), str(DATA / "val.json")
     assert main(["calib", model, data, "--limit", "4", "-o", str(tmp_path / "my.table")]) == 0

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from helpers import MADE_CFG, conv, head, net, section, yolo
 
+from darktrt.cli.groups import parse_batch, parse_size
 from darktrt.convert.cfg import Network, read_cfg
-from darktrt.convert.shapes import Shape, gflops, infer_shapes, parse_batch, parse_size, weight_arrays
+from darktrt.convert.shapes import Shape, gflops, infer_shapes, weight_arrays
 from darktrt.convert.weights import parameter_count
 from darktrt.errors import DarktrtError
 

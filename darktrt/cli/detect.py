@@ -1,0 +1,42 @@
+"""``darktrt detect``: objects in images and videos."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+
+from darktrt.cli import groups
+from darktrt.files import keep_inputs
+
+
+def add(commands: groups.Commands) -> None:
+    parser = groups.command(
+        commands,
+        "detect",
+        "find objects in images and videos, with an ONNX file on the CPU or an engine on the GPU",
+        "darktrt detect dog.jpg --model portable.onnx -o out.jpg",
+        "darktrt detect dog.jpg --engine fp16.plan -o out.jpg",
+        "darktrt detect holiday/ street.mp4 --model portable.onnx -o found/ --json > found.jsonl",
+    )
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help="images, videos, folders or patterns")
+    network = parser.add_mutually_exclusive_group(required=True)
+    network.add_argument("--model", metavar="ONNX", help="what 'darktrt surgery' wrote, in ONNX Runtime on the CPU")
+    network.add_argument("--engine", metavar="PLAN", help="what 'darktrt engine' wrote, on the GPU")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as 'darktrt engine' takes it")
+    parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON an image or frame instead of tables")
+    parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="(default: 0.25)")
+    parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="(default: 0.45)")
+    parser.set_defaults(run=_detect)
+
+
+def _detect(args: argparse.Namespace) -> None:
+    from darktrt.engine.runtime import OnnxRunner, PlanRunner
+    from darktrt.vision.detector import Detector, detect_files
+
+    if args.output:
+        keep_inputs(args.output, args.model, args.engine)
+    with PlanRunner(args.engine, args.plugins) if args.engine else OnnxRunner(args.model) as runner:
+        detector = Detector(runner.run, runner.info, args.score_threshold, args.iou_threshold)
+        with closing(detect_files(detector, args.sources, args.output)) as results:
+            groups.print_results(args, results)

@@ -1,0 +1,183 @@
+"""``darktrt engine``: a TensorRT engine and its manifest."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from darktrt.cli import groups
+from darktrt.errors import DarktrtError
+
+if TYPE_CHECKING:
+    from darktrt.check.budget import Trade
+    from darktrt.engine.build import BuildOptions
+    from darktrt.engine.weak_typing import GpuCalibration
+    from darktrt.surgery.qdq import Calibration
+
+
+def add(commands: groups.Commands) -> None:
+    parser = groups.command(
+        commands,
+        "engine",
+        "build a TensorRT engine and its manifest",
+        "darktrt engine portable.onnx -o model.plan --precision fp16",
+        "darktrt engine portable.onnx -o model.plan --precision fp32 --target rtx",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --table calibration.table",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --table my.table --max-drop 0.005 --eval val.json",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --calibrate-on gpu --data photos/",
+        "darktrt engine portable.onnx -o model.plan --batch 1,4,16 --workspace 2048 --optimization-level 5",
+        "darktrt engine inspect --help",
+    )
+    parser.add_argument("source", metavar="ONNX", help="what 'darktrt surgery' wrote")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="PLAN", help="file to write; its manifest goes beside it, as .json"
+    )
+    parser.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp16", help="(default: fp16)")
+    parser.add_argument(
+        "--target",
+        choices=["auto", "rtx", "trt"],
+        default="auto",
+        help="rtx: TensorRT for RTX; trt: full TensorRT; auto: full where a GPU can use it (default)",
+    )
+    groups.add_calibration(parser)
+    budget = "largest loss of mAP, such as 0.005: the worst layers stay in FP16 until --eval shows no more"
+    parser.add_argument("--max-drop", type=float, metavar="X", help=budget)
+    labels = "a COCO json with annotations, or FILE.json:FOLDER; of images without labels the change of the scores counts"
+    parser.add_argument("--eval", nargs="+", metavar="DATA", help=labels)
+    parser.add_argument("--eval-limit", type=int, metavar="N", help="use a random sample of N images of it")
+    parser.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="N", help="0 to 5: how long to look for fast kernels"
+    )
+    gpu = "table: scales of --table; gpu: TensorRT's own entropy calibration on --data, full TensorRT to 10 (default: table)"
+    parser.add_argument("--calibrate-on", choices=["table", "gpu"], default="table", help=gpu)
+    images = "with --calibrate-on gpu: folders, lists, COCO json files, patterns"
+    parser.add_argument("--data", nargs="+", metavar="DATA", help=images)
+    parser.add_argument("--data-limit", type=int, metavar="N", help="use a random sample of N images of it")
+    batch = "least, usual and largest batch of a model with a dynamic one (default: the model's)"
+    parser.add_argument("--batch", metavar="MIN,OPT,MAX", help=batch)
+    workspace = "most GPU memory for intermediate results of a layer (default: all there is)"
+    parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace)
+    cache = (
+        "keep measured times here, which makes later builds shorter; none for nowhere (default: a file under ~/.cache/darktrt)"
+    )
+    parser.add_argument("--timing-cache", metavar="FILE", help=cache)
+    parser.add_argument("--no-tf32", action="store_true", help="FP32 with all its 24 bits, slower on GPUs that have TF32")
+    strong = "TensorRT 10: types and Q/DQ nodes in the file decide, as in TensorRT 11, and not the builder"
+    parser.add_argument("--strongly-typed", action="store_true", help=strong)
+    ampere = "an engine for every GPU of compute capability 8.0 or more, slower"
+    parser.add_argument("--hardware-compatible", action="store_true", help=ampere)
+    versions = "an engine for later versions of the same major version of TensorRT too"
+    parser.add_argument("--version-compatible", action="store_true", help=versions)
+    verbosity = (
+        "what the engine tells of its layers, for 'engine inspect', the count of INT8 convolutions and, of a table served to "
+        "TensorRT 8.6 to 10, corrected biases (default: detailed)"
+    )
+    levels = ["detailed", "layer_names_only", "none"]
+    parser.add_argument("--verbosity", choices=levels, default="detailed", help=verbosity)
+    parser.add_argument(
+        "--tactic-sources",
+        metavar="+LIB,-LIB",
+        help="libraries to add or leave out, as trtexec has it: --tactic-sources=-CUDNN,-CUBLAS,-CUBLAS_LT",
+    )
+    library = (
+        "plugin library (default: what DARKTRT_PLUGINS names, else what 'make plugins' built, if custom nodes need one); "
+        "none for standard ops in place of custom nodes"
+    )
+    parser.add_argument("--plugins", metavar="LIBRARY", help=library)
+    parser.set_defaults(run=_engine)
+
+
+def _engine(args: argparse.Namespace) -> None:
+    from darktrt.calib.data import path_of
+    from darktrt.engine.build import build_file, cache_path, check_files
+    from darktrt.engine.layer_list import summary
+
+    budget_options = args.max_drop is not None, args.eval is not None
+    if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
+        raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
+    on_gpu = args.calibrate_on == "gpu"
+    if on_gpu != bool(args.data) or (on_gpu and (args.table or args.precision != "int8")):
+        raise DarktrtError("--calibrate-on gpu, --data DATA and --precision int8 go together, without --table")
+    if args.fp_layers is not None and args.precision != "int8":
+        raise DarktrtError("--fp-layers names convolutions that INT8 leaves in FP16; give --precision int8, or leave it out")
+    options = _build_options(args)
+    files = args.source, args.table, args.plugins, *map(path_of, (*(args.eval or ()), *(args.data or ())))
+    check_files(args.output, options, *files, calibrates=on_gpu)
+    calibration = groups.calibration(args.table, args.fp_layers) if args.table else None
+    trade = _trade(args, calibration) if calibration and args.eval else None
+    if calibration and trade:
+        calibration = replace(calibration, fp_layers=trade.chosen.fp_layers)
+    cost = trade.cost(", ".join(args.eval)) if trade else None
+    with _gpu_calibration(args) if on_gpu else nullcontext(calibration) as scales:
+        chosen = args.source, args.output, args.precision, args.target, scales, options, cost, args.plugins, args.table
+        manifest = build_file(*chosen)
+    if on_gpu:
+        print(f"{cache_path(args.output)}: the scales that TensorRT found, as a table for another build")
+    size = Path(args.output).stat().st_size / 2**20
+    print(
+        f"{args.output}: {args.precision.upper()} for {manifest.target}, {size:.1f} MiB, built in {manifest.build_seconds:g} s"
+    )
+    if args.precision == "int8":
+        print(f"{args.output}: {summary(manifest.int8_convolutions, manifest.other_convolutions)}")
+    if trade:
+        print(f"{args.output}: {trade}")
+
+
+def _build_options(args: argparse.Namespace) -> BuildOptions:
+    from darktrt.engine.build import BuildOptions
+
+    if args.workspace is not None and args.workspace < 1:
+        raise DarktrtError(f"--workspace {args.workspace}: it must be at least 1 MiB")
+    return BuildOptions(
+        tactic_sources=args.tactic_sources,
+        optimization_level=args.optimization_level,
+        timing_cache=args.timing_cache,
+        workspace=args.workspace,
+        tf32=not args.no_tf32,
+        strongly_typed=args.strongly_typed,
+        batch=_batch_range(args.batch) if args.batch else None,
+        hardware_compatible=args.hardware_compatible,
+        version_compatible=args.version_compatible,
+        verbosity=args.verbosity,
+    )
+
+
+def _batch_range(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if (
+        len(parts) != 3
+        or not all(part.isdecimal() for part in parts)
+        or not 1 <= int(parts[0]) <= int(parts[1]) <= int(parts[2])
+    ):
+        raise DarktrtError(
+            f"--batch {text}: write least, usual and largest batch, each not below the one before: --batch 1,4,16"
+        )
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+@contextmanager
+def _gpu_calibration(args: argparse.Namespace) -> Iterator[GpuCalibration]:
+    """TensorRT's own calibration on the images of --data; they leave the GPU's memory at the end."""
+    from darktrt.calib.data import batch_of, batches, find_images
+    from darktrt.calib.trt_calibrator import BatchSource
+    from darktrt.engine.weak_typing import GpuCalibration
+    from darktrt.onnx_file import load_model
+
+    info = load_model(args.source)[1]
+    images = find_images(args.data, args.data_limit, 0)
+    with BatchSource(batches(images, info), batch_of(info)) as source:
+        yield GpuCalibration(source, groups.names(args.fp_layers))
+
+
+def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
+    """What INT8 must keep in floating point; what would stop the build later is told before this long work."""
+    from darktrt.check.budget import Evaluation, within_budget
+    from darktrt.engine.target import find_target
+
+    find_target(args.target)
+    evaluation = Evaluation(args.eval, args.eval_limit)
+    return within_budget(args.source, calibration, args.max_drop, evaluation, args.table)

@@ -1,0 +1,75 @@
+"""``darktrt serve start``: a Triton server on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from contextlib import ExitStack, suppress
+
+from darktrt.cli import groups
+
+
+def add(commands: groups.Commands) -> None:
+    parser = groups.command(
+        commands,
+        "start",
+        "start a Triton server on this machine, and stop it at Ctrl-C",
+        "darktrt serve start model_repository",
+        "darktrt serve start model_repository --address 0.0.0.0 --http-port 9000 --grpc-port 9001 --metrics-port 9002",
+        "darktrt serve start model_repository --load yolov4-tiny --log triton.log",
+        "darktrt serve start model_repository --argument=--log-verbose=1",
+    )
+    parser.set_defaults(command="serve start", run=_start)
+    parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
+    programs = (
+        "path: the tritonserver on PATH; docker: print its command; pip: that of nvidia-pytriton (default: the first of these)"
+    )
+    parser.add_argument(
+        "--program", choices=["auto", "path", "docker", "pip"], default="auto", help=f"{programs} (default: auto)"
+    )
+    parser.add_argument(
+        "--address", default="127.0.0.1", metavar="IP", help="to listen at (default: 127.0.0.1, this machine alone)"
+    )
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
+        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="N", help=f"(default: {port})")
+    load = "start with these models alone, and let clients load and unload models"
+    parser.add_argument("--load", nargs="+", metavar="NAME", help=load)
+    parser.add_argument("--most-mb", type=int, default=64, metavar="MB", help="of a request over HTTP (default: 64)")
+    parser.add_argument(
+        "--cache-mb", type=int, default=0, metavar="MB", help="of the cache of models with --cache (default: 0, none)"
+    )
+    parser.add_argument("--log", metavar="FILE", help="write the server's log there")
+    more = "one more for tritonserver itself, written with =; may be repeated"
+    parser.add_argument("--argument", metavar="WORD", action="append", default=[], dest="arguments", help=more)
+
+
+def _start(args: argparse.Namespace) -> None:
+    from darktrt.serve.containers import docker_command
+    from darktrt.serve.server import StartOptions, choose_program, running
+
+    options = StartOptions(
+        args.address,
+        args.http_port,
+        args.grpc_port,
+        args.metrics_port,
+        None if args.load is None else tuple(args.load),
+        args.most_mb << 20,
+        args.cache_mb << 20,
+        tuple(args.arguments),
+    )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job has switched off
+    program = choose_program(args.program)
+    if program is None:
+        start = docker_command(args.repository, options)
+        for warning in start.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        print(start)
+        return
+    with ExitStack() as stack:
+        log = stack.enter_context(open(args.log, "w", encoding="utf-8")) if args.log else None
+        server = stack.enter_context(running(args.repository, options, program, log))
+        with suppress(KeyboardInterrupt):  # around the line too, which a reader may answer at once
+            print(f"ready: http://{server.http} and gRPC at {server.grpc}; Ctrl-C stops it", flush=True)
+            server.watch()
+    print("stopped", flush=True)

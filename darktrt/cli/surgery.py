@@ -1,0 +1,79 @@
+"""``darktrt surgery``: plugin nodes and Q/DQ nodes into a plain ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+
+from darktrt.cli import groups
+from darktrt.errors import DarktrtError
+
+_SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
+
+
+def add(commands: groups.Commands) -> None:
+    parser = groups.command(
+        commands,
+        "surgery",
+        "put plugin nodes for Mish, decoding and NMS into a plain ONNX file",
+        "darktrt surgery plain.onnx -o portable.onnx",
+        "darktrt surgery plain.onnx -o portable.onnx --head decode --input float",
+        "darktrt surgery plain.onnx -o portable.onnx --activation leaky",
+        "darktrt surgery plain.onnx -o int8.onnx --qdq --table calibration.table",
+    )
+    parser.add_argument("source", metavar="ONNX", help="what 'darktrt convert' wrote")
+    parser.add_argument("-o", "--output", required=True, metavar="ONNX", help="file to write")
+    parser.add_argument("--head", choices=["nms", "decode", "raw"], default="nms", help="where the model ends (default: nms)")
+    parser.add_argument(
+        "--input",
+        choices=["uint8", "float"],
+        default="uint8",
+        help="uint8 (N,H,W,C) or float32 (N,C,H,W) in 0..1 (default: uint8)",
+    )
+    parser.add_argument(
+        "--mish",
+        choices=["plugin", "fused", "native", "auto"],
+        default="auto",
+        help="plugin: a node each; fused: the nodes take the adds and concats behind them in; native: standard ops; "
+        "auto: what suits the engine, decided as it is built (default: auto)",
+    )
+    parser.add_argument("--activation", choices=_SWAPS, help="put this in the place of Mish, for a network retrained so")
+    parser.add_argument(
+        "--max-detections", type=int, default=300, metavar="K", help="rows of the padded outputs (default: 300)"
+    )
+    parser.add_argument(
+        "--max-candidates",
+        type=int,
+        default=1000,
+        metavar="K",
+        help="best boxes that NMS looks at (default: 1000, at most 3840)",
+    )
+    fixed = "fix both in the model, say 0.25 0.45, as Triton's batching of TensorRT and ONNX Runtime needs (default: inputs)"
+    parser.add_argument("--thresholds", type=float, nargs=2, metavar=("SCORE", "IOU"), help=fixed)
+    parser.add_argument("--qdq", action="store_true", help="quantize with Q/DQ nodes, by the scales of --table")
+    groups.add_calibration(parser)
+    parser.set_defaults(run=_surgery)
+
+
+def _surgery(args: argparse.Namespace) -> None:
+    from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+
+    if args.qdq != bool(args.table):
+        raise DarktrtError("--qdq and --table TABLE go together")
+    options = SurgeryOptions(
+        args.head,
+        args.input,
+        args.mish,
+        args.activation,
+        args.max_candidates,
+        args.max_detections,
+        groups.calibration(args.table, args.fp_layers) if args.qdq else None,
+        tuple(args.thresholds) if args.thresholds else None,
+    )
+    report = transform_file(args.source, args.output, options)
+    mish = f"{report.mish} Mish replaced{f' by {args.activation}' if args.activation else ''}"
+    if any(report.fused):
+        mish += f", {report.fused.adds} adds and {report.fused.concats} concats took theirs in"
+    print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies")
+    if report.int8:
+        kept = ", ".join(report.int8.fp_layers) or "none"
+        print(f"{len(report.int8.quantized)} convolutions in INT8; kept in floating point: {kept}")
