@@ -223,7 +223,7 @@ COMMANDS = [
     ("convert net.cfg a.png -o out.onnx", "a.png: has version"),
     (
         "convert net.cfg -o out.onnx",
-        "net.cfg: needs its weights; name the .weights file, or a seed of random weights to try it out [--random-weights]",
+        "net.cfg: needs its weights; name the .weights file",
     ),
     (
         "convert net.cfg net.weights --random-weights 0 -o out.onnx",
@@ -231,9 +231,9 @@ COMMANDS = [
     ),
     (
         "convert net.cfg --random-weights=-1 -o out.onnx",
-        "the seed of random weights is -1; it must lie in 0..4294967295 [--random-weights]",
+        "it must lie in 0..4294967295 [--random-weights]",
     ),
-    ("convert net.cfg --random-weights 99999999999 -o out.onnx", "the seed of random weights is 99999999999; it must lie in"),
+    ("convert net.cfg --random-weights 99999999999 -o out.onnx", "random weights is 99999999999; it must lie in"),
     ("convert net.cfg --random-weights x -o out.onnx", "argument --random-weights: invalid int value: 'x'"),
     ("convert net.cfg net.weights", "the following arguments are required: -o/--output"),
     ("convert net.cfg net.weights -o out.onnx --size 0", "--size 0: write a side like 416, or WIDTHxHEIGHT"),
