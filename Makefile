@@ -58,7 +58,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help engine plugins calib check report bench triton serve load surgery onnx fetch venv test lint clean always
+.PHONY: help engine plugins calib check report bench triton serve load surgery onnx fetch venv test lint docs clean always
 
 help: ## list targets and variables
 	@echo 'Targets:'
@@ -128,6 +128,10 @@ lint: $(VENV)/.installed-dev $(STUBS) ## run ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	MYPYPATH=$(STUBS) $(VENV)/bin/mypy
+
+docs: $(VENV)/.installed-docs ## build the documentation as a site
+	$(VENV)/bin/mkdocs build --strict --quiet --site-dir $(abspath $(OUT))/site
+	@echo 'Site:     $(OUT)/site/index.html'
 
 clean: ## remove results, not the virtual environment
 	rm -rf $(OUT)
