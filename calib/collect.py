@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from darktrt.calib.bias_correction import ChannelMeanMeter, ChannelMeans
-from darktrt.calib.data import find_images
 from darktrt.calib.histogram import HistogramSet
 from darktrt.calib.importance import Weights, weights_of
 from darktrt.calib.summary import Outputs
@@ -25,8 +24,9 @@ from darktrt.errors import DarktrtError
 from darktrt.files import keep_inputs, sha256_of
 from darktrt.metadata import DetectorInfo
 from darktrt.onnx_file import load_model
-from darktrt.vision.detector import IMAGE_SUFFIXES, fit
+from darktrt.vision.detector import fit
 from darktrt.vision.images import read_image
+from darktrt.vision.sources import IMAGE_SUFFIXES, find_images
 
 if TYPE_CHECKING:
     import onnx
@@ -195,7 +195,7 @@ def histograms_of(
     """A whole run: find the images, collect, and keep the histograms beside the table; few images are warned of.
 
     Raises:
-        DarktrtError: as :func:`darktrt.calib.data.find_images` and :func:`collect` do.
+        DarktrtError: as :func:`darktrt.vision.sources.find_images` and :func:`collect` do.
     """
     save_to = outputs.histograms
     keep_inputs(save_to, model_path)

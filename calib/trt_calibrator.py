@@ -1,4 +1,4 @@
-"""TensorRT's own INT8 calibrator (8.6 to 10): it takes a ready table, or batches of images.
+"""TensorRT's own INT8 calibrator (8.6 to 10), fed with a ready table or with batches of images.
 
 TensorRT's callbacks must not raise, and what answers "nothing" there means "no more data": the engine then stands on whatever
 came before. So every failure is kept, the callback answers "nothing", and the exception is raised once the build has returned.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
 from threading import Event
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -18,6 +20,8 @@ from numpy.typing import NDArray
 from darktrt.calib.table import CalibrationTable, parse_table
 from darktrt.cuda import DeviceMemory
 from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo, Thresholds
+from darktrt.progress import progress
 
 T = TypeVar("T")
 Batch = Mapping[str, NDArray[Any]]
@@ -226,3 +230,26 @@ class BatchSource:
         if not self.cache:
             raise DarktrtError("TensorRT has written no calibration cache; was the engine built, and in INT8?")
         return parse_table(self.cache.decode(), "TensorRT's calibration cache")
+
+
+def image_source(images: Sequence[Path], info: DetectorInfo) -> BatchSource:
+    """Image files as batches of all inputs of a model: of its one size where the batch is static, of one image otherwise.
+
+    The last batch is filled up with the first images. An image is read when its batch is due; one that cannot be read raises
+    :class:`DarktrtError` then.
+    """
+    size = info.batch[0] if info.batch[0] == info.batch[2] else 1
+    return BatchSource(_image_batches(images, info, size), size)
+
+
+def _image_batches(images: Sequence[Path], info: DetectorInfo, size: int) -> Iterator[Batch]:
+    from darktrt.vision.detector import fit
+    from darktrt.vision.images import read_image
+
+    filled = [*images, *islice(cycle(images), -len(images) % size)]
+    with progress(len(filled) // size, "batches", "calibrating") as bar:
+        for i in range(0, len(filled), size):
+            fitted = [fit(read_image(path), info) for path in filled[i : i + size]]
+            arrays = np.stack([array for array, _ in fitted])
+            yield info.model_inputs(arrays, [placement.inner_size for _, placement in fitted], Thresholds(0.5, 0.5))
+            bar.update()

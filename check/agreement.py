@@ -272,8 +272,6 @@ def _check_same_network(everyone: Sequence[Variant | Results]) -> None:
         sizes = [f"{i.width}x{i.height}x{i.channels}" for i in (info, reference)]
         if sizes[0] != sizes[1]:
             raise DarktrtError(f"{name}: takes {sizes[0]} images, {first} {sizes[1]}; convert both with one --size")
-        if info.swapped_activations != reference.swapped_activations:
-            raise DarktrtError(f"{name}: its activations are not those of {first}; make both with one 'surgery --activation'")
 
 
 def _check_same_input(loaded: Sequence[Results], digests: Sequence[str], thresholds: Thresholds) -> None:
@@ -292,6 +290,6 @@ def _check_layers(info: DetectorInfo, comparisons: Sequence[Comparison]) -> None
     for one in comparisons:
         if not one.tensors.keys() - inner_tensors(info, layers=False):
             raise DarktrtError(
-                f"{one.name}: has no layers that the reference has; save results with --layers, and build engines for it from "
-                "what 'darktrt check mark' writes"
+                f"{one.name}: has no layers that the reference has; save results with layers, and build engines for it from a "
+                "model that surgery made with mark_layers"
             )

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from darktrt.calib.data import find_images
 from darktrt.calib.histogram import HistogramSet
 from darktrt.calib.summary import Outputs
 from darktrt.check.coco import Accuracy, evaluate
@@ -22,6 +21,7 @@ from darktrt.engine.manifest import Int8Cost
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.surgery.qdq import Calibration
+from darktrt.vision.sources import find_images
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Evaluation:
 
     data: Sequence[str]
     """A COCO file with labels, images with darknet's label files, or images without labels, as
-    :func:`darktrt.calib.data.find_images` takes them."""
+    :func:`darktrt.vision.sources.find_images` takes them."""
     limit: int | None = None
     """A sample of so many images; None for all that have labels, else :data:`darktrt.check.sensitivity.LIMIT` of them."""
     seed: int = 0

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from darktrt.calib.data import coco_images, find_images, path_of
 from darktrt.errors import DarktrtError
-from darktrt.vision.detector import IMAGE_SUFFIXES
+from darktrt.vision.sources import IMAGE_SUFFIXES, coco_images, find_images, path_of
 
 SYNONYMS = {
     "aeroplane": "airplane",
@@ -100,8 +99,8 @@ def load_truth(
     """The labels of images for a network of these classes; of more than ``limit`` images a seeded sample.
 
     ``data`` is one COCO file, ``FILE.json`` or ``FILE.json:FOLDER`` with its images' folder, which
-    :mod:`darktrt.calib.data` guesses otherwise. Or it is folders, lists and patterns of images, as
-    :func:`darktrt.calib.data.find_images` takes them, with darknet's label files:
+    :mod:`darktrt.vision.sources` guesses otherwise. Or it is folders, lists and patterns of images, as
+    :func:`darktrt.vision.sources.find_images` takes them, with darknet's label files:
     ``dog.txt`` beside ``dog.jpg``, or in the folder ``labels`` in the place of ``images``; a line an object, its class
     and centre, width and height in parts of the image's.
 

@@ -186,7 +186,6 @@ def _model(info: DetectorInfo) -> dict[str, Any]:
         "parameters": info.parameters,
         "gflops": info.gflops,
         "sources": dict(info.sources),
-        "swapped_activations": dict(info.swapped_activations),
     }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from darktrt.check.tolerance import TOLERANCES
 from darktrt.engine.target import gpu_name
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, keep_inputs, sha256_of
+from darktrt.files import atomic_output, sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.records import record
 from darktrt.vision.boxes import nms
@@ -30,8 +30,6 @@ from darktrt.vision.detector import Arrays, Run
 from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
-    import onnx
-
     from darktrt.engine.runtime import PlanRunner
     from darktrt.surgery.qdq import Calibration
 
@@ -132,48 +130,20 @@ def load_image(path: Path, info: DetectorInfo) -> InputImage:
 
 
 def onnx_variant(path: str | Path, layers: bool = False, name: str = "") -> Variant:
-    """An ONNX file in ONNX Runtime on the CPU, its raw heads marked as outputs; with ``layers`` those of all cfg sections.
+    """An ONNX file in ONNX Runtime on the CPU, its raw heads outputs too; with ``layers`` the tensors of all cfg sections.
 
     Raises:
         DarktrtError: it is no ONNX file of darktrt.
     """
     from darktrt.check.simulate import session
     from darktrt.onnx_file import load_model
+    from darktrt.surgery.outputs import add_outputs
 
     model, info = load_model(path)
+    add_outputs(model, inner_tensors(info, layers))
     precision = "int8" if info.int8_convolutions else "fp32"
     about = {"runs in": "ONNX Runtime", "sha256": sha256_of(path)}
-    return Variant(name or str(path), info, precision, session(marked(model, inner_tensors(info, layers))), about)
-
-
-def marked(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
-    """The model with those of these tensors that it computes as further outputs, in place.
-
-    Polygraphy's loader for that would take the types of the outputs away that the model has.
-    """
-    import onnx
-
-    typed = {value.name: value for value in model.graph.value_info}
-    have = {value.name for value in model.graph.output}
-    computed = [name for node in model.graph.node for name in node.output if name in names and name not in have]
-    model.graph.output.extend(typed.get(name, onnx.ValueInfoProto(name=name)) for name in computed)
-    return model
-
-
-def mark_file(source: str | Path, output: str | Path) -> int:
-    """Write the model with the outputs of all cfg sections as its own, so that an engine gives them too; return how many.
-
-    Raises:
-        DarktrtError: ``source`` is no ONNX file of darktrt, or ``output`` cannot be written.
-    """
-    from darktrt.onnx_file import load_model
-    from darktrt.surgery.rewrite import save_model
-
-    keep_inputs(output, source)
-    model, info = load_model(source)
-    before = len(model.graph.output)
-    save_model(marked(model, inner_tensors(info, layers=True)), info, output)
-    return len(model.graph.output) - before
+    return Variant(name or str(path), info, precision, session(model), about)
 
 
 def plan_variant(runner: PlanRunner, name: str = "") -> Variant:
@@ -195,6 +165,7 @@ def simulated_variant(
         DarktrtError: the file cannot be used, or INT8 has no calibration or one of another network.
     """
     from darktrt.check.simulate import chosen_fp_layers, halved, load_network, quantized, session
+    from darktrt.surgery.outputs import add_outputs
 
     network = load_network(path)
     about = {"runs in": f"ONNX Runtime, rounding as {precision.upper()}"}
@@ -206,8 +177,8 @@ def simulated_variant(
         model = quantized(network, calibration, fp_layers)
     else:
         model = halved(network)
-    run = session(marked(model, inner_tensors(network.info, layers)))
-    return Variant(f"{name or path} as {precision.upper()}", network.info, precision, run, about)
+    add_outputs(model, inner_tensors(network.info, layers))
+    return Variant(f"{name or path} as {precision.upper()}", network.info, precision, session(model), about)
 
 
 def inner_tensors(info: DetectorInfo, layers: bool) -> set[str]:

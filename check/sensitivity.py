@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from darktrt.calib.data import find_images
 from darktrt.calib.fp_layers import Cost, FpLayers
 from darktrt.check.coco import Accuracy, evaluate, progress_bar
 from darktrt.check.ground_truth import Truth, load_truth
@@ -28,6 +27,7 @@ from darktrt.check.simulate import (
 from darktrt.files import atomic_output
 from darktrt.surgery.qdq import Calibration
 from darktrt.vision.charts import BLUE, GRAY, Bar, draw_bars
+from darktrt.vision.sources import find_images
 
 LIMIT = 16
 """Images that the changes of scores are measured on, unless told otherwise."""
@@ -118,7 +118,7 @@ def sensitivity(
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        data: images as :func:`darktrt.calib.data.find_images` takes them, of which ``limit`` are drawn.
+        data: images as :func:`darktrt.vision.sources.find_images` takes them, of which ``limit`` are drawn.
         truth: a COCO file to measure the average precision on too, with each convolution quantized: slow.
 
     Raises:

@@ -123,8 +123,6 @@ class DetectorInfo:
     head: HeadForm = "decoded"
     """``decoded``: heads in standard ops (plain.onnx); ``raw``, ``decode``, ``nms``: what surgery left at the end."""
     max_detections: int = 0
-    swapped_activations: dict[str, int] = field(default_factory=dict)
-    """Mish nodes that surgery replaced by another activation, by its name."""
     int8_convolutions: int = 0
     """Convolutions that Q/DQ nodes in the graph put into INT8."""
     mish: MishForm = "plugin"

@@ -79,7 +79,6 @@ def _info_lines(info: DetectorInfo) -> list[str]:
     low, _, high = info.batch
     batch = f"batch {low}" if low == high else f"batch {low} to {high}"
     form = f", --mish {info.mish}" if info.mish_count and info.head != "decoded" else ""
-    swapped = "".join(f", {count} replaced by {name}" for name, count in info.swapped_activations.items())
     nms = f"{info.nms.kind} NMS" + (f", beta {info.nms.beta:g}" if info.nms.kind == "diounms" else "")
     heads = [
         f"head          {head.tensor}, cfg line {head.line}: {head.columns} x {head.rows} cells, anchors "
@@ -91,7 +90,7 @@ def _info_lines(info: DetectorInfo) -> list[str]:
     return [
         f"network       {info.name}: {len(info.layers)} cfg layers, {info.parameters:,} parameters, {info.gflops:.3f} GFLOPs",
         f"images        {info.width} x {info.height}, {info.channels} channels, {info.input}, {info.resize}, {batch}",
-        f"Mish          {info.mish_count}{form}{swapped}",
+        f"Mish          {info.mish_count}{form}",
         *heads,
         f"ends at       {info.head}"
         + (f": {nms}, at most {info.max_detections} detections{fixed}" if info.head == "nms" else ""),

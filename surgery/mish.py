@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from darktrt.errors import DarktrtError
 from darktrt.plugins.ops import DOMAIN, Mish, MishAdd, MishConcat, PluginOp
 
-SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
-"""Activations that can take the place of Mish, for networks retrained so."""
 
-
-def replace_mish(graph: gs.Graph, expected: int, activation: str | None = None) -> int:
-    """Replace every Mish by a ``MishPlugin`` node, or by ``activation``, and return how many.
+def replace_mish(graph: gs.Graph, expected: int) -> int:
+    """Replace every Mish by a ``MishPlugin`` node and return their number.
 
     Raises:
-        DarktrtError: the count is not ``expected``; the message names a node that looks like Mish and says what it lacks.
+        DarktrtError: the number is not ``expected``; the message names a node that resembles Mish and the difference.
     """
     matches = [(node, x) for node in graph.nodes if (x := mish_input(node)) is not None]
     if len(matches) != expected:
@@ -27,11 +23,7 @@ def replace_mish(graph: gs.Graph, expected: int, activation: str | None = None) 
         output = node.outputs[0]
         node.outputs.clear()
         name = node.name.removesuffix("Mul") + "Mish"
-        if activation is None:
-            attributes = Mish().attributes()
-            graph.nodes.append(gs.Node(Mish.op_type, name, attributes, [x], [output], domain=DOMAIN))
-        else:
-            _append_activation(graph, activation, name, x, output)
+        graph.nodes.append(gs.Node(Mish.op_type, name, Mish().attributes(), [x], [output], domain=DOMAIN))
     return len(matches)
 
 
@@ -144,17 +136,3 @@ def _near_miss(graph: gs.Graph) -> str:
         if node.op == "Softplus" and not any(user.op == "Tanh" for user in node.outputs[0].outputs):
             return f"; '{node.name}' is a Softplus that no Tanh follows"
     return "; the graph and the cfg it came from do not belong together, convert the network again"
-
-
-def _append_activation(graph: gs.Graph, activation: str, name: str, x: gs.Tensor, output: gs.Tensor) -> None:
-    if activation == "swish":
-        gate = gs.Variable(f"{name}_gate", np.float32)
-        graph.nodes.append(gs.Node("Sigmoid", f"{name}_gate", {}, [x], [gate]))
-        graph.nodes.append(gs.Node("Mul", name, {}, [x, gate], [output]))
-        return
-    if activation == "relu6":
-        limits = [gs.Constant(f"{name}_{part}", np.array(value, np.float32)) for part, value in (("low", 0), ("high", 6))]
-        graph.nodes.append(gs.Node("Clip", name, {}, [x, *limits], [output]))
-        return
-    op, attributes = {"leaky": ("LeakyRelu", {"alpha": 0.1}), "relu": ("Relu", {}), "hardswish": ("HardSwish", {})}[activation]
-    graph.nodes.append(gs.Node(op, name, attributes, [x], [output]))

@@ -15,6 +15,7 @@ from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
 from darktrt.surgery.head import fix_thresholds, replace_head, take_bytes
 from darktrt.surgery.mish import Fused, fuse_mish, replace_mish
+from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.qdq import Calibration, QuantizeReport, quantize
 
 
@@ -25,14 +26,14 @@ class SurgeryOptions:
     head: HeadForm = "nms"
     input: InputForm = "uint8"
     mish: MishForm = "auto"
-    activation: str | None = None
-    """Put this in the place of Mish: one of :data:`darktrt.surgery.mish.SWAPS`."""
     max_candidates: int = 1000
     max_detections: int = 300
     calibration: Calibration | None = None
     """Quantize with Q/DQ nodes."""
     thresholds: tuple[float, float] | None = None
     """Of score and IoU, to fix in the model; inputs otherwise."""
+    mark_layers: bool = False
+    """Make the tensor of every cfg section an output of the model too, so that an engine can be compared layer by layer."""
 
     def __post_init__(self) -> None:
         if self.thresholds and self.head != "nms":
@@ -54,6 +55,8 @@ class SurgeryReport:
     fused: Fused
     """Adds and concats that took Mish in."""
     int8: QuantizeReport | None = None
+    layer_outputs: int = 0
+    """Outputs added for the tensors of cfg sections."""
 
 
 def transform_file(source: str | Path, output: str | Path, options: SurgeryOptions) -> SurgeryReport:
@@ -104,9 +107,7 @@ def transform(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOption
         DarktrtError: the graph is not what the metadata says; the message names the tensor or node.
     """
     graph = import_graph(model)
-    mish = 0
-    if options.mish != "native" or options.activation:
-        mish = replace_mish(graph, info.mish_count, options.activation)
+    mish = replace_mish(graph, info.mish_count) if options.mish != "native" else 0
     fused = fuse_mish(graph) if options.mish == "fused" else Fused(0, 0)
     replace_head(graph, info, options.head, options.max_candidates, options.max_detections)
     if options.thresholds:
@@ -125,11 +126,10 @@ def transform(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOption
         input=options.input,
         head=options.head,
         max_detections=options.max_detections if nms else 0,
-        mish_count=0 if options.activation else info.mish_count,
         mish=options.mish,
-        swapped_activations={options.activation: mish} if options.activation else {},
         int8_convolutions=len(int8.quantized) if int8 else 0,
         fixed_thresholds=options.thresholds,
     )
     heads = 0 if options.head == "raw" else len(info.heads)
-    return operated, SurgeryReport(mish, heads, functions, done, fused, int8)
+    marked = add_outputs(operated, {layer.tensor for layer in info.layers}) if options.mark_layers else 0
+    return operated, SurgeryReport(mish, heads, functions, done, fused, int8, marked)

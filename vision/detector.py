@@ -26,6 +26,7 @@ from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.vision.boxes import Detections, nms, place_detections
 from darktrt.vision.draw import draw
 from darktrt.vision.images import Placement, preprocess, read_image
+from darktrt.vision.sources import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
     import av.container
@@ -35,7 +36,6 @@ Arrays = dict[str, NDArray[Any]]
 Run = Callable[[Arrays], Arrays]
 """A session of ONNX Runtime or an engine: named input arrays to named output arrays."""
 
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 DRAWN_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """What a drawn image can be written as; a video is written as .mp4."""

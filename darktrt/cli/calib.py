@@ -60,9 +60,9 @@ def add(commands: groups.Commands) -> None:
 
 
 def _calib(args: argparse.Namespace) -> None:
-    from darktrt.calib.data import path_of
     from darktrt.calib.summary import Outputs, save, summary_table
     from darktrt.calib.threshold import before_mish, choose_amax, joined
+    from darktrt.vision.sources import path_of
 
     if not 0 < args.percentile <= 100:
         raise DarktrtError(f"--percentile {args.percentile:g}: it must be above 0 and at most 100")
@@ -126,11 +126,11 @@ def _measure_more(args: argparse.Namespace, histograms: HistogramSet, scales: di
     """What is measured with the table: how to correct biases, and what to keep in floating point."""
     from darktrt.calib.bias_correction import save_channel_means
     from darktrt.calib.collect import measure_channel_means
-    from darktrt.calib.data import find_images
     from darktrt.calib.fp_layers import save_fp_layers
     from darktrt.calib.summary import add_to_summary
     from darktrt.check.sensitivity import find_fp_layers
     from darktrt.onnx_file import load_model
+    from darktrt.vision.sources import find_images
 
     counted = [path for path in map(Path, histograms.images.values()) if path.is_file()]
     paths = counted or find_images(args.data, args.limit, args.seed)  # merged histograms name the paths of other machines
@@ -148,13 +148,13 @@ def _some(paths: list[Path], number: int) -> list[Path]:
 
 
 def _samples(folder: Path) -> list[Path]:
-    from darktrt.calib.data import flips_and_crops
+    from darktrt.calib.samples import flips_and_crops
     from darktrt.convert.zoo import SAMPLES, fetch
 
     return flips_and_crops(fetch(SAMPLES, folder), folder)
 
 
 def _warn_of_samples() -> None:
-    from darktrt.calib.data import SAMPLES_WARNING
+    from darktrt.calib.samples import SAMPLES_WARNING
 
     print(SAMPLES_WARNING, file=sys.stderr)

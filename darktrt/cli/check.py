@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from darktrt.cli import check_compare, check_diff, check_map, check_mark, check_report, groups
+from darktrt.cli import check_compare, check_diff, check_map, check_report, groups
 
 
 def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "check",
-        "hold an ONNX file or an engine against PyTorch and against labels: check compare, map, report, diff, mark",
+        "hold an ONNX file or an engine against PyTorch and against labels: check compare, map, report, diff",
         "darktrt check compare --help",
         "darktrt check map --help",
         "darktrt check report --help",
         "darktrt check diff --help",
-        "darktrt check mark --help",
     )
     checks = parser.add_subparsers(metavar="CHECK", required=True)
     check_compare.add(checks)
     check_map.add(checks)
     check_report.add(checks)
     check_diff.add(checks)
-    check_mark.add(checks)

@@ -37,11 +37,11 @@ def add(commands: groups.Commands) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from darktrt.calib.data import find_images, path_of
     from darktrt.check.agreement import compare
     from darktrt.check.runs import load_image, load_results
     from darktrt.check.tolerance import parse_tolerance
     from darktrt.metadata import Thresholds
+    from darktrt.vision.sources import find_images, path_of
 
     check_outputs([args.save_outputs, args.json], [*groups.variant_files(args), *args.load_outputs, *map(path_of, args.data)])
     tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}

@@ -28,8 +28,8 @@ def add(commands: groups.Commands) -> None:
 
 
 def _map(args: argparse.Namespace) -> None:
-    from darktrt.calib.data import path_of
     from darktrt.check.detections import judge_all, save_detections, to_table
+    from darktrt.vision.sources import path_of
 
     inputs = [*groups.variant_files(args), *args.load_detections, *map(path_of, args.data), args.names, args.class_map]
     check_outputs([args.save_detections], inputs)

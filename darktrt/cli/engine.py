@@ -92,9 +92,9 @@ def add(commands: groups.Commands) -> None:
 
 
 def _engine(args: argparse.Namespace) -> None:
-    from darktrt.calib.data import path_of
     from darktrt.engine.build import build_file, cache_path, check_files
     from darktrt.engine.layer_list import summary
+    from darktrt.vision.sources import path_of
 
     budget_options = args.max_drop is not None, args.eval is not None
     if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
@@ -162,14 +162,14 @@ def _batch_range(text: str) -> tuple[int, int, int]:
 @contextmanager
 def _gpu_calibration(args: argparse.Namespace) -> Iterator[GpuCalibration]:
     """TensorRT's own calibration on the images of --data; they leave the GPU's memory at the end."""
-    from darktrt.calib.data import batch_of, batches, find_images
-    from darktrt.calib.trt_calibrator import BatchSource
+    from darktrt.calib.trt_calibrator import image_source
     from darktrt.engine.weak_typing import GpuCalibration
     from darktrt.onnx_file import load_model
+    from darktrt.vision.sources import find_images
 
     info = load_model(args.source)[1]
     images = find_images(args.data, args.data_limit, 0)
-    with BatchSource(batches(images, info), batch_of(info)) as source:
+    with image_source(images, info) as source:
         yield GpuCalibration(source, groups.names(args.fp_layers))
 
 

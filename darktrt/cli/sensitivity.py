@@ -32,9 +32,9 @@ def add(commands: groups.Commands) -> None:
 
 
 def _sensitivity(args: argparse.Namespace) -> None:
-    from darktrt.calib.data import path_of
     from darktrt.check.sensitivity import plot, save_json, sensitivity
     from darktrt.vision.charts import check_drawable
+    from darktrt.vision.sources import path_of
 
     inputs = [args.model, args.table, *map(path_of, args.data), *([path_of(args.map)] if args.map else [])]
     check_outputs([args.json, args.plot], inputs)

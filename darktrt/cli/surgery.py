@@ -7,8 +7,6 @@ import argparse
 from darktrt.cli import groups
 from darktrt.errors import DarktrtError
 
-_SWAPS = ("leaky", "relu", "relu6", "swish", "hardswish")
-
 
 def add(commands: groups.Commands) -> None:
     parser = groups.command(
@@ -17,7 +15,7 @@ def add(commands: groups.Commands) -> None:
         "put plugin nodes for Mish, decoding and NMS into a plain ONNX file",
         "darktrt surgery plain.onnx -o portable.onnx",
         "darktrt surgery plain.onnx -o portable.onnx --head decode --input float",
-        "darktrt surgery plain.onnx -o portable.onnx --activation leaky",
+        "darktrt surgery plain.onnx -o layers.onnx --mark-layers",
         "darktrt surgery plain.onnx -o int8.onnx --qdq --table calibration.table",
     )
     parser.add_argument("source", metavar="ONNX", help="what 'darktrt convert' wrote")
@@ -36,7 +34,6 @@ def add(commands: groups.Commands) -> None:
         help="plugin: a node each; fused: the nodes take the adds and concats behind them in; native: standard ops; "
         "auto: what suits the engine, decided as it is built (default: auto)",
     )
-    parser.add_argument("--activation", choices=_SWAPS, help="put this in the place of Mish, for a network retrained so")
     parser.add_argument(
         "--max-detections", type=int, default=300, metavar="K", help="rows of the padded outputs (default: 300)"
     )
@@ -51,6 +48,8 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument("--thresholds", type=float, nargs=2, metavar=("SCORE", "IOU"), help=fixed)
     parser.add_argument("--qdq", action="store_true", help="quantize with Q/DQ nodes, by the scales of --table")
     groups.add_calibration(parser)
+    layers = "make the output of every cfg section an output of the model too, for 'check compare --layers' with its engine"
+    parser.add_argument("--mark-layers", action="store_true", help=layers)
     parser.set_defaults(run=_surgery)
 
 
@@ -63,17 +62,18 @@ def _surgery(args: argparse.Namespace) -> None:
         args.head,
         args.input,
         args.mish,
-        args.activation,
         args.max_candidates,
         args.max_detections,
         groups.calibration(args.table, args.fp_layers) if args.qdq else None,
         tuple(args.thresholds) if args.thresholds else None,
+        args.mark_layers,
     )
     report = transform_file(args.source, args.output, options)
-    mish = f"{report.mish} Mish replaced{f' by {args.activation}' if args.activation else ''}"
+    mish = f"{report.mish} Mish replaced"
     if any(report.fused):
         mish += f", {report.fused.adds} adds and {report.fused.concats} concats took theirs in"
-    print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies")
+    layers = f", {report.layer_outputs} further outputs" if args.mark_layers else ""
+    print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies{layers}")
     if report.int8:
         kept = ", ".join(report.int8.fp_layers) or "none"
         print(f"{len(report.int8.quantized)} convolutions in INT8; kept in floating point: {kept}")

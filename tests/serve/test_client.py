@@ -33,7 +33,8 @@ from darktrt.serve.client.shared_memory import FOLDER, prefix_of
 from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.server import Server
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import IMAGE_SUFFIXES, Detector, open_video, video_writer
+from darktrt.vision.detector import Detector, open_video, video_writer
+from darktrt.vision.sources import IMAGE_SUFFIXES
 
 SCORE = 0.08
 """What the made network, whose weights are random, finds a fair number of boxes with."""

@@ -12,7 +12,6 @@ from helpers import Made, made_image
 from onnx import numpy_helper
 from PIL import Image
 
-from darktrt.calib.data import find_images
 from darktrt.calib.fp_layers import Cost, FpLayers, fp_layers_path, load_fp_layers, save_fp_layers
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.sensitivity import find_fp_layers, sensitivity
@@ -22,6 +21,7 @@ from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.vision.sources import find_images
 
 ALWAYS = ("first", "head")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_tensorrt import DataType, FakeDriver, FakeTensorRT, Network, Tensor
+from helpers import Made, made_image
+from PIL import Image
 
 from darktrt.calib.table import CalibrationTable
-from darktrt.calib.trt_calibrator import BatchSource, Source, TableSource, calibrator, network_inputs
+from darktrt.calib.trt_calibrator import BatchSource, Source, TableSource, calibrator, image_source, network_inputs
 from darktrt.cuda import DeviceMemory
 from darktrt.errors import DarktrtError
 
@@ -239,3 +242,24 @@ def test_a_machine_without_a_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(DarktrtError, match=r"needs NVIDIA's driver \(libcuda"), BatchSource([batch()], batch=2) as source:
         build(source, FakeTensorRT("8.6.0"))
+
+
+# --- batches of image files ---
+
+
+def test_batches_of_images_are_all_inputs_of_the_model(made: Made, folder: Path) -> None:
+    """One image at a time where the batch is open; a static one is filled up; thresholds only where they are inputs."""
+    images = [folder / f"{i}.png" for i in range(4)]
+    for i, path in enumerate(images):
+        Image.fromarray(made_image(64, 96, seed=i)).save(path)
+    info = replace(made.info, head="nms", input="uint8", batch=(1, 8, 8))
+    fed = list(image_source(images, info)._batches)
+    assert [one["images"].shape for one in fed] == [(1, 64, 96, 3)] * 4
+    assert set(fed[0]) == {"images", "score_threshold", "iou_threshold"}
+    static = image_source(images, replace(info, batch=(3, 3, 3), fixed_thresholds=(0.25, 0.45)))
+    (first, second) = static._batches
+    assert static.batch == 3
+    assert set(first) == {"images"}
+    assert np.array_equal(second["images"], np.concatenate([fed[i]["images"] for i in (3, 0, 1)]))
+    letterboxed = replace(info, resize="letterbox", nms=replace(info.nms, kind="diounms"))
+    assert next(image_source(images, letterboxed)._batches)["image_size"].tolist() == [[96, 64]]

@@ -25,8 +25,6 @@ from darktrt.check.runs import (
     inner_tensors,
     load_image,
     load_results,
-    mark_file,
-    marked,
     onnx_variant,
     plan_variant,
     run,
@@ -39,6 +37,7 @@ from darktrt.engine.manifest import Manifest
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
+from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.precision import halve
 from darktrt.surgery.rewrite import SurgeryOptions, import_graph, save_model, transform_file
 
@@ -123,8 +122,8 @@ def test_fp16_is_within_its_tolerance_and_not_within_that_of_fp32(made: Made) ->
     halve(graph, info)
     half = gs.export_onnx(graph.toposort(), do_type_check=False)
     embed(half)
-    ready = session(marked(half, inner_tensors(info, layers=True)))
-    variants = [torch_of(made, layers=True), Variant("half", info, "fp16", ready)]
+    add_outputs(half, inner_tensors(info, layers=True))
+    variants = [torch_of(made, layers=True), Variant("half", info, "fp16", session(half))]
     assert compare(variants, images_of(made), layers=True).passed
     assert not compare([variants[0], replace(variants[1], precision="fp32")], images_of(made), layers=True).passed
 
@@ -315,19 +314,6 @@ def test_files_that_are_no_results_are_refused(made: Made, tmp_path: Path) -> No
         load_results(tmp_path / "missing.json")
 
 
-def test_marked_models_give_every_layer(made: Made, tmp_path: Path) -> None:
-    assert mark_file(made.cfg.parent / "portable.onnx", tmp_path / "marked.onnx") == len(
-        {one.tensor for one in made.info.layers}
-    )
-    model, info = load_model(tmp_path / "marked.onnx")
-    assert [output.name for output in model.graph.output[:4]] == ["num_detections", "boxes", "scores", "classes"]
-    assert {layer.tensor for layer in info.layers} <= {output.name for output in model.graph.output}
-    assert all(output.type.tensor_type.shape.dim for output in model.graph.output)
-    assert mark_file(tmp_path / "marked.onnx", tmp_path / "again.onnx") == 0
-    with pytest.raises(DarktrtError, match="is given twice"):
-        mark_file(tmp_path / "marked.onnx", tmp_path / "marked.onnx")
-
-
 # --- mistakes ---
 
 
@@ -343,7 +329,6 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
     files = ["--cfg", str(made.cfg), "--weights", str(made.weights)]
     other = make(tmp_path, MADE_CFG + "# another\n", name="other")
     small = make(tmp_path, MADE_CFG.replace("width=96", "width=64"), name="small")
-    transform_file(made.plain, tmp_path / "leaky.onnx", SurgeryOptions(activation="leaky"))
     assert "name two of --cfg" in sentence(data, "--model", portable)
     assert "name two of --cfg" in sentence(data)
     assert "no images to run" in sentence("--model", portable, "--model", str(made.plain))
@@ -357,7 +342,6 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
     assert "other.onnx: was made from another cfg file" in sentence(data, "--model", portable, "--model", str(other.plain))
     assert "another cfg file" in sentence(data, *files, "--model", str(small.plain))
     assert "takes 96x64x3 images, PyTorch 32x32x3" in sentence(data, *files, "--model", portable, "--size", "32")
-    assert "its activations are not those of PyTorch" in sentence(data, *files, "--model", str(tmp_path / "leaky.onnx"))
     assert "the score threshold is 2" in sentence(data, *files, "--model", portable, "--score-threshold", "2")
     assert "is given twice" in sentence(data, *files, "--model", portable, "--json", portable)
     assert "cannot write" in sentence(data, *files, "--model", portable, "--save-outputs", f"{tmp_path}/no/x.json")

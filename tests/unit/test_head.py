@@ -34,6 +34,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo
 from darktrt.onnx_file import load_model
 from darktrt.plugins.ops import YoloDecode, op_from_node
+from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.rewrite import SurgeryOptions, save_model, transform, transform_file
 from darktrt.vision.boxes import nms
 from darktrt.vision.detector import Detector
@@ -385,3 +386,16 @@ def test_the_decode_node_follows_the_metadata(made: Made) -> None:
     op = op_from_node(model.graph.node[-1])
     assert isinstance(op, YoloDecode)
     assert (op.new_coords, op.scale_x_y) == ((0, 1), pytest.approx((1.05, 2.0)))
+
+
+# --- outputs of all layers ---
+
+
+def test_every_layer_can_be_an_output(made: Made, tmp_path: Path) -> None:
+    report = transform_file(made.plain, tmp_path / "layers.onnx", SurgeryOptions(mark_layers=True))
+    assert report.layer_outputs == len({layer.tensor for layer in made.info.layers})
+    model, info = load_model(tmp_path / "layers.onnx")
+    assert [output.name for output in model.graph.output[:4]] == ["num_detections", "boxes", "scores", "classes"]
+    assert {layer.tensor for layer in info.layers} <= {output.name for output in model.graph.output}
+    assert all(output.type.tensor_type.shape.dim for output in model.graph.output)
+    assert add_outputs(model, {layer.tensor for layer in info.layers}) == 0

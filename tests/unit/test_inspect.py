@@ -130,11 +130,6 @@ def test_a_portable_onnx(made: Made, tmp_path: Path) -> None:
     assert "output        classes int32 (batch, 20)" in text
 
 
-def test_swapped_activations_are_told(made: Made, tmp_path: Path) -> None:
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(activation="leaky"))
-    assert fields(describe_onnx(tmp_path / "a.onnx"))["Mish"] == f"0, {MADE_MISH} replaced by leaky"
-
-
 def test_a_plan_by_its_manifest(made: Made, tmp_path: Path) -> None:
     plan = tmp_path / "fp16.plan"
     plan.write_bytes(b"a plan")

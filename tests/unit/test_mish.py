@@ -10,7 +10,6 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from helpers import (
-    LAYER_TOLERANCE,
     MADE_MISH,
     RESIDUAL_CFG,
     Array,
@@ -18,18 +17,16 @@ from helpers import (
     as_float,
     batch_of_images,
     make,
-    relative_error,
     run,
     thresholds,
     with_outputs,
 )
 from onnx import helper, parser
 
-from darktrt import cli
 from darktrt.errors import DarktrtError
 from darktrt.plugins.ops import DOMAIN, Mish
 from darktrt.surgery.functions import embed, inline_bodies
-from darktrt.surgery.mish import SWAPS, Fused, fuse_mish, mish_input, replace_mish
+from darktrt.surgery.mish import Fused, fuse_mish, mish_input, replace_mish
 from darktrt.surgery.rewrite import SurgeryOptions, transform
 
 
@@ -371,36 +368,6 @@ def test_a_model_of_opset_18_with_the_op_mish(made: Made, head: str) -> None:
     for model in (operated, inlined):
         for name, array in run(model, given).items():
             np.testing.assert_array_equal(array, expected[name])
-
-
-SWAPPED = {
-    "leaky": lambda x: np.where(x > 0, x, 0.1 * x),
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "swish": lambda x: x / (1 + np.exp(-x)),
-    "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-}
-
-
-def test_every_swap_has_a_reference() -> None:
-    assert set(SWAPPED) == set(SWAPS)
-    assert cli.surgery._SWAPS == SWAPS  # stated twice, for the command line starts without this room
-
-
-@pytest.mark.parametrize("name", SWAPS)
-@pytest.mark.parametrize("mish", ["plugin", "native"])
-def test_swaps(made: Made, name: str, mish: str) -> None:
-    options = SurgeryOptions(head="raw", input="float", activation=name, mish=mish)  # type: ignore[arg-type]
-    model, report = transform(made.model(), made.info, options)
-    onnx.checker.check_model(model, full_check=True)
-    assert report.mish == MADE_MISH
-    assert report.info.swapped_activations == {name: MADE_MISH}
-    assert report.info.mish_count == 0
-    assert not model.functions
-    assert not {"MishPlugin", "Softplus", "Tanh"} & set(kinds(model))
-    first = next(node for node in model.graph.node if node.op_type == "Conv").output[0]
-    found = run(with_outputs(model, [first, "layer0"]), {"images": 4 * as_float(batch_of_images(made.info, 1))})
-    assert relative_error(found["layer0"], SWAPPED[name](found[first].astype(np.float64))) <= LAYER_TOLERANCE
 
 
 def test_a_count_that_is_not_the_cfgs_is_an_error(made: Made) -> None:

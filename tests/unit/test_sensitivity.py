@@ -13,7 +13,6 @@ from helpers import MADE_CFG, SHARED, Array, Made, files_in, made_image, make, r
 from PIL import Image
 
 from darktrt import cli
-from darktrt.calib.data import find_images
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.coco import Accuracy
 from darktrt.check.sensitivity import LayerCost, Sensitivity, each_alone, plot, sensitivity
@@ -34,6 +33,7 @@ from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, transform_file
 from darktrt.vision.images import preprocess, read_image
+from darktrt.vision.sources import find_images
 
 SPOILT = "layer0"
 """The tensor whose scale :func:`spoilt` breaks; one convolution reads it."""

@@ -1,19 +1,14 @@
-"""What DATA can be: folders, lists, COCO files, patterns; what is said when it holds nothing; samples in its place."""
+"""What DATA can be: folders, lists, COCO files, patterns; what is said when it holds nothing."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from helpers import Made, files_in, made_image
-from PIL import Image
 
-from darktrt.calib.data import batches, find_images, flips_and_crops, path_of
 from darktrt.errors import DarktrtError
-from darktrt.vision.images import read_image
+from darktrt.vision.sources import find_images, path_of
 
 
 @pytest.fixture
@@ -111,7 +106,7 @@ def test_nothing_there_is_said(shots: Path) -> None:
     for entry, message in cases.items():
         with pytest.raises(DarktrtError, match=message):
             found(entry, "shots")
-    with pytest.raises(DarktrtError, match="no images to calibrate on"):
+    with pytest.raises(DarktrtError, match="there are no images; name a folder"):
         found()
     with pytest.raises(DarktrtError, match="limit is 0"):
         found("shots", limit=0)
@@ -124,50 +119,3 @@ def test_path_of_an_entry() -> None:
         "shots/*.png",
         "x.txt",
     ]
-
-
-# --- batches for TensorRT's own calibration ---
-
-
-def test_batches_are_all_inputs_of_the_model(made: Made, folder: Path) -> None:
-    """One image at a time where the batch is open; a static one is filled up; thresholds only where they are inputs."""
-    images = [folder / f"{i}.png" for i in range(4)]
-    for i, path in enumerate(images):
-        Image.fromarray(made_image(64, 96, seed=i)).save(path)
-    info = replace(made.info, head="nms", input="uint8", batch=(1, 8, 8))
-    fed = list(batches(images, info))
-    assert [one["images"].shape for one in fed] == [(1, 64, 96, 3)] * 4
-    assert set(fed[0]) == {"images", "score_threshold", "iou_threshold"}
-    (first, second) = batches(images, replace(info, batch=(3, 3, 3), fixed_thresholds=(0.25, 0.45)))
-    assert set(first) == {"images"}
-    assert np.array_equal(second["images"], np.concatenate([fed[i]["images"] for i in (3, 0, 1)]))
-    letterboxed = replace(info, resize="letterbox", nms=replace(info.nms, kind="diounms"))
-    assert next(batches(images, letterboxed))["image_size"].tolist() == [[96, 64]]
-
-
-# --- samples ---
-
-
-def test_flips_and_crops_are_twelve_of_each_image(folder: Path) -> None:
-    for i, name in enumerate(("a.png", "b.png")):
-        Image.fromarray(made_image(90, 121, seed=i)).save(name)
-    Path("out").mkdir()
-    made = flips_and_crops([Path("a.png"), Path("b.png")], Path("out"))
-    assert len(made) == 24
-    assert sorted(str(path.relative_to("out")) for path in made) == files_in(folder / "out")
-    assert len({path.read_bytes() for path in made}) == 24
-    image, whole, mirrored, corner = (
-        read_image(path).astype(int)
-        for path in ("a.png", "out/a-whole.jpg", "out/a-whole-mirrored.jpg", "out/a-se-mirrored.jpg")
-    )
-    for found, expected in ((whole, image), (mirrored, image[:, ::-1]), (corner, image[-60:, -81:][:, ::-1])):
-        assert found.shape == expected.shape
-        assert np.abs(found - expected).mean() < 3  # what JPEG loses
-
-
-def test_flips_and_crops_are_the_same_each_time(folder: Path) -> None:
-    Image.fromarray(made_image(64, 80)).save("a.png")
-    contents = []
-    for _ in range(2):
-        contents.append([path.read_bytes() for path in flips_and_crops([Path("a.png")], Path())])
-    assert contents[0] == contents[1]

@@ -1,0 +1,148 @@
+"""Image files named by folders, lists, COCO files and patterns."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from darktrt.errors import DarktrtError
+
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def find_images(data: Sequence[str | Path], limit: int | None = None, seed: int = 0) -> list[Path]:
+    """All images of ``data``, each once, sorted.
+
+    An entry of ``data`` is one of
+
+    - a folder, which is searched to any depth; hidden files and folders are skipped;
+    - an image file;
+    - a list such as darknet's train.txt: one path a line, absolute or relative to the list's folder; empty lines and lines
+      that begin with # are skipped;
+    - a COCO json, or ``FILE.json:FOLDER``: its ``images[].file_name`` in FOLDER. The default folder is the first of these
+      that has one of the images: the json's own folder, ``images`` in it, the folder in it or beside it that is named like
+      the json (``val.json``: val; ``annotations/instances_val2017.json``: val2017);
+    - a pattern such as ``'shots/**/*.png'``.
+
+    Args:
+        data: the entries.
+        limit: the size of a random sample to draw where there are more images.
+        seed: the sample is a function of the images and the seed.
+
+    Raises:
+        DarktrtError: an entry does not exist, cannot be read or has no images, or ``limit`` is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise DarktrtError(f"the limit is {limit}; it must be at least 1", argument="limit")
+    if not data:
+        raise DarktrtError("there are no images; name a folder, list, COCO json or pattern", argument="data")
+    paths = {path.resolve(): path for entry in reversed(data) for path in reversed(_images_of(str(entry)))}
+    images = sorted(paths.values())
+    if limit is not None and limit < len(images):
+        images = sorted(random.Random(seed).sample(images, limit))
+    return images
+
+
+def path_of(entry: str) -> Path:
+    """The file, folder or pattern that an entry of :func:`find_images` names, without the folder behind a COCO json."""
+    json_file, colon, _ = entry.partition(".json:")
+    return Path(f"{json_file}.json" if colon else entry)
+
+
+def coco_images(entry: str) -> tuple[Path, list[str]]:
+    """The image folder of a COCO json and the images' names relative to it.
+
+    Args:
+        entry: ``FILE.json:FOLDER``, or ``FILE.json``, whose folder is searched for as :func:`find_images` describes.
+
+    Raises:
+        DarktrtError: the file is no COCO file, lists no images, or none of its images is in the folder.
+    """
+    path, folder = path_of(entry), entry.partition(".json:")[2]
+    names = _coco_names(path)
+    if not names:
+        raise _no_images(entry)
+    split = path.stem.removeprefix("instances_")
+    guesses = [path.parent, path.parent / "images", path.parent / split, path.parent.parent / split]
+    for candidate in [Path(folder)] if folder else guesses:
+        if any((candidate / name).is_file() for name in names):
+            return candidate, names
+    where = f"'{folder}'" if folder else "its folder, nor in one named like it"
+    raise DarktrtError(f"{path}: its image '{names[0]}' is not in {where}; name the images' folder as {path}:FOLDER")
+
+
+def matching_files(folder: Path, pattern: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
+    """Files below a folder that match a pattern and have one of these suffixes; hidden files and folders are skipped."""
+    for file in folder.glob(pattern):
+        hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if file.suffix.lower() in suffixes and not hidden and file.is_file():
+            yield file
+
+
+def split_pattern(path: Path) -> tuple[Path, str]:
+    """A pattern such as ``shots/**/*.png`` as the folder before its first wildcard and the pattern below that folder.
+
+    Raises:
+        DarktrtError: the path has no wildcard: it names a file or folder that does not exist.
+    """
+    plain = list(takewhile(lambda part: not set("*?[") & set(part), path.parts))
+    if len(plain) == len(path.parts):
+        raise DarktrtError(f"{path}: no such file or folder")
+    return Path(*plain), str(Path(*path.parts[len(plain) :]))
+
+
+def _images_of(entry: str) -> list[Path]:
+    path = Path(entry)
+    try:
+        if path.is_dir():
+            images = list(matching_files(path, "**/*"))
+        elif ".json:" in entry:
+            images = _coco(entry)
+        elif path.is_file():
+            images = _file(path)
+        else:
+            images = list(matching_files(*split_pattern(path)))
+    except (OSError, ValueError) as error:  # no permission, too long a name, a malformed pattern
+        raise DarktrtError(f"{entry}: cannot be read: {error}") from error
+    if not images:
+        raise _no_images(entry)
+    return images
+
+
+def _no_images(entry: str) -> DarktrtError:
+    return DarktrtError(f"{entry}: no images here ({' '.join(IMAGE_SUFFIXES)})")
+
+
+def _file(path: Path) -> list[Path]:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return [path]
+    return _coco(str(path)) if path.suffix.lower() == ".json" else _listed(path)
+
+
+def _listed(path: Path) -> list[Path]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DarktrtError(f"{path}: is neither an image nor a list of images, a path a line") from error
+    images = [path.parent / line for line in lines if line and not line.startswith("#")]
+    for image in images:
+        if image.suffix.lower() not in IMAGE_SUFFIXES:
+            raise DarktrtError(f"{path}: lists '{image}', which is no image ({' '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
+def _coco(entry: str) -> list[Path]:
+    folder, names = coco_images(entry)
+    return [folder / name for name in names]
+
+
+def _coco_names(path: Path) -> list[str]:
+    try:
+        return [str(image["file_name"]) for image in json.loads(path.read_text(encoding="utf-8"))["images"]]
+    except OSError as error:
+        raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DarktrtError(f"{path}: is no COCO file, which has images with a file_name") from error
