@@ -1,56 +1,66 @@
-"""Histograms to thresholds: where INT8's range of one tensor should end. Pure functions of a histogram.
+"""Histograms to thresholds: the amax of each tensor, at which INT8's range ends. Pure functions of the histograms.
 
 A tensor is quantized symmetrically to the 255 levels -127..127: x becomes ``scale * clip(round(x / scale), -127, 127)``
-with scale = amax / 127. Choosing the amax trades rounding error below it for clipping error above.
+with scale = amax / 127. A smaller amax lowers the rounding error below it and raises the clipping error above it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.calib.histogram import Histogram
+from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.errors import DarktrtError
 
 Method = Literal["entropy", "percentile", "minmax", "mse", "weighted", "auto"]
-METHODS: tuple[Method, ...] = ("entropy", "percentile", "minmax", "mse", "weighted", "auto")
+"""How to choose a threshold.
+
+- ``entropy``: :func:`entropy_amax`, TensorRT's own method;
+- ``percentile``: :func:`percentile_amax`;
+- ``minmax``: the largest |x|;
+- ``mse``: :func:`mse_amax`, the least expected squared error;
+- ``weighted``: the same, each value weighted by the score that the network has at its position
+  (:mod:`darktrt.calib.importance`). Most of an image is background, whose small values call for a small range, but the cost of
+  clipping falls on the objects. With weights INT8 changes scores by a seventh less than without (benchmarks/int8.md);
+- ``auto``: of those five the one with the least weighted squared error, the earlier one where two are equal. No threshold
+  has less of it than that of ``weighted``; the errors of the others are recorded for comparison.
+"""
+METHODS: tuple[Method, ...] = get_args(Method)
 
 LEVELS = 127
 ENTROPY_BINS, ENTROPY_LEVELS = 2048, 128
 DEAD_AMAX = 2.0**-100
-"""A tensor that never exceeds this is taken as all zero."""
+"""A tensor that never exceeds this counts as all zero."""
 DEAD_SCALE_AMAX = 1.0
-"""What an all-zero tensor gets: any positive scale maps zero to zero; TensorRT and ONNX refuse a scale of 0."""
+"""The amax of an all-zero tensor: any positive scale maps zero to zero; TensorRT and ONNX refuse a scale of 0."""
 
 NEAR = 1.25
-"""How much the thresholds of tensors may differ that get a common one."""
+"""The largest ratio between thresholds that are joined."""
 
 Floats = NDArray[np.float64]
-ErrorMeasure = Callable[[Histogram, Floats], Floats]
-"""Of a histogram and candidate amaxes ``(n,)``: the error ``(n,)`` that quantizing with each makes."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The threshold of one tensor and how it came about."""
+    """The threshold of one tensor and its origin."""
 
     amax: float
     method: str
-    """The method that gave it: under ``auto`` the winner; ``minmax`` also where the one asked for has no answer."""
+    """The method that led to it: under ``auto`` the best one; ``minmax`` also where the requested one has no answer."""
     clipped_share: float
     """The share of all values whose magnitude exceeds ``amax``."""
     errors: dict[str, float]
-    """Under ``auto`` the error measured for each method's threshold; else empty."""
+    """Under ``auto`` the error of each method's threshold; else empty."""
     dead: bool = False
     """The tensor was zero in every image; its scale is arbitrary."""
     joined: bool = False
-    """The threshold is that of a group of tensors, and ``clipped_share`` of the tensor's own, so at most this is clipped; or it
-    is that of what a Mish makes of this tensor."""
+    """The threshold comes from another tensor: the largest of a group, of which ``clipped_share`` is an upper bound then, or
+    that of the output of the Mish that reads this tensor."""
 
     @property
     def scale(self) -> np.float32:
@@ -58,53 +68,69 @@ class Choice:
         return scale
 
 
-def choose_amax(
-    histogram: Histogram,
-    method: Method,
-    percentile: float = 99.99,
-    error: ErrorMeasure | None = None,
-    *,
-    for_head: bool = False,
-) -> Choice:
-    """The threshold of a tensor by one method.
+def choose_thresholds(histograms: HistogramSet, method: Method = "auto", percentile: float = 99.99) -> dict[str, Choice]:
+    """The threshold of every tensor of a network; tensors that should have a common scale share one.
 
-    ``entropy``: :func:`entropy_amax`. ``percentile``: :func:`percentile_amax`. ``minmax``: the largest |x| seen.
-    ``mse``: :func:`mse_amax`. ``weighted``: the same where every value weighs with the score that the network has at its place
-    (:mod:`darktrt.calib.importance`). ``auto``: of those five the one with the least ``error``, the earlier in this list where
-    two are equal. ``error`` is the expected squared error so weighted; no threshold has less of it than that of ``weighted``,
-    what the others have is kept in the choice, for comparison. ``for_head`` says that a head reads the tensor; then
-    ``auto`` weighs all values alike: rounding there moves every box at once, while what clipping takes from a large score the
-    logistic function hardly shows. Most of an image is background, whose small values ask for a small
-    range; but what clipping them costs falls on the objects. With weights INT8 changes scores by a seventh
-    less than without (benchmarks/int8.md).
+    Args:
+        histograms: of all tensors, from :func:`darktrt.calib.collect.collect`.
+        method: see :data:`Method`.
+        percentile: for the method of that name, above 0 and at most 100.
 
     Raises:
-        DarktrtError: the method is unknown, the percentile is not in (0, 100], or the histogram is empty.
+        DarktrtError: the method or the percentile is invalid, or a histogram is empty.
+    """
+    check_method(method, percentile)
+    choices = {
+        name: choose_amax(histogram, method, percentile, for_head=name in histograms.head_inputs)
+        for name, histogram in histograms.histograms.items()
+    }
+    return join_mish(join_groups(choices, histograms.groups), histograms.histograms, histograms.mish)
+
+
+def check_method(method: str, percentile: float) -> None:
+    """Check the arguments of :func:`choose_thresholds`.
+
+    Raises:
+        DarktrtError: the method is unknown, or the percentile is not above 0 and at most 100.
     """
     if method not in METHODS:
-        raise DarktrtError(f"unknown calibration method '{method}'; use {', '.join(METHODS)}")
+        raise DarktrtError(f"unknown calibration method '{method}'; use {', '.join(METHODS)}", argument="method")
     if not 0 < percentile <= 100:
-        raise DarktrtError(f"the percentile is {percentile}; it must be above 0 and at most 100")
+        raise DarktrtError(f"the percentile is {percentile:g}; it must be above 0 and at most 100", argument="percentile")
+
+
+def choose_amax(histogram: Histogram, method: Method, percentile: float = 99.99, *, for_head: bool = False) -> Choice:
+    """The threshold of one tensor.
+
+    Args:
+        histogram: of the tensor.
+        method: see :data:`Method`.
+        percentile: for the method of that name, above 0 and at most 100.
+        for_head: the tensor is the input of a head's convolution. ``auto`` then weights all values equally: rounding errors
+            there move every box, while the logistic function hides the clipping of a large score.
+
+    Raises:
+        DarktrtError: the method or the percentile is invalid, or the histogram is empty.
+    """
+    check_method(method, percentile)
     if histogram.count == 0:
         raise DarktrtError("a tensor has no values to calibrate on; were any images counted?")
     if histogram.amax < DEAD_AMAX:
         return Choice(DEAD_SCALE_AMAX, "minmax", 0.0, {}, dead=True)
     if method != "auto":
-        amax = _amax_by(method, histogram, percentile)
-        return _choice(histogram, amax, method, {})
+        return _choice(histogram, _amax_by(method, histogram, percentile), method, {})
     amaxes = {name: _amax_by(name, histogram, percentile) for name in METHODS[:-1]}
     judged = histogram if for_head else _weighted(histogram)
-    found = (error or expected_error)(judged, np.array(list(amaxes.values())))
-    errors = dict(zip(amaxes, found.tolist(), strict=True))
+    errors = dict(zip(amaxes, expected_error(judged, np.array(list(amaxes.values()))).tolist(), strict=True))
     best = min(errors, key=errors.__getitem__)
     return _choice(histogram, amaxes[best], best, errors)
 
 
-def joined(choices: Mapping[str, Choice], groups: Iterable[Sequence[str]]) -> dict[str, Choice]:
-    """The choices, with one threshold, the largest, for each group whose thresholds are near to each other.
+def join_groups(choices: Mapping[str, Choice], groups: Iterable[Sequence[str]]) -> dict[str, Choice]:
+    """The choices with a common threshold, the largest, for each group whose thresholds are near each other.
 
-    With one scale a tensor is quantized once, whoever reads it, and passes through concats, max pools, slices and upsamples
-    as INT8. A group whose thresholds differ by more than :data:`NEAR` keeps them, for the coarser steps would cost accuracy.
+    With one scale a tensor is quantized once for all its readers and passes through concats, max pools, slices and upsamples
+    as INT8. A group whose thresholds differ by more than :data:`NEAR` is left as it is: coarser steps would cost accuracy.
     """
     result = dict(choices)
     for group in groups:
@@ -115,22 +141,20 @@ def joined(choices: Mapping[str, Choice], groups: Iterable[Sequence[str]]) -> di
     return result
 
 
-def before_mish(
-    choices: Mapping[str, Choice], histograms: Mapping[str, Histogram], outputs: Mapping[str, str]
-) -> dict[str, Choice]:
-    """The choices, with the threshold of what a Mish gives for what it reads too, which a fused Mish takes in INT8.
+def join_mish(choices: Mapping[str, Choice], histograms: Mapping[str, Histogram], mish: Mapping[str, str]) -> dict[str, Choice]:
+    """The choices with the threshold of each Mish's output for its input too, which a fused Mish reads in INT8.
 
-    Mish leaves large x as it is and makes nearly nothing of what is below -5, so its input needs the range that its output
-    needs, however far below zero it reaches; and with one scale a large value is rounded once, not twice.
+    Mish leaves large x as it is and maps x below -5 to nearly zero, so its input needs the range of its output, however
+    far below zero it reaches; and with one scale a large value is rounded once, not twice.
 
     Args:
-        outputs: of tensors that a Mish reads the tensor that it gives.
+        mish: maps the input tensor of each Mish to its output tensor.
     """
     result = dict(choices)
-    for name, output in outputs.items():
-        chosen = choices[output]
-        if not chosen.dead:
-            result[name] = replace(_choice(histograms[name], chosen.amax, chosen.method, {}), joined=True)
+    for name, output in mish.items():
+        of_output = choices[output]
+        if not of_output.dead:
+            result[name] = replace(_choice(histograms[name], of_output.amax, of_output.method, {}), joined=True)
     return result
 
 
@@ -145,7 +169,7 @@ def _amax_by(method: Method, histogram: Histogram, percentile: float) -> float:
 
 
 def _weighted(histogram: Histogram) -> Histogram:
-    """The histogram by the weights of its values; as it is where nothing was found anywhere."""
+    """The histogram of weighted counts; the unweighted one where the network detected nothing anywhere."""
     if not histogram.weighted.any():
         return histogram
     return replace(histogram, counts=histogram.weighted, zeros=0)
@@ -159,9 +183,9 @@ def _choice(histogram: Histogram, amax: float, method: str, errors: dict[str, fl
 
 
 def _cumulative(histogram: Histogram) -> tuple[Floats, Floats]:
-    """Edges ``(b + 1,)`` from 0 to amax and how many values lie below each, taken as spread evenly inside a bin.
+    """Edges ``(b + 1,)`` from 0 to amax and the number of values below each; values are spread evenly inside a bin.
 
-    The last bin ends at amax, where its values do. Zeros lie at 0 itself, outside every bin.
+    The last bin ends at amax. Zeros lie at 0 itself, outside every bin.
     """
     bins = max(math.ceil(histogram.amax / histogram.bin_width), 1)
     edges: Floats = np.arange(bins + 1, dtype=np.float64) * histogram.bin_width
@@ -174,7 +198,7 @@ def _cumulative(histogram: Histogram) -> tuple[Floats, Floats]:
 def percentile_amax(histogram: Histogram, percentile: float) -> float:
     """The |x| that ``percentile`` % of all values, zeros included, do not exceed; interpolated inside a bin.
 
-    0 where so many values are zero.
+    It is 0 where that many values are zero.
     """
     edges, below = _cumulative(histogram)
     wanted = histogram.count * percentile / 100
@@ -184,7 +208,7 @@ def percentile_amax(histogram: Histogram, percentile: float) -> float:
 
 
 def entropy_histogram(histogram: Histogram) -> Floats:
-    """The 2048 bins over [0, amax] that the entropy method looks at.
+    """The 2048 bins over [0, amax] of the entropy method.
 
     A bin of the finer histogram that straddles an edge is split in proportion, so counts need not be whole. Bin 0 is
     replaced by bin 1, as NVIDIA's own published code does (``_compute_amax_entropy`` of pytorch-quantization): zero is
@@ -197,16 +221,13 @@ def entropy_histogram(histogram: Histogram) -> Floats:
 
 
 def entropy_amax(histogram: Histogram) -> float:
-    """The threshold that loses least information, as TensorRT's entropy calibrator finds it.
+    """The threshold that loses the least information, by the method of TensorRT's entropy calibrator.
 
-    After S. Migacz, "8-bit Inference with TensorRT", GTC 2017: of 2048 bins over [0, amax], candidates keep the first
-    i = 128..2048. The reference P is those bins with all outliers added to the last; Q is the kept bins without the
-    outliers, quantized to 128 levels and expanded again, each level spread evenly over its non-empty bins. The threshold is
-    (i + 1/2) bins for the i of least divergence KL(P, Q), the largest such i. The half bin is the talk's; it shows in
-    TensorRT's own caches, where images in 0..1 have the amax 2048.5 / 2048.
-
-    Every sum is a difference of prefix sums, so a candidate costs 128 terms: KL = sum of P log P - sum of P log Q, and
-    Q is constant over the non-empty bins of a level.
+    After S. Migacz, "8-bit Inference with TensorRT", GTC 2017. There are 2048 bins over [0, amax]; a candidate keeps the
+    first i = 128..2048. The reference P has these bins, with all outliers added to the last one. Q has these bins without
+    the outliers, quantized to 128 levels and expanded again: each level is spread evenly over its non-empty bins. The
+    threshold is (i + 1/2) bins for the i of least divergence KL(P, Q), the largest such i. The half bin is the talk's; it is
+    visible in TensorRT's own caches, where images in 0..1 have the amax 2048.5 / 2048.
     """
     divergence = entropy_divergences(entropy_histogram(histogram))
     if not np.isfinite(divergence).any():
@@ -216,14 +237,18 @@ def entropy_amax(histogram: Histogram) -> float:
 
 
 def entropy_divergences(counts: Floats) -> Floats:
-    """KL(P, Q) in nats for keeping the first 128, 129, ... ``len(counts)`` bins; infinite where Q is 0 and P is not."""
+    """KL(P, Q) in nats for keeping the first 128, 129, ... ``len(counts)`` bins; infinite where Q is 0 and P is not.
+
+    KL = sum of P log P - sum of P log Q, and Q is constant over the non-empty bins of a level. Every sum is a difference of
+    prefix sums, so that a candidate costs 128 terms.
+    """
     kept = np.arange(ENTROPY_LEVELS, len(counts) + 1)
     mass = np.concatenate([[0.0], np.cumsum(counts)])
     filled = np.concatenate([[0], np.cumsum(counts > 0)])
     self_information = np.concatenate([[0.0], np.cumsum(_x_log_x(counts))])
     total, inside, last = mass[-1], mass[kept], counts[kept - 1]
     outliers = total - inside
-    # Level j of i kept bins takes the bins b with floor(b * 128 / i) == j.
+    # level j of i kept bins consists of the bins b with floor(b * 128 / i) == j
     edges = -(-np.arange(ENTROPY_LEVELS + 1) * kept[:, np.newaxis] // ENTROPY_LEVELS)
     level = np.diff(mass[edges], axis=1)
     spread = _log(level / np.maximum(np.diff(filled[edges], axis=1), 1))

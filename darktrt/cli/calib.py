@@ -61,7 +61,7 @@ def add(commands: groups.Commands) -> None:
 
 def _calib(args: argparse.Namespace) -> None:
     from darktrt.calib.summary import Outputs, save, summary_table
-    from darktrt.calib.threshold import before_mish, choose_amax, joined
+    from darktrt.calib.threshold import choose_thresholds
     from darktrt.vision.sources import path_of
 
     if not 0 < args.percentile <= 100:
@@ -73,11 +73,7 @@ def _calib(args: argparse.Namespace) -> None:
     outputs.check([args.model, *map(path_of, args.data)])
     histograms, about = (_merge if args.model == "merge" else _calibrate)(args, outputs)
     about["method"] = f"percentile {args.percentile:g}" if args.method == "percentile" else args.method
-    choices = {
-        name: choose_amax(h, args.method, args.percentile, for_head=name in histograms.head_inputs)
-        for name, h in histograms.histograms.items()
-    }
-    choices = before_mish(joined(choices, histograms.groups), histograms.histograms, histograms.mish)
+    choices = choose_thresholds(histograms, args.method, args.percentile)
     save(histograms, choices, outputs, about)
     print(summary_table(histograms, choices))
     if args.model != "merge":

@@ -9,7 +9,9 @@ import pytest
 from helpers import Array
 from oracles import mish64
 
-from darktrt.calib.histogram import Histogram
+from darktrt.calib import threshold
+from darktrt.calib.histogram import Histogram, HistogramSet
+from darktrt.calib.options import CalibrationOptions
 from darktrt.calib.threshold import (
     DEAD_SCALE_AMAX,
     METHODS,
@@ -17,13 +19,14 @@ from darktrt.calib.threshold import (
     Choice,
     Floats,
     Method,
-    before_mish,
     choose_amax,
+    choose_thresholds,
     entropy_amax,
     entropy_divergences,
     entropy_histogram,
     expected_error,
-    joined,
+    join_groups,
+    join_mish,
     mse_amax,
     percentile_amax,
 )
@@ -214,7 +217,7 @@ def test_what_mish_reads_gets_the_range_of_what_it_gives() -> None:
     y = mish64(x)
     histograms = {"x": histogram_of(x), "y": histogram_of(y), "other": histogram_of(x)}
     choices = {name: choose_amax(histogram, "auto") for name, histogram in histograms.items()}
-    found = before_mish(choices, histograms, {"x": "y"})
+    found = join_mish(choices, histograms, {"x": "y"})
     assert found["x"].amax == found["y"].amax == choices["y"].amax
     assert found["x"].joined
     assert found["x"].clipped_share == pytest.approx(np.mean(np.abs(x) > choices["y"].amax), rel=1e-2)
@@ -226,7 +229,7 @@ def test_what_mish_reads_gets_the_range_of_what_it_gives() -> None:
 def test_a_mish_that_gives_nothing_leaves_its_input_alone() -> None:
     histograms = {"x": histogram_of(SAMPLES["normal"]), "y": histogram_of(np.zeros(9))}
     choices = {name: choose_amax(histogram, "auto") for name, histogram in histograms.items()}
-    assert before_mish(choices, histograms, {"x": "y"}) == choices
+    assert join_mish(choices, histograms, {"x": "y"}) == choices
 
 
 def chosen(amax: float, dead: bool = False) -> Choice:
@@ -235,23 +238,41 @@ def chosen(amax: float, dead: bool = False) -> Choice:
 
 def test_tensors_that_pass_values_on_get_one_threshold_where_theirs_are_near() -> None:
     choices = {"a": chosen(4), "b": chosen(4 * NEAR), "c": chosen(5), "d": chosen(2), "e": chosen(7)}
-    result = joined(choices, [["a", "b", "c"], ["d", "e"]])
+    result = join_groups(choices, [["a", "b", "c"], ["d", "e"]])
     assert {name: choice.amax for name, choice in result.items()} == {"a": 5, "b": 5, "c": 5, "d": 2, "e": 7}
     assert [name for name, choice in result.items() if choice.joined] == ["a", "b", "c"]
 
 
 def test_a_tensor_that_is_always_zero_neither_joins_nor_keeps_others_apart() -> None:
-    result = joined({"a": chosen(1, dead=True), "b": chosen(30), "c": chosen(31)}, [["a", "b", "c"]])
+    result = join_groups({"a": chosen(1, dead=True), "b": chosen(30), "c": chosen(31)}, [["a", "b", "c"]])
     assert {name: choice.amax for name, choice in result.items()} == {"a": 1, "b": 31, "c": 31}
-    assert joined({"a": chosen(1, dead=True)}, [["a"]]) == {"a": chosen(1, dead=True)}
+    assert join_groups({"a": chosen(1, dead=True)}, [["a"]]) == {"a": chosen(1, dead=True)}
 
 
-def test_auto_weighs_what_it_is_given() -> None:
+def test_auto_compares_the_errors_of_the_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     histogram = histogram_of(SAMPLES["outlier"])
-    widest = choose_amax(histogram, "auto", error=lambda _, amaxes: -amaxes)
-    narrowest = choose_amax(histogram, "auto", error=lambda _, amaxes: amaxes)
-    assert widest.amax == histogram.amax
-    assert narrowest.amax < 30
+    monkeypatch.setattr(threshold, "expected_error", lambda _, amaxes: -amaxes)
+    assert choose_amax(histogram, "auto").amax == histogram.amax
+    monkeypatch.setattr(threshold, "expected_error", lambda _, amaxes: amaxes)
+    assert choose_amax(histogram, "auto").amax < 30
+
+
+def test_thresholds_of_a_network() -> None:
+    """Chosen tensor by tensor, those of head inputs with equal weights, then joined in groups, then across Mish."""
+    samples = {"a": 2, "b": 1.9, "x": 1, "y": 3, "head": 1}
+    histograms = {name: histogram_of(factor * SAMPLES["normal"]) for name, factor in samples.items()}
+    network = HistogramSet("", histograms, groups=[["a", "b"]], head_inputs=["head"], mish={"x": "y"})
+    choices = choose_thresholds(network, "mse")
+    plain = {name: choose_amax(histogram, "mse").amax for name, histogram in histograms.items()}
+    expected = plain | {"b": plain["a"], "x": plain["y"]}
+    assert {name: choice.amax for name, choice in choices.items()} == expected
+    assert [name for name, choice in choices.items() if choice.joined] == ["a", "b", "x"]
+
+
+def test_auto_for_a_head_in_a_network(objects: Histogram) -> None:
+    choices = choose_thresholds(HistogramSet("", {"in": objects, "other": objects}, head_inputs=["in"]))
+    assert choices["in"] == choose_amax(objects, "auto", for_head=True)
+    assert choices["other"] == choose_amax(objects, "auto") != choices["in"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -288,5 +309,26 @@ def test_wrong_arguments() -> None:
     for percentile in (0, -1, 100.1, float("nan")):
         with pytest.raises(DarktrtError, match="percentile is"):
             choose_amax(histogram, "percentile", percentile)
+    with pytest.raises(DarktrtError, match="unknown calibration method 'kl'"):
+        choose_thresholds(HistogramSet(""), "kl")  # type: ignore[arg-type]
+    with pytest.raises(DarktrtError, match="percentile is 0;"):
+        choose_thresholds(HistogramSet(""), percentile=0)
     with pytest.raises(DarktrtError, match="no values"):
         choose_amax(Histogram(), "entropy")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("limit", 0, "limit is 0; it must be at least 1"),
+        ("batch", 0, "batch is 0; it must be at least 1"),
+        ("bias_images", -1, "bias_images is -1; it must be at least 0"),
+        ("fp_layer_images", -2, "fp_layer_images is -2; it must be at least 0"),
+        ("method", "kl", "unknown calibration method 'kl'"),
+        ("percentile", 101, "the percentile is 101; it must be above 0 and at most 100"),
+    ],
+)
+def test_options_out_of_range(argument: str, value: object, message: str) -> None:
+    with pytest.raises(DarktrtError, match=message) as caught:
+        CalibrationOptions(**{argument: value})  # type: ignore[arg-type]
+    assert caught.value.argument == argument
