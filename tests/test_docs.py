@@ -166,7 +166,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 OPTIONS = {parser.prog: set(parser._option_string_actions) for parser in parsers(cli._parser())}
 """The options of every command, by its words."""
 
-FOREIGN = {"--calib", "--dynamicPlugins", "--data", "--json", "--http-max-input-size", "--timing-cache", "--strict"}
+FOREIGN = {"--calib", "--ipc", "--dynamicPlugins", "--data", "--json", "--http-max-input-size", "--timing-cache", "--strict"}
 """Options of other programs that the pages speak of, besides those that darktrt has too."""
 
 
