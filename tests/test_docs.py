@@ -24,7 +24,13 @@ from darktrt import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-GUIDES = {"getting-started": "", "int8": "getting-started", "reports": "int8", "engines-and-plugins": "int8", "python-api": "int8"}
+GUIDES = {
+    "getting-started": "",
+    "int8": "getting-started",
+    "reports": "int8",
+    "engines-and-plugins": "int8",
+    "python-api": "int8",
+}
 """Guides whose commands run here, in this order, and the guide that makes their files."""
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md"), *DOCS.glob("reference/*.md")]
 LANGUAGES = {"sh", "python", "console", "shell", "py", "bash", "python3"}
@@ -163,17 +169,24 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
                 yield from parsers(child)
 
 
-OPTIONS = {parser.prog: set(parser._option_string_actions) for parser in parsers(cli._parser())}
+PARSERS = {parser.prog: parser for parser in parsers(cli._parser())}
+OPTIONS = {name: set(parser._option_string_actions) for name, parser in PARSERS.items()}
 """The options of every command, by its words."""
+
+GROUPS = {name for name, parser in PARSERS.items() if parser._subparsers}
+"""Commands that do nothing without a second or third word."""
 
 FOREIGN = {"--calib", "--ipc", "--dynamicPlugins", "--data", "--json", "--http-max-input-size", "--timing-cache", "--strict"}
 """Options of other programs that the pages speak of, besides those that darktrt has too."""
 
 
 def command_of(line: str) -> str:
-    """The longest command of darktrt that a line begins with."""
+    """The longest command of darktrt that a line begins with; a group only where no word follows."""
     words = line.split()
-    return next(name for n in (3, 2, 1) if (name := " ".join(words[:n])) in OPTIONS)
+    name = next(name for n in (3, 2, 1) if (name := " ".join(words[:n])) in OPTIONS)
+    following = words[len(name.split()) :]
+    assert name not in GROUPS or not following or following[0].startswith("-"), line
+    return name
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
@@ -194,16 +207,17 @@ def test_blocks_say_who_runs_them(path: Path) -> None:
     assert set(re.findall(r"^ *```(\w+)$", text, re.MULTILINE)) <= LANGUAGES
     for _, program in blocks(text, "py", "python", "python3"):
         tree = ast.parse(program)
-        used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "darktrt"}
+        used = {
+            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "darktrt"
+        }
         assert used <= set(darktrt.__all__)
-    for name in re.findall(r"`darktrt\.([A-Za-z_]+)(?:\(\)|`)", text):
+    for name in re.findall(r"`darktrt\.([A-Za-z][A-Za-z_]*)(?:\(\)|`)", text):
         assert name in darktrt.__all__ or (ROOT / "darktrt" / name).exists() or (ROOT / f"darktrt/{name}.py").exists(), name
 
 
 def test_every_command_has_an_example() -> None:
     lines = [line for path in PAGES for line in commands(path.read_text(), "sh", "shell", "bash") if line.startswith("darktrt")]
-    leaves = {name for name in OPTIONS if not any(other.startswith(f"{name} ") for other in OPTIONS)} - {"darktrt rival"}
-    assert leaves <= {command_of(line) for line in lines}
+    assert set(OPTIONS) - GROUPS - {"darktrt rival"} <= {command_of(line) for line in lines}
 
 
 def test_every_public_name_is_in_the_reference() -> None:
@@ -236,8 +250,10 @@ def test_the_readme_is_read_in_three_minutes() -> None:
 
 def test_what_it_stands_on_is_what_it_installs() -> None:
     """Every dependency, also those of the extras, has a line that says why."""
-    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    lists = re.findall(r"^(?:dependencies|[a-z]+) = \[(.*?)\]$", pyproject.partition("[project.scripts]")[0], re.DOTALL | re.MULTILINE)
+    pyproject = (
+        (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project]")[2].partition("[project.scripts]")[0]
+    )
+    lists = re.findall(r"^(?:dependencies|[a-z]+) = \[(.*?)\]$", pyproject, re.DOTALL | re.MULTILINE)
     table = page("architecture").partition("## What it stands on")[2]
     named = set(re.findall(r"[a-z0-9-]+", " ".join(re.findall(r"^\| (.*?)(?: \(.*?\))? \|", table, re.MULTILINE))))
     packages = {package for text in lists for package in re.findall(r'"([a-z0-9-]+)(?:\[.*?\])?>=', text)}
