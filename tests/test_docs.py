@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -78,23 +79,30 @@ class Workshop:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         copy_images(folder)
+        self.printed = ""
         self.run = functools.cache(self._run)
 
     def _run(self, guide: str) -> str:
         """Run a guide up to its first failure, which is the result; empty if all is well."""
-        if GUIDES.get(guide) and self.run(GUIDES[guide]):
+        if GUIDES[guide] and self.run(GUIDES[guide]):
             return f"{GUIDES[guide]} has failed"
-        for language, text in blocks(page(guide), "sh", "python"):
-            words = [[sys.executable, "-c", text]]
-            if language == "sh":
-                lines = [shlex.split(line) for line in commands(f"```sh\n{text}```", "sh")]
-                assert all(line[0] == "darktrt" for line in lines)
-                words = [[sys.executable, "-m", *line] for line in lines]
-            for line in words:
-                done = run(line, self.folder)
+        for language, group in itertools.groupby(blocks(page(guide), "sh", "python"), lambda block: block[0]):
+            text = "".join(block for _, block in group)
+            for words in program_lines(language, text):
+                done = run([sys.executable, *words], self.folder)
+                self.printed += done.stdout
                 if done.returncode:
-                    return f"{shlex.join(line[1:])}: {done.stderr or done.stdout}"
+                    return f"{shlex.join(words)}: {done.stderr or done.stdout}"
         return ""
+
+
+def program_lines(language: str, text: str) -> list[list[str]]:
+    """The arguments of Python for each command, or for a program."""
+    if language == "python":
+        return [["-c", text]]
+    lines = [shlex.split(line) for line in commands(f"```sh\n{text}```", "sh")]
+    assert all(line[0] == "darktrt" for line in lines)
+    return [["-m", *line] for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +121,7 @@ def test_a_guide(workshop: Workshop, guide: str) -> None:
 
 def test_what_the_guides_make(workshop: Workshop) -> None:
     assert not workshop.run("int8")
+    assert "person" in workshop.printed
     assert (workshop.folder / "out.jpg").stat().st_size > 10_000
     assert (workshop.folder / "model.plan").stat().st_size > 10_000_000
 
