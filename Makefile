@@ -184,7 +184,7 @@ $(DIR)/portable.onnx: $(DIR)/plain.onnx $(DIR)/SURGERY.options plugins/ops.py $(
 CALIB_DATA = $(or $(DATA),$(shell cat $(DIR)/CALIB.options 2>/dev/null))
 
 $(DIR)/calibration.table: $(DIR)/portable.onnx $(if $(DATA),$(DIR)/CALIB.options) $(wildcard calib/*.py)
-	$(DARKTRT) calib $< $(CALIB_DATA) -o $@
+	$(DARKTRT) calib run $< $(CALIB_DATA) -o $@
 
 EVAL_DATA = $(or $(EVAL),$(CALIB_DATA))
 

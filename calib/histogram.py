@@ -241,7 +241,7 @@ class HistogramSet:
 
 _ROLES = ("groups", "head_inputs", "mish")
 _ARRAYS = ("counts", "weighted", "exponents", "limits", "zeros")
-_NO_HISTOGRAMS = "holds no histograms of 'darktrt calib', or is damaged; run calib again"
+_NO_HISTOGRAMS = "holds no histograms of 'darktrt calib run', or is damaged; run calib again"
 
 
 def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:

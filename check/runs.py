@@ -170,7 +170,7 @@ def simulated_variant(
     network = load_network(path)
     about = {"runs in": f"ONNX Runtime, rounding as {precision.upper()}"}
     if precision == "int8" and calibration is None:
-        raise DarktrtError("--simulate int8 needs the scales: --table TABLE, which 'darktrt calib' writes")
+        raise DarktrtError("--simulate int8 needs the scales: --table TABLE, which 'darktrt calib run' writes")
     if precision == "int8" and calibration:
         fp_layers = chosen_fp_layers(network, calibration)
         about["not in INT8"] = ", ".join(fp_layers)

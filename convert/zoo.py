@@ -95,8 +95,8 @@ _SAMPLES = tuple(
     )
 )
 
-_OWN_NETWORK = "use your own: make engine CFG=my.cfg WEIGHTS=my.weights"
-_OWN_IMAGES = "calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/images"
+_OWN_NETWORK = "use your own: darktrt convert my.cfg my.weights -o plain.onnx"
+_OWN_IMAGES = "calibrate on your own: darktrt calib run ONNX DATA"
 
 
 def fetch(name: str, folder: str | Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Output files that are written whole or not at all, and the checks of outputs before long work."""
+"""Output files that are written whole or not at all, the checks of outputs before long work, and the cache folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pathlib import Path
 from secrets import token_hex
 
 from darktrt.errors import DarktrtError
+
+
+def cache_folder() -> Path:
+    """The folder of everything that darktrt keeps between runs: timing caches, plugin libraries, TensorRT's headers."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darktrt"
 
 
 @contextmanager

@@ -101,6 +101,7 @@ def progress(total: int | None, unit: str, description: str = "", *, least: int 
         unit_scale=scale,
         file=sys.stderr,
         mininterval=0.1 if terminal else 10,
+        delay=0 if terminal else 10,
         leave=not terminal,
         bar_format="{desc}, {elapsed}" if total is None and not scale else None,
     ) as bar:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import onnx
 import onnx_graphsurgeon as gs
 
+from darktrt.engine.options import Precision
 from darktrt.engine.target import Target
 from darktrt.engine.weak_typing import GpuCalibration
 from darktrt.errors import DarktrtError
@@ -17,8 +16,6 @@ from darktrt.surgery.mish import fuse_mish
 from darktrt.surgery.precision import halve
 from darktrt.surgery.qdq import Calibration, fp_layer_names, quantize
 from darktrt.surgery.rewrite import import_graph
-
-Precision = Literal["fp32", "fp16", "int8"]
 
 _HALF_QDQ_OPSET = 19
 """The opset from which Q/DQ nodes take and give FP16."""
@@ -82,12 +79,12 @@ def fp_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibrat
 
 def _check_int8(info: DetectorInfo, target: Target, calibration: Calibration | GpuCalibration | None) -> None:
     if not info.int8_convolutions and calibration is None:
-        raise DarktrtError("INT8 needs a calibration table; make one with 'darktrt calib' and give it with --table")
+        raise DarktrtError("INT8 needs a calibration table; make one with 'darktrt calib run'", "calibration")
     if info.int8_convolutions and calibration is not None:
-        raise DarktrtError("the model has Q/DQ nodes already; build it without --table and --calibrate-on")
+        raise DarktrtError("the model has Q/DQ nodes already; build it without a calibration", "calibration")
     if isinstance(calibration, GpuCalibration) and not target.weakly_typed:
-        how = "asked to take types from the file" if target.strongly_typed else "has no calibrator"
-        raise DarktrtError(f"--calibrate-on gpu: {target} {how}; calibrate with 'darktrt calib' and give its table by --table")
+        how = "cannot calibrate where types come from the file" if target.strongly_typed else "has no calibrator"
+        raise DarktrtError(f"{target} {how}; calibrate with 'darktrt calib run', and build with its table", "calibration_images")
 
 
 def _state_types(graph: gs.Graph, info: DetectorInfo, calibration: Calibration | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,10 +17,11 @@ from darktrt.calib.trt_calibrator import DTYPES
 from darktrt.cuda import Driver, Stream, dotted_capability, first_gpu
 from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.target import Target, find_target, flavour_of
-from darktrt.engine.trt_types import sides
+from darktrt.engine.trt_types import shape_of
 from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.plugins.library import find_library, load_plugins
+from darktrt.progress import LOGGER
 
 if TYPE_CHECKING:
     from darktrt.engine.trt_types import Context, Engine, TensorRT
@@ -143,12 +143,12 @@ class PlanRunner:
         engine, found = self._engine, ([], [])  # type: ignore[var-annotated]
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         for name in sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT):
-            shape, is_input = sides(engine.get_tensor_shape(name)), engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            shape, is_input = shape_of(engine.get_tensor_shape(name)), engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
             if is_input and -1 in shape:
-                largest = sides(engine.get_tensor_profile_shape(name, 0)[2])
+                largest = shape_of(engine.get_tensor_profile_shape(name, 0)[2])
                 self._context.set_input_shape(name, largest)
             else:
-                largest = sides(self._context.get_tensor_shape(name))
+                largest = shape_of(self._context.get_tensor_shape(name))
             dtype, count = np.dtype(DTYPES[engine.get_tensor_dtype(name).name]), int(np.prod(largest))
             device = self._driver.allocate(max(count * dtype.itemsize, 1))
             stack.callback(self._driver.free, device)
@@ -344,16 +344,17 @@ def check_runs(path: str, manifest: Manifest, target: Target, gpu: tuple[str, in
         wanted = f"{manifest.gpu}, compute capability {dotted_capability(manifest.compute_capability)}"
         raise DarktrtError(f"{path}: built for {wanted}, here is {name}, {dotted_capability(capability)}; {again}")
     elif manifest.gpu not in (None, name):
-        print(f"warning: {path}: built for {manifest.gpu}, here is {name}: faster if built again", file=sys.stderr)
+        LOGGER.warning(f"{path}: built for {manifest.gpu}, here is {name}: faster if built again")
 
 
 def _load_library(path: str, manifest: Manifest, target: Target, plugins: str | Path | None) -> None:
-    found = find_library(plugins)
-    if found is None:
+    file = find_library(plugins, target.version_text)
+    if file is None:
         raise DarktrtError(
-            f"{path}: needs the plugins {', '.join(manifest.plugins)}; build their library with 'make plugins', "
-            "or name it by --plugins or DARKTRT_PLUGINS"
+            f"{path}: needs the plugins {', '.join(manifest.plugins)}; compile their library with 'darktrt plugins', "
+            "or name one by DARKTRT_PLUGINS",
+            "plugins",
         )
-    library = load_plugins(target.load(), found)
+    library = load_plugins(target.load(), file)
     if missing := [plugin for plugin in manifest.plugins if plugin not in library.plugins]:
-        raise DarktrtError(f"{path}: needs {missing[0]}, which {found} does not have; build the library with 'make plugins'")
+        raise DarktrtError(f"{path}: needs {missing[0]}, which {file} lacks; compile it with 'darktrt plugins'", "plugins")

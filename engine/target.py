@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from darktrt.cuda import first_gpu
+from darktrt.engine.options import TargetChoice
 from darktrt.errors import DarktrtError
 from darktrt.metadata import MishForm
 from darktrt.plugins.library import is_registered
@@ -40,7 +41,12 @@ class Target:
     """Asked to run the bodies of custom nodes, although it could have plugins."""
 
     def __str__(self) -> str:
-        return f"{_NAMES[self.flavour]} {'.'.join(map(str, self.version))}"
+        return f"{_NAMES[self.flavour]} {self.version_text}"
+
+    @property
+    def version_text(self) -> str:
+        """The version as ``8.6.0``."""
+        return ".".join(map(str, self.version))
 
     @property
     def weakly_typed(self) -> bool:
@@ -54,7 +60,10 @@ class Target:
             DarktrtError: it cannot, as TensorRT before 10.
         """
         if self.flavour == "trt" and self.version < (10,):
-            raise DarktrtError(f"--strongly-typed: {self} chooses types itself; leave it out, or use TensorRT 10 or newer")
+            raise DarktrtError(
+                f"{self} cannot take types from the ONNX file; leave strong typing out, or use TensorRT 10 or newer",
+                "strongly_typed",
+            )
         return replace(self, strongly_typed=True)
 
     @property
@@ -118,8 +127,9 @@ class Target:
         """
         if self.flavour == "trt" and self.version < (10,):
             raise DarktrtError(
-                f"--plugins none: {self} does not know all standard ops of the custom nodes; take the plugins, or build what "
-                "'darktrt convert' wrote, which ends before NMS"
+                f"{self} lacks some standard ops of the custom nodes' bodies; use the plugins, or build what 'darktrt convert' "
+                "wrote, which ends before NMS",
+                "plugins",
             )
         return replace(self, standard_ops=True)
 
@@ -155,7 +165,7 @@ class Target:
         return _load(self.flavour)
 
 
-def find_target(choice: Literal["auto", "rtx", "trt"] = "auto") -> Target:
+def find_target(choice: TargetChoice = "auto") -> Target:
     """The TensorRT to build with; ``auto`` takes a full one where a GPU can use it, else TensorRT for RTX.
 
     Raises:
@@ -179,6 +189,11 @@ def find_target(choice: Literal["auto", "rtx", "trt"] = "auto") -> Target:
 def flavour_of(target: str) -> Flavour:
     """The flavour of a target that was written as text, in a manifest."""
     return "rtx" if target.startswith(_NAMES["rtx"]) else "trt"
+
+
+def version_of(target: str) -> str:
+    """The version of a target that was written as text, in a manifest."""
+    return target.rpartition(" ")[2]
 
 
 def is_installed(flavour: Flavour) -> bool:

@@ -43,6 +43,6 @@ if TYPE_CHECKING:
     Tensor: TypeAlias = tensorrt.ITensor
 
 
-def sides(dims: Dims) -> tuple[int, ...]:
-    """A tensor's shape as numbers, -1 where it is open."""
+def shape_of(dims: Dims) -> tuple[int, ...]:
+    """A tensor's shape as a tuple, -1 for a dynamic dimension."""
     return tuple(dims[i] for i in range(len(dims)))

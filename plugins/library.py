@@ -1,35 +1,37 @@
-"""The plugin library: what it is, told from its file, and loading it into the registry of the TensorRT at hand."""
+"""The plugin library: finding it, reading what it is for from its file, and loading it into TensorRT's plugin registry."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import json
 import mmap
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from darktrt.cuda import dotted_capability, first_gpu
 from darktrt.errors import DarktrtError
-from darktrt.files import sha256_of
+from darktrt.files import cache_folder, sha256_of
 
 FILE_NAME = "libdarktrt_plugins.so"
 VARIABLE = "DARKTRT_PLUGINS"
-DEFAULT = Path(__file__).resolve().parent.parent / "build" / FILE_NAME
-"""Where ``make plugins`` puts it."""
+"""The environment variable that names a plugin library."""
 
 _MARK = b"darktrt-plugins="
+_DISTRIBUTIONS = "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11"
 
 
 @dataclass(frozen=True)
 class PluginLibrary:
-    """What a plugin library says of itself."""
+    """A plugin library, as its file describes it."""
 
     path: Path
     sha256: str
     darktrt: str
-    """The version of darktrt that it is of."""
+    """The version of darktrt that it belongs to."""
     tensorrt: str
     """The version of TensorRT's headers; it works with TensorRT of the same major version."""
     sms: tuple[int, ...]
@@ -46,37 +48,74 @@ class PluginLibrary:
         return sm >= max(self.sms) or any(own // 10 == sm // 10 and own <= sm for own in self.sms)
 
 
-def find_library(path: str | Path | None = None) -> Path | None:
-    """The library to take: ``path``, else what the variable DARKTRT_PLUGINS names, else :data:`DEFAULT` if it exists."""
-    named = path or os.environ.get(VARIABLE)
-    if named:
+def cached_path(tensorrt: str) -> Path:
+    """Where ``darktrt plugins`` puts the library for a version of TensorRT."""
+    return cache_folder() / "plugins" / tensorrt / FILE_NAME
+
+
+def installed_tensorrt() -> str | None:
+    """The version of the installed TensorRT, read without loading it; None where none is installed."""
+    for name in _DISTRIBUTIONS:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def find_library(path: str | Path | None = None, tensorrt: str | None = None) -> Path | None:
+    """The library to use: ``path``, else the one that DARKTRT_PLUGINS names, else one in the cache that fits TensorRT.
+
+    Args:
+        tensorrt: the version of TensorRT that will load the library; by default the installed one.
+    """
+    if named := path or os.environ.get(VARIABLE):
         return Path(named)
-    return DEFAULT if DEFAULT.is_file() else None
+    wanted = tensorrt or installed_tensorrt()
+    return _cached_library(wanted) if wanted else None
+
+
+def _cached_library(tensorrt: str) -> Path | None:
+    """The library compiled for this version of TensorRT, else the newest one for its major version."""
+    if (exact := cached_path(tensorrt)).is_file():
+        return exact
+    fitting = []
+    for path in cached_path("*").parent.parent.glob(f"*/{FILE_NAME}"):
+        with suppress(DarktrtError):  # a damaged file is no candidate
+            library = read_library(path)
+            if _major(library.tensorrt) == _major(tensorrt):
+                fitting.append((path.stat().st_mtime, path))
+    return max(fitting)[1] if fitting else None
+
+
+def _major(version: str) -> str:
+    return version.partition(".")[0]
 
 
 def read_library(path: str | Path) -> PluginLibrary:
-    """What a library is, read from its file without loading it.
+    """Describe a library from its file, without loading it.
 
     Raises:
-        DarktrtError: there is no such file, or it is something else.
+        DarktrtError: there is no such file, or it is no plugin library.
     """
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             begin = content.find(_MARK) + len(_MARK)
             text = content[begin : content.find(b"\0", begin)] if begin >= len(_MARK) else b""
     except FileNotFoundError as error:
-        raise DarktrtError(f"{path}: there is no plugin library; build it with 'make plugins'") from error
+        raise DarktrtError(f"{path}: there is no plugin library; compile it with 'darktrt plugins'", "plugins") from error
     except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise DarktrtError(f"{path}: cannot read the plugin library: {error}") from error
+        raise DarktrtError(f"{path}: cannot read the plugin library: {error}", "plugins") from error
     if not text:
-        raise DarktrtError(f"{path}: is no plugin library of darktrt; build one with 'make plugins'")
+        raise DarktrtError(f"{path}: is no plugin library of darktrt; compile one with 'darktrt plugins'", "plugins")
     facts = json.loads(text)
     sms, names = (tuple(facts[name].split()) for name in ("sms", "plugins"))
     return PluginLibrary(Path(path), sha256_of(path), facts["darktrt"], facts["tensorrt"], tuple(map(int, sms)), names)
 
 
 def load_plugins(trt: Any, path: str | Path) -> PluginLibrary:
-    """Load a library, which puts its plugins into the registry of ``trt``, the module tensorrt. Loading twice does nothing.
+    """Load a library, which registers its plugins with TensorRT. Loading it again changes nothing.
+
+    Args:
+        trt: the module tensorrt.
 
     Raises:
         DarktrtError: there is no such library, it is for another TensorRT or GPU, or it does not load.
@@ -86,7 +125,7 @@ def load_plugins(trt: Any, path: str | Path) -> PluginLibrary:
     try:
         ctypes.CDLL(str(library.path.resolve()))
     except OSError as error:
-        raise DarktrtError(f"{path}: does not load ({error}); build it on this machine with 'make plugins'") from error
+        raise DarktrtError(f"{path}: does not load ({error}); compile it on this machine with 'darktrt plugins'") from error
     if not all(_registered(trt, plugin) for plugin in library.plugins):  # the library was in memory before TensorRT was
         trt.get_plugin_registry().load_library(str(library.path.resolve()))
     missing = [plugin for plugin in library.plugins if not _registered(trt, plugin)]
@@ -96,7 +135,7 @@ def load_plugins(trt: Any, path: str | Path) -> PluginLibrary:
 
 
 def is_registered(trt: Any, name: str, version: str, namespace: str) -> bool:
-    """Whether the registry of ``trt`` has a plugin."""
+    """Whether TensorRT's plugin registry has a plugin."""
     registry = trt.get_plugin_registry()
     find = getattr(registry, "get_creator", None) or registry.get_plugin_creator  # the first from TensorRT 10 on
     return find(name, version, namespace) is not None
@@ -108,19 +147,21 @@ def _registered(trt: Any, plugin: str) -> bool:
 
 
 def _check_fits(library: PluginLibrary, version: str) -> None:
-    if library.tensorrt.partition(".")[0] != version.partition(".")[0]:
+    if _major(library.tensorrt) != _major(version):
         raise DarktrtError(
             f"{library.path}: is for TensorRT {library.tensorrt}, here is TensorRT {version}; "
-            f"build it again with 'make plugins TENSORRT_VERSION={version}'"
+            f"compile it again with 'darktrt plugins --tensorrt {version}'",
+            "plugins",
         )
     sm = _gpu_sm()
     if sm is not None and not library.runs_on(sm):
         raise DarktrtError(
             f"{library.path}: has kernels for compute capability {' '.join(map(dotted_capability, library.sms))}, this GPU has "
-            f"{dotted_capability(sm)}; build it again with 'make plugins SM={sm}'"
+            f"{dotted_capability(sm)}; compile it again with 'darktrt plugins --sm {sm}'",
+            "plugins",
         )
 
 
 def _gpu_sm() -> int | None:
-    found = first_gpu()
-    return found and found[1]
+    gpu = first_gpu()
+    return gpu and gpu[1]

@@ -112,10 +112,11 @@ def read_source(path: str | Path, options: ConfigOptions, plugins: str | Path | 
 
         return ModelFile(Path(path), load_model(path)[1], None, None)
     from darktrt.engine.manifest import manifest_path, read_plan_manifest
+    from darktrt.engine.target import version_of
 
     manifest = read_plan_manifest(path)
     check_served(manifest)
-    library = _library(path, plugins) if manifest.plugins else None
+    library = _library(path, plugins, version_of(manifest.target)) if manifest.plugins else None
     return ModelFile(Path(path), manifest.info, manifest_path(path), library)
 
 
@@ -131,15 +132,17 @@ def check_served(manifest: Manifest) -> None:
         raise DarktrtError(f"the plan is of {manifest.target}, which no Triton loads; serve its ONNX file instead")
 
 
-def _library(plan: str | Path, plugins: str | Path | None) -> Path:
+def _library(plan: str | Path, plugins: str | Path | None, tensorrt: str) -> Path:
     from darktrt.plugins.library import find_library, read_library
 
-    found = find_library(plugins)
-    if found is None:
+    file = find_library(plugins, tensorrt)
+    if file is None:
         raise DarktrtError(
-            f"{plan}: needs plugins; build their library with 'make plugins', or name it by --plugins or DARKTRT_PLUGINS"
+            f"{plan}: needs plugins; compile their library with 'darktrt plugins --tensorrt {tensorrt}', or name one by "
+            "DARKTRT_PLUGINS",
+            "plugins",
         )
-    return read_library(found).path
+    return read_library(file).path
 
 
 def _check_other_versions(target: Path, version: int, config: ModelConfig) -> None:

@@ -30,6 +30,8 @@ class Calibration:
     """Convolutions to leave in floating point, by node name; None for those of :func:`default_fp_layers`."""
     channel_means: Mapping[str, ChannelMeans] = field(default_factory=dict)
     """What quantizing does to the means of tensors, as far as it was measured: biases are corrected by them."""
+    table_sha256: str = ""
+    """Of the file that the scales come from, for an engine's manifest."""
 
 
 @dataclass(frozen=True)

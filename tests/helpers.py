@@ -216,7 +216,7 @@ def labelled_images(made: Made, folder: Path) -> Path:
         for path in (folder / "photos").iterdir():
             (found,) = detector.detect([read_image(path)])
             path.with_suffix(".txt").write_text(darknet_labels(found.select(slice(6)), 192, 128))
-    arguments = ["calib", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.table")]
+    arguments = ["calib", "run", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.table")]
     assert main([*arguments, "--bias-images", "0"]) == 0
     return folder
 

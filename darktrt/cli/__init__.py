@@ -24,7 +24,6 @@ from darktrt.cli import (
     inspect,
     load,
     rival,
-    sensitivity,
     serve,
     surgery,
 )
@@ -66,7 +65,7 @@ def _option(args: argparse.Namespace, error: DarktrtError) -> str:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments; some commands are of two words, with options of their own."""
     words = list(arguments)
-    if " ".join(words[:2]) in (sensitivity.NAME, engine_inspect.NAME):
+    if " ".join(words[:2]) == engine_inspect.NAME:
         words[:2] = [" ".join(words[:2])]
     return _parser().parse_args(words)
 
@@ -79,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    stages = (fetch, convert, surgery, calib, sensitivity, engine, engine_inspect)
+    stages = (fetch, convert, surgery, calib, engine, engine_inspect)
     for module in (*stages, check, detect, serve, client, load, bench, rival, inspect, doctor):
         module.add(commands)
     return parser

@@ -14,7 +14,7 @@ from darktrt.errors import DarktrtError
 
 if TYPE_CHECKING:
     from darktrt.check.budget import Trade
-    from darktrt.engine.build import BuildOptions
+    from darktrt.engine.options import BuildOptions
     from darktrt.engine.weak_typing import GpuCalibration
     from darktrt.surgery.qdq import Calibration
 
@@ -72,19 +72,13 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument("--hardware-compatible", action="store_true", help=ampere)
     versions = "an engine for later versions of the same major version of TensorRT too"
     parser.add_argument("--version-compatible", action="store_true", help=versions)
-    verbosity = (
-        "what the engine tells of its layers, for 'engine inspect', the count of INT8 convolutions and, of a table served to "
-        "TensorRT 8.6 to 10, corrected biases (default: detailed)"
-    )
-    levels = ["detailed", "layer_names_only", "none"]
-    parser.add_argument("--verbosity", choices=levels, default="detailed", help=verbosity)
     parser.add_argument(
         "--tactic-sources",
         metavar="+LIB,-LIB",
         help="libraries to add or leave out, as trtexec has it: --tactic-sources=-CUDNN,-CUBLAS,-CUBLAS_LT",
     )
     library = (
-        "plugin library (default: what DARKTRT_PLUGINS names, else what 'make plugins' built, if custom nodes need one); "
+        "plugin library (default: what DARKTRT_PLUGINS names, else what 'darktrt plugins' compiled, if custom nodes need it); "
         "none for standard ops in place of custom nodes"
     )
     parser.add_argument("--plugins", metavar="LIBRARY", help=library)
@@ -113,8 +107,7 @@ def _engine(args: argparse.Namespace) -> None:
         calibration = replace(calibration, fp_layers=trade.chosen.fp_layers)
     cost = trade.cost(", ".join(args.eval)) if trade else None
     with _gpu_calibration(args) if on_gpu else nullcontext(calibration) as scales:
-        chosen = args.source, args.output, args.precision, args.target, scales, options, cost, args.plugins, args.table
-        manifest = build_file(*chosen)
+        manifest = build_file(args.source, args.output, options, scales, cost)
     if on_gpu:
         print(f"{cache_path(args.output)}: the scales that TensorRT found, as a table for another build")
     size = Path(args.output).stat().st_size / 2**20
@@ -128,11 +121,14 @@ def _engine(args: argparse.Namespace) -> None:
 
 
 def _build_options(args: argparse.Namespace) -> BuildOptions:
-    from darktrt.engine.build import BuildOptions
+    from darktrt.engine.options import BuildOptions
 
     if args.workspace is not None and args.workspace < 1:
         raise DarktrtError(f"--workspace {args.workspace}: it must be at least 1 MiB")
     return BuildOptions(
+        precision=args.precision,
+        target=args.target,
+        plugins=args.plugins,
         tactic_sources=args.tactic_sources,
         optimization_level=args.optimization_level,
         timing_cache=args.timing_cache,
@@ -142,7 +138,6 @@ def _build_options(args: argparse.Namespace) -> BuildOptions:
         batch=_batch_range(args.batch) if args.batch else None,
         hardware_compatible=args.hardware_compatible,
         version_compatible=args.version_compatible,
-        verbosity=args.verbosity,
     )
 
 

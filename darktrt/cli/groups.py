@@ -57,13 +57,27 @@ def parse_batch(text: str) -> tuple[int, int, int]:
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--table", metavar="TABLE", help="calibration table of 'darktrt calib', or a TensorRT calibration cache"
+        "--table", metavar="TABLE", help="calibration table of 'darktrt calib run', or a TensorRT calibration cache"
     )
     fp_layers = (
-        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib' left beside the table; "
+        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib run' left beside the table; "
         "without such a file the first, and those of the heads)"
     )
     parser.add_argument("--fp-layers", metavar="NAME,...", help=fp_layers)
+
+
+def add_calibration_outputs(parser: argparse.ArgumentParser) -> None:
+    """What choosing scales writes, and how it chooses."""
+    beside = (
+        "table to write; beside it go a summary (.txt), TensorRT's cache (.cache), histograms (.npz), channel means "
+        "(.means.npz) and floating-point layers (.fp_layers.json)"
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
+    methods = ["auto", "entropy", "weighted", "mse", "percentile", "minmax"]
+    method = "how to choose (default: auto, the least error where objects are found)"
+    parser.add_argument("--method", choices=methods, default="auto", help=method)
+    parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
+    parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
 
 
 def calibration(table: str, fp_layers: str | None = None) -> Calibration:
@@ -71,12 +85,14 @@ def calibration(table: str, fp_layers: str | None = None) -> Calibration:
     from darktrt.calib.bias_correction import load_channel_means
     from darktrt.calib.fp_layers import load_fp_layers
     from darktrt.calib.table import CalibrationTable
+    from darktrt.files import sha256_of
     from darktrt.surgery.qdq import Calibration
 
     return Calibration(
         CalibrationTable.load(table).scales,
         load_fp_layers(table) if fp_layers is None else names(fp_layers),
         load_channel_means(table),
+        sha256_of(table),
     )
 
 

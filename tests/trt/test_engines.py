@@ -10,6 +10,7 @@ DARKTRT_TACTIC_SOURCES is given to every build, as ``--tactic-sources`` is.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from test_int8 import BATCH, DEPTH, KEPT, images, model, names
 
 from darktrt.calib.table import CalibrationTable
 from darktrt.calib.trt_calibrator import BatchSource
-from darktrt.engine.build import BuildOptions, build_file, cache_path
+from darktrt.engine.build import build_file, cache_path
+from darktrt.engine.options import BuildOptions
 from darktrt.engine.profile import profile
 from darktrt.engine.runtime import PlanRunner, polygraphy_runner
 from darktrt.engine.target import find_target, gpu_name, installed_version
@@ -50,12 +52,12 @@ def outputs(plan: Path, inputs: Any) -> dict[str, Any]:
 
 def options(folder: Path, **more: Any) -> BuildOptions:
     sources = os.environ.get("DARKTRT_TACTIC_SOURCES")
-    return BuildOptions(sources, 1, **{"timing_cache": folder / "timing.cache", **more})
+    return BuildOptions(tactic_sources=sources, optimization_level=1, **{"timing_cache": folder / "timing.cache", **more})
 
 
 @pytest.fixture(scope="module")
 def plan(folder: Path) -> Path:
-    build_file(folder / "made.onnx", folder / "fp16.plan", "fp16", "trt", None, options(folder))
+    build_file(folder / "made.onnx", folder / "fp16.plan", replace(options(folder), precision="fp16", target="trt"))
     return folder / "fp16.plan"
 
 
@@ -86,7 +88,9 @@ def test_tensorrts_own_calibration_is_kept_as_a_table(folder: Path) -> None:
         pytest.skip("this TensorRT has no INT8 calibrators")
     with BatchSource(({"images": images(seed)["images"][:1]} for seed in range(8)), 1) as source:
         calibration = GpuCalibration(source)
-        manifest = build_file(folder / "made.onnx", folder / "int8.plan", "int8", "trt", calibration, options(folder))
+        manifest = build_file(
+            folder / "made.onnx", folder / "int8.plan", replace(options(folder), precision="int8", target="trt"), calibration
+        )
     assert source.count == 8
     table = CalibrationTable.load(cache_path(folder / "int8.plan"))
     assert not table.compare(names()).missing
@@ -96,7 +100,7 @@ def test_tensorrts_own_calibration_is_kept_as_a_table(folder: Path) -> None:
 def build_exact(folder: Path, **compatible: bool) -> Path:
     file = folder / f"{'_'.join(compatible)}.plan"
     more = options(folder, tf32=False, timing_cache="none", **compatible)
-    build_file(folder / "made.onnx", file, "fp32", "trt", None, more)
+    build_file(folder / "made.onnx", file, replace(more, precision="fp32", target="trt"))
     return file
 
 

@@ -25,11 +25,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from darktrt.calib.bias_correction import ChannelMeans
 from darktrt.calib.table import CalibrationTable
-from darktrt.calib.trt_calibrator import BatchSource
+from darktrt.calib.trt_calibrator import BatchSource, TableSource
 from darktrt.engine import build as build_module
-from darktrt.engine.build import BuildOptions, build, build_file
+from darktrt.engine.build import build_file
 from darktrt.engine.lower import fp_tensors
+from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target, find_target, gpu_name, installed_version
+from darktrt.engine.trt_builder import build
 from darktrt.engine.weak_typing import Calibrated
 from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo
@@ -120,7 +122,14 @@ def target() -> Target:
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> BuildOptions:
     """With measured times kept from test to test."""
-    return BuildOptions(os.environ.get("DARKTRT_TACTIC_SOURCES"), 2, tmp_path_factory.mktemp("times") / "timing.cache")
+    return BuildOptions(
+        "int8",
+        "trt",
+        None,
+        os.environ.get("DARKTRT_TACTIC_SOURCES"),
+        2,
+        tmp_path_factory.mktemp("times") / "timing.cache",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +178,11 @@ def test_a_served_table_needs_no_image(
 ) -> None:
     """No batch is asked for, and the manifest tells of each convolution what the engine tells."""
     asked = []
-    monkeypatch.setattr(build_module.TableSource, "next_batch", lambda *_: asked.append(1))
+    monkeypatch.setattr(TableSource, "next_batch", lambda *_: asked.append(1))
     if batch == "dynamic":
         onnx_file = tmp_path / "dynamic.onnx"
         onnx.save(model("N")[0], str(onnx_file))
-    manifest = build_file(onnx_file, tmp_path / "a.plan", "int8", "trt", Calibration(SCALES), options)
+    manifest = build_file(onnx_file, tmp_path / "a.plan", options, Calibration(SCALES))
     assert not asked
     found = convolutions((tmp_path / "a.plan").read_bytes(), target)
     assert_kept(found, KEPT)
@@ -186,20 +195,20 @@ def test_a_served_table_needs_no_image(
 
 
 def test_biases_are_corrected_of_what_runs_in_int8(
-    target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By a build that chooses as the one before it did."""
     graph = model()[0].graph
     channels = {constant.name: constant.dims[1] for constant in graph.initializer if len(constant.dims) == 4}
     zeros = {node.input[0]: np.zeros(channels[node.input[1]]) for node in graph.node if node.op_type == "Conv"}
     calibration = Calibration(SCALES, channel_means={name: ChannelMeans(zero, zero) for name, zero in zeros.items()})
-    manifest = build_file(onnx_file, tmp_path / "a.plan", "int8", "trt", calibration, options)
+    manifest = build_file(onnx_file, tmp_path / "a.plan", options, calibration)
     assert manifest.corrected_biases == manifest.int8_convolutions
-    assert "biases" not in capsys.readouterr().err
+    assert "biases" not in caplog.text
 
 
 def test_what_is_kept_can_be_chosen(target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path) -> None:
-    build_file(onnx_file, tmp_path / "a.plan", "int8", "trt", Calibration(SCALES, ("conv_2",)), options)
+    build_file(onnx_file, tmp_path / "a.plan", options, Calibration(SCALES, ("conv_2",)))
     assert_kept(convolutions((tmp_path / "a.plan").read_bytes(), target), ("conv_2",))
 
 
@@ -209,7 +218,7 @@ def test_fed_batches_give_a_cache_that_goes_round(
     made, info = model()
     fp_layers = fp_tensors(made, info, Calibration(SCALES))
     with BatchSource((images(seed) for seed in range(4)), BATCH) as source:
-        plan = build(made.SerializeToString(), info, target, "int8", Calibrated(source, fp_layers), options).plan
+        plan = build(made.SerializeToString(), info, target, options, Calibrated(source, fp_layers)).plan
     assert source.count == 4
     (tmp_path / "trt.cache").write_bytes(source.cache)
     table = CalibrationTable.load(tmp_path / "trt.cache")
@@ -219,7 +228,7 @@ def test_fed_batches_give_a_cache_that_goes_round(
     assert not table.compare(names()).missing
     assert table.scales["images"] == pytest.approx(1 / 127, rel=0.1)
     assert_kept(convolutions(bytes(plan), target), KEPT)
-    build_file(onnx_file, tmp_path / "a.plan", "int8", "trt", Calibration(table.scales), options)
+    build_file(onnx_file, tmp_path / "a.plan", options, Calibration(table.scales))
 
 
 def fails_at_third(error: Exception) -> Iterator[Arrays]:
@@ -248,8 +257,8 @@ def test_failures_while_feeding_leave_no_plan(
     batches, said = FAILURES[name]
     onnx.save(model()[0], str(tmp_path / "made.onnx"))
     with BatchSource(batches(), BATCH) as source, pytest.raises(DarktrtError, match=said):
-        monkeypatch.setattr(build_module, "served_table", lambda *_: Calibrated(source))
-        build_file(tmp_path / "made.onnx", tmp_path / "a.plan", "int8", "trt", Calibration(SCALES), options)
+        monkeypatch.setattr(build_module, "by_table", lambda *_: Calibrated(source))
+        build_file(tmp_path / "made.onnx", tmp_path / "a.plan", options, Calibration(SCALES))
     assert [file.name for file in tmp_path.iterdir()] == ["made.onnx"]
 
 
@@ -257,8 +266,8 @@ def test_failures_while_feeding_leave_no_plan(
 def test_other_precisions_build_too(
     target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path, precision: Any
 ) -> None:
-    own = BuildOptions(options.tactic_sources, 0, tmp_path / "timing.cache")
+    own = BuildOptions(precision, "trt", None, options.tactic_sources, 0, tmp_path / "timing.cache")
     for _ in range(2):
-        assert build_file(onnx_file, tmp_path / "a.plan", precision, "trt", None, own).precision == precision
+        assert build_file(onnx_file, tmp_path / "a.plan", own).precision == precision
     assert (tmp_path / "timing.cache").stat().st_size > 0
     assert not any(convolutions((tmp_path / "a.plan").read_bytes(), target).values())

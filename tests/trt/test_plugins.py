@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,8 +31,10 @@ from onnx.reference import ReferenceEvaluator
 
 from darktrt.calib.trt_calibrator import DTYPES
 from darktrt.cuda import DeviceMemory, Driver, Stream
-from darktrt.engine.build import BuildOptions, _configure, build_file
+from darktrt.engine.build import build_file
+from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target, find_target, gpu_name, installed_version
+from darktrt.engine.trt_builder import configure
 from darktrt.plugins.library import find_library, load_plugins, read_library
 from darktrt.plugins.ops import DOMAIN, OPSET_VERSION, Mish, MishAdd, MishConcat, PluginOp, YoloDecode, YoloDetect
 
@@ -202,7 +205,7 @@ class Workshop(Lab):
         model = one_node(op, open_, types)
         assert parser.parse(model.SerializeToString()), parser.get_error(0).desc()
         config = self.builder.create_builder_config()
-        _configure(trt, config, self.options, self.target)
+        configure(trt, config, self.options, self.target)
         config.set_flag(trt.BuilderFlag.DIRECT_IO)
         for flag, kind in (("FP16", "HALF"), ("INT8", "INT8")):
             if self.target.weakly_typed and (kind in types.values() or (flag == "INT8" and scales)):
@@ -339,7 +342,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     if gpu_name() is None:
         pytest.skip("no NVIDIA GPU is usable here")
     times = tmp_path_factory.mktemp("times") / "timing.cache"
-    return Workshop(BuildOptions(os.environ.get("DARKTRT_TACTIC_SOURCES"), 0, times))
+    return Workshop(
+        BuildOptions(tactic_sources=os.environ.get("DARKTRT_TACTIC_SOURCES"), optimization_level=0, timing_cache=times)
+    )
 
 
 # --- Mish and its relatives ---
@@ -505,7 +510,7 @@ def test_heads_that_do_not_fit_are_refused(lab: Workshop) -> None:
     parser = lab.trt.OnnxParser(network, lab.logger)
     parsed = parser.parse(one_node(YoloDecode(**HEADS), shapes).SerializeToString())
     config = lab.builder.create_builder_config()
-    _configure(lab.trt, config, lab.options, lab.target)
+    configure(lab.trt, config, lab.options, lab.target)
     assert not parsed or lab.builder.build_serialized_network(network, config) is None
 
 
@@ -612,7 +617,7 @@ def test_a_whole_network(lab: Workshop, tmp_path: Path, precision: Any) -> None:
     """The detections of ONNX Runtime, in both directions."""
     file = Path(str(MODEL))
     expected = dict(np.load(file.with_suffix(".npz")))
-    manifest = build_file(file, tmp_path / "a.plan", precision, "trt", None, lab.options, plugins=LIBRARY)
+    manifest = build_file(file, tmp_path / "a.plan", replace(lab.options, precision=precision, target="trt", plugins=LIBRARY))
     assert "YoloDetectPlugin:1" in manifest.plugins
     assert manifest.plugin_library["sha256"] == read_library(str(LIBRARY)).sha256
     with Session(lab, lab.load((tmp_path / "a.plan").read_bytes())) as session:

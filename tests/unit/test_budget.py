@@ -43,6 +43,7 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
         main(
             [
                 "calib",
+                "run",
                 str(folder / "net.onnx"),
                 str(folder / "others"),
                 "-o",

@@ -67,7 +67,7 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for i in range(4):
         Image.fromarray(made_image(64, 96, seed=i)).save(folder / f"photos/{i}.png")
-    assert main(["calib", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table")]) == 0
+    assert main(["calib", "run", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table")]) == 0
     return folder
 
 
@@ -147,7 +147,7 @@ def test_none_is_left_where_none_was_measured(files: Path, tmp_path: Path) -> No
     for name, *options in (("nms", "--fp-layer-images", "0"), ("raw",)):
         table = tmp_path / f"{name}.table"
         fp_layers_path(table).write_text("of an earlier table")
-        assert main(["calib", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(table), *options]) == 0
+        assert main(["calib", "run", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(table), *options]) == 0
         assert load_fp_layers(table) is None
     assert load_model(files / "raw.onnx")[1].head == "raw"
 

@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,17 +26,21 @@ from helpers import Made, batch_of_images, files_in, made_image, make, run, thre
 from onnx import parser
 from PIL import Image
 
+from darktrt import progress as progress_module
 from darktrt.calib.collect import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.calib.trt_calibrator import BatchSource
 from darktrt.cli import main
 from darktrt.engine import build as build_module
+from darktrt.engine import int8_rebuild, timing_cache
 from darktrt.engine import target as target_module
-from darktrt.engine.build import BuildOptions, Built, build, build_file
-from darktrt.engine.lower import Precision, lower
+from darktrt.engine.build import build_file
+from darktrt.engine.lower import lower
 from darktrt.engine.manifest import Manifest, manifest_path, read_manifest, read_plan_manifest
+from darktrt.engine.options import BuildOptions, Precision
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.engine.target import Target, find_target, gpu_name, installed_version
+from darktrt.engine.trt_builder import Built, build
 from darktrt.engine.weak_typing import Calibrated, GpuCalibration, NetworkMap
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
@@ -54,6 +59,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
     """A home of its own, where timing caches go."""
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     return folder
 
 
@@ -304,7 +310,7 @@ def static(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
 def test_rtx_builds_a_mish_network_with_nms(made: Made, static: Made, tmp_path: Path, precision: Any, batch: str) -> None:
     source, plan = tmp_path / "portable.onnx", tmp_path / "model.plan"
     transform_file((static if batch == "static" else made).plain, source, SurgeryOptions())
-    manifest = build_file(source, plan, precision, "rtx")
+    manifest = build_file(source, plan, BuildOptions(precision, "rtx"))
     assert files_in(tmp_path) == ["model.json", "model.plan", "portable.onnx"]
     assert plan.stat().st_size > 10_000
     assert manifest.target.startswith("TensorRT for RTX 1.")
@@ -320,14 +326,14 @@ def test_half_halves_the_plan(made: Made, tmp_path: Path) -> None:
     transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
     sizes = []
     for precision in ("fp32", "fp16"):
-        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", precision, "rtx")  # type: ignore[arg-type]
+        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions(precision, "rtx"))  # type: ignore[arg-type]
         sizes.append((tmp_path / "a.plan").stat().st_size)
     assert sizes[1] < sizes[0]
 
 
 @rtx
 def test_a_plain_model_builds_too(made: Made, tmp_path: Path) -> None:
-    assert build_file(made.plain, tmp_path / "a.plan", "fp16", "rtx").info.head == "decoded"
+    assert build_file(made.plain, tmp_path / "a.plan", BuildOptions("fp16", "rtx")).info.head == "decoded"
 
 
 @rtx
@@ -337,7 +343,7 @@ def test_a_network_that_the_parser_refuses_is_told_in_its_words(made: Made) -> N
     model = parser.parse_model(text)
     model.graph.node[0].name = "odd_one"
     with pytest.raises(DarktrtError, match=r"TensorRT for RTX 1.* cannot parse the network: node 'odd_one' \(Odd\): "):
-        build(model.SerializeToString(), made.info, find_target("rtx"), "fp32")
+        build(model.SerializeToString(), made.info, find_target("rtx"), BuildOptions("fp32"))
 
 
 @rtx
@@ -345,7 +351,7 @@ def test_a_network_that_the_builder_refuses_is_told_in_its_words(made: Made) -> 
     text = """<ir_version: 8, opset_import: ["": 17]> g (float[1,9,4] images, float[1,2,9] s) => (int64[n,3] y)
         { y = NonMaxSuppression (images, s) }"""
     with pytest.raises(DarktrtError, match=r"TensorRT for RTX 1.* cannot (build the engine|parse the network): \S"):
-        build(parser.parse_model(text).SerializeToString(), made.info, find_target("rtx"), "fp32")
+        build(parser.parse_model(text).SerializeToString(), made.info, find_target("rtx"), BuildOptions("fp32"))
 
 
 FAILURES: dict[str, Callable[[], Exception]] = {
@@ -366,11 +372,11 @@ def test_a_failed_build_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: 
         assert len(files_in(tmp_path)) in (5, 6)
         raise FAILURES[name]()
 
-    monkeypatch.setattr(build_module, "build", fails)
+    monkeypatch.setattr(int8_rebuild, "build", fails)
     machine(monkeypatch, None, rtx="1.7.1")
     for plan in ("new.plan", "old.plan"):
         with pytest.raises((DarktrtError, KeyboardInterrupt, RuntimeError)):
-            build_file(tmp_path / "a.onnx", tmp_path / plan, "fp32", "rtx")
+            build_file(tmp_path / "a.onnx", tmp_path / plan, BuildOptions("fp32", "rtx"))
         assert files_in(tmp_path) == ["a.onnx", "old.json", "old.plan"]
     assert (tmp_path / "old.plan").read_bytes() == b"old"
 
@@ -378,14 +384,14 @@ def test_a_failed_build_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: 
 def test_no_plan_without_its_manifest(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     (tmp_path / "model.json").mkdir()
-    monkeypatch.setattr(build_module, "build", lambda *_: Built(memoryview(b"plan")))
+    monkeypatch.setattr(int8_rebuild, "build", lambda *_: Built(memoryview(b"plan")))
     machine(monkeypatch, None, rtx="1.7.1")
     with pytest.raises(DarktrtError, match=r"model\.json: is a folder"):
-        build_file(tmp_path / "a.onnx", tmp_path / "model.plan", "fp32", "rtx")
+        build_file(tmp_path / "a.onnx", tmp_path / "model.plan", BuildOptions("fp32", "rtx"))
     with pytest.raises(DarktrtError, match=r"model\.json: \.json is the manifest's name"):
-        build_file(tmp_path / "a.onnx", tmp_path / "model.json", "fp32", "rtx")
+        build_file(tmp_path / "a.onnx", tmp_path / "model.json", BuildOptions("fp32", "rtx"))
     with pytest.raises(DarktrtError, match=r"a\.onnx: is given twice"):
-        build_file(tmp_path / "a.onnx", tmp_path / "a.onnx", "fp32", "rtx")
+        build_file(tmp_path / "a.onnx", tmp_path / "a.onnx", BuildOptions("fp32", "rtx"))
     assert files_in(tmp_path) == ["a.onnx", "model.json"]
 
 
@@ -397,9 +403,9 @@ def full(monkeypatch: pytest.MonkeyPatch, version: str, **options: Any) -> FakeT
     trt = FakeTensorRT(version, **options)
     machine(monkeypatch, "NVIDIA L4", trt=version)
     monkeypatch.setattr(target_module, "_load", lambda _: trt)
-    monkeypatch.setattr(build_module, "gpu_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(timing_cache, "gpu_name", lambda: "NVIDIA L4")
     monkeypatch.setattr(build_module, "first_gpu", lambda: ("NVIDIA L4", 89))
-    monkeypatch.setattr(build_module, "find_library", lambda _: None)  # plugins are there, or not, as ``options`` has it
+    monkeypatch.setattr(build_module, "find_library", lambda *_: None)  # plugins are there, or not, as ``options`` has it
     return trt
 
 
@@ -417,7 +423,7 @@ def test_full_tensorrt_is_asked_in_its_own_way(
     """Flags by version, a profile for the dynamic inputs, plugins and GPU in the manifest."""
     trt = full(monkeypatch, version, plugins=PLUGINS)
     transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
-    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "auto")
+    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp16", "auto"))
     assert trt.config.asked == flags
     assert trt.network.flags == network
     assert trt.config.profiles == [{"images": [(1, 64, 96, 3), (3, 64, 96, 3), (3, 64, 96, 3)]}]
@@ -436,14 +442,13 @@ def test_a_missing_plugin_library_is_said(
     full(monkeypatch, version, plugins=("MishPlugin",))
     transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     if not needed:
-        assert build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt").precision == "fp16"
+        assert build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp16", "trt")).precision == "fp16"
         return
     with pytest.raises(DarktrtError) as caught:
-        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt")
+        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp16", "trt"))
     assert str(caught.value) == (
-        f"TensorRT {version} takes YoloDetectPlugin from darktrt's plugin library, which is missing; build it with "
-        "'make plugins', or name it by --plugins; do without: 'darktrt surgery --head raw --mish native', or "
-        "'darktrt engine --target rtx'"
+        f"TensorRT {version} needs YoloDetectPlugin from darktrt's plugin library, which is missing; compile it with "
+        "'darktrt plugins', or do without: a model that ends at the raw heads, with Mish as standard ops, or TensorRT for RTX"
     )
     assert files_in(tmp_path) == ["a.onnx"]
 
@@ -452,7 +457,7 @@ def test_decoding_stays_fp32(made: Made, monkeypatch: pytest.MonkeyPatch) -> Non
     """Every layer behind the raw heads, and none before them, in a plain model as in one with plugins."""
     for model, plugins in ((made.model(), ()), (made.operated(mish="native"), PLUGINS)):
         trt = full(monkeypatch, "8.6.1", plugins=plugins)
-        build(model.SerializeToString(), made.info, Target("trt", (8, 6, 1)), "fp16")
+        build(model.SerializeToString(), made.info, Target("trt", (8, 6, 1)), BuildOptions("fp16"))
         heads = [head.tensor for head in made.info.heads]
         reached = set(heads)
         for node in model.graph.node:
@@ -507,14 +512,14 @@ def test_int8_serves_the_table_under_its_own_version(
     made: Made,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     version: str,
     header: str,
     form: str,
 ) -> None:
     trt = full(monkeypatch, version)
     source, scales = raw(made, tmp_path, input=form)
-    manifest = build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales))
+    manifest = build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales))
     assert trt.config.asked == ["FP16", "INT8", OBEY]
     assert trt.events == ["read"]
     text = bytes(trt.config.int8_calibrator.read_calibration_cache()).decode()
@@ -522,7 +527,7 @@ def test_int8_serves_the_table_under_its_own_version(
     shape = (64, 96, 3) if form == "uint8" else (3, 64, 96)
     assert trt.config.calibration_profile == {"images": [(3, *shape)] * 3}
     assert manifest.precision == "int8"
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
 def pinned_names(trt: FakeTensorRT) -> list[str]:
@@ -535,7 +540,7 @@ def test_kept_convolutions_are_pinned_with_their_activations(
     trt = full(monkeypatch, "8.6.1")
     source, scales = raw(made, tmp_path)
     convolutions = [node for node in load_model(source)[0].graph.node if node.op_type == "Conv"]
-    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales))
+    build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales))
     pinned = [
         layer.name for layer in trt.network.layers if layer.name in pinned_names(trt) and layer.type.name == "CONVOLUTION"
     ]
@@ -548,16 +553,16 @@ def test_kept_convolutions_are_pinned_with_their_activations(
     assert not any(layer.output_types for layer in trt.network.layers)
 
     one = convolutions[2].name
-    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales, (one,)))
+    build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales, (one,)))
     assert [name for name in pinned_names(trt) if name in {node.name for node in convolutions}] == [one]
-    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales, ()))
+    build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales, ()))
     assert pinned_names(trt) == []
     with pytest.raises(DarktrtError, match="'nobody' is no convolution of this network"):
-        build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales, ("nobody",)))
+        build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales, ("nobody",)))
 
 
 def test_tensors_inside_fused_nodes_are_not_missed(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The add takes a Mish in, whose own output then has a scale and no tensor."""
     full(monkeypatch, "8.6.1", plugins=PLUGINS)
@@ -565,12 +570,12 @@ def test_tensors_inside_fused_nodes_are_not_missed(
     file = tmp_path / "auto.onnx"
     transform_file(made.plain, file, SurgeryOptions(head="raw"))
     scales = {name: np.float32(0.1) for name in tensors_to_calibrate(*load_model(file))}
-    assert "MishAddPlugin:1" in build_file(file, tmp_path / "a.plan", "int8", "trt", Calibration(scales)).plugins
-    assert "not in the network" not in capsys.readouterr().err
+    assert "MishAddPlugin:1" in build_file(file, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales)).plugins
+    assert not any("not in the network" in message for message in caplog.messages)
 
 
 def test_where_table_and_network_differ_is_said(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     full(monkeypatch, "10.3.0")
     source, scales = raw(made, tmp_path)
@@ -578,16 +583,15 @@ def test_where_table_and_network_differ_is_said(
     for head in heads:
         del scales[head]
     scales |= {f"other_{i}": np.float32(1) for i in range(5)}
-    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales))
-    assert capsys.readouterr().err.splitlines() == [
-        "warning: 2 tensors of the network have no scale in the table, so what reads or gives them is not INT8: "
-        + ", ".join(heads),
-        "warning: 5 tensors of the table are not in the network: other_0, other_1, other_2, ...",
+    build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales))
+    assert caplog.messages == [
+        "2 tensors of the network have no scale in the table, so the layers at them are not INT8: " + ", ".join(heads),
+        "5 tensors of the table are not in the network: other_0, other_1, other_2, ...",
     ]
     first = next(node.input[0] for node in load_model(source)[0].graph.node if node.op_type == "Conv")
     del scales[first]
     with pytest.raises(DarktrtError, match=f"has no scale for 1 tensors of this network, '{first}' for one"):
-        build_file(source, tmp_path / "b.plan", "int8", "trt", Calibration(scales, ()))
+        build_file(source, tmp_path / "b.plan", BuildOptions("int8", "trt"), Calibration(scales, ()))
     assert "b.plan" not in files_in(tmp_path)
 
 
@@ -597,19 +601,19 @@ def test_int8_of_a_model_with_qdq_nodes_needs_no_calibrator(
     trt = full(monkeypatch, "8.6.1")
     _, scales = raw(made, tmp_path)
     transform_file(made.plain, tmp_path / "q.onnx", SurgeryOptions(head="raw", mish="native", calibration=Calibration(scales)))
-    build_file(tmp_path / "q.onnx", tmp_path / "a.plan", "int8", "trt")
+    build_file(tmp_path / "q.onnx", tmp_path / "a.plan", BuildOptions("int8", "trt"))
     assert trt.config.asked == ["FP16", "INT8", OBEY]
     assert trt.config.int8_calibrator is None
     assert pinned_names(trt) == []
     with pytest.raises(DarktrtError, match="has Q/DQ nodes already"):
-        build_file(tmp_path / "q.onnx", tmp_path / "a.plan", "int8", "trt", Calibration(scales))
+        build_file(tmp_path / "q.onnx", tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales))
 
 
 def test_int8_without_a_table_is_refused(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, "8.6.1")
     source, _ = raw(made, tmp_path)
     with pytest.raises(DarktrtError, match="INT8 needs a calibration table"):
-        build_file(source, tmp_path / "a.plan", "int8", "trt")
+        build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"))
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.3.0"])
@@ -618,7 +622,7 @@ def test_a_refused_table_leaves_no_plan(made: Made, tmp_path: Path, monkeypatch:
     trt.takes_caches = False
     source, scales = raw(made, tmp_path)
     with pytest.raises(DarktrtError, match="this TensorRT does not take the calibration table"):
-        build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales))
+        build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales))
     assert files_in(tmp_path) == ["raw.onnx"]
 
 
@@ -644,7 +648,7 @@ def test_a_build_can_be_fed_batches(made: Made, tmp_path: Path, monkeypatch: pyt
         def write_cache(self, cache: bytes) -> None:
             assert cache.startswith(b"TRT-100300-")
 
-    build(model.SerializeToString(), info, find_target("trt"), "int8", Calibrated(Fed()))
+    build(model.SerializeToString(), info, find_target("trt"), BuildOptions("int8"), Calibrated(Fed()))
     assert asked == [["images"]] * 3
     assert trt.fed == [[4096]] * 2
     assert trt.config.calibration_profile == {"images": [(2, 3, 64, 96)] * 3}
@@ -666,7 +670,7 @@ def test_a_failed_calibration_stops_the_build_where_it_can(made: Made, tmp_path:
 
     monkeypatch.setattr(trt, "build", build_on)
     with BatchSource([], 1) as nothing, pytest.raises(DarktrtError, match="there is no batch of images"):
-        build(model.SerializeToString(), info, find_target("trt"), "int8", Calibrated(nothing))
+        build(model.SerializeToString(), info, find_target("trt"), BuildOptions("int8"), Calibrated(nothing))
     assert went_on == [True, False]
 
 
@@ -681,7 +685,7 @@ def test_a_stopped_build_is_an_interrupt_not_an_error(
     for plan in (None, b"plan"):
         monkeypatch.setattr(trt, "build", lambda *_, plan=plan: signal.raise_signal(number) or plan)
         with pytest.raises(KeyboardInterrupt):
-            build_file(source, tmp_path / "a.plan", "fp16", "trt")
+            build_file(source, tmp_path / "a.plan", BuildOptions("fp16", "trt"))
     assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)] == before
     assert files_in(tmp_path) == ["raw.onnx"]
 
@@ -689,7 +693,7 @@ def test_a_stopped_build_is_an_interrupt_not_an_error(
 def test_an_old_parser_is_told_too(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, "8.6.1", refuses="no importer for Odd")
     with pytest.raises(DarktrtError, match=r"^TensorRT 8\.6\.1 cannot parse the network: node number 7: no importer for Odd$"):
-        build(b"", made.info, find_target("trt"), "fp32")
+        build(b"", made.info, find_target("trt"), BuildOptions("fp32"))
 
 
 # --- how TensorRT goes about it ---
@@ -698,7 +702,7 @@ def test_an_old_parser_is_told_too(made: Made, monkeypatch: pytest.MonkeyPatch) 
 def build_with(made: Made, folder: Path, **options: Any) -> None:
     if not (folder / "raw.onnx").exists():
         raw(made, folder)
-    build_file(folder / "raw.onnx", folder / "a.plan", "fp32", "trt", None, BuildOptions(**options))
+    build_file(folder / "raw.onnx", folder / "a.plan", BuildOptions("fp32", "trt", **options))
 
 
 @pytest.mark.parametrize(
@@ -754,7 +758,7 @@ def test_the_timing_cache_is_read_and_written(made: Made, tmp_path: Path, monkey
 
 
 def test_by_default_times_are_kept_for_each_tensorrt_and_gpu(
-    made: Made, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Made, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What does not fit is set aside under a warning, and what cannot be kept loses no engine."""
     full(monkeypatch, "8.6.0")
@@ -763,14 +767,14 @@ def test_by_default_times_are_kept_for_each_tensorrt_and_gpu(
     assert fp_layers.read_bytes() == b"+measured"
     fp_layers.write_bytes(b"broken")
     build_with(made, tmp_path)
-    assert "timing cache of TensorRT 8.6.0 on this GPU; all is measured anew" in capsys.readouterr().err
+    assert "timing cache of TensorRT 8.6.0 on this GPU; all times are measured anew" in caplog.text
     assert fp_layers.read_bytes() == b"+measured"
     build_with(made, tmp_path, timing_cache="none")
     assert fp_layers.read_bytes() == b"+measured"
     fp_layers.unlink()
     fp_layers.mkdir()
     build_with(made, tmp_path)
-    assert "cannot be kept" in capsys.readouterr().err
+    assert "cannot be kept" in caplog.text
     assert (tmp_path / "a.plan").exists()
 
 
@@ -779,11 +783,10 @@ def test_options_become_the_builders(made: Made, tmp_path: Path, monkeypatch: py
     build_with(made, tmp_path)
     config = trt.config
     assert (config.pools, config.cleared, hasattr(config, "hardware_compatibility_level")) == ({}, [], False)
-    build_with(made, tmp_path, workspace=64, tf32=False, hardware_compatible=True, version_compatible=True, verbosity="none")
+    build_with(made, tmp_path, workspace=64, tf32=False, hardware_compatible=True, version_compatible=True)
     config = trt.config
     assert (config.pools, config.cleared, config.asked) == ({"WORKSPACE": 64 << 20}, ["TF32"], ["VERSION_COMPATIBLE"])
     assert config.hardware_compatibility_level.name == "AMPERE_PLUS"
-    assert config.profiling_verbosity.name == "NONE"
     manifest = read_plan_manifest(tmp_path / "a.plan")
     assert (manifest.tf32, manifest.hardware_compatible, manifest.version_compatible) == (False, True, True)
     assert (manifest.gpu, manifest.compute_capability) == ("NVIDIA L4", 89)
@@ -802,7 +805,7 @@ def test_a_static_batch_stays(static: Made, tmp_path: Path, monkeypatch: pytest.
     full(monkeypatch, "8.6.0")
     transform_file(static.plain, tmp_path / "raw.onnx", SurgeryOptions(head="raw"))
     size = static.info.batch[0]
-    with pytest.raises(DarktrtError, match=rf"--batch: the model takes batches of {size} alone; convert it again with"):
+    with pytest.raises(DarktrtError, match=rf"the model accepts only batches of {size}; convert it again with"):
         build_with(static, tmp_path, batch=(1, 4, 16))
     build_with(static, tmp_path, batch=static.info.batch)
 
@@ -811,11 +814,11 @@ def test_strongly_typed_where_it_can_be(made: Made, tmp_path: Path, monkeypatch:
     """INT8 by Q/DQ nodes and FP16 by types, without a flag or a calibrator."""
     trt = full(monkeypatch, "10.3.0")
     source, scales = raw(made, tmp_path)
-    build_file(source, tmp_path / "a.plan", "int8", "trt", Calibration(scales), BuildOptions(strongly_typed=True))
+    build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt", strongly_typed=True), Calibration(scales))
     assert (trt.network.flags, trt.config.asked, trt.config.int8_calibrator) == (1 << 1, [], None)
     assert "QUANTIZE" in {layer.type.name for layer in trt.network.layers}
     full(monkeypatch, "8.6.1")
-    with pytest.raises(DarktrtError, match=r"--strongly-typed: TensorRT 8\.6\.1 chooses types itself"):
+    with pytest.raises(DarktrtError, match=r"TensorRT 8\.6\.1 cannot take types from the ONNX file; leave strong typing out"):
         build_with(made, tmp_path, strongly_typed=True)
 
 
@@ -823,12 +826,12 @@ def test_standard_ops_in_place_of_plugins(made: Made, tmp_path: Path, monkeypatc
     trt = full(monkeypatch, "10.3.0", plugins=PLUGINS)
     transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     for plugins, taken in ((None, 3), ("none", 0)):
-        manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt", plugins=plugins)
+        manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp16", "trt", plugins))
         assert len(manifest.plugins) == taken
         assert ("PLUGIN_V2" in {layer.type.name for layer in trt.network.layers}) == bool(taken)
     full(monkeypatch, "8.6.0", plugins=PLUGINS)
-    with pytest.raises(DarktrtError, match=r"--plugins none: TensorRT 8\.6\.0 does not know all standard ops"):
-        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "trt", plugins="none")
+    with pytest.raises(DarktrtError, match=r"TensorRT 8\.6\.0 lacks some standard ops of the custom nodes' bodies"):
+        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp16", "trt", "none"))
 
 
 def fed(source: Path, count: int = 4) -> GpuCalibration:
@@ -844,14 +847,14 @@ def test_tensorrt_finds_the_scales_itself(made: Made, tmp_path: Path, monkeypatc
     monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(current=5))
     source, _ = raw(made, tmp_path)
     calibration = fed(source)
-    manifest = build_file(source, tmp_path / "a.plan", "int8", "trt", calibration)
+    manifest = build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), calibration)
     assert calibration.images.count == len(trt.fed) == 4
     assert trt.config.asked == ["FP16", "INT8", OBEY]
     assert CalibrationTable.load(tmp_path / "a.cache").scales.keys() == {"images", "y"}
     assert manifest.table_sha256 == sha256_of(tmp_path / "a.cache")
     assert "kept in FP16" in manifest.other_convolutions.values()
     with pytest.raises(DarktrtError, match=r"a\.cache: is given twice"):
-        build_file(source, tmp_path / "a.plan", "int8", "trt", fed(source), BuildOptions(timing_cache=tmp_path / "a.cache"))
+        build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt", timing_cache=tmp_path / "a.cache"), fed(source))
 
 
 def test_calibrating_on_the_gpu_from_the_command_line(
@@ -876,8 +879,10 @@ def test_where_there_is_no_calibrator_it_is_said(
 ) -> None:
     full(monkeypatch, version)
     source, _ = raw(made, tmp_path)
-    with pytest.raises(DarktrtError, match=r"--calibrate-on gpu: TensorRT .*; calibrate with 'darktrt calib'"):
-        build_file(source, tmp_path / "a.plan", "int8", "trt", fed(source), BuildOptions(strongly_typed=strong))
+    with pytest.raises(
+        DarktrtError, match=r"TensorRT .* (has no calibrator|cannot calibrate where .*); calibrate with 'darktrt calib run'"
+    ):
+        build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt", strongly_typed=strong), fed(source))
     assert files_in(tmp_path) == ["raw.onnx"]
 
 
@@ -886,7 +891,8 @@ def test_a_build_without_a_progress_monitor_tells_the_time(
 ) -> None:
     trt = full(monkeypatch, "8.6.0")
     monkeypatch.setattr(trt, "build", lambda *_: time.sleep(1.2) or b"plan")
-    monkeypatch.setattr(build_module.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(progress_module, "_shown", "bar")
     build_with(made, tmp_path)
     assert "TensorRT 8.6.0 measures kernels, 00:01" in capsys.readouterr().err
 
@@ -897,21 +903,18 @@ def test_rtx_takes_what_it_has_of_these_options(made: Made, tmp_path: Path) -> N
     build_file(
         tmp_path / "a.onnx",
         tmp_path / "a.plan",
-        "fp16",
-        "rtx",
-        None,
-        BuildOptions("-EDGE_MASK_CONVOLUTIONS", 1, workspace=512, tf32=False),
+        BuildOptions("fp16", "rtx", None, "-EDGE_MASK_CONVOLUTIONS", 1, workspace=512, tf32=False),
     )
     for options, said in (
-        (BuildOptions("-CUDNN"), r"one of TensorRT for RTX 1.*'s libraries: EDGE_MASK_CONVOLUTIONS, "),
-        (BuildOptions(timing_cache=tmp_path / "timing.cache"), "--timing-cache: TensorRT for RTX 1.* measures nothing"),
+        (BuildOptions(tactic_sources="-CUDNN"), r"one of TensorRT for RTX 1.*'s libraries: EDGE_MASK_CONVOLUTIONS, "),
         (
-            BuildOptions(hardware_compatible=True),
-            "--hardware-compatible, --version-compatible: TensorRT for RTX .*; leave them out",
+            BuildOptions(timing_cache=tmp_path / "timing.cache"),
+            "TensorRT for RTX 1.* measures nothing while it builds; leave the timing cache out",
         ),
+        (BuildOptions(hardware_compatible=True), "TensorRT for RTX .* always builds for many GPUs .*; leave the option out"),
     ):
         with pytest.raises(DarktrtError, match=said):
-            build_file(tmp_path / "a.onnx", tmp_path / "b.plan", "fp16", "rtx", None, options)
+            build_file(tmp_path / "a.onnx", tmp_path / "b.plan", replace(options, precision="fp16", target="rtx"))
     assert files_in(tmp_path) == ["a.json", "a.onnx", "a.plan"]
 
 

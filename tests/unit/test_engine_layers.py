@@ -20,12 +20,13 @@ from darktrt.calib.bias_correction import ChannelMeans, corrected_bias
 from darktrt.calib.collect import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
-from darktrt.engine import build as build_module
 from darktrt.engine import target as target_module
-from darktrt.engine.build import BuildOptions, build_file
+from darktrt.engine import timing_cache
+from darktrt.engine.build import build_file
 from darktrt.engine.describe import describe_plan
 from darktrt.engine.layer_list import UNKNOWN, asked_for, convolution_precisions, engine_layers, summary
 from darktrt.engine.manifest import read_plan_manifest
+from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
@@ -325,7 +326,7 @@ def test_all_but_the_kept_run_in_int8(made: Made, folder: Path, capsys: pytest.C
 def test_an_engine_is_told_layer_by_layer(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every convolution of the cfg is found in some layer of a real engine, with its line and precision; without a GPU."""
     calibration = portable(made, folder / "a.onnx", head="raw")
-    build_file("a.onnx", "a.plan", "int8", "rtx", calibration)
+    build_file("a.onnx", "a.plan", BuildOptions("int8", "rtx"), calibration)
     assert main("engine inspect a.plan --json a.json".split()) == 0
     rows = json.loads((folder / "a.json").read_text())["layers"]
     lines = {line for row in rows for line in row["cfg_lines"]}
@@ -340,7 +341,7 @@ def test_what_is_kept_is_what_is_not_counted(made: Made, tmp_path: Path) -> None
     names = [node.name for node in load_model(tmp_path / "a.onnx")[0].graph.node if node.op_type == "Conv"]
     for fp_layers in ([], names[1:5], names):
         chosen = Calibration(calibration.scales, tuple(fp_layers))
-        manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "rtx", chosen)
+        manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("int8", "rtx"), chosen)
         assert list(manifest.other_convolutions) == fp_layers
         assert list(manifest.int8_convolutions) == [name for name in names if name not in fp_layers]
 
@@ -348,7 +349,7 @@ def test_what_is_kept_is_what_is_not_counted(made: Made, tmp_path: Path) -> None
 @rtx
 def test_an_fp16_engine_counts_nothing(made: Made, tmp_path: Path) -> None:
     portable(made, tmp_path / "a.onnx", head="raw")
-    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp16", "rtx")
+    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp16", "rtx"))
     assert (manifest.int8_convolutions, manifest.other_convolutions, manifest.int8_cost) == ((), {}, None)
     assert "\nINT8          no convolutions\n" in describe_plan(tmp_path / "a.plan")
 
@@ -357,7 +358,7 @@ def full(monkeypatch: pytest.MonkeyPatch, version: str) -> FakeTensorRT:
     trt = FakeTensorRT(version)
     monkeypatch.setattr(target_module, "installed_version", {"trt": version}.get)
     monkeypatch.setattr(target_module, "_load", lambda _: trt)
-    monkeypatch.setattr(build_module, "gpu_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(timing_cache, "gpu_name", lambda: "NVIDIA L4")
     return trt
 
 
@@ -366,7 +367,7 @@ def test_the_engine_inspector_is_asked(made: Made, tmp_path: Path, monkeypatch: 
     trt = full(monkeypatch, version)
     calibration = portable(made, tmp_path / "a.onnx", head="raw", mish="native")
     trt.faster_in_half = {"/layers.3/Conv"}
-    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "trt", calibration)
+    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("int8", "trt"), calibration)
     assert len(manifest.int8_convolutions) == 5
     fp_layers = dict.fromkeys(("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv"), "kept in FP16")
     assert manifest.other_convolutions == {**fp_layers, "/layers.3/Conv": "TensorRT chose FP16, faster here"}
@@ -377,7 +378,7 @@ def test_an_engine_that_does_not_load_is_kept_all_the_same(made: Made, tmp_path:
     trt = full(monkeypatch, "8.6.0")
     calibration = portable(made, tmp_path / "a.onnx", head="raw", mish="native")
     monkeypatch.setattr(trt, "load", lambda _: None)
-    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "trt", calibration)
+    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("int8", "trt"), calibration)
     assert manifest.int8_convolutions == ()
     assert set(manifest.other_convolutions.values()) == {UNKNOWN}
     assert len(manifest.other_convolutions) == 9
@@ -400,7 +401,7 @@ def test_an_engine_that_does_not_load_is_kept_all_the_same(made: Made, tmp_path:
 def test_a_damaged_manifest_is_told(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any) -> None:
     full(monkeypatch, "8.6.0")
     calibration = portable(made, tmp_path / "a.onnx", head="raw", mish="native")
-    build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "int8", "trt", calibration)
+    build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("int8", "trt"), calibration)
     file = tmp_path / "a.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(DarktrtError, match=r"a\.json: the manifest is damaged"):
@@ -449,14 +450,14 @@ def chosen(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, *halves: set[str]
 @pytest.mark.parametrize("version", ["8.6.0", "10.3.0"])
 @pytest.mark.parametrize("cache", ["none", "timing.cache"])
 def test_biases_are_corrected_of_what_runs_in_int8(
-    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], version: str, cache: str
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str, cache: str
 ) -> None:
     """By a second build, which is told what the first chose, has its times and repeats no warning."""
     trt = full(monkeypatch, version)
     calibration, corrected = shifted(made, folder / "a.onnx")
     calibration = replace(calibration, scales={**calibration.scales, "other": np.float32(1)})
     chosen(monkeypatch, trt, {"/layers.3/Conv"}, {"/layers.7/Conv"})
-    manifest = build_file("a.onnx", "a.plan", "int8", "trt", calibration, BuildOptions(timing_cache=cache))
+    manifest = build_file("a.onnx", "a.plan", BuildOptions("int8", "trt", timing_cache=cache), calibration)
     plain = biases(load_model("a.onnx")[0])
     first, second = map(biases, trt.parsed)
     assert first == plain
@@ -471,14 +472,14 @@ def test_biases_are_corrected_of_what_runs_in_int8(
     assert pinned == {name: "HALF" if name in (*KEPT, "/layers.3/Conv") else "INT8" for name in plain}
     assert trt.config.timing_cache == b"+measured"
     assert (folder / "timing.cache").exists() == (cache != "none")
-    assert capsys.readouterr().err == "warning: 1 tensors of the table are not in the network: other\n"
+    assert caplog.messages == ["1 tensors of the table are not in the network: other"]
     assert read_plan_manifest("a.plan") == manifest
     for old, new in zip(trt.parsed[0].graph.node, trt.parsed[1].graph.node, strict=True):
         assert (old.name, old.input[:2], old.output) == (new.name, new.input[:2], new.output)
 
 
 def test_a_tensorrt_that_does_not_keep_to_its_choice_is_told(
-    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trt = full(monkeypatch, "8.6.0")
     calibration, _ = shifted(made, folder / "a.onnx")
@@ -488,17 +489,16 @@ def test_a_tensorrt_that_does_not_keep_to_its_choice_is_told(
         return FakeTensorRT.build(trt, network, config)
 
     monkeypatch.setattr(trt, "build", build)
-    manifest = build_file("a.onnx", "a.plan", "int8", "trt", calibration, BuildOptions(timing_cache="none"))
+    manifest = build_file("a.onnx", "a.plan", BuildOptions("int8", "trt", timing_cache="none"), calibration)
     assert len(trt.parsed) == 2
     assert set(manifest.corrected_biases) - set(manifest.int8_convolutions) == {"/layers.7/Conv"}
-    assert capsys.readouterr().err == (
-        "warning: the second build chose other convolutions for INT8 than the first, and the biases of 1 do not fit: "
-        "/layers.7/Conv\n"
-    )
+    assert caplog.messages == [
+        "the second build chose other convolutions for INT8 than the first, and the biases of 1 do not fit: /layers.7/Conv"
+    ]
 
 
 def test_one_build_where_there_is_nothing_to_correct(
-    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trt = full(monkeypatch, "8.6.0")
     calibration, _ = shifted(made, folder / "a.onnx")
@@ -510,25 +510,23 @@ def test_one_build_where_there_is_nothing_to_correct(
         (calibration, convolutions),
     ):
         chosen(monkeypatch, trt, halves)
-        manifest = build_file("a.onnx", "a.plan", "int8", "trt", given, BuildOptions(timing_cache="none"))
+        manifest = build_file("a.onnx", "a.plan", BuildOptions("int8", "trt", timing_cache="none"), given)
         assert manifest.corrected_biases == ()
-        assert capsys.readouterr().err == ""
+        assert caplog.messages == []
 
 
-@pytest.mark.parametrize("verbosity", ["detailed", "layer_names_only"])
-def test_biases_stay_where_layers_are_not_told(
-    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verbosity: Any
+def test_biases_stay_where_layers_are_unknown(
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trt = full(monkeypatch, "8.6.0")
     monkeypatch.setattr(trt, "load", lambda _: None)
     calibration, _ = shifted(made, folder / "a.onnx")
-    options = BuildOptions(timing_cache="none", verbosity=verbosity)
-    assert build_file("a.onnx", "a.plan", "int8", "trt", calibration, options).corrected_biases == ()
+    options = BuildOptions("int8", "trt", timing_cache="none")
+    assert build_file("a.onnx", "a.plan", options, calibration).corrected_biases == ()
     assert len(trt.parsed) == 1
-    how = "" if verbosity == "detailed" else "; build with --verbosity detailed to have them corrected"
-    assert capsys.readouterr().err == (
-        f"warning: biases of 6 convolutions are not corrected, for TensorRT does not tell whether they run in INT8{how}\n"
-    )
+    assert caplog.messages == [
+        "biases of 6 convolutions are not corrected, for TensorRT does not report whether they run in INT8"
+    ]
 
 
 @pytest.mark.parametrize("version", ["8.6.0", "10.3.0"])
@@ -537,10 +535,10 @@ def test_a_second_build_that_fails_leaves_nothing(
 ) -> None:
     trt = full(monkeypatch, version)
     calibration, _ = shifted(made, folder / "a.onnx")
-    options = BuildOptions(timing_cache="none")
+    options = BuildOptions("int8", "trt", timing_cache="none")
     chosen(monkeypatch, trt, set(), None)
     with pytest.raises(DarktrtError, match="cannot build the engine"):
-        build_file("a.onnx", "a.plan", "int8", "trt", calibration, options)
+        build_file("a.onnx", "a.plan", options, calibration)
     assert (files_in(folder), len(trt.parsed)) == (["a.onnx"], 2)
 
     calls = []
@@ -553,7 +551,7 @@ def test_a_second_build_that_fails_leaves_nothing(
 
     monkeypatch.setattr(trt, "build", stopped)
     with pytest.raises(KeyboardInterrupt):
-        build_file("a.onnx", "a.plan", "int8", "trt", calibration, options)
+        build_file("a.onnx", "a.plan", options, calibration)
     assert (files_in(folder), len(calls)) == (["a.onnx"], 2)
 
 
@@ -561,7 +559,7 @@ def test_biases_of_qdq_nodes_are_told_too(made: Made, folder: Path, monkeypatch:
     """One build, for what is INT8 is known before it."""
     trt = full(monkeypatch, "10.3.0")
     calibration, _ = shifted(made, folder / "a.onnx")
-    options = BuildOptions(timing_cache="none", strongly_typed=True)
-    manifest = build_file("a.onnx", "a.plan", "int8", "trt", calibration, options)
+    options = BuildOptions("int8", "trt", timing_cache="none", strongly_typed=True)
+    manifest = build_file("a.onnx", "a.plan", options, calibration)
     assert len(trt.parsed) == 1
     assert set(manifest.corrected_biases) == biases(load_model("a.onnx")[0]).keys() - set(KEPT)

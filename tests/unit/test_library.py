@@ -15,10 +15,11 @@ from fake_tensorrt import FakeTensorRT
 from helpers import Made
 
 from darktrt.engine import build as build_module
-from darktrt.engine import doctor
+from darktrt.engine import doctor, timing_cache
 from darktrt.engine import target as target_module
 from darktrt.engine.build import build_file
 from darktrt.engine.describe import describe_plan
+from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
 from darktrt.plugins import library as library_module
@@ -175,13 +176,13 @@ def full(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     trt = FakeTensorRT("8.6.0", plugins=NAMES)
     monkeypatch.setattr(target_module, "_load", lambda _: trt)
     monkeypatch.setattr(build_module, "find_target", lambda _: Target("trt", (8, 6, 0)))
-    monkeypatch.setattr(build_module, "gpu_name", lambda: "NVIDIA L4")
+    monkeypatch.setattr(timing_cache, "gpu_name", lambda: "NVIDIA L4")
     return trt
 
 
 def test_the_manifest_tells_of_the_library(made: Made, library: Path, tmp_path: Path, full: FakeTensorRT) -> None:
     transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
-    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp32", "trt", plugins=library)
+    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "trt", library))
     assert manifest.plugin_library == {"sha256": read_library(library).sha256, "tensorrt": "8.6.0"}
     assert "YoloDetectPlugin:1" in manifest.plugins
     assert f"from library  sha256 {manifest.plugin_library['sha256']}" in describe_plan(tmp_path / "a.plan")
@@ -192,11 +193,11 @@ def test_a_network_without_custom_nodes_loads_none(
 ) -> None:
     monkeypatch.setenv(VARIABLE, "nowhere.so")
     transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions("raw", mish="native"))
-    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp32", "trt")
+    manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "trt"))
     assert (manifest.plugins, manifest.plugin_library) == ((), {})
     transform_file(made.plain, tmp_path / "b.onnx", SurgeryOptions())
     with pytest.raises(DarktrtError, match=r"nowhere\.so: there is no plugin library"):
-        build_file(tmp_path / "b.onnx", tmp_path / "b.plan", "fp32", "trt")
+        build_file(tmp_path / "b.onnx", tmp_path / "b.plan", BuildOptions("fp32", "trt"))
 
 
 def test_a_target_without_plugins_takes_no_library(
@@ -204,8 +205,8 @@ def test_a_target_without_plugins_takes_no_library(
 ) -> None:
     monkeypatch.setattr(build_module, "find_target", lambda _: Target("rtx", (1, 7, 1)))
     transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
-    with pytest.raises(DarktrtError, match=r"--plugins: TensorRT for RTX 1\.7\.1 has no plugins .* leave it out"):
-        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", "fp32", "rtx", plugins=library)
+    with pytest.raises(DarktrtError, match=r"TensorRT for RTX 1\.7\.1 has no plugins .* leave the plugin library out"):
+        build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "rtx", library))
 
 
 def test_doctor_shows_it(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:

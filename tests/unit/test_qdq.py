@@ -29,10 +29,11 @@ from PIL import Image
 from darktrt.calib.collect import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
-from darktrt.engine.build import build
 from darktrt.engine.layer_list import asked_for, convolution_precisions
 from darktrt.engine.lower import lower
+from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
+from darktrt.engine.trt_builder import build
 from darktrt.errors import DarktrtError
 from darktrt.surgery.qdq import Calibration, default_fp_layers, half_scale, quantize
 from darktrt.surgery.rewrite import SurgeryOptions, transform
@@ -142,7 +143,7 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
         if node.op_type == "QuantizeLinear":
             assert (types[node.input[0]], types[node.output[0]]) == (TensorProto.FLOAT16, TensorProto.INT8)
     assert sum(node.op_type == "QuantizeLinear" for node in lowered.graph.node) > 0
-    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, "int8")
+    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, BuildOptions("int8"))
     assert len(plan) > 10_000
     asked = asked_for(lowered)
     assert sorted(asked.values()) == [False] * 3 + [True] * 6
@@ -199,7 +200,7 @@ def test_tensorrt_for_rtx_builds_every_form_of_mish(residual: Made, form: Any, p
     lowered = lower(model, report.info, RTX, precision, calibration)
     onnx.checker.check_model(lowered, full_check=True)
     assert not [node for node in lowered.graph.node if node.domain]
-    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, precision)
+    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, BuildOptions(precision))
     assert len(plan) > 10_000
     if calibration:
         asked = asked_for(lowered)
@@ -225,7 +226,7 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
         Image.fromarray(image).save(f"photos/{i}.png")
     for command in (
         f"surgery {made.plain} -o portable.onnx",
-        "calib portable.onnx photos -o calibration.table --plot histograms.png",
+        "calib run portable.onnx photos -o calibration.table --plot histograms.png",
         "engine portable.onnx -o int8.plan --precision int8 --table calibration.table",
         f"surgery {made.plain} -o qdq.onnx --qdq --table calibration.table",
         "calib merge calibration.npz -o merged.table",
@@ -234,10 +235,10 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
     output = capsys.readouterr()
     before = files_in(folder), Path("portable.onnx").read_bytes()
     for command in (
-        "calib portable.onnx photos -o portable.onnx",
-        "calib portable.onnx photos -o new.npz",
+        "calib run portable.onnx photos -o portable.onnx",
+        "calib run portable.onnx photos -o new.npz",
         "calib merge calibration.npz -o calibration.npz",
-        "calib portable.onnx photos -o new.table --plot portable.onnx",
+        "calib run portable.onnx photos -o new.table --plot portable.onnx",
     ):
         assert main(command.split()) == 2
         assert "is given twice and would be overwritten" in capsys.readouterr().err

@@ -144,7 +144,7 @@ def test_calibration_images_that_are_judged_on_are_told(report: Path, labelled: 
     for i, source in enumerate([*sorted((labelled / "photos").glob("*.png"))[:3], *(labelled / "others").iterdir()]):
         (folder / f"mixed/{i}.png").write_bytes(source.read_bytes())  # by their content, whatever they are called
     net = str(labelled / "net.onnx")
-    assert main(["calib", net, "mixed", "-o", "mixed.table", "--bias-images", "0"]) == 0
+    assert main(["calib", "run", net, "mixed", "-o", "mixed.table", "--bias-images", "0"]) == 0
     command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "mixed.table", "-o", "report", *QUICK]
     assert main(command) == 0
     note = "INT8 was calibrated on 3 of the 5 images that it is judged on"

@@ -257,7 +257,7 @@ def test_models_of_other_classes_stand_side_by_side(made: Made, portable: Path, 
         ("missing.plan", {}, None, "cannot read the manifest"),
         ("portable.onnx", {}, "a/b", "cannot be a model's name"),
         ("portable.onnx", {}, ".hidden", "cannot be a model's name"),
-        ("plugins.plan", {}, None, "needs plugins; build their library with 'make plugins'"),
+        ("plugins.plan", {}, None, "needs plugins; compile their library with 'darktrt plugins --tensorrt "),
     ],
 )
 def test_sources_and_names_that_are_refused(
@@ -270,7 +270,7 @@ def test_sources_and_names_that_are_refused(
     name: str | None,
     said: str,
 ) -> None:
-    monkeypatch.setattr("darktrt.plugins.library.DEFAULT", folder / "none.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     monkeypatch.delenv("DARKTRT_PLUGINS", raising=False)
     os.link(portable, folder / "portable.onnx")
     write_plan(folder, info, ("MishPlugin:1",)).rename("plugins.plan")

@@ -291,7 +291,7 @@ def test_inputs_that_do_not_fit(
         ),
         ({"target": "TensorRT 10.4.0", "version_compatible": True}, "built by TensorRT 10.4.0, here is TensorRT 10.3.0"),
         ({"target": "TensorRT 9.3.0", "version_compatible": True}, "built by TensorRT 9.3.0, here is TensorRT 10.3.0"),
-        ({"plugins": ("MishPlugin:1",)}, "needs the plugins MishPlugin:1; build their library with 'make plugins'"),
+        ({"plugins": ("MishPlugin:1",)}, "needs the plugins MishPlugin:1; compile their library with 'darktrt plugins'"),
         ({"content": b"other"}, "TensorRT cannot load the plan"),
     ],
     ids=["version", "gpu", "a newer version", "another major version", "plugins", "plan"],
@@ -305,7 +305,7 @@ def test_plans_that_do_not_run_here(
     changes: dict[str, Any],
     said: str,
 ) -> None:
-    monkeypatch.setattr(runtime, "find_library", lambda _: None)
+    monkeypatch.setattr(runtime, "find_library", lambda *_: None)
     with pytest.raises(DarktrtError, match=said):
         PlanRunner(write_plan(tmp_path, info, **changes))
     assert (driver.buffers, driver.host, driver.streams, driver.retained) == ({}, {}, 0, 0)
@@ -327,7 +327,7 @@ def test_plans_that_run_here_too(
     info: DetectorInfo,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     changes: dict[str, Any],
     gpu: tuple[str, int],
     warns: bool,
@@ -335,7 +335,7 @@ def test_plans_that_run_here_too(
     monkeypatch.setattr(runtime, "first_gpu", lambda: gpu)
     with PlanRunner(write_plan(tmp_path, info, **changes)) as runner:
         runner.run(images(2))
-    assert ("built for NVIDIA H200, here is NVIDIA H100 80GB HBM3: faster if built again" in capsys.readouterr().err) == warns
+    assert ("built for NVIDIA H200, here is NVIDIA H100 80GB HBM3: faster if built again" in caplog.text) == warns
 
 
 def test_a_hardware_compatible_plan_on_an_old_gpu(

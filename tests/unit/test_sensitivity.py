@@ -51,6 +51,7 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(made_image(64 + 8 * i, 96, seed=i)).save(folder / f"photos/{i}.png")
     calib = [
         "calib",
+        "run",
         str(folder / "nms.onnx"),
         str(folder / "photos"),
         "-o",
@@ -338,7 +339,7 @@ def test_a_real_network(tmp_path: Path) -> None:
     convert_darknet(ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.weights", tmp_path / "plain.onnx", size=(224, 224))
     transform_file(tmp_path / "plain.onnx", tmp_path / "nms.onnx", SurgeryOptions())
     model, data = str(tmp_path / "nms.onnx"), str(DATA / "val.json")
-    assert main(["calib", model, data, "--limit", "4", "-o", str(tmp_path / "my.table")]) == 0
+    assert main(["calib", "run", model, data, "--limit", "4", "-o", str(tmp_path / "my.table")]) == 0
     found = sensitivity(model, [data], Calibration(CalibrationTable.load(tmp_path / "my.table").scales), 2)
     costs = [layer.change.scores for layer in found.layers]
     assert len(costs) == 21

@@ -7,13 +7,11 @@ import argparse
 from darktrt.cli import groups
 from darktrt.files import check_outputs
 
-NAME = "calib sensitivity"
-
 
 def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
-        NAME,
+        "sensitivity",
         "rank convolutions by what quantizing each alone costs",
         "darktrt calib sensitivity portable.onnx photos/ --table calibration.table",
         "darktrt calib sensitivity portable.onnx photos/ --table calibration.table --plot layers.png --json layers.json",
@@ -21,14 +19,14 @@ def add(commands: groups.Commands) -> None:
     )
     parser.add_argument("model", metavar="ONNX", help="what 'darktrt surgery' wrote, not quantized")
     parser.add_argument("data", metavar="DATA", nargs="+", help="folders, lists, COCO json files, patterns")
-    parser.add_argument("--table", required=True, metavar="TABLE", help="calibration table of 'darktrt calib'")
+    parser.add_argument("--table", required=True, metavar="TABLE", help="calibration table of 'darktrt calib run'")
     parser.add_argument("--limit", type=int, default=16, metavar="N", help="use a random sample of N images (default: 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
     truth = "also measure mAP with each layer quantized, and rank by it: slow; TRUTH is a COCO json, or FILE.json:FOLDER"
     parser.add_argument("--map", metavar="TRUTH", help=truth)
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
     parser.add_argument("--plot", metavar="PNG", help="draw a bar for each layer")
-    parser.set_defaults(run=_sensitivity)
+    parser.set_defaults(command="calib sensitivity", run=_sensitivity)
 
 
 def _sensitivity(args: argparse.Namespace) -> None:
