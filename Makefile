@@ -130,7 +130,7 @@ lint: $(VENV)/.installed-dev $(STUBS) ## run ruff and mypy
 	MYPYPATH=$(STUBS) $(VENV)/bin/mypy
 
 docs: $(VENV)/.installed-docs ## build the documentation as a site
-	$(VENV)/bin/mkdocs build --strict --quiet --site-dir $(abspath $(OUT))/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir $(abspath $(OUT))/site
 	@echo 'Site:     $(OUT)/site/index.html'
 
 clean: ## remove results, not the virtual environment

@@ -28,7 +28,7 @@ def commands(parser: argparse.ArgumentParser, help_: str = "") -> Iterator[str]:
 
 
 def section(parser: argparse.ArgumentParser, groups: list[Any]) -> str:
-    usage = " ".join(parser.format_usage().removeprefix("usage: ").split())
+    usage = parser.format_usage().removeprefix("usage: ").rstrip()
     parts = [f"## {parser.prog}", str(parser.description or ""), f"```text\n{usage}\n```"]
     actions = [action for action in parser._actions if action not in groups and "--help" not in action.option_strings]
     rows = [f"| {names(action)} | {meaning(parser, action)} |" for action in actions if action.help is not argparse.SUPPRESS]
