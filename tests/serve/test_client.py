@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +19,7 @@ import pytest
 from helpers import MAP_TOLERANCE, ROOT, made_image
 from PIL import Image
 from streams import RtspServer, transport_stream
-from test_readme import README, blocks, run
+from test_docs import blocks, commands, copy_images, page, run
 from triton_models import Models
 
 from darktrt.check.coco import measure_accuracy
@@ -249,11 +247,11 @@ def test_ping_info_and_statistics(triton: Server, capsys: pytest.CaptureFixture[
     assert "compute_infer" in capsys.readouterr().out
 
 
-def test_the_readmes_commands(triton: Server, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    commands = [shlex.split(line) for line in blocks("bash") if line.split()[1] in ("client", "load")]
-    assert len(commands) >= 6
-    for command in commands:
+def test_the_guides_commands(triton: Server, tmp_path: Path) -> None:
+    copy_images(tmp_path)
+    lines = [shlex.split(line) for line in commands(page("serving"), "bash") if line.split()[1] in ("client", "load")]
+    assert len(lines) >= 6
+    for command in lines:
         done = run([sys.executable, "-m", "darktrt", *command[1:], "--server", triton.grpc, "--model", "made"], tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
     images = {path.name for path in (tmp_path / "docs").iterdir() if path.suffix in IMAGE_SUFFIXES}
@@ -261,13 +259,13 @@ def test_the_readmes_commands(triton: Server, tmp_path: Path) -> None:
     assert (tmp_path / "load.json").is_file()
 
 
-def test_the_readmes_program(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_guides_program(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path, *_) = save_images(tmp_path)
-    text = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    [(_, text)] = blocks(page("serving"), "python3")
     assert len(text.splitlines()) <= 10
     arguments = f'"{triton.grpc}", "made", score_threshold={SCORE}'
     changed = text.replace('"localhost:8001"', arguments).replace("street.jpg", str(path))
-    exec(compile(changed, "README.md", "exec"), {})
+    exec(compile(changed, "serving.md", "exec"), {})
     with Client(triton.grpc, "made", score_threshold=SCORE) as client:
         assert len(capsys.readouterr().out.splitlines()) == len(client.detect(path)) > 3
 
