@@ -59,7 +59,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help wheel engine plugins calib check report bench triton serve load surgery onnx fetch venv test lint clean always
+.PHONY: help wheel engine plugins calib check report bench triton serve load surgery onnx fetch venv test lint docs clean always
 
 help: ## list targets and variables
 	@echo 'Targets:'
@@ -133,6 +133,10 @@ lint: $(VENV)/.installed-dev $(STUBS) ## run ruff and mypy
 
 wheel: $(VENV)/.installed-dev ## build the wheel and the sdist into DIST
 	$(VENV)/bin/python -m build --outdir $(DIST)
+
+docs: $(VENV)/.installed-docs ## build the documentation as a site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir $(abspath $(OUT))/site
+	@echo 'Site:     $(OUT)/site/index.html'
 
 clean: ## remove results, not the virtual environment
 	rm -rf $(OUT)

@@ -237,7 +237,8 @@ def _pixels(info: DetectorInfo, images: NDArray[np.uint8]) -> NDArray[Any]:
     """Images ``(N, H, W, C)`` as the model's input; a float input is what the graph of a uint8 input computes first."""
     if info.input == "uint8":
         return images
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+    pixels: NDArray[np.float32] = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+    return pixels
 
 
 def _named_outputs(

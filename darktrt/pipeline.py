@@ -357,7 +357,7 @@ class Detector(NetworkDetector):
         is_engine = Path(model).suffix.lower() in ENGINE_SUFFIXES
         with ExitStack() as stack:
             runner = PlanRunner(model, plugins) if is_engine else OnnxRunner(model)
-            stack.enter_context(runner)  # type: ignore[arg-type]
+            stack.enter_context(runner)
             detector = cls(runner.run, runner.info, score_threshold, iou_threshold)
             detector._close = stack.pop_all().close
         return detector

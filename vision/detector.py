@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ ImageLike = NDArray[np.uint8] | str | os.PathLike[str]
 """An RGB array ``(H, W, 3)``, or an image file."""
 Run = Callable[[Arrays], Arrays]
 """A session of ONNX Runtime or an engine: named input arrays to named output arrays."""
+
+_Self = TypeVar("_Self", bound="Detector")
 
 
 def fit(image: NDArray[np.uint8], info: DetectorInfo) -> tuple[NDArray[Any], Placement]:
@@ -95,7 +97,7 @@ class Detector:
         if close:
             close()
 
-    def __enter__(self) -> Detector:
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -29,9 +29,6 @@ from darktrt.vision.video import LiveSource, open_video, video_length, video_wri
 DRAWN_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 """Formats of drawn images; a drawn video is an .mp4."""
 
-_FEW = 5
-"""Fewer images or frames show no progress bar."""
-
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -97,7 +94,7 @@ def detect_files(
 
 def _with_progress(results: Generator[FileResult, None, None], total: int) -> Generator[FileResult, None, None]:
     """Pass results on and show the progress."""
-    with closing(results), progress(total, "images", least=_FEW) as bar:
+    with closing(results), progress(total, "images", least=2) as bar:
         for result in results:
             bar.update()
             with bar.aside():

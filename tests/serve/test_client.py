@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,11 +19,11 @@ import pytest
 from helpers import MAP_TOLERANCE, ROOT, made_image
 from PIL import Image
 from streams import RtspServer, transport_stream
-from test_readme import README, blocks, run
+from test_docs import blocks, commands, copy_images, page, run
 from triton_models import Models
 
-from darktrt.check.coco import evaluate
-from darktrt.check.ground_truth import LabelledImage, LabelledObject, Truth
+from darktrt.check.coco import measure_accuracy
+from darktrt.check.ground_truth import GroundTruth, LabelledImage, LabelledObject
 from darktrt.cli import main
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
@@ -146,7 +144,7 @@ def counted_since(before: ModelStatistics, client: Client, requests: int, second
         time.sleep(0.05)
 
 
-def labelled(folder: Path, model: Path) -> Truth:
+def labelled(folder: Path, model: Path) -> GroundTruth:
     """Made images, labelled with some of what the network finds in them, a little off: an AP neither 0 nor 1."""
     names = tuple("abc")
     random = np.random.default_rng(0)
@@ -159,16 +157,16 @@ def labelled(folder: Path, model: Path) -> Truth:
             x, y, width, height = box[0], box[1], max(box[2] - box[0], 1), max(box[3] - box[1], 1)
             objects.append(LabelledObject(int(class_id), (x, y, width, height), float(width * height), False))
         labelled_images.append(LabelledImage(path, None, tuple(objects)))
-    return Truth("made", names, tuple(labelled_images))
+    return GroundTruth("made", names, tuple(labelled_images))
 
 
 @pytest.mark.parametrize("memory", ["none", "system"])
 def test_map_through_triton_is_that_without(triton: Server, models: Models, tmp_path: Path, memory: str) -> None:
     truth = labelled(tmp_path, models.made)
     with OnnxRunner(models.made) as runner:
-        expected = evaluate(runner.run, runner.info, truth)
+        expected = measure_accuracy(runner.run, runner.info, truth)
     with triton_run(triton.grpc, "made", shared_memory=memory) as (run, info):
-        found = evaluate(run, info, truth)
+        found = measure_accuracy(run, info, truth)
     assert 0.05 < expected.ap < 0.95
     assert abs(found.ap - expected.ap) < MAP_TOLERANCE
     assert abs(found.ap50 - expected.ap50) < MAP_TOLERANCE
@@ -249,11 +247,11 @@ def test_ping_info_and_statistics(triton: Server, capsys: pytest.CaptureFixture[
     assert "compute_infer" in capsys.readouterr().out
 
 
-def test_the_readmes_commands(triton: Server, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    commands = [shlex.split(line) for line in blocks("bash") if line.split()[1] in ("client", "load")]
-    assert len(commands) >= 6
-    for command in commands:
+def test_the_guides_commands(triton: Server, tmp_path: Path) -> None:
+    copy_images(tmp_path)
+    lines = [shlex.split(line) for line in commands(page("serving"), "bash") if line.split()[1] in ("client", "load")]
+    assert len(lines) >= 6
+    for command in lines:
         done = run([sys.executable, "-m", "darktrt", *command[1:], "--server", triton.grpc, "--model", "made"], tmp_path)
         assert done.returncode == 0, f"{shlex.join(command)}: {done.stderr}"
     images = {path.name for path in (tmp_path / "docs").iterdir() if path.suffix in IMAGE_SUFFIXES}
@@ -261,13 +259,13 @@ def test_the_readmes_commands(triton: Server, tmp_path: Path) -> None:
     assert (tmp_path / "load.json").is_file()
 
 
-def test_the_readmes_program(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_guides_program(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path, *_) = save_images(tmp_path)
-    text = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    [(_, text)] = blocks(page("serving"), "python3")
     assert len(text.splitlines()) <= 10
     arguments = f'"{triton.grpc}", "made", score_threshold={SCORE}'
     changed = text.replace('"localhost:8001"', arguments).replace("street.jpg", str(path))
-    exec(compile(changed, "README.md", "exec"), {})
+    exec(compile(changed, "serving.md", "exec"), {})
     with Client(triton.grpc, "made", score_threshold=SCORE) as client:
         assert len(capsys.readouterr().out.splitlines()) == len(client.detect(path)) > 3
 

@@ -15,7 +15,7 @@ from PIL import Image
 from darktrt.calib.fp_layers import Cost, FpLayers, fp_layers_path, load_fp_layers, save_fp_layers
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.sensitivity import find_fp_layers, sensitivity
-from darktrt.check.simulate import Yardstick, chosen_fp_layers, convolutions, load_network
+from darktrt.check.simulate import FloatReference, chosen_fp_layers, convolutions, load_network
 from darktrt.cli import main
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
@@ -73,7 +73,7 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -> None:
     """By hand: weights times places of the output, whose sizes the network's own metadata and strides give."""
-    found = Yardstick(load_network(files / "nms.onnx"), find_images([str(files / "photos")], 1, 0)).operations()
+    found = FloatReference(load_network(files / "nms.onnx"), find_images([str(files / "photos")], 1, 0)).operations()
     model = made.model()
     weights = {i.name: numpy_helper.to_array(i).size for i in model.graph.initializer}
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
@@ -90,7 +90,7 @@ def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -
         assert found[name] / found[first] == pytest.approx(count / counts[first])
 
 
-def test_what_is_measured_is_each_alone(files: Path) -> None:
+def test_what_is_measured_is_measure_each(files: Path) -> None:
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
     images = find_images([str(files / "photos")], 2, 0)
     found = find_fp_layers(files / "nms.onnx", images, calibration)
@@ -159,7 +159,7 @@ def test_ranking_and_budget_begin_with_it(files: Path) -> None:
     assert chosen_fp_layers(network, calibration) == [names[2]]
     assert chosen_fp_layers(network) == chosen_fp_layers(network, Calibration(calibration.scales)) != [names[2]]
     ranked = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 1)
-    assert [layer.convolution.node for layer in ranked.layers if layer.kept] == [names[2]]
+    assert [layer.convolution.node for layer in ranked.layers if layer.in_fp] == [names[2]]
 
 
 def _other_format(path: Path) -> None:

@@ -26,8 +26,8 @@ from helpers import (
     with_outputs,
 )
 
-from darktrt.check.coco import evaluate
-from darktrt.check.ground_truth import load_truth
+from darktrt.check.coco import measure_accuracy
+from darktrt.check.ground_truth import load_ground_truth
 from darktrt.convert.cfg import Yolo, read_cfg
 from darktrt.convert.export import convert_darknet
 from darktrt.convert.model import Darknet, load_darknet
@@ -219,7 +219,7 @@ def test_real_raw_heads_equal_the_module(real: Real) -> None:
 
 def average_precision(run: Run, info: DetectorInfo) -> tuple[float, float]:
     """AP and AP50 of COCO, over 80 images."""
-    found = evaluate(run, info, load_truth([f"{TRUTH}:{VAL}"], info.class_names))
+    found = measure_accuracy(run, info, load_ground_truth([f"{TRUTH}:{VAL}"], info.class_names))
     return found.ap, found.ap50
 
 

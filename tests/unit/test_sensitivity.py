@@ -15,11 +15,11 @@ from PIL import Image
 from darktrt import cli
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.coco import Accuracy
-from darktrt.check.sensitivity import LayerCost, Sensitivity, each_alone, plot, sensitivity
+from darktrt.check.sensitivity import LayerCost, Sensitivity, measure_each, plot, sensitivity
 from darktrt.check.simulate import (
     Change,
     Convolution,
-    Yardstick,
+    FloatReference,
     chosen_fp_layers,
     convolutions,
     load_network,
@@ -79,7 +79,7 @@ def readers(made: Made, tensor: str) -> list[str]:
 
 def measured(files: Path, calibration: Calibration, form: str = "nms", limit: int = 5) -> dict[Convolution, Change]:
     network = load_network(files / f"{form}.onnx")
-    return each_alone(Yardstick(network, find_images([str(files / "photos")], limit, 0)), calibration)
+    return measure_each(FloatReference(network, find_images([str(files / "photos")], limit, 0)), calibration)
 
 
 # --- the network ---
@@ -153,9 +153,9 @@ def test_the_change_is_what_the_formula_says(files: Path, scales: Calibration) -
 
 def test_nothing_quantized_changes_nothing(files: Path, scales: Calibration) -> None:
     network = load_network(files / "nms.onnx")
-    yardstick = Yardstick(network, find_images([str(files / "photos")], 2, 0))
-    assert yardstick.change(scales, [one.node for one in convolutions(network)]) == (0, 0)
-    some, all_ = yardstick.change(scales, chosen_fp_layers(network)), yardstick.change(scales, [])
+    reference = FloatReference(network, find_images([str(files / "photos")], 2, 0))
+    assert reference.change(scales, [one.node for one in convolutions(network)]) == (0, 0)
+    some, all_ = reference.change(scales, chosen_fp_layers(network)), reference.change(scales, [])
     assert 0 < some.scores < all_.scores * 2
     assert some.heads < all_.heads
 
@@ -185,7 +185,7 @@ def test_outputs_that_are_no_numbers_are_told(files: Path, tmp_path: Path) -> No
     weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
     onnx.save(model, str(tmp_path / "nan.onnx"))
     with pytest.raises(DarktrtError, match="its outputs are NaN or infinite; are the weights damaged"):
-        Yardstick(load_network(tmp_path / "nan.onnx"), find_images([str(files / "photos")], 1, 0))
+        FloatReference(load_network(tmp_path / "nan.onnx"), find_images([str(files / "photos")], 1, 0))
 
 
 # --- what people see ---
@@ -213,7 +213,7 @@ def test_the_table_has_the_worst_first(capsys: pytest.CaptureFixture[str]) -> No
         ["2", "/layers.2/Conv", "20", "0.03000"],
         ["3", "/layers.0/Conv", "0", "0.02000"],
     ]
-    assert [row.endswith("kept by default") for row in rows] == [False, False, True]
+    assert [row.endswith("in FP by default") for row in rows] == [False, False, True]
 
 
 def test_where_precision_was_measured_it_ranks() -> None:
@@ -233,7 +233,7 @@ def test_json_has_every_number() -> None:
         "line": 0,
         "scores": 0.02,
         "heads": 0.1,
-        "kept": True,
+        "in_fp": True,
         "accuracy": {"ap": 0.42, "ap50": 0.6, "ap75": 0.5, "ap_small": None, "ap_medium": 0.5, "ap_large": 0.5},
     }
     assert json.loads(result(0.02).to_json())["layers"][0]["accuracy"] is None
@@ -269,7 +269,7 @@ def test_the_command_ranks_and_draws(files: Path, folder: Path, capsys: pytest.C
     out, err = capsys.readouterr()
     rows = out.splitlines()
     assert len(rows) == 1 + 9 + 1
-    assert rows[-1].startswith("made: all in INT8 but the 3 kept by default change scores by 0.")
+    assert rows[-1].startswith("made: INT8 with 3 convolutions in floating point changes scores by 0.")
     costs = [float(row.split()[3]) for row in rows[1:-1]]
     assert costs == sorted(costs, reverse=True)
     assert "9/9" in err
