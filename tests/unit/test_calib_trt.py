@@ -146,7 +146,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "input unknown": (
         lambda: changed(image_size=NAN),
-        "calibration batch 3 has 'image_size'; the inputs of the network are images, ",
+        "calibration batch 3 has 'image_size'; the inputs of the network are ",
     ),
     "NaN": (lambda: changed(images=NAN), "calibration batch 3: 'images' has values that are NaN or infinite"),
     "unreadable image": (lambda: fails_after(2, lambda: DarktrtError("a.jpg: is empty")), "a.jpg: is empty"),
