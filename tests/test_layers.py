@@ -157,6 +157,7 @@ BARE_MODULE = re.compile(rf"(?<![\w./])({BARE})\.([a-z_]+)")
 def test_rooms_are_named_as_parts_of_the_package() -> None:
     """A bare room name, also in the string of a monkeypatch or of a program, would load a second copy of its modules."""
     known = {name for name in modules() if "." in name}
+    own_names = (Path(__file__), PACKAGE / "__init__.py")
     files = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
