@@ -1,10 +1,9 @@
-"""INT8 within a budget: the layers that lose most stay in floating point until the rest costs no more than agreed."""
+"""INT8 within a budget: the layers that lose most stay in floating point until the rest loses no more than allowed."""
 
 from __future__ import annotations
 
 import math
 import random
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,26 +12,35 @@ from pathlib import Path
 
 from darktrt.calib.histogram import HistogramSet
 from darktrt.calib.summary import Outputs
-from darktrt.check.coco import Accuracy, evaluate
-from darktrt.check.ground_truth import Truth, has_labels, load_truth
-from darktrt.check.sensitivity import LIMIT, each_alone
-from darktrt.check.simulate import OnnxNetwork, Yardstick, chosen_fp_layers, convolutions, load_network, quantized, session
+from darktrt.check.coco import Accuracy, measure_accuracy
+from darktrt.check.ground_truth import GroundTruth, has_labels, load_ground_truth
+from darktrt.check.sensitivity import LIMIT, measure_each
+from darktrt.check.simulate import (
+    FloatReference,
+    OnnxNetwork,
+    chosen_fp_layers,
+    convolutions,
+    load_network,
+    quantized,
+    session,
+)
 from darktrt.engine.manifest import Int8Cost
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
+from darktrt.progress import LOGGER
 from darktrt.surgery.qdq import Calibration
 from darktrt.vision.sources import find_images
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What to judge INT8 on."""
+class EvaluationData:
+    """The images that INT8 is evaluated on."""
 
     data: Sequence[str]
     """A COCO file with labels, images with darknet's label files, or images without labels, as
-    :func:`darktrt.vision.sources.find_images` takes them."""
+    :func:`darktrt.vision.sources.find_images` accepts them."""
     limit: int | None = None
-    """A sample of so many images; None for all that have labels, else :data:`darktrt.check.sensitivity.LIMIT` of them."""
+    """The size of a sample; None for all that have labels, else :data:`darktrt.check.sensitivity.LIMIT` of them."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,18 +50,19 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Trial:
-    """INT8 with these convolutions in floating point, and what it costs."""
+    """INT8 with these convolutions in floating point, and its cost."""
 
     fp_layers: tuple[str, ...]
     drop: float
-    """Of the average precision, against FP32; without labels that of the scores (:class:`darktrt.check.simulate.Change`)."""
+    """Of the average precision, against FP32; without labels the change of the scores
+    (:class:`darktrt.check.simulate.Change`)."""
     accuracy: Accuracy | None = None
     """None without labels."""
 
 
 @dataclass(frozen=True)
 class Trade:
-    """What was tried, in order; the last trial is within the budget."""
+    """All trials, in order; the last one is within the budget."""
 
     budget: float
     trials: tuple[Trial, ...]
@@ -63,11 +72,11 @@ class Trade:
         return self.trials[-1]
 
     def cost(self, data: str) -> Int8Cost:
-        """What was chosen, for the manifest; ``data`` names what it was judged on."""
-        drop, found = self.chosen.drop, self.chosen.accuracy
-        if found is None:
+        """The cost of the chosen trial, for the manifest; ``data`` names the images that it was measured on."""
+        drop, accuracy = self.chosen.drop, self.chosen.accuracy
+        if accuracy is None:
             return Int8Cost("scores", drop, self.budget, data)
-        return Int8Cost("AP", drop, self.budget, data, found.ap, found.ap50)
+        return Int8Cost("AP", drop, self.budget, data, accuracy.ap, accuracy.ap50)
 
     def __str__(self) -> str:
         what = "AP drop" if self.chosen.accuracy else "change of the scores"
@@ -90,53 +99,57 @@ def within_budget(
     source: str | Path,
     calibration: Calibration,
     budget: float,
-    evaluation: Evaluation,
+    evaluation: EvaluationData,
     table: str | Path | None = None,
-    show: Callable[[str], None] = print,
+    show: Callable[[str], None] = LOGGER.info,
 ) -> Trade:
     """Find how many more convolutions must stay in floating point for INT8 to lose no more than ``budget``.
 
-    Begins with ``calibration.fp_layers``, then adds 1, 2, 3, 4, 6, 8, 12, ... of the others, first those that cost most when
-    quantized alone. ONNX Runtime runs the network with the engine's own Q/DQ nodes: its arithmetic up to rounding.
-    (TensorRT up to 10, which takes the scales themselves, may put further layers than convolutions into INT8.)
+    The first trial has ``calibration.fp_layers``; the next ones add 1, 2, 3, 4, 6, 8, 12, ... other convolutions, first those
+    that lose most when they are the only one quantized. ONNX Runtime runs the network with the engine's own Q/DQ nodes, so
+    the arithmetic is the engine's up to rounding. (TensorRT up to 10, which uses the scales themselves, may put layers other
+    than convolutions into INT8 too.)
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        table: the scales' file; the histograms beside it, if any, tell whether calibration has seen the images.
-        show: takes the lines of the trade as they come.
+        calibration: the scales, and the convolutions that stay in floating point anyway.
+        budget: the largest drop of AP, or without labels the largest change of the scores.
+        evaluation: the images to measure that on.
+        table: the file of the scales; with histograms beside it, images that calibration used too are warned of.
+        show: is called with each line of the table of trials.
 
     Raises:
-        DarktrtError: the budget is none, or no less than the whole AP in float, or a file cannot be used.
+        DarktrtError: the budget is invalid, or no less than the whole AP in float, or a file cannot be used.
     """
     check_budget(budget)
     network = load_network(source)
-    truth = _labels(network, evaluation)
-    images = _images(truth, evaluation)
+    ground_truth = _labels(network, evaluation)
+    images = _images(ground_truth, evaluation)
     if table:
-        _warn_of_overlap([one.path for one in truth.images] if truth else images, table)
+        _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, table)
     fp_layers = tuple(chosen_fp_layers(network, calibration))
     quantized(network, calibration, fp_layers)  # refuses the table of another network before the work begins
-    yardstick = cache(lambda: Yardstick(network, images))
-    judge = _AccuracyJudge(network, calibration, truth) if truth else _ScoreJudge(yardstick(), calibration)
-    for line in judge.introduce(budget):
+    reference = cache(lambda: FloatReference(network, images))
+    measure = _AccuracyMeasure(network, calibration, ground_truth) if ground_truth else _ScoreMeasure(reference(), calibration)
+    for line in measure.header(budget):
         show(line)
-    trials = []
-    for names, added in _candidates(fp_layers, calibration, yardstick):
-        trials.append(judge.trial(names))
-        show(judge.line(trials[-1], added))
+    trials: list[Trial] = []
+    for names, added in _candidates(fp_layers, calibration, reference):
+        trials.append(measure.trial(names))
+        show(measure.row(trials[-1], added))
         if trials[-1].drop <= budget:
             break
     if len(trials[-1].fp_layers) == len(convolutions(network)):
-        print("warning: nothing is left in INT8; --precision fp16 makes the same engine", file=sys.stderr)
+        LOGGER.warning("no convolution is left in INT8; precision fp16 makes the same engine")
     return Trade(budget, tuple(trials))
 
 
 def _candidates(
-    fp_layers: tuple[str, ...], calibration: Calibration, yardstick: Callable[[], Yardstick]
+    fp_layers: tuple[str, ...], calibration: Calibration, reference: Callable[[], FloatReference]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
-    """More and more to keep, and what is new; the layers are ranked only if the first is not enough."""
-    yield fp_layers, "to begin with" if fp_layers else "none"
-    changes = each_alone(yardstick(), calibration)
+    """More and more layers in floating point, and the added ones; layers are ranked only if the first trial fails."""
+    yield fp_layers, "the first trial" if fp_layers else "none"
+    changes = measure_each(reference(), calibration)
     worst = [one.node for one in sorted(changes, key=lambda one: -changes[one].scores) if one.node not in fp_layers]
     before = 0
     for count in _counts(len(worst)):
@@ -150,96 +163,97 @@ def _counts(most: int) -> list[int]:
     return [step for step in steps if step < most] + [most] * (most > 0)
 
 
-class _Judge(ABC):
-    """Says what INT8 costs, and how to print that."""
+class _Measure(ABC):
+    """Measures the cost of INT8, and formats it as a table."""
 
     @abstractmethod
-    def introduce(self, budget: float) -> list[str]:
+    def header(self, budget: float) -> list[str]:
         """The lines above the trials."""
 
     @abstractmethod
     def trial(self, fp_layers: tuple[str, ...]) -> Trial:
-        """Judge INT8 with these convolutions in floating point."""
+        """Measure INT8 with these convolutions in floating point."""
 
     @abstractmethod
-    def line(self, trial: Trial, added: str) -> str:
-        """A line for people."""
+    def row(self, trial: Trial, added: str) -> str:
+        """The line of a trial."""
 
 
-class _AccuracyJudge(_Judge):
-    """By the drop of the average precision."""
+class _AccuracyMeasure(_Measure):
+    """The drop of the average precision."""
 
-    def __init__(self, network: OnnxNetwork, calibration: Calibration, truth: Truth) -> None:
-        self.network, self.calibration, self.truth = network, calibration, truth
+    def __init__(self, network: OnnxNetwork, calibration: Calibration, ground_truth: GroundTruth) -> None:
+        self.network, self.calibration, self.ground_truth = network, calibration, ground_truth
 
-    def introduce(self, budget: float) -> list[str]:
-        self.exact = exact = evaluate(session(self.network.model), self.network.info, self.truth, "FP32")
-        images = f"{len(self.truth.images)} images of {self.truth.name}"
+    def header(self, budget: float) -> list[str]:
+        self.exact = exact = measure_accuracy(session(self.network.model), self.network.info, self.ground_truth, "FP32")
+        images = f"{len(self.ground_truth.images)} images of {self.ground_truth.name}"
         if exact.ap <= budget:
             raise DarktrtError(
                 f"FP32 has AP {exact.ap:.4f} on {images}, so any INT8 would pass a largest drop of {budget:g}; "
-                "are these labels the network's, and is the drop in parts of 1?"
+                "are these the labels of the network's classes, and is the drop a fraction of 1?"
             )
         title = f"FP32: AP {exact.ap:.4f}, AP50 {exact.ap50:.4f} on {images}"
-        return [title, f"{'kept in FP16':>12}  {'AP':>6}  {'drop':>7}  {'AP50':>6}  {'drop':>7}  added"]
+        return [title, f"{'in FP16':>7}  {'AP':>6}  {'drop':>7}  {'AP50':>6}  {'drop':>7}  added"]
 
     def trial(self, fp_layers: tuple[str, ...]) -> Trial:
         run = session(quantized(self.network, self.calibration, fp_layers))
-        found = evaluate(run, self.network.info, self.truth, f"INT8, {len(fp_layers)} kept")
-        return Trial(fp_layers, self.exact.ap - found.ap, found)
+        label = f"INT8, {len(fp_layers)} in FP16"
+        accuracy = measure_accuracy(run, self.network.info, self.ground_truth, label)
+        return Trial(fp_layers, self.exact.ap - accuracy.ap, accuracy)
 
-    def line(self, trial: Trial, added: str) -> str:
-        found, exact = trial.accuracy or self.exact, self.exact
-        drops = f"{found.ap:6.4f}  {trial.drop:7.4f}  {found.ap50:6.4f}  {exact.ap50 - found.ap50:7.4f}"
-        return f"{len(trial.fp_layers):12}  {drops}  {added}"
+    def row(self, trial: Trial, added: str) -> str:
+        accuracy, exact = trial.accuracy or self.exact, self.exact
+        drops = f"{accuracy.ap:6.4f}  {trial.drop:7.4f}  {accuracy.ap50:6.4f}  {exact.ap50 - accuracy.ap50:7.4f}"
+        return f"{len(trial.fp_layers):7}  {drops}  {added}"
 
 
-class _ScoreJudge(_Judge):
-    """By the change of the scores, which needs no labels."""
+class _ScoreMeasure(_Measure):
+    """The change of the scores, which needs no labels."""
 
-    def __init__(self, yardstick: Yardstick, calibration: Calibration) -> None:
-        self.yardstick, self.calibration = yardstick, calibration
+    def __init__(self, reference: FloatReference, calibration: Calibration) -> None:
+        self.reference, self.calibration = reference, calibration
 
-    def introduce(self, budget: float) -> list[str]:
-        print(
-            f"warning: there are no labels to measure mAP on, so the budget of {budget:g} bounds the change of the scores: "
-            "how far scores (0 to 1) move from FP32's, as RMS, by how sure FP32 is; it is often ten times the drop of mAP, "
-            "for which you name a COCO json with annotations",
-            file=sys.stderr,
+    def header(self, budget: float) -> list[str]:
+        LOGGER.warning(
+            "there are no labels to measure mAP on, so the budget of %g limits the change of the scores: the RMS difference "
+            "between scores (0 to 1) and those of FP32, weighted by the latter; it is often ten times the drop of mAP, which "
+            "needs a COCO json with annotations",
+            budget,
         )
-        return [f"{'kept in FP16':>12}  {'scores':>7}  {'heads':>7}  added"]
+        return [f"{'in FP16':>7}  {'scores':>7}  {'heads':>7}  added"]
 
     def trial(self, fp_layers: tuple[str, ...]) -> Trial:
-        self.change = self.yardstick.change(self.calibration, fp_layers)
+        self.change = self.reference.change(self.calibration, fp_layers)
         return Trial(fp_layers, self.change.scores)
 
-    def line(self, trial: Trial, added: str) -> str:
-        return f"{len(trial.fp_layers):12}  {trial.drop:7.4f}  {self.change.heads:7.4f}  {added}"
+    def row(self, trial: Trial, added: str) -> str:
+        return f"{len(trial.fp_layers):7}  {trial.drop:7.4f}  {self.change.heads:7.4f}  {added}"
 
 
-def _labels(network: OnnxNetwork, evaluation: Evaluation) -> Truth | None:
+def _labels(network: OnnxNetwork, evaluation: EvaluationData) -> GroundTruth | None:
     labelled = [entry for entry in evaluation.data if has_labels(entry)]
-    return load_truth(labelled, network.info.class_names, evaluation.limit, evaluation.seed) if labelled else None
+    if not labelled:
+        return None
+    return load_ground_truth(labelled, network.info.class_names, evaluation.limit, evaluation.seed)
 
 
-def _images(truth: Truth | None, evaluation: Evaluation) -> list[Path]:
-    """Those that changes of scores are measured on."""
-    if truth is None:
+def _images(ground_truth: GroundTruth | None, evaluation: EvaluationData) -> list[Path]:
+    """The images that changes of scores are measured on."""
+    if ground_truth is None:
         return find_images(evaluation.data, LIMIT if evaluation.limit is None else evaluation.limit, evaluation.seed)
-    paths = sorted(image.path for image in truth.images)
+    paths = sorted(image.path for image in ground_truth.images)
     return paths if len(paths) <= LIMIT else random.Random(evaluation.seed).sample(paths, LIMIT)
 
 
 def _warn_of_overlap(images: Sequence[Path], table: str | Path) -> None:
-    """Say on stderr how many of the images calibration has seen, where the histograms beside the table tell."""
+    """Warn of images that calibration used too, as far as there are histograms beside the table."""
     histograms = Outputs(Path(table)).histograms
     if not histograms.is_file():
         return
     calibrated = HistogramSet.load(histograms).images
-    seen = sum(sha256_of(path) in calibrated for path in images)
-    if seen:
-        print(
-            f"warning: INT8 was calibrated on {seen} of the {len(images)} images that it is judged on; "
-            "on others it may lose more",
-            file=sys.stderr,
+    overlap = sum(sha256_of(path) in calibrated for path in images)
+    if overlap:
+        LOGGER.warning(
+            "INT8 was calibrated on %d of the %d images of the evaluation; on others it may lose more", overlap, len(images)
         )

@@ -1,126 +1,123 @@
-"""Average precision as COCO measures it: labelled images, detections in them, and pycocotools as the judge."""
+"""Average precision as COCO measures it, by pycocotools, of detections in labelled images."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import math
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from darktrt.check.ground_truth import LabelledImage, Truth
+from darktrt.check.ground_truth import GroundTruth, LabelledImage
 from darktrt.errors import DarktrtError
-from darktrt.metadata import DetectorInfo
+from darktrt.metadata import DetectorInfo, Thresholds
+from darktrt.progress import progress
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import Detector, Run
 from darktrt.vision.images import read_image
 
-SCORE_THRESHOLD, IOU_THRESHOLD = 0.001, 0.45
-"""darknet's own for mAP: nearly every detection counts, and NMS as in production."""
+THRESHOLDS = Thresholds(0.001, 0.45)
+"""darknet's own for mAP: nearly every detection counts, and NMS is that of production."""
 
 _FIFTY, _SEVENTY_FIVE = 0, 5
-"""Among COCO's ten thresholds of overlap."""
+"""Indices of IoU .50 and .75 among COCO's ten thresholds."""
 _ALL_SIZES, _MOST = 0, -1
-"""Among COCO's ranges of area, and its limits of detections an image."""
+"""Indices among COCO's ranges of area, and among its limits of detections for each image."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """COCO's numbers, means over the classes that occur; NaN where nothing of such a size is labelled."""
+    """COCO's numbers, means over the classes that occur; NaN where no object of such a size is labelled."""
 
     ap: float
-    """Mean over IoU .50:.05:.95, the number that is called AP or mAP."""
+    """Mean over IoU .50:.05:.95, which is called AP or mAP."""
     ap50: float
     ap75: float
     ap_small: float
-    """Of objects below 32 x 32 pixels; large ones have 96 x 96."""
+    """Of objects below 32 x 32 pixels; large ones have 96 x 96 or more."""
     ap_medium: float
     ap_large: float
 
 
 @dataclass(frozen=True)
 class ClassAccuracy:
-    """One class; NaN where nothing of it is labelled."""
+    """The accuracy of one class; NaN where no object of it is labelled."""
 
     name: str
     objects: int
-    """Labelled ones, without crowds."""
+    """Number of labelled objects, without crowds."""
     ap: float
     ap50: float
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Everything that COCO's judge says of detections."""
+class CocoMetrics:
+    """COCO's metrics of detections."""
 
     accuracy: Accuracy
     classes: tuple[ClassAccuracy, ...]
-    """All that the network has, in its order."""
+    """Of every class of the network, in its order."""
     curves: dict[str, tuple[float, ...]]
-    """Precision at the recalls 0, .01, ..., 1, mean over the classes that occur, by the overlap wanted: ``0.50``, ``0.75``;
-    empty where nothing is labelled."""
+    """Precision at the recalls 0, .01, ..., 1, mean over the classes that occur, by the IoU that matches need: ``0.50``,
+    ``0.75``; empty where no object is labelled."""
 
 
-def evaluate(run: Run, info: DetectorInfo, truth: Truth, label: str = "") -> Accuracy:
-    """The accuracy of a network, a session or an engine, on all images of ``truth``; a bar on stderr.
+def measure_accuracy(run: Run, info: DetectorInfo, ground_truth: GroundTruth, label: str = "") -> Accuracy:
+    """The accuracy of a network, run by a session or an engine, on all images.
+
+    Args:
+        label: describes the progress.
 
     Raises:
         DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
-    return accuracy(detect_all(Detector(run, info, SCORE_THRESHOLD, IOU_THRESHOLD), truth, label), truth)
+    detector = Detector(run, info, THRESHOLDS.score, THRESHOLDS.iou)
+    return coco_metrics(detect_all(detector, ground_truth, label), ground_truth).accuracy
 
 
-def detect_all(detector: Detector, truth: Truth, label: str = "") -> list[Detections]:
-    """Detections in every image, in order, in pixels of the image."""
-    found: list[Detections] = []
-    images = iter(truth.images)
-    with progress_bar(len(truth.images), "images", label) as bar:
-        while group := list(islice(images, detector.info.batch[2])):
-            found += detector.detect([_read(image, truth) for image in group])
-            bar.update(len(group))
-    return found
+def detect_all(detector: Detector, ground_truth: GroundTruth, label: str = "") -> list[Detections]:
+    """The detections of every image, in order, in pixels of the image."""
+    detections: list[Detections] = []
+    images = iter(ground_truth.images)
+    with progress(len(ground_truth.images), "images", label) as bar:
+        while batch := list(islice(images, detector.info.batch[2])):
+            detections += detector.detect([_read(image, ground_truth) for image in batch])
+            bar.update(len(batch))
+    return detections
 
 
-def _read(labelled: LabelledImage, truth: Truth) -> NDArray[np.uint8]:
+def _read(labelled: LabelledImage, ground_truth: GroundTruth) -> NDArray[np.uint8]:
     image = read_image(labelled.path)
     height, width = image.shape[:2]
     if labelled.size not in (None, (width, height)):
         wanted = "x".join(map(str, labelled.size or ()))
         raise DarktrtError(
-            f"{labelled.path}: is {width}x{height}, but {truth.name} has labels for {wanted}; get the right file"
+            f"{labelled.path}: is {width}x{height}, but {ground_truth.name} has labels for {wanted}; get the right file"
         )
     return image
 
 
-def accuracy(found: Sequence[Detections], truth: Truth) -> Accuracy:
-    """What COCO's judge says of these detections, one :class:`Detections` an image."""
-    return judge(found, truth).accuracy
-
-
-def judge(found: Sequence[Detections], truth: Truth) -> Judgement:
-    """What COCO's judge says of these detections, one :class:`Detections` an image, class by class too."""
-    judged = _coco_eval(found, truth)
-    precision = judged.eval["precision"][
-        :, :, :, _ALL_SIZES, _MOST
-    ]  # (overlaps, recalls, classes), -1 for classes without objects
-    objects = Counter(one.class_id for image in truth.images for one in image.objects if not one.crowd)
+def coco_metrics(detections: Sequence[Detections], ground_truth: GroundTruth) -> CocoMetrics:
+    """COCO's metrics of the detections of every image, in the order of the ground truth."""
+    result = _coco_eval(detections, ground_truth)
+    # (IoU thresholds, recalls, classes); -1 for classes without objects
+    precision = result.eval["precision"][:, :, :, _ALL_SIZES, _MOST]
+    objects = Counter(one.class_id for image in ground_truth.images for one in image.objects if not one.crowd)
     classes = tuple(
         ClassAccuracy(name, objects[i], _mean(precision[:, :, i]), _mean(precision[_FIFTY, :, i]))
-        for i, name in enumerate(truth.classes)
+        for i, name in enumerate(ground_truth.classes)
     )
-    occur = [i for i in range(len(truth.classes)) if objects[i]]
+    occur = [i for i in range(len(ground_truth.classes)) if objects[i]]
     points = (("0.50", _FIFTY), ("0.75", _SEVENTY_FIVE))
     curves = {name: tuple(precision[at][:, occur].mean(1).tolist()) for name, at in points} if occur else {}
-    stats = (float(value) if value >= 0 else math.nan for value in judged.stats[: len(fields(Accuracy))])
-    return Judgement(Accuracy(*stats), classes, curves)
+    stats = (float(value) if value >= 0 else math.nan for value in result.stats[: len(fields(Accuracy))])
+    return CocoMetrics(Accuracy(*stats), classes, curves)
 
 
 def _mean(precision: NDArray[np.float64]) -> float:
@@ -128,58 +125,51 @@ def _mean(precision: NDArray[np.float64]) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def _coco_eval(found: Sequence[Detections], truth: Truth) -> Any:
-    """A COCOeval that has judged; images, classes and annotations are numbered afresh.
+def _coco_eval(detections: Sequence[Detections], ground_truth: GroundTruth) -> Any:
+    """A COCOeval that has evaluated; images, classes and annotations are numbered afresh.
 
-    COCOeval takes a detection matched to an annotation of id 0 for unmatched, so those begin at 1.
+    COCOeval takes a detection matched to an annotation of id 0 for unmatched, so annotation ids begin at 1.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):
         labels, results = COCO(), COCO()
-        labels.dataset, results.dataset = _dataset(truth), _dataset(truth, found)
-        for one in (labels, results):
-            one.createIndex()
-        judged = COCOeval(labels, results, "bbox")
-        for step in (judged.evaluate, judged.accumulate, judged.summarize):
+        labels.dataset = _dataset(ground_truth, _label_rows(ground_truth))
+        results.dataset = _dataset(ground_truth, map(_detection_rows, range(len(detections)), detections))
+        for dataset in (labels, results):
+            dataset.createIndex()
+        evaluation = COCOeval(labels, results, "bbox")
+        for step in (evaluation.evaluate, evaluation.accumulate, evaluation.summarize):
             step()
-    return judged
+    return evaluation
 
 
-def _dataset(truth: Truth, found: Sequence[Detections] | None = None) -> dict[str, Any]:
-    """The labels in COCO's form; or the detections."""
-    rows = chain.from_iterable(_label_rows(truth) if found is None else map(_detection_rows, range(len(found)), found))
+def _dataset(ground_truth: GroundTruth, rows: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
+    """Labels or detections, as rows by image, in COCO's form."""
     return {
-        "images": [{"id": i} for i in range(len(truth.images))],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(truth.classes)],
-        "annotations": [{"id": i, **row} for i, row in enumerate(rows, 1)],
+        "images": [{"id": i} for i in range(len(ground_truth.images))],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(ground_truth.classes)],
+        "annotations": [{"id": i, **row} for i, row in enumerate(chain.from_iterable(rows), 1)],
     }
 
 
-def _label_rows(truth: Truth) -> list[list[dict[str, Any]]]:
+def _label_rows(ground_truth: GroundTruth) -> list[list[dict[str, Any]]]:
     return [
         [
             {"image_id": i, "category_id": one.class_id, "bbox": list(one.box), "area": one.area, "iscrowd": int(one.crowd)}
             for one in image.objects
         ]
-        for i, image in enumerate(truth.images)
+        for i, image in enumerate(ground_truth.images)
     ]
 
 
-def _detection_rows(image: int, found: Detections) -> list[dict[str, Any]]:
-    corners = found.boxes.astype(np.float64)
+def _detection_rows(image: int, detections: Detections) -> list[dict[str, Any]]:
+    corners = detections.boxes.astype(np.float64)
     sizes = corners[:, 2:] - corners[:, :2]
     boxes = np.concatenate([corners[:, :2], sizes], 1).tolist()
-    values = zip(boxes, sizes.prod(1).tolist(), found.scores.tolist(), found.class_ids.tolist(), strict=True)
+    values = zip(boxes, sizes.prod(1).tolist(), detections.scores.tolist(), detections.class_ids.tolist(), strict=True)
     return [
         {"image_id": image, "category_id": class_id, "bbox": box, "area": area, "score": score, "iscrowd": 0}
         for box, area, score, class_id in values
     ]
-
-
-def progress_bar(total: int, unit: str, label: str = "") -> tqdm[Any]:
-    """A bar on stderr that a terminal sees go away again; a log file gets a line every ten seconds."""
-    terminal = sys.stderr.isatty()
-    interval = 0.1 if terminal else 10
-    return tqdm(total=total, unit=f" {unit}", desc=label or None, file=sys.stderr, mininterval=interval, leave=not terminal)

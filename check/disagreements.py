@@ -1,4 +1,4 @@
-"""The images on which a variant finds something else than the reference: which, what, and drawn side by side."""
+"""Images in which a variant's detections differ from the reference's: a measure, a description, and drawings."""
 
 from __future__ import annotations
 
@@ -18,82 +18,79 @@ from darktrt.vision.draw import draw
 from darktrt.vision.images import read_image
 
 SHOWN_SCORE = 0.25
-"""Detections are held against each other, and shown, above this: as in production, not as for AP."""
+"""Detections above this score are compared and shown: that of production, not that of AP."""
 MOVED = 0.1
-"""Change of a score that is worth telling."""
+"""Change of a score from which on it counts."""
 
-_SIDE, _QUALITY = 480, 80
-"""Of embedded images: pixels of the longer side, and JPEG's quality."""
+_SIZE, _QUALITY = 480, 80
+"""Of embedded images: the larger of width and height in pixels, and JPEG's quality."""
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """What a variant makes otherwise of one image."""
+    """The differences between a variant's and the reference's detections in one image."""
 
     image: str
     variant: str
     amount: float
-    """How much: by how far scores of unmatched detections exceed the threshold, and scores of matched ones moved by
-    :data:`MOVED` or more; summed."""
+    """The sum of the scores of unmatched detections above the threshold, and of the changes of matched ones by :data:`MOVED` or
+    more."""
     missing: tuple[str, ...]
-    """What the reference has alone: ``dog 0.81``."""
+    """Detections of only the reference: ``dog 0.81``."""
     extra: tuple[str, ...]
-    """What the variant has alone."""
+    """Detections of only the variant."""
     moved: tuple[str, ...]
-    """What both have with scores far apart: ``dog 0.81 → 0.60``."""
+    """Detections of both with scores far apart: ``dog 0.81 → 0.60``."""
 
 
-def disagreement(image: str, variant: str, found: Detections, expected: Detections) -> Disagreement:
-    """What ``found`` has that ``expected`` has not and the other way round, above :data:`SHOWN_SCORE`."""
-    found, expected = shown(found), shown(expected)
-    pairs = pair(_rows(found), _rows(expected))
-    changes = [(i, one[0], abs(float(found.scores[one[0]] - expected.scores[i]))) for i, one in enumerate(pairs) if one]
-    moved = [one for one in changes if one[2] >= MOVED]
-    missing, extra = [i for i, one in enumerate(pairs) if one is None], unpaired(pairs, len(found))
-    lone = [*expected.scores[missing], *found.scores[extra]]
+def disagreement(image: str, variant: str, actual: Detections, expected: Detections) -> Disagreement:
+    """The differences between the detections of a variant and those of the reference, above :data:`SHOWN_SCORE`."""
+    actual, expected = shown(actual), shown(expected)
+    pairs = pair(actual.to_rows(), expected.to_rows())
+    changes = [(i, p[0], abs(float(actual.scores[p[0]] - expected.scores[i]))) for i, p in enumerate(pairs) if p]
+    moved = [change for change in changes if change[2] >= MOVED]
+    missing, extra = [i for i, partner in enumerate(pairs) if partner is None], unpaired(pairs, len(actual))
+    unmatched = [*expected.scores[missing], *actual.scores[extra]]
     return Disagreement(
         image,
         variant,
-        sum(float(score) - SHOWN_SCORE for score in lone) + sum(change for _, _, change in moved),
+        sum(float(score) - SHOWN_SCORE for score in unmatched) + sum(change for _, _, change in moved),
         tuple(_named(expected, i) for i in missing),
-        tuple(_named(found, j) for j in extra),
-        tuple(f"{_named(expected, i)} → {found.scores[j]:.2f}" for i, j, _ in moved),
+        tuple(_named(actual, j) for j in extra),
+        tuple(f"{_named(expected, i)} → {actual.scores[j]:.2f}" for i, j, _ in moved),
     )
 
 
-def shown(found: Detections) -> Detections:
-    """Those above :data:`SHOWN_SCORE`."""
-    return found.select(found.scores > SHOWN_SCORE)
+def shown(detections: Detections) -> Detections:
+    """The detections above :data:`SHOWN_SCORE`."""
+    return detections.select(detections.scores > SHOWN_SCORE)
 
 
-def _rows(found: Detections) -> NDArray[np.float32]:
-    return np.column_stack([found.boxes, found.scores, found.class_ids]).astype(np.float32)
-
-
-def _named(found: Detections, i: int) -> str:
-    return f"{found.names[i]} {found.scores[i]:.2f}"
+def _named(detections: Detections, i: int) -> str:
+    return f"{detections.names[i]} {detections.scores[i]:.2f}"
 
 
 def panels(labelled: LabelledImage, variants: Sequence[Detections]) -> list[str]:
-    """The image with the labels, and with what each variant found, drawn in: JPEG files as ``data:`` addresses."""
+    """The image with its labels, and with each variant's detections, drawn in: JPEG files as ``data:`` addresses."""
     image = read_image(labelled.path)
-    truth = labels_of(labelled, variants[0].class_names)
-    return [_embedded(image, truth, scores=False), *(_embedded(image, shown(found), scores=True) for found in variants)]
+    labels = labels_of(labelled, variants[0].class_names)
+    return [_embedded(image, labels, scores=False), *(_embedded(image, shown(one), scores=True) for one in variants)]
 
 
 def labels_of(image: LabelledImage, class_names: tuple[str, ...]) -> Detections:
-    """What people labelled, as detections with the score 1."""
+    """The labels as detections with score 1."""
     corners = np.array([one.box for one in image.objects], np.float32).reshape(-1, 4)
     corners[:, 2:] = np.maximum(corners[:, :2] + corners[:, 2:], corners[:, :2])
     ids = np.array([one.class_id for one in image.objects], np.int32)
     return Detections(corners, np.ones(len(ids), np.float32), ids, class_names)
 
 
-def _embedded(image: NDArray[np.uint8], found: Detections, scores: bool) -> str:
-    scale = min(_SIDE / max(image.shape[:2]), 1.0)
+def _embedded(image: NDArray[np.uint8], detections: Detections, scores: bool) -> str:
+    scale = min(_SIZE / max(image.shape[:2]), 1.0)
     size = max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1)
     small = np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
-    drawn = draw(small, replace(found, boxes=(found.boxes * np.float32(scale)).astype(np.float32)), scores)
+    scaled = replace(detections, boxes=(detections.boxes * np.float32(scale)).astype(np.float32))
+    drawn = draw(small, scaled, scores)
     buffer = io.BytesIO()
     Image.fromarray(drawn).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""Labelled images: COCO json files, and darknet's label files beside the images; whose classes are whose."""
+"""Labelled images: COCO json files, darknet's label files, and the mapping of their classes to those of a network."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
+from darktrt.progress import LOGGER
 from darktrt.vision.sources import IMAGE_SUFFIXES, coco_images, find_images, path_of
 
 SYNONYMS = {
@@ -25,16 +29,13 @@ SYNONYMS = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-"""Names of darknet's coco.names and of VOC, to COCO's."""
+"""COCO's class names by those of darknet's coco.names and of VOC."""
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
-"""In their place darknet looks for the folder ``labels``."""
+"""Image folders that darknet replaces with ``labels`` to find label files."""
 
-_ORIENTATION, _LYING = 0x0112, (5, 6, 7, 8)
-"""EXIF's tag, and its values for images that are shown turned by a quarter."""
-
-Notes = list[str] | None
-"""Where what is wrong with the labels is noted as sentences, so that the rest can be judged; None: it raises."""
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+"""EXIF's orientation tag, and its values for images that are displayed turned by 90 degrees."""
 
 
 class LabelledObject(NamedTuple):
@@ -47,104 +48,143 @@ class LabelledObject(NamedTuple):
 
 
 class LabelledImage(NamedTuple):
-    """An image file, and what people saw in it."""
+    """An image file and its annotations."""
 
     path: Path
     size: tuple[int, int] | None
-    """Width and height that the labels were made for, where the file of labels tells."""
+    """Width and height that the labels were made for; None where the label file does not have them."""
     objects: tuple[LabelledObject, ...]
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """Labelled images."""
 
     name: str
     classes: tuple[str, ...]
-    """What the objects' class ids mean."""
+    """Class names by the objects' class ids."""
     images: tuple[LabelledImage, ...]
+    notes: tuple[str, ...] = ()
+    """Sentences about labels and images that are wrong or missing and were left out."""
 
     @property
     def count(self) -> int:
-        """Objects to be found; crowds need not be."""
+        """Objects that a detector should detect; crowds do not count."""
         return sum(not one.crowd for image in self.images for one in image.objects)
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """The SHA-256 of every image file, in order."""
+        return tuple(sha256_of(image.path) for image in self.images)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the images and their labels in any order; results on one digest can be compared."""
+        rows = sorted(
+            (digest, sorted((one.class_id, *one.box, one.crowd) for one in image.objects))
+            for digest, image in zip(self.digests, self.images, strict=True)
+        )
+        return sha256(repr(rows).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class LabelClasses:
-    """What the classes of labels are called, and which class of the network each is, where names do not tell."""
+    """The names of the labels' classes, and their mapping to the network's classes where names differ."""
 
     names: Sequence[str] | None = None
-    """Of darknet's class ids; None for those of the network. A COCO file names its own."""
+    """By darknet's class ids; None for the network's own names. A COCO file has its own."""
     mapped: Mapping[str, str] | None = None
-    """The network's class by the labels' class; classes that are not in it go by their names."""
+    """The network's class by the labels' class; other classes are matched by name."""
+
+
+class _Notes:
+    """Collects what is wrong with labels, as sentences; with ``strict`` a flaw raises."""
+
+    def __init__(self, strict: bool) -> None:
+        self.strict = strict
+        self.sentences: list[str] = []
+
+    def flaw(self, sentence: str) -> None:
+        """Note what can hardly be intended."""
+        if self.strict:
+            raise DarktrtError(sentence)
+        self.sentences.append(sentence)
+
+    def note(self, sentence: str) -> None:
+        """Note what may be intended."""
+        self.sentences.append(sentence)
 
 
 def has_labels(entry: str) -> bool:
-    """Whether ``entry`` of DATA is a COCO file with annotations, or has an image with darknet's label file."""
+    """Whether ``entry`` is a COCO file with annotations, or has an image with a label file of darknet."""
     path = _json_path(entry)
     if path is None:
         return any(_label_file(image) for image in find_images([entry], None, 0))
     return path.is_file() and bool(_coco_json(path).get("annotations"))
 
 
-def load_truth(
+def load_ground_truth(
     data: Sequence[str],
     class_names: Sequence[str],
     limit: int | None = None,
     seed: int = 0,
     classes: LabelClasses = LabelClasses(),
-    notes: Notes = None,
-) -> Truth:
-    """The labels of images for a network of these classes; of more than ``limit`` images a seeded sample.
+    strict: bool = True,
+) -> GroundTruth:
+    """Load the labels of images for a network of these classes; notes are logged as warnings too.
 
-    ``data`` is one COCO file, ``FILE.json`` or ``FILE.json:FOLDER`` with its images' folder, which
-    :mod:`darktrt.vision.sources` guesses otherwise. Or it is folders, lists and patterns of images, as
-    :func:`darktrt.vision.sources.find_images` takes them, with darknet's label files:
-    ``dog.txt`` beside ``dog.jpg``, or in the folder ``labels`` in the place of ``images``; a line an object, its class
-    and centre, width and height in parts of the image's.
+    ``data`` is one COCO file: ``FILE.json``, or ``FILE.json:FOLDER`` with the folder of its images, which
+    :mod:`darktrt.vision.sources` searches for otherwise. Or ``data`` is folders, lists and patterns of images, as
+    :func:`darktrt.vision.sources.find_images` accepts them, with darknet's label files:
+    ``dog.txt`` beside ``dog.jpg``, or in the folder ``labels`` that replaces ``images``. A label file has one line for each
+    object: its class, and the centre, width and height relative to the image's.
 
-    Classes are the network's by name (:data:`SYNONYMS` count), or by their order where there are as many and none stands in
-    another place, which is said. Objects of classes that the network does not know are left out.
+    Classes are matched by name (:data:`SYNONYMS` count), or by their order where their numbers are equal and no name
+    contradicts that order, which is noted. Objects of classes that the network does not have are left out.
 
     Args:
-        notes: takes a sentence for everything that is wrong or missing and was left out; without, that raises.
+        limit: draw a sample of so many images by ``seed``.
+        strict: raise for labels, images or classes that are missing or wrong; otherwise they are noted and left out.
 
     Raises:
-        DarktrtError: nothing can be read; without ``notes`` also where labels, images or classes are missing or wrong.
+        DarktrtError: nothing can be read; with ``strict`` also as above.
     """
     if limit is not None and limit < 1:
-        raise DarktrtError(f"the limit is {limit}; evaluate on at least 1 image")
+        raise DarktrtError(f"the limit is {limit}; evaluate on at least 1 image", "limit")
     files = [entry for entry in data if _json_path(entry)]
     if files and len(data) > 1:
-        raise DarktrtError(f"{data[1]}: labels are in {data[0]} too; name one COCO json to evaluate on, or label files alone")
-    truth = _coco(files[0], notes) if files else _darknet(data, class_names, classes.names, notes)
-    truth = _present(truth, notes)
-    truth = _with_classes(truth, class_names, classes.mapped or {}, notes)
-    if limit is not None and limit < len(truth.images):
-        truth = replace(truth, images=tuple(random.Random(seed).sample(truth.images, limit)))
-    if not truth.count:
-        _flaw(notes, f"{truth.name}: no object of the network's classes is labelled in {len(truth.images)} images of it")
-    return truth
+        raise DarktrtError(f"{data[1]}: {data[0]} has labels too; name one COCO json to evaluate on, or only label files")
+    notes = _Notes(strict)
+    ground_truth = _coco(files[0], notes) if files else _darknet(data, class_names, classes.names, notes)
+    ground_truth = _present(ground_truth, notes)
+    ground_truth = _with_classes(ground_truth, class_names, classes.mapped or {}, notes)
+    if limit is not None and limit < len(ground_truth.images):
+        ground_truth = replace(ground_truth, images=tuple(random.Random(seed).sample(ground_truth.images, limit)))
+    if not ground_truth.count:
+        images = len(ground_truth.images)
+        notes.flaw(f"{ground_truth.name}: no object of the network's classes is labelled in {images} images of it")
+    for sentence in notes.sentences:
+        LOGGER.warning("%s", sentence)
+    return replace(ground_truth, notes=tuple(notes.sentences))
 
 
 def read_class_map(path: str | Path) -> dict[str, str]:
-    """A file with a line ``class of the labels = class of the network`` each; empty lines and those with # do not count.
+    """Read lines ``class of the labels = class of the network``; empty lines and those that begin with # are skipped.
 
     Raises:
-        DarktrtError: it cannot be read, or has another line.
+        DarktrtError: the file cannot be read, or has another line.
     """
-    found = {}
+    classes = {}
     for number, line in _lines(Path(path)):
         left, equals, right = (part.strip() for part in line.partition("="))
         if not (left and equals and right):
             raise DarktrtError(f"{path}:{number}: write CLASS OF THE LABELS = CLASS OF THE NETWORK, not '{line:.40}'")
-        found[left] = right
-    return found
+        classes[left] = right
+    return classes
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Class names, a line each.
+    """Read class names, one on each line.
 
     Raises:
         DarktrtError: the file cannot be read.
@@ -153,7 +193,7 @@ def read_names(path: str | Path) -> list[str]:
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
-    """Lines with their numbers; not empty ones, nor comments.
+    """Lines with their numbers, without empty ones and comments.
 
     Raises:
         DarktrtError: the file cannot be read, or is no text.
@@ -163,29 +203,27 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     except OSError as error:
         raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DarktrtError(f"{path}: is no text; a file with a line each is wanted") from error
+        raise DarktrtError(f"{path}: is no UTF-8 text") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     return [(number, line) for number, line in lines if line and not line.startswith("#")]
 
 
-def _flaw(notes: Notes, sentence: str) -> None:
-    if notes is None:
-        raise DarktrtError(sentence)
-    notes.append(sentence)
-
-
-def _present(truth: Truth, notes: Notes) -> Truth:
-    """The truth without images that are not there.
+def _present(ground_truth: GroundTruth, notes: _Notes) -> GroundTruth:
+    """Leave out images whose files do not exist.
 
     Raises:
-        DarktrtError: none is there.
+        DarktrtError: no file exists.
     """
-    missing = [image.path for image in truth.images if not image.path.is_file()]
+    present = tuple(image for image in ground_truth.images if image.path.is_file())
+    missing = [image.path for image in ground_truth.images if not image.path.is_file()]
     if not missing:
-        return truth
-    sentence = f"{truth.name}: {len(missing)} of its {len(truth.images)} images are missing, '{missing[0]}' for one"
-    _flaw(notes if len(missing) < len(truth.images) else None, sentence)
-    return replace(truth, images=tuple(image for image in truth.images if image.path.is_file()))
+        return ground_truth
+    count = len(ground_truth.images)
+    sentence = f"{ground_truth.name}: {len(missing)} of its {count} images are missing, '{missing[0]}' for example"
+    if not present:
+        raise DarktrtError(sentence)
+    notes.flaw(sentence)
+    return replace(ground_truth, images=present)
 
 
 # --- COCO ---
@@ -208,39 +246,49 @@ def _coco_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _coco(entry: str, notes: Notes) -> Truth:
+def _coco(entry: str, notes: _Notes) -> GroundTruth:
     path = path_of(entry)
     folder, _ = coco_images(entry)
     values = _coco_json(path)
     for key in ("annotations", "categories"):
         if not values.get(key):
-            _flaw(notes, f"{path}: has no {key}, so nothing to hold detections against; name a COCO file with labels")
+            notes.flaw(f"{path}: has no {key}, so there is nothing to compare detections with; name a COCO file with labels")
     try:
         return _parse(values, path, folder, notes)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DarktrtError(f"{path}: is a damaged COCO file ({type(error).__name__}: {error}); get it again") from error
 
 
-def _parse(values: dict[str, Any], path: Path, folder: Path, notes: Notes) -> Truth:
-    ordered = sorted(values.get("categories") or [], key=lambda one: one["id"])
-    class_ids = {one["id"]: i for i, one in enumerate(ordered)}
-    objects: dict[Any, list[LabelledObject]] = {one["id"]: [] for one in values["images"]}
-    unlisted: Counter[str] = Counter()
-    for one in values.get("annotations") or []:
-        odd = [key for key, known in (("image_id", objects), ("category_id", class_ids)) if one[key] not in known]
-        if odd:
-            unlisted[f"{odd[0]} {one[odd[0]]}"] += 1
+def _parse(values: dict[str, Any], path: Path, folder: Path, notes: _Notes) -> GroundTruth:
+    categories = sorted(values.get("categories") or [], key=lambda one: one["id"])
+    class_ids = {category["id"]: i for i, category in enumerate(categories)}
+    objects = _objects(values, class_ids, path, notes)
+    images = [LabelledImage(folder / image["file_name"], _size(image), objects[image["id"]]) for image in values["images"]]
+    return GroundTruth(str(path), tuple(str(category["name"]) for category in categories), tuple(images))
+
+
+def _objects(
+    values: dict[str, Any], class_ids: Mapping[Any, int], path: Path, notes: _Notes
+) -> dict[Any, tuple[LabelledObject, ...]]:
+    """The objects by the image's id; annotations of images and categories that the file does not list are noted."""
+    objects: dict[Any, list[LabelledObject]] = {image["id"]: [] for image in values["images"]}
+    unlisted: list[str] = []
+    for annotation in values.get("annotations") or []:
+        image_id, category_id = annotation["image_id"], annotation["category_id"]
+        if image_id not in objects:
+            unlisted.append(f"image_id {image_id}")
+        elif category_id not in class_ids:
+            unlisted.append(f"category_id {category_id}")
         else:
-            objects[one["image_id"]].append(_labelled(one, class_ids[one["category_id"]]))
+            objects[image_id].append(_labelled(annotation, class_ids[category_id]))
     if unlisted:
-        which = f"an annotation has {next(iter(unlisted))}, which the file does not list"
-        _flaw(notes, f"{path}: {which}{f', as have {unlisted.total() - 1} others' * (unlisted.total() > 1)}; get it again")
-    images = [LabelledImage(folder / one["file_name"], _size(one), tuple(objects[one["id"]])) for one in values["images"]]
-    return Truth(str(path), tuple(str(one["name"]) for one in ordered), tuple(images))
+        others = f", as have {len(unlisted) - 1} others" if len(unlisted) > 1 else ""
+        notes.flaw(f"{path}: an annotation has {unlisted[0]}, which the file does not list{others}; get it again")
+    return {image_id: tuple(labelled) for image_id, labelled in objects.items()}
 
 
 def _labelled(annotation: dict[str, Any], class_id: int) -> LabelledObject:
-    """An annotation; other tools than COCO's own leave out the area and the crowd flag."""
+    """An annotation; tools other than COCO's own leave out the area and the crowd flag."""
     x, y, width, height = (float(value) for value in annotation["bbox"])
     if not all(map(math.isfinite, (x, y, width, height))):
         raise ValueError(f"a bbox is {annotation['bbox']}")
@@ -255,102 +303,103 @@ def _size(image: dict[str, Any]) -> tuple[int, int] | None:
 # --- darknet ---
 
 
-def _darknet(data: Sequence[str], class_names: Sequence[str], names: Sequence[str] | None, notes: Notes) -> Truth:
-    name = ", ".join(data)
-    images, without = [], []
-    wrong: list[str] = []
-    known = tuple(class_names if names is None else names)
+def _darknet(data: Sequence[str], class_names: Sequence[str], names: Sequence[str] | None, notes: _Notes) -> GroundTruth:
+    classes = tuple(class_names if names is None else names)
+    images, unlabelled, wrong = [], [], list[str]()
     for path in find_images(data, None, 0):
         file, size = _label_file(path), _image_size(path)
         if file is None:
-            without.append(path)
-        objects = _read_label_file(file, size, len(known), wrong) if file and size else []
+            unlabelled.append(path)
+        objects = _read_label_file(file, size, len(classes), wrong) if file and size else []
         images.append(LabelledImage(path, None, tuple(objects)))
-    if images and len(without) == len(images):
-        wanted = without[0].with_suffix(".txt")
-        _flaw(notes, f"{name}: no image has labels; name a COCO json, or write darknet's, such as '{wanted}'")
-    elif without:
-        note = f"{name}: {len(without)} of {len(images)} images have no label file, '{without[0]}' for one"
-        _told(notes, f"{note}; they count as empty, so that all that is found in them is a false alarm")
+    ground_truth = GroundTruth(", ".join(data), classes, tuple(images))
+    _note_unlabelled(ground_truth, unlabelled, notes)
     if wrong:
-        _flaw(notes, f"{wrong[0]}{f'; so are {len(wrong) - 1} other lines' * (len(wrong) > 1)}")
+        notes.flaw(f"{wrong[0]}{f'; so are {len(wrong) - 1} other lines' * (len(wrong) > 1)}")
     if orphans := _labels_without_images(data):
-        _told(notes, f"{name}: {len(orphans)} label files have no image, '{orphans[0]}' for one; they do not count")
-    return Truth(name, known, tuple(images))
+        notes.note(
+            f"{ground_truth.name}: {len(orphans)} label files have no image, '{orphans[0]}' for example; they do not count"
+        )
+    return ground_truth
 
 
-def _told(notes: Notes, sentence: str) -> None:
-    """What may be as it is meant: said, and no error."""
-    if notes is None:
-        print(f"warning: {sentence}", file=sys.stderr)
-    else:
-        notes.append(sentence)
+def _note_unlabelled(ground_truth: GroundTruth, unlabelled: Sequence[Path], notes: _Notes) -> None:
+    """Note images without a label file."""
+    name, count = ground_truth.name, len(ground_truth.images)
+    if count and len(unlabelled) == count:
+        example = unlabelled[0].with_suffix(".txt")
+        notes.flaw(f"{name}: no image has labels; name a COCO json, or write label files of darknet, such as '{example}'")
+    elif unlabelled:
+        notes.note(
+            f"{name}: {len(unlabelled)} of {count} images have no label file, '{unlabelled[0]}' for example; they count as "
+            "empty, so every detection in them is a false positive"
+        )
 
 
 def _label_file(image: Path) -> Path | None:
-    """Darknet's label file of an image, if it is there."""
-    return next((path for path in _label_places(image.with_suffix(".txt")) if path.is_file()), None)
+    """Darknet's label file of an image, if it exists."""
+    return next((path for path in _label_paths(image.with_suffix(".txt")) if path.is_file()), None)
 
 
-def _label_places(path: Path) -> list[Path]:
-    """The path itself, and with the last folder of images in it swapped for that of labels."""
+def _label_paths(path: Path) -> list[Path]:
+    """The path, and the path with its last image folder replaced with ``labels``."""
     at = max((i for i, part in enumerate(path.parts) if part in IMAGE_FOLDERS), default=None)
     return [path] if at is None else [path, Path(*path.parts[:at], "labels", *path.parts[at + 1 :])]
 
 
 def _image_size(path: Path) -> tuple[int, int] | None:
-    """Width and height as :func:`darktrt.vision.images.read_image` gives them; None where it cannot, which it says later."""
+    """Width and height as :func:`darktrt.vision.images.read_image` reads them; None for a file that it will refuse."""
     try:
         with Image.open(path) as image:
             width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION) in _LYING else (width, height)
+            return (height, width) if image.getexif().get(_ORIENTATION) in _QUARTER_TURNS else (width, height)
     except OSError:
         return None
 
 
 def _read_label_file(path: Path, size: tuple[int, int], classes: int, wrong: list[str]) -> list[LabelledObject]:
-    """The objects of one image; a sentence about each line that is none goes to ``wrong``."""
-    found = []
+    """The objects of one image; a sentence about each malformed line is appended to ``wrong``."""
+    objects = []
     for number, line in _lines(path):
         try:
-            found.append(_object(line, size, classes))
+            objects.append(_object(line, size, classes))
         except ValueError as error:
             wrong.append(f"{path}:{number}: '{line:.60}' is no label: {error}")
-    return found
+    return objects
 
 
 def _object(line: str, size: tuple[int, int], classes: int) -> LabelledObject:
-    """A line ``class x y width height``, the centre and the sides in parts of the image's.
+    """A line ``class x y width height``: the box's centre and size relative to the image's size.
 
     Raises:
         ValueError: it is no such line.
     """
     words = line.split()
     if len(words) != 5 or not words[0].isdecimal():
-        raise ValueError("CLASS X Y WIDTH HEIGHT are wanted, the class by its number")
+        raise ValueError("write CLASS X Y WIDTH HEIGHT, with the number of the class")
     class_id, (x, y, width, height) = int(words[0]), map(float, words[1:])
     if class_id >= classes:
         raise ValueError(f"there are {classes} classes")
     if not (0 <= x <= 1 and 0 <= y <= 1 and 0 < width < math.inf and 0 < height < math.inf):
-        raise ValueError("the centre must lie within 0..1, and the sides be above 0")
+        raise ValueError("the centre must lie within 0..1, and width and height be above 0")
     width, height = min(width, 1), min(height, 1)  # as darknet cuts them
-    across, down = size
-    box = ((x - width / 2) * across, (y - height / 2) * down, width * across, height * down)
+    columns, rows = size
+    box = ((x - width / 2) * columns, (y - height / 2) * rows, width * columns, height * rows)
     return LabelledObject(class_id, box, box[2] * box[3], False)
 
 
 def _labels_without_images(data: Sequence[str]) -> list[Path]:
-    """Where DATA names folders: label files there, and in the folders that darknet has for them, whose image is not there."""
-    folders = [folder for entry in data for folder in _label_places(Path(entry)) if folder.is_dir()]
+    """Label files without an image, in the folders that DATA names and in darknet's label folders for them."""
+    folders = [folder for entry in data for folder in _label_paths(Path(entry)) if folder.is_dir()]
     files = [file for folder in folders for file in sorted(folder.rglob("*.txt"))]
     return [file for file in files if not _has_image(file) and _is_label_file(file)]
 
 
 def _has_image(label_file: Path) -> bool:
     parts = label_file.parts
-    elsewhere = [Path(*(folder if part == "labels" else part for part in parts)) for folder in IMAGE_FOLDERS]
-    names = [form for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper())]
-    return any(place.with_suffix(suffix).is_file() for place in (label_file, *elsewhere) for suffix in names)
+    paths = [Path(*(folder if part == "labels" else part for part in parts)) for folder in IMAGE_FOLDERS]
+    suffixes = [form for suffix in IMAGE_SUFFIXES for form in (suffix, suffix.upper())]
+    return any(path.with_suffix(suffix).is_file() for path in (label_file, *paths) for suffix in suffixes)
 
 
 def _is_label_file(file: Path) -> bool:
@@ -361,50 +410,66 @@ def _is_label_file(file: Path) -> bool:
 # --- classes ---
 
 
-def _with_classes(truth: Truth, class_names: Sequence[str], mapped: Mapping[str, str], notes: Notes) -> Truth:
-    """The truth in the network's classes, and without objects of others."""
-    class_of = _class_map(truth, class_names, mapped, notes)
-    labelled = Counter(one.class_id for image in truth.images for one in image.objects)
-    unknown = [f"{truth.classes[i]} ({labelled[i]})" for i in sorted(labelled) if i not in class_of]
+def _with_classes(
+    ground_truth: GroundTruth, class_names: Sequence[str], mapped: Mapping[str, str], notes: _Notes
+) -> GroundTruth:
+    """The same labels with the network's class ids, without objects of other classes."""
+    class_of = _class_map(ground_truth, class_names, mapped, notes)
+    labelled = Counter(one.class_id for image in ground_truth.images for one in image.objects)
+    unknown = [f"{ground_truth.classes[i]} ({labelled[i]})" for i in sorted(labelled) if i not in class_of]
     if unknown and class_of:
-        _told(notes, f"{truth.name}: objects of classes that the network does not know are left out: {', '.join(unknown)}")
+        left_out = ", ".join(unknown)
+        notes.note(f"{ground_truth.name}: objects of classes that the network does not have are left out: {left_out}")
     images = [
         image._replace(
             objects=tuple(o._replace(class_id=class_of[o.class_id]) for o in image.objects if o.class_id in class_of)
         )
-        for image in truth.images
+        for image in ground_truth.images
     ]
-    return replace(truth, classes=tuple(class_names), images=tuple(images))
+    return replace(ground_truth, classes=tuple(class_names), images=tuple(images))
 
 
-def _class_map(truth: Truth, class_names: Sequence[str], mapped: Mapping[str, str], notes: Notes) -> dict[int, int]:
+def _class_map(
+    ground_truth: GroundTruth, class_names: Sequence[str], mapped: Mapping[str, str], notes: _Notes
+) -> dict[int, int]:
     """The network's class id by that of the labels."""
-    network = {_canonical(name): i for i, name in enumerate(class_names)}
-    theirs = [_canonical(name) for name in truth.classes]
-    chosen = {_canonical(left): _canonical(right) for left, right in mapped.items()}
-    for name, known, whose in (
-        *((name, theirs, "labels") for name in chosen),
-        *((name, network, "network") for name in chosen.values()),
-    ):
-        if name not in known:
-            raise DarktrtError(f"the class map speaks of '{name}', which is no class of the {whose}")
-    by_name = {i: network[chosen.get(name, name)] for i, name in enumerate(theirs) if chosen.get(name, name) in network}
-    lacking = [name for i, name in enumerate(class_names) if i not in by_name.values()]
-    if not lacking or mapped:
+    by_name = _classes_by_name(ground_truth.classes, class_names, mapped)
+    missing = [name for i, name in enumerate(class_names) if i not in by_name.values()]
+    if not missing or mapped:
         return by_name
-    if len(class_names) == len(theirs) and all(i == j for i, j in by_name.items()):
-        _told(notes, f"{truth.name}: has no category '{lacking[0]}'; categories are taken as classes in order of their ids")
+    name, count = ground_truth.name, len(ground_truth.classes)
+    if len(class_names) == count and all(i == j for i, j in by_name.items()):
+        notes.note(f"{name}: has no category '{missing[0]}'; categories are taken as classes in order of their ids")
         return {i: i for i in range(len(class_names))}
     if by_name:
-        few = f"'{lacking[0]}'" if len(lacking) == 1 else f"{len(lacking)} of the network's classes, '{lacking[0]}' for one"
-        _told(notes, f"{truth.name}: has no objects of {few}; what is found of them is not judged")
-        return by_name
-    _flaw(
-        notes,
-        f"{truth.name}: has {len(theirs)} categories without the network's class '{lacking[0]}' among them, and the "
-        f"network has {len(class_names)} classes; convert it with --names and the names of the categories, or give --class-map",
-    )
+        which = f"'{missing[0]}'"
+        if len(missing) > 1:
+            which = f"{len(missing)} of the network's classes, {which} for example"
+        notes.note(f"{name}: has no objects of {which}; detections of them are not evaluated")
+    else:
+        notes.flaw(
+            f"{name}: has {count} categories without the network's class '{missing[0]}' among them, and the network has "
+            f"{len(class_names)} classes; convert it with the names of the categories, or give a class map"
+        )
     return by_name
+
+
+def _classes_by_name(classes: Sequence[str], class_names: Sequence[str], mapped: Mapping[str, str]) -> dict[int, int]:
+    """The network's class id by that of the labels, for names that both have and those that are mapped.
+
+    Raises:
+        DarktrtError: a mapped name is no class.
+    """
+    network = {_canonical(name): i for i, name in enumerate(class_names)}
+    labels = [_canonical(name) for name in classes]
+    chosen = {_canonical(left): _canonical(right) for left, right in mapped.items()}
+    for left, right in chosen.items():
+        if left not in labels:
+            raise DarktrtError(f"the class map has '{left}', which is no class of the labels", "class_map")
+        if right not in network:
+            raise DarktrtError(f"the class map has '{right}', which is no class of the network", "class_map")
+    names = [chosen.get(name, name) for name in labels]
+    return {i: network[name] for i, name in enumerate(names) if name in network}
 
 
 def _canonical(name: str) -> str:

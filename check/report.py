@@ -1,4 +1,4 @@
-"""How good an engine is, all in one: every variant's accuracy, where its error comes from, and what that rests on."""
+"""A report on a network's variants: their accuracy, where their errors come from, and the protocol of the measurements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +18,32 @@ from darktrt.calib.summary import Outputs, bar_heights
 from darktrt.calib.threshold import LEVELS, expected_error
 from darktrt.check.agreement import Agreement
 from darktrt.check.coco import Accuracy, ClassAccuracy
-from darktrt.check.detections import Judged, VariantDetections
+from darktrt.check.detections import VariantDetections
 from darktrt.check.disagreements import SHOWN_SCORE, Disagreement, disagreement, panels, shown
-from darktrt.check.ground_truth import Truth
+from darktrt.check.evaluation import EvaluatedVariant, Evaluation
+from darktrt.check.ground_truth import GroundTruth
 from darktrt.check.sensitivity import Sensitivity, sensitivity
-from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network
+from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network, quantized
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.surgery.qdq import Calibration
 
 FEW = 500
-"""Images below which a difference of some thousandths is said to be chance."""
+"""Fewer images than this get a note that differences of some thousandths may be chance."""
 WORST = 6
-"""Tensors whose histograms are shown."""
+"""Number of tensors whose histograms are shown."""
 
-_FORMAT = "darktrt report 1"
+FORMAT = "darktrt report 2"
+"""Of ``report.json``."""
 _BARS = 64
 
 
 @dataclass(frozen=True)
 class Latency:
-    """How fast an engine was measured to be: of ``darktrt bench``, the smallest batch, with CUDA graph where there is one."""
+    """An engine's latency from ``darktrt bench``: of the smallest batch, with CUDA graph where that was measured."""
 
     milliseconds: float
-    """Median of one call, from images in host memory to results there."""
+    """Median of one call, from images to results in host memory."""
     batch: int
     cuda_graph: bool
     images_per_second: float
@@ -51,56 +52,56 @@ class Latency:
 
 @dataclass(frozen=True)
 class VariantFigures:
-    """One way to run the network."""
+    """The figures of one variant."""
 
     name: str
     precision: str
     about: Mapping[str, str]
     accuracy: Accuracy
     drop: float | None
-    """Of the AP against the reference; None for the reference itself, and NaN where there is no AP."""
+    """Drop of the AP against the reference; None for the reference itself, and NaN where there is no AP."""
     classes: tuple[ClassAccuracy, ...]
     curves: Mapping[str, tuple[float, ...]]
     detections: int
-    """Above :data:`darktrt.check.disagreements.SHOWN_SCORE`, in all images."""
+    """Number of detections above :data:`darktrt.check.disagreements.SHOWN_SCORE`, in all images."""
     latency: Latency | None
 
 
 @dataclass(frozen=True)
 class TensorRange:
-    """A tensor's values in calibration, and what INT8 makes of them."""
+    """A tensor's values in calibration, and its range in INT8."""
 
     tensor: str
     line: int | None
-    """Of the convolution that reads it, in the cfg."""
+    """The cfg line of the convolution that reads it."""
     amax: float
     """The largest |x| seen."""
     threshold: float
-    """The largest |x| that INT8 can state."""
+    """The largest |x| that INT8 can represent."""
     clipped: float
     """Share of the values that are larger."""
     noise: float
-    """Root of the mean squared rounding and clipping error over that of the mean squared value."""
+    """RMS of the rounding and clipping error over the RMS of the values."""
     bars: tuple[float, ...]
-    """Log counts over |x| in even steps from 0 to ``amax``, the largest being 1."""
+    """Log counts in even steps of |x| from 0 to ``amax``; the largest is 1."""
 
 
 @dataclass(frozen=True)
 class CalibrationSources:
-    """What INT8's scales come from."""
+    """The origin of INT8's scales."""
 
     table: str
     images: int
-    """0 where no histograms lie beside the table."""
+    """0 where there are no histograms beside the table."""
     folders: tuple[str, ...]
     overlap: int
-    """Images of the evaluation that calibration has seen, by their SHA-256."""
+    """Number of images that are both in the evaluation and in calibration, by their SHA-256."""
     tensors: tuple[TensorRange, ...]
-    """Those that lose most, worst first."""
+    """Those with the most noise, worst first."""
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownImage:
     """An image on which variants disagree, and its panels: labels, reference, variant."""
 
     about: Disagreement
@@ -110,7 +111,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page shows."""
+    """All figures, and the images to show."""
 
     info: DetectorInfo
     reference: str
@@ -118,25 +119,25 @@ class Report:
     images: int
     objects: int
     digest: str
-    """Of the images and their labels: reports of one digest can be compared."""
+    """As :attr:`darktrt.check.ground_truth.GroundTruth.digest`."""
     protocol: Mapping[str, str]
     variants: tuple[VariantFigures, ...]
-    comparison: Agreement | None
+    agreement: Agreement | None
     sensitivity: Sensitivity | None
-    kept: tuple[str, ...]
-    """Convolutions that INT8 leaves in floating point here."""
-    calibrated: CalibrationSources | None
-    shown: tuple[Shown, ...]
+    fp_layers: tuple[str, ...]
+    """Convolutions that INT8 leaves in floating point."""
+    calibration: CalibrationSources | None
+    shown: tuple[ShownImage, ...]
     disagreements: int
-    """Images on which there is any difference to be told."""
+    """Number of images on which a variant disagrees with the reference."""
     notes: tuple[str, ...]
-    """What a reader must know: what is missing or odd."""
+    """What a reader must know: what is missing or unusual."""
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"))
 
     def to_dict(self) -> dict[str, Any]:
-        """All figures, as JSON has them: what does not exist is None."""
+        """All figures as JSON-able values; those that do not exist are None."""
         values = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "darktrt": __version__,
             "created": self.created,
             "model": _model(self.info),
@@ -149,10 +150,10 @@ class Report:
                 "protocol": dict(self.protocol),
             },
             "variants": [asdict(replace(one, about=dict(one.about), curves=dict(one.curves))) for one in self.variants],
-            "comparison": json.loads(self.comparison.to_json()) if self.comparison else None,
+            "agreement": json.loads(self.agreement.to_json()) if self.agreement else None,
             "sensitivity": json.loads(self.sensitivity.to_json()) if self.sensitivity else None,
-            "kept": list(self.kept),
-            "calibration": asdict(self.calibrated) if self.calibrated else None,
+            "fp_layers": list(self.fp_layers),
+            "calibration": asdict(self.calibration) if self.calibration else None,
             "disagreements": {"images": self.disagreements, "worst": [asdict(one.about) for one in self.shown]},
             "notes": list(self.notes),
         }
@@ -165,7 +166,7 @@ class Report:
 
 
 def _finite(value: Any) -> Any:
-    """The same, with None for NaN and infinite numbers, which JSON does not have, and lists for tuples."""
+    """The value with None for NaN and infinite numbers, which JSON does not have, and lists for tuples."""
     if isinstance(value, dict):
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -191,110 +192,106 @@ def _model(info: DetectorInfo) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a report is made of, each made by a function of its own."""
+    """What a report is made from."""
 
-    truth: Truth
-    digests: Sequence[str]
-    judged: Sequence[Judged]
-    notes: Sequence[str] = ()
-    """On the labels."""
-    comparison: Agreement | None = None
+    ground_truth: GroundTruth
+    evaluation: Evaluation
+    agreement: Agreement | None = None
     int8: Int8Parts | None = None
     timings: Mapping[str, Latency] = field(default_factory=dict)
     """By the engine's name and, where it is known, by the SHA-256 of its plan."""
 
 
 def make_report(parts: Parts, images: int) -> Report:
-    """The report, with panels of at most so many images on which variants disagree."""
-    truth, judged = parts.truth, parts.judged
-    reference = next((one for one in judged if one.found.precision == "fp32"), judged[0])
-    variants = tuple(_variant(one, reference, parts) for one in judged)
-    all_ = _disagreements(judged, reference, parts)
-    chosen = [one for one in all_ if one.about.amount > 0][:images]
+    """The report.
+
+    Args:
+        parts: the measurements.
+        images: show at most so many images on which variants disagree.
+    """
+    evaluation, ground_truth, int8 = parts.evaluation, parts.ground_truth, parts.int8
+    reference = _reference(evaluation)
+    variants = tuple(_figures(variant, reference, parts) for variant in evaluation.variants)
+    disagreements = [one for one in _disagreements(reference, parts) if one.about.amount > 0]
     return Report(
-        info=reference.found.info,
-        reference=reference.found.name,
-        data=truth.name,
-        images=len(truth.images),
-        objects=truth.count,
-        digest=evaluation_digest(truth, parts.digests),
-        protocol=_protocol(reference.found, parts),
+        info=reference.detections.info,
+        reference=reference.detections.name,
+        data=ground_truth.name,
+        images=evaluation.images,
+        objects=evaluation.objects,
+        digest=ground_truth.digest,
+        protocol=_protocol(reference.detections, parts),
         variants=variants,
-        comparison=parts.comparison,
-        sensitivity=parts.int8.sensitivity if parts.int8 else None,
-        kept=parts.int8.kept if parts.int8 else (),
-        calibrated=parts.int8.calibrated if parts.int8 else None,
-        shown=tuple(_drawn(one, reference.found, parts) for one in chosen),
-        disagreements=sum(one.about.amount > 0 for one in all_),
-        notes=(*parts.notes, *_notes(variants, parts)),
+        agreement=parts.agreement,
+        sensitivity=int8.sensitivity if int8 else None,
+        fp_layers=int8.fp_layers if int8 else (),
+        calibration=int8.calibration if int8 else None,
+        shown=tuple(_drawn(one, reference.detections, ground_truth) for one in disagreements[:images]),
+        disagreements=len(disagreements),
+        notes=(*ground_truth.notes, *_notes(variants, parts)),
     )
 
 
-def _variant(one: Judged, reference: Judged, parts: Parts) -> VariantFigures:
-    found, judgement = one.found, one.judgement
-    drop = None if one is reference else reference.judgement.accuracy.ap - judgement.accuracy.ap
-    count = sum(len(shown(found.images[digest])) for digest in parts.digests)
-    keys = (found.about.get("sha256", ""), found.name, Path(found.name).stem)
-    latency = next((parts.timings[key] for key in keys if key in parts.timings), None)
-    about = dict(found.about)
+def _reference(evaluation: Evaluation) -> EvaluatedVariant:
+    """The first variant in FP32, or else the first."""
+    return next((one for one in evaluation.variants if one.detections.precision == "fp32"), evaluation.variants[0])
+
+
+def _figures(variant: EvaluatedVariant, reference: EvaluatedVariant, parts: Parts) -> VariantFigures:
+    detections, metrics = variant.detections, variant.metrics
+    keys = (detections.about.get("sha256", ""), detections.name, Path(detections.name).stem)
     return VariantFigures(
-        found.name, found.precision, about, judgement.accuracy, drop, judgement.classes, judgement.curves, count, latency
+        name=detections.name,
+        precision=detections.precision,
+        about=dict(detections.about),
+        accuracy=metrics.accuracy,
+        drop=None if variant is reference else reference.metrics.accuracy.ap - metrics.accuracy.ap,
+        classes=metrics.classes,
+        curves=metrics.curves,
+        detections=sum(len(shown(one)) for one in detections.in_order(parts.ground_truth.digests)),
+        latency=next((parts.timings[key] for key in keys if key in parts.timings), None),
     )
 
 
-def evaluation_digest(truth: Truth, digests: Sequence[str]) -> str:
-    """Of the images and their labels, in any order; what is measured on one can be compared."""
-    rows = sorted(
-        (digest, sorted((one.class_id, *one.box, one.crowd) for one in image.objects))
-        for digest, image in zip(digests, truth.images, strict=True)
-    )
-    return sha256(repr(rows).encode()).hexdigest()
-
-
-def _protocol(found: VariantDetections, parts: Parts) -> dict[str, str]:
-    info, thresholds = found.info, found.thresholds
-    most = max(one.found.info.max_detections for one in parts.judged) or "as many"
-    images = f"{len(parts.truth.images)}, with {parts.truth.count} labelled objects, of {parts.truth.name}"
+def _protocol(reference: VariantDetections, parts: Parts) -> dict[str, str]:
+    info, thresholds, ground_truth = reference.info, reference.thresholds, parts.ground_truth
+    most = max(one.detections.info.max_detections for one in parts.evaluation.variants) or "as many"
     resize = {"stretch": "stretched to the network's input", "letterbox": "letterboxed into the network's input"}[info.resize]
     return {
-        "images": images,
+        "images": f"{len(ground_truth.images)}, with {ground_truth.count} labelled objects, of {ground_truth.name}",
         "resize": f"{resize}, {info.width} x {info.height}, by darknet's bilinear filter",
         "score threshold": f"{thresholds.score:g} for AP; {SHOWN_SCORE:g} where detections are counted, compared and shown",
-        "NMS": f"{info.nms.kind}, IoU {thresholds.iou:g}, class by class",
-        "detections": f"the best 100 an image, as COCO counts; a network that ends in NMS gives at most {most}",
+        "NMS": f"{info.nms.kind}, IoU {thresholds.iou:g}, for each class",
+        "detections": f"the best 100 of an image, as COCO counts; a network that ends in NMS outputs at most {most}",
         "AP": "COCO's, by pycocotools: mean over IoU .50:.05:.95 and over the classes that are labelled",
-        "INT8 calibrated on": _calibrated_on(parts.int8.calibrated)
-        if parts.int8
-        else "nothing: no calibration table was given",
+        "INT8 calibrated on": _calibrated_on(parts.int8.calibration) if parts.int8 else "nothing: there is no table",
     }
 
 
-def _calibrated_on(calibrated: CalibrationSources) -> str:
-    if not calibrated.images:
-        return f"unknown images: no histograms lie beside {calibrated.table}"
-    return f"{calibrated.images} images of {', '.join(calibrated.folders)}"
+def _calibrated_on(calibration: CalibrationSources) -> str:
+    if not calibration.images:
+        return f"unknown images: there are no histograms beside {calibration.table}"
+    return f"{calibration.images} images of {', '.join(calibration.folders)}"
 
 
 def _notes(variants: Sequence[VariantFigures], parts: Parts) -> list[str]:
     notes = []
-    count = len(parts.truth.images)
-    overlap = parts.int8.calibrated.overlap if parts.int8 else 0
+    count = len(parts.ground_truth.images)
+    overlap = parts.int8.calibration.overlap if parts.int8 else 0
     if overlap:
-        notes.append(
-            f"INT8 was calibrated on {overlap} of the {count} images that it is judged on; on others it may lose more."
-        )
-    if not parts.truth.count:
-        notes.append("There is nothing labelled to measure AP on; what follows compares the variants with each other alone.")
+        notes.append(f"INT8 was calibrated on {overlap} of the {count} images of the evaluation; on others it may lose more.")
+    if not parts.ground_truth.count:
+        notes.append("No object is labelled, so there is no AP; the report only compares the variants with each other.")
     elif count < FEW:
         notes.append(f"{count} images are few: differences of AP of some thousandths may be chance.")
-    if len({one.found.info.input for one in parts.judged}) > 1:
+    if len({one.detections.info.input for one in parts.evaluation.variants}) > 1:
         notes.append(
-            "Variants with a float input, PyTorch among them, get the resized pixels as they are, the others rounded to bytes: "
-            "that alone changes AP by a thousandth or a few."
+            "The inputs of variants with a float input, such as PyTorch, are the resized pixels; those of the others are "
+            "rounded to bytes. This changes AP by a thousandth or a few."
         )
-    for one in variants:
-        if not one.detections:
-            notes.append(f"{one.name} finds nothing above a score of {SHOWN_SCORE:g} in any image.")
+    for variant in variants:
+        if not variant.detections:
+            notes.append(f"{variant.name} has no detection above a score of {SHOWN_SCORE:g} in any image.")
     return notes
 
 
@@ -304,26 +301,28 @@ def _notes(variants: Sequence[VariantFigures], parts: Parts) -> list[str]:
 @dataclass(frozen=True)
 class _Candidate:
     index: int
-    found: VariantDetections
+    """Of the image."""
+    detections: VariantDetections
     about: Disagreement
 
 
-def _disagreements(judged: Sequence[Judged], reference: Judged, parts: Parts) -> list[_Candidate]:
-    """For every image its worst variant, the most first."""
+def _disagreements(reference: EvaluatedVariant, parts: Parts) -> list[_Candidate]:
+    """For every image the variant that disagrees most, largest disagreement first."""
     worst: dict[int, _Candidate] = {}
-    for other in (one.found for one in judged if one is not reference):
-        for i, (digest, image) in enumerate(zip(parts.digests, parts.truth.images, strict=True)):
-            expected = reference.found.images[digest]
-            about = disagreement(image.path.name, other.name, other.images[digest], expected)
+    expected = reference.detections.in_order(parts.ground_truth.digests)
+    for other in (one.detections for one in parts.evaluation.variants if one is not reference):
+        actual = other.in_order(parts.ground_truth.digests)
+        for i, image in enumerate(parts.ground_truth.images):
+            about = disagreement(image.path.name, other.name, actual[i], expected[i])
             if i not in worst or about.amount > worst[i].about.amount:
                 worst[i] = _Candidate(i, other, about)
     return sorted(worst.values(), key=lambda one: -one.about.amount)
 
 
-def _drawn(one: _Candidate, reference: VariantDetections, parts: Parts) -> Shown:
-    digest, image = parts.digests[one.index], parts.truth.images[one.index]
-    drawn = panels(image, [reference.images[digest], one.found.images[digest]])
-    return Shown(one.about, ("labels", reference.name, one.found.name), tuple(drawn))
+def _drawn(candidate: _Candidate, reference: VariantDetections, ground_truth: GroundTruth) -> ShownImage:
+    digest, image = ground_truth.digests[candidate.index], ground_truth.images[candidate.index]
+    drawn = panels(image, [reference.images[digest], candidate.detections.images[digest]])
+    return ShownImage(candidate.about, ("labels", reference.name, candidate.detections.name), tuple(drawn))
 
 
 # --- INT8 ---
@@ -331,38 +330,48 @@ def _drawn(one: _Candidate, reference: VariantDetections, parts: Parts) -> Shown
 
 @dataclass(frozen=True)
 class Int8Parts:
-    """What there is to say of INT8 before any engine."""
+    """What is known of INT8 before an engine is built."""
 
     sensitivity: Sensitivity | None
-    kept: tuple[str, ...]
-    calibrated: CalibrationSources
+    fp_layers: tuple[str, ...]
+    calibration: CalibrationSources
 
 
 def int8_parts(
-    source: str | Path, calibration: Calibration, table: str | Path, truth: Truth, digests: Sequence[str], limit: int
+    source: str | Path, calibration: Calibration, table: str | Path, ground_truth: GroundTruth, limit: int
 ) -> Int8Parts:
-    """What INT8 costs an ONNX file, convolution by convolution on so many images (0: that is left out), and its scales.
+    """The cost of INT8 for an ONNX file, and the origin of the scales.
+
+    Args:
+        source: the ONNX file.
+        calibration: the scales and what else calibration measured.
+        table: the file of the scales.
+        ground_truth: the images of the evaluation.
+        limit: measure the cost of each convolution on so many of them; 0 leaves that out.
 
     Raises:
         DarktrtError: the file cannot be quantized, or the calibration is of another network.
     """
     network = load_network(source)
-    kept = tuple(chosen_fp_layers(network, calibration))
+    fp_layers = tuple(chosen_fp_layers(network, calibration))
+    quantized(network, calibration, fp_layers)  # refuses the table of another network
     lines = {one.node: one.line for one in convolutions(network)}
     inputs = {node.name: node.input[0] for node in network.model.graph.node if node.name in lines}
-    readers = {inputs[node]: line for node, line in reversed(lines.items()) if node not in kept}
-    images = [str(image.path) for image in truth.images]
+    readers = {inputs[node]: line for node, line in reversed(lines.items()) if node not in fp_layers}
+    images = [str(image.path) for image in ground_truth.images]
     cost = sensitivity(source, images, calibration, limit) if limit else None
-    return Int8Parts(cost, kept, calibrated(table, calibration.scales, readers, digests))
+    return Int8Parts(cost, fp_layers, calibration_sources(table, calibration.scales, readers, ground_truth.digests))
 
 
-def calibrated(
+def calibration_sources(
     table: str | Path, scales: Mapping[str, Any], readers: Mapping[str, int | None], digests: Iterable[str]
 ) -> CalibrationSources:
-    """What the table comes from, as far as the histograms beside it tell.
+    """The origin of the scales, as far as the histograms beside the table have it.
 
     Args:
-        readers: the tensors that INT8 quantizes, to the cfg line of the convolution that reads each.
+        table: the file of the scales.
+        scales: by tensor.
+        readers: the cfg line of the convolution that reads each tensor that INT8 quantizes.
         digests: SHA-256 of the images of the evaluation.
     """
     file = Outputs(Path(table)).histograms
@@ -394,7 +403,7 @@ def _range(name: str, line: int | None, histogram: Histogram, scale: float) -> T
 
 
 def read_timings(paths: Iterable[str | Path]) -> dict[str, Latency]:
-    """Latencies of files of ``darktrt bench --json``, by the engine's name and the SHA-256 of its plan where that is told.
+    """Latencies from files of ``darktrt bench``, by the engine's name and, where the file has it, the SHA-256 of its plan.
 
     Raises:
         DarktrtError: a file cannot be read, or is something else.
@@ -405,11 +414,11 @@ def read_timings(paths: Iterable[str | Path]) -> dict[str, Latency]:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             rows = [(one, _latency(one, values)) for one in values["timings"]]
         except OSError as error:
-            raise DarktrtError(f"{path}: cannot read: {error.strerror}; make it with 'darktrt bench --json'") from error
+            raise DarktrtError(f"{path}: cannot read: {error.strerror}; make it with 'darktrt bench'") from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DarktrtError(f"{path}: holds no timings of 'darktrt bench --json'; make it again") from error
-        for one, latency in sorted(rows, key=lambda row: (row[1].batch, not row[1].cuda_graph)):
-            for key in (one["name"], one.get("plan_sha256")):
+            raise DarktrtError(f"{path}: has no timings of 'darktrt bench'; make it again") from error
+        for timing, latency in sorted(rows, key=lambda row: (row[1].batch, not row[1].cuda_graph)):
+            for key in (timing["name"], timing.get("plan_sha256")):
                 if key:
                     timings.setdefault(key, latency)
     return timings

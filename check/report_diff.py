@@ -1,4 +1,4 @@
-"""Two reports, or two models, held against each other by their average precision: for people, and for CI with a budget."""
+"""The differences in average precision between two reports, or two models: for people, and for CI with a budget."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from darktrt.check.detections import Judged
+from darktrt.check.evaluation import EvaluatedVariant
+from darktrt.check.report import FORMAT
 from darktrt.errors import DarktrtError
 
 REPORT = "report.json"
 _NUMBERS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 _TITLES = ("AP", "AP50", "AP75", "small", "medium", "large")
 _CLASSES = 5
-"""Classes that lose most, told."""
+"""Number of classes that lose most, to be listed."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one variant was measured to reach; None where nothing of the kind is labelled."""
+    """The average precision of one variant; None where no such object is labelled."""
 
     name: str
     numbers: Mapping[str, float | None]
@@ -30,8 +31,8 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two: its variants by name."""
+class DiffInput:
+    """One of the two reports or models: its variants by name."""
 
     name: str
     variants: Mapping[str, Figures]
@@ -39,8 +40,8 @@ class Side:
     """Of the images and labels that it was measured on."""
 
 
-def read_side(text: str) -> Side:
-    """A report: its folder, or ``report.json``; followed by ``:VARIANT`` for one variant of it.
+def read_report(text: str) -> DiffInput:
+    """Read a report: its folder, or ``report.json``, followed by ``:VARIANT`` for only one of its variants.
 
     Raises:
         DarktrtError: there is none, it is damaged, or has no such variant.
@@ -49,6 +50,8 @@ def read_side(text: str) -> Side:
     file = path / REPORT if path.is_dir() else path
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ValueError(values["format"])
         variants = {one["name"]: _figures(one) for one in values["variants"]}
         digest = str(values["evaluation"]["digest"])
     except OSError as error:
@@ -57,11 +60,11 @@ def read_side(text: str) -> Side:
         raise DarktrtError(f"{file}: is no report of 'darktrt check report' or a damaged one; make it again") from error
     if variant and variant not in variants:
         raise DarktrtError(f"{file}: has no variant '{variant}', only {', '.join(variants)}")
-    return Side(text, {variant: variants[variant]} if variant else variants, digest)
+    return DiffInput(text, {variant: variants[variant]} if variant else variants, digest)
 
 
 def _split(text: str) -> tuple[Path, str]:
-    """Path and variant of ``PATH[:VARIANT]``; a path may have colons too."""
+    """Path and variant of ``PATH[:VARIANT]``; the path may have colons too."""
     if Path(text).exists():
         return Path(text), ""
     path, _, variant = text.rpartition(":")
@@ -73,13 +76,13 @@ def _figures(values: Mapping[str, Any]) -> Figures:
     return Figures(str(values["name"]), numbers, {one["name"]: one["ap"] for one in values["classes"] if one["objects"]})
 
 
-def measured_side(judged: Judged, digest: str) -> Side:
-    """A model that was run here, under its name."""
-    accuracy = judged.judgement.accuracy
+def diff_input(variant: EvaluatedVariant, digest: str) -> DiffInput:
+    """A variant that was evaluated here, on images and labels of this digest."""
+    accuracy = variant.metrics.accuracy
     numbers = {name: _known(getattr(accuracy, name)) for name in _NUMBERS}
-    classes = {one.name: _known(one.ap) for one in judged.judgement.classes if one.objects}
-    name = judged.found.name
-    return Side(name, {name: Figures(name, numbers, classes)}, digest)
+    classes = {one.name: _known(one.ap) for one in variant.metrics.classes if one.objects}
+    name = variant.detections.name
+    return DiffInput(name, {name: Figures(name, numbers, classes)}, digest)
 
 
 def _known(value: float) -> float | None:
@@ -87,11 +90,11 @@ def _known(value: float) -> float | None:
 
 
 @dataclass(frozen=True)
-class Diff:
-    """Variants side by side."""
+class ReportDiff:
+    """Pairs of variants."""
 
-    a: Side
-    b: Side
+    a: DiffInput
+    b: DiffInput
     pairs: tuple[tuple[Figures, Figures], ...]
 
     def worst_drop(self) -> float:
@@ -103,35 +106,35 @@ class Diff:
         drops = [_difference(a.numbers["ap"], b.numbers["ap"]) for a, b in self.pairs]
         known = [drop for drop in drops if drop is not None]
         if len(known) < len(drops):
-            raise DarktrtError("a variant has no AP, for nothing was labelled, so --max-drop cannot be held")
+            raise DarktrtError("a variant has no AP, for no object is labelled, so there is no drop to limit", "max_drop")
         return 0.0 - min(known)
 
     def to_table(self) -> str:
-        """Text for people: a part for each pair."""
-        return "\n\n".join("\n".join(_part(*pair)) for pair in self.pairs) + "".join(self._alone())
+        """A table for each pair."""
+        return "\n\n".join("\n".join(_part(*pair)) for pair in self.pairs) + "".join(self._unpaired())
 
-    def _alone(self) -> list[str]:
-        sides = ((self.a, {a.name for a, _ in self.pairs}), (self.b, {b.name for _, b in self.pairs}))
-        return [f"\n\nonly in {side.name}: {name}" for side, paired in sides for name in side.variants if name not in paired]
+    def _unpaired(self) -> list[str]:
+        inputs = ((self.a, {a.name for a, _ in self.pairs}), (self.b, {b.name for _, b in self.pairs}))
+        return [f"\n\nonly in {one.name}: {name}" for one, paired in inputs for name in one.variants if name not in paired]
 
 
-def diff(a: Side, b: Side) -> Diff:
-    """Pair the variants of two sides: those of one name, or the only ones.
+def diff_reports(a: DiffInput, b: DiffInput) -> ReportDiff:
+    """Pair the variants of two reports: those of one name, or the only ones.
 
     Raises:
         DarktrtError: they were measured on other images, or have no variant in common.
     """
     if a.digest != b.digest:
-        raise DarktrtError(f"{a.name} and {b.name} were measured on different images or labels; make both on the same DATA")
+        raise DarktrtError(f"{a.name} and {b.name} were measured on different images or labels; make both from the same data")
     if len(a.variants) == len(b.variants) == 1:
-        return Diff(a, b, tuple(zip(a.variants.values(), b.variants.values(), strict=True)))
+        return ReportDiff(a, b, tuple(zip(a.variants.values(), b.variants.values(), strict=True)))
     pairs = tuple((a.variants[name], b.variants[name]) for name in a.variants if name in b.variants)
     if not pairs:
         raise DarktrtError(
             f"{a.name} has the variants {', '.join(a.variants)}, {b.name} has {', '.join(b.variants)}; name one of each: "
             f"{a.name}:{next(iter(a.variants))}"
         )
-    return Diff(a, b, pairs)
+    return ReportDiff(a, b, pairs)
 
 
 def _part(a: Figures, b: Figures) -> list[str]:

@@ -1,4 +1,4 @@
-"""A report as files: ``index.html``, one page that needs nothing else, ``report.md`` for pull requests, and ``report.json``."""
+"""A report as files: ``index.html``, one self-contained page, ``report.md`` for pull requests, and ``report.json``."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from darktrt.files import atomic_output, check_writable
 PAGE, MARKDOWN = "index.html", "report.md"
 FILES = (PAGE, REPORT, MARKDOWN)
 
-KEPT_AP, LITTLE_AP = 0.005, 0.02
-"""Drops of AP up to the one are called none and shown green, up to the other amber; beyond, red."""
+NO_DROP, SMALL_DROP = 0.005, 0.02
+"""Largest drops of AP that count as none, shown green, and as small, shown amber; larger ones are red."""
 
 NOTHING = "\N{EN DASH}"
-"""For a number that does not exist."""
+"""Printed for a number that does not exist."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _ABOUT = ("runs in", "on", "sha256", "not in INT8")
-"""What may be known of a variant."""
+"""Keys of :attr:`darktrt.check.runs.Variant.about`."""
 _LAYERS, _CLASSES, _CONVOLUTIONS = 5, 8, 15
-"""The worst ones that are named, or drawn."""
+"""Numbers of the worst ones that are named or drawn."""
 
 
 def check_folder(folder: str | Path) -> None:
-    """See, before any work, that a report can be written into a folder, which need not exist yet.
+    """See, before any work, that a report can be written into a folder, which is made where it does not exist.
 
     Raises:
         DarktrtError: it cannot.
     """
     path = Path(folder).absolute()
-    there = next(one for one in (path, *path.parents) if one.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise DarktrtError(f"{folder}: cannot make this folder in {there}; name another by --output")
-    for name in FILES if there == path else ():
+    existing = next(one for one in (path, *path.parents) if one.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK)):
+        raise DarktrtError(f"{folder}: cannot make this folder in {existing}; choose another output", "output")
+    for name in FILES if existing == path else ():
         check_writable(path / name)
 
 
 def write_report(report: Report, folder: str | Path) -> None:
-    """Write all files of a report, each whole or not at all, into a folder that is made where there is none.
+    """Write all files of a report, each whole or not at all, into a folder, which is made where it does not exist.
 
     Raises:
         DarktrtError: one cannot be written.
@@ -54,14 +54,14 @@ def write_report(report: Report, folder: str | Path) -> None:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DarktrtError(f"{folder}: cannot make this folder ({error.strerror}); name another by --output") from error
+        raise DarktrtError(f"{folder}: cannot make this folder ({error.strerror}); choose another output", "output") from error
     for name, text in texts.items():
         with atomic_output(Path(folder) / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """A template of this room with these values; in a page names and numbers are escaped."""
+    """A template of this room with these values; HTML is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -77,7 +77,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
 
 def page_values(report: Report) -> dict[str, Any]:
-    """What the templates speak of: the figures of ``report.json``, what is derived from them, images and charts."""
+    """The values of the templates: the figures of ``report.json``, others derived from them, images and charts."""
     values = report.to_dict()
     names = [one["name"] for one in values["variants"]]
     first = names.index(report.reference)
@@ -98,21 +98,22 @@ def page_values(report: Report) -> dict[str, Any]:
 
 
 def _verdicts(variants: Sequence[Mapping[str, Any]], reference: Mapping[str, Any]) -> list[str]:
-    """Sentences about what becomes of the reference's AP; none where there is no AP."""
+    """Sentences about the variants' AP against the reference's; none where there is no AP."""
     name, ap = reference["name"], reference["accuracy"]["ap"]
     others = [one for one in variants if one["drop"] is not None]
-    keep = [one for one in others if abs(one["drop"]) <= KEPT_AP]
-    found = []
-    if keep:
-        most = max(abs(one["drop"]) for one in keep)
-        verb = "keep" if len(keep) > 1 else "keeps"
-        found.append(f"{_listed([one['name'] for one in keep])} {verb} the AP of {name}, {ap:.4f}, to within {most:.4f}.")
-    for one in others:
-        if one["drop"] < -KEPT_AP:
-            found.append(f"{one['name']} has {-one['drop']:.4f} AP more than {name}.")
-        elif one["drop"] > KEPT_AP:
-            found.append(f"{one['name']} loses {one['drop']:.4f} AP, {one['drop'] / ap:.1%} of what {name} has.")
-    return found
+    equal = [one for one in others if abs(one["drop"]) <= NO_DROP]
+    sentences = []
+    if equal:
+        most = max(abs(one["drop"]) for one in equal)
+        verb = "keep" if len(equal) > 1 else "keeps"
+        sentences.append(f"{_listed([one['name'] for one in equal])} {verb} the AP of {name}, {ap:.4f}, to within {most:.4f}.")
+    for variant in others:
+        drop = variant["drop"]
+        if drop < -NO_DROP:
+            sentences.append(f"{variant['name']} has {-drop:.4f} more AP than {name}.")
+        elif drop > NO_DROP:
+            sentences.append(f"{variant['name']} loses {drop:.4f} AP, {drop / ap:.1%} of that of {name}.")
+    return sentences
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -121,7 +122,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _class_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each class with labelled objects: its AP by variant, and the largest drop; those that lose most first."""
+    """A row for each class with labelled objects: its AP by variant, and the largest drop; largest drops first."""
     variants = values["variants"]
     reference = next(i for i, one in enumerate(variants) if one["name"] == values["reference"])
     rows = []
@@ -134,39 +135,39 @@ def _class_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _outputs(values: Mapping[str, Any], report: Report) -> list[dict[str, Any]]:
-    """Each comparison with its outputs (heads, boxes, scores) apart from its layers, of which the worst are named."""
-    if not values["comparison"]:
+    """Each variant's agreement, with its outputs (heads, boxes, scores) and its worst layers apart."""
+    if not values["agreement"]:
         return []
     kinds = {layer.tensor: layer.kind for layer in reversed(report.info.layers)}
     heads = {head.tensor for head in report.info.heads} | {"boxes", "scores"}
-    found = []
-    for one in values["comparison"]["comparisons"]:
-        layers = [{**row, "kind": kinds.get(row["tensor"], "")} for row in one["tensors"] if row["line"] is not None]
+    outputs = []
+    for variant in values["agreement"]["variants"]:
+        layers = [{**row, "kind": kinds.get(row["tensor"], "")} for row in variant["tensors"] if row["line"] is not None]
         worst = sorted(layers, key=lambda row: -(row["mean"] or 0))[:_LAYERS] if len(layers) > len(heads) else []
-        found.append({**one, "outputs": [row for row in one["tensors"] if row["tensor"] in heads], "worst": worst})
-    return found
+        outputs.append({**variant, "outputs": [row for row in variant["tensors"] if row["tensor"] in heads], "worst": worst})
+    return outputs
 
 
 def _charts(values: Mapping[str, Any], colours: Mapping[str, str]) -> dict[str, Any]:
-    """The charts; empty where there are no figures for one."""
+    """The charts; empty where there are no figures for them."""
     from markupsafe import Markup
 
-    found: dict[str, Any] = {"curves": [], "layers": "", "sensitivity": "", "histograms": []}
+    drawn: dict[str, Any] = {"curves": [], "layers": "", "sensitivity": "", "histograms": []}
     curves = {one["name"]: one["curves"] for one in values["variants"]}
     if all(curves.values()):
-        found["curves"] = [Markup(charts.precision_recall(curves, colours, overlap)) for overlap in ("0.50", "0.75")]
-    comparison = values["comparison"]
-    if comparison and any(row["line"] is not None for one in comparison["comparisons"] for row in one["tensors"]):
-        found["layers"] = Markup(charts.layer_errors(comparison["comparisons"], colours))
+        drawn["curves"] = [Markup(charts.precision_recall(curves, colours, overlap)) for overlap in ("0.50", "0.75")]
+    compared = values["agreement"]["variants"] if values["agreement"] else []
+    if any(row["line"] is not None for variant in compared for row in variant["tensors"]):
+        drawn["layers"] = Markup(charts.layer_errors(compared, colours))
     if values["sensitivity"]:
         layers = values["sensitivity"]["layers"][:_CONVOLUTIONS]
-        found["sensitivity"] = Markup(charts.sensitivity_bars(layers, values["kept"]))
+        drawn["sensitivity"] = Markup(charts.sensitivity_bars(layers, values["fp_layers"]))
     if values["calibration"]:
-        found["histograms"] = [Markup(charts.histogram(one)) for one in values["calibration"]["tensors"]]
-    return found
+        drawn["histograms"] = [Markup(charts.histogram(one)) for one in values["calibration"]["tensors"]]
+    return drawn
 
 
-# --- how numbers are written ---
+# --- how numbers are printed ---
 
 
 def _ap(value: float | None) -> str:
@@ -174,7 +175,7 @@ def _ap(value: float | None) -> str:
 
 
 def _signed(drop: float | None) -> str:
-    """A drop as the change that it is, with a real minus sign."""
+    """A drop as a change, with a minus sign."""
     if drop is None:
         return NOTHING
     change = round(-drop, 4) + 0.0
@@ -182,10 +183,10 @@ def _signed(drop: float | None) -> str:
 
 
 def _grade(drop: float | None) -> str:
-    """How bad a drop is: the name of a colour."""
+    """The style of a drop."""
     if drop is None:
         return "none"
-    return "good" if drop <= KEPT_AP else "fair" if drop <= LITTLE_AP else "poor"
+    return "good" if drop <= NO_DROP else "fair" if drop <= SMALL_DROP else "poor"
 
 
 def _small(value: float | None) -> str:

@@ -1,8 +1,7 @@
-"""What a network makes of images, run by Polygraphy's Comparator, saved and loaded in Polygraphy's format.
+"""A network's outputs for images, computed by Polygraphy's Comparator, saved and loaded in Polygraphy's format.
 
-Whatever runs the network gets the same input, pixels in bytes, and gives the same outputs: the raw heads, boxes and scores
-where they come out of it, and detections. So results made on different machines and Python versions can be held against
-each other.
+Every variant of a network gets the same input, pixels in bytes, and has the same outputs: the raw heads, boxes and scores
+where the model outputs them, and detections. So results of different machines and Python versions can be compared.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.records import record
-from darktrt.vision.boxes import nms
-from darktrt.vision.detector import Arrays, Run
+from darktrt.vision.boxes import detection_rows
+from darktrt.vision.detector import Arrays, Run, read_outputs
 from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ DETECTIONS = "detections"
 
 @dataclass(frozen=True)
 class Variant:
-    """Something that runs the network: ``run`` takes the inputs that ``info`` describes, and gives inner tensors too."""
+    """One way to run the network: ``run`` has the inputs that ``info`` describes, and inner tensors among its outputs."""
 
     name: str
     info: DetectorInfo
@@ -47,7 +46,7 @@ class Variant:
     """fp32, tf32, fp16 or int8."""
     run: Run
     about: Mapping[str, str] = field(default_factory=dict)
-    """What else is known of it: the file's SHA-256, what built it, the GPU it runs on."""
+    """What else is known: the file's SHA-256, what built it, the GPU it runs on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,17 +57,17 @@ class InputImage:
     pixels: NDArray[np.uint8]
     """``(H, W, C)``."""
     inner_size: tuple[int, int]
-    """Width and height that the image takes of the input."""
+    """Width and height of the image inside the input."""
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what the network sees."""
+        """SHA-256 of the network input."""
         return hashlib.sha256(repr((self.pixels.shape, self.inner_size)).encode() + self.pixels.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a result is of; it travels with the outputs as JSON in bytes, an array named :data:`darktrt.METADATA_KEY`."""
+    """The model and image of a result; stored with the outputs as JSON in bytes, under the name :data:`METADATA_KEY`."""
 
     info: DetectorInfo
     precision: str
@@ -87,22 +86,22 @@ class Origin:
         return Thresholds(self.score_threshold, self.iou_threshold)
 
     def to_array(self) -> NDArray[np.uint8]:
-        """As :meth:`from_array` reads it."""
+        """The bytes that :meth:`from_array` reads."""
         return np.frombuffer(json.dumps(asdict(self), sort_keys=True).encode(), np.uint8)
 
     @staticmethod
     def from_array(array: NDArray[np.uint8]) -> Origin:
-        """What :meth:`to_array` wrote.
+        """Read what :meth:`to_array` wrote.
 
         Raises:
-            ValueError, TypeError: it did not write that.
+            ValueError, TypeError: the bytes are something else.
         """
         return record(Origin, json.loads(array.tobytes()))
 
 
 @dataclass(frozen=True, eq=False)
-class Results:
-    """All results of one subject."""
+class VariantResults:
+    """All results of one variant."""
 
     name: str
     origin: Origin
@@ -118,6 +117,10 @@ class Results:
     def precision(self) -> str:
         return self.origin.precision
 
+    @property
+    def thresholds(self) -> Thresholds:
+        return self.origin.thresholds
+
 
 def load_image(path: Path, info: DetectorInfo) -> InputImage:
     """An image file as the input of a network.
@@ -130,7 +133,7 @@ def load_image(path: Path, info: DetectorInfo) -> InputImage:
 
 
 def onnx_variant(path: str | Path, layers: bool = False, name: str = "") -> Variant:
-    """An ONNX file in ONNX Runtime on the CPU, its raw heads outputs too; with ``layers`` the tensors of all cfg sections.
+    """An ONNX file in ONNX Runtime on the CPU; its outputs include its raw heads, with ``layers`` those of all cfg sections.
 
     Raises:
         DarktrtError: it is no ONNX file of darktrt.
@@ -147,7 +150,7 @@ def onnx_variant(path: str | Path, layers: bool = False, name: str = "") -> Vari
 
 
 def plan_variant(runner: PlanRunner, name: str = "") -> Variant:
-    """An engine that is ready to run; of its outputs those count that have a tensor's name."""
+    """An engine that is ready to run; outputs that have a tensor's name are compared."""
     manifest = runner.manifest
     precision = "tf32" if manifest.precision == "fp32" and manifest.tf32 else manifest.precision
     about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu_name() or ""}
@@ -159,7 +162,7 @@ def plan_variant(runner: PlanRunner, name: str = "") -> Variant:
 def simulated_variant(
     path: str | Path, precision: str, calibration: Calibration | None, layers: bool = False, name: str = ""
 ) -> Variant:
-    """What ``precision``, fp16 or int8, makes of an ONNX file, by rounding as an engine does, in ONNX Runtime on the CPU.
+    """An ONNX file with the rounding of an engine's ``precision``, fp16 or int8, in ONNX Runtime on the CPU.
 
     Raises:
         DarktrtError: the file cannot be used, or INT8 has no calibration or one of another network.
@@ -170,7 +173,7 @@ def simulated_variant(
     network = load_network(path)
     about = {"runs in": f"ONNX Runtime, rounding as {precision.upper()}"}
     if precision == "int8" and calibration is None:
-        raise DarktrtError("--simulate int8 needs the scales: --table TABLE, which 'darktrt calib run' writes")
+        raise DarktrtError("simulating INT8 needs a calibration table", "table")
     if precision == "int8" and calibration:
         fp_layers = chosen_fp_layers(network, calibration)
         about["not in INT8"] = ", ".join(fp_layers)
@@ -190,20 +193,20 @@ def inner_tensors(info: DetectorInfo, layers: bool) -> set[str]:
 
 
 def run(variants: Sequence[Variant], image: InputImage, thresholds: Thresholds, layers: bool) -> list[Any]:
-    """Polygraphy's IterationResult of every subject for one image.
+    """Polygraphy's IterationResult of every variant for one image.
 
     Raises:
-        DarktrtError: a subject fails, or gives scores that are not numbers.
+        DarktrtError: a variant fails, or its scores are not numbers.
     """
     from polygraphy.comparator import Comparator
 
     feed = {"images": image.pixels[np.newaxis], "image_size": np.array([image.inner_size], np.float32)}
     with quiet():
-        found = Comparator.run([_runner(one, thresholds, layers) for one in variants], data_loader=[feed])
-    for variant, (_, iterations) in zip(variants, found, strict=True):
+        results = Comparator.run([_runner(variant, thresholds, layers) for variant in variants], data_loader=[feed])
+    for variant, (_, iterations) in zip(variants, results, strict=True):
         origin = Origin(variant.info, variant.precision, image.name, image.digest, thresholds.score, thresholds.iou)
         iterations[0][METADATA_KEY] = origin.to_array()
-    return [iterations[0] for _, iterations in found]
+    return [iterations[0] for _, iterations in results]
 
 
 def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
@@ -219,61 +222,45 @@ def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
             return metadata.add("image_size", np.float32, (1, 2))
 
         def infer_impl(self, feed_dict: Mapping[str, NDArray[Any]]) -> Arrays:
-            inputs = _inputs(info, feed_dict, thresholds)
+            width, height = feed_dict["image_size"][0].tolist()
+            inputs = info.model_inputs(_pixels(info, feed_dict["images"]), [(width, height)], thresholds)
             started = time.perf_counter()
             outputs = variant.run(inputs)
             self.inference_time = time.perf_counter() - started
-            first = {name: values[0] for name, values in outputs.items()}  # the rest of a static batch is the same again
-            return _named(variant, first, feed_dict["image_size"][0], thresholds, layers)
+            first = {name: values[0] for name, values in outputs.items()}  # a static batch repeats the image
+            return _named_outputs(variant, first, (width, height), thresholds, layers)
 
     return Runner(variant.name)
 
 
-def _inputs(info: DetectorInfo, feed: Mapping[str, NDArray[Any]], thresholds: Thresholds) -> Arrays:
-    """As the model wants them; a float input is what the graph of a uint8 input computes first."""
-    images = feed["images"]
-    if info.input == "float":
-        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
-    info.check_thresholds(thresholds)
-    inputs = {"images": images.repeat(info.batch[0], 0)}
-    if info.takes_image_size:
-        inputs["image_size"] = feed["image_size"].repeat(info.batch[0], 0)
-    if info.takes_thresholds:
-        inputs["score_threshold"] = np.array([thresholds.score], np.float32)
-        inputs["iou_threshold"] = np.array([thresholds.iou], np.float32)
-    return inputs
+def _pixels(info: DetectorInfo, images: NDArray[np.uint8]) -> NDArray[Any]:
+    """Images ``(N, H, W, C)`` as the model's input; a float input is what the graph of a uint8 input computes first."""
+    if info.input == "uint8":
+        return images
+    pixels: NDArray[np.float32] = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
+    return pixels
 
 
-def _named(variant: Variant, outputs: Arrays, inner_size: NDArray[np.float32], thresholds: Thresholds, layers: bool) -> Arrays:
-    """One image's outputs, float32, by names that mean the same whatever the model's own outputs are; copies.
+def _named_outputs(
+    variant: Variant, outputs: Arrays, inner_size: tuple[float, float], thresholds: Thresholds, layers: bool
+) -> Arrays:
+    """One image's outputs, float32, by names that do not depend on the model's own outputs; copies.
 
-    Heads are ``head0_raw``, ..., layers ``layer0``, ...; ``boxes (A, 4)`` and ``scores (A, C)`` are those before NMS.
+    Heads and layers have their tensors' names; ``boxes (A, 4)`` and ``scores (A, C)`` are those before NMS.
     """
     info, inner = variant.info, inner_tensors(variant.info, layers)
-    found = {name: np.array(values, np.float32) for name, values in outputs.items() if name in inner}
-    if info.head == "nms":
-        count = int(outputs["num_detections"].item())
-        kept = [outputs[name][:count] for name in ("boxes", "scores", "classes")]
-        return {**found, DETECTIONS: _rows(*kept)}
+    named = {name: np.array(values, np.float32) for name, values in outputs.items() if name in inner}
     if info.head == "raw":
-        return found
-    decoded = {name: np.array(outputs[name], np.float32) for name in ("boxes", "scores")}
-    if np.isnan(decoded["scores"]).any():  # would pass for "nothing found"
-        raise DarktrtError(f"{variant.name}: its scores are not numbers; are the weights damaged?")
-    width, height = inner_size.tolist()
-    limit, rule = info.max_detections or None, info.nms
-    boxes, scores = decoded.values()
-    best = nms(boxes, scores, thresholds.score, thresholds.iou, rule.kind, rule.beta, (width, height), max_detections=limit)
-    return {**found, **decoded, DETECTIONS: _rows(*best)}
-
-
-def _rows(boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.float32]:
-    return np.concatenate([boxes, scores[:, np.newaxis], classes[:, np.newaxis]], 1).astype(np.float32)
+        return named
+    if info.head != "nms":
+        decoded = {name: np.array(outputs[name], np.float32) for name in ("boxes", "scores")}
+        named, outputs = {**named, **decoded}, decoded
+    return {**named, DETECTIONS: detection_rows(*read_outputs(outputs, info, thresholds, inner_size, variant.name))}
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Polygraphy logs nothing meanwhile; what goes wrong comes as an exception."""
+    """Silence Polygraphy's log in the block; its errors are raised."""
     from polygraphy.logger import G_LOGGER
 
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
@@ -284,7 +271,7 @@ def quiet() -> Iterator[None]:
 
 
 def save_results(results: Mapping[str, Sequence[Any]], path: str | Path) -> None:
-    """Write results, one an image, by subject in Polygraphy's JSON, which ``polygraphy inspect data`` reads too.
+    """Write the results of variants in Polygraphy's JSON, which ``polygraphy inspect data`` reads too.
 
     Raises:
         DarktrtError: the file cannot be written.
@@ -295,8 +282,8 @@ def save_results(results: Mapping[str, Sequence[Any]], path: str | Path) -> None
         RunResults([(name, list(iterations)) for name, iterations in results.items()]).save(str(temporary))
 
 
-def load_results(path: str | Path) -> list[Results]:
-    """What :func:`save_results` wrote, on this machine or another.
+def load_results(path: str | Path) -> list[VariantResults]:
+    """Read what :func:`save_results` wrote, on this machine or another.
 
     Raises:
         DarktrtError: the file cannot be read, or is something else.
@@ -304,18 +291,18 @@ def load_results(path: str | Path) -> list[Results]:
     from polygraphy.comparator import RunResults
 
     if not Path(path).is_file():
-        raise DarktrtError(f"{path}: cannot read: no such file; make it with 'darktrt check compare --save-outputs'")
+        raise DarktrtError(f"{path}: cannot read: no such file; make it by saving outputs")
     try:
         with quiet():
-            found = [_checked(f"{name} in {path}", iterations) for name, iterations in RunResults.load(str(path)).items()]
+            results = [_checked(f"{name} in {path}", iterations) for name, iterations in RunResults.load(str(path)).items()]
     except Exception as error:  # Polygraphy's, JSON's and NumPy's exceptions share no base class
-        raise DarktrtError(f"{path}: holds no results of 'darktrt check compare' or damaged ones; make it again") from error
-    if not found:
-        raise DarktrtError(f"{path}: holds no results; make it again with 'darktrt check compare --save-outputs'")
-    return found
+        raise DarktrtError(f"{path}: has no saved outputs, or damaged ones; make it again") from error
+    if not results:
+        raise DarktrtError(f"{path}: has no results; make it again by saving outputs")
+    return results
 
 
-def _checked(name: str, iterations: Sequence[Any]) -> Results:
-    origins = [Origin.from_array(one[METADATA_KEY]) for one in iterations]
-    by_digest = {origin.digest: one for origin, one in zip(origins, iterations, strict=True)}
-    return Results(name, origins[0], by_digest)
+def _checked(name: str, iterations: Sequence[Any]) -> VariantResults:
+    origins = [Origin.from_array(iteration[METADATA_KEY]) for iteration in iterations]
+    by_digest = {origin.digest: iteration for origin, iteration in zip(origins, iterations, strict=True)}
+    return VariantResults(name, origins[0], by_digest)

@@ -1,4 +1,4 @@
-"""Which layers lose most by INT8: every convolution quantized alone, ranked, as a table, an image and JSON."""
+"""The sensitivity of a network to INT8: the cost of quantizing each convolution separately, ranked."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from darktrt.calib.fp_layers import Cost, FpLayers
-from darktrt.check.coco import Accuracy, evaluate, progress_bar
-from darktrt.check.ground_truth import Truth, load_truth
+from darktrt.check.coco import Accuracy, measure_accuracy
+from darktrt.check.ground_truth import GroundTruth, load_ground_truth
 from darktrt.check.simulate import (
     Change,
     Convolution,
+    FloatReference,
     OnnxNetwork,
-    Yardstick,
     chosen_fp_layers,
     convolutions,
     load_network,
@@ -25,27 +25,28 @@ from darktrt.check.simulate import (
     session,
 )
 from darktrt.files import atomic_output
+from darktrt.progress import progress
 from darktrt.surgery.qdq import Calibration
 from darktrt.vision.charts import BLUE, GRAY, Bar, draw_bars
 from darktrt.vision.sources import find_images
 
 LIMIT = 16
-"""Images that the changes of scores are measured on, unless told otherwise."""
+"""Default number of images that changes of scores are measured on."""
 
 MOST_GROUPS = 20
-"""Single convolutions in the tiny networks, five at a time in yolov4."""
+"""Makes groups of one convolution in the tiny networks, and of five in yolov4."""
 
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What quantizing this convolution alone, its input and its weights, does to the network."""
+    """The cost of quantizing only this convolution, its input and its weights."""
 
     convolution: Convolution
     change: Change
-    kept: bool
-    """INT8 leaves it in floating point by default."""
+    in_fp: bool
+    """Whether INT8 leaves it in floating point by default."""
     accuracy: Accuracy | None = None
-    """Where it was asked for."""
+    """Where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +57,32 @@ class Sensitivity:
     images: int
     layers: tuple[LayerCost, ...]
     together: Change
-    """Of INT8 as it is by default: all quantized but those kept."""
+    """With all convolutions quantized but those that stay in floating point by default."""
     accuracy: Accuracy | None = None
-    """In float, where it was asked for."""
+    """In float, where it was measured."""
 
     def ranked(self) -> list[LayerCost]:
-        """Worst first: by average precision where that was measured, else by the change of the scores."""
+        """The layers, worst first: by average precision where that was measured, else by the change of the scores."""
         return sorted(self.layers, key=lambda layer: (layer.accuracy.ap if layer.accuracy else 0.0, -layer.change.scores))
 
     def to_table(self) -> str:
-        """A line a convolution, worst first."""
+        """A line for each convolution, worst first."""
         width = max(len(layer.convolution.node) for layer in self.layers)
-        judged = f"  {'AP':>7}  {'drop':>7}" if self.accuracy else ""
-        lines = [f"rank  {'convolution':<{width}}  cfg line  {'scores':>8}  {'heads':>8}{judged}"]
+        accuracy = f"  {'AP':>7}  {'drop':>7}" if self.accuracy else ""
+        lines = [f"rank  {'convolution':<{width}}  cfg line  {'scores':>8}  {'heads':>8}{accuracy}"]
         for rank, layer in enumerate(self.ranked(), 1):
             name, _, line = layer.convolution
             row = f"{rank:4}  {name:<{width}}  {line:8}  {layer.change.scores:8.5f}  {layer.change.heads:8.5f}"
             if self.accuracy and layer.accuracy:
                 row += f"  {layer.accuracy.ap:7.4f}  {self.accuracy.ap - layer.accuracy.ap:7.4f}"
-            lines.append(f"{row}{'  kept by default' if layer.kept else ''}")
+            lines.append(f"{row}{'  in FP by default' if layer.in_fp else ''}")
         return "\n".join(lines)
 
     def summary(self) -> str:
-        """How much INT8 changes as a whole, by the measures of the table."""
-        kept = sum(layer.kept for layer in self.layers)
+        """The change by INT8 as a whole."""
+        count = sum(layer.in_fp for layer in self.layers)
         return (
-            f"{self.network}: all in INT8 but the {kept} kept by default change scores by {self.together.scores:.5f}, "
+            f"{self.network}: INT8 with {count} convolutions in floating point changes scores by {self.together.scores:.5f}, "
             f"heads by {self.together.heads:.5f}, on {self.images} images"
         )
 
@@ -91,7 +92,7 @@ class Sensitivity:
             {
                 **layer.convolution._asdict(),
                 **layer.change._asdict(),
-                "kept": layer.kept,
+                "in_fp": layer.in_fp,
                 "accuracy": _numbers(layer.accuracy),
             }
             for layer in self.ranked()
@@ -112,64 +113,69 @@ def sensitivity(
     calibration: Calibration,
     limit: int = LIMIT,
     seed: int = 0,
-    truth: str | None = None,
+    ground_truth: str | None = None,
 ) -> Sensitivity:
-    """Quantize every convolution alone and measure what that changes; a bar on stderr.
+    """Quantize each convolution separately and measure the change.
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        data: images as :func:`darktrt.vision.sources.find_images` takes them, of which ``limit`` are drawn.
-        truth: a COCO file to measure the average precision on too, with each convolution quantized: slow.
+        data: images as :func:`darktrt.vision.sources.find_images` accepts them.
+        calibration: the scales.
+        limit: the size of a sample of the images.
+        seed: of that sample.
+        ground_truth: a COCO file to measure the average precision on too, with each convolution quantized; this is slow.
 
     Raises:
         DarktrtError: a file cannot be used, or the calibration is of another network.
     """
     network = load_network(source)
     quantized(network, calibration, [])  # refuses the table of another network before the work begins
-    labels = load_truth([truth], network.info.class_names) if truth else None
-    yardstick = Yardstick(network, find_images(data, limit, seed))
-    kept = chosen_fp_layers(network, calibration)
-    changes = each_alone(yardstick, calibration)
-    exact, judged = _accuracies(network, calibration, list(changes), labels) if labels else (None, {})
-    layers = tuple(LayerCost(one, change, one.node in kept, judged.get(one)) for one, change in changes.items())
-    together = yardstick.change(calibration, kept)
-    return Sensitivity(network.info.name, len(yardstick.inputs), layers, together, exact)
+    labels = load_ground_truth([ground_truth], network.info.class_names) if ground_truth else None
+    reference = FloatReference(network, find_images(data, limit, seed))
+    fp_layers = chosen_fp_layers(network, calibration)
+    changes = measure_each(reference, calibration)
+    exact, accuracies = _accuracies(network, calibration, list(changes), labels) if labels else (None, {})
+    layers = tuple(LayerCost(one, change, one.node in fp_layers, accuracies.get(one)) for one, change in changes.items())
+    together = reference.change(calibration, fp_layers)
+    return Sensitivity(network.info.name, len(reference.inputs), layers, together, exact)
 
 
-def each_alone(yardstick: Yardstick, calibration: Calibration) -> dict[Convolution, Change]:
-    """What every convolution changes when nothing else is quantized, in graph order."""
-    all_ = convolutions(yardstick.network)
+def measure_each(reference: FloatReference, calibration: Calibration) -> dict[Convolution, Change]:
+    """The change by each convolution when only it is quantized, in graph order."""
+    every = convolutions(reference.network)
     changes = {}
-    with progress_bar(len(all_), "convolutions") as bar:
-        for one in all_:
-            changes[one] = yardstick.change(calibration, _others(all_, one))
+    with progress(len(every), "convolutions") as bar:
+        for convolution in every:
+            changes[convolution] = reference.change(calibration, _others(every, convolution))
             bar.update()
     return changes
 
 
 def find_fp_layers(source: str | Path, images: Sequence[Path], calibration: Calibration) -> FpLayers:
-    """Measure which convolutions INT8 should leave in floating point; a bar on stderr.
+    """Measure which convolutions INT8 should leave in floating point.
 
-    Costs of single convolutions add up: noises of different layers are not correlated. So do those of groups, and a deep
-    network's convolutions are measured in :data:`MOST_GROUPS` groups of neighbours.
+    Costs of single convolutions add up, for noises of different layers are not correlated. So do those of groups: the
+    convolutions of a deep network are measured in :data:`MOST_GROUPS` groups of neighbours.
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
+        images: to measure the cost on.
+        calibration: the scales.
 
     Raises:
         DarktrtError: a file cannot be used.
     """
     network = load_network(source)
     always = chosen_fp_layers(network)
-    yardstick = Yardstick(network, images)
-    operations = yardstick.operations()
+    reference = FloatReference(network, images)
+    operations = reference.operations()
     others = [name for name in operations if name not in always]
     groups = [part.tolist() for part in np.array_split(others, min(len(others), MOST_GROUPS))] if others else []
     powers = []
-    with progress_bar(len(groups), "layers") as bar:
+    with progress(len(groups), "layers") as bar:
         for group in groups:
             fp_layers = [name for name in operations if name not in group]
-            powers.append(yardstick.change(calibration, fp_layers).scores ** 2)
+            powers.append(reference.change(calibration, fp_layers).scores ** 2)
             bar.update()
     total = sum(powers) or 1
     shares = [sum(operations[name] for name in group) for group in groups]
@@ -177,20 +183,20 @@ def find_fp_layers(source: str | Path, images: Sequence[Path], calibration: Cali
     return FpLayers(tuple(always), tuple(costs))
 
 
-def _others(convolutions: Iterable[Convolution], one: Convolution) -> list[str]:
-    return [other.node for other in convolutions if other != one]
+def _others(every: Iterable[Convolution], convolution: Convolution) -> list[str]:
+    return [other.node for other in every if other != convolution]
 
 
 def _accuracies(
-    network: OnnxNetwork, calibration: Calibration, all_: list[Convolution], truth: Truth
+    network: OnnxNetwork, calibration: Calibration, every: list[Convolution], ground_truth: GroundTruth
 ) -> tuple[Accuracy, dict[Convolution, Accuracy]]:
-    """The accuracy in float, and with each convolution quantized alone."""
-    exact = evaluate(session(network.model), network.info, truth, "FP32")
-    judged = {}
-    for i, one in enumerate(all_, 1):
-        run = session(quantized(network, calibration, _others(all_, one)))
-        judged[one] = evaluate(run, network.info, truth, f"{i} of {len(all_)}")
-    return exact, judged
+    """The accuracy in float, and with only each convolution quantized."""
+    exact = measure_accuracy(session(network.model), network.info, ground_truth, "FP32")
+    accuracies = {}
+    for i, convolution in enumerate(every, 1):
+        run = session(quantized(network, calibration, _others(every, convolution)))
+        accuracies[convolution] = measure_accuracy(run, network.info, ground_truth, f"{i} of {len(every)}")
+    return exact, accuracies
 
 
 def save_json(result: Sensitivity, path: str | Path) -> None:
@@ -203,11 +209,11 @@ def save_json(result: Sensitivity, path: str | Path) -> None:
         temporary.write_text(result.to_json(), encoding="utf-8")
 
 
-# The image
+# The chart
 
 
 def plot(result: Sensitivity, path: str | Path) -> None:
-    """Draw a bar a convolution, in graph order, for the change of the scores; those kept by default are gray.
+    """Draw a bar for each convolution, in graph order, for the change of the scores; gray for those in floating point.
 
     Raises:
         DarktrtError: the file cannot be written, or its suffix is no image format.
@@ -221,4 +227,4 @@ def _bar(layer: LayerCost, exact: Accuracy | None) -> Bar:
     if exact and layer.accuracy:
         text += f", AP -{exact.ap - layer.accuracy.ap:.4f}".replace("--", "+")
     label = f"{layer.convolution.node}, cfg line {layer.convolution.line}"
-    return Bar(label, layer.change.scores, text, GRAY if layer.kept else BLUE)
+    return Bar(label, layer.change.scores, text, GRAY if layer.in_fp else BLUE)

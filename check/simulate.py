@@ -1,7 +1,7 @@
-"""What INT8 does to a network's numbers, in ONNX Runtime on the CPU: Q/DQ nodes, and how far scores and heads move.
+"""Simulated INT8 and FP16 in ONNX Runtime on the CPU, and the change of scores and heads that INT8 causes.
 
-Rounding to INT8 levels is exact here and everything between is float32. An engine adds up the same levels in integers and does
-the rest in FP16, so its numbers differ from these by rounding alone.
+Rounding to INT8 levels is exact here, and the rest is float32. An engine adds the same levels as integers and computes the
+rest in FP16, so its outputs differ from these only by rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from darktrt.vision.detector import Arrays, Run, fit
 from darktrt.vision.images import read_image
 
 _SECTION = re.compile(r"/layers\.(\d+)/")
-"""How the exporter names the nodes of a cfg section."""
+"""The exporter's node names contain the number of the cfg section."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,16 +52,16 @@ class Convolution(NamedTuple):
 
 
 def load_network(path: str | Path) -> OnnxNetwork:
-    """A detector that can be quantized and can detect.
+    """Load a detector that can be quantized and can detect.
 
     Raises:
-        DarktrtError: the file is no ONNX of darktrt, is quantized already, or ends at its raw heads.
+        DarktrtError: the file is no ONNX file of darktrt, is quantized already, or ends at its raw heads.
     """
     model, info = load_model(path)
     if info.int8_convolutions:
-        raise DarktrtError(f"{path}: has Q/DQ nodes already; start from the ONNX of 'darktrt surgery' without --qdq")
+        raise DarktrtError(f"{path}: has Q/DQ nodes already; use the ONNX file without them")
     if info.head == "raw":
-        raise DarktrtError(f"{path}: ends at its raw heads; make it with 'darktrt surgery' and --head nms or decode")
+        raise DarktrtError(f"{path}: ends at its raw heads; make it with head nms or decode")
     return OnnxNetwork(model, info)
 
 
@@ -72,7 +72,7 @@ def convolutions(network: OnnxNetwork) -> list[Convolution]:
 
 
 def _convolution(node: str, info: DetectorInfo) -> Convolution:
-    """By the section's number in the node's name, for its tensor may have gone into an add or concat with its Mish."""
+    """The section is found by the number in the node's name, for surgery may have fused its output tensor into another node."""
     number = _SECTION.match(node)
     for layer in info.layers:
         if number and layer.index == int(number[1]):
@@ -81,14 +81,14 @@ def _convolution(node: str, info: DetectorInfo) -> Convolution:
 
 
 def chosen_fp_layers(network: OnnxNetwork, calibration: Calibration | None = None) -> list[str]:
-    """The convolutions that INT8 leaves in floating point: those that the calibration names, if it does."""
+    """The convolutions that INT8 leaves in floating point: the calibration's, or else the default ones."""
     if calibration and calibration.fp_layers is not None:
         return list(calibration.fp_layers)
     return default_fp_layers(import_graph(network.model), network.info)
 
 
 def quantized(network: OnnxNetwork, calibration: Calibration, fp_layers: Collection[str]) -> onnx.ModelProto:
-    """The network with Q/DQ nodes around every convolution but ``fp_layers``, as an INT8 engine gets it.
+    """The network with Q/DQ nodes around every convolution but ``fp_layers``, as INT8 engines are built from it.
 
     Raises:
         DarktrtError: the calibration lacks a tensor of this network, or ``fp_layers`` names no convolution of it.
@@ -99,7 +99,7 @@ def quantized(network: OnnxNetwork, calibration: Calibration, fp_layers: Collect
 
 
 def halved(network: OnnxNetwork) -> onnx.ModelProto:
-    """The network with its backbone in FP16, as an FP16 engine gets it.
+    """The network with its backbone in FP16, as FP16 engines are built from it.
 
     Raises:
         DarktrtError: a weight is too large for FP16.
@@ -128,7 +128,7 @@ def _exported(graph: gs.Graph) -> onnx.ModelProto:
 
 
 def session(model: onnx.ModelProto) -> Run:
-    """The model ready to run, as a function of its named inputs; it goes away with the function."""
+    """The model as a function of its named inputs, in ONNX Runtime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     # Weights are dequantized once, not in every run, and nothing goes to integer kernels, of which some saturate.
@@ -139,20 +139,20 @@ def session(model: onnx.ModelProto) -> Run:
 
 
 class Change(NamedTuple):
-    """How far a network's outputs are from those of its float form."""
+    """The change of a network's outputs against those in float."""
 
     scores: float
     """Weighted RMS: sqrt(sum w |s' - s|^2 / sum w) over all anchors of all images, where s and s' are an anchor's vectors
-    of class scores (objectness times class, 0..1), in float and changed, and w is the anchor's best float score. So an anchor
-    counts by how sure the network is of it; there is no threshold, below which nothing would count."""
+    of class scores (objectness times class, 0..1), in float and changed, and w is the anchor's best float score, which weights
+    anchors without a threshold."""
     heads: float
-    """Of the raw heads: sqrt(sum (r' - r)^2 / sum r^2), every element alike."""
+    """Of the raw heads: sqrt(sum (r' - r)^2 / sum r^2) over all elements."""
 
 
-class Yardstick:
-    """Images, and what the float network makes of them, against which its quantized forms are measured.
+class FloatReference:
+    """Images and the float network's outputs for them, against which quantized forms of the network are measured.
 
-    It holds the input and the float outputs of every image, 8 MB each for yolov4 at 416 x 416: it is for tens of images.
+    It holds the input and the float outputs of every image, 8 MB each for yolov4 at 416 x 416, so it is for tens of images.
 
     Raises:
         DarktrtError: an image cannot be read, or the float network gives NaN.
@@ -166,16 +166,16 @@ class Yardstick:
             raise DarktrtError(f"{network.info.name}: its outputs are NaN or infinite; are the weights damaged?")
 
     def change(self, calibration: Calibration, fp_layers: Collection[str]) -> Change:
-        """What quantizing everything but ``fp_layers`` does to the outputs."""
+        """The change of the outputs when all convolutions but ``fp_layers`` are quantized."""
         sums = np.zeros(4)
         changed = self._outputs(quantized(self.network, calibration, fp_layers))
-        for expected, found in zip(self.expected, changed, strict=True):
-            sums += _sums(expected, found)
+        for expected, actual in zip(self.expected, changed, strict=True):
+            sums += _sums(expected, actual)
         scores, weight, heads, strength = sums.tolist()
         return Change(math.sqrt(scores / weight) if weight else 0.0, math.sqrt(heads / strength) if strength else 0.0)
 
     def operations(self) -> dict[str, float]:
-        """By convolution the share of all convolutions' multiplications, from the sizes of what one image makes them give."""
+        """Each convolution's share of the multiplications of all convolutions."""
         graph = import_graph(self.network.model)
         nodes = [node for node in backbone(graph, self.network.info) if node.op == "Conv"]
         weights = [node.inputs[1].values.size for node in nodes]
@@ -188,7 +188,7 @@ class Yardstick:
         return dict(zip([node.name for node in nodes], (counts / counts.sum()).tolist(), strict=True))
 
     def _batch(self, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-        """As many as the network takes at least: a batch too short is filled up."""
+        """A batch of the network's smallest size; a shorter one is filled with its first input."""
         return np.stack(inputs + inputs[:1] * (self.network.info.batch[0] - len(inputs)))
 
     def _outputs(self, model: onnx.ModelProto) -> Iterator[Arrays]:
@@ -200,11 +200,11 @@ class Yardstick:
             yield from ({name: values[i] for name, values in outputs.items()} for i in range(len(group)))
 
 
-def _sums(expected: Arrays, found: Arrays) -> NDArray[np.float64]:
+def _sums(expected: Arrays, actual: Arrays) -> NDArray[np.float64]:
     """The four sums of :class:`Change` over one image."""
     weight = expected["scores"].max(1).astype(np.float64)
-    moved = np.square(found["scores"] - expected["scores"], dtype=np.float64).sum(1)
+    moved = np.square(actual["scores"] - expected["scores"], dtype=np.float64).sum(1)
     heads = [name for name in expected if name != "scores"]
-    error = sum(np.square(found[name] - expected[name], dtype=np.float64).sum() for name in heads)
+    error = sum(np.square(actual[name] - expected[name], dtype=np.float64).sum() for name in heads)
     strength = sum(np.square(expected[name], dtype=np.float64).sum() for name in heads)
     return np.array([weight @ moved, weight.sum(), error, strength])

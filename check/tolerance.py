@@ -1,4 +1,4 @@
-"""How far a network's outputs are from a reference's: tensors, detections, and what is tolerable in which precision."""
+"""How far a network's outputs are from a reference's: tensors, detections, and the tolerance for each precision."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError
+from darktrt.vision.boxes import box_iou
 
 MATCHING_IOU = 0.5
-"""Least overlap of two detections of one class that are taken for the same."""
+"""Least IoU of two detections of one class that are taken for the same object."""
 
 _TINY = 1e-30
 
@@ -23,13 +24,13 @@ class Tolerance:
     """How far results may be from the reference's."""
 
     worst: float
-    """Largest difference of a tensor's elements, relative to the largest element of the reference."""
+    """Largest error of a tensor's elements, relative to the largest absolute value of the reference."""
     cosine: float
     """Least cosine of the angle between a tensor and the reference's."""
     score: float
-    """Largest difference of the scores of matched detections; unmatched ones that near the threshold do not count."""
+    """Largest difference of the scores of matched detections; unmatched ones that near to the threshold do not count."""
     unmatched: float
-    """Share of detections that may be missing or too many."""
+    """Share of detections that may be missing or extra."""
     reason: str
 
 
@@ -44,7 +45,7 @@ TOLERANCES = {
 
 
 def tolerance_of(precisions: Sequence[str], changes: Mapping[str, float] = MappingProxyType({})) -> Tolerance:
-    """The tolerance for results of these precisions, with some of its limits set otherwise."""
+    """The tolerance for results of these precisions, with some of its limits replaced."""
     usual = TOLERANCES[max(precisions, key=list(TOLERANCES).index)]
     return Tolerance(**{**asdict(usual), **changes, "reason": "as asked for"}) if changes else usual
 
@@ -53,20 +54,20 @@ def parse_tolerance(text: str) -> dict[str, float]:
     """Limits from ``worst=0.01,score=0.05``.
 
     Raises:
-        DarktrtError: it is no such text.
+        DarktrtError: the text has another form.
     """
     names = [f.name for f in fields(Tolerance) if f.name != "reason"]
     limits = {}
     for part in text.split(","):
         name, _, number = part.partition("=")
         if name not in names or not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", number):
-            raise DarktrtError(f"--tolerance {text}: write NAME=NUMBER,... with names of {', '.join(names)}")
+            raise DarktrtError(f"{text}: is no tolerance; write NAME=NUMBER,... with names of {', '.join(names)}", "tolerance")
         limits[name] = float(number)
     return limits
 
 
 @dataclass(frozen=True)
-class Difference:
+class TensorError:
     """How far a tensor is from the reference's; over several images the worst, the mean and the least."""
 
     worst: float
@@ -76,66 +77,74 @@ class Difference:
     cosine: float
 
     def within(self, tolerance: Tolerance) -> bool:
-        """Whether it is tolerable; NaN is not."""
+        """Whether the error is within the tolerance; NaN is not."""
         return self.worst <= tolerance.worst and self.cosine >= tolerance.cosine
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections against the reference's: of one class and overlapping, best scores first."""
+    """Detections matched to the reference's by class and overlap, best scores first."""
 
     expected: int
     score: float
     """Largest difference of matched scores."""
     iou: float
-    """Least overlap of matched boxes."""
+    """Least IoU of matched boxes."""
     missing: tuple[float, ...]
-    """By how much the score of each of the reference's that has no match exceeds the threshold."""
+    """Score minus threshold of each unmatched detection of the reference."""
     extra: tuple[float, ...]
-    """Likewise of those that the reference lacks."""
+    """Score minus threshold of each detection that the reference lacks."""
 
     def unmatched(self, tolerance: Tolerance) -> int:
-        """How many have no match, without those so near to the threshold that the other may lie below it."""
+        """The number of unmatched detections, without those so near to the threshold that the other may lie below it."""
         return sum(not score <= tolerance.score for score in self.missing + self.extra)
 
     def within(self, tolerance: Tolerance) -> bool:
+        """Whether scores and unmatched detections are within the tolerance."""
         return self.score <= tolerance.score and self.unmatched(tolerance) <= tolerance.unmatched * self.expected
 
 
-def difference(found: NDArray[np.float32], expected: NDArray[np.float32], name: str) -> Difference:
-    """How far ``found`` is from ``expected``, in float64.
+def tensor_error(actual: NDArray[np.float32], expected: NDArray[np.float32], name: str) -> TensorError:
+    """How far ``actual`` is from ``expected``, computed in float64.
 
     Raises:
-        DarktrtError: they differ in shape.
+        DarktrtError: their shapes differ.
     """
-    if found.shape != expected.shape:
-        raise DarktrtError(f"'{name}' is {found.shape}, but {expected.shape} of the reference; convert both from one cfg")
-    a, b = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    if actual.shape != expected.shape:
+        raise DarktrtError(f"'{name}' is {actual.shape}, but {expected.shape} of the reference; convert both from one cfg")
+    a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     with np.errstate(all="ignore"):  # infinite values give NaN, which no tolerance lets pass
         error, size = np.abs(a - b), np.abs(b)
         lengths = np.linalg.norm(a) * np.linalg.norm(b)
         cosine = float(a @ b / lengths) if lengths else float(np.array_equal(a, b))
-        return Difference(float(error.max() / max(size.max(), _TINY)), float(error.mean() / max(size.mean(), _TINY)), cosine)
+        return TensorError(float(error.max() / max(size.max(), _TINY)), float(error.mean() / max(size.mean(), _TINY)), cosine)
 
 
-def match(found: NDArray[np.float32], expected: NDArray[np.float32], threshold: float) -> Matches:
-    """Detections ``(n, 6)`` of an image against those expected, matched by :func:`pair`."""
-    pairs = pair(found, expected)
-    matched = [(i, one) for i, one in enumerate(pairs) if one]
-    scores = [abs(float(found[j, 4] - expected[i, 4])) for i, (j, _) in matched]
-    missing = tuple(float(expected[i, 4]) - threshold for i, one in enumerate(pairs) if one is None)
-    extra = tuple(float(found[j, 4]) - threshold for j in unpaired(pairs, len(found)))
+def match(actual: NDArray[np.float32], expected: NDArray[np.float32], threshold: float) -> Matches:
+    """Match the detections ``(n, 6)`` of an image to those expected, by :func:`pair`."""
+    pairs = pair(actual, expected)
+    matched = [(i, partner) for i, partner in enumerate(pairs) if partner]
+    scores = [abs(float(actual[j, 4] - expected[i, 4])) for i, (j, _) in matched]
+    missing = tuple(float(expected[i, 4]) - threshold for i, partner in enumerate(pairs) if partner is None)
+    extra = tuple(float(actual[j, 4]) - threshold for j in unpaired(pairs, len(actual)))
     return Matches(len(expected), max([0.0, *scores]), min([1.0, *(iou for _, (_, iou) in matched)]), missing, extra)
 
 
-def pair(found: NDArray[np.float32], expected: NDArray[np.float32]) -> list[tuple[int, float] | None]:
-    """Each expected detection, best first, takes the free one of its class that overlaps most: its index and the overlap.
+def pair(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> list[tuple[int, float] | None]:
+    """Pair each expected detection, best first, with the free one of its class that overlaps it most.
 
-    None where there is none. Rows are x1 y1 x2 y2, score, class.
+    Args:
+        actual: ``(n, 6)``: x1 y1 x2 y2, score, class.
+        expected: ``(m, 6)``, likewise.
+
+    Returns:
+        For each expected detection the partner's index and IoU; None where no IoU reaches :data:`MATCHING_IOU`.
     """
-    free, pairs = np.ones(len(found), bool), []
-    for one in expected:
-        iou = np.where(free & (found[:, 5] == one[5]), box_iou(one[:4], found[:, :4]), 0)
+    free, pairs = np.ones(len(actual), bool), []
+    for row in expected:
+        with np.errstate(all="ignore"):  # NaN for two boxes without area
+            overlap = np.nan_to_num(box_iou(row[:4, np.newaxis], actual[:, :4].T))
+        iou = np.where(free & (actual[:, 5] == row[5]), overlap, 0)
         best = int(iou.argmax()) if len(iou) else -1
         matches = best >= 0 and iou[best] >= MATCHING_IOU
         pairs.append((best, float(iou[best])) if matches else None)
@@ -145,15 +154,6 @@ def pair(found: NDArray[np.float32], expected: NDArray[np.float32]) -> list[tupl
 
 
 def unpaired(pairs: Sequence[tuple[int, float] | None], count: int) -> list[int]:
-    """Which of so many detections found nobody expected."""
-    taken = {one[0] for one in pairs if one}
-    return [i for i in range(count) if i not in taken]
-
-
-def box_iou(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of ``(4,)`` with ``(n, 4)``, x1 y1 x2 y2; 0 where neither has an area."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = sides.clip(0).prod(1)
-    union = (box[2:] - box[:2]).prod() + (others[:, 2:] - others[:, :2]).prod(1) - shared
-    iou: NDArray[np.float32] = shared / np.maximum(union, np.float32(_TINY))
-    return iou
+    """Indices of the detections, of ``count``, that are no partner in ``pairs``."""
+    paired = {partner[0] for partner in pairs if partner}
+    return [i for i in range(count) if i not in paired]

@@ -1,8 +1,8 @@
-"""The PyTorch module as something to run like an ONNX file: the reference that later stages are compared with."""
+"""The network in PyTorch with the interface of its ONNX file: the reference that later stages are compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,24 @@ from darktrt.convert.export import class_names, detector_info, tensor_names
 from darktrt.convert.model import load_darknet
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
+from darktrt.metadata import DetectorInfo
 
 
 class TorchReference:
-    """A darknet network in PyTorch with the inputs and outputs of its ``plain.onnx``; ``info`` is what that file would say.
+    """A darknet network in PyTorch with the inputs and outputs of its ``plain.onnx``; ``info`` is that file's metadata.
 
     Args:
+        cfg: the darknet cfg.
+        weights: the darknet weights.
         size: (width, height) of the network input; the cfg's own by default.
-        layers: also give the output of every cfg section.
+        layers: also output the tensor of every cfg section.
         device: ``cpu`` or ``cuda``; TF32, which rounds to 11 bits, stays off.
+        names: a file of class names, one on each line.
+        models: the models that it is compared with; without ``names`` the first that has as many classes has its names. The
+            default names are those of :func:`darktrt.convert.export.class_names`.
 
     Raises:
-        DarktrtError: either file cannot be read, they do not belong together, or PyTorch cannot use the device.
+        DarktrtError: a file cannot be read, they do not belong together, or PyTorch cannot use the device.
     """
 
     def __init__(
@@ -34,6 +40,8 @@ class TorchReference:
         size: tuple[int, int] | None = None,
         layers: bool = False,
         device: str = "cpu",
+        names: str | Path | None = None,
+        models: Sequence[DetectorInfo] = (),
     ) -> None:
         if device == "cuda" and not torch.cuda.is_available():
             raise DarktrtError("this PyTorch cannot use a GPU; run on the CPU, or install a PyTorch with CUDA", "device")
@@ -41,7 +49,9 @@ class TorchReference:
         self._device = device
         network = self._model.network
         sources = {"cfg": sha256_of(cfg), "weights": sha256_of(weights)}
-        self.info = detector_info(network, (1, 1, 1), class_names(network, None), sources)
+        own = class_names(network, names)
+        known = [] if names else [model.class_names for model in models if len(model.class_names) == len(own)]
+        self.info = detector_info(network, (1, 1, 1), (*known, own)[0], sources)
         heads = {head.tensor for head in self.info.heads}
         first = {name: index for index, name in reversed(tensor_names(network).items())}  # the layer that makes the tensor
         self._tensors = {index: name for name, index in first.items() if layers or name in heads}
@@ -56,5 +66,5 @@ class TorchReference:
             images = torch.from_numpy(inputs["images"]).to(self._device)
             outputs = self._model.run(images, keep={*self._tensors, *self._model.heads})
             boxes, scores = self._model.join(outputs)
-        found = {name: outputs[index] for index, name in self._tensors.items()}
-        return {name: tensor.cpu().numpy() for name, tensor in {**found, "boxes": boxes, "scores": scores}.items()}
+        inner = {name: outputs[index] for index, name in self._tensors.items()}
+        return {name: tensor.cpu().numpy() for name, tensor in {**inner, "boxes": boxes, "scores": scores}.items()}

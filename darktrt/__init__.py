@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from darktrt.calib.options import CalibrationOptions
     from darktrt.check.agreement import Agreement
-    from darktrt.check.detections import Evaluation
+    from darktrt.check.evaluation import Evaluation
     from darktrt.convert.export import convert_darknet
     from darktrt.convert.zoo import fetch
     from darktrt.engine.manifest import Manifest
     from darktrt.engine.options import BuildOptions
     from darktrt.errors import DarktrtError
     from darktrt.metadata import DetectorInfo, Thresholds
-    from darktrt.pipeline import Detector, build_engine, calibrate, compare, evaluate, merge_calibrations
+    from darktrt.pipeline import Detector, DropBudget, build_engine, calibrate, compare, evaluate, merge_calibrations
     from darktrt.progress import set_progress
     from darktrt.serve.client.client import Client
     from darktrt.serve.config import OnnxRuntimeBackend, PythonBackend, TensorRTBackend
@@ -40,7 +40,8 @@ _HOMES = {
     "Detections": "vision.boxes",
     "Detector": "pipeline",
     "DetectorInfo": "metadata",
-    "Evaluation": "check.detections",
+    "DropBudget": "pipeline",
+    "Evaluation": "check.evaluation",
     "Manifest": "engine.manifest",
     "OnnxRuntimeBackend": "serve.config",
     "PythonBackend": "serve.config",
@@ -71,6 +72,7 @@ __all__ = [
     "Detections",
     "Detector",
     "DetectorInfo",
+    "DropBudget",
     "Evaluation",
     "Manifest",
     "OnnxRuntimeBackend",

@@ -44,7 +44,7 @@ class Thresholds:
     def __post_init__(self) -> None:
         for name, value in (("score", self.score), ("IoU", self.iou)):
             if not 0 <= value <= 1:
-                raise DarktrtError(f"the {name} threshold is {value}; it must be between 0 and 1")
+                raise DarktrtError(f"the {name} threshold is {value:g}; it must be between 0 and 1")
 
     def __str__(self) -> str:
         return f"score threshold {self.score:g} and IoU threshold {self.iou:g}"
@@ -201,10 +201,16 @@ class DetectorInfo:
         if self.takes_image_size:
             sizes = [*image_sizes, *[image_sizes[0]] * (len(images) - len(image_sizes))]
             inputs["image_size"] = np.array(sizes, np.float32)
-        if self.takes_thresholds:
-            inputs["score_threshold"] = np.array([thresholds.score], np.float32)
-            inputs["iou_threshold"] = np.array([thresholds.iou], np.float32)
-        return inputs
+        return {**inputs, **self.threshold_inputs(thresholds)}
+
+    def threshold_inputs(self, thresholds: Thresholds) -> dict[str, NDArray[Any]]:
+        """The inputs ``score_threshold (1)`` and ``iou_threshold (1)``, for a model that has them; otherwise none."""
+        import numpy as np
+
+        if not self.takes_thresholds:
+            return {}
+        values = {"score_threshold": thresholds.score, "iou_threshold": thresholds.iou}
+        return {name: np.array([value], np.float32) for name, value in values.items()}
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)

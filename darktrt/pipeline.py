@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
-from darktrt.files import keep_inputs
-from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD
+from darktrt.files import keep_inputs, sha256_of
+from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds
 from darktrt.progress import LOGGER
-from darktrt.vision.detector import Detector as RunDetector
+from darktrt.vision.detector import Detector as NetworkDetector
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from darktrt.calib.histogram import HistogramSet
     from darktrt.calib.options import CalibrationOptions
     from darktrt.calib.summary import Outputs
-    from darktrt.check.detections import Evaluation
+    from darktrt.check.agreement import Agreement
+    from darktrt.check.evaluation import Evaluation
+    from darktrt.check.runs import Variant
     from darktrt.engine.manifest import Int8Cost, Manifest
     from darktrt.engine.options import BuildOptions, Precision
     from darktrt.engine.weak_typing import GpuCalibration
@@ -131,6 +133,7 @@ def load_calibration(table: str | Path, fp_layers: tuple[str, ...] | None = None
         CalibrationTable.load(table).scales,
         load_fp_layers(table) if fp_layers is None else fp_layers,
         load_channel_means(table),
+        sha256_of(table),
     )
 
 
@@ -150,17 +153,7 @@ def _count(
         LOGGER.warning("%s", SAMPLES_WARNING)
         about["warning"] = "made of two sample images, for trying out only"
         images = flips_and_crops(fetch(SAMPLES, outputs.samples), outputs.samples)
-    histograms = histograms_of(
-        model,
-        images,
-        outputs,
-        options.limit,
-        options.seed,
-        options.batch,
-        resume=options.resume,
-        skip_bad=options.skip_bad,
-    )
-    return histograms, about
+    return histograms_of(model, images, outputs, options), about
 
 
 def _choose(
@@ -232,6 +225,7 @@ def build_engine(
     precision: Precision | None = None,
     calibration: Calibration | str | Path | None = None,
     calibration_images: Sequence[str | Path] = (),
+    fp_layers: tuple[str, ...] | None = None,
     budget: DropBudget | None = None,
 ) -> Manifest:
     """Build a TensorRT engine from a portable ONNX file, and write its manifest beside it (``.json``).
@@ -244,6 +238,8 @@ def build_engine(
         calibration: the INT8 scales: what :func:`calibrate` returns, or the path of a calibration table or TensorRT cache.
         calibration_images: images for TensorRT's own entropy calibration on the GPU, in place of ``calibration``; the scales
             that it finds go beside the plan (``.cache``).
+        fp_layers: node names of the convolutions that INT8 leaves in floating point; by default those of the calibration.
+            A :class:`darktrt.Calibration` has its own.
         budget: a bound on what INT8 may cost, with ``calibration``.
 
     Returns:
@@ -259,14 +255,15 @@ def build_engine(
     options = options or BuildOptions()
     options = replace(options, precision=precision) if precision else options
     _check_int8(options, calibration, calibration_images, budget)
-    _check_engine_files(source, output, options, calibration, [*calibration_images, *(budget.data if budget else ())])
+    table = calibration if isinstance(calibration, str | Path) else None
+    _check_engine_files(source, output, options, table, calibration_images, budget)
     if calibration_images:
-        with _gpu_calibration(source, calibration_images) as on_gpu:
+        with _gpu_calibration(source, calibration_images, fp_layers) as on_gpu:
             return build_file(source, output, options, on_gpu)
-    scales = load_calibration(calibration) if isinstance(calibration, str | Path) else calibration
+    scales = load_calibration(calibration, fp_layers) if isinstance(calibration, str | Path) else calibration
     cost = None
     if scales and budget:
-        scales, cost = _within_budget(source, scales, options, budget)
+        scales, cost = _within_budget(source, scales, options, budget, table)
     return build_file(source, output, options, scales, cost)
 
 
@@ -289,19 +286,23 @@ def _check_engine_files(
     source: str | Path,
     output: str | Path,
     options: BuildOptions,
-    calibration: Calibration | str | Path | None,
-    images: Sequence[str | Path],
+    table: str | Path | None,
+    calibration_images: Sequence[str | Path],
+    budget: DropBudget | None,
 ) -> None:
+    """See, before any work, that the outputs can be written and are no inputs."""
     from darktrt.engine.build import check_files
     from darktrt.vision.sources import path_of
 
-    table = calibration if isinstance(calibration, str | Path) else None
-    inputs = [source, table, options.plugins, *(path_of(str(entry)) for entry in images)]
-    check_files(output, options, *inputs, calibrates=not calibration and bool(images))
+    data = [*calibration_images, *(budget.data if budget else ())]
+    inputs = [source, table, options.plugins, *(path_of(str(entry)) for entry in data)]
+    check_files(output, options, *inputs, calibrates=bool(calibration_images))
 
 
 @contextmanager
-def _gpu_calibration(source: str | Path, data: Sequence[str | Path]) -> Iterator[GpuCalibration]:
+def _gpu_calibration(
+    source: str | Path, data: Sequence[str | Path], fp_layers: tuple[str, ...] | None
+) -> Iterator[GpuCalibration]:
     """TensorRT's own calibration on these images; they leave the GPU's memory at the end."""
     from darktrt.calib.trt_calibrator import image_source
     from darktrt.engine.weak_typing import GpuCalibration
@@ -309,26 +310,26 @@ def _gpu_calibration(source: str | Path, data: Sequence[str | Path]) -> Iterator
     from darktrt.vision.sources import find_images
 
     with image_source(find_images(data), load_model(source)[1]) as images:
-        yield GpuCalibration(images)
+        yield GpuCalibration(images, fp_layers)
 
 
 def _within_budget(
-    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget
+    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget, table: str | Path | None
 ) -> tuple[Calibration, Int8Cost]:
     """The calibration with the layers in floating point that keep INT8 within the budget, and what it costs then."""
-    from darktrt.check.budget import Evaluation, within_budget
+    from darktrt.check.budget import EvaluationData, within_budget
     from darktrt.engine.target import find_target
 
     find_target(options.target)  # what would stop the build later is reported before this long work
     data = [str(entry) for entry in budget.data]
-    trade = within_budget(source, calibration, budget.max_drop, Evaluation(data, budget.limit))
+    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), table, LOGGER.info)
     return replace(calibration, fp_layers=trade.chosen.fp_layers), trade.cost(", ".join(data))
 
 
 # --- running and evaluating ---
 
 
-class Detector(RunDetector):
+class Detector(NetworkDetector):
     """A detector that runs a model file: an ONNX file on the CPU, or an engine on the GPU."""
 
     @classmethod
@@ -354,11 +355,11 @@ class Detector(RunDetector):
         from darktrt.engine.runtime import OnnxRunner, PlanRunner
 
         is_engine = Path(model).suffix.lower() in ENGINE_SUFFIXES
-        runner = PlanRunner(model, plugins) if is_engine else OnnxRunner(model)
         with ExitStack() as stack:
+            runner = PlanRunner(model, plugins) if is_engine else OnnxRunner(model)
             stack.enter_context(runner)
             detector = cls(runner.run, runner.info, score_threshold, iou_threshold)
-            detector._stack = stack.pop_all()
+            detector._close = stack.pop_all().close
         return detector
 
 
@@ -386,4 +387,71 @@ def evaluate(
     Raises:
         DarktrtError: a file cannot be read, the models are not variants of one network, or there is nothing labelled.
     """
-    raise NotImplementedError
+    from darktrt.check import evaluation
+    from darktrt.check.ground_truth import LabelClasses, load_ground_truth, read_class_map, read_names
+
+    entries = [str(data)] if isinstance(data, str | Path) else [str(entry) for entry in data]
+    classes = LabelClasses(read_names(names) if names else None, read_class_map(class_map) if class_map else None)
+    with ExitStack() as stack:
+        variants = _open_variants(models, stack, plugins)
+        ground_truth = load_ground_truth(entries, variants[0].info.class_names, limit, seed, classes)
+        return evaluation.evaluate(variants, ground_truth)
+
+
+def compare(
+    models: Sequence[str | Path] | Mapping[str, str | Path],
+    data: str | Path | Sequence[str | Path],
+    *,
+    limit: int | None = 8,
+    seed: int = 0,
+    layers: bool = False,
+    thresholds: Thresholds | None = None,
+    plugins: str | Path | None = None,
+) -> Agreement:
+    """Run models over images and compare their tensors and detections with those of the first.
+
+    Args:
+        models: ONNX files and engines of one network, or a mapping from names to them; the first is the reference.
+        data: folders, image files, lists, COCO json files and patterns.
+        limit: the size of a random sample of the images; None for all.
+        seed: of that sample.
+        layers: compare the output of every cfg section too, where the models have them.
+        thresholds: of detections.
+        plugins: the plugin library of engines.
+
+    Returns:
+        The errors of every tensor, the detections that match, and whether all are within the tolerance of the precisions.
+
+    Raises:
+        DarktrtError: a file cannot be read, or the models are not of one network.
+    """
+    from darktrt.check import agreement
+    from darktrt.check.runs import load_image
+    from darktrt.vision.sources import find_images
+
+    entries = [data] if isinstance(data, str | Path) else data
+    with ExitStack() as stack:
+        variants = _open_variants(models, stack, plugins, layers)
+        images = [load_image(path, variants[0].info) for path in find_images(entries, limit, seed)]
+        return agreement.compare(variants, images, thresholds=thresholds or Thresholds(), layers=layers)
+
+
+def _open_variants(
+    models: Sequence[str | Path] | Mapping[str, str | Path],
+    stack: ExitStack,
+    plugins: str | Path | None,
+    layers: bool = False,
+) -> list[Variant]:
+    """The models, ready to run; engines live as long as ``stack``."""
+    from darktrt.check.runs import onnx_variant, plan_variant
+    from darktrt.engine.runtime import PlanRunner
+
+    named = models.items() if isinstance(models, Mapping) else [("", model) for model in models]
+    if not named:
+        raise DarktrtError("there is no model to run; name an ONNX file or an engine", "models")
+    return [
+        plan_variant(stack.enter_context(PlanRunner(path, plugins)), name)
+        if Path(path).suffix.lower() in ENGINE_SUFFIXES
+        else onnx_variant(path, layers, name)
+        for name, path in named
+    ]

@@ -1,7 +1,7 @@
-"""What Triton's Python backend runs: an ONNX file or a plan behind requests of tensors or of encoded images.
+"""The model that Triton's Python backend runs: an ONNX file or a plan behind requests of tensors or of encoded images.
 
-It travels inside the model repository and runs on the server's Python: numpy, and onnxruntime or tensorrt; pillow for encoded
-images.
+It lies in the model repository and runs on the server's Python with numpy, and onnxruntime or tensorrt; encoded images need
+pillow.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ import base64
 import importlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darktrt.engine.runtime import OnnxRunner, PlanRunner, Tensors
 from darktrt.errors import DarktrtError
-from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.metadata import DetectorInfo, Thresholds
+from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 
 ONNX_NAME, PLAN_NAME, PLUGINS_NAME = "model.onnx", "model.plan", "libdarktrt_plugins.so"
 """Of the files in a version's folder."""
@@ -31,6 +32,8 @@ MOST_PIXELS = 64_000_000
 """Of an encoded image; a file of a few kilobytes may declare any number of pixels."""
 
 _OUTPUTS = ("num_detections", "boxes", "scores", "classes")
+
+_Value = TypeVar("_Value")
 
 
 class Runner(Protocol):
@@ -44,26 +47,27 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One image as the network takes it, with what NMS is to do with it."""
+    """One image as the network's input, with the parameters of its NMS."""
 
     image: NDArray[Any]
-    score_threshold: float
-    iou_threshold: float
-    image_size: tuple[float, float] | None = None
-    """For models that take it: width and height of the image inside the network's input."""
+    thresholds: Thresholds
+    image_size: tuple[float, float] = (1.0, 1.0)
+    """Width and height of the image inside the network's input, for models with the input ``image_size``."""
 
     @property
-    def thresholds(self) -> tuple[float, float]:
-        return self.score_threshold, self.iou_threshold
+    def pair(self) -> tuple[float, float]:
+        """The thresholds of score and IoU, to sort by."""
+        return self.thresholds.score, self.thresholds.iou
 
 
 @dataclass(frozen=True)
 class Result:
-    """Where a row's outputs are."""
+    """The outputs of a row."""
 
     outputs: Tensors
-    """Of all that ran together."""
-    place: int
+    """Of all rows that ran together."""
+    index: int
+    """Of the row in them."""
 
 
 def run_rows(runner: Runner, rows: Sequence[Row]) -> list[Result]:
@@ -76,66 +80,35 @@ def run_rows(runner: Runner, rows: Sequence[Row]) -> list[Result]:
     for chunk in _chunks(rows, runner.info.batch[2]):
         outputs = _run_chunk(runner, [rows[i] for i in chunk])
         copies = {name: outputs[name].copy() for name in _OUTPUTS}  # the next run writes into the same memory
-        results |= {i: Result(copies, place) for place, i in enumerate(chunk)}
+        results |= {i: Result(copies, index) for index, i in enumerate(chunk)}
     return [results[i] for i in range(len(rows))]
 
 
 def gather(results: Sequence[Result]) -> Tensors:
-    """The outputs of rows, one behind the other: a view where they ran so."""
-    outputs, first = results[0].outputs, results[0].place
-    if all(one.outputs is outputs and one.place == first + i for i, one in enumerate(results)):
+    """The outputs of rows, stacked: a view where the rows lie one behind the other."""
+    outputs, first = results[0].outputs, results[0].index
+    if all(result.outputs is outputs and result.index == first + i for i, result in enumerate(results)):
         return {name: array[first : first + len(results)] for name, array in outputs.items()}
-    return {name: np.stack([one.outputs[name][one.place] for one in results]) for name in outputs}
+    return {name: np.stack([result.outputs[name][result.index] for result in results]) for name in outputs}
 
 
 def _chunks(rows: Sequence[Row], largest: int) -> Iterator[list[int]]:
-    order = sorted(range(len(rows)), key=lambda i: rows[i].thresholds)
-    for _, same in groupby(order, key=lambda i: rows[i].thresholds):
+    order = sorted(range(len(rows)), key=lambda i: rows[i].pair)
+    for _, same in groupby(order, key=lambda i: rows[i].pair):
         group = list(same)
         yield from (group[begin : begin + largest] for begin in range(0, len(group), largest))
 
 
 def _run_chunk(runner: Runner, rows: Sequence[Row]) -> Tensors:
-    batch = max(len(rows), runner.info.batch[0])
-    images = runner.buffer(batch)
+    """Run rows of the same thresholds; the runner's own memory is the batch, so that nothing is copied twice."""
+    images = runner.buffer(max(len(rows), runner.info.batch[0]))
     for i, row in enumerate(rows):
         images[i] = row.image
     images[len(rows) :] = 0
-    inputs = {"images": images}
-    if runner.info.takes_thresholds:
-        thresholds = np.array(rows[0].thresholds, np.float32)
-        inputs |= {"score_threshold": thresholds[:1], "iou_threshold": thresholds[1:]}
-    if runner.info.takes_image_size:
-        sizes = [row.image_size or (1.0, 1.0) for row in rows]
-        inputs["image_size"] = np.array(sizes + sizes[:1] * (batch - len(rows)), np.float32)
-    return runner.run(inputs)
+    return runner.run(runner.info.model_inputs(images, [row.image_size for row in rows], rows[0].thresholds))
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What config.pbtxt says to the backend."""
-
-    info: DetectorInfo
-    takes_files: bool
-    """Encoded images instead of tensors."""
-    score_threshold: float
-    iou_threshold: float
-    cuda_graph: bool
-
-    @staticmethod
-    def of(config: dict[str, Any]) -> Settings:
-        """From Triton's JSON of it."""
-        values = {name: value["string_value"] for name, value in config["parameters"].items()}
-        return Settings(
-            DetectorInfo.from_json(values[METADATA_KEY], "config.pbtxt"),
-            values["input"] == "jpeg",
-            float(values["score_threshold"]),
-            float(values["iou_threshold"]),
-            values["cuda_graph"] == "true",
-        )
-
-
-def make_runner(folder: Path, settings: Settings, threads: int, gpu: int | None) -> OnnxRunner | PlanRunner:
+def make_runner(folder: Path, threads: int = 0, gpu: int | None = None, cuda_graph: bool = False) -> OnnxRunner | PlanRunner:
     """The model of a version's folder, ready to run.
 
     Raises:
@@ -143,119 +116,127 @@ def make_runner(folder: Path, settings: Settings, threads: int, gpu: int | None)
     """
     if (folder / PLAN_NAME).is_file():
         library = folder / PLUGINS_NAME
-        return PlanRunner(folder / PLAN_NAME, library if library.is_file() else None, settings.cuda_graph, gpu or 0)
+        return PlanRunner(folder / PLAN_NAME, library if library.is_file() else None, cuda_graph, gpu or 0)
     return OnnxRunner(folder / ONNX_NAME, threads, gpu)
 
 
 class TritonPythonModel:
-    """An instance of the model; the names of the class and of its methods are Triton's."""
+    """An instance of the model; Triton prescribes the names of the class and of its methods."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the model; an exception makes Triton report it and leave the model out."""
-        self._triton = importlib.import_module("triton_python_backend_utils")  # inside the server alone
+        """Load the model; Triton reports an exception and leaves the model out."""
+        self._triton = importlib.import_module("triton_python_backend_utils")  # exists only inside the server
         config = json.loads(args["model_config"])
-        self._settings = Settings.of(config)
+        self._model = ModelInfo.from_config(config, "config.pbtxt")
         instances = sum(int(group["count"]) for group in config["instance_group"])
+        threads = max(1, (os.cpu_count() or 1) // max(1, instances))
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         folder = Path(args["model_repository"]) / args["model_version"]
-        threads = max(1, (os.cpu_count() or 1) // max(1, instances))
-        self._runner = make_runner(folder, self._settings, threads, gpu)
+        self._runner = make_runner(folder, threads, gpu, self._model.cuda_graph)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """A response to each request, which is an error where the request cannot be served; the others are served."""
-        read = [self._read(request) for request in requests]
-        rows = [row for one in read if isinstance(one, _Images) for row in one.rows]
-        try:
-            results = iter(run_rows(self._runner, rows))
-        except DarktrtError as error:
-            read, results = [one if isinstance(one, DarktrtError) else error for one in read], iter(())
-        return [self._respond(request, one, results) for request, one in zip(requests, read, strict=True)]
+        """A response to each request; one that cannot be answered gets an error of its own, the others are answered."""
+        parsed = [_or_error(self._parse, request) for request in requests]
+        answers = self._answers(parsed)
+        return [self._response(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def finalize(self) -> None:
-        """Give everything back."""
+        """Release the model."""
         self._runner.__exit__(None, None, None)
 
-    def _read(self, request: Any) -> _Images | DarktrtError:
+    def _parse(self, request: Any) -> DetectionRequest:
         tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        read = _read_files if self._settings.takes_files else _read_tensors
-        try:
-            return read(tensors, self._settings)
-        except DarktrtError as error:
-            return error
+        return _parse_encoded(tensors, self._model) if self._model.encoded else _parse_tensors(tensors, self._model)
 
-    def _respond(self, request: Any, read: _Images | DarktrtError, results: Iterator[Result]) -> Any:
-        """The response to a request, for which the next of the results are."""
-        try:
-            if isinstance(read, DarktrtError):
-                raise read
-            outputs = read.outputs(gather([next(results) for _ in read.rows]), self._settings.info)
-        except DarktrtError as error:
-            return self._triton.InferenceResponse(error=self._triton.TritonError(str(error)))
+    def _answers(self, parsed: Sequence[DetectionRequest | DarktrtError]) -> list[Tensors | DarktrtError]:
+        """Outputs by name for each request; the rows of all requests run together."""
+        rows = [row for request in parsed if isinstance(request, DetectionRequest) for row in request.rows]
+        results = _or_error(run_rows, self._runner, rows)
+        if isinstance(results, DarktrtError):
+            return [request if isinstance(request, DarktrtError) else results for request in parsed]
+        rest = iter(results)
+        return [self._answer(request, rest) for request in parsed]
+
+    def _answer(self, request: DetectionRequest | DarktrtError, results: Iterator[Result]) -> Tensors | DarktrtError:
+        """The outputs for one request, whose rows have the next results."""
+        if isinstance(request, DarktrtError):
+            return request
+        outputs = gather([next(results) for _ in request.rows])
+        return _or_error(request.outputs, outputs, self._model.info)
+
+    def _response(self, request: Any, answer: Tensors | DarktrtError) -> Any:
+        if isinstance(answer, DarktrtError):
+            return self._triton.InferenceResponse(error=self._triton.TritonError(str(answer)))
         wanted = set(request.requested_output_names())
-        tensors = [self._triton.Tensor(name, array) for name, array in outputs.items() if name in wanted]
+        tensors = [self._triton.Tensor(name, array) for name, array in answer.items() if name in wanted]
         return self._triton.InferenceResponse(output_tensors=tensors)
 
 
+def _or_error(function: Callable[..., _Value], *arguments: Any) -> _Value | DarktrtError:
+    """The value of the function, or the user's error in it."""
+    try:
+        return function(*arguments)
+    except DarktrtError as error:
+        return error
+
+
 @dataclass(frozen=True)
-class _Images:
-    """Of one request."""
+class DetectionRequest:
+    """The images of one request."""
 
     rows: list[Row]
 
-    def outputs(self, found: Tensors, info: DetectorInfo) -> Tensors:
-        """The response's tensors from the network's, boxes in pixels of the network's input."""
-        return found
+    def outputs(self, outputs: Tensors, info: DetectorInfo) -> Tensors:
+        """The response's tensors from the network's; here they are the same, with boxes in pixels of the network's input."""
+        return outputs
 
 
 @dataclass(frozen=True)
-class _Files(_Images):
-    placements: list[Any]
-    """Where each image lies in the network's input, as :class:`darktrt.vision.images.Placement`."""
+class EncodedRequest(DetectionRequest):
+    """The encoded images of one request."""
 
-    def outputs(self, found: Tensors, info: DetectorInfo) -> Tensors:
-        """With boxes in pixels of the images, no more rows than the largest number found, and the detections as JSON."""
+    placements: list[Any] = field(default_factory=list)
+    """Each image's :class:`darktrt.vision.images.Placement` in the network's input."""
+
+    def outputs(self, outputs: Tensors, info: DetectorInfo) -> Tensors:
+        """The response's tensors: boxes in pixels of the images, as many rows as the image with the most detections has, and
+        the detections as JSON."""
         from darktrt.vision.boxes import place_detections
 
-        boxes, texts = found["boxes"].copy(), []
-        for i, (count, placement) in enumerate(zip(found["num_detections"][:, 0], self.placements, strict=True)):
-            raw = boxes[i, :count], found["scores"][i, :count], found["classes"][i, :count]
+        boxes, texts = outputs["boxes"].copy(), []
+        for i, (count, placement) in enumerate(zip(outputs["num_detections"][:, 0], self.placements, strict=True)):
+            raw = boxes[i, :count], outputs["scores"][i, :count], outputs["classes"][i, :count]
             placed = place_detections(*raw, placement, info.class_names)
             boxes[i, :count] = placed.boxes
             texts.append([json.dumps(placed.to_list(), ensure_ascii=False).encode()])
-        most = int(found["num_detections"].max())
-        padded = {"boxes": boxes, "scores": found["scores"], "classes": found["classes"]}
+        most = int(outputs["num_detections"].max())
+        padded = {"boxes": boxes, "scores": outputs["scores"], "classes": outputs["classes"]}
         cut = {name: array[:, :most] for name, array in padded.items()}
-        return {**cut, "num_detections": found["num_detections"], "detections": np.array(texts, object)}
+        return {**cut, "num_detections": outputs["num_detections"], "detections": np.array(texts, object)}
 
 
-def _read_tensors(tensors: dict[str, NDArray[Any]], settings: Settings) -> _Images:
+def _parse_tensors(tensors: Mapping[str, NDArray[Any]], model: ModelInfo) -> DetectionRequest:
     images = tensors["images"]
-    sizes = tensors.get("image_size")
-    scores, ious = _thresholds(tensors, settings, len(images))
-    return _Images(
-        [
-            Row(image, score, iou, None if sizes is None else (float(sizes[i][0]), float(sizes[i][1])))
-            for i, (image, score, iou) in enumerate(zip(images, scores, ious, strict=True))
-        ]
-    )
+    sizes = [(float(width), float(height)) for width, height in tensors.get("image_size", np.ones((len(images), 2)))]
+    thresholds = _thresholds(tensors, model.thresholds, len(images))
+    return DetectionRequest([Row(*row) for row in zip(images, thresholds, sizes, strict=True)])
 
 
-def _read_files(tensors: dict[str, NDArray[Any]], settings: Settings) -> _Files:
+def _parse_encoded(tensors: Mapping[str, NDArray[Any]], model: ModelInfo) -> EncodedRequest:
     from darktrt.vision.images import decode_image, preprocess
 
-    info, files = settings.info, tensors["image"].reshape(-1)
-    scores, ious = _thresholds(tensors, settings, len(files))
+    info, files = model.info, tensors[ENCODED_INPUT].reshape(-1)
     rows, placements = [], []
-    for i, (file, score, iou) in enumerate(zip(files, scores, ious, strict=True)):
+    for i, (file, thresholds) in enumerate(zip(files, _thresholds(tensors, model.thresholds, len(files)), strict=True)):
         pixels = decode_image(_image_bytes(file), f"image {i}", MOST_PIXELS)
         image, placement = preprocess(pixels, info.width, info.height, info.channels, info.resize, info.input)
-        rows.append(Row(image, score, iou, placement.inner_size))
+        rows.append(Row(image, thresholds, placement.inner_size))
         placements.append(placement)
-    return _Files(rows, placements)
+    return EncodedRequest(rows, placements)
 
 
 def _image_bytes(file: bytes) -> bytes:
-    """A file's bytes, also from base64 text, for JSON cannot carry bytes."""
+    """A file's bytes, also from base64 text, because JSON cannot carry bytes."""
     if len(file) > MOST_BYTES:
         raise DarktrtError(f"the image has {len(file):,} bytes, more than {MOST_BYTES:,}; scale it down first")
     try:
@@ -264,13 +245,10 @@ def _image_bytes(file: bytes) -> bytes:
         return file
 
 
-def _thresholds(tensors: dict[str, NDArray[Any]], settings: Settings, count: int) -> tuple[list[float], list[float]]:
-    """Score and IoU thresholds, one an image."""
-    defaults = {"score_threshold": settings.score_threshold, "iou_threshold": settings.iou_threshold}
-    found = []
-    for name, default in defaults.items():
-        values = tensors[name].reshape(-1).tolist() if name in tensors else [default] * count
-        if wrong := [value for value in values if not 0 <= value <= 1]:
-            raise DarktrtError(f"{name} is {wrong[0]:g}; it must be between 0 and 1")
-        found.append(values)
-    return found[0], found[1]
+def _thresholds(tensors: Mapping[str, NDArray[Any]], default: Thresholds, count: int) -> list[Thresholds]:
+    """One record an image; thresholds that the request does not set have the model's defaults."""
+    scores, overlaps = (
+        tensors[name].reshape(-1).tolist() if name in tensors else [value] * count
+        for name, value in (("score_threshold", default.score), ("iou_threshold", default.iou))
+    )
+    return [Thresholds(*pair) for pair in zip(scores, overlaps, strict=True)]

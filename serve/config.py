@@ -1,97 +1,151 @@
-"""Triton's config.pbtxt of a detector, made with Triton's own protobuf.
+"""The options of a model on Triton, and the config.pbtxt of a detector, made with Triton's own protobuf.
 
-Whether Triton may batch depends on the kind. In the Python kind it always may. Its own TensorRT and ONNX Runtime want a batch
-of any size as the first dimension of every input, which thresholds do not have: a model with them, or of a static batch, gets
-``max_batch_size: 0``, its dims include the batch, and requests bring the thresholds. One whose thresholds surgery has fixed,
-with a dynamic batch, is batched by Triton.
+The backend decides whether Triton may batch requests. With the Python backend it always may. Triton's TensorRT and ONNX Runtime
+backends need a batch of any size as the first dimension of every input, and thresholds have none: a model with thresholds as
+inputs, or with a static batch, gets ``max_batch_size: 0``, its dims include the batch, and requests carry the thresholds. With
+fixed thresholds and a dynamic batch Triton batches.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from darktrt.errors import DarktrtError
-from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
+from darktrt.serve.model_info import (
+    CUDA_GRAPH_KEY,
+    ENCODED_INPUT,
+    IOU_THRESHOLD_KEY,
+    SCORE_THRESHOLD_KEY,
+    InputKind,
+    ModelInfo,
+)
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 Kind = Literal["tensorrt_plan", "onnxruntime", "python"]
-Policy = Literal["latest", "all"]
 
 CONFIG_NAME, LABELS_NAME = "config.pbtxt", "labels.txt"
 WARMUP_FOLDER, WARMUP_IMAGE = "warmup", "image"
-"""Triton's name of the folder, and the file in it that the network of encoded images is warmed up with."""
-
-_BACKENDS = {"tensorrt_plan": "tensorrt", "onnxruntime": "onnxruntime", "python": "python"}
-FILES = {"tensorrt_plan": "model.plan", "onnxruntime": "model.onnx", "python": "model.py"}
+"""Triton's name of the folder, and the file in it with which a model of encoded images is warmed up."""
 
 
 @dataclass(frozen=True)
-class ConfigOptions:
-    """How Triton is to serve the model; the defaults are the command's."""
+class BackendOptions:
+    """What the options of all backends share.
 
-    kind: Kind = "python"
-    input: Literal["tensor", "jpeg"] = "tensor"
-    """``jpeg``: encoded images of any format that :mod:`darktrt.vision.images` reads."""
+    Raises:
+        DarktrtError: a number is out of range.
+    """
+
+    kind: ClassVar[Kind]
+    backend: ClassVar[str]
+    """Triton's name of the backend."""
+    file: ClassVar[str]
+    """The file in a version's folder that Triton loads."""
+    suffixes: ClassVar[tuple[str, ...]]
+    """Of the model files that the backend runs."""
+
     max_batch: int | None = None
     """Images that Triton may batch; None for the largest batch of the model."""
     preferred: tuple[int, ...] = ()
-    """Batch sizes that Triton does not wait to enlarge."""
+    """Batch sizes that run at once, without waiting for more requests."""
     delay: int = 0
     """Microseconds that a request may wait for others to be batched with."""
     instances: int = 1
     """On each GPU, or on the CPU."""
     gpus: tuple[int, ...] = ()
-    """None: the CPU."""
-    cuda_graph: bool = False
+    """GPUs to run on; empty for GPU 0 with a plan, and for the CPU with an ONNX file."""
     cache: bool = False
-    """Answer requests that came before from Triton's cache."""
+    """Answer repeated requests from Triton's response cache."""
     versions: int = 1
-    """How many of the latest to serve; 0 for all."""
+    """How many of the latest versions to load; 0 for all."""
     warmup: bool = True
-    score_threshold: float = 0.25
-    iou_threshold: float = 0.45
+    """Run a first inference of each batch size before the model is ready."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise DarktrtError(f"the kind is {self.kind!r}; it must be one of {', '.join(get_args(Kind))}")
-        if self.input == "jpeg" and self.kind != "python":
-            raise DarktrtError(f"encoded images are decoded by the kind python alone, not by {self.kind}")
-        if self.instances < 1 or self.delay < 0 or self.versions < 0:
-            raise DarktrtError("there must be 1 instance or more, and neither the delay nor the versions can be negative")
-        for name, value in (("score", self.score_threshold), ("IoU", self.iou_threshold)):
-            if not 0 <= value <= 1:
-                raise DarktrtError(f"the {name} threshold is {value}; it must be between 0 and 1")
-        if self.cuda_graph and self.kind == "onnxruntime":
-            raise DarktrtError("CUDA graphs are of engines; give a plan, and another kind than onnxruntime")
+        if self.instances < 1:
+            raise DarktrtError(f"instances is {self.instances}; it must be 1 or more", "instances")
+        for name in ("delay", "versions"):
+            if getattr(self, name) < 0:
+                raise DarktrtError(f"{name} is {getattr(self, name)}; it must be 0 or more", name)
+
+
+@dataclass(frozen=True)
+class PythonBackend(BackendOptions):
+    """darktrt's own backend on Triton's Python backend: it runs ONNX files and plans, and decodes encoded images."""
+
+    kind = "python"
+    backend = "python"
+    file = "model.py"
+    suffixes = (".plan", ".engine", ".onnx")
+
+    input: InputKind = "tensor"
+    """``tensor``: arrays of the network's input; ``jpeg``: encoded images, of the formats of :mod:`darktrt.vision.images`."""
+    cuda_graph: bool = False
+    """Record the GPU's work for each batch size of a plan once, and replay it."""
+    score_threshold: float = Thresholds.score
+    """Of requests without one."""
+    iou_threshold: float = Thresholds.iou
+    """Of requests without one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Thresholds(self.score_threshold, self.iou_threshold)
+
+
+@dataclass(frozen=True)
+class TensorRTBackend(BackendOptions):
+    """Triton's TensorRT backend, which its containers have: it runs plans."""
+
+    kind = "tensorrt_plan"
+    backend = "tensorrt"
+    file = "model.plan"
+    suffixes = (".plan", ".engine")
+
+    cuda_graph: bool = False
+    """Record the GPU's work for each batch size once, and replay it."""
+
+
+@dataclass(frozen=True)
+class OnnxRuntimeBackend(BackendOptions):
+    """Triton's ONNX Runtime backend, which its containers have: it runs ONNX files."""
+
+    kind = "onnxruntime"
+    backend = "onnxruntime"
+    file = "model.onnx"
+    suffixes = (".onnx",)
+
+
+BACKENDS: dict[Kind, type[BackendOptions]] = {one.kind: one for one in (PythonBackend, TensorRTBackend, OnnxRuntimeBackend)}
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input or output as config.pbtxt has it."""
+    """An input or output of config.pbtxt."""
 
     name: str
     type: str
     """Triton's, without the ``TYPE_``."""
     dims: tuple[int, ...]
-    """Without the batch, where Triton batches."""
+    """They exclude the batch where Triton batches."""
     optional: bool = False
 
 
-def make_config(name: str, info: DetectorInfo, options: ConfigOptions) -> ModelConfig:
+def make_config(name: str, info: DetectorInfo, options: BackendOptions) -> ModelConfig:
     """The config of a model called ``name``.
 
     Raises:
-        DarktrtError: the model cannot be served so, or not in such batches.
+        DarktrtError: the backend cannot run the model, or not in such batches.
     """
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-    check_served(info, options)
-    config = ModelConfig(name=name, backend=_BACKENDS[options.kind], default_model_filename=FILES[options.kind])
+    check_head(info)
+    config = ModelConfig(name=name, backend=options.backend, default_model_filename=options.file)
     config.max_batch_size = max_batch_size(info, options)
-    if options.kind == "tensorrt_plan":
+    if isinstance(options, TensorRTBackend):
         config.platform = "tensorrt_plan"
     for spec in input_specs(info, options):
         config.input.add(name=spec.name, data_type=f"TYPE_{spec.type}", dims=spec.dims, optional=spec.optional)
@@ -110,22 +164,21 @@ def make_config(name: str, info: DetectorInfo, options: ConfigOptions) -> ModelC
     return config
 
 
-def options_of(config: ModelConfig) -> ConfigOptions:
-    """The options that decide which tensors a config has.
+def options_of(model: ModelInfo) -> BackendOptions:
+    """The options that decide which tensors a model's config has.
 
     Raises:
-        DarktrtError: it is of a backend that darktrt does not write configs for.
+        DarktrtError: darktrt writes no configs for its backend.
     """
-    kinds = [kind for kind, backend in _BACKENDS.items() if backend == config.backend]
-    if not kinds:
-        raise DarktrtError(f"its backend is '{config.backend}', not one of {', '.join(_BACKENDS.values())}")
-    form: Any = config.parameters["input"].string_value or "tensor"
-    kind: Any = kinds[0]
-    return ConfigOptions(kind, form, config.max_batch_size or None)
+    kinds = {kind.backend: kind for kind in BACKENDS.values()}
+    if model.backend not in kinds:
+        raise DarktrtError(f"its backend is '{model.backend}', not one of {', '.join(kinds)}")
+    max_batch = model.max_batch or None
+    return PythonBackend(max_batch, input="jpeg") if model.encoded else kinds[model.backend](max_batch)
 
 
-def check_served(info: DetectorInfo, options: ConfigOptions) -> None:
-    """See that the model can be served at all.
+def check_head(info: DetectorInfo) -> None:
+    """See that Triton can serve the model at all.
 
     Raises:
         DarktrtError: it does not end in NMS.
@@ -134,59 +187,64 @@ def check_served(info: DetectorInfo, options: ConfigOptions) -> None:
         raise DarktrtError(f"{info.name}: ends at '{info.head}'; to serve it, make it with 'darktrt surgery --head nms'")
 
 
-def batches(info: DetectorInfo, options: ConfigOptions) -> bool:
-    """Whether Triton may put requests together (and takes the batch off the dims)."""
-    return options.kind == "python" or (not info.takes_thresholds and info.batch[0] == 1 < info.batch[2])
+def batches(info: DetectorInfo, options: BackendOptions) -> bool:
+    """Whether Triton may batch requests; ``dims`` exclude the batch then."""
+    return isinstance(options, PythonBackend) or (not info.takes_thresholds and info.batch[0] == 1 < info.batch[2])
 
 
-def max_batch_size(info: DetectorInfo, options: ConfigOptions) -> int:
-    """Triton's ``max_batch_size``, which the model's largest batch bounds; the Python kind splits larger ones.
+def max_batch_size(info: DetectorInfo, options: BackendOptions) -> int:
+    """Triton's ``max_batch_size``: at most the model's largest batch, but for the Python backend, which splits larger ones.
 
     Raises:
-        DarktrtError: the model does not take so many.
+        DarktrtError: the model does not accept so many images.
     """
     if not batches(info, options):
         if options.max_batch or options.preferred or options.delay:
             raise DarktrtError(
-                f"{info.name}: Triton cannot batch it in the kind {options.kind}, for that needs a batch of 1 or more "
-                "('darktrt convert --batch 1..8') and fixed thresholds ('darktrt surgery --thresholds'); or take kind python"
+                f"{info.name}: Triton cannot batch it with the backend {options.backend}, which needs a batch of 1 or more "
+                "('darktrt convert --batch 1..8') and fixed thresholds ('darktrt surgery --thresholds'); the Python backend can"
             )
         return 0
     largest = info.batch[2] if options.max_batch is None else options.max_batch
-    if largest < 1 or (options.kind != "python" and largest > info.batch[2]):
-        raise DarktrtError(f"{info.name}: takes batches of 1 to {info.batch[2]}, not of {largest}; convert it with --batch")
+    if largest < 1 or (largest > info.batch[2] and not isinstance(options, PythonBackend)):
+        raise DarktrtError(
+            f"{info.name}: accepts batches of 1 to {info.batch[2]}, not of {largest}; convert it with --batch", "max_batch"
+        )
     if wrong := [size for size in options.preferred if not 1 <= size <= largest]:
-        raise DarktrtError(f"the preferred batch of {wrong[0]} is not between 1 and the largest, {largest}")
+        raise DarktrtError(f"the preferred batch of {wrong[0]} is not between 1 and the largest, {largest}", "preferred")
     return largest
 
 
-def input_specs(info: DetectorInfo, options: ConfigOptions) -> list[TensorSpec]:
-    """The inputs that requests bring."""
-    batched = batches(info, options)
-    if options.input == "jpeg":
-        specs = [TensorSpec("image", "STRING", (1,))]
+def _encoded(options: BackendOptions) -> bool:
+    return isinstance(options, PythonBackend) and options.input == "jpeg"
+
+
+def input_specs(info: DetectorInfo, options: BackendOptions) -> list[TensorSpec]:
+    """The inputs of requests."""
+    if _encoded(options):
+        specs = [TensorSpec(ENCODED_INPUT, "STRING", (1,))]
     else:
         specs = [TensorSpec("images", "UINT8" if info.input == "uint8" else "FP32", info.input_shape)]
         if info.takes_image_size:
             specs.append(TensorSpec("image_size", "FP32", (2,)))
-    if not batched:
+    if not batches(info, options):
         specs = [replace(spec, dims=(_batch_dim(info), *spec.dims)) for spec in specs]
     if info.takes_thresholds:
-        optional = options.kind == "python"
+        optional = isinstance(options, PythonBackend)
         specs += [TensorSpec(name, "FP32", (1,), optional) for name in ("score_threshold", "iou_threshold")]
     return specs
 
 
-def output_specs(info: DetectorInfo, options: ConfigOptions) -> list[TensorSpec]:
-    """The outputs that responses bring."""
-    k = -1 if options.input == "jpeg" else info.max_detections  # as many as there are, which JSON likes better than zeros
+def output_specs(info: DetectorInfo, options: BackendOptions) -> list[TensorSpec]:
+    """The outputs of responses."""
+    rows = -1 if _encoded(options) else info.max_detections  # in JSON, zeros behind the detections would only be long
     specs = [
         TensorSpec("num_detections", "INT32", (1,)),
-        TensorSpec("boxes", "FP32", (k, 4)),
-        TensorSpec("scores", "FP32", (k,)),
-        TensorSpec("classes", "INT32", (k,)),
+        TensorSpec("boxes", "FP32", (rows, 4)),
+        TensorSpec("scores", "FP32", (rows,)),
+        TensorSpec("classes", "INT32", (rows,)),
     ]
-    if options.input == "jpeg":
+    if _encoded(options):
         specs.append(TensorSpec("detections", "STRING", (1,)))
     if not batches(info, options):
         specs = [replace(spec, dims=(_batch_dim(info), *spec.dims)) for spec in specs]
@@ -197,43 +255,41 @@ def _batch_dim(info: DetectorInfo) -> int:
     return info.batch[0] if info.batch[0] == info.batch[2] else -1
 
 
-def _add_batching(config: ModelConfig, options: ConfigOptions) -> None:
+def _add_batching(config: ModelConfig, options: BackendOptions) -> None:
     if config.max_batch_size > 1:
         config.dynamic_batching.max_queue_delay_microseconds = options.delay
         config.dynamic_batching.preferred_batch_size.extend(options.preferred)
 
 
-def _add_instances(config: ModelConfig, options: ConfigOptions) -> None:
+def _add_instances(config: ModelConfig, options: BackendOptions) -> None:
     group = config.instance_group.add(count=options.instances)
     group.kind = group.KIND_GPU if options.gpus else group.KIND_CPU
     group.gpus.extend(options.gpus)
-    if options.kind == "tensorrt_plan" and options.cuda_graph:
+    if isinstance(options, TensorRTBackend) and options.cuda_graph:
         config.optimization.cuda.graphs = True
 
 
-def _add_versions(config: ModelConfig, options: ConfigOptions) -> None:
+def _add_versions(config: ModelConfig, options: BackendOptions) -> None:
     if options.versions:
         config.version_policy.latest.num_versions = options.versions
     else:
         config.version_policy.all.SetInParent()
 
 
-def _add_parameters(config: ModelConfig, info: DetectorInfo, options: ConfigOptions) -> None:
-    """What a client, and the Python backend, must know of the network; that of the layers is left out, being long."""
-    score, iou = info.fixed_thresholds or (options.score_threshold, options.iou_threshold)
-    values = {
-        METADATA_KEY: replace(info, layers=()).to_json(),
-        "input": options.input,
-        "score_threshold": f"{score:g}",
-        "iou_threshold": f"{iou:g}",
-        "cuda_graph": "true" if options.cuda_graph else "false",
-    }
+def _add_parameters(config: ModelConfig, info: DetectorInfo, options: BackendOptions) -> None:
+    """The metadata, for clients, without that of the layers, which is long; and the settings of the Python backend."""
+    values = {METADATA_KEY: replace(info, layers=()).to_json()}
+    if isinstance(options, PythonBackend):
+        score, iou = info.fixed_thresholds or (options.score_threshold, options.iou_threshold)
+        values[SCORE_THRESHOLD_KEY] = f"{score:g}"
+        values[IOU_THRESHOLD_KEY] = f"{iou:g}"
+        values[CUDA_GRAPH_KEY] = "true" if options.cuda_graph else "false"
     for name, value in values.items():
         config.parameters[name].string_value = value
 
 
-def _add_warmup(config: ModelConfig, info: DetectorInfo, options: ConfigOptions) -> None:
-    """A first inference of every batch size that Triton prefers, the smallest and the largest, before the model is ready."""
+def _add_warmup(config: ModelConfig, info: DetectorInfo, options: BackendOptions) -> None:
+    """A first inference of the smallest, the largest and each preferred batch size, before the model is ready."""
     sizes = {1, config.max_batch_size, *options.preferred} if config.max_batch_size else {0}
     for size in sorted(sizes):
         warmup = config.model_warmup.add(name=f"batch {size or info.batch[1]}", batch_size=size)
@@ -242,10 +298,10 @@ def _add_warmup(config: ModelConfig, info: DetectorInfo, options: ConfigOptions)
                 continue
             value: Any = warmup.inputs[spec.name]
             value.data_type = config.input[[one.name for one in config.input].index(spec.name)].data_type
-            value.dims.extend(info.batch[1] if side < 0 else side for side in spec.dims)
+            value.dims.extend(info.batch[1] if dim < 0 else dim for dim in spec.dims)
             if spec.type == "STRING":
                 value.input_data_file = WARMUP_IMAGE
             elif spec.name == "images":
                 value.random_data = True
-            else:  # thresholds of 0, which find the most
+            else:  # thresholds of 0 let the most boxes through
                 value.zero_data = True

@@ -1,4 +1,4 @@
-"""NVIDIA's Triton containers: which one carries the TensorRT of a plan, and the command that starts it with a repository."""
+"""NVIDIA's Triton containers: the one with the TensorRT of a plan, and the command that starts it with a repository."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from darktrt.engine.manifest import Manifest, manifest_path, read_manifest
 from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
 from darktrt.serve.backend import PLAN_NAME
-from darktrt.serve.repository import check_served, models_of, read_config, served_versions, tensorrt_arguments
+from darktrt.serve.config import CONFIG_NAME
+from darktrt.serve.repository import check_target, loaded_versions, models_of, read_config, tensorrt_arguments
 from darktrt.serve.server import STACK_BYTES, StartOptions, listen_arguments
 
 IMAGE = "nvcr.io/nvidia/tritonserver"
@@ -42,8 +43,8 @@ TENSORRT = {
     "26.07": (11, 1, 0),
     "26.08": (11, 2, 1),
 }
-"""The newest release known to carry each TensorRT: by NVIDIA's release notes, and from 26.01 on by what users tell of these
-containers, or of NVIDIA's TensorRT containers of the same months."""
+"""The newest release known to carry each TensorRT: by NVIDIA's release notes, and from 26.01 on by reports of users about these
+containers, or about NVIDIA's TensorRT containers of the same months."""
 
 NEWEST = max(TENSORRT)
 
@@ -55,28 +56,28 @@ class Container:
     release: str
     tensorrt: tuple[int, ...]
     loads: bool
-    """Its TensorRT loads the plan."""
+    """Whether its TensorRT loads the plan."""
 
     @property
     def tag(self) -> str:
         return f"{IMAGE}:{self.release}-py3"
 
     def advice(self, target: str) -> str:
-        """What to do with a plan of another TensorRT."""
+        """What to do with a plan that the container does not load."""
         have = ".".join(map(str, self.tensorrt))
         return (
             f"no container up to {NEWEST} carries {target}; nearest is {self.tag} with TensorRT {have}, in which the plan must "
-            "be built again, for TensorRT loads the plans of its own version alone"
+            "be built again, because TensorRT loads only plans of its own version"
         )
 
 
 def container_for(manifest: Manifest) -> Container:
-    """The container whose TensorRT loads a plan, or the nearest: of the plan's major version, above it rather than below.
+    """The container whose TensorRT loads a plan, or the nearest one: of the same major version, newer rather than older.
 
     Raises:
         DarktrtError: no Triton loads such plans.
     """
-    check_served(manifest)
+    check_target(manifest)
     target = manifest.target
     wanted = (*(int(part) for part in target.split()[-1].split(".")), 0, 0)[:3]
 
@@ -92,7 +93,7 @@ def container_for(manifest: Manifest) -> Container:
 
 @dataclass(frozen=True)
 class DockerCommand:
-    """What starts a container with a repository, and what the user must know before."""
+    """The command that starts a container with a repository, and warnings about it."""
 
     words: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -103,18 +104,19 @@ class DockerCommand:
 
 @dataclass(frozen=True)
 class _Needs:
-    """Of a version of a model in the repository."""
+    """What a version of a model needs of its server."""
 
-    kind: str
-    name: str
+    backend: str
+    model: str
     manifest: Manifest | None
+    """Of a plan."""
 
 
 def docker_command(repository: str | Path, options: StartOptions) -> DockerCommand:
-    """The command for a repository, all of whose plans must be of one TensorRT.
+    """The command for a repository.
 
     Raises:
-        DarktrtError: they are not, or the repository cannot be read.
+        DarktrtError: its plans are of several versions of TensorRT, or it cannot be read.
     """
     needs = [one for model in models_of(repository) for one in _needs(model)]
     container, warnings = _container(needs)
@@ -140,17 +142,14 @@ def docker_command(repository: str | Path, options: StartOptions) -> DockerComma
 
 
 def _needs(model: Path) -> list[_Needs]:
-    config = read_config(model / "config.pbtxt")
-    found = []
-    for version in served_versions(model, config):
-        plan = model / str(version) / PLAN_NAME
-        manifest = read_manifest(manifest_path(plan)) if plan.is_file() else None
-        found.append(_Needs(config.backend, model.name, manifest))
-    return found
+    config = read_config(model / CONFIG_NAME)
+    plans = [model / str(version) / PLAN_NAME for version in loaded_versions(model, config)]
+    manifests = [read_manifest(manifest_path(plan)) if plan.is_file() else None for plan in plans]
+    return [_Needs(config.backend, model.name, manifest) for manifest in manifests]
 
 
 def _container(needs: list[_Needs]) -> tuple[Container, list[str]]:
-    plans = {one.name: one.manifest for one in needs if one.manifest}
+    plans = {one.model: one.manifest for one in needs if one.manifest}
     if len(targets := sorted({manifest.target for manifest in plans.values()})) > 1:
         raise DarktrtError(f"the plans are of {' and '.join(targets)}; one server loads those of one TensorRT")
     if not plans:
@@ -161,8 +160,8 @@ def _container(needs: list[_Needs]) -> tuple[Container, list[str]]:
 
 
 def _packages(needs: list[_Needs]) -> list[str]:
-    """What the Python kind imports and a stock container does not have."""
-    python = [one for one in needs if one.kind == "python"]
+    """The packages that the Python backend imports and a stock container lacks."""
+    python = [one for one in needs if one.backend == "python"]
     packages = ["pillow"] if python else []
     if any(one.manifest is None for one in python):
         packages.append("onnxruntime")

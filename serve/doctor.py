@@ -1,4 +1,4 @@
-"""Checks of a model repository before a server does them, each told in one sentence."""
+"""Checks of a model repository before a server loads it; each reports one sentence."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from darktrt.engine.manifest import read_plan_manifest
 from darktrt.engine.runtime import OnnxRunner, check_runs
 from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
-from darktrt.metadata import DetectorInfo
+from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.plugins.library import read_library
-from darktrt.serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME, Row, Settings, make_runner, run_rows
+from darktrt.serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME, Result, Row, Runner, make_runner, run_rows
 from darktrt.serve.config import (
     CONFIG_NAME,
-    FILES,
     LABELS_NAME,
-    ConfigOptions,
+    BackendOptions,
+    PythonBackend,
+    TensorRTBackend,
     TensorSpec,
     input_specs,
     max_batch_size,
@@ -33,8 +34,8 @@ from darktrt.serve.config import (
     output_specs,
 )
 from darktrt.serve.containers import container_for
-from darktrt.serve.repository import config_info, models_of, read_config, served_versions
-from darktrt.serve.server import program_on_path
+from darktrt.serve.program import program_on_path
+from darktrt.serve.repository import MODULES_NAME, loaded_versions, model_info, models_of, read_config
 from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
@@ -42,18 +43,18 @@ if TYPE_CHECKING:
 
     from darktrt.engine.manifest import Manifest
 
-SCORE_THRESHOLD, IOU_THRESHOLD = 0.1, 0.45
+THRESHOLDS = Thresholds(0.1)
 """Of the first inference, where they are not fixed in the model."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one model."""
+    """What one check reports of one model."""
 
     model: str
     text: str
     bad: bool = False
-    """A server would not start the model, or it would answer wrongly."""
+    """Whether a server would not load the model, or the model would answer wrongly."""
 
     def __str__(self) -> str:
         return f"{'--' if self.bad else 'ok'}  {self.model}: {self.text}"
@@ -61,14 +62,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Version:
-    """Of a model, with what its config says."""
+    """A version of a model, with the model's config and what it was made from."""
 
     model: Path
     number: int
     config: ModelConfig
-    options: ConfigOptions
+    options: BackendOptions
     info: DetectorInfo
-    """Of the config, as the options are."""
 
     @property
     def folder(self) -> Path:
@@ -84,18 +84,18 @@ class _Version:
         return path if path.is_file() else None
 
     def manifest(self) -> Manifest | None:
-        """Of the plan, where it is one."""
+        """Of the plan, if there is one."""
         return read_plan_manifest(self.plan) if self.plan else None
 
 
-def examine_repository(
+def diagnose_repository(
     repository: str | Path, reference: str | Path | None = None, image: str | Path | None = None
 ) -> list[Finding]:
-    """Everything that can be said of a repository here.
+    """Check every model of a repository.
 
     Args:
-        reference: an ONNX file to hold the first inference of the models of its network against.
-        image: what to detect in (default: noise).
+        reference: an ONNX file; the first inference of models of the same network is compared with its.
+        image: the image of the first inference (default: noise).
 
     Raises:
         DarktrtError: there are no models, or the reference or the image cannot be read.
@@ -107,35 +107,40 @@ def examine_repository(
 
 def _model(model: Path, reference: OnnxRunner | None, image: NDArray[np.uint8] | None) -> Iterator[Finding]:
     try:
-        config = read_config(model / CONFIG_NAME)
-        info, options = config_info(config, model / CONFIG_NAME), options_of(config)
-        numbers = served_versions(model, config)
-        if not numbers:
-            raise DarktrtError("has no version that Triton would serve; write one with 'darktrt serve repository'")
+        versions = _versions(model)
     except DarktrtError as error:
         yield Finding(model.name, str(error), bad=True)
         return
-    for number in numbers:
-        one = _Version(model, number, config, options, info)
+    for version in versions:
         checks: list[Callable[[_Version], str]] = [_check_files, _check_config, _check_labels, _check_tensorrt, _check_plugins]
         for check in (*checks, _check_python, lambda one: _check_inference(one, reference, image)):
-            yield from _told(one, check)
+            yield from _report(version, check)
 
 
-def _told(one: _Version, check: Callable[[_Version], str]) -> Iterator[Finding]:
-    """What a check says, if anything."""
+def _versions(model: Path) -> list[_Version]:
+    """The versions that Triton would load."""
+    config = read_config(model / CONFIG_NAME)
+    described, numbers = model_info(config, model / CONFIG_NAME), loaded_versions(model, config)
+    options = options_of(described)
+    if not numbers:
+        raise DarktrtError("has no version that Triton would load; write one with 'darktrt serve repository'")
+    return [_Version(model, number, config, options, described.info) for number in numbers]
+
+
+def _report(version: _Version, check: Callable[[_Version], str]) -> Iterator[Finding]:
+    """The finding of a check, if it has one."""
     try:
-        text = check(one)
+        text = check(version)
     except DarktrtError as error:
-        yield Finding(one.name, str(error), bad=True)
+        yield Finding(version.name, str(error), bad=True)
     else:
         if text:
-            yield Finding(one.name, text)
+            yield Finding(version.name, text)
 
 
 def _check_files(one: _Version) -> str:
-    wants = [FILES[one.options.kind], *(["darktrt.zip"] if one.options.kind == "python" else [])]
-    if missing := [name for name in wants if not (one.folder / name).is_file()]:
+    needed = [one.options.file, *([MODULES_NAME] if isinstance(one.options, PythonBackend) else [])]
+    if missing := [name for name in needed if not (one.folder / name).is_file()]:
         raise DarktrtError(f"{one.folder / missing[0]} is missing; write the model again with 'darktrt serve repository'")
     if not one.plan and not (one.folder / ONNX_NAME).is_file():
         raise DarktrtError(f"{one.folder} has neither {PLAN_NAME} nor {ONNX_NAME}; write the model again")
@@ -143,7 +148,7 @@ def _check_files(one: _Version) -> str:
 
 
 def _check_config(one: _Version) -> str:
-    """The config against the model that lies there."""
+    """See that the config describes the model's file."""
     options, config, model = one.options, one.config, _model_info(one)
     if replace(model, layers=()) != one.info:
         raise DarktrtError(f"{CONFIG_NAME} describes another network than the model's file; write the model again")
@@ -151,11 +156,13 @@ def _check_config(one: _Version) -> str:
         (input_specs(model, options), config.input, "inputs"),
         (output_specs(model, options), config.output, "outputs"),
     ):
-        if [_text(spec) for spec in ours] != (have := [_config_text(tensor) for tensor in theirs]):
+        have = [_config_text(tensor) for tensor in theirs]
+        if [_text(spec) for spec in ours] != have:
             raise DarktrtError(f"{CONFIG_NAME} has the {what} {'; '.join(have)}, the model {'; '.join(map(_text, ours))}")
     if config.max_batch_size != (largest := max_batch_size(model, options)):
         raise DarktrtError(f"{CONFIG_NAME} has max_batch_size {config.max_batch_size}, but the model needs {largest}")
-    return f"{model.name}, kind {options.kind}, input {options.input}, max_batch_size {config.max_batch_size}"
+    form = options.input if isinstance(options, PythonBackend) else "tensor"
+    return f"{model.name}, kind {options.kind}, input {form}, max_batch_size {config.max_batch_size}"
 
 
 def _model_info(one: _Version) -> DetectorInfo:
@@ -187,9 +194,9 @@ def _check_labels(one: _Version) -> str:
 
 
 def _check_tensorrt(one: _Version) -> str:
-    """That a container of Triton's has the plan's TensorRT, for Triton's own backend."""
+    """See that one of Triton's containers has the TensorRT of the plan, for Triton's TensorRT backend."""
     manifest = one.manifest()
-    if manifest is None or one.options.kind != "tensorrt_plan":
+    if manifest is None or not isinstance(one.options, TensorRTBackend):
         return ""
     container = container_for(manifest)
     if not container.loads:
@@ -206,7 +213,7 @@ def _check_plugins(one: _Version) -> str:
         return ""
     path = one.folder / PLUGINS_NAME
     if not path.is_file():
-        raise DarktrtError(f"needs {', '.join(manifest.plugins)}, but {path} is missing; write the model again with --plugins")
+        raise DarktrtError(f"needs {', '.join(manifest.plugins)}, but {path} is missing; write the model again with it")
     library = read_library(path)
     if missing := [plugin for plugin in manifest.plugins if plugin not in library.plugins]:
         raise DarktrtError(f"needs {missing[0]}, which {path} lacks; compile the library with 'darktrt plugins'")
@@ -217,8 +224,8 @@ def _check_plugins(one: _Version) -> str:
 
 
 def _check_python(one: _Version) -> str:
-    """That the server's Python has what the Python kind imports; that of the pip package gets it as it is installed."""
-    if one.options.kind != "python" or program_on_path() is None:
+    """See that the server's Python has what darktrt's backend imports; for the pip package it is installed."""
+    if not isinstance(one.options, PythonBackend) or program_on_path() is None:
         return ""
     needs = ["numpy", "tensorrt" if one.plan else "onnxruntime"]
     needs += ["PIL"] if one.options.input == "jpeg" else []
@@ -227,49 +234,49 @@ def _check_python(one: _Version) -> str:
         done = subprocess.run([python, "-c", f"import {module}"], capture_output=True, text=True, check=False)
         if done.returncode:
             last = done.stderr.strip().rpartition("\n")[2]
-            raise DarktrtError(f"{python}, which the server's Python backend is to use, cannot import {module} ({last})")
+            raise DarktrtError(f"{python}, which the server's Python backend uses, cannot import {module} ({last})")
     return f"{python} has {', '.join(needs)}"
 
 
 def _check_inference(one: _Version, reference: OnnxRunner | None, image: NDArray[np.uint8] | None) -> str:
-    """A first inference as the backend does it, against the reference of the same network."""
+    """Run a first inference as the backend does, and compare it with a reference of the same network."""
     compared = reference if reference and reference.info.sources == one.info.sources else None
     fixed = [info.fixed_thresholds for info in (one.info, *([compared.info] if compared else [])) if info.fixed_thresholds]
-    score = max([SCORE_THRESHOLD, *(pair[0] for pair in fixed)])
-    overlaps = {pair[1] for pair in fixed} or {IOU_THRESHOLD}
-    found = _detections(one, _row(one.info, image, score, max(overlaps)))
+    score = max([THRESHOLDS.score, *(pair[0] for pair in fixed)])
+    overlaps = {pair[1] for pair in fixed} or {THRESHOLDS.iou}
+    thresholds = Thresholds(score, max(overlaps))
+    with make_runner(one.folder) as runner:
+        rows = _first_inference(runner, image, thresholds)
     if compared is None:
-        return f"a first inference finds {len(found)} objects"
+        return f"a first inference detects {len(rows)} objects"
     if len(overlaps) > 1:
-        return f"a first inference finds {len(found)} objects; the reference is no judge, its IoU threshold is another"
-    result = run_rows(compared, [_row(compared.info, image, score, max(overlaps))])[0]
-    expected = _as_rows(result.outputs, result.place)
-    found, expected = (rows[rows[:, 4] >= score] for rows in (found, expected))  # the lower of two fixed ones finds more
+        return f"a first inference detects {len(rows)} objects; the reference has another IoU threshold and is not compared"
+    return _compare(one, rows, _first_inference(compared, image, thresholds), score)
+
+
+def _compare(one: _Version, rows: NDArray[np.float32], expected: NDArray[np.float32], score: float) -> str:
+    rows, expected = (each[each[:, 4] >= score] for each in (rows, expected))  # a lower fixed threshold lets more in
     manifest = one.manifest()
-    stated = manifest.precision if manifest else "int8" if one.info.int8_convolutions else "fp32"
-    matches = match(found, expected, score)
-    text = f"{len(found)} objects against {matches.expected} in ONNX Runtime, scores at most {matches.score:.4f} apart"
-    if not matches.within(tolerance_of(["fp32", stated])):
+    precision = manifest.precision if manifest else "int8" if one.info.int8_convolutions else "fp32"
+    matches = match(rows, expected, score)
+    text = f"{len(rows)} objects against {matches.expected} in ONNX Runtime, scores at most {matches.score:.4f} apart"
+    if not matches.within(tolerance_of(["fp32", precision])):
         raise DarktrtError(f"a first inference differs from ONNX Runtime: {text}")
     return f"a first inference agrees with ONNX Runtime: {text}"
 
 
-def _row(info: DetectorInfo, pixels: NDArray[np.uint8] | None, score: float, iou: float) -> Row:
+def _first_inference(runner: Runner, pixels: NDArray[np.uint8] | None, thresholds: Thresholds) -> NDArray[np.float32]:
+    """``(n, 6)``: box, score and class of the detections in one image, or in noise."""
+    info = runner.info
     if pixels is None:
         pixels = np.random.default_rng(0).integers(0, 256, (info.height, info.width, 3), np.uint8)
     image, placement = preprocess(pixels, info.width, info.height, info.channels, info.resize, info.input)
-    return Row(image, score, iou, placement.inner_size)
+    (result,) = run_rows(runner, [Row(image, thresholds, placement.inner_size)])
+    return _as_rows(result)
 
 
-def _detections(one: _Version, row: Row) -> NDArray[np.float32]:
-    settings = Settings(one.info, False, SCORE_THRESHOLD, IOU_THRESHOLD, False)
-    with make_runner(one.folder, settings, 0, None) as runner:
-        result = run_rows(runner, [row])[0]
-        return _as_rows(result.outputs, result.place)
-
-
-def _as_rows(outputs: dict[str, NDArray[Any]], place: int) -> NDArray[np.float32]:
-    """``(n, 6)``: box, score, class."""
-    count = int(outputs["num_detections"][place].item())
-    boxes, scores, classes = (outputs[name][place][:count] for name in ("boxes", "scores", "classes"))
+def _as_rows(result: Result) -> NDArray[np.float32]:
+    outputs, index = result.outputs, result.index
+    count = int(outputs["num_detections"][index].item())
+    boxes, scores, classes = (outputs[name][index][:count] for name in ("boxes", "scores", "classes"))
     return np.concatenate([boxes, scores[:, np.newaxis], classes[:, np.newaxis]], 1).astype(np.float32)

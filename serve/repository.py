@@ -1,7 +1,8 @@
-"""Model repositories of Triton: a plan or an ONNX file, made into a folder that a server starts from the first time.
+"""Model repositories of Triton: a plan or an ONNX file becomes a folder that a server can start from.
 
-The Python kind carries darktrt's own modules beside the model, as one zip file, so that a stock container needs no darktrt, and
-models of several versions of it can stand side by side.
+A model of the Python backend carries the modules of darktrt that it runs, as one zip file beside it: a stock container needs no
+darktrt, and models of several versions of darktrt can lie side by side. The zip file holds no other packages; the server's
+Python has numpy and onnxruntime or tensorrt of its own.
 """
 
 from __future__ import annotations
@@ -21,9 +22,18 @@ from typing import TYPE_CHECKING
 
 import darktrt
 from darktrt.errors import DarktrtError
-from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.metadata import DetectorInfo
 from darktrt.serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME
-from darktrt.serve.config import CONFIG_NAME, LABELS_NAME, WARMUP_FOLDER, WARMUP_IMAGE, ConfigOptions, make_config
+from darktrt.serve.config import (
+    CONFIG_NAME,
+    LABELS_NAME,
+    WARMUP_FOLDER,
+    WARMUP_IMAGE,
+    BackendOptions,
+    PythonBackend,
+    make_config,
+)
+from darktrt.serve.model_info import ModelInfo
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -31,7 +41,11 @@ if TYPE_CHECKING:
     from darktrt.engine.manifest import Manifest
 
 PACKAGE = Path(darktrt.__file__).parent
-"""The folder of darktrt's own modules."""
+"""The folder of the package darktrt, in a checkout or in site-packages."""
+
+BACKEND_MODULE = "darktrt.serve.backend"
+MODULES_NAME = "darktrt.zip"
+"""The zip file of the modules that a model of the Python backend runs."""
 
 MODEL_PY = '''"""darktrt's model for Triton's Python backend; the code is in darktrt.zip."""
 
@@ -48,65 +62,66 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What is to be served."""
+    """The model file of a repository's model."""
 
     path: Path
     info: DetectorInfo
     manifest: Path | None
     """Of a plan."""
     plugins: Path | None
-    """The library that the plan needs."""
+    """The library of the plan's plugins."""
 
 
-def write_repository(
+def publish(
     source: str | Path,
     repository: str | Path,
-    options: ConfigOptions | None = None,
+    options: BackendOptions | None = None,
     name: str | None = None,
     version: int = 1,
     plugins: str | Path | None = None,
 ) -> Path:
     """Put a model into a repository, which is made if there is none; return the model's folder.
 
-    A version that the model has already is replaced, others stay. The folder appears, or changes, only when it is complete.
+    An existing version of that number is replaced, others stay. The folder appears, or changes, only when it is complete.
 
     Args:
-        source: what 'darktrt engine' or 'darktrt surgery' wrote.
+        source: an engine (``.plan``) or an ONNX file that ends in NMS.
+        options: those of a backend of Triton (default: of the Python backend, which runs either file).
         name: of the model in Triton (default: the network's).
-        plugins: the library of a plan with plugins (default: as 'darktrt engine' finds it).
+        version: of the model, counted from 1.
+        plugins: the library of a plan's plugins (default: as for building the engine).
 
     Raises:
-        DarktrtError: the model cannot be served so, or the folder cannot be written.
+        DarktrtError: the backend cannot run the model, or the folder cannot be written.
     """
-    options = options or ConfigOptions()
-    found = read_source(source, options, plugins)
-    if found.manifest and not options.gpus:
+    options = options or PythonBackend()
+    file = read_source(source, options, plugins)
+    if file.manifest and not options.gpus:
         options = replace(options, gpus=(0,))
-    name = name or found.info.name
+    name = name or file.info.name
     if not name or set(name) & set("/\\ ") or name.startswith("."):
-        raise DarktrtError(f"'{name}' cannot be a model's name in Triton; choose another with --name")
+        raise DarktrtError(f"'{name}' cannot be a model's name in Triton; choose another", "name")
     if version < 1:
-        raise DarktrtError(f"version {version}: Triton counts versions from 1")
-    config = make_config(name, found.info, options)
+        raise DarktrtError(f"version {version}: Triton counts versions from 1", "version")
+    config = make_config(name, file.info, options)
     target = Path(repository) / name
     _check_other_versions(target, version, config)
     with _replaced_folder(target) as folder:
-        _keep_versions(target, folder, version)
-        _write_version(folder / str(version), found, options)
-        _write_beside(folder, found.info, config)
+        _link_versions(target, folder, version)
+        _write_version(folder / str(version), file, options)
+        _write_beside(folder, file.info, config)
     return target
 
 
-def read_source(path: str | Path, options: ConfigOptions, plugins: str | Path | None = None) -> ModelFile:
-    """The plan or ONNX file, which must be of the sort that the kind serves.
+def read_source(path: str | Path, options: BackendOptions, plugins: str | Path | None = None) -> ModelFile:
+    """The plan or ONNX file, which must be of a kind that the backend runs.
 
     Raises:
         DarktrtError: it is not, cannot be read, or a plan's plugins are missing.
     """
     suffix = Path(path).suffix.lower()
-    wanted = {"tensorrt_plan": (".plan", ".engine"), "onnxruntime": (".onnx",), "python": (".plan", ".engine", ".onnx")}
-    if suffix not in wanted[options.kind]:
-        raise DarktrtError(f"{path}: the kind {options.kind} serves files that end in {' '.join(wanted[options.kind])}")
+    if suffix not in options.suffixes:
+        raise DarktrtError(f"{path}: the backend {options.backend} runs files that end in {' '.join(options.suffixes)}", "kind")
     if suffix == ".onnx":
         from darktrt.onnx_file import load_model
 
@@ -115,16 +130,16 @@ def read_source(path: str | Path, options: ConfigOptions, plugins: str | Path | 
     from darktrt.engine.target import version_of
 
     manifest = read_plan_manifest(path)
-    check_served(manifest)
+    check_target(manifest)
     library = _library(path, plugins, version_of(manifest.target)) if manifest.plugins else None
     return ModelFile(Path(path), manifest.info, manifest_path(path), library)
 
 
-def check_served(manifest: Manifest) -> None:
-    """That there is a Triton for such plans.
+def check_target(manifest: Manifest) -> None:
+    """See that some Triton loads plans of this TensorRT.
 
     Raises:
-        DarktrtError: there is none.
+        DarktrtError: none does.
     """
     from darktrt.engine.target import flavour_of
 
@@ -146,16 +161,16 @@ def _library(plan: str | Path, plugins: str | Path | None, tensorrt: str) -> Pat
 
 
 def _check_other_versions(target: Path, version: int, config: ModelConfig) -> None:
-    """Versions of a model have one config: another shape of inputs or outputs is another model."""
+    """Versions of a model share one config: other inputs or outputs need another model."""
     if not target.exists():
         return
     if not (target / CONFIG_NAME).is_file():
-        raise DarktrtError(f"{target}: is there already and is no model of Triton; choose another --name or folder")
+        raise DarktrtError(f"{target}: exists already and is no model of Triton; choose another name or folder", "name")
     others = [number for number in version_numbers(target) if number != version]
     old = read_config(target / CONFIG_NAME)
     if others and (list(old.input) != list(config.input) or list(old.output) != list(config.output)):
         raise DarktrtError(
-            f"{target}: version {others[0]} has other inputs or outputs, and versions share them; choose another --name"
+            f"{target}: version {others[0]} has other inputs or outputs, and versions share them; choose another name", "name"
         )
 
 
@@ -176,20 +191,23 @@ def read_config(path: str | Path) -> ModelConfig:
         raise DarktrtError(f"{path}: is no config of Triton ({error})") from error
 
 
-def config_info(config: ModelConfig, where: str | Path) -> DetectorInfo:
-    """The metadata of the network behind a config.
+def model_info(config: ModelConfig, where: str | Path) -> ModelInfo:
+    """The model that a config describes.
+
+    Args:
+        where: the file of the config, for errors.
 
     Raises:
-        DarktrtError: it has none.
+        DarktrtError: it was not made by darktrt.
     """
-    if METADATA_KEY not in config.parameters:
-        raise DarktrtError(f"{where}: was not made by darktrt; make it with 'darktrt serve repository'")
-    return DetectorInfo.from_json(config.parameters[METADATA_KEY].string_value, str(where))
+    from google.protobuf.json_format import MessageToDict
+
+    return ModelInfo.from_config(MessageToDict(config, preserving_proto_field_name=True), str(where))
 
 
 @contextmanager
 def _replaced_folder(target: Path) -> Iterator[Path]:
-    """A new folder, which takes the place of ``target`` when the block ends well and vanishes otherwise."""
+    """A new folder, which replaces ``target`` when the block ends well and vanishes otherwise."""
     new = target.parent / f".{target.name}.{token_hex(4)}"
     old = new.with_name(f"{new.name}.old")
     try:
@@ -207,13 +225,13 @@ def _replaced_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _keep_versions(target: Path, folder: Path, version: int) -> None:
+def _link_versions(target: Path, folder: Path, version: int) -> None:
     for other in map(str, version_numbers(target)):
         if other != str(version):
             shutil.copytree(target / other, folder / other, copy_function=os.link)
 
 
-def _write_version(folder: Path, source: ModelFile, options: ConfigOptions) -> None:
+def _write_version(folder: Path, source: ModelFile, options: BackendOptions) -> None:
     folder.mkdir()
     if source.manifest is None:
         _write_onnx(source.path, folder / ONNX_NAME, options)
@@ -222,14 +240,14 @@ def _write_version(folder: Path, source: ModelFile, options: ConfigOptions) -> N
         shutil.copyfile(source.manifest, (folder / PLAN_NAME).with_suffix(".json"))
     if source.plugins:
         shutil.copyfile(source.plugins, folder / PLUGINS_NAME)
-    if options.kind == "python":
-        (folder / "model.py").write_text(MODEL_PY, encoding="utf-8")
-        _write_modules(folder / "darktrt.zip")
+    if isinstance(options, PythonBackend):
+        (folder / options.file).write_text(MODEL_PY, encoding="utf-8")
+        write_modules(folder / MODULES_NAME)
 
 
-def _write_onnx(source: Path, target: Path, options: ConfigOptions) -> None:
-    """As it is; for Triton's own ONNX Runtime without functions, which old ones do not know."""
-    if options.kind == "python":
+def _write_onnx(source: Path, target: Path, options: BackendOptions) -> None:
+    """Unchanged for the Python backend; for Triton's ONNX Runtime without functions, which old versions do not know."""
+    if isinstance(options, PythonBackend):
         shutil.copyfile(source, target)
         return
     import onnx
@@ -240,41 +258,50 @@ def _write_onnx(source: Path, target: Path, options: ConfigOptions) -> None:
     onnx.save(inline_bodies(load_model(source)[0]), str(target))
 
 
-def _write_modules(path: Path) -> None:
-    """What the backend needs of darktrt, with one date, so that the same modules give the same file."""
+def write_modules(path: Path) -> None:
+    """Write the zip file of the modules that the Python backend runs; the same modules make the same bytes."""
     with zipfile.ZipFile(path, "w") as file:
-        for source in modules_of("darktrt.serve.backend"):
-            file.writestr(zipfile.ZipInfo(str(source.relative_to(PACKAGE.parent))), source.read_bytes(), zipfile.ZIP_DEFLATED)
+        for source in modules_of(BACKEND_MODULE):
+            entry = zipfile.ZipInfo(str(source.relative_to(PACKAGE.parent)))  # with one date for all
+            file.writestr(entry, source.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def modules_of(name: str) -> list[Path]:
-    """The files of a module of darktrt and of all those that it imports, sorted."""
-    found: set[Path] = set()
+    """The files of a module of darktrt and of all modules of darktrt that it imports, sorted.
+
+    Import statements count, in functions too; those under ``TYPE_CHECKING`` do not.
+
+    Args:
+        name: with its package, such as ``darktrt.serve.backend``.
+    """
+    files: set[Path] = set()
     names = [name]
     while names:
         name = names.pop()
         path = PACKAGE.parent.joinpath(*name.split("."))
         file = next((one for one in (path.with_suffix(".py"), path / "__init__.py") if one.is_file()), None)
-        if file and file not in found:
-            found.add(file)
-            names += [name.rpartition(".")[0] or name, *_imported(file)]
-    return sorted(found)
+        if file and file not in files:
+            files.add(file)
+            names += [name.rpartition(".")[0] or name, *imported_modules(file)]
+    return sorted(files)
 
 
-def _imported(file: Path) -> list[str]:
-    """Names of darktrt's modules in the import statements of a file, and of what may be one; not those for type checkers."""
-    collector = _Imports()
-    collector.visit(ast.parse(file.read_text(encoding="utf-8")))
-    return [name for name in collector.names if name.partition(".")[0] == PACKAGE.name]
+def imported_modules(file: Path) -> list[str]:
+    """The names inside darktrt that a file imports, of modules and of what they define."""
+    imports = _Imports()
+    imports.visit(ast.parse(file.read_text(encoding="utf-8")))
+    return [name for name in imports.names if name.partition(".")[0] == PACKAGE.name]
 
 
 class _Imports(ast.NodeVisitor):
+    """Collects the names that a module imports when it runs."""
+
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def visit_If(self, node: ast.If) -> None:  # the visitor's own name
-        if ast.unparse(node.test) != "TYPE_CHECKING":
-            self.generic_visit(node)
+    def visit_If(self, node: ast.If) -> None:  # ast prescribes the name
+        for statement in node.orelse if ast.unparse(node.test) == "TYPE_CHECKING" else [*node.body, *node.orelse]:
+            self.visit(statement)
 
     def visit_Import(self, node: ast.Import) -> None:
         self.names += [alias.name for alias in node.names]
@@ -290,20 +317,20 @@ def _write_beside(folder: Path, info: DetectorInfo, config: ModelConfig) -> None
     (folder / LABELS_NAME).write_text("".join(f"{name}\n" for name in info.class_names), encoding="utf-8")
     if any(value.input_data_file for warmup in config.model_warmup for value in warmup.inputs.values()):
         (folder / WARMUP_FOLDER).mkdir()
-        (folder / WARMUP_FOLDER / WARMUP_IMAGE).write_bytes(_serialized(_image(info)))
+        (folder / WARMUP_FOLDER / WARMUP_IMAGE).write_bytes(_serialized(_gray_png(info.width, info.height)))
 
 
-def _image(info: DetectorInfo) -> bytes:
-    """A gray one, as PNG."""
+def _gray_png(width: int, height: int) -> bytes:
+    """A gray image, encoded."""
     from PIL import Image
 
     file = BytesIO()
-    Image.new("RGB", (info.width, info.height), (127, 127, 127)).save(file, "PNG")
+    Image.new("RGB", (width, height), (127, 127, 127)).save(file, "PNG")
     return file.getvalue()
 
 
 def _serialized(value: bytes) -> bytes:
-    """As Triton has an element of type BYTES."""
+    """Triton's form of an element of type BYTES: the length, then the bytes."""
     return struct.pack("<I", len(value)) + value
 
 
@@ -316,14 +343,29 @@ def models_of(repository: str | Path) -> list[Path]:
     folder = Path(repository)
     if not folder.is_dir():
         raise DarktrtError(f"{repository}: no such folder; make a repository with 'darktrt serve repository'")
-    found = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}") if not path.parent.name.startswith("."))
-    if not found:
-        raise DarktrtError(f"{repository}: has no models; put one in with 'darktrt serve repository'")
-    return found
+    models = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}") if not path.parent.name.startswith("."))
+    if not models:
+        raise DarktrtError(f"{repository}: has no models; write one with 'darktrt serve repository'")
+    return models
+
+
+def find_model(repository: str | Path, name: str | None) -> Path:
+    """The folder of the model of this name, or of the only one.
+
+    Raises:
+        DarktrtError: there is no such model, or there are several and no name.
+    """
+    folders = {folder.name: folder for folder in models_of(repository)}
+    if name is None and len(folders) == 1:
+        return next(iter(folders.values()))
+    if name not in folders:
+        problem = f"has no model '{name}'" if name else "has several models"
+        raise DarktrtError(f"{repository}: {problem}; name one of {', '.join(folders)}", "model")
+    return folders[name]
 
 
 def tensorrt_arguments(repository: str | Path, root: str | Path) -> list[str]:
-    """What Triton's own TensorRT is to be started with for the plans of a repository, which the server sees at ``root``."""
+    """The options of Triton's TensorRT backend for the plans of a repository, which the server sees at ``root``."""
     from darktrt.engine.manifest import manifest_path, read_manifest
 
     libraries, compatible = [], False
@@ -331,7 +373,7 @@ def tensorrt_arguments(repository: str | Path, root: str | Path) -> list[str]:
         config = read_config(model / CONFIG_NAME)
         if config.backend != "tensorrt":
             continue
-        for version in map(str, served_versions(model, config)):
+        for version in map(str, loaded_versions(model, config)):
             if (model / version / PLUGINS_NAME).is_file():
                 libraries.append(f"{root}/{model.name}/{version}/{PLUGINS_NAME}")
             plan = model / version / PLAN_NAME
@@ -341,13 +383,13 @@ def tensorrt_arguments(repository: str | Path, root: str | Path) -> list[str]:
 
 
 def version_numbers(model: Path) -> list[int]:
-    """The versions in a model's folder, which may be missing, the newest last."""
+    """The versions in a model's folder, the newest last; none where there is no such folder."""
     return sorted(int(path.name) for path in model.glob("[0-9]*") if path.is_dir() and path.name.isdigit())
 
 
-def served_versions(model: Path, config: ModelConfig) -> list[int]:
-    """Those that its config lets Triton serve."""
-    found, policy = version_numbers(model), config.version_policy
+def loaded_versions(model: Path, config: ModelConfig) -> list[int]:
+    """The versions that Triton loads by the model's config, the newest last."""
+    numbers, policy = version_numbers(model), config.version_policy
     if policy.HasField("latest"):
-        return found[-policy.latest.num_versions :]
-    return [one for one in found if one in policy.specific.versions] if policy.HasField("specific") else found
+        return numbers[-policy.latest.num_versions :]
+    return [number for number in numbers if number in policy.specific.versions] if policy.HasField("specific") else numbers

@@ -1,106 +1,67 @@
-"""A real ``tritonserver`` on this machine: found or installed, started, watched until it is ready, and stopped."""
+"""A ``tritonserver`` process on this machine: started, watched until it is ready, and stopped."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import resource
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
-from typing import IO, Literal
+from typing import IO
 
 from darktrt.errors import DarktrtError
 from darktrt.serve.config import CONFIG_NAME
+from darktrt.serve.install import PACKAGE, installed_program
+from darktrt.serve.program import Program, program_on_path
 from darktrt.serve.repository import models_of, read_config, tensorrt_arguments
-
-_FACTS = """\
-import sys, sysconfig
-print("%d.%d" % sys.version_info[:2], sysconfig.get_config_var("LIBDIR"), sys.base_prefix + "/lib", sep="\\n")
-"""
-"""Prints a Python's version, and where its shared library may be."""
-
-PACKAGE = "nvidia-pytriton"
-PACKAGE_VERSION = "0.7.0"
-"""The pip package whose ``tritonserver`` is taken; it has the Python backend alone."""
-_BACKEND_NEEDS = ("numpy<2", "onnxruntime>=1.18", "pillow>=10.1")
-"""What the Python kind imports. The package's backend is of NumPy 1: with 2 it crashes on encoded images."""
 
 READY_SECONDS = 300
 EXIT_SECONDS = 10
-"""What requests in flight get to finish."""
+"""How long a server that stops waits for requests in flight."""
 
-_PYTHONS = ("3.12", "3.11", "3.10")
-"""For which there are NumPy 1 and a stub of the Python backend."""
 STACK_BYTES = 1 << 30
-"""Of each of the server's threads, as address space. Its HTTP library puts twice the body of a form on the stack, and curl and
-Python's urllib send every body as a form unless told otherwise: with the usual 8 MiB, one of 4 MiB ends the server."""
+"""Address space of the stack of each of the server's threads. Its HTTP library puts twice the body of a form on the stack, and
+curl and Python's urllib send bodies as forms by default: with the usual 8 MiB, a body of 4 MiB ends the server."""
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""The server is asked itself, whatever proxy the environment names."""
+"""Ignores the proxies of the environment."""
 
 _SHARED_MEMORY = Path("/dev/shm")
-_LINES_KEPT = 400
+_LINES_KEPT, _LINES_SHOWN = 400, 12
 _NO_REASON = re.compile(r"failed to load '[^']*'\"?$")
 
 
 @dataclass(frozen=True)
-class Program:
-    """A ``tritonserver`` to start."""
-
-    path: str
-    libraries: tuple[str, ...] = ()
-    """Folders to look for its libraries in."""
-    python: Path | None = None
-    """The virtual environment that the Python backend runs in."""
-    backends: Path | None = None
-
-    def environment(self) -> dict[str, str]:
-        """This process's, with what the server needs."""
-        result = dict(os.environ)
-        if self.libraries:
-            result["LD_LIBRARY_PATH"] = os.pathsep.join([*self.libraries, *filter(None, [result.get("LD_LIBRARY_PATH")])])
-        if self.python:
-            result["PATH"] = os.pathsep.join([str(self.python / "bin"), result.get("PATH", "")])
-            result["VIRTUAL_ENV"] = str(self.python)
-            result.pop("PYTHONPATH", None)
-            result.pop("PYTHONHOME", None)
-        return result
-
-
-@dataclass(frozen=True)
 class StartOptions:
-    """How to start a server; the defaults are the command's."""
+    """How to start a server."""
 
     address: str = "127.0.0.1"
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
     models: tuple[str, ...] | None = None
-    """Load these alone, and let clients load and unload models; None for all, for good."""
-    most_bytes: int = 64 << 20
-    """Of a request over HTTP, where the server can limit it."""
+    """Load only these, and let clients load and unload models; None loads all and lets clients do neither."""
+    max_request_bytes: int = 64 << 20
+    """Of a request over HTTP, where the server has such a limit."""
     cache_bytes: int = 0
     """Of the response cache; 0 for none."""
     arguments: tuple[str, ...] = ()
-    """More of tritonserver's own."""
+    """More options of tritonserver itself."""
 
 
 @dataclass
 class Server:
-    """A server that was started; ``http`` and ``grpc`` are its addresses, as ``host:port``."""
+    """A server process; ``http``, ``grpc`` and ``metrics`` are its addresses, as ``host:port``."""
 
     process: subprocess.Popen[str]
     http: str
@@ -110,7 +71,7 @@ class Server:
     """The last of its log."""
 
     def ready(self) -> bool:
-        """Whether it answers that all of its models are ready."""
+        """Whether all of its models are ready."""
         try:
             with _DIRECT.open(f"http://{self.http}/v2/health/ready", timeout=2) as answer:
                 return bool(answer.status == 200)
@@ -118,16 +79,16 @@ class Server:
             return False
 
     def watch(self) -> None:
-        """Return only when the server ends by itself.
+        """Wait until the server ends by itself.
 
         Raises:
-            DarktrtError: it did, with the lines of its log that matter.
+            DarktrtError: it did; the message has the relevant lines of its log.
         """
         status = self.process.wait()
-        raise DarktrtError(f"tritonserver ended with status {status}:\n{what_matters(self.lines)}")
+        raise DarktrtError(f"tritonserver ended with status {status}:\n{relevant_lines(self.lines)}")
 
     def stop(self) -> None:
-        """End it, after the requests in flight; may be called twice."""
+        """End the server after the requests in flight; may be called twice."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -136,7 +97,7 @@ class Server:
                 self.kill()
 
     def kill(self) -> None:
-        """End it and its helpers at once."""
+        """End the server and its child processes at once."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -146,14 +107,14 @@ class Server:
 def running(
     repository: str | Path, options: StartOptions | None = None, program: Program | None = None, log: IO[str] | None = None
 ) -> Iterator[Server]:
-    """A server of the repository's models, ready; it is stopped as the block ends.
+    """A server of the repository's models, ready; it stops when the block ends.
 
     Args:
-        program: what to start (default: the one on PATH, else that of the pip package).
+        program: the server to start (default: the one on PATH, else that of the pip package).
         log: where the server's log goes.
 
     Raises:
-        DarktrtError: the server or a model does not start; the message has the lines of its log that matter.
+        DarktrtError: the server or a model does not start; the message has the relevant lines of its log.
     """
     options = options or StartOptions()
     server = start(repository, options, program or program_on_path() or installed_program(), log)
@@ -165,23 +126,42 @@ def running(
         _remove_shared_memory(options)
 
 
+@contextmanager
+def running_on_free_ports(
+    repository: str | Path, options: StartOptions | None = None, program: Program | None = None
+) -> Iterator[Server]:
+    """As :func:`running`, on ports of 127.0.0.1 that are free."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        http, grpc, metrics = (int(free.getsockname()[1]) for free in sockets)
+    options = replace(options or StartOptions(), http_port=http, grpc_port=grpc, metrics_port=metrics)
+    with running(repository, options, program) as server:
+        yield server
+
+
 def start(repository: str | Path, options: StartOptions, program: Program, log: IO[str] | None = None) -> Server:
     """Start a server, which is not ready yet.
 
     Raises:
-        DarktrtError: the repository has no models, the server lacks the backend of one, or a port is taken.
+        DarktrtError: the repository has no models, the server lacks the backend of one, or a port is in use.
     """
     for model in models_of(repository):
         _check_backend(model, program)
-    for port in (options.http_port, options.grpc_port, options.metrics_port):
-        _check_free(options.address, port)
+    for name in ("http_port", "grpc_port", "metrics_port"):
+        _check_free(options.address, getattr(options, name), name)
     _remove_shared_memory(options)
-    command = server_command(Path(repository), options, program)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    environment = program.environment()
-    # a session of its own: Ctrl-C reaches darktrt alone, which then stops it in order
-    with _large_stacks():
-        process = subprocess.Popen(command, env=environment, text=True, errors="replace", start_new_session=True, **pipes)  # type: ignore[call-overload]
+    process = subprocess.Popen(
+        _with_large_stacks(server_command(Path(repository), options, program)),
+        env=program.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # Ctrl-C reaches only this process, which then stops the server in order
+    )
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.address, options.address)
     host = f"[{host}]" if ":" in host else host
     http, grpc, metrics = (f"{host}:{port}" for port in (options.http_port, options.grpc_port, options.metrics_port))
@@ -191,18 +171,18 @@ def start(repository: str | Path, options: StartOptions, program: Program, log: 
 
 
 def _check_backend(model: Path, program: Program) -> None:
-    """That the server has the model's backend, where it is known which it has."""
+    """See that the server has the model's backend, where its backends are known."""
     backend = read_config(model / CONFIG_NAME).backend
     if program.backends and not (program.backends / backend).is_dir():
         have = ", ".join(sorted(path.name for path in program.backends.iterdir()))
         raise DarktrtError(
             f"{model.name}: needs Triton's backend '{backend}', and {PACKAGE} has: {have}; put another tritonserver on "
-            "PATH, use Docker, or serve it by 'darktrt serve repository --kind python'"
+            "PATH, use Docker, or write the model for the Python backend"
         )
 
 
 def server_command(repository: Path, options: StartOptions, program: Program) -> list[str]:
-    """The words that start it."""
+    """The command line of a server."""
     words = [
         program.path,
         f"--model-repository={repository.resolve()}",
@@ -211,13 +191,13 @@ def server_command(repository: Path, options: StartOptions, program: Program) ->
     ]
     if program.backends:
         words += [f"--backend-directory={program.backends}", f"--cache-directory={program.backends.with_name('caches')}"]
-    if b"http-max-input-size" in Path(program.path).read_bytes():  # not before 2.60
-        words.append(f"--http-max-input-size={options.most_bytes}")
+    if b"http-max-input-size" in Path(program.path).read_bytes():  # from 2.60 on
+        words.append(f"--http-max-input-size={options.max_request_bytes}")
     return [*words, *options.arguments, *tensorrt_arguments(repository, repository.resolve())]
 
 
 def listen_arguments(options: StartOptions) -> list[str]:
-    """Of any server, in a container too."""
+    """The options of any server, in a container too."""
     words = [
         f"--http-address={options.address}",
         f"--http-port={options.http_port}",
@@ -238,24 +218,24 @@ def wait_until_ready(server: Server, seconds: float = READY_SECONDS) -> None:
     """Return once the server and all its models are ready.
 
     Raises:
-        DarktrtError: it ends before, or takes longer; with the lines of its log that matter.
+        DarktrtError: it ends before, or is not ready in time; the message has the relevant lines of its log.
     """
     end = time.monotonic() + seconds
     while not server.ready():
         if server.process.poll() is not None:
             time.sleep(0.2)  # until its last lines are read
-            raise DarktrtError(f"tritonserver does not start:\n{what_matters(server.lines)}")
+            raise DarktrtError(f"tritonserver does not start:\n{relevant_lines(server.lines)}")
         if time.monotonic() > end:
-            raise DarktrtError(f"tritonserver is not ready after {seconds:g} s:\n{what_matters(server.lines)}")
+            raise DarktrtError(f"tritonserver is not ready after {seconds:g} s:\n{relevant_lines(server.lines)}")
         time.sleep(0.1)
 
 
-def what_matters(lines: Sequence[str]) -> str:
-    """Of a log: the reasons why models were left out, else errors, else its end."""
+def relevant_lines(lines: Sequence[str]) -> str:
+    """The lines of a log that report models that did not load, else its errors, else its last lines."""
     for marks in (("failed to load '",), ("error:", "E1", "E0"), ("",)):
-        if found := [line for line in lines if line.startswith(marks) or (marks[0] in line and marks[0])]:
-            reasons = [line for line in found if not _NO_REASON.search(line)]  # which Triton repeats without
-            return "\n".join(list(dict.fromkeys(reasons or found))[-12:])
+        if matches := [line for line in lines if line.startswith(marks) or (marks[0] in line and marks[0])]:
+            reasons = [line for line in matches if not _NO_REASON.search(line)]  # Triton repeats the line without its reason
+            return "\n".join(list(dict.fromkeys(reasons or matches))[-_LINES_SHOWN:])
     return "(it wrote nothing)"
 
 
@@ -268,171 +248,33 @@ def _keep_lines(server: Server, log: IO[str] | None) -> None:
             log.flush()
 
 
-@contextmanager
-def _large_stacks() -> Iterator[None]:
-    """What is started meanwhile has threads with room for the bodies of requests."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (wanted, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+def _with_large_stacks(command: Sequence[str]) -> list[str]:
+    """The command in a process whose threads have stacks for the bodies of requests; this process's limit stays.
+
+    The C library reads the limit when a program starts, so that a shell sets it and then becomes the server.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    size = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    return ["sh", "-c", 'ulimit -S -s "$0" && exec "$@"', str(size >> 10), *command]
 
 
-def _check_free(address: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+def _check_free(address: str, port: int, argument: str) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            one.bind((address, port))
+            listener.bind((address, port))
         except OSError as error:
             raise DarktrtError(
-                f"cannot listen at {address}:{port}: {error.strerror}; choose others by --address, --http-port, --grpc-port "
-                "and --metrics-port"
+                f"cannot listen at {address}:{port}: {error.strerror}; choose another address or port", argument
             ) from error
 
 
 def _prefix(options: StartOptions) -> str:
-    """Of the Python backend's shared memory; a port belongs to one server."""
+    """Of the names of the Python backend's shared memory; a port belongs to one server."""
     return f"darktrt_{options.http_port}_"
 
 
 def _remove_shared_memory(options: StartOptions) -> None:
-    """What a server at these ports left when it was killed."""
+    """Remove the shared memory that a killed server at these ports left."""
     for left in _SHARED_MEMORY.glob(f"{_prefix(options)}*"):
         left.unlink(missing_ok=True)
-
-
-# --- finding a server ---
-
-
-Choice = Literal["auto", "path", "docker", "pip"]
-
-
-def choose_program(choice: Choice) -> Program | None:
-    """What is to be started; None for Docker. ``auto`` is what is on PATH, else Docker where it runs, else the pip package.
-
-    Raises:
-        DarktrtError: it is not there, or cannot be installed.
-    """
-    program = program_on_path() if choice in ("auto", "path") else None
-    if choice == "path" and program is None:
-        raise DarktrtError("there is no tritonserver on PATH; --program pip installs one")
-    if program or choice == "docker" or (choice == "auto" and docker_runs()):
-        return program
-    return installed_program()
-
-
-def program_on_path() -> Program | None:
-    """The ``tritonserver`` that the user has, if there is one."""
-    found = shutil.which("tritonserver")
-    return Program(found) if found else None
-
-
-def installed_program() -> Program:
-    """That of the pip package, which is installed on first use, for all that is of this user.
-
-    Raises:
-        DarktrtError: it cannot be installed.
-    """
-    python = find_interpreter()
-    python.folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{python.folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (python.folder / ".complete").is_file():
-            install_package(python)
-    return package_program(python)
-
-
-def docker_runs() -> bool:
-    """Whether there is Docker here, and its daemon answers."""
-    docker = shutil.which("docker")
-    if docker is None:
-        return False
-    try:
-        return subprocess.run([docker, "info"], capture_output=True, check=False, timeout=20).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
-
-
-@dataclass(frozen=True)
-class Interpreter:
-    """A Python that the backend of the pip package can run in."""
-
-    path: str
-    version: str
-    """Such as 3.11."""
-    libraries: str
-    """The folder of its shared library."""
-
-    @property
-    def folder(self) -> Path:
-        """The virtual environment of the package for it."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "darktrt" / f"triton-{PACKAGE_VERSION}-python{self.version}"
-
-    @property
-    def packages(self) -> Path:
-        return self.folder / "lib" / f"python{self.version}" / "site-packages"
-
-
-def find_interpreter() -> Interpreter:
-    """This Python, or, where it is newer than NumPy 1, another one on PATH.
-
-    Raises:
-        DarktrtError: there is none, or it has no shared library.
-    """
-    own = f"{sys.version_info.major}.{sys.version_info.minor}"
-    names = [sys.executable] if own in _PYTHONS else [f"python{version}" for version in _PYTHONS]
-    for path in filter(None, map(shutil.which, names)):
-        done = subprocess.run([path, "-c", _FACTS], capture_output=True, text=True, check=False)
-        if done.returncode == 0:  # not so a name on PATH that stands for no Python
-            version, *folders = done.stdout.split("\n")
-            return Interpreter(path, version, _library_folder(version, folders[:2]))
-    raise DarktrtError(
-        f"{PACKAGE} needs Python {_PYTHONS[-1]} to {_PYTHONS[0]}, and none is on PATH; install one, or use Docker"
-    )
-
-
-def _library_folder(version: str, folders: list[str]) -> str:
-    name = f"libpython{version}.so.1.0"
-    for folder in (*folders, "/usr/lib/x86_64-linux-gnu", "/usr/lib64"):
-        if (Path(folder) / name).is_file():
-            return folder
-    raise DarktrtError(f"Triton's Python backend needs {name}; on Debian and Ubuntu: apt install libpython{version}")
-
-
-def install_package(python: Interpreter) -> None:
-    """Make the virtual environment.
-
-    Raises:
-        DarktrtError: pip cannot install the package.
-    """
-    folder = python.folder
-    print(f"installing {PACKAGE} {PACKAGE_VERSION} into {folder}", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    steps = [
-        [python.path, "-m", "venv", str(folder)],
-        [*pip, "--no-deps", f"{PACKAGE}=={PACKAGE_VERSION}"],  # what it depends on is of its own Python API
-        [*pip, *_BACKEND_NEEDS],
-    ]
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = ([line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"])[-1]
-            raise DarktrtError(f"cannot install {PACKAGE} ({reason}); put a tritonserver on PATH, or use Docker")
-    package = python.packages / "pytriton" / "tritonserver"
-    for name in ("backends", "caches"):
-        shutil.copytree(package / name, folder / name)
-    shutil.copy(
-        package / "python_backend_stubs" / python.version / "triton_python_backend_stub", folder / "backends" / "python"
-    )
-    (folder / ".complete").touch()
-
-
-def package_program(python: Interpreter) -> Program:
-    """The server that :func:`install_package` made."""
-    server = python.packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
-    libraries = str(python.packages / "nvidia_pytriton.libs"), python.libraries
-    return Program(str(server), libraries, python.folder, python.folder / "backends")

@@ -1,4 +1,4 @@
-"""Both ends of a detector: the decoded head becomes a plugin node, the input takes bytes as a camera gives them."""
+"""Both ends of a detector: heads decoded by a plugin node, and images as bytes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from darktrt.errors import DarktrtError
-from darktrt.metadata import DetectorInfo, HeadForm, HeadInfo
+from darktrt.metadata import DetectorInfo, HeadForm, HeadInfo, Thresholds
 from darktrt.plugins.ops import DOMAIN, PluginOp, YoloDecode, YoloDetect
 
 
 def replace_head(graph: gs.Graph, info: DetectorInfo, head: HeadForm, max_candidates: int, max_detections: int) -> None:
-    """End the graph at the raw heads, at decoded boxes and scores, or at the detections that NMS leaves.
+    """End the graph at the raw heads, at decoded boxes and scores, or at the detections of NMS.
 
     Raises:
-        DarktrtError: a head's tensor is missing or does not have the channels that the cfg gives it.
+        DarktrtError: a head's tensor is missing or does not have the channels of the cfg.
     """
     if head == "raw":
         graph.outputs = _raw_heads(graph, info)
@@ -66,7 +66,7 @@ def _detect(graph: gs.Graph, info: DetectorInfo, max_candidates: int, max_detect
 
 
 def _head_attributes(info: DetectorInfo) -> dict[str, Any]:
-    """Those that the nodes share, from the metadata."""
+    """The attributes that both plugin nodes share, from the metadata."""
     return {
         "anchors": tuple(chain.from_iterable(anchor for h in info.heads for anchor in h.anchors)),
         "anchors_per_head": tuple(len(h.anchors) for h in info.heads),
@@ -83,10 +83,10 @@ def _end_at(graph: gs.Graph, op: PluginOp, name: str, inputs: Sequence[gs.Tensor
 
 
 def _raw_heads(graph: gs.Graph, info: DetectorInfo) -> list[gs.Tensor]:
-    """The heads' tensors; the names of the outputs that the graph had become free."""
+    """The heads' tensors; the graph's old outputs are renamed, so that their names become free."""
     raw = [_head_tensor(graph, head) for head in info.heads]
     for old in graph.outputs:
-        old.name = f"plain_{old.name}"  # until cleanup drops what computed it
+        old.name = f"plain_{old.name}"  # until cleanup drops its producers
     return raw
 
 
@@ -106,24 +106,24 @@ def _head_tensor(graph: gs.Graph, head: HeadInfo) -> gs.Tensor:
     return tensor
 
 
-def fix_thresholds(graph: gs.Graph, score: float, iou: float) -> None:
-    """Make the thresholds constants of the graph, where NMS took them as inputs."""
-    for name, value in (("score_threshold", score), ("iou_threshold", iou)):
+def fix_thresholds(graph: gs.Graph, thresholds: Thresholds) -> None:
+    """Replace the threshold inputs of NMS by constants."""
+    for name, value in (("score_threshold", thresholds.score), ("iou_threshold", thresholds.iou)):
         graph.tensors()[name].to_constant(np.array([value], np.float32))
     graph.inputs = [tensor for tensor in graph.inputs if isinstance(tensor, gs.Variable)]
 
 
-def take_bytes(graph: gs.Graph, info: DetectorInfo) -> None:
-    """Make the input ``images`` uint8 ``(N, H, W, C)``: cast, transposed and divided by 255 inside the graph."""
+def accept_bytes(graph: gs.Graph, info: DetectorInfo) -> None:
+    """Make the input ``images`` uint8 ``(N, H, W, C)``; the graph casts, transposes and divides it by 255."""
     plain = graph.inputs[0]
     plain.name = "images_float"
     batch = plain.shape[0]
     images = gs.Variable("images", np.uint8, [batch, info.height, info.width, info.channels])
-    wide = gs.Variable("images_nhwc", np.float32, [batch, info.height, info.width, info.channels])
-    planes = gs.Variable("images_nchw", np.float32, plain.shape)
+    nhwc = gs.Variable("images_nhwc", np.float32, [batch, info.height, info.width, info.channels])
+    nchw = gs.Variable("images_nchw", np.float32, plain.shape)
     graph.nodes += [
-        gs.Node("Cast", "images_cast", {"to": onnx.TensorProto.FLOAT}, [images], [wide]),
-        gs.Node("Transpose", "images_transpose", {"perm": [0, 3, 1, 2]}, [wide], [planes]),
-        gs.Node("Div", "images_scale", {}, [planes, gs.Constant("images_255", np.array(255, np.float32))], [plain]),
+        gs.Node("Cast", "images_cast", {"to": onnx.TensorProto.FLOAT}, [images], [nhwc]),
+        gs.Node("Transpose", "images_transpose", {"perm": [0, 3, 1, 2]}, [nhwc], [nchw]),
+        gs.Node("Div", "images_scale", {}, [nchw, gs.Constant("images_255", np.array(255, np.float32))], [plain]),
     ]
     graph.inputs[0] = images

@@ -1,4 +1,4 @@
-"""Mish as exporters write it: found in both forms and either operand order, replaced, and joined with what follows it."""
+"""Mish as exporters write it, in both forms and either operand order: replaced by plugin nodes and fused with their readers."""
 
 from __future__ import annotations
 
@@ -28,31 +28,41 @@ def replace_mish(graph: gs.Graph, expected: int) -> int:
 
 
 class Fused(NamedTuple):
-    """How many nodes took Mish in."""
+    """The number of nodes that compute the Mish before them too."""
 
     adds: int
     concats: int
 
 
 def fuse_mish(graph: gs.Graph) -> Fused:
-    """Let the adds and concats behind ``MishPlugin`` nodes compute Mish themselves, which spares its output a way to memory.
+    """Fuse ``MishPlugin`` nodes into the adds and concats behind them, so that Mish's output is neither written nor read.
 
-    An Add takes in one operand that it alone reads, of the other's shape. A Concat of two Mish along the channels takes in
-    both where it alone reads one of them: a Mish that others read stays for them, and computing it twice moves no more bytes
-    than copying it. Tensors keep their names; those that nobody reads any more are gone. What was fused stays as it is.
+    An Add is fused with a Mish whose only reader it is and whose shape is that of the other operand. A Concat of two Mish
+    along the channels is fused with both where it is the only reader of one of them: a Mish with other readers stays for
+    them, and computing it twice moves no more bytes than copying it. Tensors keep their names; tensors without readers are
+    removed. Nodes that are fused already stay as they are.
     """
     concats = 0
-    while found := sum([_fuse_concat(graph, node) for node in list(graph.nodes) if _is_concat_of_two(node)]):
-        concats += found  # each may have left another concat, or an add, as the only reader of a Mish
-    adds = sum([_fuse_add(graph, node) for node in list(graph.nodes) if node.op == "Add"])
+    while fused := _fuse_concats(graph):
+        concats += fused  # each may have left another concat, or an add, as the only reader of a Mish
+    adds = 0
+    for node in list(graph.nodes):
+        adds += _fuse_add(graph, node)
     return Fused(adds, concats)
 
 
-def _is_concat_of_two(node: gs.Node) -> bool:
-    return node.op == "Concat" and node.attrs["axis"] == 1 and len(node.inputs) == 2
+def _fuse_concats(graph: gs.Graph) -> int:
+    """Fuse every concat that can be fused now, and return their number."""
+    fused = 0
+    for node in list(graph.nodes):
+        fused += _fuse_concat(graph, node)
+    return fused
 
 
 def _fuse_concat(graph: gs.Graph, node: gs.Node) -> bool:
+    """Fuse a concat of two Mish; return whether the node is one and can be fused."""
+    if node.op != "Concat" or node.attrs["axis"] != 1 or len(node.inputs) != 2:
+        return False
     first, second = node.inputs
     mishes = [mish for tensor in node.inputs if (mish := _mish_of(tensor)) is not None]
     if len(mishes) < 2 or not (_only_read_once(graph, first) or _only_read_once(graph, second)):
@@ -64,6 +74,9 @@ def _fuse_concat(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def _fuse_add(graph: gs.Graph, node: gs.Node) -> bool:
+    """Fuse an add of a Mish; return whether the node is one and can be fused."""
+    if node.op != "Add":
+        return False
     for activated, residual in (node.inputs, node.inputs[::-1]):
         mish = _mish_of(activated)
         if mish is not None and _only_read_once(graph, activated) and _same_shape(activated, residual):
@@ -74,7 +87,7 @@ def _fuse_add(graph: gs.Graph, node: gs.Node) -> bool:
 
 
 def _mish_of(tensor: gs.Tensor) -> gs.Node | None:
-    """The ``MishPlugin`` node that gives the tensor."""
+    """The ``MishPlugin`` node whose output the tensor is, or None."""
     producer = tensor.inputs[0] if tensor.inputs else None
     return producer if producer is not None and producer.op == Mish.op_type else None
 
@@ -103,7 +116,7 @@ def _drop_unread(graph: gs.Graph, node: gs.Node) -> None:
 
 
 def mish_input(node: gs.Node) -> gs.Tensor | None:
-    """The x of a node that computes Mish of x, as the Mish op or as the Mul of x and tanh(softplus(x)); else None."""
+    """The x of a node that computes Mish of x, as the Mish op or as the Mul of x and tanh(softplus(x)); otherwise None."""
     if node.op == "Mish" and not node.domain:
         return node.inputs[0]
     if node.op != "Mul":
@@ -115,7 +128,7 @@ def mish_input(node: gs.Node) -> gs.Tensor | None:
 
 
 def _gate_input(tensor: gs.Tensor) -> gs.Tensor | None:
-    """The x of tanh(softplus(x)), else None."""
+    """The x of tanh(softplus(x)), otherwise None."""
     for op in ("Tanh", "Softplus"):
         producer = tensor.inputs[0] if tensor.inputs else None
         if producer is None or producer.op != op:
@@ -125,14 +138,13 @@ def _gate_input(tensor: gs.Tensor) -> gs.Tensor | None:
 
 
 def _near_miss(graph: gs.Graph) -> str:
-    """Why some node that begins like Mish is none, for the error; empty where nothing looks like it."""
+    """How a node that resembles Mish differs from it, for an error message."""
     for node in graph.nodes:
         gates = [tensor for tensor in node.inputs if _gate_input(tensor) is not None]
         if gates and mish_input(node) is None:
-            verb = (
-                "multiplies tanh(softplus(x)) by another x" if node.op == "Mul" else f"takes tanh(softplus(x)) into a {node.op}"
-            )
-            return f"; '{node.name}' {verb}"
+            if node.op == "Mul":
+                return f"; '{node.name}' multiplies tanh(softplus(x)) by another x"
+            return f"; '{node.name}' is a {node.op} of tanh(softplus(x)), not a Mul"
         if node.op == "Softplus" and not any(user.op == "Tanh" for user in node.outputs[0].outputs):
             return f"; '{node.name}' is a Softplus that no Tanh follows"
     return "; the graph and the cfg it came from do not belong together, convert the network again"

@@ -1,4 +1,4 @@
-"""FP16 by the graph itself, for builders that follow the types of the ONNX file."""
+"""FP16 stated in the graph, for builders that follow the types of the ONNX file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 
 _FLOAT_INPUTS = {"Resize": {1, 2}}
-"""Inputs that ONNX wants in float32 whatever the type of the data: regions and scales of Resize."""
+"""Inputs that are float32 in ONNX whatever the type of the data: regions and scales of Resize."""
 
 
 def halve(graph: gs.Graph, info: DetectorInfo) -> int:
-    """Let everything between the image, as float, and the raw heads compute in FP16; return the number of nodes that now do.
+    """Convert the backbone, from the image as float to the raw heads, to FP16; return the number of its nodes.
 
     Decoding and NMS stay FP32: box coordinates do not fit FP16's 11 bits. Inputs and outputs keep their types.
 
@@ -39,29 +39,29 @@ def halve(graph: gs.Graph, info: DetectorInfo) -> int:
 
 
 def ends(graph: gs.Graph, info: DetectorInfo) -> tuple[gs.Tensor, list[gs.Tensor]]:
-    """Where the backbone begins, the image as float ``(N, C, H, W)``, and where it ends, the raw heads in cfg order."""
+    """The ends of the backbone: the image as float ``(N, C, H, W)``, and the raw heads in cfg order."""
     tensors = graph.tensors()
     return tensors.get("images_float") or tensors["images"], [tensors[head.tensor] for head in info.heads]
 
 
 def backbone(graph: gs.Graph, info: DetectorInfo) -> list[gs.Node]:
-    """The nodes on any way from the image to the raw heads, in graph order."""
+    """The nodes on all paths from the image to the raw heads, in graph order."""
     start, heads = ends(graph, info)
-    found: set[int] = set()
+    visited: set[int] = set()
     waiting = list(heads)
     while waiting:
         tensor = waiting.pop()
         for node in tensor.inputs if tensor is not start else ():
-            if id(node) not in found:
-                found.add(id(node))
+            if id(node) not in visited:
+                visited.add(id(node))
                 waiting += node.inputs
-    return [node for node in graph.nodes if id(node) in found]
+    return [node for node in graph.nodes if id(node) in visited]
 
 
 def _half_constant(constant: gs.Constant) -> gs.Constant:
     values = constant.values.astype(np.float32)
     if np.isfinite(values).all() and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-        raise DarktrtError(f"'{constant.name}' holds {np.abs(values).max():g}, too large for FP16; use --precision fp32")
+        raise DarktrtError(f"'{constant.name}' holds {np.abs(values).max():g}, too large for FP16; use fp32")
     return gs.Constant(f"{constant.name}_half", values.astype(np.float16))
 
 
@@ -74,7 +74,8 @@ def _cast_start(graph: gs.Graph, start: gs.Tensor, nodes: list[gs.Node]) -> None
 
 
 def _cast_head(graph: gs.Graph, head: gs.Tensor, nodes: list[gs.Node]) -> None:
-    """Let the head's own name stay with the FP32 tensor that decoding and the outputs see; other layers read the FP16 one."""
+    """Insert a cast to FP32 behind the head: its name stays with the FP32 tensor, for decoding and the outputs; other layers
+    read the FP16 tensor."""
     half = gs.Variable(f"{head.name}_half", np.float16, head.shape)
     producer = head.inputs[0]
     producer.outputs = [half if tensor is head else tensor for tensor in producer.outputs]

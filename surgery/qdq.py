@@ -17,42 +17,44 @@ from darktrt.metadata import DetectorInfo
 from darktrt.surgery.precision import backbone, ends
 
 LEVELS = 127
-"""Of one sign: INT8 is used symmetrically, as TensorRT does."""
+"""Of one sign: the quantization is symmetric, as TensorRT's."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What INT8 needs to know."""
+    """The result of a calibration: scales, floating-point layers and channel means."""
 
     scales: Mapping[str, np.float32]
-    """amax / 127 by tensor."""
+    """The INT8 scale of each tensor, amax / 127."""
     fp_layers: tuple[str, ...] | None = None
-    """Convolutions to leave in floating point, by node name; None for those of :func:`default_fp_layers`."""
+    """Node names of the convolutions to leave in floating point; None for those of :func:`default_fp_layers`."""
     channel_means: Mapping[str, ChannelMeans] = field(default_factory=dict)
-    """What quantizing does to the means of tensors, as far as it was measured: biases are corrected by them."""
+    """The channel means of tensors before and after quantization, by which biases are corrected; may lack tensors."""
     table_sha256: str = ""
-    """Of the file that the scales come from, for an engine's manifest."""
+    """The SHA-256 of the file that the scales come from, for an engine's manifest."""
 
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """The convolutions that compute in INT8 now, and those kept in floating point; names of their nodes, in graph order."""
+    """The precision of each convolution of the backbone."""
 
     quantized: tuple[str, ...]
+    """Node names of the convolutions in INT8, in graph order."""
     fp_layers: tuple[str, ...]
+    """Node names of the convolutions in floating point, in graph order."""
 
 
 def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> QuantizeReport:
-    """Let every convolution of the backbone but those to keep take INT8 inputs and weights.
+    """Quantize the inputs and weights of every convolution of the backbone except the floating-point layers, in place.
 
-    Each input tensor gets one pair of QuantizeLinear and DequantizeLinear, whoever reads it; weights are stored as INT8 with a
-    scale per output channel, biases stay in floating point (TensorRT refuses INT32 ones), corrected for what quantizing shifts.
-    TensorRT moves the pairs through max pools, concats and upsamples by itself. Activations, Mish as one node among them, take
-    floating point and give what the pair behind them makes INT8 in the same pass; residual adds read and give floating point,
-    for quantizing their inputs would round, block after block, what all later blocks add to.
+    Each input tensor gets one pair of QuantizeLinear and DequantizeLinear for all its readers. Weights are stored as INT8 with
+    a scale per output channel. Biases stay in floating point (TensorRT refuses INT32 ones) and are corrected by the channel
+    means. TensorRT moves the pairs through max pools, concats and upsamples by itself. Activations, Mish as one node among
+    them, have floating-point inputs; the pair behind them is fused into their output. Residual adds stay in floating point:
+    quantized inputs would add rounding errors block after block to the sum that all later blocks read.
 
     Raises:
-        DarktrtError: a tensor has no scale, or ``fp_layers`` names no convolution.
+        DarktrtError: a tensor has no scale, or ``fp_layers`` contains a name that is no convolution.
     """
     report = choose_precisions(graph, info, calibration)
     dequantized: dict[str, gs.Tensor] = {}
@@ -93,25 +95,27 @@ def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapp
         else ""
     )
     raise DarktrtError(
-        f"the calibration table has no scale for {len(missing)} tensors of this network, '{missing[0]}' for one{hint}; "
+        f"the calibration table has no scale for {len(missing)} tensors of this network, '{missing[0]}' among them{hint}; "
         "calibrate this very network"
     )
 
 
 def fp_layer_names(graph: gs.Graph, info: DetectorInfo, fp_layers: tuple[str, ...] | None) -> list[str]:
-    """The convolutions to keep in floating point: those of ``fp_layers``, or where nothing was said the default ones.
+    """The convolutions to leave in floating point: ``fp_layers``, or :func:`default_fp_layers` where that is None.
 
     Raises:
-        DarktrtError: ``fp_layers`` names no convolution.
+        DarktrtError: ``fp_layers`` contains a name that is no convolution.
     """
     names = {node.name for node in _convolutions(graph, info)}
     if unknown := sorted(set(fp_layers or ()) - names):
-        raise DarktrtError(f"'{unknown[0]}' is no convolution of this network; the names are like '{min(names)}'")
+        raise DarktrtError(
+            f"'{unknown[0]}' is no convolution of this network; the names are like '{min(names)}'", argument="fp_layers"
+        )
     return default_fp_layers(graph, info) if fp_layers is None else list(fp_layers)
 
 
 def default_fp_layers(graph: gs.Graph, info: DetectorInfo) -> list[str]:
-    """The first convolution and those that give the raw heads: few operations, and the most to lose."""
+    """The first convolution and those that compute the raw heads: few operations, and the largest loss by INT8."""
     first, heads = ends(graph, info)
     last = _nearest_convolutions(heads)
     return [node.name for node in _convolutions(graph, info) if node.inputs[0] is first or node.name in last]
@@ -122,19 +126,19 @@ def _convolutions(graph: gs.Graph, info: DetectorInfo) -> list[gs.Node]:
 
 
 def _nearest_convolutions(tensors: Sequence[gs.Tensor]) -> set[str]:
-    """Names of the convolutions met first going up from these tensors."""
-    waiting, found = list(tensors), set()
+    """Names of the convolutions nearest above these tensors."""
+    waiting, nearest = list(tensors), set()
     while waiting:
         for node in waiting.pop().inputs:
             if node.op == "Conv":
-                found.add(node.name)
+                nearest.add(node.name)
             else:
                 waiting += node.inputs
-    return found
+    return nearest
 
 
 def half_scale(scale: npt.NDArray[np.float32] | np.float32) -> npt.NDArray[np.float32]:
-    """Scales as FP16 has them, so that a graph lowered to FP16 quantizes by the same numbers; never 0."""
+    """Scales rounded to FP16, so that a graph lowered to FP16 quantizes by the same numbers; never 0."""
     rounded: npt.NDArray[np.float32] = np.maximum(np.asarray(scale).astype(np.float16), np.float16(2**-24)).astype(np.float32)
     return rounded
 
@@ -174,12 +178,12 @@ def _correct_bias(node: gs.Node, quantized: npt.NDArray[np.float32], means: Chan
 
 
 def correct_biases(model: onnx.ModelProto, channel_means: Mapping[str, ChannelMeans]) -> None:
-    """Correct the biases of convolutions that a weakly typed TensorRT computes in INT8; nothing else in ``model`` changes.
+    """Correct the biases of convolutions that a weakly typed TensorRT computes in INT8, in place.
 
-    It quantizes weights as Q/DQ nodes here do, but by scales in FP32.
+    Such a TensorRT quantizes weights as the Q/DQ nodes here do, but by scales in FP32.
 
     Args:
-        shifts: of the inputs of those convolutions, by the names of their nodes.
+        channel_means: of the inputs of those convolutions, by the names of their nodes.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:

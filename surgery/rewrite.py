@@ -1,4 +1,4 @@
-"""``plain.onnx`` to ``portable.onnx``: custom nodes in, with bodies that any consumer of ONNX can run."""
+"""``plain.onnx`` to ``portable.onnx``: plugin nodes with function bodies that any consumer of ONNX can run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import onnx_graphsurgeon as gs
 
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, keep_inputs
-from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadForm, InputForm, MishForm
+from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadForm, InputForm, MishForm, Thresholds
 from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
-from darktrt.surgery.head import fix_thresholds, replace_head, take_bytes
+from darktrt.surgery.head import accept_bytes, fix_thresholds, replace_head
 from darktrt.surgery.mish import Fused, fuse_mish, replace_mish
 from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.qdq import Calibration, QuantizeReport, quantize
@@ -21,46 +21,59 @@ from darktrt.surgery.qdq import Calibration, QuantizeReport, quantize
 
 @dataclass(frozen=True)
 class SurgeryOptions:
-    """What to make of a plain model; the defaults are the command's."""
+    """The form of a portable model; the defaults are the command line's.
+
+    Raises:
+        DarktrtError: on creation, when thresholds are given for a model without NMS.
+    """
 
     head: HeadForm = "nms"
+    """Where the model ends: at detections (``nms``), decoded boxes and scores (``decode``) or the raw heads (``raw``)."""
     input: InputForm = "uint8"
+    """Images as ``uint8 (N, H, W, C)``, or as ``float`` 0..1 ``(N, C, H, W)``."""
     mish: MishForm = "auto"
+    """See :attr:`darktrt.metadata.DetectorInfo.mish`."""
     max_candidates: int = 1000
+    """The number of best boxes that enter NMS."""
     max_detections: int = 300
+    """The number of rows of the padded outputs."""
     calibration: Calibration | None = None
-    """Quantize with Q/DQ nodes."""
-    thresholds: tuple[float, float] | None = None
-    """Of score and IoU, to fix in the model; inputs otherwise."""
+    """Quantize with Q/DQ nodes by these scales."""
+    thresholds: Thresholds | None = None
+    """Thresholds to fix in the model; None makes them inputs."""
     mark_layers: bool = False
     """Make the tensor of every cfg section an output of the model too, so that an engine can be compared layer by layer."""
 
     def __post_init__(self) -> None:
         if self.thresholds and self.head != "nms":
-            raise DarktrtError(f"--thresholds are of NMS, and a model of --head {self.head} has none")
-        if self.thresholds and not all(0 <= value <= 1 for value in self.thresholds):
-            raise DarktrtError(
-                f"--thresholds are {self.thresholds[0]:g} and {self.thresholds[1]:g}; both must be between 0 and 1"
-            )
+            raise DarktrtError(f"a model with head {self.head!r} has no NMS and so no thresholds", argument="thresholds")
 
 
 @dataclass(frozen=True)
 class SurgeryReport:
-    """What surgery changed: Mish nodes replaced, heads decoded by the plugin, functions in the file."""
+    """The changes of a model, as counts, and its metadata."""
 
     mish: int
+    """Mish replaced by plugin nodes."""
     heads: int
+    """Heads decoded by the plugin."""
     functions: int
+    """Function bodies in the file."""
     info: DetectorInfo
     fused: Fused
-    """Adds and concats that took Mish in."""
+    """Adds and concats that compute the Mish before them."""
     int8: QuantizeReport | None = None
     layer_outputs: int = 0
     """Outputs added for the tensors of cfg sections."""
 
 
-def transform_file(source: str | Path, output: str | Path, options: SurgeryOptions) -> SurgeryReport:
-    """File to file; the whole of ``darktrt surgery``.
+def insert_plugins(source: str | Path, output: str | Path, options: SurgeryOptions | None = None) -> SurgeryReport:
+    """Write the portable model of a plain one.
+
+    Args:
+        source: the plain ONNX file, from :func:`darktrt.convert_darknet`.
+        output: the ONNX file to write.
+        options: the form of the model; default: :class:`SurgeryOptions`.
 
     Raises:
         DarktrtError: ``source`` is no plain model of darktrt, or ``output`` cannot be written.
@@ -69,18 +82,18 @@ def transform_file(source: str | Path, output: str | Path, options: SurgeryOptio
     model, info = load_model(source)
     if info.head != "decoded":
         raise DarktrtError(
-            f"{source}: surgery was done on it already (--head {info.head}); start from the plain ONNX of 'convert'"
+            f"{source}: has plugin nodes already (head {info.head!r}); start from the plain ONNX file of 'darktrt convert'"
         )
-    model, report = transform(model, info, options)
+    model, report = transform(model, info, options or SurgeryOptions())
     save_model(model, report.info, output)
     return report
 
 
 def import_graph(model: onnx.ModelProto) -> gs.Graph:
-    """The model as a graph to operate on.
+    """The model as a mutable graph.
 
     Raises:
-        DarktrtError: it is damaged in a way that the checker lets pass.
+        DarktrtError: it is damaged in a way that the checker does not detect.
     """
     try:
         return gs.import_onnx(model)
@@ -101,35 +114,35 @@ def save_model(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> 
 
 
 def transform(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOptions) -> tuple[onnx.ModelProto, SurgeryReport]:
-    """The operated model and what was done to it.
+    """The portable model of a plain one, and the report of its changes.
 
     Raises:
-        DarktrtError: the graph is not what the metadata says; the message names the tensor or node.
+        DarktrtError: the graph does not match the metadata; the message names the tensor or node.
     """
     graph = import_graph(model)
     mish = replace_mish(graph, info.mish_count) if options.mish != "native" else 0
     fused = fuse_mish(graph) if options.mish == "fused" else Fused(0, 0)
     replace_head(graph, info, options.head, options.max_candidates, options.max_detections)
     if options.thresholds:
-        fix_thresholds(graph, *options.thresholds)
+        fix_thresholds(graph, options.thresholds)
     if options.input == "uint8":
-        take_bytes(graph, info)
-    int8 = None
-    if options.calibration:
-        int8 = quantize(graph, info, options.calibration)
-    graph.cleanup().toposort()
-    operated = gs.export_onnx(graph, do_type_check=False)
-    functions = embed(operated)
-    nms = options.head == "nms"
-    done = replace(
+        accept_bytes(graph, info)
+    int8 = quantize(graph, info, options.calibration) if options.calibration else None
+    portable = gs.export_onnx(graph.cleanup().toposort(), do_type_check=False)
+    functions = embed(portable)
+    marked = add_outputs(portable, {layer.tensor for layer in info.layers}) if options.mark_layers else 0
+    heads = 0 if options.head == "raw" else len(info.heads)
+    return portable, SurgeryReport(mish, heads, functions, _info_after(info, options, int8), fused, int8, marked)
+
+
+def _info_after(info: DetectorInfo, options: SurgeryOptions, int8: QuantizeReport | None) -> DetectorInfo:
+    fixed = options.thresholds
+    return replace(
         info,
         input=options.input,
         head=options.head,
-        max_detections=options.max_detections if nms else 0,
+        max_detections=options.max_detections if options.head == "nms" else 0,
         mish=options.mish,
         int8_convolutions=len(int8.quantized) if int8 else 0,
-        fixed_thresholds=options.thresholds,
+        fixed_thresholds=(fixed.score, fixed.iou) if fixed else None,
     )
-    heads = 0 if options.head == "raw" else len(info.heads)
-    marked = add_outputs(operated, {layer.tensor for layer in info.layers}) if options.mark_layers else 0
-    return operated, SurgeryReport(mish, heads, functions, done, fused, int8, marked)

@@ -17,8 +17,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt.check.detections import VariantDetections, digests_of, save_detections
-from darktrt.check.ground_truth import load_truth
+from darktrt.check.detections import VariantDetections, save_detections
+from darktrt.check.ground_truth import load_ground_truth
 from darktrt.cli import main
 from darktrt.convert.cfg import read_cfg
 from darktrt.convert.export import convert_darknet
@@ -27,7 +27,7 @@ from darktrt.convert.weights import write_weights
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
-from darktrt.surgery.rewrite import SurgeryOptions, transform, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, transform
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import Detector
 from darktrt.vision.images import read_image
@@ -140,7 +140,7 @@ class Made:
         """The plain model, fresh from its file."""
         return load_model(self.plain)[0]
 
-    def operated(self, **options: Any) -> onnx.ModelProto:
+    def transformed(self, **options: Any) -> onnx.ModelProto:
         """The model after surgery, its metadata in place, checked in full."""
         model, report = transform(self.model(), self.info, SurgeryOptions(**options))
         onnx.helper.set_model_props(model, {"darktrt": report.info.to_json()})
@@ -206,7 +206,7 @@ def as_float(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def labelled_images(made: Made, folder: Path) -> Path:
     """The files of the fixture ``labelled``."""
-    transform_file(made.plain, folder / "net.onnx", SurgeryOptions())
+    insert_plugins(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
         (folder / name).mkdir()
         for i in range(start, start + 5):
@@ -229,14 +229,13 @@ def darknet_labels(found: Detections, width: int, height: int) -> str:
     return "\n".join(lines)
 
 
-def found_in(labelled: Path, seed: int = 0, name: str = "A", precision: str = "tf32") -> tuple[VariantDetections, list[str]]:
-    """A variant that finds four of the labelled objects of each image, more or less where they are, with random scores; and
-    the images' SHA-256."""
+def made_detections(labelled: Path, seed: int = 0, name: str = "A", precision: str = "tf32") -> VariantDetections:
+    """Detections of four of the labelled objects of each image, near their boxes, with random scores."""
     with OnnxRunner(labelled / "net.onnx") as runner:
         info = runner.info
-    truth, random, images = load_truth([str(labelled / "photos")], info.class_names), np.random.default_rng(seed), {}
-    digests = digests_of(truth)
-    for digest, image in zip(digests, truth.images, strict=True):
+    ground_truth = load_ground_truth([str(labelled / "photos")], info.class_names)
+    random, images = np.random.default_rng(seed), {}
+    for digest, image in zip(ground_truth.digests, ground_truth.images, strict=True):
         x, y, width, height = np.array([one.box for one in image.objects[:4]]).T
         corners = np.stack([x, y, x + width, y + height], 1)
         corners += 0.08 * np.stack([width, height, width, height], 1) * random.standard_normal((4, 4))
@@ -244,7 +243,7 @@ def found_in(labelled: Path, seed: int = 0, name: str = "A", precision: str = "t
         scores = np.sort(random.random(4))[::-1].astype(np.float32)
         ids = np.array([one.class_id for one in image.objects[:4]], np.int32)
         images[digest] = Detections(boxes.astype(np.float32), scores, ids, info.class_names)
-    return VariantDetections(name, info, precision, Thresholds(0.001, 0.45), images), digests
+    return VariantDetections(name, info, precision, Thresholds(0.001, 0.45), images)
 
 
 def timing(name: str, milliseconds: float = 0.25, batch: int = 1, graph: bool = True, **more: str) -> dict[str, Any]:
@@ -256,9 +255,9 @@ def timing(name: str, milliseconds: float = 0.25, batch: int = 1, graph: bool = 
 
 def report_on_everything(made: Made, labelled: Path, folder: Path) -> Path:
     """The folder of the fixture ``report``."""
-    found, _ = found_in(labelled, name="INT8 engine", precision="int8")
+    detections = made_detections(labelled, name="INT8 engine", precision="int8")
     about = {"sha256": "ab" * 32, "runs in": "TensorRT 8.6.0", "on": "NVIDIA H200", "not in INT8": "/layers.0/Conv"}
-    save_detections([replace(found, about=about)], folder / "gpu.json")
+    save_detections([replace(detections, about=about)], folder / "gpu.json")
     times = {"gpu": "NVIDIA H200", "timings": [timing("other", plan_sha256="ab" * 32)]}
     (folder / "times.json").write_text(json.dumps(times))
     variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]

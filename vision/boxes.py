@@ -1,4 +1,4 @@
-"""Detections as validated arrays, and darknet's non-maximum suppression in NumPy: what its other forms are held to."""
+"""Detections as validated arrays, and darknet's non-maximum suppression in NumPy, the reference of its other forms."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from darktrt.metadata import NmsKind
 from darktrt.vision.images import Placement
 
 GREEDYNMS_EXPONENT = 0.6
-"""Fixed in darknet's box_diou; diounms takes beta_nms of the cfg instead."""
+"""The exponent of darknet's box_diou; diounms uses beta_nms of the cfg instead."""
 
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """What was found in one image; row i of every array is one detection, best score first as the detectors give them.
+    """The detections of one image; element i of every array belongs to detection i. Detectors sort them by score, best first.
 
     Raises:
         DarktrtError: the arrays differ in length, have a wrong shape or type, or hold values that no detection can have.
@@ -31,7 +31,7 @@ class Detections:
     class_ids: NDArray[np.int32]
     """``(n,)`` int32."""
     class_names: tuple[str, ...]
-    """The names of all classes the network knows, by id; empty where they are not known."""
+    """The names of all classes of the network, by id; empty where they are not known."""
 
     def __post_init__(self) -> None:
         count = len(self.scores)
@@ -54,11 +54,15 @@ class Detections:
         return [self.class_names[i] if self.class_names else str(i) for i in self.class_ids]
 
     def select(self, which: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Detections:
-        """Those that a mask, indices or a slice names, e.g. ``found.select(found.scores > 0.5)``."""
+        """The detections that a mask, indices or a slice selects: ``detections.select(detections.scores > 0.5)``."""
         return replace(self, boxes=self.boxes[which], scores=self.scores[which], class_ids=self.class_ids[which])
 
+    def to_rows(self) -> NDArray[np.float32]:
+        """``(n, 6)`` float32: x1 y1 x2 y2, score, class id."""
+        return detection_rows(self.boxes, self.scores, self.class_ids)
+
     def to_list(self) -> list[dict[str, Any]]:
-        """One JSON-able record a detection; numbers keep every digit of their float32."""
+        """A JSON-able record for each detection; numbers keep every digit of their float32."""
         rows = zip(self.names, self.class_ids, self.scores, self.boxes, strict=True)
         return [
             {"class": name, "class_id": int(class_id), "score": _shortest(score), "box": [_shortest(v) for v in box]}
@@ -66,7 +70,7 @@ class Detections:
         ]
 
     def to_table(self) -> str:
-        """Text for people: a heading and a line a detection, or ``nothing found``."""
+        """A table with a line for each detection, or ``nothing found``."""
         if not len(self):
             return "nothing found"
         width = max(5, *map(len, self.names))
@@ -84,6 +88,11 @@ def _check(name: str, array: NDArray[Any], shape: tuple[int, ...], dtype: type[n
         raise DarktrtError(f"detections: {name} must be finite, but {int((~np.isfinite(array)).sum())} values are not")
 
 
+def detection_rows(boxes: NDArray[Any], scores: NDArray[Any], class_ids: NDArray[Any]) -> NDArray[np.float32]:
+    """Boxes ``(n, 4)``, scores ``(n,)`` and class ids ``(n,)`` as one array ``(n, 6)`` float32."""
+    return np.column_stack([boxes, scores, class_ids]).astype(np.float32)
+
+
 def _shortest(value: np.float32) -> float:
     return float(str(value))
 
@@ -95,7 +104,7 @@ def place_detections(
     placement: Placement,
     class_names: tuple[str, ...],
 ) -> Detections:
-    """Detections of one image from what NMS left: boxes ``(n, 4)`` in network pixels go to the image and are clipped to it."""
+    """The detections of one image from boxes ``(n, 4)`` in pixels of the network input, clipped to the image."""
     edges = np.array([placement.image_width, placement.image_height] * 2, np.float32)
     clipped = np.clip(placement.to_image(boxes), np.float32(0), edges)
     return Detections(clipped, scores, class_ids, class_names)
@@ -115,8 +124,8 @@ def nms(
     """Non-maximum suppression per class of one image, as darknet's do_nms_sort and diounms_sort (box.c) do it.
 
     A pair of box and class is a candidate when its score exceeds ``score_threshold`` and the box is finite; of these the
-    ``max_candidates`` best go on. In order of score, equal ones in order of box and then class, a candidate is kept unless a
-    kept one of its class overlaps it by more than ``iou_threshold``. The ``max_detections`` best are returned.
+    ``max_candidates`` best are processed. In order of score, equal ones in order of box and then class, a candidate is kept
+    unless a kept one of its class overlaps it by more than ``iou_threshold``. The ``max_detections`` best are returned.
 
     Args:
         boxes: ``(A, 4)`` x1 y1 x2 y2 in pixels of the network input.
@@ -124,7 +133,7 @@ def nms(
         kind: overlap is IoU for ``plain``; ``greedynms`` and ``diounms`` subtract (d / c) ** exponent, with d the squared
             distance of the centres and c the squared diagonal of the box around both, in coordinates relative to
             ``image_size``; the exponent is 0.6 for the one and ``beta`` for the other.
-        image_size: width and height that the image takes of the network input; only their ratio matters.
+        image_size: width and height of the image inside the network input; only their ratio matters.
 
     Returns:
         Boxes ``(n, 4)``, scores ``(n,)`` and class ids ``(n,)`` int32, best first.
@@ -139,25 +148,25 @@ def nms(
         ranks = np.flatnonzero(class_ids == class_id)
         corners = np.ascontiguousarray(boxes[anchors[ranks]].T)
         with np.errstate(all="ignore"):  # boxes without area and huge ones give NaN, which suppresses nothing, as in C
-            kept.append(ranks[_keep(corners, np.float32(iou_threshold), exponent, image_size, max_detections)])
+            kept.append(ranks[_suppress(corners, np.float32(iou_threshold), exponent, image_size, max_detections)])
     best = np.sort(np.concatenate([np.empty(0, np.intp), *kept]))[:max_detections]
     return boxes[anchors[best]], flat[candidates[best]], class_ids[best].astype(np.int32)
 
 
-def _keep(
+def _suppress(
     corners: NDArray[np.float32],
     iou_threshold: np.float32,
     exponent: float | None,
     image_size: tuple[float, float],
     limit: int | None,
 ) -> list[int]:
-    """Which of one class's boxes ``(4, n)``, best first, stay; no more than ``limit``, for later ones could not be returned."""
+    """Indices of the boxes ``(4, n)`` of one class, best first, that are not suppressed; ``limit`` of them at most."""
     kept: list[int] = []
     alive = np.arange(corners.shape[1])
     while alive.size and len(kept) != limit:
         kept.append(int(alive[0]))
         best, corners, alive = corners[:, :1], corners[:, 1:], alive[1:]
-        over = _iou(best, corners)
+        over = box_iou(best, corners)
         suppressed = over > iou_threshold
         if exponent is not None and suppressed.any():
             # The distance term is never negative, so only these can stay above the threshold.
@@ -168,12 +177,15 @@ def _keep(
     return kept
 
 
-def _iou(best: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
-    """box_iou of ``(4, 1)`` with ``(4, n)``; where neither has an area NaN for its 0, which exceeds no threshold either."""
-    width = np.minimum(best[2], others[2]) - np.maximum(best[0], others[0])
-    height = np.minimum(best[3], others[3]) - np.maximum(best[1], others[1])
+def box_iou(box: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float32]:
+    """IoU of one box ``(4, 1)``, x1 y1 x2 y2, with others ``(4, n)``: ``(n,)``, as darknet's box_iou computes it.
+
+    It is NaN where neither has an area, for darknet's 0; both exceed no threshold.
+    """
+    width = np.minimum(box[2], others[2]) - np.maximum(box[0], others[0])
+    height = np.minimum(box[3], others[3]) - np.maximum(box[1], others[1])
     shared = np.maximum(width, 0) * np.maximum(height, 0)
-    union = (best[2] - best[0]) * (best[3] - best[1]) + (others[2] - others[0]) * (others[3] - others[1]) - shared
+    union = (box[2] - box[0]) * (box[3] - box[1]) + (others[2] - others[0]) * (others[3] - others[1]) - shared
     iou: NDArray[np.float32] = shared / union
     return iou
 
@@ -181,7 +193,7 @@ def _iou(best: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.f
 def _distance(
     best: NDArray[np.float32], others: NDArray[np.float32], exponent: float, image_size: tuple[float, float]
 ) -> NDArray[np.float32]:
-    """The term that box_diou and box_diounms subtract; the power is in double as in C."""
+    """The distance term that box_diou and box_diounms subtract; the power is computed in double as in C."""
     size = np.array([*image_size, *image_size], np.float32)[:, np.newaxis]
     a, b = best / size, others / size
     wide = np.maximum(a[2], b[2]) - np.minimum(a[0], b[0])

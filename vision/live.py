@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError
 from darktrt.files import check_writable
-from darktrt.vision.detector import Detector, FileResult, LiveSource, detect_frames, open_video, video_writer
+from darktrt.vision.detector import Detector
 from darktrt.vision.draw import draw
+from darktrt.vision.files import FileResult, detect_frames
+from darktrt.vision.video import LiveSource, open_video, video_writer
 
 _STREAM_OPTIONS = {"rtsp_transport": "tcp", "timeout": "10000000"}
 """For RTSP: no lost packets, which show as grey smears; and ten seconds, in microseconds, until a silent camera is given up."""

@@ -1,8 +1,9 @@
-"""Image files named by folders, lists, COCO files and patterns."""
+"""Image and video files named by folders, lists, COCO files and patterns."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
@@ -11,6 +12,7 @@ from pathlib import Path
 from darktrt.errors import DarktrtError
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
 def find_images(data: Sequence[str | Path], limit: int | None = None, seed: int = 0) -> list[Path]:
@@ -44,6 +46,43 @@ def find_images(data: Sequence[str | Path], limit: int | None = None, seed: int 
     if limit is not None and limit < len(images):
         images = sorted(random.Random(seed).sample(images, limit))
     return images
+
+
+def find_media(sources: Sequence[str | os.PathLike[str]], exclude: Path | None = None) -> dict[Path, Path]:
+    """All images and videos, each once: the path of every file, and its path relative to the source folder.
+
+    Args:
+        sources: files of any suffix, folders (searched to any depth by suffix), and patterns such as ``'shots/*.png'``.
+        exclude: a folder inside the sources to skip, such as the outputs of an earlier run; a source itself is not skipped.
+
+    Raises:
+        DarktrtError: there are no sources, or one is missing, cannot be read or has no images and videos.
+    """
+    if not sources:
+        raise DarktrtError("no sources; name images, videos or folders")
+    files: dict[Path, Path] = {}
+    for source in map(Path, sources):
+        try:
+            media = _media_of(source, exclude)
+        except (OSError, ValueError) as error:  # no permission, too long a name, a malformed pattern
+            raise DarktrtError(f"{source}: cannot be read: {error}") from error
+        if not media:
+            raise DarktrtError(f"{source}: no images or videos here ({' '.join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)})")
+        for file, relative in media.items():
+            files.setdefault(file, relative)
+    return files
+
+
+def _media_of(source: Path, exclude: Path | None) -> dict[Path, Path]:
+    if source.is_dir():
+        folder, pattern = source, "**/*"
+    elif source.exists() or source.is_symlink():
+        return {source: Path(source.name)}
+    else:
+        folder, pattern = split_pattern(source)
+    skipped = exclude.resolve() if exclude and exclude.resolve() != folder.resolve() else None
+    files = sorted(matching_files(folder, pattern, IMAGE_SUFFIXES + VIDEO_SUFFIXES))
+    return {file: file.relative_to(folder) for file in files if skipped not in file.resolve().parents}
 
 
 def path_of(entry: str) -> Path:

@@ -30,6 +30,9 @@ from darktrt.cli import (
 from darktrt.errors import DarktrtError
 from darktrt.progress import show_on_stderr
 
+_OPTIONS = {"calibration": "table", "calibration_images": "data"}
+"""Arguments whose option has another name."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; users' errors become one sentence on stderr and exit status 2."""
@@ -59,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _option(args: argparse.Namespace, error: DarktrtError) -> str:
     """The option of the argument that an error names, if the command has it."""
-    return f" [--{error.argument.replace('_', '-')}]" if error.argument and hasattr(args, error.argument) else ""
+    name = _OPTIONS.get(error.argument or "", error.argument)
+    return f" [--{name.replace('_', '-')}]" if name and hasattr(args, name) else ""
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,49 +1,50 @@
-"""``darktrt check report``: a page about how good a network's variants are."""
+"""``darktrt check report``: a page about the accuracy of a network's variants."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from darktrt.cli import groups
+from darktrt.cli import check_options, groups
 from darktrt.errors import DarktrtError
+from darktrt.progress import LOGGER
 
 if TYPE_CHECKING:
     from darktrt.check.agreement import Agreement
-    from darktrt.check.ground_truth import Truth
+    from darktrt.check.ground_truth import GroundTruth
+    from darktrt.check.report import Int8Parts, Parts
+    from darktrt.metadata import DetectorInfo
 
 
 def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "report",
-        "write a page about how good a network's variants are and where their errors come from",
+        "write a page about the accuracy of a network's variants and the origin of their errors",
         "darktrt check report val.json --model portable.onnx --simulate fp16,int8 --table calibration.table -o report",
         "darktrt check report photos/ --cfg my.cfg --weights my.weights --model portable.onnx --plan fp16.plan",
         "darktrt check report val.json --model ONNX=portable.onnx --load-detections gpu.json --bench times.json",
     )
     parser.set_defaults(command="check report", run=_report)
-    groups.add_labelled(parser)
-    groups.add_variants(parser)
-    groups.add_detections(parser)
+    check_options.add_labelled(parser)
+    check_options.add_variants(parser)
+    check_options.add_detections(parser)
     output = "folder to write index.html, report.json and report.md into (default: build/NETWORK/report)"
     parser.add_argument("-o", "--output", metavar="FOLDER", help=output)
     times = "latencies of the engines, from 'darktrt bench --json'; may be repeated"
     parser.add_argument("--bench", metavar="JSON", action="append", default=[], help=times)
     compared = "images that tensors and layers are compared on; 0 leaves that out (default: 8)"
     parser.add_argument("--compare-images", type=int, default=8, metavar="N", help=compared)
-    ranked = "images that INT8's cost is measured on, convolution by convolution; 0 leaves that out (default: 8)"
+    ranked = "images that the cost of INT8 is measured on, for each convolution; 0 leaves that out (default: 8)"
     parser.add_argument("--sensitivity-images", type=int, default=8, metavar="N", help=ranked)
-    shown = "images to show of those on which variants disagree most (default: 8)"
+    shown = "images to show, of those on which variants disagree most (default: 8)"
     parser.add_argument("--show-images", type=int, default=8, metavar="N", help=shown)
 
 
 def _report(args: argparse.Namespace) -> None:
-    from darktrt.check.detections import judge_all, to_table
-    from darktrt.check.report import Parts, int8_parts, make_report, read_timings
+    from darktrt.check.report import make_report
     from darktrt.check.report_page import PAGE, check_folder, write_report
 
     for option in ("compare_images", "sensitivity_images", "show_images"):
@@ -51,34 +52,56 @@ def _report(args: argparse.Namespace) -> None:
             raise DarktrtError(f"--{option.replace('_', '-')} {getattr(args, option)}: it must be at least 0")
     if args.output:
         check_folder(args.output)
-    timings = read_timings(args.bench)
-    notes: list[str] = []
-    truth, digests, found = groups.found(args, notes)
-    folder = Path(args.output or Path("build", found[0].info.name, "report"))
-    check_folder(folder)
-    judged = judge_all(found, truth, digests)
-    int8 = None
-    if args.table and args.model:
-        source, calibration = groups.named(args.model[0])[1], groups.calibration(args.table, args.fp_layers)
-        int8 = int8_parts(source, calibration, args.table, truth, digests, args.sensitivity_images)
-    comparison = _compared_outputs(args, truth)
-    report = make_report(Parts(truth, digests, judged, notes, comparison, int8, timings), args.show_images)
+    parts = _measure(args)
+    folder = _folder(args, parts.evaluation.variants[0].detections.info)
+    report = make_report(parts, args.show_images)
     write_report(report, folder)
     for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
-    print(to_table(judged))
+        if note not in parts.ground_truth.notes:  # those were warnings
+            LOGGER.info("note: %s", note)
+    print(parts.evaluation.to_table())
     print(f"{folder / PAGE}: the report")
 
 
-def _compared_outputs(args: argparse.Namespace, truth: Truth) -> Agreement | None:
-    """The variants' tensors against the first's, layer by layer where they give them; None where there is but one."""
+def _folder(args: argparse.Namespace, info: DetectorInfo) -> Path:
+    return Path(args.output or Path("build", info.name, "report"))
+
+
+def _measure(args: argparse.Namespace) -> Parts:
+    """All measurements; the shortest come first, for what cannot be compared to be refused early."""
+    from darktrt.check.evaluation import check_comparable, evaluate
+    from darktrt.check.report import Parts, read_timings
+    from darktrt.check.report_page import check_folder
+
+    timings = read_timings(args.bench)
+    loaded = check_options.loaded_detections(args)
+    with ExitStack() as stack:
+        variants = check_options.variants(args, stack, loaded=[one.info for one in loaded])
+        check_options.check_any(variants, loaded)
+        info = (variants or loaded)[0].info
+        check_folder(_folder(args, info))
+        ground_truth = check_options.ground_truth(args, info.class_names)
+        check_comparable(variants, ground_truth, loaded)
+        agreement = _agreement(args, ground_truth) if args.compare_images and len(variants) > 1 else None
+        int8 = _int8_parts(args, ground_truth) if args.table and args.model else None
+        return Parts(ground_truth, evaluate(variants, ground_truth, loaded), agreement, int8, timings)
+
+
+def _agreement(args: argparse.Namespace, ground_truth: GroundTruth) -> Agreement:
+    """The variants' tensors against the first's, by layer where they are outputs."""
     from darktrt.check.agreement import compare
     from darktrt.check.runs import load_image
 
     with ExitStack() as stack:
-        variants = groups.variants(args, stack, layers=True) if args.compare_images else []
-        if len(variants) < 2:
-            return None
-        paths = [image.path for image in truth.images[: args.compare_images]]
+        variants = check_options.variants(args, stack, layers=True)
+        paths = [image.path for image in ground_truth.images[: args.compare_images]]
         images = [load_image(path, variants[0].info) for path in paths]
         return compare(variants, images, layers=True, partly=True)
+
+
+def _int8_parts(args: argparse.Namespace, ground_truth: GroundTruth) -> Int8Parts:
+    from darktrt.check.report import int8_parts
+
+    source = check_options.split_name(args.model[0])[1]
+    calibration = groups.calibration(args.table, args.fp_layers)
+    return int8_parts(source, calibration, args.table, ground_truth, args.sensitivity_images)

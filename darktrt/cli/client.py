@@ -1,105 +1,131 @@
-"""``darktrt client``: objects found by a model on a Triton server."""
+"""``darktrt client``: a model on a Triton server detects objects, answers a request of noise, or is described."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import signal
-import sys
 import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from darktrt.cli import groups
 from darktrt.errors import DarktrtError
+from darktrt.progress import LOGGER
 
 if TYPE_CHECKING:
     from darktrt.serve.client.client import Client
-
-_CLIENT_KINDS = {
-    "image": "images; like folder and video it takes any files, which their suffixes tell apart",
-    "folder": "folders, to any depth",
-    "video": "videos",
-    "camera": "a camera of this machine: its number or device file",
-    "rtsp-url": "a stream of the network: its URL",
-    "dummy": "no image at all: noise, to see whether the model answers",
-    "info": "what the server says of the model",
-    "statistics": "what it counted",
-}
+    from darktrt.vision.video import LiveSource
 
 
 def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "client",
-        "find objects in images, videos, cameras and streams by a model on a Triton server",
-        "darktrt client image dog.jpg -o out.jpg",
-        "darktrt client folder holiday/ -o found/ --json > found.jsonl",
-        "darktrt client video street.mp4 -o out.mp4 --server http://gpu-box:8000 --model yolov4",
-        "darktrt client camera 0 -o out.mp4 --frames 500",
-        "darktrt client rtsp-url rtsp://user:password@camera/stream1 --json",
-        "darktrt client dummy --shared-memory system",
+        "use a model on a Triton server: client detect, client ping, client info, client statistics",
+        "darktrt client detect dog.jpg -o out.jpg",
+        "darktrt client ping",
+        "darktrt client info --json",
         "darktrt client statistics",
+        "darktrt client detect --help",
     )
-    kinds = "\n".join(f"  {name:<11}{text}" for name, text in _CLIENT_KINDS.items())
-    parser.epilog = f"what can be WHAT:\n{kinds}\n\n{parser.epilog}"
-    parser.add_argument("what", metavar="WHAT", choices=_CLIENT_KINDS, help="one of the words below")
-    parser.add_argument("sources", metavar="SOURCE", nargs="*", help="files, folders or patterns; or one device or URL")
+    steps = parser.add_subparsers(metavar="STEP", required=True)
+    _add_detect(steps)
+    _add_ping(steps)
+    _add_info(steps)
+    _add_statistics(steps)
+
+
+def _add_client(parser: argparse.ArgumentParser) -> None:
+    """The options of :func:`_client`."""
     groups.add_server(parser)
-    parser.add_argument("--model", metavar="NAME", help="may be left out where the server has one model")
-    parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
-    parser.add_argument("--json", action="store_true", help="print a line of JSON an image or frame instead of tables")
-    parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="(default: 0.25)")
-    parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="(default: 0.45)")
-    parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="most requests under way at once (default: 4)")
+    parser.add_argument("--model", metavar="NAME", help="name of the model; optional where the server has only one")
     retry = "how long to repeat a request while the server is away, in seconds (default: 30; 0: not at all)"
     parser.add_argument("--retry-seconds", type=float, default=30.0, metavar="S", help=retry)
-    parser.add_argument(
-        "--frames", type=int, metavar="N", help="of a camera or stream, stop after so many (default: at Ctrl-C)"
-    )
-    parser.set_defaults(run=_client)
 
 
-def _client(args: argparse.Namespace) -> None:
+@contextmanager
+def _client(args: argparse.Namespace, **options: Any) -> Iterator[Client]:
+    """A client of the server and model of the arguments; a warning counts the requests that it repeated."""
     from darktrt.serve.client.client import Client
 
-    one = {"camera": 1, "rtsp-url": 1, "dummy": 0, "info": 0, "statistics": 0}.get(args.what)
-    if (one is None and not args.sources) or (one is not None and len(args.sources) != one):
-        raise DarktrtError(
-            f"{args.what} takes {'one SOURCE or more' if one is None else f'{one} SOURCE'}, not {len(args.sources)}"
-        )
-    client = Client(
+    with Client(
         groups.endpoint(args),
         args.model,
         args.version,
-        score_threshold=args.score_threshold,
-        iou_threshold=args.iou_threshold,
         batch=args.batch,
-        in_flight=args.in_flight,
         timeout=args.timeout,
         retry_seconds=args.retry_seconds,
         shared_memory=args.shared_memory,
-    )
-    with client:
-        run = {"camera": _client_live, "rtsp-url": _client_live, "dummy": _client_dummy}
-        run |= {"info": _client_info, "statistics": _client_info}
-        run.get(args.what, _client_files)(args, client)
+        **options,
+    ) as client:
+        yield client
         if client.retries:
-            print(f"the server was away; {client.retries} requests were repeated", file=sys.stderr)
+            LOGGER.warning(f"the server was away; {client.retries} requests were repeated")
 
 
-def _client_files(args: argparse.Namespace, client: Client) -> None:
-    with closing(client.detect_files(args.sources, args.output)) as results:
-        groups.print_results(args, results)
+# --- client detect ---
 
 
-def _client_live(args: argparse.Namespace, client: Client) -> None:
-    from darktrt.vision.live import camera, detect_live, stream
+def _add_detect(commands: groups.Commands) -> None:
+    from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD
 
-    source = (camera if args.what == "camera" else stream)(args.sources[0])
+    parser = groups.command(
+        commands,
+        "detect",
+        "detect objects in images, videos, a camera or a stream",
+        "darktrt client detect dog.jpg -o out.jpg",
+        "darktrt client detect holiday/ 'shots/*.png' -o drawn/ --json > detections.jsonl",
+        "darktrt client detect street.mp4 -o out.mp4 --server http://gpu-box:8000 --model yolov4",
+        "darktrt client detect camera:0 -o out.mp4 --frames 500",
+        "darktrt client detect rtsp://user:password@camera/stream1 --json",
+    )
+    parser.set_defaults(command="client detect", run=_detect)
+    sources = "images, videos, folders or patterns; or one camera (camera:0 or /dev/video0) or stream (rtsp://HOST/PATH)"
+    parser.add_argument("sources", metavar="SOURCE", nargs="+", help=sources)
+    _add_client(parser)
+    parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
+    parser.add_argument("--json", action="store_true", help="print a line of JSON an image or frame instead of tables")
+    for name, default in (("score", SCORE_THRESHOLD), ("iou", IOU_THRESHOLD)):
+        parser.add_argument(f"--{name}-threshold", type=float, default=default, metavar="X", help=f"(default: {default})")
+    parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="most requests under way at once (default: 4)")
+    frames = "number of frames of a camera or stream (default: until Ctrl-C)"
+    parser.add_argument("--frames", type=int, metavar="N", help=frames)
+
+
+def _detect(args: argparse.Namespace) -> None:
+    live = [source for source in map(_live_source, args.sources) if source]
+    if live and len(args.sources) > 1:
+        raise DarktrtError(f"{live[0]}: a camera or stream must be the only source")
+    if args.frames is not None and not live:
+        raise DarktrtError("images and videos are detected whole; only cameras and streams have a number of frames", "frames")
+    options = {name: getattr(args, name) for name in ("score_threshold", "iou_threshold", "in_flight")}
+    with _client(args, **options) as client:
+        if live:
+            _detect_live(args, client, live[0])
+        else:
+            with closing(client.detect_files(args.sources, args.output)) as results:
+                groups.print_results(args, results)
+
+
+def _live_source(source: str) -> LiveSource | None:
+    """The camera or stream that a source names; None for files."""
+    from darktrt.vision.live import camera, stream
+
+    if "://" in source:
+        return stream(source)
+    if source.startswith(("camera:", "/dev/")):
+        return camera(source.removeprefix("camera:"))
+    return None
+
+
+def _detect_live(args: argparse.Namespace, client: Client, source: LiveSource) -> None:
+    from darktrt.vision.live import detect_live
+
     stop = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stop.set())  # the video so far is kept
     output = Path(args.output) if args.output else None
@@ -107,23 +133,68 @@ def _client_live(args: argparse.Namespace, client: Client) -> None:
         groups.print_results(args, results)
 
 
-def _client_dummy(args: argparse.Namespace, client: Client) -> None:
+# --- client ping, info, statistics ---
+
+
+def _add_ping(commands: groups.Commands) -> None:
+    parser = groups.command(
+        commands,
+        "ping",
+        "send one request of noise: does the model answer, and how fast",
+        "darktrt client ping",
+        "darktrt client ping --server http://gpu-box:8000 --model yolov4 --shared-memory system",
+    )
+    parser.set_defaults(command="client ping", run=_ping)
+    _add_client(parser)
+
+
+def _ping(args: argparse.Namespace) -> None:
     import numpy as np
 
-    image = np.random.default_rng(0).integers(0, 256, (client.info.height, client.info.width, 3), np.uint8)
-    started = time.monotonic()
-    found = client.detect_all([image] * args.batch)
-    taken = 1e3 * (time.monotonic() - started)
-    print(f"{client.endpoint}: model '{client.model.name}' answered noise in {taken:.1f} ms, {args.batch} a request")
-    print(found[0].to_table())
+    with _client(args) as client:
+        image = np.random.default_rng(0).integers(0, 256, (client.info.height, client.info.width, 3), np.uint8)
+        started = time.monotonic()
+        detections = client.detect_all([image] * args.batch)
+        taken = 1e3 * (time.monotonic() - started)
+        print(f"{client.endpoint}: model '{client.model.name}' answered noise in {taken:.1f} ms, {args.batch} a request")
+        print(detections[0].to_table())
 
 
-def _client_info(args: argparse.Namespace, client: Client) -> None:
-    if args.what == "info":
+def _add_info(commands: groups.Commands) -> None:
+    parser = groups.command(
+        commands,
+        "info",
+        "print the server's description of the model: tensors, batches, classes",
+        "darktrt client info",
+        "darktrt client info --model yolov4 --json",
+    )
+    parser.set_defaults(command="client info", run=_info)
+    _add_client(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, with the whole metadata of the detector")
+
+
+def _info(args: argparse.Namespace) -> None:
+    with _client(args) as client:
         print(json.dumps(client.model.to_dict(), indent=2) if args.json else client.model.to_text())
-    elif args.json:
-        print(json.dumps([asdict(one) for one in client.statistics()]))
-    else:
-        from darktrt.serve.client.statistics import to_table
 
-        print(to_table(client.statistics(), client.model.max_batch > 0))
+
+def _add_statistics(commands: groups.Commands) -> None:
+    parser = groups.command(
+        commands,
+        "statistics",
+        "print the server's counts of the model: requests, failures, and the time of their parts",
+        "darktrt client statistics",
+        "darktrt client statistics --model yolov4 --json",
+    )
+    parser.set_defaults(command="client statistics", run=_statistics)
+    _add_client(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _statistics(args: argparse.Namespace) -> None:
+    from darktrt.serve.client.statistics import to_table
+
+    with _client(args) as client:
+        counts = client.statistics()
+        table = to_table(counts, batches=client.model.max_batch > 0)
+    print(json.dumps([asdict(version) for version in counts]) if args.json else table)

@@ -32,7 +32,8 @@ def add(commands: groups.Commands) -> None:
 
 def _detect(args: argparse.Namespace) -> None:
     from darktrt.engine.runtime import OnnxRunner, PlanRunner
-    from darktrt.vision.detector import Detector, detect_files
+    from darktrt.vision.detector import Detector
+    from darktrt.vision.files import detect_files
 
     if args.output:
         keep_inputs(args.output, args.model, args.engine)

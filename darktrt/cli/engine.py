@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +10,7 @@ from darktrt.cli import groups
 from darktrt.errors import DarktrtError
 
 if TYPE_CHECKING:
-    from darktrt.check.budget import Trade
     from darktrt.engine.options import BuildOptions
-    from darktrt.engine.weak_typing import GpuCalibration
-    from darktrt.surgery.qdq import Calibration
 
 
 def add(commands: groups.Commands) -> None:
@@ -86,29 +80,22 @@ def add(commands: groups.Commands) -> None:
 
 
 def _engine(args: argparse.Namespace) -> None:
-    from darktrt.engine.build import build_file, cache_path, check_files
+    from darktrt.engine.build import cache_path
     from darktrt.engine.layer_list import summary
-    from darktrt.vision.sources import path_of
+    from darktrt.pipeline import DropBudget, build_engine
+    from darktrt.vision.sources import find_images
 
-    budget_options = args.max_drop is not None, args.eval is not None
-    if any(budget_options) and not (all(budget_options) and args.table and args.precision == "int8"):
-        raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
-    on_gpu = args.calibrate_on == "gpu"
-    if on_gpu != bool(args.data) or (on_gpu and (args.table or args.precision != "int8")):
-        raise DarktrtError("--calibrate-on gpu, --data DATA and --precision int8 go together, without --table")
-    if args.fp_layers is not None and args.precision != "int8":
-        raise DarktrtError("--fp-layers names convolutions that INT8 leaves in FP16; give --precision int8, or leave it out")
-    options = _build_options(args)
-    files = args.source, args.table, args.plugins, *map(path_of, (*(args.eval or ()), *(args.data or ())))
-    check_files(args.output, options, *files, calibrates=on_gpu)
-    calibration = groups.calibration(args.table, args.fp_layers) if args.table else None
-    trade = _trade(args, calibration) if calibration and args.eval else None
-    if calibration and trade:
-        calibration = replace(calibration, fp_layers=trade.chosen.fp_layers)
-    cost = trade.cost(", ".join(args.eval)) if trade else None
-    with _gpu_calibration(args) if on_gpu else nullcontext(calibration) as scales:
-        manifest = build_file(args.source, args.output, options, scales, cost)
-    if on_gpu:
+    _check_together(args)
+    manifest = build_engine(
+        args.source,
+        args.output,
+        _build_options(args),
+        calibration=args.table,
+        calibration_images=find_images(args.data, args.data_limit, 0) if args.data else (),
+        fp_layers=groups.names(args.fp_layers),
+        budget=DropBudget(args.max_drop, args.eval, args.eval_limit) if args.eval else None,
+    )
+    if args.data:
         print(f"{cache_path(args.output)}: the scales that TensorRT found, as a table for another build")
     size = Path(args.output).stat().st_size / 2**20
     print(
@@ -116,8 +103,20 @@ def _engine(args: argparse.Namespace) -> None:
     )
     if args.precision == "int8":
         print(f"{args.output}: {summary(manifest.int8_convolutions, manifest.other_convolutions)}")
-    if trade:
-        print(f"{args.output}: {trade}")
+    if manifest.int8_cost:
+        print(f"{args.output}: {manifest.int8_cost}")
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Options that need one another."""
+    budget = args.max_drop is not None, args.eval is not None
+    if any(budget) and not (all(budget) and args.table and args.precision == "int8"):
+        raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
+    on_gpu = args.calibrate_on == "gpu"
+    if on_gpu != bool(args.data) or (on_gpu and (args.table or args.precision != "int8")):
+        raise DarktrtError("--calibrate-on gpu, --data DATA and --precision int8 go together, without --table")
+    if args.fp_layers is not None and args.precision != "int8":
+        raise DarktrtError("--fp-layers names convolutions that INT8 leaves in FP16; give --precision int8, or leave it out")
 
 
 def _build_options(args: argparse.Namespace) -> BuildOptions:
@@ -152,27 +151,3 @@ def _batch_range(text: str) -> tuple[int, int, int]:
             f"--batch {text}: write least, usual and largest batch, each not below the one before: --batch 1,4,16"
         )
     return int(parts[0]), int(parts[1]), int(parts[2])
-
-
-@contextmanager
-def _gpu_calibration(args: argparse.Namespace) -> Iterator[GpuCalibration]:
-    """TensorRT's own calibration on the images of --data; they leave the GPU's memory at the end."""
-    from darktrt.calib.trt_calibrator import image_source
-    from darktrt.engine.weak_typing import GpuCalibration
-    from darktrt.onnx_file import load_model
-    from darktrt.vision.sources import find_images
-
-    info = load_model(args.source)[1]
-    images = find_images(args.data, args.data_limit, 0)
-    with image_source(images, info) as source:
-        yield GpuCalibration(source, groups.names(args.fp_layers))
-
-
-def _trade(args: argparse.Namespace, calibration: Calibration) -> Trade:
-    """What INT8 must keep in floating point; what would stop the build later is told before this long work."""
-    from darktrt.check.budget import Evaluation, within_budget
-    from darktrt.engine.target import find_target
-
-    find_target(args.target)
-    evaluation = Evaluation(args.eval, args.eval_limit)
-    return within_budget(args.source, calibration, args.max_drop, evaluation, args.table)

@@ -6,19 +6,16 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
 
 if TYPE_CHECKING:
-    from darktrt.check.detections import VariantDetections
-    from darktrt.check.ground_truth import Truth
-    from darktrt.check.runs import Variant
     from darktrt.serve.client.transport import Endpoint
     from darktrt.surgery.qdq import Calibration
-    from darktrt.vision.detector import FileResult
+    from darktrt.vision.files import FileResult
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -82,144 +79,14 @@ def add_calibration_outputs(parser: argparse.ArgumentParser) -> None:
 
 def calibration(table: str, fp_layers: str | None = None) -> Calibration:
     """A table and what lies beside it."""
-    from darktrt.calib.bias_correction import load_channel_means
-    from darktrt.calib.fp_layers import load_fp_layers
-    from darktrt.calib.table import CalibrationTable
-    from darktrt.files import sha256_of
-    from darktrt.surgery.qdq import Calibration
+    from darktrt.pipeline import load_calibration
 
-    return Calibration(
-        CalibrationTable.load(table).scales,
-        load_fp_layers(table) if fp_layers is None else names(fp_layers),
-        load_channel_means(table),
-        sha256_of(table),
-    )
+    return load_calibration(table, names(fp_layers))
 
 
 def names(fp_layers: str | None) -> tuple[str, ...] | None:
     """``A,B``, or None where nothing was said."""
     return None if fp_layers is None else tuple(name for name in fp_layers.split(",") if name)
-
-
-def add_variants(parser: argparse.ArgumentParser) -> None:
-    """What runs the network; :func:`variants` makes it."""
-    called = "; NAME=FILE calls it so"
-    parser.add_argument("--cfg", metavar="CFG", help="the network in PyTorch, the reference: with --weights")
-    parser.add_argument("--weights", metavar="WEIGHTS", help="darknet weights")
-    parser.add_argument("--size", metavar="SIZE", help="of its input (default: that of the models, else the cfg's)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (default: cpu)")
-    onnx = f"run it in ONNX Runtime; may be repeated{called}"
-    parser.add_argument("--model", metavar="ONNX", action="append", default=[], help=onnx)
-    simulate = "fp16, int8 or fp16,int8: also run each ONNX rounding so, as engines do; int8 needs --table"
-    parser.add_argument("--simulate", metavar="PRECISION,...", default="", help=simulate)
-    add_calibration(parser)
-    plan = f"run this engine; may be repeated{called}"
-    parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help=plan)
-    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines, as 'darktrt engine' takes it")
-    served = f"ask this model of a Triton server, such as localhost:8001/yolov4@fp16 (without @: fp32); may be repeated{called}"
-    parser.add_argument("--triton", metavar="SERVER/MODEL[@PRECISION]", action="append", default=[], help=served)
-
-
-def variants(args: argparse.Namespace, stack: ExitStack, layers: bool = False) -> list[Variant]:
-    """What is to be run, the reference first; engines live as long as ``stack``."""
-    from darktrt.check.runs import Variant, onnx_variant, plan_variant
-    from darktrt.engine.runtime import PlanRunner
-
-    if (args.cfg is None) != (args.weights is None):
-        raise DarktrtError("--cfg CFG and --weights WEIGHTS go together")
-    others = [onnx_variant(path, layers, name) for name, path in map(named, args.model)]
-    others += _simulated(args, layers)
-    for name, path in map(named, args.plan):
-        others.append(plan_variant(stack.enter_context(PlanRunner(path, args.plugins)), name))
-    others += [_served(text, stack) for text in args.triton]
-    if args.cfg is None:
-        return others
-    from darktrt.convert.reference import TorchReference
-
-    size = parse_size(args.size) if args.size else (others[0].info.width, others[0].info.height) if others else None
-    reference = TorchReference(args.cfg, args.weights, size, layers, args.device)
-    about = {"runs in": "PyTorch", "on": args.device}
-    return [Variant("PyTorch", reference.info, "fp32", reference.run, about), *others]
-
-
-def variant_files(args: argparse.Namespace) -> list[str | None]:
-    return [args.cfg, args.weights, args.table, *(path for _, path in map(named, args.model + args.plan))]
-
-
-def named(text: str) -> tuple[str, str]:
-    """Name and path of ``[NAME=]PATH``; the name is empty where none is given."""
-    name, _, path = text.rpartition("=")
-    return name, path
-
-
-def _served(text: str, stack: ExitStack) -> Variant:
-    """A model of a Triton server, ``[NAME=]SERVER/MODEL[@PRECISION]``, for the server does not tell the precision."""
-    from darktrt.check.runs import Variant
-    from darktrt.check.tolerance import TOLERANCES
-    from darktrt.serve.client.client import triton_run
-
-    name, address = named(text)
-    address, _, precision = address.partition("@")
-    server, _, model = address.rpartition("/")
-    if not model or not server or server.endswith("/") or precision not in ("", *TOLERANCES):
-        raise DarktrtError(f"--triton {text}: name SERVER/MODEL, such as localhost:8001/yolov4, or SERVER/MODEL@fp16")
-    run, info = stack.enter_context(triton_run(server, model))
-    stated = precision or ("int8" if info.int8_convolutions else "fp32")
-    return Variant(name or address, info, stated, run, {"runs in": "Triton", "on": server})
-
-
-def _simulated(args: argparse.Namespace, layers: bool) -> list[Variant]:
-    wanted = [precision for precision in args.simulate.split(",") if precision]
-    if not wanted:
-        return []
-    from darktrt.check.runs import simulated_variant
-
-    if odd := [precision for precision in wanted if precision not in ("fp16", "int8")]:
-        raise DarktrtError(f"--simulate {args.simulate}: '{odd[0]}' is neither fp16 nor int8")
-    if not args.model:
-        raise DarktrtError("--simulate rounds what an ONNX file computes; name one by --model")
-    scales = calibration(args.table, args.fp_layers) if args.table else None
-    files = [(name, path, precision) for name, path in map(named, args.model) for precision in wanted]
-    return [simulated_variant(path, precision, scales, layers, name) for name, path, precision in files]
-
-
-def add_labelled(parser: argparse.ArgumentParser, name: str = "data") -> None:
-    """The images to judge on; :func:`truth` loads them."""
-    data = "a COCO json with annotations, or FILE.json:FOLDER; or images with darknet's label files: folders, lists, patterns"
-    parser.add_argument(name, metavar="DATA", nargs="+", help=data)
-    parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N images")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
-    names = "names of the classes in darknet's label files, a line each (default: they are the network's)"
-    parser.add_argument("--names", metavar="FILE", help=names)
-    mapped = "lines CLASS OF THE LABELS = CLASS OF THE NETWORK, where the names do not tell"
-    parser.add_argument("--class-map", metavar="FILE", help=mapped)
-
-
-def truth(args: argparse.Namespace, class_names: Sequence[str], notes: list[str]) -> Truth:
-    from darktrt.check.ground_truth import LabelClasses, load_truth, read_class_map, read_names
-
-    of_labels = read_names(args.names) if args.names else None
-    mapped = read_class_map(args.class_map) if args.class_map else None
-    return load_truth(args.data, class_names, args.limit, args.seed, LabelClasses(of_labels, mapped), notes)
-
-
-def add_detections(parser: argparse.ArgumentParser) -> None:
-    loaded = "also what was kept by 'check map --save-detections', here or on another machine; may be repeated"
-    parser.add_argument("--load-detections", metavar="JSON", action="append", default=[], help=loaded)
-
-
-def found(args: argparse.Namespace, notes: list[str]) -> tuple[Truth, list[str], list[VariantDetections]]:
-    """The labels, the images' SHA-256, and what every variant finds; what is odd about the labels goes to ``notes``."""
-    from darktrt.check.detections import digests_of, find, load_detections
-
-    loaded = [one for path in args.load_detections for one in load_detections(path)]
-    with ExitStack() as stack:
-        runnable = variants(args, stack)
-        if not runnable and not loaded:
-            raise DarktrtError("nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections")
-        labels = truth(args, (runnable or loaded)[0].info.class_names, notes)
-        digests = digests_of(labels)
-        return labels, digests, [find(variant, labels, digests) for variant in runnable] + loaded
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 from contextlib import ExitStack, suppress
 
 from darktrt.cli import groups
+from darktrt.progress import LOGGER
 
 
 def add(commands: groups.Commands) -> None:
@@ -21,32 +21,31 @@ def add(commands: groups.Commands) -> None:
         "darktrt serve start model_repository --argument=--log-verbose=1",
     )
     parser.set_defaults(command="serve start", run=_start)
-    parser.add_argument("repository", metavar="FOLDER", help="what 'darktrt serve repository' wrote")
+    parser.add_argument("repository", metavar="FOLDER", help="a model repository of 'darktrt serve repository'")
     programs = (
-        "path: the tritonserver on PATH; docker: print its command; pip: that of nvidia-pytriton (default: the first of these)"
+        "path: the tritonserver on PATH; docker: print the command of a container; pip: that of nvidia-pytriton; auto: the "
+        "first of these that runs here (default: auto)"
     )
-    parser.add_argument(
-        "--program", choices=["auto", "path", "docker", "pip"], default="auto", help=f"{programs} (default: auto)"
-    )
-    parser.add_argument(
-        "--address", default="127.0.0.1", metavar="IP", help="to listen at (default: 127.0.0.1, this machine alone)"
-    )
+    parser.add_argument("--program", choices=["auto", "path", "docker", "pip"], default="auto", help=programs)
+    address = "address to listen at (default: 127.0.0.1, for clients on this machine only)"
+    parser.add_argument("--address", default="127.0.0.1", metavar="IP", help=address)
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         parser.add_argument(f"--{name}-port", type=int, default=port, metavar="N", help=f"(default: {port})")
-    load = "start with these models alone, and let clients load and unload models"
+    load = "load only these models, and let clients load and unload models"
     parser.add_argument("--load", nargs="+", metavar="NAME", help=load)
-    parser.add_argument("--most-mb", type=int, default=64, metavar="MB", help="of a request over HTTP (default: 64)")
-    parser.add_argument(
-        "--cache-mb", type=int, default=0, metavar="MB", help="of the cache of models with --cache (default: 0, none)"
-    )
+    request = "largest request over HTTP (default: 64)"
+    parser.add_argument("--max-request-mb", type=int, default=64, metavar="MB", help=request)
+    cache = "size of the response cache, for models written with --cache (default: 0, no cache)"
+    parser.add_argument("--cache-mb", type=int, default=0, metavar="MB", help=cache)
     parser.add_argument("--log", metavar="FILE", help="write the server's log there")
-    more = "one more for tritonserver itself, written with =; may be repeated"
+    more = "an option of tritonserver itself, written as --argument=--NAME=VALUE; may be repeated"
     parser.add_argument("--argument", metavar="WORD", action="append", default=[], dest="arguments", help=more)
 
 
 def _start(args: argparse.Namespace) -> None:
     from darktrt.serve.containers import docker_command
-    from darktrt.serve.server import StartOptions, choose_program, running
+    from darktrt.serve.install import choose_program
+    from darktrt.serve.server import StartOptions, running
 
     options = StartOptions(
         args.address,
@@ -54,7 +53,7 @@ def _start(args: argparse.Namespace) -> None:
         args.grpc_port,
         args.metrics_port,
         None if args.load is None else tuple(args.load),
-        args.most_mb << 20,
+        args.max_request_mb << 20,
         args.cache_mb << 20,
         tuple(args.arguments),
     )
@@ -63,7 +62,7 @@ def _start(args: argparse.Namespace) -> None:
     if program is None:
         start = docker_command(args.repository, options)
         for warning in start.warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+            LOGGER.warning(warning)
         print(start)
         return
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ import argparse
 
 from darktrt.cli import groups
 from darktrt.errors import DarktrtError
+from darktrt.metadata import Thresholds
 
 
 def add(commands: groups.Commands) -> None:
@@ -54,7 +55,7 @@ def add(commands: groups.Commands) -> None:
 
 
 def _surgery(args: argparse.Namespace) -> None:
-    from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+    from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
     if args.qdq != bool(args.table):
         raise DarktrtError("--qdq and --table TABLE go together")
@@ -65,15 +66,15 @@ def _surgery(args: argparse.Namespace) -> None:
         args.max_candidates,
         args.max_detections,
         groups.calibration(args.table, args.fp_layers) if args.qdq else None,
-        tuple(args.thresholds) if args.thresholds else None,
+        Thresholds(*args.thresholds) if args.thresholds else None,
         args.mark_layers,
     )
-    report = transform_file(args.source, args.output, options)
+    report = insert_plugins(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced"
     if any(report.fused):
-        mish += f", {report.fused.adds} adds and {report.fused.concats} concats took theirs in"
+        mish += f", {report.fused.adds} adds and {report.fused.concats} concats fused with theirs"
     layers = f", {report.layer_outputs} further outputs" if args.mark_layers else ""
     print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies{layers}")
     if report.int8:
-        kept = ", ".join(report.int8.fp_layers) or "none"
-        print(f"{len(report.int8.quantized)} convolutions in INT8; kept in floating point: {kept}")
+        layers = ", ".join(report.int8.fp_layers) or "none"
+        print(f"{len(report.int8.quantized)} convolutions in INT8; in floating point: {layers}")

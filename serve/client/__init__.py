@@ -1,1 +1,1 @@
-"""A client of models that darktrt has put on a Triton server."""
+"""A client of detectors on a Triton server."""

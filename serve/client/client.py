@@ -1,4 +1,4 @@
-"""A client of detectors on a Triton server, for programs: ``with Client("localhost:8001") as c: c.detect(image)``."""
+"""A client of detectors on a Triton server: ``with Client("localhost:8001") as client: client.detect("dog.jpg")``."""
 
 from __future__ import annotations
 
@@ -19,36 +19,35 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from darktrt.errors import DarktrtError
-from darktrt.metadata import DetectorInfo
-from darktrt.serve.client.model_info import ENCODED, ModelInfo
+from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo
 from darktrt.serve.client.shared_memory import free_abandoned
 from darktrt.serve.client.slots import SharedMemory, Slot
 from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint, Transport
+from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Arrays, Detector, FileResult, Run, ahead, detect_files
+from darktrt.vision.detector import Arrays, Detector, ImageLike, Run
+from darktrt.vision.files import FileResult, ahead, detect_files
 from darktrt.vision.images import read_image
-
-ImageLike = NDArray[np.uint8] | str | os.PathLike[str]
-"""An RGB image ``(H, W, 3)``, or the file that it is in."""
 
 _Value = TypeVar("_Value")
 
 
 class Client:
-    """A connection to one model of a server, to be used as a context; its methods may be called from several threads.
+    """A connection to one model of a server, to be used as a context; several threads may call its methods.
 
     Args:
         server: ``HOST:PORT`` for gRPC, ``http://HOST:PORT``, either with TLS as ``grpcs://`` or ``https://``, or an
             :class:`~darktrt.serve.client.transport.Endpoint` with certificates.
-        model: its name; may be left out where the server has one model.
-        version: as a number in text; without it the server's policy decides.
+        model: its name; optional where the server has one model.
+        version: a number as text (default: the server chooses by its policy).
         score_threshold, iou_threshold: of :meth:`detect`; sent with every request.
-        batch: most images of one request; those of :meth:`detect_files` and :meth:`detect_all` go together.
+        batch: most images of one request; :meth:`detect_files` and :meth:`detect_all` fill requests up to it.
         in_flight: most requests under way at once.
-        timeout: seconds that a request may take.
-        retry_seconds: how long a request is repeated while the server cannot be reached, say because it is started anew.
-        shared_memory: how images get to a server on this machine: ``system`` or ``cuda`` memory, or ``none``, by the socket.
+        timeout: seconds that a request may last.
+        retry_seconds: how long to repeat a request while the server cannot be reached, such as during its restart.
+        shared_memory: ``system`` or ``cuda`` memory for images to a server on this machine, or ``none`` to send them by the
+            socket.
 
     Raises:
         DarktrtError: the server cannot be reached, has no such model, or the model was not made by darktrt.
@@ -60,8 +59,8 @@ class Client:
         model: str | None = None,
         version: str = "",
         *,
-        score_threshold: float = 0.25,
-        iou_threshold: float = 0.45,
+        score_threshold: float = SCORE_THRESHOLD,
+        iou_threshold: float = IOU_THRESHOLD,
         batch: int = 1,
         in_flight: int = 4,
         timeout: float | None = 60.0,
@@ -75,10 +74,10 @@ class Client:
         self._connection = _wait(_Connection.open(self.endpoint, timeout))
         try:
             self.model = _wait(self._connection.find(model, version))
-            self._connection.transport.retry_seconds = retry_seconds  # a server that is not there at all is told at once
+            self._connection.transport.retry_seconds = retry_seconds  # only now: a missing server is an error at once
             self.info = _client_info(self.model, batch)
             _wait(self._connection.make_slots(self.model, self.info.batch[2], in_flight, shared_memory))
-            kind = EncodedDetector if self.model.takes_files else Detector
+            kind = EncodedDetector if self.model.encoded else Detector
             self.detector = kind(self.run, self.info, score_threshold, iou_threshold)
         except BaseException:
             self.close()
@@ -86,11 +85,14 @@ class Client:
 
     @property
     def retries(self) -> int:
-        """How many requests had to be repeated so far because the server was away."""
+        """How many requests were repeated so far because the server was away."""
         return self._connection.transport.retries
 
     def detect(self, image: ImageLike) -> Detections:
-        """What is in one image, in its pixels, best first.
+        """The detections in one image, in pixels of the image, best first.
+
+        Args:
+            image: an RGB array ``(H, W, 3)`` uint8, or the path of an image file.
 
         Raises:
             DarktrtError: it is no image, or the server does not answer.
@@ -98,38 +100,33 @@ class Client:
         return self.detect_all([image])[0]
 
     def detect_all(self, images: Sequence[ImageLike]) -> list[Detections]:
-        """As :meth:`detect` of each, in requests of up to ``batch`` images, of which up to ``in_flight`` are under way."""
+        """The detections of each image, in requests of up to ``batch`` images, ``in_flight`` of them under way at once."""
         size = self.info.batch[2]
         groups = [images[first : first + size] for first in range(0, len(images), size)]
-        with closing(ahead(self._detect, groups, min(self.in_flight, max(len(groups), 1)))) as results:
-            return [one for _, found in results for one in found]
-
-    def _detect(self, images: Sequence[ImageLike]) -> list[Detections]:
-        if isinstance(self.detector, EncodedDetector):
-            return self.detector.detect(images)
-        return self.detector.detect([image if isinstance(image, np.ndarray) else read_image(image) for image in images])
+        with closing(ahead(self.detector.detect, groups, min(self.in_flight, max(len(groups), 1)))) as results:
+            return [detections for _, group in results for detections in group]
 
     def detect_files(
         self, sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
     ) -> Generator[FileResult, None, None]:
-        """:func:`darktrt.vision.detector.detect_files` with up to ``in_flight`` requests at once; results keep their order."""
+        """:func:`darktrt.vision.files.detect_files` with up to ``in_flight`` requests at once; results keep their order."""
         return detect_files(self.detector, sources, output, self.in_flight)
 
     def run(self, inputs: Arrays) -> Arrays:
         """The model as a function, named arrays in and named arrays out, as ONNX Runtime or an engine would run it.
 
         Raises:
-            DarktrtError: the server refuses the request, takes too long, or stays away too long.
+            DarktrtError: the server refuses the request, does not answer in time, or stays away too long.
         """
         return _wait(self._connection.run(self.model, inputs))
 
     def statistics(self) -> list[ModelStatistics]:
-        """What the server counted for the model, one record a version."""
-        found = _wait(self._connection.transport.statistics(self.model.name, self.model.version))
-        return [ModelStatistics.of(one) for one in found]
+        """The server's counts of the model, one record a version."""
+        records = _wait(self._connection.transport.statistics(self.model.name, self.model.version))
+        return [ModelStatistics.of(record) for record in records]
 
     def close(self) -> None:
-        """Give up what is under way, and take the shared memory back; may be called twice."""
+        """Cancel requests under way, and release the shared memory; may be called twice."""
         _wait(self._connection.close())
 
     def __enter__(self) -> Client:
@@ -141,50 +138,50 @@ class Client:
 
 @contextmanager
 def triton_run(server: str | Endpoint, model: str | None = None, **options: Any) -> Iterator[tuple[Run, DetectorInfo]]:
-    """A model on a server as a function with its metadata, as the evaluators take one; ``options`` are :class:`Client`'s.
+    """A model on a server as a function with its metadata, the form of evaluators; ``options`` are :class:`Client`'s.
 
     Raises:
-        DarktrtError: as :class:`Client`, or the model takes encoded images.
+        DarktrtError: as :class:`Client`, or the model accepts only encoded images.
     """
     with Client(server, model, **options) as client:
-        if client.model.takes_files:
+        if client.model.encoded:
             raise DarktrtError(
-                f"{client.endpoint}: model '{client.model.name}' takes image files; serve it with --input tensor"
+                f"{client.endpoint}: model '{client.model.name}' accepts image files, not tensors; publish it for tensors"
             )
         yield client.run, client.info
 
 
 def _client_info(model: ModelInfo, batch: int) -> DetectorInfo:
-    """The metadata with the batches that requests may have: Triton's and ours, not the network's own."""
+    """The metadata with the batches of requests, those of Triton and of the client, instead of the network's own."""
     smallest, _, largest = model.info.batch
     if model.max_batch:
         smallest, largest = 1, model.max_batch
     if not smallest <= batch <= largest and batch != 1:
-        raise DarktrtError(f"model '{model.name}' takes {smallest} to {largest} images a request, not {batch}")
+        raise DarktrtError(f"model '{model.name}' accepts {smallest} to {largest} images a request, not {batch}", "batch")
     most = max(batch, smallest)
     return replace(model.info, batch=(smallest, most, most))
 
 
 class EncodedDetector(Detector):
-    """A model that gets images as files and gives boxes in their pixels."""
+    """A model that accepts encoded images and outputs boxes in their pixels."""
 
     def detect(self, images: Sequence[ImageLike]) -> list[Detections]:
-        """Detections of every image; files are sent as they are, arrays as PNG."""
-        size, found = self.info.batch[2], []
-        for first in range(0, len(images), size):
-            found += self._detect_encoded([_encoded(one) for one in images[first : first + size]])
-        return found
+        """Detections of every image; files are sent unchanged, arrays as PNG."""
+        size = self.info.batch[2]
+        groups = [images[first : first + size] for first in range(0, len(images), size)]
+        return [detections for group in groups for detections in self._detect_encoded([_encoded(image) for image in group])]
 
     def detect_images(
         self, paths: Sequence[Path], pixels: bool = True
     ) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
-        found = self.detect(paths)
-        return [read_image(path) if pixels else None for path in paths], found
+        detections = self.detect(paths)
+        return [read_image(path) if pixels else None for path in paths], detections
 
     def _detect_encoded(self, encoded: list[bytes]) -> list[Detections]:
-        outputs = self._run({ENCODED: np.array(encoded, object)[:, np.newaxis]})
+        files = {ENCODED_INPUT: np.array(encoded, object)[:, np.newaxis]}
+        outputs = self._run({**files, **self.info.threshold_inputs(self.thresholds)})
         parts = zip(*(outputs[name] for name in ("num_detections", "boxes", "scores", "classes")), strict=True)
-        return [self._cut(*one) for one in parts]
+        return [self._cut(*arrays) for arrays in parts]
 
     def _cut(self, count: NDArray[Any], boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any]) -> Detections:
         n = int(count.item())
@@ -200,7 +197,7 @@ def _encoded(image: ImageLike) -> bytes:
 
 
 def read_encoded(path: str | os.PathLike[str]) -> bytes:
-    """An image file as it is.
+    """The bytes of an image file.
 
     Raises:
         DarktrtError: it cannot be read.
@@ -211,15 +208,15 @@ def read_encoded(path: str | os.PathLike[str]) -> bytes:
         raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-# --- what lives in the event loop ---
+# --- the event loop ---
 
 
 _ONE_LOOP = threading.Lock()
 
 
 def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop of all clients of this process, in a thread of its own: gRPC for Python likes no second one."""
-    with _ONE_LOOP:  # the cache alone would let two threads start one each
+    """The event loop of all clients of this process, in a thread of its own: gRPC for Python does not support a second one."""
+    with _ONE_LOOP:  # with only the cache, two threads could start one each
         return _start_loop()
 
 
@@ -231,7 +228,7 @@ def _start_loop() -> asyncio.AbstractEventLoop:
 
 
 def _wait(work: Coroutine[Any, Any, _Value]) -> _Value:
-    """Do the work in the event loop; Ctrl-C here gives it up there."""
+    """Run the coroutine in the event loop and wait for it; Ctrl-C cancels it."""
     future = asyncio.run_coroutine_threadsafe(work, _loop())
     try:
         return future.result()
@@ -241,7 +238,7 @@ def _wait(work: Coroutine[Any, Any, _Value]) -> _Value:
 
 
 class _Connection:
-    """A transport, and lanes on it for as many requests as may be in flight."""
+    """A transport, and a slot for each request that may be in flight."""
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
@@ -260,9 +257,9 @@ class _Connection:
             names = await self.transport.models()
             if len(names) != 1:
                 has = f"has the models {', '.join(names)}; name one" if names else "has no model that is ready"
-                raise DarktrtError(f"{endpoint}: {has}")
+                raise DarktrtError(f"{endpoint}: {has}", "model")
             name = names[0]
-        return ModelInfo.of(await self.transport.config(name, version), version, str(endpoint))
+        return ModelInfo.from_config(await self.transport.config(name, version), str(endpoint), version)
 
     async def make_slots(self, model: ModelInfo, batch: int, count: int, kind: SharedMemory) -> None:
         if kind != "none":
@@ -270,7 +267,7 @@ class _Connection:
         for _ in range(count):
             slot = Slot(model, batch, kind)
             self._slots.append(slot)
-            await slot.take_memory(self.transport)
+            await slot.allocate(self.transport)
             self._free.put_nowait(slot)
 
     async def run(self, model: ModelInfo, inputs: Arrays) -> Arrays:

@@ -1,7 +1,7 @@
-"""Memory that a client shares with a server on its machine, so that images need not pass through a socket.
+"""Memory that a client shares with a server on its machine, so that images do not pass through a socket.
 
-A region is known to the server under the name of a file in ``/dev/shm`` that its owner holds locked. The kernel gives the lock
-back however the owner ends: a region whose file nobody locks was left behind, and :func:`free_abandoned` frees it. No other
+The server knows a region by the name of a file in ``/dev/shm``, which the owner of the region keeps locked. The kernel releases
+the lock however the owner ends: a region whose file nobody locks is abandoned, and :func:`free_abandoned` frees it. No other
 region is ever touched.
 """
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from darktrt.cuda import Driver
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.transport import MemoryKind, Place, Transport
+from darktrt.serve.client.transport import MemoryKind, MemorySlice, Transport
 
 FOLDER = Path("/dev/shm")
 PREFIX = "darktrt-"
@@ -37,7 +37,7 @@ _CUDA_HANDLE = 64
 
 
 class Memory(Protocol):
-    """A region: bytes that both sides see."""
+    """A region: bytes that client and server see."""
 
     name: str
 
@@ -51,11 +51,11 @@ class Memory(Protocol):
     async def unregister(self, transport: Transport) -> None: ...
 
     def close(self) -> None:
-        """Give the memory back, on this side; may be called twice."""
+        """Release the memory on the client's side; may be called twice."""
 
 
 class _OwnedFile:
-    """A new file in ``/dev/shm``, locked as long as it is open; from the first moment that it has its name."""
+    """A new file in ``/dev/shm``, locked while it is open, and before it has its name."""
 
     def __init__(self, endpoint: object, size: int) -> None:
         self.name = f"{prefix_of(endpoint)}{token_hex(8)}"
@@ -65,7 +65,7 @@ class _OwnedFile:
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if size:
-                    os.posix_fallocate(self.descriptor, 0, size)  # where there is no room, not a signal at the first write
+                    os.posix_fallocate(self.descriptor, 0, size)  # without room an error here, no signal at the first write
                 unnamed.rename(self.path)
             except BaseException:
                 os.close(self.descriptor)
@@ -115,7 +115,7 @@ class SystemMemory:
 
 
 class CudaMemory:
-    """A region in the memory of GPU 0; its file is empty and stands for the owner.
+    """A region in the memory of GPU 0; its file is empty and only shows that the owner lives.
 
     Raises:
         DarktrtError: there is no driver, no GPU, or not enough memory.
@@ -136,9 +136,7 @@ class CudaMemory:
         data = np.ascontiguousarray(array)
         with self._driver.current():
             self._driver.call("cuMemcpyHtoD_v2", self._at(offset), ctypes.c_void_p(data.ctypes.data), _size(data))
-            self._driver.call(
-                "cuCtxSynchronize"
-            )  # the copy may return before the last bytes are there, and another process reads
+            self._driver.call("cuCtxSynchronize")  # the copy may return before its last bytes arrive for other processes
 
     def read(self, offset: int, array: NDArray[Any]) -> None:
         with self._driver.current():
@@ -148,7 +146,7 @@ class CudaMemory:
         return ctypes.c_uint64(self._address + offset)
 
     def handle(self) -> bytes:
-        """By which another process opens this memory, in base64."""
+        """CUDA's handle for other processes, in base64."""
         handle = ctypes.create_string_buffer(_CUDA_HANDLE)
         with self._driver.current():
             self._driver.call("cuIpcGetMemHandle", handle, self._at(0))
@@ -174,7 +172,7 @@ def _size(array: NDArray[Any]) -> ctypes.c_size_t:
 
 
 async def _register(transport: Transport, kind: MemoryKind, name: str, register: Any) -> None:
-    """Register a region that the server does not know yet; it does where the answer to an earlier try was lost."""
+    """Register a region, which the server may know already where the answer to an earlier try was lost."""
     try:
         await register()
     except DarktrtError as error:
@@ -190,27 +188,27 @@ def make_memory(kind: MemoryKind, endpoint: object, size: int) -> Memory:
     return SystemMemory(endpoint, size) if kind == "system" else CudaMemory(endpoint, size)
 
 
-def layout(region: str, sizes: Mapping[str, int]) -> tuple[dict[str, Place], int]:
-    """Places for tensors of these sizes in bytes one behind the other, and the bytes that they take in all."""
-    places, offset = {}, 0
+def layout(region: str, sizes: Mapping[str, int]) -> tuple[dict[str, MemorySlice], int]:
+    """The slices of a region for tensors of these sizes in bytes, one behind the other, and the bytes of all."""
+    slices, offset = {}, 0
     for name, size in sizes.items():
-        places[name] = Place(region, offset, size)
+        slices[name] = MemorySlice(region, offset, size)
         offset += -(-size // _ALIGNMENT) * _ALIGNMENT
-    return places, offset
+    return slices, offset
 
 
-# --- what others left behind ---
+# --- abandoned regions ---
 
 
 def prefix_of(endpoint: object) -> str:
-    """How the names of all regions begin that were made for one server."""
+    """The first part of the names of all regions for one server."""
     return f"{PREFIX}{zlib.crc32(str(endpoint).encode()):08x}-"
 
 
 async def free_abandoned(transport: Transport) -> list[str]:
-    """Free the regions of clients that ended without doing so; return their names.
+    """Free the regions of clients that ended without freeing them; return their names.
 
-    Those are looked at that the server knows and those whose file says that they were made for it.
+    Candidates are the regions that the server knows and those whose names show that they are for this server.
     """
     known = {kind: await transport.regions(kind) for kind in _KINDS}
     names = {path.name for path in FOLDER.glob(f"{prefix_of(transport.endpoint)}*")}

@@ -1,4 +1,4 @@
-"""What a Triton server counts of a model: requests, failures, and where their time went."""
+"""A Triton server's counts of a model: requests, failures, and the time of their parts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
-"""Of a request's time in the server, by Triton's names: waiting, taking inputs in, running the model, giving outputs out."""
+"""Of a request's time in the server, by Triton's names: waiting, copying inputs, running the model, copying outputs."""
 
 
 @dataclass(frozen=True)
 class Spent:
-    """How often something happened, and the nanoseconds it took in all."""
+    """How often something happened, and the nanoseconds of all times together."""
 
     count: int = 0
     ns: int = 0
@@ -31,9 +31,9 @@ class ModelStatistics:
 
     version: str
     inferences: int
-    """Images, so more than requests where those are batches; of a model with ``max_batch_size: 0`` requests."""
+    """Images, more than requests where those are batches; requests of a model with ``max_batch_size: 0``."""
     executions: int
-    """Calls of the network, so fewer than requests where the server batches."""
+    """Runs of the network, fewer than requests where the server batches."""
     success: Spent
     fail: Spent
     queue: Spent
@@ -47,7 +47,7 @@ class ModelStatistics:
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> ModelStatistics:
-        """From the server's record; gRPC's has numbers as text and leaves out those that are 0."""
+        """From the server's record; gRPC's has numbers as text and omits zeros."""
         inner = record.get("inference_stats", {})
         return ModelStatistics(
             str(record.get("version", "")),

@@ -1,4 +1,4 @@
-"""One Triton server over gRPC or HTTP: requests with a time limit, repeated while the server is away, and errors for users."""
+"""Calls to one Triton server over gRPC or HTTP, with a time limit, repeated while the server is away, and errors for users."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SCHEMES: dict[str, tuple[Protocol, bool]] = {
     "http": ("http", False),
     "https": ("http", True),
 }
-"""What a URL may begin with: the protocol, and whether TLS is on."""
+"""The schemes of a URL: the protocol, and whether TLS is on."""
 
 _LARGEST_MESSAGE = 2**31 - 1
 _CHANNEL = [
@@ -37,29 +37,29 @@ _CHANNEL = [
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.enable_http_proxy", 0),
 ]
-"""gRPC's own pause between two tries to connect grows to two minutes, and it asks a proxy even for servers of this machine."""
+"""By default gRPC's pause between two tries to connect grows to two minutes, and it uses a proxy even for this machine."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
-"""Seconds between two tries: doubled each time, and a random part of it, so that clients do not come back all at once."""
+"""Seconds between two tries: doubled each time, and then a random part, so that clients do not return all at once."""
 
 _Value = TypeVar("_Value")
 
 
 class UnreachableError(DarktrtError):
-    """The server is not there at the moment; the same request may do later."""
+    """The server cannot be reached at the moment; the same request may succeed later."""
 
 
 class RegionLostError(DarktrtError):
-    """The server does not know a region of shared memory: it has been started anew since that was registered."""
+    """The server does not know a region of shared memory: it was restarted after the registration."""
 
 
 class TimedOutError(DarktrtError):
-    """There was no answer in time; the server may still be at work on the request."""
+    """The server did not answer in time; it may still be working on the request."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server listens, and how to talk to it."""
+    """The address of a server, with the protocol and the certificates of the connection."""
 
     protocol: Protocol
     address: str
@@ -68,7 +68,7 @@ class Endpoint:
     root_certificates: Path | None = None
     """PEM file of the authorities to trust instead of the system's."""
     certificate: Path | None = None
-    """PEM file to show to a server that asks who the client is; with its ``key``."""
+    """PEM file that authenticates the client to the server; with its ``key``."""
     key: Path | None = None
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Endpoint:
         if files and not self.tls:
             raise DarktrtError(f"{self}: certificates need TLS; begin the URL with grpcs:// or https://")
         if (self.certificate is None) != (self.key is None):
-            raise DarktrtError("a client's certificate and its key go together; give both")
+            raise DarktrtError("a client's certificate and its key go together", "key" if self.key is None else "certificate")
         for file in files:
             if not file.is_file():
                 raise DarktrtError(f"{file}: cannot read: no such file")
@@ -92,28 +92,30 @@ class Endpoint:
     def parse(
         url: str, root_certificates: str | None = None, certificate: str | None = None, key: str | None = None
     ) -> Endpoint:
-        """``HOST[:PORT]``, which is gRPC, or the same behind ``grpc://``, ``grpcs://``, ``http://`` or ``https://``.
+        """Parse ``HOST[:PORT]``, which is gRPC, or a URL ``grpc://``, ``grpcs://``, ``http://`` or ``https://`` of the two.
 
         Raises:
             DarktrtError: it is something else, or a certificate file is missing.
         """
-        scheme, found, rest = url.partition("://")
-        protocol, tls = _SCHEMES.get(scheme.lower() if found else "grpc", (None, False))
-        parts = urlsplit(f"//{rest if found else url}")
+        scheme, separator, rest = url.partition("://")
+        protocol, tls = _SCHEMES.get(scheme.lower() if separator else "grpc", (None, False))
+        parts = urlsplit(f"//{rest if separator else url}")
         try:
             port = parts.port
         except ValueError:
             protocol = None
         if protocol is None or not parts.hostname or parts.path.strip("/") or parts.query or parts.username:
-            raise DarktrtError(f"'{url}': is no server; write HOST:PORT for gRPC, or {', '.join(_SCHEMES)}://HOST:PORT")
+            raise DarktrtError(
+                f"'{url}': is no server; write HOST:PORT for gRPC, or {', '.join(_SCHEMES)}://HOST:PORT", "server"
+            )
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         files = (Path(file) if file else None for file in (root_certificates, certificate, key))
         return Endpoint(protocol, f"{host}:{port or PORTS[protocol]}", tls, *files)
 
 
 @dataclass(frozen=True)
-class Place:
-    """A stretch of a region of shared memory that the server knows."""
+class MemorySlice:
+    """The bytes of one tensor in a region of shared memory that the server knows."""
 
     region: str
     offset: int
@@ -121,10 +123,10 @@ class Place:
 
 
 class Transport:
-    """Calls to one server, from the event loop that is running when it is made; to be closed.
+    """Calls to one server, from the event loop that runs when the transport is made; to be closed.
 
     Args:
-        timeout: seconds that one try may take; None for no limit.
+        timeout: time limit of one try in seconds; None for no limit.
         retry_seconds: how long a call is repeated while the server cannot be reached; 0 for a single try.
 
     Raises:
@@ -136,13 +138,13 @@ class Transport:
         self.timeout = timeout
         self.retry_seconds = retry_seconds
         self.retries = 0
-        """How many calls had to be repeated so far."""
+        """How many calls were repeated so far."""
         self._library, self._client = _connect(endpoint)
 
     async def close(self) -> None:
         await self._client.close()
 
-    # --- what the server says of itself ---
+    # --- the server's reports ---
 
     async def models(self) -> list[str]:
         """Names of the models that are ready."""
@@ -151,24 +153,24 @@ class Transport:
         return sorted({str(entry["name"]) for entry in entries if entry.get("state", "READY") == "READY"})
 
     async def config(self, model: str, version: str) -> dict[str, Any]:
-        """The model's configuration as the server completed it, in the words of ``model_config.proto``."""
+        """The model's configuration as the server completed it, with the field names of ``model_config.proto``."""
         config = await self._json("get_model_config", model, version)
         inner: dict[str, Any] = config.get("config", config)
         return inner
 
     async def statistics(self, model: str, version: str) -> list[dict[str, Any]]:
-        """What the server counted since it loaded the model, one record a version."""
-        found = await self._json("get_inference_statistics", model, version)
-        return list(found.get("model_stats", []))
+        """The server's counts since it loaded the model, one record a version."""
+        counts = await self._json("get_inference_statistics", model, version)
+        return list(counts.get("model_stats", []))
 
     # --- shared memory ---
 
     async def regions(self, kind: MemoryKind) -> set[str]:
-        """Names of all regions of this kind that are registered, by whomever."""
-        found = await self._json(f"get_{kind}_shared_memory_status")
-        if isinstance(found, list):
-            return {str(one["name"]) for one in found}
-        return set(found.get("regions", {}))
+        """Names of all registered regions of this kind, by any client."""
+        status = await self._json(f"get_{kind}_shared_memory_status")
+        if isinstance(status, list):
+            return {str(region["name"]) for region in status}
+        return set(status.get("regions", {}))
 
     async def register_system(self, name: str, size: int) -> None:
         """Let the server map ``/dev/shm/NAME``, under that name."""
@@ -180,37 +182,37 @@ class Transport:
         await self._call(lambda: self._client.register_cuda_shared_memory(name, raw, device, size))
 
     async def unregister(self, kind: MemoryKind, name: str) -> None:
-        """Let the server forget one region; without a name Triton would forget those of every client."""
+        """Let the server forget one region; without a name Triton would forget the regions of all clients."""
         if not name:
             raise ValueError("a region has a name")
         await self._call(lambda: getattr(self._client, f"unregister_{kind}_shared_memory")(name))
 
     # --- inference ---
 
-    def input(self, name: str, array: NDArray[Any], place: Place | None = None) -> Any:
-        """An input of a request: the array itself, or the place where the server finds one of this shape and type."""
+    def input(self, name: str, array: NDArray[Any], memory: MemorySlice | None = None) -> Any:
+        """An input of a request: the array itself, or shared memory with an array of this shape and type."""
         from tritonclient.utils import np_to_triton_dtype
 
         tensor = self._library.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
-        if place:
-            tensor.set_shared_memory(place.region, place.size, place.offset)
+        if memory:
+            tensor.set_shared_memory(memory.region, memory.size, memory.offset)
         else:
             tensor.set_data_from_numpy(array)
         return tensor
 
-    def output(self, name: str, place: Place | None = None) -> Any:
-        """An output that a request asks for, in the answer or in a place of shared memory."""
+    def output(self, name: str, memory: MemorySlice | None = None) -> Any:
+        """An output of a request, in the answer or in shared memory."""
         tensor = self._library.InferRequestedOutput(name)
-        if place:
-            tensor.set_shared_memory(place.region, place.size, place.offset)
+        if memory:
+            tensor.set_shared_memory(memory.region, memory.size, memory.offset)
         return tensor
 
     async def infer(self, model: str, version: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
         """Run the model once; tritonclient's ``InferResult``.
 
         Raises:
-            TimedOutError: it takes too long.
-            RegionLostError: a place is in a region that the server does not know.
+            TimedOutError: the server does not answer in time.
+            RegionLostError: the server does not know a region of shared memory of the request.
             DarktrtError: the server refuses the request, or stays away too long.
         """
         return await self._call(lambda: self._client.infer(model, inputs, model_version=version, outputs=outputs))
@@ -227,7 +229,7 @@ class Transport:
             try:
                 return await asyncio.wait_for(call(), self.timeout)
             except asyncio.TimeoutError as error:
-                raise TimedOutError(f"{self.endpoint}: gave no answer within {self.timeout:g} s") from error
+                raise TimedOutError(f"{self.endpoint}: no answer within {self.timeout:g} s") from error
             except Exception as error:
                 failure = self._failure(error)
                 if failure is None:
@@ -239,7 +241,7 @@ class Transport:
         raise AssertionError("there is always another pause")
 
     def _failure(self, error: Exception) -> DarktrtError | None:
-        """What an exception of the libraries means; None for one that is none of theirs."""
+        """The error for an exception of the client libraries; None for other exceptions."""
         from tritonclient.utils import InferenceServerException
 
         if self.endpoint.protocol == "http" and _is_aiohttp(error):

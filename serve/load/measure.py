@@ -1,4 +1,4 @@
-"""How much a server takes: throughput and latency by the number of requests at once, and where their time goes."""
+"""A server under load: throughput and latency by the number of concurrent requests, and the time of their parts."""
 
 from __future__ import annotations
 
@@ -7,70 +7,71 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from darktrt.errors import DarktrtError
+from darktrt.metadata import Thresholds
+from darktrt.progress import LOGGER, progress
 from darktrt.serve.backend import MOST_PIXELS
 from darktrt.serve.client.client import Client, read_encoded
-from darktrt.serve.client.model_info import ENCODED, ModelInfo
 from darktrt.serve.client.slots import SharedMemory
 from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint
-from darktrt.serve.load import perf_analyzer
-from darktrt.serve.load.worker import Ask, Latency, Task, workers
+from darktrt.serve.load.worker import Latency, Task, Workers, workers
+from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
+from darktrt.serve.repository import find_model, models_of
+from darktrt.serve.server import running_on_free_ports
 from darktrt.vision.detector import Arrays, fit
 from darktrt.vision.images import decode_image
 
 CONCURRENCY = (1, 2, 4, 8, 16)
-SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 _MADE_SIZE = (480, 640)
 _MADE_IMAGES = 4
 _SAMPLE_SECONDS = 0.5
 _MOST_PROCESSES = 8
 _LONG = 0.2
-"""Of a level's time: requests that take longer count too little, for those under way at its end are left out."""
-
-Tool = Literal["auto", "perf_analyzer", "own"]
+"""Part of a level's time: longer requests are counted too rarely, because those under way at its end do not count."""
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How to make load."""
+    """The load to make.
+
+    Raises:
+        DarktrtError: a number is out of range.
+    """
 
     concurrency: tuple[int, ...] = CONCURRENCY
+    """Concurrent requests, a level of load each."""
     batch: int = 1
     """Images a request."""
     seconds: float = 5.0
     """Of each level, after a fifth of that to warm up."""
     processes: int = 0
-    """That ask; 0 for as many as the machine bears."""
+    """That send requests; 0 for half of the processors, at most 8."""
     shared_memory: SharedMemory = "none"
     timeout: float = 60.0
+    """Seconds that a request may last."""
     images: tuple[Path, ...] = ()
-    """What to ask about; made images where there is none."""
-    tool: Tool = "auto"
+    """Files to send; made images where there are none."""
     metrics: str | None = None
-    """URL of the server's metrics; its host's port 8002 where there is none."""
+    """URL of the server's metrics (default: port 8002 of its host)."""
 
     def __post_init__(self) -> None:
         if not self.concurrency or min(*self.concurrency, self.batch) < 1 or self.processes < 0 or not 0 < self.seconds <= 3600:
-            raise DarktrtError("load needs concurrencies and a batch of at least 1, and some seconds for each level")
+            raise DarktrtError("load needs concurrencies and a batch of 1 or more, and up to 3600 seconds a level")
 
 
 @dataclass(frozen=True)
 class Level:
-    """What so many requests at once came to."""
+    """The measurements with one number of concurrent requests."""
 
     concurrency: int
     infer_per_second: float
@@ -79,11 +80,11 @@ class Level:
     queue_ms: float
     """Mean of a request's wait inside the server."""
     compute_ms: float
-    """Mean of taking inputs in, running the model and giving outputs out."""
+    """Mean of copying inputs, running the model and copying outputs."""
     mean_batch: float
-    """Images that the server put together for one run of the network."""
+    """Images that the server batched for one run of the network."""
     gpu_percent: float | None
-    """Mean utilisation; None where nothing tells it."""
+    """Mean utilization; None where it is unknown."""
     failures: int = 0
 
 
@@ -93,7 +94,8 @@ class LoadReport:
 
     server: str
     model: str
-    tool: str
+    processes: int
+    """That sent the requests."""
     batch: int
     shared_memory: str
     levels: tuple[Level, ...]
@@ -105,9 +107,10 @@ class LoadReport:
 
     def to_markdown(self) -> str:
         """A line of facts, and a table with a row a level."""
+        processes = f"{self.processes} process{'es' * (self.processes > 1)}"
         shared = "by the socket" if self.shared_memory == "none" else f"in {self.shared_memory} shared memory"
         rows = [
-            f"{self.model} at {self.server}, {self.batch} a request, {shared}; asked by {self.tool}",
+            f"{self.model} at {self.server}, {self.batch} a request, {shared}; sent by {processes}",
             "",
             "| concurrency | infer/s | p50 ms | p90 | p95 | p99 | queue ms | compute ms | batch in the server | GPU | failed |",
             "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -123,7 +126,7 @@ class LoadReport:
 
 
 def side_by_side(reports: Sequence[LoadReport]) -> str:
-    """A table with a row a concurrency and a column a model: throughput, and the latency of half of the requests."""
+    """A table with a row a concurrency and a column a model: throughput and median latency."""
     rows = [f"| concurrency | {' | '.join(report.model for report in reports)} |", "|---" * (len(reports) + 1) + "|"]
     for levels in zip(*(report.levels for report in reports), strict=True):
         cells = [f"{level.infer_per_second:.1f} infer/sec, latency {1e3 * level.latency.p50:.0f} usec" for level in levels]
@@ -134,93 +137,96 @@ def side_by_side(reports: Sequence[LoadReport]) -> str:
 def measure_load(
     server: str | Endpoint, model: str | None = None, version: str = "", options: LoadOptions = LoadOptions()
 ) -> LoadReport:
-    """Load one model of a server, level by level, under a progress bar.
+    """Load one model of a server, level by level.
 
     Raises:
         DarktrtError: the server or the model is not there, it refuses every request of a level, or an image cannot be read.
     """
-    with Client(server, model, version, batch=options.batch, timeout=options.timeout, shared_memory=options.shared_memory) as c:
-        requests = make_requests(c.model, options)
-        task = Task(c.endpoint, c.model, requests, options.batch, options.shared_memory, options.timeout)
-        with _asking(task, options) as (ask, tool):
-            bar = tqdm(options.concurrency, unit=" levels", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
-            levels = tuple(_level(c, concurrency, ask, options) for concurrency in bar)
+    memory, count = options.shared_memory, options.processes or _default_processes(max(options.concurrency))
+    with Client(server, model, version, batch=options.batch, timeout=options.timeout, shared_memory=memory) as client:
+        requests = make_requests(replace(client.model, info=client.info), options)
+        task = Task(client.endpoint, client.model, requests, options.batch, memory, options.timeout)
+        levels = []
+        with workers(task, count) as running, progress(len(options.concurrency), "levels") as bar:
+            for concurrency in options.concurrency:
+                levels.append(_level(client, concurrency, running, options))
+                bar.update()
+    _warn_of_long_requests(client.model.name, levels, options.seconds)
+    return LoadReport(str(client.endpoint), client.model.name, count, options.batch, memory, tuple(levels))
+
+
+def measure_repository(
+    repository: str | Path, models: Sequence[str] = (), options: LoadOptions = LoadOptions()
+) -> list[LoadReport]:
+    """Load models of a repository, by default all, on a server that is started for it.
+
+    Raises:
+        DarktrtError: as :func:`darktrt.serve.server.running` and :func:`measure_load`.
+    """
+    folders = [find_model(repository, name) for name in models] or models_of(repository)
+    with running_on_free_ports(repository) as server:
+        options = replace(options, metrics=f"http://{server.metrics}/metrics")
+        return [measure_load(server.grpc, folder.name, "", options) for folder in folders]
+
+
+def _default_processes(concurrency: int) -> int:
+    return min(concurrency, max(1, (os.cpu_count() or 1) // 2), _MOST_PROCESSES)
+
+
+def _warn_of_long_requests(model: str, levels: Sequence[Level], seconds: float) -> None:
     slowest = max(level.latency.p99 for level in levels) / 1e3
-    if slowest > options.seconds * _LONG:
-        hint = f"levels of {options.seconds:g} s are short for that; take --seconds {slowest / _LONG:.0f}"
-        print(f"{c.model.name}: requests take up to {slowest:.1f} s; {hint}", file=sys.stderr)
-    return LoadReport(str(c.endpoint), c.model.name, tool, options.batch, options.shared_memory, levels)
+    if slowest > seconds * _LONG:
+        needed = f"levels of {seconds:g} s are too short for that; measure {slowest / _LONG:.0f} s"
+        LOGGER.warning(f"{model}: requests last up to {slowest:.1f} s; {needed}")
 
 
-@contextmanager
-def _asking(task: Task, options: LoadOptions) -> Iterator[tuple[Ask, str]]:
-    """Who asks, and its name."""
-    program = perf_analyzer.find() if options.tool != "own" else None
-    if program:
-        with perf_analyzer.asking(program, task, options.seconds) as ask:
-            yield ask, perf_analyzer.NAME
-    elif options.tool == "perf_analyzer":
-        raise DarktrtError(
-            "perf_analyzer is not installed, or does not start here: pip install perf-analyzer (glibc 2.38 or later)"
-        )
-    else:
-        count = options.processes or min(max(options.concurrency), max(1, (os.cpu_count() or 1) // 2), _MOST_PROCESSES)
-        with workers(task, count) as made:
-            yield (
-                lambda concurrency: made.ask(concurrency, options.seconds),
-                f"darktrt load, {count} process{'es' * (count > 1)}",
-            )
-
-
-def _level(client: Client, concurrency: int, ask: Ask, options: LoadOptions) -> Level:
+def _level(client: Client, concurrency: int, running: Workers, options: LoadOptions) -> Level:
     before = _totals(client)
-    with _Utilisation(client.endpoint.host, options.metrics) as utilisation:
-        asked = ask(concurrency)
+    with _Utilization(client.endpoint.host, options.metrics) as utilization:
+        load = running.send(concurrency, options.seconds)
     change = _totals(client) - before
     compute = sum(getattr(change, part).mean_ms for part in ("compute_input", "compute_infer", "compute_output"))
     return Level(
         concurrency,
-        asked.infer_per_second,
-        asked.latency,
+        load.infer_per_second,
+        load.latency,
         round(change.queue.mean_ms, 3),
         round(compute, 3),
         round(change.mean_batch * (1 if client.model.max_batch else options.batch), 2),  # else Triton counts requests
-        utilisation.percent(),
-        asked.failures,
+        utilization.percent(),
+        load.failures,
     )
 
 
 def _totals(client: Client) -> ModelStatistics:
-    """The statistics of the version that is loaded, or of that which answers most."""
-    return max(client.statistics(), key=lambda one: one.inferences)
+    """The statistics of the version with the most inferences."""
+    return max(client.statistics(), key=lambda version: version.inferences)
 
 
-# --- what is asked ---
+# --- requests ---
 
 
 def make_requests(model: ModelInfo, options: LoadOptions) -> tuple[Arrays, ...]:
-    """Inputs of a few different requests, as the client would send them.
+    """Inputs of a few different requests, as the client sends them.
+
+    Args:
+        model: with the batches of requests in its metadata, as :attr:`darktrt.serve.client.client.Client.info` has them.
 
     Raises:
         DarktrtError: an image cannot be read.
     """
-    groups = _groups(options)
-    make = _encoded_request if model.takes_files else _pixel_request
-    requests = tuple(make(model, group) for group in groups)
-    if "score_threshold" not in model.inputs:
-        return requests
-    thresholds = {"score_threshold": SCORE_THRESHOLD, "iou_threshold": IOU_THRESHOLD}
-    return tuple({**one, **{name: np.array([value], np.float32) for name, value in thresholds.items()}} for one in requests)
+    make = _encoded_request if model.encoded else _pixel_request
+    return tuple(make(model, group) for group in _groups(options))
 
 
 def _groups(options: LoadOptions) -> list[list[bytes]]:
-    """Encoded images, a batch of them for each of a few requests."""
+    """A batch of encoded images for each of a few requests."""
     files = [read_encoded(path) for path in options.images] or [_made_image(seed) for seed in range(_MADE_IMAGES)]
     return [[files[(i + j) % len(files)] for j in range(options.batch)] for i in range(len(files))]
 
 
 def _made_image(seed: int) -> bytes:
-    """Smooth shades with blocks on them as JPEG: as large as a photograph of that size is, which noise is not."""
+    """A JPEG of smooth shades and blocks, which is as large as that of a photograph; one of noise would be larger."""
     random = np.random.default_rng(seed)
     rows, columns = np.mgrid[0 : _MADE_SIZE[0], 0 : _MADE_SIZE[1]]
     image = np.stack([128 + 80 * np.sin(rows / (31 + 7 * i) + columns / (43 - 5 * i) + seed) for i in range(3)], 2)
@@ -233,23 +239,21 @@ def _made_image(seed: int) -> bytes:
     return encoded.getvalue()
 
 
-def _encoded_request(_: ModelInfo, images: Sequence[bytes]) -> Arrays:
-    return {ENCODED: np.array(images, object)[:, np.newaxis]}
+def _encoded_request(model: ModelInfo, images: Sequence[bytes]) -> Arrays:
+    return {ENCODED_INPUT: np.array(images, object)[:, np.newaxis], **model.info.threshold_inputs(Thresholds())}
 
 
 def _pixel_request(model: ModelInfo, images: Sequence[bytes]) -> Arrays:
-    fitted = [fit(decode_image(one, "an image to ask about", MOST_PIXELS), model.info) for one in images]
-    inputs: Arrays = {"images": np.stack([array for array, _ in fitted])}
-    if model.info.takes_image_size:
-        inputs["image_size"] = np.array([placement.inner_size for _, placement in fitted], np.float32)
-    return inputs
+    fitted = [fit(decode_image(image, "an image to send", MOST_PIXELS), model.info) for image in images]
+    sizes = [placement.inner_size for _, placement in fitted]
+    return model.info.model_inputs(np.stack([array for array, _ in fitted]), sizes, Thresholds())
 
 
 # --- the GPU ---
 
 
-class _Utilisation:
-    """Samples of how busy the GPUs are while a block runs."""
+class _Utilization:
+    """Samples of the utilization of the GPUs while a block runs."""
 
     def __init__(self, host: str, metrics: str | None) -> None:
         self._read = _nvidia_smi if host in ("localhost", "127.0.0.1", "::1") and shutil.which("nvidia-smi") else None
@@ -258,7 +262,7 @@ class _Utilisation:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> _Utilisation:
+    def __enter__(self) -> _Utilization:
         self._thread.start()
         return self
 
@@ -285,7 +289,7 @@ def _nvidia_smi() -> float | None:
 
 
 def _triton_metrics(url: str) -> float | None:
-    """Of the busiest GPU, by what the server tells Prometheus."""
+    """Utilization of the busiest GPU by the server's metrics for Prometheus."""
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as answer:
             text = answer.read().decode()

@@ -1,11 +1,11 @@
-"""The processes that make load: one Python alone cannot ask a GPU's server fast enough."""
+"""The processes that make load: one Python process cannot send requests fast enough for the server of a GPU."""
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.model_info import ModelInfo
 from darktrt.serve.client.slots import SharedMemory, Slot
 from darktrt.serve.client.transport import Endpoint, Transport
+from darktrt.serve.model_info import ModelInfo
 from darktrt.vision.detector import Arrays
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds from request to answer: of half of the requests, of 90, 95 and 99 in a hundred not more."""
+    """Percentiles of the milliseconds from request to answer."""
 
     p50: float
     p90: float
@@ -35,8 +35,8 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the side that asks saw of a level of load."""
+class LoadResult:
+    """A level of load, measured by the clients."""
 
     infer_per_second: float
     """Images, whatever the batch."""
@@ -44,53 +44,49 @@ class Asked:
     failures: int = 0
 
 
-Ask = Callable[[int], Asked]
-"""Makes load, so many requests at once."""
-
-
 @dataclass(frozen=True)
 class Task:
-    """What to ask of which model."""
+    """The requests to send to a model."""
 
     endpoint: Endpoint
     model: ModelInfo
     requests: tuple[Arrays, ...]
-    """Inputs to take turns with."""
+    """Inputs, used in turns."""
     batch: int
     shared_memory: SharedMemory
     timeout: float
 
 
 @dataclass(frozen=True)
-class Round:
-    """When a measurement counts, by the monotonic clock, which all processes share."""
+class Window:
+    """Start and end of a measurement by the monotonic clock, which all processes share."""
 
     start: float
     end: float
 
 
 @dataclass
-class Counted:
-    """What came of a round."""
+class Counts:
+    """The requests of one process in a window."""
 
     latencies: list[float] = field(default_factory=list)
-    """Milliseconds of the requests that were answered inside it."""
+    """Milliseconds of the requests with an answer in the window."""
     failures: int = 0
     error: str = ""
     """The first one."""
 
 
 class Workers:
-    """Processes, kept over several rounds."""
+    """Processes that send requests, for several levels of load."""
 
     def __init__(self, pipes: Sequence[Connection], batch: int) -> None:
         self._pipes, self._batch = pipes, batch
 
-    def ask(self, concurrency: int, seconds: float) -> Asked:
-        """A round of all processes together, which begins to count when a fifth of the time has gone to warming up.
+    def send(self, concurrency: int, seconds: float) -> LoadResult:
+        """Send requests from all processes together; the window begins after a fifth of its length to warm up.
 
         Raises:
-            DarktrtError: a worker could not begin, or no request was answered.
+            DarktrtError: a process could not begin, or no request was answered.
         """
         count = len(self._pipes)
         shares = [concurrency // count + (i < concurrency % count) for i in range(count)]
@@ -101,30 +97,32 @@ class Workers:
             _received(pipe)
         start = time.monotonic() + seconds / 5
         for pipe in busy:
-            pipe.send(Round(start, start + seconds))
-        counts: list[Counted] = [_received(pipe) for pipe in busy]
-        latencies = [value for one in counts for value in one.latencies]
+            pipe.send(Window(start, start + seconds))
+        return self._result([_received(pipe) for pipe in busy], seconds)
+
+    def _result(self, counts: Sequence[Counts], seconds: float) -> LoadResult:
+        latencies = [latency for process in counts for latency in process.latencies]
         if not latencies:
-            error = next((one.error for one in counts if one.error), "each takes longer")
+            error = next((process.error for process in counts if process.error), "each lasts longer")
             raise DarktrtError(f"no request was answered within {seconds:g} s ({error})")
         rate = round(len(latencies) * self._batch / seconds, 2)
-        return Asked(rate, Latency.of(latencies), sum(one.failures for one in counts))
+        return LoadResult(rate, Latency.of(latencies), sum(process.failures for process in counts))
 
 
 def _received(pipe: Connection) -> Any:
     try:
-        found = pipe.recv()
+        message = pipe.recv()
     except EOFError as error:
         raise DarktrtError("a process that made load ended early; is there enough memory?") from error
-    if isinstance(found, DarktrtError):
-        raise found
-    return found
+    if isinstance(message, DarktrtError):
+        raise message
+    return message
 
 
 @contextmanager
 def workers(task: Task, processes: int) -> Iterator[Workers]:
-    """So many processes that ask as ``task`` says; they end with the block."""
-    context = multiprocessing.get_context("spawn")  # a fork would copy gRPC's threads half
+    """So many processes that send the requests of the task; they end with the block."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy gRPC's state without its threads
     with ExitStack() as stack:
         pipes = []
         for _ in range(processes):
@@ -139,16 +137,16 @@ def workers(task: Task, processes: int) -> Iterator[Workers]:
 
 
 def _work(task: Task, pipe: Connection) -> None:
-    """In a process: rounds, until the other side closes the pipe."""
+    """In a process: measure windows until the other end of the pipe closes."""
     try:
-        asyncio.run(_rounds(task, pipe))
+        asyncio.run(_windows(task, pipe))
     except DarktrtError as error:
         pipe.send(error)
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         pass
 
 
-async def _rounds(task: Task, pipe: Connection) -> None:
+async def _windows(task: Task, pipe: Connection) -> None:
     transport = Transport(task.endpoint, task.timeout, retry_seconds=0)
     slots: list[Slot] = []
     try:
@@ -156,37 +154,33 @@ async def _rounds(task: Task, pipe: Connection) -> None:
             share: int = await asyncio.to_thread(pipe.recv)
             while len(slots) < share:
                 slots.append(Slot(task.model, task.batch, task.shared_memory))
-                await slots[-1].take_memory(transport)
-            requests = [task.requests[i % len(task.requests)] for i in range(share)]
-            with suppress(DarktrtError):  # the first of a server may take long; what is wrong with it is told below
-                await asyncio.gather(
-                    *(slot.send(transport, slot.prepare(transport, one)) for slot, one in zip(slots, requests, strict=False))
-                )
+                await slots[-1].allocate(transport)
+            pairs = [(slot, task.requests[i % len(task.requests)]) for i, slot in enumerate(slots[:share])]
+            with suppress(DarktrtError):  # the first request of a server may be slow; its errors are counted below
+                await asyncio.gather(*(slot.send(transport, slot.prepare(transport, inputs)) for slot, inputs in pairs))
             pipe.send("ready")
-            round_, counted = await asyncio.to_thread(pipe.recv), Counted()
-            await asyncio.gather(
-                *(_ask(slot, transport, one, round_, counted) for slot, one in zip(slots, requests, strict=False))
-            )
-            pipe.send(counted)
+            window, counts = await asyncio.to_thread(pipe.recv), Counts()
+            await asyncio.gather(*(_send(slot, transport, inputs, window, counts) for slot, inputs in pairs))
+            pipe.send(counts)
     finally:
         for slot in slots:
             await slot.close(transport)
         await transport.close()
 
 
-async def _ask(slot: Slot, transport: Transport, inputs: Arrays, round_: Round, counted: Counted) -> None:
-    """One request after the other until the round ends; those that end before its start are the warm-up."""
+async def _send(slot: Slot, transport: Transport, inputs: Arrays, window: Window, counts: Counts) -> None:
+    """Send one request after the other until the window ends; answers before its start belong to the warm-up."""
     prepared = slot.prepare(transport, inputs)
-    while time.monotonic() < round_.end:
+    while time.monotonic() < window.end:
         began = time.monotonic()
         try:
             await slot.send(transport, prepared)
         except DarktrtError as error:
-            counted.failures += 1
-            counted.error = counted.error or str(error)
-            await asyncio.sleep(0.1)  # a server that refuses at once is not to be flooded
+            counts.failures += 1
+            counts.error = counts.error or str(error)
+            await asyncio.sleep(0.1)  # spares a server that refuses at once
             prepared = slot.prepare(transport, inputs)
             continue
         ended = time.monotonic()
-        if round_.start <= ended < round_.end:
-            counted.latencies.append(1e3 * (ended - began))
+        if window.start <= ended < window.end:
+            counts.latencies.append(1e3 * (ended - began))

@@ -9,8 +9,8 @@ from helpers import MADE_CFG, make
 from triton_models import LETTERBOX_CFG, Models, operated, server_of
 
 from darktrt.onnx_file import load_model
-from darktrt.serve.config import ConfigOptions
-from darktrt.serve.repository import write_repository
+from darktrt.serve.config import PythonBackend
+from darktrt.serve.repository import publish
 from darktrt.serve.server import Server
 
 
@@ -20,9 +20,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     made = operated(make(folder, MADE_CFG, batch=(1, 3, 3)))
     letterbox = operated(make(folder, LETTERBOX_CFG, batch=(2, 2, 2), name="letterbox"), input="float")
     repository = folder / "repository"
-    write_repository(made, repository, ConfigOptions(warmup=False), "made")
-    write_repository(made, repository, ConfigOptions(input="jpeg", warmup=False), "files")
-    write_repository(letterbox, repository, ConfigOptions(warmup=False), "letterbox")
+    publish(made, repository, PythonBackend(warmup=False), "made")
+    publish(made, repository, PythonBackend(input="jpeg", warmup=False), "files")
+    publish(letterbox, repository, PythonBackend(warmup=False), "letterbox")
     assert load_model(letterbox)[1].takes_image_size
     return Models(repository, made, letterbox)
 

@@ -218,9 +218,9 @@ class Mix:
                 self.wrong.append(f"request {number}: {error}")
 
     def ask_nonsense(self, client: Client) -> None:
-        bad = np.array([[b"no image"]], object) if client.model.takes_files else np.zeros((1, 7, 9, 3), np.uint8)
+        bad = np.array([[b"no image"]], object) if client.model.encoded else np.zeros((1, 7, 9, 3), np.uint8)
         try:
-            client.run({"image" if client.model.takes_files else "images": bad})
+            client.run({"image" if client.model.encoded else "images": bad})
         except DarktrtError:
             with self._lock:
                 self.refused += 1

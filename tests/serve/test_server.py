@@ -18,16 +18,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import MADE_CFG, ROOT, SHARED, free_ports, head, made_image, make, net, run, thresholds
-from test_readme import blocks
-from test_readme import run as readme_run
+from test_docs import commands, copy_images, page
+from test_docs import run as run_guide
 from triton_models import Models, a_program, ask, encoded, operated, post, server_of
 
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
-from darktrt.serve.config import ConfigOptions
-from darktrt.serve.repository import write_repository
-from darktrt.serve.server import Server, StartOptions, program_on_path, running
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.serve.config import PythonBackend
+from darktrt.serve.program import program_on_path
+from darktrt.serve.repository import publish
+from darktrt.serve.server import Server, StartOptions, running
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import Detector
 
 grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'darktrt[serve]'")
@@ -86,7 +87,7 @@ def test_networks_of_other_classes_side_by_side_loaded_and_unloaded(tmp_path: Pa
     cfg = net(64, 64) + "[convolutional]\nfilters=8\nsize=3\nstride=8\npad=1\nactivation=leaky\n\n" + head(classes=1)
     other = operated(make(tmp_path, cfg, name="other"))
     for name, path in (("one", one), ("other", other)):
-        write_repository(path, tmp_path / "models", ConfigOptions(warmup=False, input="jpeg"), name)
+        publish(path, tmp_path / "models", PythonBackend(warmup=False, input="jpeg"), name)
     files = np.array([[encoded(made_image(64, 64))]], object)
     with server_of(tmp_path / "models", StartOptions(models=("one",))) as server:
         assert ask(server, "one", image=files)["boxes"].shape[::2] == (1, 4)
@@ -111,7 +112,7 @@ def test_clients_may_not_load_models_by_default(triton: Server) -> None:
 
 def test_the_cache_answers_what_came_before(tmp_path: Path) -> None:
     path = operated(make(tmp_path, MADE_CFG))
-    write_repository(path, tmp_path / "models", ConfigOptions(cache=True, warmup=False), "made")
+    publish(path, tmp_path / "models", PythonBackend(cache=True, warmup=False), "made")
     images = made_image(64, 96)[None]
     with server_of(tmp_path / "models", StartOptions(cache_bytes=16 << 20)) as server:
         first, second = (ask(server, "made", images=images) for _ in range(2))
@@ -160,7 +161,7 @@ def processes_of(prefix: str) -> list[str]:
     ],
 )
 def test_a_model_that_does_not_load_is_told(models: Models, tmp_path: Path, name: str, content: bytes, said: str) -> None:
-    path = write_repository(models.made, tmp_path / "models", ConfigOptions(warmup=False), "made")
+    path = publish(models.made, tmp_path / "models", PythonBackend(warmup=False), "made")
     (path / name).write_bytes(content)
     with pytest.raises(DarktrtError, match=said), server_of(tmp_path / "models"):
         pass
@@ -172,29 +173,29 @@ def test_real_weights_find_the_dog(tmp_path: Path) -> None:
 
     zoo, plain, portable = SHARED / "zoo", tmp_path / "plain.onnx", tmp_path / "portable.onnx"
     convert_darknet(zoo / "yolov4-tiny.cfg", zoo / "yolov4-tiny.weights", plain, size=(416, 416))
-    transform_file(plain, portable, SurgeryOptions())
-    write_repository(portable, tmp_path / "models", ConfigOptions(input="jpeg"))
+    insert_plugins(plain, portable, SurgeryOptions())
+    publish(portable, tmp_path / "models", PythonBackend(input="jpeg"))
     with server_of(tmp_path / "models") as server:
         file = np.array([[(SHARED / "data/dog.jpg").read_bytes()]], object)
         found = json.loads(ask(server, "yolov4-tiny", image=file)["detections"][0, 0])
     assert [one["class"] for one in found] == ["dog", "truck", "bicycle", "car"] and found[0]["score"] > 0.8
 
 
-def test_the_readmes_commands(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guides_commands(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they stand there, but for the ports; and what is posted to the server."""
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    copy_images(tmp_path)
     shutil.copy(models.made, tmp_path / "portable.onnx")
-    commands = [shlex.split(line)[1:] for line in blocks("bash") if line.split()[1] == "serve"]
-    assert [command[1] for command in commands] == ["repository", "repository", "doctor", "start"]
-    for command in commands[:-1]:
-        done = readme_run([sys.executable, "-m", "darktrt", *command], tmp_path)
+    lines = [shlex.split(line)[1:] for line in commands(page("serving"), "bash") if line.split()[1] == "serve"]
+    assert [line[1] for line in lines] == ["repository", "repository", "doctor", "start"]
+    for command in lines[:-1]:
+        done = run_guide([sys.executable, "-m", "darktrt", *command], tmp_path)
         assert done.returncode == 0, done.stderr
         assert command[1] != "doctor" or done.stdout.count("agrees with ONNX Runtime") == 2
     ports = free_ports(3)
     given = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
     a_program()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "darktrt", *commands[-1], *given, "--program", "path" if program_on_path() else "pip"]
+    words = [sys.executable, "-m", "darktrt", *lines[-1], *given, "--program", "path" if program_on_path() else "pip"]
     start = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert start.stdout and start.stdout.readline().startswith(f"ready: http://127.0.0.1:{ports[0]} and gRPC")

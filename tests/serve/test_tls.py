@@ -19,8 +19,7 @@ from darktrt.cli import main
 from darktrt.errors import DarktrtError
 from darktrt.serve.client.client import Client
 from darktrt.serve.client.transport import Endpoint
-from darktrt.serve.load.sweep import own_server
-from darktrt.serve.server import Server, StartOptions
+from darktrt.serve.server import Server, StartOptions, running_on_free_ports
 
 SCORE = 0.08
 
@@ -58,7 +57,7 @@ def secured(models: Models, certificates: Certificates) -> Iterator[Server]:
         "--grpc-use-ssl-mutual=true",
         *(f"--grpc-{name}={file}" for name, file in names.items()),
     ]
-    with own_server(models.repository, StartOptions(arguments=tuple(arguments)), a_program()) as server:
+    with running_on_free_ports(models.repository, StartOptions(arguments=tuple(arguments)), a_program()) as server:
         yield server
 
 
@@ -76,7 +75,7 @@ def test_grpc_with_certificates_on_both_sides(
         "--key",
         certificates.client_key,
     ]
-    assert main(["client", "dummy", "--server", f"grpcs://{secured.grpc}", "--model", "made", *files]) == 0
+    assert main(["client", "ping", "--server", f"grpcs://{secured.grpc}", "--model", "made", *files]) == 0
     assert "answered noise in" in capsys.readouterr().out
 
 

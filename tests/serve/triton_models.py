@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.load.sweep import own_server
-from darktrt.serve.server import Program, Server, StartOptions, installed_program, program_on_path
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.serve.install import installed_program
+from darktrt.serve.program import Program, program_on_path
+from darktrt.serve.server import Server, StartOptions, running_on_free_ports
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 LETTERBOX_CFG = (
     net(96, 64, letter_box=1)
@@ -46,14 +47,14 @@ class Models:
 
 def operated(made: Made, **options: object) -> Path:
     target = made.plain.with_name(f"{made.plain.stem}-portable.onnx")
-    transform_file(made.plain, target, SurgeryOptions(**options))  # type: ignore[arg-type]
+    insert_plugins(made.plain, target, SurgeryOptions(**options))  # type: ignore[arg-type]
     return target
 
 
 @contextmanager
 def server_of(repository: Path, options: StartOptions | None = None) -> Iterator[Server]:
     """A server on free ports."""
-    with own_server(repository, options, a_program()) as server:
+    with running_on_free_ports(repository, options, a_program()) as server:
         yield server
 
 

@@ -19,19 +19,19 @@ from PIL import Image
 
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
-from darktrt.metadata import DetectorInfo
+from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.serve import backend
-from darktrt.serve.backend import Result, Row, Settings, TritonPythonModel, gather, run_rows
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.serve.backend import Result, Row, TritonPythonModel, gather, run_rows
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import Detector
 
 SCORE = 0.02
 """Low, for networks of random weights find little."""
 
 
-def operated(made: Made, folder: Path, **options: Any) -> Path:
+def portable_model(made: Made, folder: Path, **options: Any) -> Path:
     path = folder / "model.onnx"
-    transform_file(made.plain, path, SurgeryOptions(**options))
+    insert_plugins(made.plain, path, SurgeryOptions(**options))
     return path
 
 
@@ -41,16 +41,16 @@ def operated(made: Made, folder: Path, **options: Any) -> Path:
 @pytest.fixture(scope="module")
 def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """uint8, batch 1 to 3."""
-    return operated(made, tmp_path_factory.mktemp("portable"))
+    return portable_model(made, tmp_path_factory.mktemp("portable"))
 
 
 def rows_of(info: DetectorInfo, pairs: list[tuple[float, float]]) -> list[Row]:
-    return [Row(made_image(info.height, info.width, i), *pair) for i, pair in enumerate(pairs)]
+    return [Row(made_image(info.height, info.width, i), Thresholds(*pair)) for i, pair in enumerate(pairs)]
 
 
 def alone(path: Path, row: Row) -> dict[str, NDArray[Any]]:
     """What the model says of one image by itself."""
-    return {k: v[0] for k, v in run(path, {"images": row.image[None], **thresholds(*row.thresholds)}).items()}
+    return {k: v[0] for k, v in run(path, {"images": row.image[None], **thresholds(*row.pair)}).items()}
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
@@ -64,7 +64,7 @@ def test_rows_of_different_thresholds_get_their_own(portable: Path, count: int) 
         expected = alone(portable, row)
         counts.append(int(expected["num_detections"].item()))
         for name, array in expected.items():
-            np.testing.assert_allclose(result.outputs[name][result.place], array, atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(result.outputs[name][result.index], array, atol=1e-4, err_msg=name)
     assert len(set(counts)) > 1 or count < 3
 
 
@@ -97,15 +97,15 @@ def test_rows_run_in_as_few_and_as_large_batches_as_the_model_takes(portable: Pa
         replace(row, image=np.full_like(row.image, i)) for i, row in enumerate(rows_of(info, [(0.5, 0.4), (0.25, 0.4)] * 4))
     ]
     results = run_rows(counting, rows)
-    assert [result.outputs["boxes"][result.place].item() for result in results] == list(range(8))
+    assert [result.outputs["boxes"][result.index].item() for result in results] == list(range(8))
     assert counting.batches == [(3, 0.25), (1, 0.25), (3, 0.5), (1, 0.5)]
 
 
 def test_a_static_batch_is_filled_up(portable: Path) -> None:
     with OnnxRunner(portable) as runner:
         counting = Counting(replace(runner.info, batch=(4, 4, 4)))
-    row = Row(np.full(counting.info.input_shape, 5, np.uint8), 0.5, 0.4)
-    assert [result.outputs["boxes"][result.place].item() for result in run_rows(counting, [row] * 5)] == [5] * 5
+    row = Row(np.full(counting.info.input_shape, 5, np.uint8), Thresholds(0.5, 0.4))
+    assert [result.outputs["boxes"][result.index].item() for result in run_rows(counting, [row] * 5)] == [5] * 5
     assert counting.batches == [(4, 0.5), (4, 0.5)] and (counting.memory[1:] == 0).all()
 
 
@@ -161,12 +161,14 @@ def arguments(model: Path, info: DetectorInfo, form: str = "tensor", kind: str =
     """What Triton gives to ``initialize``; the model lies in version 1 of a repository."""
     parameters = {
         "darktrt": info.to_json(),
-        "input": form,
         "score_threshold": str(SCORE),
         "iou_threshold": "0.45",
         "cuda_graph": "false",
     }
+    encoded = {"name": "image", "data_type": "TYPE_STRING", "dims": [1]}
+    tensor = {"name": "images", "data_type": "TYPE_UINT8", "dims": list(info.input_shape)}
     config = {
+        "input": [encoded if form == "jpeg" else tensor],
         "parameters": {name: {"string_value": value} for name, value in parameters.items()},
         "instance_group": [{"count": 1}],
     }
@@ -182,7 +184,7 @@ def arguments(model: Path, info: DetectorInfo, form: str = "tensor", kind: str =
 
 def started(made: Made, folder: Path, form: str = "tensor", **options: Any) -> tuple[TritonPythonModel, Path, DetectorInfo]:
     (folder / "1").mkdir()
-    path = operated(made, folder / "1", **options)
+    path = portable_model(made, folder / "1", **options)
     with OnnxRunner(path) as runner:
         info = runner.info
     model = TritonPythonModel()
@@ -233,7 +235,10 @@ def test_a_wrong_threshold_is_the_error_of_its_own_request(
     model, _, info = tensors
     images = np.zeros((1, *info.input_shape), np.uint8)
     good, bad = model.execute([Request(images=images), Request(images=images, **{name: column(value)})])
-    assert good.error is None and bad.error == f"{name} is {value:g}; it must be between 0 and 1" and not bad.arrays
+    words = {"score_threshold": "score", "iou_threshold": "IoU"}[name]
+    assert (
+        good.error is None and bad.error == f"the {words} threshold is {value:g}; it must be between 0 and 1" and not bad.arrays
+    )
 
 
 def test_a_model_that_fails_is_the_error_of_every_request(
@@ -247,7 +252,7 @@ def test_a_model_that_fails_is_the_error_of_every_request(
     monkeypatch.setattr(model._runner, "run", fail)
     images = np.zeros((1, *info.input_shape), np.uint8)
     found = model.execute([Request(images=images), Request(images=images, score_threshold=column(2))])
-    assert [response.error for response in found] == ["the GPU is gone", "score_threshold is 2; it must be between 0 and 1"]
+    assert [response.error for response in found] == ["the GPU is gone", "the score threshold is 2; it must be between 0 and 1"]
 
 
 def test_an_image_whose_results_are_no_numbers_is_the_error_of_its_request(
@@ -334,7 +339,7 @@ def test_files_that_are_refused(made: Made, tmp_path: Path, file: bytes, said: s
 
 
 def test_fixed_thresholds_need_none(made: Made, tmp_path: Path) -> None:
-    model, path, info = started(made, tmp_path, thresholds=(SCORE, 0.3))
+    model, path, info = started(made, tmp_path, thresholds=Thresholds(SCORE, 0.3))
     images = made_image(info.height, info.width, 4)[None]
     found, expected = model.execute([Request(images=images)])[0], run(path, {"images": images})
     np.testing.assert_allclose(found.arrays["scores"], expected["scores"], atol=1e-5)
@@ -347,11 +352,10 @@ def test_a_plan_runs_on_the_gpu_of_its_instance(made: Made, tmp_path: Path, monk
     """With the library beside it, and a CUDA graph if the config says so."""
     given: list[tuple[Any, ...]] = []
     monkeypatch.setattr(backend, "PlanRunner", lambda *arguments: given.append(arguments))
-    settings = Settings(made.info, False, 0.25, 0.45, True)
     (tmp_path / "model.plan").touch()
-    backend.make_runner(tmp_path, settings, 4, 2)
+    backend.make_runner(tmp_path, 4, 2, cuda_graph=True)
     (tmp_path / "libdarktrt_plugins.so").touch()
-    backend.make_runner(tmp_path, settings, 4, 2)
+    backend.make_runner(tmp_path, 4, 2, cuda_graph=True)
     plan = tmp_path / "model.plan"
     assert given == [(plan, None, True, 2), (plan, tmp_path / "libdarktrt_plugins.so", True, 2)]
 

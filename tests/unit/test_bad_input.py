@@ -27,8 +27,8 @@ from darktrt.convert import zoo
 from darktrt.engine import target
 from darktrt.engine.manifest import Manifest
 from darktrt.errors import DarktrtError
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
-from darktrt.vision.detector import video_writer
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
+from darktrt.vision.video import video_writer
 
 # --- a folder of good files, and bad ones made of them ---
 
@@ -39,8 +39,8 @@ def good(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("good")
     for source, name in ((made.cfg, "net.cfg"), (made.weights, "net.weights"), (made.plain, "plain.onnx")):
         shutil.copyfile(source, folder / name)
-    transform_file(made.plain, folder / "portable.onnx", SurgeryOptions())
-    transform_file(made.plain, folder / "raw.onnx", SurgeryOptions(head="raw"))
+    insert_plugins(made.plain, folder / "portable.onnx", SurgeryOptions())
+    insert_plugins(made.plain, folder / "raw.onnx", SurgeryOptions(head="raw"))
     (folder / "net.names").write_text("cat\ndog\ncow\n")
     CalibrationTable({f"other{i}": np.float32(1) for i in range(9)}, "8600").save(folder / "foreign.table")
     (folder / "model.plan").write_bytes(b"a plan")
@@ -289,9 +289,9 @@ COMMANDS = [
     ("surgery model.json -o out.onnx", f"model.json: {ONNX}"),
     (
         "surgery portable.onnx -o out.onnx",
-        "portable.onnx: surgery was done on it already (--head nms); start from the plain ONNX",
+        "portable.onnx: has plugin nodes already (head 'nms'); start from the plain ONNX file",
     ),
-    ("surgery raw.onnx -o out.onnx", "raw.onnx: surgery was done on it already (--head raw)"),
+    ("surgery raw.onnx -o out.onnx", "raw.onnx: has plugin nodes already (head 'raw')"),
     ("surgery plain.onnx -o plain.onnx", "plain.onnx: is given twice and would be overwritten"),
     ("surgery plain.onnx -o none/out.onnx", "none/out.onnx: cannot write: No such file or directory"),
     ("surgery plain.onnx -o a.png/out.onnx", "a.png/out.onnx: cannot write: Not a directory"),
@@ -363,7 +363,7 @@ COMMANDS = [
     ("detect a.png --model net.cfg", "net.cfg: ONNX Runtime cannot load it"),
     ("detect a.png --model model.plan", "model.plan: ONNX Runtime cannot load it"),
     ("detect a.png --model raw.onnx", "ends at its raw heads; to detect, make it with head nms or decode"),
-    ("detect a.png --model portable.onnx --score-threshold 2", "the score threshold is 2.0; it must be between 0 and 1"),
+    ("detect a.png --model portable.onnx --score-threshold 2", "the score threshold is 2; it must be between 0 and 1"),
     ("detect a.png --model portable.onnx --iou-threshold nan", "the IoU threshold is nan; it must be between 0 and 1"),
     ("detect a.png --model portable.onnx --iou-threshold x", "argument --iou-threshold: invalid float value: 'x'"),
     ("detect a.png --model portable.onnx -o out.xyz", "out.xyz: cannot write '.xyz'; use .bmp"),
@@ -532,7 +532,7 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
     """Or works, where the damage is in a weight."""
     random = np.random.default_rng(0)
     tiny = make(place, net(64, 64) + conv(8, stride=8) + head(), name="tiny")
-    transform_file(tiny.plain, "tiny.p.onnx", SurgeryOptions())
+    insert_plugins(tiny.plain, "tiny.p.onnx", SurgeryOptions())
     sources = [Path(name).read_bytes() for name in ("tiny.onnx", "tiny.p.onnx")]
     before = files_in(place)
     worked = 0
@@ -614,7 +614,7 @@ def test_a_damaged_image_to_calibrate_on(place: Path, capfd: pytest.CaptureFixtu
     message = refused(capfd, place, "calib", "run", "portable.onnx", name, "-o", "t.table")
     assert message.startswith(f"{name}: ")
     assert said in message
-    assert message.endswith("(--skip-bad leaves such images out; --resume goes on from those counted before)")
+    assert message.endswith("(skip such images, or mend this one and resume) [--skip-bad]")
 
 
 # --- what is missing on the machine ---
@@ -748,7 +748,7 @@ def test_ctrl_c_in_a_conversion(place: Path, number: signal.Signals) -> None:
 def test_ctrl_c_in_a_build(place: Path, number: signal.Signals) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
     deep = make(place, deep_cfg(24), name="deep")
-    transform_file(deep.plain, "deep.p.onnx", SurgeryOptions())
+    insert_plugins(deep.plain, "deep.p.onnx", SurgeryOptions())
     interrupt(place, "engine deep.p.onnx -o deep.plan --target rtx", number)
 
 

@@ -18,19 +18,13 @@ from PIL import Image
 from test_calib_histogram import same_sets
 
 from darktrt.calib import collect as module
-from darktrt.calib.collect import (
-    collect,
-    head_inputs,
-    measure_channel_means,
-    mish_outputs,
-    passing_groups,
-    tensors_to_calibrate,
-)
+from darktrt.calib.collect import collect, measure_channel_means
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.importance import weights_of
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
-from darktrt.surgery.rewrite import SurgeryOptions, save_model, transform, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, save_model, transform
 from darktrt.vision.images import preprocess, read_image
 
 
@@ -56,7 +50,7 @@ def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whole(portable: Path, images: list[Path]) -> HistogramSet:
     """One run over all images."""
-    return collect(portable, images, progress=False)
+    return collect(portable, images)
 
 
 def counted_by_hand(model_path: Path, images: list[Path], tensor: str) -> Histogram:
@@ -75,34 +69,7 @@ def counted_by_hand(model_path: Path, images: list[Path], tensor: str) -> Histog
     return histogram
 
 
-# --- which tensors ---
-
-
-def test_tensors_are_those_between_image_and_heads(made: Made) -> None:
-    model = made.model()
-    tensors = tensors_to_calibrate(model, made.info)
-    heads = {head.tensor for head in made.info.heads}
-    assert tensors[0] == "images"
-    assert heads < set(tensors)
-    produced = [output for node in model.graph.node for output in node.output]
-    assert tensors[1:] == [name for name in produced if name in set(tensors)]
-    behind = set(heads)
-    for node in model.graph.node:
-        if behind & set(node.input) or node.op_type == "Constant":
-            behind.update(node.output)
-    assert set(produced) - set(tensors) == behind - heads
-
-
-@pytest.mark.parametrize("options", [{}, {"input": "float"}, {"head": "decode"}, {"head": "raw"}], ids=str)
-def test_portable_files_have_plugin_outputs_and_no_mish_internals(made: Made, options: dict[str, Any]) -> None:
-    model, report = transform(made.model(), made.info, SurgeryOptions(**options))
-    tensors = tensors_to_calibrate(model, report.info)
-    assert tensors[0] == ("images" if options.get("input") == "float" else "images_float")
-    trunk = [
-        n for n in model.graph.node if not n.op_type.startswith("Yolo") and n.op_type not in ("Constant", "Cast", "Transpose")
-    ]
-    assert tensors[1:] == [n.output[0] for n in trunk if n.output[0] != "images_float"]
-    assert sum(n.op_type == "MishPlugin" and n.output[0] in tensors for n in trunk) == made.info.mish_count
+# --- counting ---
 
 
 def test_fused_mish_hides_tensors_and_changes_no_other(tmp_path: Path, images: list[Path]) -> None:
@@ -110,8 +77,8 @@ def test_fused_mish_hides_tensors_and_changes_no_other(tmp_path: Path, images: l
     made = make(tmp_path, RESIDUAL_CFG)
     found = {}
     for form in ("plugin", "fused", "auto"):
-        transform_file(made.plain, tmp_path / f"{form}.onnx", SurgeryOptions(mish=form))  # type: ignore[arg-type]
-        found[form] = collect(tmp_path / f"{form}.onnx", images, progress=False).histograms
+        insert_plugins(made.plain, tmp_path / f"{form}.onnx", SurgeryOptions(mish=form))  # type: ignore[arg-type]
+        found[form] = collect(tmp_path / f"{form}.onnx", images).histograms
     assert list(found["auto"]) == list(found["plugin"])
     hidden = set(found["plugin"]) - set(found["fused"])
     assert hidden == {"layer1", "layer5", "layer8", "layer10"}
@@ -119,69 +86,10 @@ def test_fused_mish_hides_tensors_and_changes_no_other(tmp_path: Path, images: l
         np.testing.assert_array_equal(histogram.counts, found["plugin"][name].counts)
 
 
-def test_integers_and_constants_on_the_way_are_no_activations(made: Made) -> None:
-    model = made.model()
-    first = model.graph.node[0]
-    size, back = (
-        onnx.helper.make_node("Shape", ["images"], ["size"]),
-        onnx.helper.make_node("Reshape", ["images", "size"], ["again"]),
-    )
-    first.input[0] = "again"
-    nodes = [size, back, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    model.graph.value_info.append(onnx.helper.make_tensor_value_info("size", onnx.TensorProto.INT64, [4]))
-    assert tensors_to_calibrate(model, made.info)[:2] == ["images", "again"]
-
-
-def test_groups_are_tensors_that_pass_the_same_values_on(made: Made) -> None:
-    """Of the made network: a slice of layer 1's, concats of routes, max pools, the upsampling."""
-    model = made.model()
-    tensors = tensors_to_calibrate(model, made.info)
-    groups = passing_groups(model, made.info, tensors)
-    together = {name: set(group) for group in groups for name in group}
-    for node in model.graph.node:
-        names = [name for name in (*node.input, *node.output) if name in tensors]
-        if node.op_type in ("Concat", "MaxPool", "Resize", "Slice", "Split") and len(names) > 1:
-            assert all(together[name] == together[names[0]] for name in names), node.name
-        elif len(names) > 1:
-            assert together.get(names[-1]) is None or together[names[-1]] != together.get(names[0]), node.name
-    assert len(groups) >= 2
-    assert sum(map(len, groups)) == len(together), "a tensor is in two groups"
-    assert passing_groups(model, made.info, []) == []
-
-
-def test_what_the_heads_read(made: Made, portable: Path) -> None:
-    found = head_inputs(made.model(), made.info)
-    convolutions = {node.output[0]: node.input[0] for node in made.model().graph.node if node.op_type == "Conv"}
-    assert found == [convolutions[head.tensor] for head in made.info.heads]
-    assert head_inputs(*load_model(portable)) == found
-    without = made.model()
-    del without.graph.node[:]
-    assert head_inputs(without, made.info) == []
-
-
-def test_what_mish_alone_reads(made: Made, portable: Path) -> None:
-    """A plugin node takes its input quantized; standard ops are fused with the convolution before them."""
-    model, info = load_model(portable)
-    tensors = tensors_to_calibrate(model, info)
-    nodes = [node for node in model.graph.node if node.op_type == "MishPlugin"]
-    found = mish_outputs(model, tensors)
-    assert found == {node.input[0]: node.output[0] for node in nodes} != {}
-    first, *others = found
-    assert list(mish_outputs(model, [name for name in tensors if name != found[first]])) == others
-    model.graph.node.add(op_type="Relu", input=[first], output=["other"])
-    assert list(mish_outputs(model, tensors)) == others
-    assert mish_outputs(made.model(), tensors_to_calibrate(made.model(), made.info)) == {}
-
-
-# --- counting ---
-
-
 @pytest.mark.parametrize("kind", ["plain", "portable"])
 def test_counts_are_those_of_running_the_whole_model(made: Made, portable: Path, images: list[Path], kind: str) -> None:
     path = made.plain if kind == "plain" else portable
-    found = collect(path, images[:2], progress=False)
+    found = collect(path, images[:2])
     model, info = load_model(path)
     tensors = tensors_to_calibrate(model, info)
     assert list(found.histograms) == tensors
@@ -199,7 +107,7 @@ def test_counts_are_those_of_running_the_whole_model(made: Made, portable: Path,
 def test_image_tensor_is_the_preprocessed_image(portable: Path, made: Made, images: list[Path]) -> None:
     for path in (portable, made.plain):
         name = tensors_to_calibrate(*load_model(path))[0]
-        found = collect(path, images[:3], tensors=[name], progress=False)
+        found = collect(path, images[:3], tensors=[name])
         assert list(found.histograms) == [name]
         expected = counted_by_hand(path, images[:3], name)
         assert np.array_equal(found.histograms[name].counts, expected.counts)
@@ -209,7 +117,7 @@ def test_image_tensor_is_the_preprocessed_image(portable: Path, made: Made, imag
 
 def test_batches_change_nothing_but_rounding(made: Made, portable: Path, images: list[Path], whole: HistogramSet) -> None:
     assert made.info.batch == (1, 3, 3)
-    batched = collect(portable, images, batch=64, progress=False)  # comes to 3, 3 and 1
+    batched = collect(portable, images, batch=64)  # comes to 3, 3 and 1
     assert batched.images == whole.images
     for name, histogram in whole.histograms.items():
         assert batched.histograms[name].count == histogram.count
@@ -218,14 +126,14 @@ def test_batches_change_nothing_but_rounding(made: Made, portable: Path, images:
 
 def test_static_batch_is_filled_up_and_cut_back(tmp_path: Path, made: Made, images: list[Path]) -> None:
     static = make(tmp_path, MADE_CFG, batch=(4, 4, 4))
-    filled, single = (collect(path, images, progress=False) for path in (static.plain, made.plain))
+    filled, single = (collect(path, images) for path in (static.plain, made.plain))
     for name, histogram in single.histograms.items():
         assert filled.histograms[name].count == histogram.count
         assert filled.histograms[name].amax == pytest.approx(histogram.amax, rel=1e-5)
 
 
 def test_shards_merge_to_the_whole_run_bit_for_bit(portable: Path, images: list[Path], whole: HistogramSet) -> None:
-    last, first = (collect(portable, part, progress=False) for part in (images[3:], images[:3]))
+    last, first = (collect(portable, part) for part in (images[3:], images[:3]))
     last.merge([first])
     assert same_sets(last, whole)
 
@@ -233,17 +141,17 @@ def test_shards_merge_to_the_whole_run_bit_for_bit(portable: Path, images: list[
 def test_resumed_run_equals_one_without_a_break(
     tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet
 ) -> None:
-    collect(portable, images[:4], save_to=tmp_path / "a.npz", progress=False)
-    found = collect(portable, images, resume=HistogramSet.load(tmp_path / "a.npz"), save_to=tmp_path / "a.npz", progress=False)
+    collect(portable, images[:4], save_to=tmp_path / "a.npz")
+    found = collect(portable, images, resume=HistogramSet.load(tmp_path / "a.npz"), save_to=tmp_path / "a.npz")
     assert same_sets(found, whole)
     assert same_sets(HistogramSet.load(tmp_path / "a.npz"), whole)
-    assert same_sets(collect(portable, images, resume=found, progress=False), whole)
+    assert same_sets(collect(portable, images, resume=found), whole)
 
 
 def test_an_image_counts_once(tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet) -> None:
     copy = tmp_path / "copy.png"
     shutil.copy(images[0], copy)
-    assert same_sets(collect(portable, [*images, copy, images[2]], progress=False), whole)
+    assert same_sets(collect(portable, [*images, copy, images[2]]), whole)
 
 
 # --- what can happen on the way ---
@@ -268,12 +176,12 @@ def test_ctrl_c_leaves_a_file_to_resume_from(
     with monkeypatch.context() as patch:
         signals_after(3, patch)
         with pytest.raises(KeyboardInterrupt):
-            collect(portable, images, save_to=tmp_path / "a.npz", progress=False)
+            collect(portable, images, save_to=tmp_path / "a.npz")
     assert signal.getsignal(signal.SIGINT) is before
     saved = HistogramSet.load(tmp_path / "a.npz")
     assert list(saved.images.values()) == [str(p) for p in images[:3]]
-    assert same_sets(saved, collect(portable, images[:3], progress=False))
-    assert same_sets(collect(portable, images, resume=saved, progress=False), whole)
+    assert same_sets(saved, collect(portable, images[:3]))
+    assert same_sets(collect(portable, images, resume=saved), whole)
 
 
 def test_killed_run_leaves_what_was_saved_last(
@@ -286,9 +194,9 @@ def test_killed_run_leaves_what_was_saved_last(
     save = HistogramSet.save
     monkeypatch.setattr(HistogramSet, "save", lambda self, path: save(self, path) if next(saves) < 2 else die())
     with pytest.raises(MemoryError):
-        collect(portable, images, save_to=tmp_path / "a.npz", save_every=2, progress=False)
+        collect(portable, images, save_to=tmp_path / "a.npz", save_every=2)
     saved = HistogramSet.load(tmp_path / "a.npz")
-    assert same_sets(saved, collect(portable, images[:4], progress=False))
+    assert same_sets(saved, collect(portable, images[:4]))
 
 
 @pytest.fixture
@@ -305,22 +213,22 @@ def test_unreadable_image_stops_the_run_and_is_named(tmp_path: Path, portable: P
         (tmp_path / "none.jpg", r"none\.jpg: cannot be read: No such"),
     ):
         with pytest.raises(DarktrtError, match=message):
-            collect(portable, [*images[:2], bad, *images[2:]], save_to=tmp_path / "a.npz", progress=False)
+            collect(portable, [*images[:2], bad, *images[2:]], save_to=tmp_path / "a.npz")
         assert list(HistogramSet.load(tmp_path / "a.npz").images.values()) == [str(p) for p in images[:2]]
 
 
 def test_unreadable_images_are_skipped_and_listed(
     tmp_path: Path, portable: Path, images: list[Path], corrupt: Path, whole: HistogramSet
 ) -> None:
-    found = collect(portable, [corrupt, *images, tmp_path / "none.jpg"], skip_bad=True, progress=False)
+    found = collect(portable, [corrupt, *images, tmp_path / "none.jpg"], skip_bad=True)
     assert same_sets(found, whole)
     assert [sentence.split(":")[0] for sentence in found.skipped] == [str(corrupt), str(tmp_path / "none.jpg")]
-    collect(portable, images[:1], resume=found, progress=False)
+    collect(portable, images[:1], resume=found)
     assert found.skipped == []
     with pytest.raises(DarktrtError, match=r"none of the 1 images can be read; first: .*corrupt\.jpg"):
-        collect(portable, [corrupt], skip_bad=True, progress=False)
-    with pytest.raises(DarktrtError, match="no images to calibrate on"):
-        collect(portable, [], progress=False)
+        collect(portable, [corrupt], skip_bad=True)
+    with pytest.raises(DarktrtError, match="there are no images; name a folder"):
+        collect(portable, [])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -334,51 +242,40 @@ def test_activation_that_is_no_number_names_tensor_and_image(
     bias.CopyFrom(numpy_helper.from_array(damaged, bias.name))
     save_model(model, info, tmp_path / "nan.onnx")
     with pytest.raises(DarktrtError, match=r"tensor '.*' is NaN or infinite for .*0\.png; are the weights damaged"):
-        collect(tmp_path / "nan.onnx", images, save_to=tmp_path / "a.npz", progress=False)
+        collect(tmp_path / "nan.onnx", images, save_to=tmp_path / "a.npz")
     assert not (tmp_path / "a.npz").exists()
 
 
 def test_wrong_models(tmp_path: Path, made: Made, portable: Path, images: list[Path], whole: HistogramSet) -> None:
     with pytest.raises(DarktrtError, match="is not the model of the histograms to resume"):
-        collect(made.plain, images, resume=whole, progress=False)
+        collect(made.plain, images, resume=whole)
     with pytest.raises(DarktrtError, match="are of other tensors"):
-        collect(portable, images, tensors=["layer0"], resume=whole, progress=False)
+        collect(portable, images, tensors=["layer0"], resume=whole)
     with pytest.raises(DarktrtError, match="'boxes' is no tensor between the image and the heads"):
-        collect(portable, images, tensors=["layer0", "boxes"], progress=False)
+        collect(portable, images, tensors=["layer0", "boxes"])
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(DarktrtError, match="is no ONNX file"):
-        collect(tmp_path / "text.onnx", images, progress=False)
+        collect(tmp_path / "text.onnx", images)
     with pytest.raises(DarktrtError, match="No such file"):
-        collect(tmp_path / "none.onnx", images, progress=False)
+        collect(tmp_path / "none.onnx", images)
     foreign, _ = load_model(made.plain)
     del foreign.metadata_props[:]
     onnx.save(foreign, str(tmp_path / "foreign.onnx"))
     with pytest.raises(DarktrtError, match="has no darktrt metadata"):
-        collect(tmp_path / "foreign.onnx", images, progress=False)
+        collect(tmp_path / "foreign.onnx", images)
 
 
-def test_graph_without_its_head_or_image(made: Made) -> None:
-    model = made.model()
-    next(n for n in model.graph.node if "head1_raw" in n.output).output[0] = "other"
-    with pytest.raises(DarktrtError, match="no tensor 'head1_raw', a head"):
-        tensors_to_calibrate(model, made.info)
-    model = made.model()
-    model.graph.input[0].name = model.graph.node[0].input[0] = "pixels"
-    with pytest.raises(DarktrtError, match="no tensor 'images'"):
-        tensors_to_calibrate(model, made.info)
+# --- channel means ---
 
 
-# --- shifts ---
-
-
-def test_shifts_are_those_of_running_the_whole_model(made: Made, portable: Path, images: list[Path]) -> None:
+def test_channel_means_are_those_of_running_the_whole_model(made: Made, portable: Path, images: list[Path]) -> None:
     """For every tensor that a convolution reads, over all images that can be read."""
     model, _ = load_model(made.plain)
     names = {node.input[0] for node in model.graph.node if node.op_type == "Conv"} - {"images"}
     scales = {name: np.float32(0.02) for name in names}
     broken = images[0].parent / "broken.png"
     broken.write_bytes(b"no image")
-    found = measure_channel_means(portable, [images[0], broken, images[1]], scales, progress=False)
+    found = measure_channel_means(portable, [images[0], broken, images[1]], scales)
     assert set(found) == names
     broken.unlink()
     stacked = np.stack(
@@ -390,4 +287,4 @@ def test_shifts_are_those_of_running_the_whole_model(made: Made, portable: Path,
     steps = np.clip(np.rint(values / np.float32(0.02)), -128, 127) * np.float32(0.02)
     np.testing.assert_allclose(found[name].quantized, steps.mean((0, 2, 3)), atol=1e-4)
     with pytest.raises(DarktrtError, match="none of the 1 images can be read"):
-        measure_channel_means(portable, [broken], scales, progress=False)
+        measure_channel_means(portable, [broken], scales)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers import MADE_CFG, make
-from test_load import served
+from test_load import remote_model
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo
-from darktrt.serve.client.model_info import ModelInfo
 from darktrt.serve.client.shared_memory import FOLDER, prefix_of
 from darktrt.serve.client.slots import SharedMemory, Slot
-from darktrt.serve.client.transport import Place, RegionLostError, TimedOutError
+from darktrt.serve.client.transport import MemorySlice, RegionLostError, TimedOutError
+from darktrt.serve.model_info import ModelInfo
 from darktrt.vision.detector import Arrays
 
 
@@ -32,7 +32,7 @@ class Answer:
 class Standing:
     """Stands for the transport and the server behind it, which sees shared memory as the kernel shows it."""
 
-    endpoint = f"grpc://lanes-{os.getpid()}:1"
+    endpoint = f"grpc://slots-{os.getpid()}:1"
 
     def __init__(self, answer: Callable[[Arrays], Arrays]) -> None:
         self.answer = answer
@@ -40,10 +40,12 @@ class Standing:
         self.asked: Arrays = {}
         self.fail: list[Exception] = []
 
-    def input(self, name: str, array: np.ndarray, place: Place | None = None) -> tuple[str, np.ndarray, Place | None]:
+    def input(
+        self, name: str, array: np.ndarray, place: MemorySlice | None = None
+    ) -> tuple[str, np.ndarray, MemorySlice | None]:
         return name, np.empty_like(array) if place else array, place
 
-    def output(self, name: str, place: Place | None = None) -> tuple[str, Place | None]:
+    def output(self, name: str, place: MemorySlice | None = None) -> tuple[str, MemorySlice | None]:
         return name, place
 
     async def infer(self, model: str, version: str, inputs: Any, outputs: Any) -> Answer:
@@ -56,12 +58,12 @@ class Standing:
                 self.write(found.pop(name), place)
         return Answer(found)
 
-    def read(self, like: np.ndarray, place: Place) -> np.ndarray:
+    def read(self, like: np.ndarray, place: MemorySlice) -> np.ndarray:
         assert place.region in self.registered
         content = (FOLDER / place.region).read_bytes()[place.offset : place.offset + place.size]
         return np.frombuffer(content, like.dtype).reshape(like.shape)
 
-    def write(self, array: np.ndarray, place: Place) -> None:
+    def write(self, array: np.ndarray, place: MemorySlice) -> None:
         assert array.nbytes == place.size
         with (FOLDER / place.region).open("r+b") as file:
             file.seek(place.offset)
@@ -88,7 +90,7 @@ def inputs(batch: int, first: int = 1) -> Arrays:
 
 def slot(server: Standing, model: ModelInfo, kind: SharedMemory, batch: int = 2) -> Slot:
     made = Slot(model, batch, kind)
-    asyncio.run(made.take_memory(server))  # type: ignore[arg-type]
+    asyncio.run(made.allocate(server))  # type: ignore[arg-type]
     return made
 
 
@@ -108,7 +110,7 @@ def close(made: Slot, server: Standing) -> None:
 def test_shapes(kind: SharedMemory, max_batch: int, thresholds: tuple[int, ...], batch: int) -> None:
     """With a batch everything has it in front, else thresholds have none; a batch too large for the memory goes without."""
     server = Standing(boxes_of)
-    made = slot(server, served(max_batch=max_batch), kind)
+    made = slot(server, remote_model(max_batch=max_batch), kind)
     for first in (1, 7):
         found = run(made, server, inputs(batch, first))
         assert server.asked["score_threshold"].shape == ((batch, 1) if max_batch else thresholds)
@@ -121,14 +123,14 @@ def test_shapes(kind: SharedMemory, max_batch: int, thresholds: tuple[int, ...],
 
 def test_inputs_that_the_model_does_not_have_stay_here() -> None:
     server = Standing(boxes_of)
-    made = slot(server, served(), "none")
+    made = slot(server, remote_model(), "none")
     run(made, server, {**inputs(1), "image_size": np.zeros((1, 2), np.float32)})
     assert set(server.asked) == {"images", "score_threshold", "iou_threshold"}
 
 
 def test_a_region_that_was_lost_is_registered_again() -> None:
     server = Standing(boxes_of)
-    made = slot(server, served(), "system")
+    made = slot(server, remote_model(), "system")
     server.registered.clear()
     server.fail = [RegionLostError("lost")]
     assert run(made, server, inputs(2))["scores"][:, 0].tolist() == [1, 2]
@@ -137,7 +139,7 @@ def test_a_region_that_was_lost_is_registered_again() -> None:
 
 def test_memory_that_a_late_answer_may_reach_is_used_no_more() -> None:
     server = Standing(boxes_of)
-    made = slot(server, served(), "system")
+    made = slot(server, remote_model(), "system")
     server.fail = [TimedOutError("late")]
     with pytest.raises(TimedOutError):
         run(made, server, inputs(2))
@@ -157,15 +159,15 @@ def config(info: DetectorInfo, **changes: Any) -> dict[str, Any]:
 
 def test_what_the_server_says_of_a_model(tmp_path_factory: pytest.TempPathFactory) -> None:
     info = make(tmp_path_factory.mktemp("told"), MADE_CFG).info
-    model = ModelInfo.of(config(info), "2", "grpc://a:1")
-    assert (model.name, model.version, model.max_batch, model.takes_files) == ("m", "2", 3, False)
+    model = ModelInfo.from_config(config(info), "grpc://a:1", "2")
+    assert (model.name, model.version, model.max_batch, model.encoded) == ("m", "2", 3, False)
     assert model.info == info
     assert model.shape(model.inputs["images"], 2) == (2, 64, 96, 3)
     assert model.size(model.inputs["images"], 2) == 2 * 64 * 96 * 3
     with pytest.raises(DarktrtError, match="a:1: model 'm' has no darktrt metadata; make it with 'darktrt serve repository'"):
-        ModelInfo.of(config(info, parameters={}), "", "grpc://a:1")
+        ModelInfo.from_config(config(info, parameters={}), "grpc://a:1")
     with pytest.raises(DarktrtError, match="model 'm': the darktrt metadata is damaged"):
-        ModelInfo.of(config(info, parameters={METADATA_KEY: {"string_value": "{}"}}), "", "grpc://a:1")
+        ModelInfo.from_config(config(info, parameters={METADATA_KEY: {"string_value": "{}"}}), "grpc://a:1")
     odd = [{"name": "x", "data_type": "TYPE_BF16", "dims": ["1"]}]
     with pytest.raises(DarktrtError, match="'x' is TYPE_BF16"):
-        ModelInfo.of(config(info, output=odd), "", "grpc://a:1")
+        ModelInfo.from_config(config(info, output=odd), "grpc://a:1")

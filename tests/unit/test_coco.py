@@ -14,8 +14,9 @@ import pytest
 from helpers import Array, Made, made_image
 from PIL import Image
 
-from darktrt.check.coco import accuracy, evaluate
-from darktrt.check.ground_truth import LabelClasses, has_labels, load_truth, read_class_map
+from darktrt import progress
+from darktrt.check.coco import Accuracy, coco_metrics, measure_accuracy
+from darktrt.check.ground_truth import LabelClasses, has_labels, load_ground_truth, read_class_map
 from darktrt.errors import DarktrtError
 from darktrt.vision.boxes import Detections
 
@@ -48,8 +49,12 @@ def found(*rows: tuple[Box, float, int]) -> Detections:
     return Detections(*arrays, NAMES)
 
 
+def accuracy_of(entry: str, *detections: Detections) -> Accuracy:
+    return coco_metrics(detections, load_ground_truth([entry], NAMES)).accuracy
+
+
 def judge(entry: str, *detections: Detections) -> tuple[float, float, float]:
-    result = accuracy(detections, load_truth([entry], NAMES))
+    result = accuracy_of(entry, *detections)
     return result.ap, result.ap50, result.ap75
 
 
@@ -60,7 +65,7 @@ def test_what_is_found_exactly_counts_in_full(tmp_path: Path) -> None:
     """Whatever the ids in the file; other tools' files have no area, crowd flag or id."""
     for more in ({}, {"id": 0}, {"id": 5, "area": 10_000, "iscrowd": 0}):
         entry = write(tmp_path, [label(40, (0, 0, 100, 100), **more), label(41, (10, 20, 50, 60), 9)])
-        result = accuracy([found(((0, 0, 100, 100), 0.9, 0)), found(((10, 20, 60, 80), 0.3, 1))], load_truth([entry], NAMES))
+        result = accuracy_of(entry, found(((0, 0, 100, 100), 0.9, 0)), found(((10, 20, 60, 80), 0.3, 1)))
         assert (result.ap, result.ap50, result.ap75, result.ap_medium, result.ap_large) == pytest.approx([1] * 5)
         assert math.isnan(result.ap_small)
 
@@ -101,7 +106,7 @@ def test_a_crowd_need_not_be_found_and_is_no_false_alarm(tmp_path: Path) -> None
 
 
 def classes_of(entry: str, names: Sequence[str]) -> list[int]:
-    return [one.class_id for image in load_truth([entry], names).images for one in image.objects]
+    return [one.class_id for image in load_ground_truth([entry], names).images for one in image.objects]
 
 
 def test_classes_go_by_name(tmp_path: Path) -> None:
@@ -116,18 +121,19 @@ def test_classes_go_by_name(tmp_path: Path) -> None:
     assert classes_of(entry, ("motorbike", "diningtable", "sofa")) == [2, 1, 0]
 
 
-def test_other_names_go_by_the_order_of_the_ids_which_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_names_go_by_the_order_of_the_ids_which_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     labels = [label(40, (0, 0, 9, 9), category) for category in (9, 7)]
     assert classes_of(write(tmp_path, labels), ("katze", "hund")) == [1, 0]
-    assert "has no category 'katze'; categories are taken as classes in order of their ids" in capsys.readouterr().err
+    assert "has no category 'katze'; categories are taken as classes in order of their ids" in caplog.text
+    caplog.clear()
     assert classes_of(write(tmp_path, labels), NAMES) == [1, 0]
-    assert capsys.readouterr().err == ""
+    assert not caplog.records
 
 
-def test_classes_that_the_labels_lack_are_not_judged_which_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_that_the_labels_lack_are_not_judged_which_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
     assert classes_of(entry, ("cow", "dog", "cat")) == [2]
-    assert "has no objects of 'cow'; what is found of them is not judged" in capsys.readouterr().err
+    assert "has no objects of 'cow'; detections of them are not evaluated" in caplog.text
 
 
 def test_the_order_is_not_taken_where_a_name_stands_elsewhere(tmp_path: Path) -> None:
@@ -139,7 +145,7 @@ def test_a_class_map_joins_what_is_named_otherwise(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9), 7), label(40, (0, 0, 9, 9), 9)])
     (tmp_path / "map.txt").write_text("# labels = network\ncat = animal\n\ndog = animal\n")
     classes = LabelClasses(mapped=read_class_map(tmp_path / "map.txt"))
-    truth = load_truth([entry], ("person", "animal"), classes=classes)
+    truth = load_ground_truth([entry], ("person", "animal"), classes=classes)
     assert [one.class_id for one in truth.images[0].objects] == [1, 1]
     for text, message in (
         ("cat animal", r"map\.txt:1: write CLASS"),
@@ -147,17 +153,17 @@ def test_a_class_map_joins_what_is_named_otherwise(tmp_path: Path) -> None:
     ):
         (tmp_path / "map.txt").write_text(text)
         with pytest.raises(DarktrtError, match=message):
-            load_truth([entry], ("person", "animal"), classes=LabelClasses(mapped=read_class_map(tmp_path / "map.txt")))
+            load_ground_truth([entry], ("person", "animal"), classes=LabelClasses(mapped=read_class_map(tmp_path / "map.txt")))
     with pytest.raises(DarktrtError, match="'beast', which is no class of the network"):
-        load_truth([entry], ("person", "animal"), classes=LabelClasses(mapped={"cat": "beast"}))
+        load_ground_truth([entry], ("person", "animal"), classes=LabelClasses(mapped={"cat": "beast"}))
 
 
 def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
     with pytest.raises(DarktrtError, match=r"val\.json: has 2 categories without the network's class 'cow'.*has 3 classes"):
-        load_truth([entry], ("cow", "pig", "hen"))
+        load_ground_truth([entry], ("cow", "pig", "hen"))
     with pytest.raises(DarktrtError, match=r"val\.json: no object of the network's classes is labelled in 2 images"):
-        load_truth([entry], ("dog",))
+        load_ground_truth([entry], ("dog",))
 
 
 # --- files ---
@@ -165,17 +171,17 @@ def test_classes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_images_are_found_where_calibration_finds_them(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
-    assert [image.path for image in load_truth([entry], NAMES).images] == [tmp_path / "0.png", tmp_path / "1.png"]
+    assert [image.path for image in load_ground_truth([entry], NAMES).images] == [tmp_path / "0.png", tmp_path / "1.png"]
     (tmp_path / "annotations").mkdir()
     moved = Path(entry).rename(tmp_path / "annotations/instances_val.json")
     with pytest.raises(DarktrtError, match=r"its image '0\.png' is not in its folder"):
-        load_truth([str(moved)], NAMES)
-    assert load_truth([f"{moved}:{tmp_path}"], NAMES).images[1].path == tmp_path / "1.png"
+        load_ground_truth([str(moved)], NAMES)
+    assert load_ground_truth([f"{moved}:{tmp_path}"], NAMES).images[1].path == tmp_path / "1.png"
     (tmp_path / "val/part").mkdir(parents=True)
     for i in range(2):
         (tmp_path / f"{i}.png").rename(tmp_path / f"val/part/{i}.png")
     moved.write_text(moved.read_text().replace('"0.', '"part/0.').replace('"1.', '"part/1.'))
-    assert load_truth([str(moved)], NAMES).images[1].path == tmp_path / "val/part/1.png"
+    assert load_ground_truth([str(moved)], NAMES).images[1].path == tmp_path / "val/part/1.png"
 
 
 def test_equal_names_in_folders_are_not_mixed_up(tmp_path: Path) -> None:
@@ -183,17 +189,17 @@ def test_equal_names_in_folders_are_not_mixed_up(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "1.png").rename(tmp_path / "a/0.png")
     entry.write_text(entry.read_text().replace("1.png", "a/0.png"))
-    assert [image.path for image in load_truth([str(entry)], NAMES).images] == [tmp_path / "0.png", tmp_path / "a/0.png"]
+    assert [image.path for image in load_ground_truth([str(entry)], NAMES).images] == [tmp_path / "0.png", tmp_path / "a/0.png"]
 
 
 def test_a_limit_draws_a_sample_by_its_seed(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40 + i, (0, 0, 9, 9)) for i in range(9)], count=9)
-    samples = [load_truth([entry], NAMES, 4, seed).images for seed in (0, 0, 1)]
+    samples = [load_ground_truth([entry], NAMES, 4, seed).images for seed in (0, 0, 1)]
     assert [len({image.path for image in sample}) for sample in samples] == [4, 4, 4]
     assert samples[0] == samples[1] != samples[2]
-    assert load_truth([entry], NAMES, 99).images == load_truth([entry], NAMES).images
+    assert load_ground_truth([entry], NAMES, 99).images == load_ground_truth([entry], NAMES).images
     with pytest.raises(DarktrtError, match="the limit is 0; evaluate on at least 1 image"):
-        load_truth([entry], NAMES, 0)
+        load_ground_truth([entry], NAMES, 0)
 
 
 def test_labels_are_told_from_images(tmp_path: Path) -> None:
@@ -210,7 +216,7 @@ GOOD = {
     "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
 }
 WRONG = {
-    "no annotations": ({**GOOD, "annotations": []}, "has no annotations, so nothing to hold detections against"),
+    "no annotations": ({**GOOD, "annotations": []}, "has no annotations, so there is nothing to compare detections with"),
     "no key of annotations": ({"images": GOOD["images"]}, "has no annotations"),
     "no categories": ({**GOOD, "categories": []}, "has no categories"),
     "no images": ({**GOOD, "images": []}, "no images here"),
@@ -218,7 +224,7 @@ WRONG = {
     "a list": ([1, 2], "is no COCO file"),
     "an image is missing": (
         {**GOOD, "images": [*GOOD["images"], {"id": 41, "file_name": "x.png"}]},
-        r"1 of its 2 images are missing, '.*x\.png' for one",
+        r"1 of its 2 images are missing, '.*x\.png' for example",
     ),
     "an unknown image": ({**GOOD, "annotations": [label(99, (0, 0, 9, 9))]}, "an annotation has image_id 99"),
     "an unknown category": ({**GOOD, "annotations": [label(40, (0, 0, 9, 9), 1)]}, "an annotation has category_id 1"),
@@ -237,10 +243,10 @@ def test_wrong_files_are_told_in_a_sentence(case: str, tmp_path: Path) -> None:
     path = tmp_path / "val.json"
     path.write_text(json.dumps(values))
     with pytest.raises(DarktrtError, match=message) as raised:
-        load_truth([str(path)], NAMES)
+        load_ground_truth([str(path)], NAMES)
     assert str(raised.value).startswith(f"{path}: ")
     path.write_text(json.dumps(GOOD))
-    assert len(load_truth([str(path)], NAMES).images) == 1
+    assert len(load_ground_truth([str(path)], NAMES).images) == 1
 
 
 def test_what_is_no_json_is_told(tmp_path: Path) -> None:
@@ -248,7 +254,7 @@ def test_what_is_no_json_is_told(tmp_path: Path) -> None:
     cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "no images here", Path("none.json"): "No such file"}
     for entry, message in cases.items():
         with pytest.raises(DarktrtError, match=message):
-            load_truth([str(entry)], NAMES)
+            load_ground_truth([str(entry)], NAMES)
     with pytest.raises(DarktrtError, match=r"val\.json: is no JSON"):
         has_labels(str(tmp_path / "val.json"))
 
@@ -256,10 +262,11 @@ def test_what_is_no_json_is_told(tmp_path: Path) -> None:
 # --- a network ---
 
 
-def test_a_network_is_judged_in_pixels_of_the_images(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_network_is_judged_in_pixels_of_the_images(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that finds the same box in every image; its batch of two is filled up for the third image."""
     info = replace(made.info, head="decode", input="uint8", batch=(2, 2, 2), class_names=("cat", "dog", "cow"))
-    shapes = []
+    shapes, steps = [], []
+    monkeypatch.setattr(progress, "_shown", lambda *step: steps.append(step))
 
     def run(inputs: dict[str, Array]) -> dict[str, Array]:
         shapes.append(inputs["images"].shape)
@@ -268,18 +275,18 @@ def test_a_network_is_judged_in_pixels_of_the_images(made: Made, tmp_path: Path,
 
     labels = [label(40 + i, (50, 37.5, 100, 75), 9) for i in range(3)]
     entry = write(tmp_path, labels, names=("cat", "dog", "cow"), count=3)
-    result = evaluate(run, info, load_truth([entry], info.class_names))
+    result = measure_accuracy(run, info, load_ground_truth([entry], info.class_names))
     assert (result.ap, result.ap_medium) == pytest.approx((1, 1))
     assert shapes == [(2, 64, 96, 3)] * 2
-    assert "3/3" in capsys.readouterr().err
+    assert steps == [("", 2, 3), ("", 3, 3)]
 
 
 def test_images_that_are_not_those_of_the_labels_are_told(made: Made, tmp_path: Path) -> None:
     info = replace(made.info, head="decode", class_names=("cat", "dog", "cow"))
-    truth = load_truth([write(tmp_path, [label(40, (0, 0, 9, 9))], names=info.class_names)], info.class_names)
+    truth = load_ground_truth([write(tmp_path, [label(40, (0, 0, 9, 9))], names=info.class_names)], info.class_names)
     Image.fromarray(made_image(100, 200)).save(tmp_path / "0.png")
     with pytest.raises(DarktrtError, match=r"0\.png: is 200x100, but .*val\.json has labels for 200x150"):
-        evaluate(lambda _: {}, info, truth)
+        measure_accuracy(lambda _: {}, info, truth)
     (tmp_path / "0.png").write_text("no image")
     with pytest.raises(DarktrtError, match=r"0\.png: "):
-        evaluate(lambda _: {}, info, truth)
+        measure_accuracy(lambda _: {}, info, truth)

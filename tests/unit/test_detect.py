@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from darktrt import progress
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, NmsInfo
-from darktrt.vision import detector as detect
-from darktrt.vision.detector import Detector, FileResult, detect_files, open_video, video_length, video_writer, write_image
+from darktrt.vision import video
+from darktrt.vision.detector import Detector
+from darktrt.vision.files import FileResult, detect_files, write_image
+from darktrt.vision.video import open_video, video_length, video_writer
 
 NAMES = ("red", "green", "blue")
 SLOTS = 6
@@ -224,7 +227,7 @@ def test_thresholds_outside_0_1_are_refused(thresholds: tuple[float, float]) -> 
 @pytest.mark.parametrize(
     ("outputs", "said"),
     [
-        ({"scores": np.zeros((1, 5, 3), np.float32)}, "gives no output 'boxes', only scores"),
+        ({"scores": np.zeros((1, 5, 3), np.float32)}, "has no output 'boxes', only scores"),
         ({"boxes": np.zeros((2, 5, 4), np.float32), "scores": np.zeros((2, 5, 3), np.float32)}, "2 rows for a batch of 1"),
         ({"boxes": np.zeros((1, 5, 4), np.float32), "scores": np.full((1, 5, 3), np.nan, np.float32)}, "not numbers"),
     ],
@@ -406,14 +409,13 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(
-    ("terminal", "count", "shown"), [(True, 1, False), (True, 2, True), (False, 4, False), (False, 5, True)]
-)
+@pytest.mark.parametrize(("terminal", "count", "shown"), [(True, 1, False), (True, 2, True), (False, 5, False)])
 def test_progress_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, count: int, shown: bool) -> None:
     for i in range(count):
         save(tmp_path / f"{i}.png", photo())
     stderr = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setattr(progress, "_shown", "bar")
     assert len(list(detect_files(made_detector(), [tmp_path]))) == count
     assert (f"{count}/{count}" in stderr.getvalue()) is shown
 
@@ -556,12 +558,12 @@ def test_frames_are_turned_upright(tmp_path: Path) -> None:
 
 
 def test_without_h264_it_is_mpeg4_and_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(detect, "_can_encode", lambda name: name == "mpeg4")
-    video = save_video(tmp_path / "a.mp4")
-    assert "no H.264 encoder" in capsys.readouterr().err
-    assert len(frames_of(video)) == 7
+    monkeypatch.setattr(video, "_can_encode", lambda name: name == "mpeg4")
+    path = save_video(tmp_path / "a.mp4")
+    assert "no H.264 encoder" in caplog.text
+    assert len(frames_of(path)) == 7
 
 
 def test_stopping_early_leaves_no_half_video(tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import found_in
+from helpers import made_detections
 
 from darktrt.check.detections import save_detections
-from darktrt.check.ground_truth import load_truth
-from darktrt.check.report import evaluation_digest
+from darktrt.check.ground_truth import load_ground_truth
 from darktrt.cli import main
 
 Change = Callable[[dict[str, Any]], None]
@@ -23,7 +22,7 @@ Change = Callable[[dict[str, Any]], None]
 def before(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report with the variants ``exact``, which found the labels, and ``random``, which found hardly any."""
     folder = tmp_path_factory.mktemp("diff")
-    save_detections([replace(found_in(labelled)[0], name="random")], folder / "found.json")
+    save_detections([replace(made_detections(labelled), name="random")], folder / "found.json")
     model = ["--model", f"exact={labelled}/net.onnx", "--load-detections", str(folder / "found.json")]
     quick = ["--compare-images", "0", "--sensitivity-images", "0"]
     assert main(["check", "report", str(labelled / "photos"), *model, *quick, "-o", str(folder / "report")]) == 0
@@ -97,12 +96,13 @@ def test_models_are_measured(labelled: Path, before: Path, capsys: pytest.Captur
 
 
 def test_the_digest_is_of_images_and_labels(labelled: Path) -> None:
-    truth = load_truth([str(labelled / "photos")], ("a", "b", "c"))
-    digests = [f"{i}" for i in range(5)]
+    truth = load_ground_truth([str(labelled / "photos")], ("a", "b", "c"))
     other = replace(truth, images=truth.images[::-1])
     fewer = replace(truth, images=(*truth.images[:4], truth.images[4]._replace(objects=())))
-    assert evaluation_digest(truth, digests) == evaluation_digest(other, digests[::-1])
-    assert len({evaluation_digest(truth, digests), evaluation_digest(fewer, digests), evaluation_digest(other, digests)}) == 3
+    (labels, *rest) = (image.objects for image in truth.images)
+    swapped = replace(truth, images=tuple(i._replace(objects=o) for i, o in zip(truth.images, (*rest, labels), strict=True)))
+    assert truth.digest == other.digest
+    assert len({truth.digest, fewer.digest, swapped.digest}) == 3
 
 
 BAD: dict[str, tuple[list[str], str]] = {
@@ -114,7 +114,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "a model without data": (["{net}", "{net}"], "net.onnx: is measured on images with labels; name them by --data"),
     "a budget above 1": (["{before}", "{before}", "--max-drop", "5"], "--max-drop 5: it must be 0 or more and below 1"),
     "a negative budget": (["{before}", "{before}", "--max-drop", "-1"], "--max-drop -1: it must be 0 or more"),
-    "no AP": (["{unlabelled}", "{unlabelled}", "--max-drop", "0.1"], "a variant has no AP, for nothing was labelled"),
+    "no AP": (["{unlabelled}", "{unlabelled}", "--max-drop", "0.1"], "a variant has no AP, for no object is labelled"),
 }
 
 
@@ -131,7 +131,7 @@ def test_mistakes_are_told(case: str, before: Path, labelled: Path, folder: Path
         values["variants"][0]["accuracy"]["ap"] = None
 
     (folder / "net.onnx").symlink_to(labelled / "net.onnx")
-    Path("net.onnx.json").write_text('{"variants": [1]}')
+    Path("net.onnx.json").write_text('{"format": "darktrt report 2", "variants": [1]}')
     names = {"before": before, "net": "net.onnx"}
     for name, change in (("after", rename), ("elsewhere", move), ("unlabelled", blank)):
         names[name] = changed(before, folder, change, name)

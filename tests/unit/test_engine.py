@@ -22,12 +22,12 @@ import numpy as np
 import onnx
 import pytest
 from fake_tensorrt import FakeDriver, FakeTensorRT, Network
-from helpers import Made, batch_of_images, files_in, made_image, make, run, thresholds
+from helpers import MADE_CFG, Made, batch_of_images, files_in, made_image, make, run, thresholds
 from onnx import parser
 from PIL import Image
 
 from darktrt import progress as progress_module
-from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.calib.trt_calibrator import BatchSource
 from darktrt.cli import main
@@ -44,11 +44,11 @@ from darktrt.engine.trt_builder import Built, build
 from darktrt.engine.weak_typing import Calibrated, GpuCalibration, NetworkMap
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
-from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
 from darktrt.plugins.ops import DOMAIN, OPS
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 NO_RTX = importlib.util.find_spec("tensorrt_rtx") is None
 rtx = pytest.mark.skipif(NO_RTX, reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
@@ -201,7 +201,7 @@ def custom_nodes(model: onnx.ModelProto) -> int:
 def test_full_tensorrt_keeps_the_nodes(
     made: Made, version: tuple[int, ...], weakly_typed: bool, bodies: str, precision: Any
 ) -> None:
-    model = lower(made.operated(), made.info, Target("trt", version), precision)
+    model = lower(made.transformed(), made.info, Target("trt", version), precision)
     assert custom_nodes(model) == 7
     assert len(model.functions) == (0 if bodies == "drop" else 2)
     halves = sum(i.data_type == onnx.TensorProto.FLOAT16 for i in model.graph.initializer)
@@ -211,7 +211,7 @@ def test_full_tensorrt_keeps_the_nodes(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_rtx_gets_standard_ops_alone(made: Made, precision: Any) -> None:
-    model = lower(made.operated(), made.info, Target("rtx", (1, 7)), precision)
+    model = lower(made.transformed(), made.info, Target("rtx", (1, 7)), precision)
     onnx.checker.check_model(model, full_check=True)
     assert (custom_nodes(model), len(model.functions)) == (0, 0)
     assert METADATA_KEY in {p.key for p in model.metadata_props}
@@ -224,7 +224,7 @@ def lowered(
 ) -> onnx.ModelProto:
     """A made model for a full TensorRT whose library has registered these ops."""
     full(monkeypatch, version, plugins=plugins)
-    model = made.operated(**options)
+    model = made.transformed(**options)
     info = DetectorInfo.from_json({p.key: p.value for p in model.metadata_props}[METADATA_KEY], "model")
     lowered = lower(model, info, Target("trt", tuple(map(int, version.split(".")))), precision)
     if lowered.functions:
@@ -258,7 +258,7 @@ def test_mish_becomes_what_the_target_likes(
     assert METADATA_KEY in {p.key for p in model.metadata_props}
     if precision == "fp32" and model.functions:
         given = {"images": batch_of_images(made.info, 2), **thresholds(0.01)}
-        expected = run(made.operated(mish="plugin"), given)
+        expected = run(made.transformed(mish="plugin"), given)
         for name, array in run(model, given).items():
             np.testing.assert_array_equal(array, expected[name])
 
@@ -284,16 +284,16 @@ def test_a_stated_form_of_mish_stays(made: Made, monkeypatch: pytest.MonkeyPatch
         assert ops_of(lowered(made, monkeypatch, "8.6.1", "fp16", plugins, mish=form)) == FORMS[form]
 
 
-def test_a_network_without_mish_needs_no_plugin_of_it(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    leaky = make(tmp_path, made.cfg.read_text().replace("activation=mish", "activation=leaky"))
+def test_a_network_without_mish_asks_for_no_plugin_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    leaky = make(tmp_path, MADE_CFG.replace("activation=mish", "activation=leaky"))
     model = lowered(leaky, monkeypatch, "8.6.1", "fp32", ())
     assert ops_of(model) == {"YoloDetectPlugin": 1}
 
 
 def test_lowering_for_rtx_changes_no_number(made: Made) -> None:
     given = {"images": batch_of_images(made.info, 2), **thresholds(0.01)}
-    expected = run(made.operated(), given)
-    for name, array in run(lower(made.operated(), made.info, Target("rtx", (1, 7)), "fp32"), given).items():
+    expected = run(made.transformed(), given)
+    for name, array in run(lower(made.transformed(), made.info, Target("rtx", (1, 7)), "fp32"), given).items():
         np.testing.assert_array_equal(array, expected[name])
 
 
@@ -310,7 +310,7 @@ def static(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.mark.parametrize("batch", ["static", "dynamic"])
 def test_rtx_builds_a_mish_network_with_nms(made: Made, static: Made, tmp_path: Path, precision: Any, batch: str) -> None:
     source, plan = tmp_path / "portable.onnx", tmp_path / "model.plan"
-    transform_file((static if batch == "static" else made).plain, source, SurgeryOptions())
+    insert_plugins((static if batch == "static" else made).plain, source, SurgeryOptions())
     manifest = build_file(source, plan, BuildOptions(precision, "rtx"))
     assert files_in(tmp_path) == ["model.json", "model.plan", "portable.onnx"]
     assert plan.stat().st_size > 10_000
@@ -324,7 +324,7 @@ def test_rtx_builds_a_mish_network_with_nms(made: Made, static: Made, tmp_path: 
 
 @rtx
 def test_half_halves_the_plan(made: Made, tmp_path: Path) -> None:
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
     sizes = []
     for precision in ("fp32", "fp16"):
         build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions(precision, "rtx"))  # type: ignore[arg-type]
@@ -365,7 +365,7 @@ FAILURES: dict[str, Callable[[], Exception]] = {
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_failed_build_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     (tmp_path / "old.plan").write_bytes(b"old")
     (tmp_path / "old.json").write_text("old")
 
@@ -383,7 +383,7 @@ def test_a_failed_build_leaves_nothing(made: Made, tmp_path: Path, monkeypatch: 
 
 
 def test_no_plan_without_its_manifest(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     (tmp_path / "model.json").mkdir()
     monkeypatch.setattr(int8_rebuild, "build", lambda *_: Built(memoryview(b"plan")))
     machine(monkeypatch, None, rtx="1.7.1")
@@ -423,7 +423,7 @@ def test_full_tensorrt_is_asked_in_its_own_way(
 ) -> None:
     """Flags by version, a profile for the dynamic inputs, plugins and GPU in the manifest."""
     trt = full(monkeypatch, version, plugins=PLUGINS)
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp16", "auto"))
     assert trt.config.asked == flags
     assert trt.network.flags == network
@@ -441,7 +441,7 @@ def test_a_missing_plugin_library_is_said(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, needed: bool
 ) -> None:
     full(monkeypatch, version, plugins=("MishPlugin",))
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     if not needed:
         assert build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp16", "trt")).precision == "fp16"
         return
@@ -456,7 +456,7 @@ def test_a_missing_plugin_library_is_said(
 
 def test_decoding_stays_fp32(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every layer behind the raw heads, and none before them, in a plain model as in one with plugins."""
-    for model, plugins in ((made.model(), ()), (made.operated(mish="native"), PLUGINS)):
+    for model, plugins in ((made.model(), ()), (made.transformed(mish="native"), PLUGINS)):
         trt = full(monkeypatch, "8.6.1", plugins=plugins)
         build(model.SerializeToString(), made.info, Target("trt", (8, 6, 1)), BuildOptions("fp16"))
         heads = [head.tensor for head in made.info.heads]
@@ -502,7 +502,7 @@ def test_a_head_that_later_layers_read_divides_nothing(made: Made) -> None:
 def raw(made: Made, folder: Path, **options: Any) -> tuple[Path, dict[str, np.float32]]:
     """A model without custom nodes, and a table for it."""
     file = folder / "raw.onnx"
-    transform_file(made.plain, file, SurgeryOptions(head="raw", mish="native", **options))
+    insert_plugins(made.plain, file, SurgeryOptions(head="raw", mish="native", **options))
     model, info = load_model(file)
     return file, {name: np.float32(0.01 + i) for i, name in enumerate(tensors_to_calibrate(model, info))}
 
@@ -569,7 +569,7 @@ def test_tensors_inside_fused_nodes_are_not_missed(
     full(monkeypatch, "8.6.1", plugins=PLUGINS)
     monkeypatch.setattr(Target, "mish_form", lambda *_: "fused")
     file = tmp_path / "auto.onnx"
-    transform_file(made.plain, file, SurgeryOptions(head="raw"))
+    insert_plugins(made.plain, file, SurgeryOptions(head="raw"))
     scales = {name: np.float32(0.1) for name in tensors_to_calibrate(*load_model(file))}
     assert "MishAddPlugin:1" in build_file(file, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales)).plugins
     assert not any("not in the network" in message for message in caplog.messages)
@@ -601,7 +601,7 @@ def test_int8_of_a_model_with_qdq_nodes_needs_no_calibrator(
 ) -> None:
     trt = full(monkeypatch, "8.6.1")
     _, scales = raw(made, tmp_path)
-    transform_file(made.plain, tmp_path / "q.onnx", SurgeryOptions(head="raw", mish="native", calibration=Calibration(scales)))
+    insert_plugins(made.plain, tmp_path / "q.onnx", SurgeryOptions(head="raw", mish="native", calibration=Calibration(scales)))
     build_file(tmp_path / "q.onnx", tmp_path / "a.plan", BuildOptions("int8", "trt"))
     assert trt.config.asked == ["FP16", "INT8", OBEY]
     assert trt.config.int8_calibrator is None
@@ -622,7 +622,7 @@ def test_a_refused_table_leaves_no_plan(made: Made, tmp_path: Path, monkeypatch:
     trt = full(monkeypatch, version)
     trt.takes_caches = False
     source, scales = raw(made, tmp_path)
-    with pytest.raises(DarktrtError, match="this TensorRT does not take the calibration table"):
+    with pytest.raises(DarktrtError, match="this TensorRT does not accept the calibration table"):
         build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales))
     assert files_in(tmp_path) == ["raw.onnx"]
 
@@ -804,7 +804,7 @@ def test_another_range_of_batches(made: Made, tmp_path: Path, monkeypatch: pytes
 
 def test_a_static_batch_stays(static: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, "8.6.0")
-    transform_file(static.plain, tmp_path / "raw.onnx", SurgeryOptions(head="raw"))
+    insert_plugins(static.plain, tmp_path / "raw.onnx", SurgeryOptions(head="raw"))
     size = static.info.batch[0]
     with pytest.raises(DarktrtError, match=rf"the model accepts only batches of {size}; convert it again with"):
         build_with(static, tmp_path, batch=(1, 4, 16))
@@ -825,7 +825,7 @@ def test_strongly_typed_where_it_can_be(made: Made, tmp_path: Path, monkeypatch:
 
 def test_standard_ops_in_place_of_plugins(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trt = full(monkeypatch, "10.3.0", plugins=PLUGINS)
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     for plugins, taken in ((None, 3), ("none", 0)):
         manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp16", "trt", plugins))
         assert len(manifest.plugins) == taken
@@ -863,7 +863,7 @@ def test_calibrating_on_the_gpu_from_the_command_line(
 ) -> None:
     trt = full(monkeypatch, "8.6.0", plugins=PLUGINS)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(current=5))
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(thresholds=(0.25, 0.45)))
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions(thresholds=Thresholds(0.25, 0.45)))
     for i in range(3):
         Image.fromarray(made_image(64, 96, seed=i)).save(tmp_path / f"{i}.png")
     command = ["engine", f"{tmp_path}/a.onnx", "-o", f"{tmp_path}/a.plan", "--target", "trt", "--precision", "int8"]
@@ -900,7 +900,7 @@ def test_a_build_without_a_progress_monitor_tells_the_time(
 
 @rtx
 def test_rtx_takes_what_it_has_of_these_options(made: Made, tmp_path: Path) -> None:
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
     build_file(
         tmp_path / "a.onnx",
         tmp_path / "a.plan",
@@ -990,13 +990,13 @@ def test_what_is_no_manifest_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_a_runner_gives_all_outputs_by_name(made: Made, tmp_path: Path) -> None:
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     given = {"images": batch_of_images(made.info, 2), **thresholds(0.01)}
     with OnnxRunner(tmp_path / "a.onnx") as runner:
         outputs = runner.run(given)
         assert runner.info.head == "nms"
     assert list(outputs) == ["num_detections", "boxes", "scores", "classes"]
-    for name, array in run(made.operated(), given).items():
+    for name, array in run(made.transformed(), given).items():
         np.testing.assert_array_equal(outputs[name], array)
 
 

@@ -17,7 +17,7 @@ from helpers import Made, files_in
 from onnx import numpy_helper, parser
 
 from darktrt.calib.bias_correction import ChannelMeans, corrected_bias
-from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
 from darktrt.engine import target as target_module
@@ -31,7 +31,7 @@ from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -302,7 +302,7 @@ def test_the_summary_groups_by_reason() -> None:
 
 def portable(made: Made, path: Path, **options: Any) -> Calibration:
     """A model with a scale for every tensor."""
-    transform_file(made.plain, path, SurgeryOptions(**options))
+    insert_plugins(made.plain, path, SurgeryOptions(**options))
     return Calibration({name: np.float32(0.05) for name in tensors_to_calibrate(*load_model(path))})
 
 

@@ -1,4 +1,4 @@
-"""``check map``: variants judged against labels, here or from what was found on another machine."""
+"""``check map``: average precision of variants, from detections made here or on another machine."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, Made, found_in, made_image
+from helpers import ROOT, Made, made_detections, made_image
 from PIL import Image
 
 from darktrt.calib.table import CalibrationTable
-from darktrt.check.coco import accuracy
-from darktrt.check.detections import judge_all, load_detections, save_detections
-from darktrt.check.ground_truth import load_truth
+from darktrt.check.detections import load_detections, save_detections
+from darktrt.check.evaluation import evaluate_detections
+from darktrt.check.ground_truth import load_ground_truth
 from darktrt.cli import main
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
@@ -95,7 +95,8 @@ sys.exit(darktrt.cli.main(["check", "map", {str(labelled / "photos")!r}, "--plan
 
 
 def test_files_keep_every_bit(labelled: Path, folder: Path) -> None:
-    found, digests = found_in(labelled)
+    found = made_detections(labelled)
+    digests = list(found.images)
     save_detections([found, replace(found, name="B", images={})], "found.json")
     again, empty = load_detections("found.json")
     assert (again.name, again.info, again.precision, again.thresholds) == ("A", found.info, "tf32", found.thresholds)
@@ -107,32 +108,32 @@ def test_files_keep_every_bit(labelled: Path, folder: Path) -> None:
 
 
 def test_classes_one_by_one_make_the_mean(labelled: Path) -> None:
-    found, digests = found_in(labelled)
-    truth = load_truth([str(labelled / "photos")], found.info.class_names)
-    (judged,) = judge_all([found], truth, digests)
-    classes = [one for one in judged.judgement.classes if one.objects]
-    assert sum(one.objects for one in classes) == truth.count == 30
-    whole = accuracy(found.in_order(digests), truth)
+    found = made_detections(labelled)
+    truth = load_ground_truth([str(labelled / "photos")], found.info.class_names)
+    evaluation = evaluate_detections([found], truth)
+    (evaluated,) = evaluation.variants
+    classes = [one for one in evaluated.metrics.classes if one.objects]
+    assert sum(one.objects for one in classes) == truth.count == evaluation.objects == 30
+    whole = evaluated.metrics.accuracy
     assert 0.1 < whole.ap75 < whole.ap50 - 0.02
-    assert judged.judgement.accuracy == whole
     assert np.mean([one.ap for one in classes]) == pytest.approx(whole.ap)
     assert np.mean([one.ap50 for one in classes]) == pytest.approx(whole.ap50)
-    assert np.mean(judged.judgement.curves["0.50"]) == pytest.approx(whole.ap50)
-    assert np.mean(judged.judgement.curves["0.75"]) == pytest.approx(whole.ap75)
+    assert np.mean(evaluated.metrics.curves["0.50"]) == pytest.approx(whole.ap50)
+    assert np.mean(evaluated.metrics.curves["0.75"]) == pytest.approx(whole.ap75)
 
 
 BAD = {
     "photos": "nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections",
     "photos --model net.onnx --simulate int4": "--simulate int4: 'int4' is neither fp16 nor int8",
-    "photos --model net.onnx --simulate int8": "--simulate int8 needs the scales: --table TABLE",
+    "photos --model net.onnx --simulate int8": "simulating INT8 needs a calibration table [--table]",
     "photos --simulate fp16": "--simulate rounds what an ONNX file computes; name one by --model",
     "photos --model net.onnx --model net.onnx": "net.onnx: is given twice; name each variant once",
     "photos --load-detections none.json": "none.json: cannot read: No such file",
-    "photos --load-detections broken.json": "broken.json: holds no results of 'darktrt check map'",
+    "photos --load-detections broken.json": "broken.json: has no saved detections, or damaged ones",
     "photos --load-detections classes.json --model net.onnx": "A: has other classes than net.onnx",
-    "photos --load-detections thresholds.json --model net.onnx": "A: was made with --score-threshold 0.5",
+    "photos --load-detections thresholds.json --model net.onnx": "A: was made with score threshold 0.5",
     "photos/0.png --load-detections good.json --save-detections good.json": "good.json: is given twice",
-    "more --load-detections good.json": "A: knows 5 of the 6 images; make it from the same DATA",
+    "more --load-detections good.json": "A: has detections of 5 of the 6 images; make it from the same images",
     "photos --model net.onnx --limit 0": "the limit is 0; evaluate on at least 1 image",
     "none --model net.onnx": "none: no such file or folder",
     "photos --model net.onnx --class-map my.table": "my.table:1: write CLASS OF THE LABELS = CLASS OF THE NETWORK",
@@ -147,7 +148,7 @@ def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys:
     for path in sorted((labelled / "photos").iterdir()):
         (folder / "more" / path.name).symlink_to(path)
     Image.fromarray(made_image(128, 192, seed=9)).save("more/9.png")
-    found, _ = found_in(labelled)
+    found = made_detections(labelled)
     save_detections([found], "good.json")
     save_detections([replace(found, info=replace(found.info, class_names=("a", "b", "c")))], "classes.json")
     save_detections([replace(found, thresholds=Thresholds(0.5, 0.45))], "thresholds.json")
@@ -159,6 +160,6 @@ def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys:
 
 
 def test_only_what_was_looked_at_is_given(labelled: Path) -> None:
-    found, digests = found_in(labelled)
-    with pytest.raises(DarktrtError, match="A: knows 5 of the 6 images"):
-        found.in_order([*digests, "0" * 64])
+    found = made_detections(labelled)
+    with pytest.raises(DarktrtError, match="A: has detections of 5 of the 6 images"):
+        found.in_order([*found.images, "0" * 64])

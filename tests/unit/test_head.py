@@ -31,11 +31,11 @@ from helpers import (
 from onnx import helper
 
 from darktrt.errors import DarktrtError
-from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo
+from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo, Thresholds
 from darktrt.onnx_file import load_model
 from darktrt.plugins.ops import YoloDecode, op_from_node
 from darktrt.surgery.outputs import add_outputs
-from darktrt.surgery.rewrite import SurgeryOptions, save_model, transform, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, save_model, transform
 from darktrt.vision.boxes import nms
 from darktrt.vision.detector import Detector
 
@@ -64,7 +64,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("end", OUTPUTS)
 @pytest.mark.parametrize("start", INPUTS)
 def test_every_form_of_input_and_head(made: Made, start: str, end: str) -> None:
-    model = made.operated(input=start, head=end, max_detections=50)
+    model = made.transformed(input=start, head=end, max_detections=50)
     found = form(model.graph.input)
     assert found.pop("images") == INPUTS[start]
     limits = {"score_threshold": ("float", [1]), "iou_threshold": ("float", [1])}
@@ -85,11 +85,11 @@ def info_of(model: onnx.ModelProto) -> DetectorInfo:
 
 def test_a_static_batch_stays_static(made: Made, tmp_path: Path) -> None:
     static = make(tmp_path, made.cfg.read_text(), batch=(2, 2, 2))
-    assert [shape[0] for _, shape in form(static.operated().graph.output).values()] == [2, 2, 2, 2]
+    assert [shape[0] for _, shape in form(static.transformed().graph.output).values()] == [2, 2, 2, 2]
 
 
 def test_a_file_becomes_a_file(made: Made, tmp_path: Path) -> None:
-    report = transform_file(made.plain, tmp_path / "portable.onnx", SurgeryOptions())
+    report = insert_plugins(made.plain, tmp_path / "portable.onnx", SurgeryOptions())
     assert files_in(tmp_path) == ["portable.onnx"]
     assert (report.mish, report.heads, report.functions) == (6, 2, 2)
     model, info = load_model(tmp_path / "portable.onnx")
@@ -110,7 +110,7 @@ def test_bytes_give_the_bits_that_floats_give(made: Made) -> None:
     """x / 255 in float32, by the graph or before it."""
     images = batch_of_images(made.info, 3)
     plain = run(with_outputs(made.model(), raw_names(made.info)), {"images": as_float(images)})
-    model = made.operated(head="raw")
+    model = made.transformed(head="raw")
     found = run(model, {"images": images})
     for name in raw_names(made.info):
         assert found[name].tobytes() == plain[name].tobytes()
@@ -162,7 +162,7 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_decoding_equals_numpy_and_the_plain_file(network: Made) -> None:
     images = as_float(batch_of_images(network.info, 2))
     plain = run(with_outputs(network.model(), raw_names(network.info)), {"images": images})
-    found = run(network.operated(input="float", head="decode"), {"images": images})
+    found = run(network.transformed(input="float", head="decode"), {"images": images})
     for i in range(2):
         boxes, scores = decode_all(plain, network.info, i)
         assert relative_error(found["boxes"][i], boxes) <= EXPORT_TOLERANCE
@@ -175,8 +175,8 @@ def test_decoding_equals_numpy_and_the_plain_file(network: Made) -> None:
 def test_detections_equal_numpys_of_the_decoded_heads(network: Made, score: float, iou: float) -> None:
     """In a batch of different images."""
     images, info = batch_of_images(network.info, 3), network.info
-    decoded = run(network.operated(head="decode"), {"images": images})
-    found = run(network.operated(), {"images": images, **thresholds(score, iou)})
+    decoded = run(network.transformed(head="decode"), {"images": images})
+    found = run(network.transformed(), {"images": images, **thresholds(score, iou)})
     rule = (info.nms.kind, info.nms.beta, (info.width, info.height))
     for i in range(3):
         boxes, scores = decoded["boxes"][i], decoded["scores"][i]
@@ -196,12 +196,12 @@ def check_image(found: dict[str, Array], i: int, expected: tuple[Array, Array, A
 
 
 def test_fixed_thresholds_are_no_inputs_and_give_the_same(made: Made) -> None:
-    fixed = made.operated(thresholds=(0.02, 0.3))
+    fixed = made.transformed(thresholds=Thresholds(0.02, 0.3))
     assert [tensor.name for tensor in fixed.graph.input] == ["images"]
     info = load_info(fixed)
     assert info.fixed_thresholds == (0.02, 0.3) and not info.takes_thresholds
     images = {"images": batch_of_images(info, 3)}
-    found, expected = run(fixed, images), run(made.operated(), {**images, **thresholds(0.02, 0.3)})
+    found, expected = run(fixed, images), run(made.transformed(), {**images, **thresholds(0.02, 0.3)})
     assert expected["num_detections"].min() > 0
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
@@ -212,22 +212,17 @@ def load_info(model: onnx.ModelProto) -> DetectorInfo:
 
 
 def test_detecting_with_other_thresholds_than_the_fixed_ones_is_refused(made: Made) -> None:
-    info = load_info(made.operated(thresholds=(0.25, 0.3)))
+    info = load_info(made.transformed(thresholds=Thresholds(0.25, 0.3)))
     with pytest.raises(DarktrtError, match=r"its thresholds are fixed at 0\.25 and 0\.3, not 0\.25 and 0\.45"):
         Detector(lambda inputs: inputs, info)
     assert Detector(lambda inputs: inputs, info, 0.25, 0.3)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"head": "decode", "thresholds": (0.25, 0.45)}, "--thresholds are of NMS, and a model of --head decode has none"),
-        ({"thresholds": (0.25, 1.45)}, r"--thresholds are 0\.25 and 1\.45; both must be between 0 and 1"),
-    ],
-)
-def test_thresholds_that_cannot_be_fixed(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(DarktrtError, match=said):
-        SurgeryOptions(**options)
+def test_thresholds_that_cannot_be_fixed() -> None:
+    with pytest.raises(DarktrtError, match="a model with head 'decode' has no NMS and so no thresholds"):
+        SurgeryOptions(head="decode", thresholds=Thresholds())
+    with pytest.raises(DarktrtError, match=r"the IoU threshold is 1\.45; it must be between 0 and 1"):
+        SurgeryOptions(thresholds=Thresholds(0.25, 1.45))
 
 
 @pytest.mark.parametrize("value", [[0.1], [0.1, 2], ["a", 0.1], 0.3])
@@ -239,8 +234,8 @@ def test_damaged_fixed_thresholds_in_the_metadata(made: Made, value: Any) -> Non
 
 def test_limits_of_candidates_and_detections(made: Made) -> None:
     images = batch_of_images(made.info, 2)
-    decoded = run(made.operated(head="decode"), {"images": images})
-    found = run(made.operated(max_candidates=40, max_detections=7), {"images": images, **thresholds(0.001)})
+    decoded = run(made.transformed(head="decode"), {"images": images})
+    found = run(made.transformed(max_candidates=40, max_detections=7), {"images": images, **thresholds(0.001)})
     for i in range(2):
         rule = (made.info.nms.kind, made.info.nms.beta, (96, 64))
         check_image(found, i, nms(decoded["boxes"][i], decoded["scores"][i], 0.001, 0.45, *rule, 40, 7))
@@ -256,12 +251,12 @@ def letterboxed(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def test_a_letterboxed_network_with_a_distance_term_takes_the_images_sizes(letterboxed: Made) -> None:
-    model = letterboxed.operated()
+    model = letterboxed.transformed()
     assert info_of(model).resize == "letterbox"
     assert info_of(model).takes_image_size
     assert form(model.graph.input)["image_size"] == ("float", ["batch", 2])
     images, sizes = batch_of_images(letterboxed.info, 3), [(96, 64), (96, 8), (10, 64)]
-    decoded = run(letterboxed.operated(head="decode"), {"images": images})
+    decoded = run(letterboxed.transformed(head="decode"), {"images": images})
     found = run(model, {"images": images, "image_size": np.array(sizes, np.float32), **thresholds(0.001, 0.01)})
     stretched = 0
     for i, size in enumerate(sizes):
@@ -274,12 +269,12 @@ def test_a_letterboxed_network_with_a_distance_term_takes_the_images_sizes(lette
 
 @pytest.mark.parametrize("options", [{"head": "decode"}, {"head": "raw"}])
 def test_without_nms_no_sizes_are_asked_for(letterboxed: Made, options: dict[str, str]) -> None:
-    assert list(form(letterboxed.operated(**options).graph.input)) == ["images"]
+    assert list(form(letterboxed.transformed(**options).graph.input)) == ["images"]
 
 
 def test_plain_nms_needs_no_sizes(tmp_path: Path) -> None:
     made = make(tmp_path, net(letter_box=1) + conv(8, stride=4) + head())
-    assert "image_size" not in form(made.operated().graph.input)
+    assert "image_size" not in form(made.transformed().graph.input)
 
 
 # --- attributes ---
@@ -287,7 +282,7 @@ def test_plain_nms_needs_no_sizes(tmp_path: Path) -> None:
 
 def test_attributes_say_what_the_cfg_says(made: Made) -> None:
     for end, inputs in (("decode", []), ("nms", ["score_threshold", "iou_threshold"])):
-        model = made.operated(head=end, max_candidates=500, max_detections=20)
+        model = made.transformed(head=end, max_candidates=500, max_detections=20)
         *mish, node = [node for node in model.graph.node if node.domain]
         assert {other.op_type for other in mish} == {"MishPlugin"}
         assert list(node.input) == ["head0_raw", "head1_raw", *inputs]
@@ -307,17 +302,17 @@ def test_attributes_say_what_the_cfg_says(made: Made) -> None:
 
 def test_surgery_is_done_once(made: Made, tmp_path: Path) -> None:
     for end in ("nms", "decode", "raw"):
-        transform_file(made.plain, tmp_path / "once.onnx", SurgeryOptions(head=end))  # type: ignore[arg-type]
-        message = rf"once\.onnx: surgery was done on it already \(--head {end}\); start from the plain ONNX of 'convert'"
+        insert_plugins(made.plain, tmp_path / "once.onnx", SurgeryOptions(head=end))  # type: ignore[arg-type]
+        message = rf"once\.onnx: has plugin nodes already \(head '{end}'\); start from the plain ONNX file of 'darktrt convert'"
         with pytest.raises(DarktrtError, match=message):
-            transform_file(tmp_path / "once.onnx", tmp_path / "twice.onnx", SurgeryOptions())
+            insert_plugins(tmp_path / "once.onnx", tmp_path / "twice.onnx", SurgeryOptions())
     assert files_in(tmp_path) == ["once.onnx"]
 
 
 def test_the_source_is_not_overwritten(made: Made, tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(made.plain.read_bytes())
     with pytest.raises(DarktrtError, match=r"a\.onnx: is given twice"):
-        transform_file(tmp_path / "a.onnx", tmp_path / "a.onnx", SurgeryOptions())
+        insert_plugins(tmp_path / "a.onnx", tmp_path / "a.onnx", SurgeryOptions())
 
 
 def other_head(made: Made, **changes: Any) -> DetectorInfo:
@@ -347,13 +342,13 @@ def test_metadata_of_another_network_is_refused(made: Made, changes: dict[str, A
 )
 def test_limits_out_of_range_are_refused(made: Made, options: dict[str, int], said: str) -> None:
     with pytest.raises(DarktrtError, match=said):
-        made.operated(**options)
+        made.transformed(**options)
 
 
 def test_six_heads_are_refused(tmp_path: Path) -> None:
     text = net() + conv(8, stride=4) + section("route", layers=0).join(head() for _ in range(6))
     with pytest.raises(DarktrtError, match="6 heads; between 1 and 5 are supported"):
-        make(tmp_path, text).operated()
+        make(tmp_path, text).transformed()
 
 
 def test_a_model_of_somebody_else_is_refused(made: Made, tmp_path: Path) -> None:
@@ -392,7 +387,7 @@ def test_the_decode_node_follows_the_metadata(made: Made) -> None:
 
 
 def test_every_layer_can_be_an_output(made: Made, tmp_path: Path) -> None:
-    report = transform_file(made.plain, tmp_path / "layers.onnx", SurgeryOptions(mark_layers=True))
+    report = insert_plugins(made.plain, tmp_path / "layers.onnx", SurgeryOptions(mark_layers=True))
     assert report.layer_outputs == len({layer.tensor for layer in made.info.layers})
     model, info = load_model(tmp_path / "layers.onnx")
     assert [output.name for output in model.graph.output[:4]] == ["num_detections", "boxes", "scores", "classes"]

@@ -22,7 +22,7 @@ from darktrt.engine.describe import describe_manifest, describe_onnx, describe_p
 from darktrt.engine.doctor import Finding, examine_machine, report
 from darktrt.engine.manifest import Manifest, manifest_path, read_manifest
 from darktrt.errors import DarktrtError
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 
 def fields(text: str) -> dict[str, str]:
@@ -118,7 +118,7 @@ def test_a_plain_onnx(made: Made) -> None:
 
 
 def test_a_portable_onnx(made: Made, tmp_path: Path) -> None:
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions(max_detections=20))
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions(max_detections=20))
     text = describe_onnx(tmp_path / "a.onnx")
     assert f"plugin nodes  {MADE_MISH} MishPlugin, 1 YoloDetectPlugin" in text
     assert "bodies        MishPlugin, YoloDetectPlugin" in text

@@ -1,4 +1,4 @@
-"""Darknet's label files, and labels that are not what they should be: told in a sentence each, the rest judged."""
+"""Darknet's label files, and mistakes in labels: each is a sentence, and the rest is evaluated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from helpers import made_image
 from PIL import Image
 
-from darktrt.check.ground_truth import LabelClasses, Truth, has_labels, load_truth, read_names
+from darktrt.check.ground_truth import GroundTruth, LabelClasses, has_labels, load_ground_truth, read_names
 from darktrt.errors import DarktrtError
 
 NAMES = ("cat", "dog")
@@ -25,11 +25,10 @@ def photos(folder: Path, labels: dict[str, str | None]) -> Path:
     return folder
 
 
-def noted(*data: Path | str, classes: LabelClasses | None = None, names: tuple[str, ...] = NAMES) -> tuple[Truth, str]:
-    """The truth, and what was noted."""
-    notes: list[str] = []
-    truth = load_truth([str(entry) for entry in data], names, classes=classes or LabelClasses(), notes=notes)
-    return truth, "\n".join(notes)
+def noted(*data: Path | str, classes: LabelClasses | None = None, names: tuple[str, ...] = NAMES) -> tuple[GroundTruth, str]:
+    """The ground truth, and its notes."""
+    truth = load_ground_truth([str(entry) for entry in data], names, classes=classes or LabelClasses(), strict=False)
+    return truth, "\n".join(truth.notes)
 
 
 # --- darknet's files ---
@@ -78,18 +77,18 @@ def test_class_ids_go_by_names_of_their_own(folder: Path) -> None:
     Path("my.names").write_text("dog\ncow\ncat\n")
     truth, notes = noted("photos", classes=LabelClasses(read_names("my.names")))
     assert [one.class_id for one in truth.images[0].objects] == [0, 1]
-    assert "objects of classes that the network does not know are left out: cow (1)" in notes
+    assert "objects of classes that the network does not have are left out: cow (1)" in notes
 
 
-# --- what is wrong, noted; and raised where nobody takes notes ---
+# --- mistakes are noted, and with strict raised ---
 
 WRONG = {
-    "0 0.5 0.5 0.5": "CLASS X Y WIDTH HEIGHT are wanted",
-    "cat 0.5 0.5 0.5 0.5": "the class by its number",
+    "0 0.5 0.5 0.5": "write CLASS X Y WIDTH HEIGHT",
+    "cat 0.5 0.5 0.5 0.5": "with the number of the class",
     "0 0.5 0.5 0.5 wide": "could not convert string to float",
     "0 1.5 0.5 0.5 0.5": "the centre must lie within 0..1",
-    "0 0.5 0.5 0 0.5": "the sides be above 0",
-    "0 0.5 0.5 nan 0.5": "the sides be above 0",
+    "0 0.5 0.5 0 0.5": "width and height be above 0",
+    "0 0.5 0.5 nan 0.5": "width and height be above 0",
     "2 0.5 0.5 0.5 0.5": "there are 2 classes",
 }
 
@@ -98,7 +97,7 @@ WRONG = {
 def test_wrong_lines_are_named(line: str, folder: Path) -> None:
     photos(Path("photos"), {"a": f"1 0.5 0.5 0.5 0.5\n{line}\n"})
     with pytest.raises(DarktrtError, match=rf"^photos/a\.txt:2: '{line}' is no label: .*{WRONG[line]}"):
-        load_truth(["photos"], NAMES)
+        load_ground_truth(["photos"], NAMES)
     truth, notes = noted("photos")
     assert truth.count == 1
     assert notes.startswith(f"photos/a.txt:2: '{line}' is no label")
@@ -108,13 +107,13 @@ def test_images_without_labels_are_noted(folder: Path) -> None:
     photos(Path("photos"), {"a": "0 0.5 0.5 0.5 0.5", "b": None, "c": None})
     truth, notes = noted("photos")
     assert len(truth.images) == 3
-    assert "2 of 3 images have no label file, 'photos/b.png' for one; they count as empty" in notes
+    assert "2 of 3 images have no label file, 'photos/b.png' for example; they count as empty" in notes
 
 
 def test_no_labels_at_all(folder: Path) -> None:
     photos(Path("photos"), {"a": None, "b": None})
-    with pytest.raises(DarktrtError, match=r"photos: no image has labels; name a COCO json, or write darknet's"):
-        load_truth(["photos"], NAMES)
+    with pytest.raises(DarktrtError, match=r"photos: no image has labels; name a COCO json, or write label files of darknet"):
+        load_ground_truth(["photos"], NAMES)
     truth, notes = noted("photos")
     assert (len(truth.images), truth.count) == (2, 0)
     assert "no image has labels" in notes and "no object of the network's classes is labelled in 2 images" in notes
@@ -127,17 +126,17 @@ def test_labels_without_images_are_noted(folder: Path) -> None:
         Path(name).write_text("0 0.5 0.5 0.5 0.5")
     Path("data/images/classes.txt").write_text("cat\ndog\n")  # no label file
     _, notes = noted("data/images")
-    assert "2 label files have no image, 'data/images/gone.txt' for one" in notes
+    assert "2 label files have no image, 'data/images/gone.txt' for example" in notes
 
 
 def test_images_of_a_list_that_are_missing_are_noted(folder: Path) -> None:
     photos(Path("photos"), {"a": "0 0.5 0.5 0.5 0.5"})
     Path("train.txt").write_text("photos/a.png\nphotos/gone.png\n")
     Path("photos/gone.txt").write_text("0 0.5 0.5 0.5 0.5")
-    with pytest.raises(DarktrtError, match=r"train\.txt: 1 of its 2 images are missing, 'photos/gone\.png' for one"):
-        load_truth(["train.txt"], NAMES)
+    with pytest.raises(DarktrtError, match=r"train\.txt: 1 of its 2 images are missing, 'photos/gone\.png' for example"):
+        load_ground_truth(["train.txt"], NAMES)
     truth, notes = noted("train.txt")
-    assert len(truth.images) == 1 and "'photos/gone.png' for one" in notes
+    assert len(truth.images) == 1 and "'photos/gone.png' for example" in notes
     Path("photos/a.png").unlink()
     with pytest.raises(DarktrtError, match="2 of its 2 images are missing"):
         noted("train.txt")
@@ -160,7 +159,7 @@ def test_a_coco_file_with_holes_is_judged_without_them(folder: Path) -> None:
     truth, notes = noted(coco(images=images))
     assert [image.path.name for image in truth.images] == ["0.png"] and truth.count == 1
     assert "an annotation has image_id 1, which the file does not list" in notes
-    assert "1 of its 2 images are missing, 'val/4.png' for one" in notes
+    assert "1 of its 2 images are missing, 'val/4.png' for example" in notes
 
 
 def test_an_empty_ground_truth_is_noted(folder: Path) -> None:

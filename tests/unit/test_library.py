@@ -34,7 +34,7 @@ from darktrt.plugins.library import (
     load_plugins,
     read_library,
 )
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 NAMES = ("MishPlugin", "MishAddPlugin", "MishConcatPlugin", "YoloDecodePlugin", "YoloDetectPlugin")
 PLUGINS = " ".join(f"{name}:1" for name in NAMES)
@@ -232,7 +232,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
 
 
 def test_the_manifest_tells_of_the_library(made: Made, library: Path, tmp_path: Path, full: FakeTensorRT) -> None:
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "trt", library))
     assert manifest.plugin_library == {"sha256": read_library(library).sha256, "tensorrt": "8.6.0"}
     assert "YoloDetectPlugin:1" in manifest.plugins
@@ -243,10 +243,10 @@ def test_a_network_without_custom_nodes_loads_none(
     made: Made, tmp_path: Path, full: FakeTensorRT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "nowhere.so")
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions("raw", mish="native"))
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions("raw", mish="native"))
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "trt"))
     assert (manifest.plugins, manifest.plugin_library) == ((), {})
-    transform_file(made.plain, tmp_path / "b.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "b.onnx", SurgeryOptions())
     with pytest.raises(DarktrtError, match=r"nowhere\.so: there is no plugin library"):
         build_file(tmp_path / "b.onnx", tmp_path / "b.plan", BuildOptions("fp32", "trt"))
 
@@ -255,7 +255,7 @@ def test_a_target_without_plugins_takes_no_library(
     made: Made, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "find_target", lambda _: Target("rtx", (1, 7, 1)))
-    transform_file(made.plain, tmp_path / "a.onnx", SurgeryOptions())
+    insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     with pytest.raises(DarktrtError, match=r"TensorRT for RTX 1\.7\.1 has no plugins .* leave the plugin library out"):
         build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "rtx", library))
 

@@ -14,8 +14,8 @@ from streams import RtspServer, TcpServer, transport_stream
 from test_detect import Detector, made_detector, made_info, photo, save_video
 
 from darktrt.errors import DarktrtError
-from darktrt.vision.detector import LiveSource, open_video
 from darktrt.vision.live import camera, detect_live, stream
+from darktrt.vision.video import LiveSource, open_video
 
 TEST_IMAGE = LiveSource("testsrc=size=160x120:rate=30,realtime", "lavfi")
 """Endless, 30 frames a second."""

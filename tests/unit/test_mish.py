@@ -98,13 +98,13 @@ def test_a_shared_gate_stays_for_its_other_reader() -> None:
 NOT_MISH = {
     "another x": (f"{GATE} y = Mul (z, t)", "'Mul_y' multiplies tanh(softplus(x)) by another x"),
     "another x, other order": (f"{GATE} y = Mul (t, z)", "'Mul_y' multiplies tanh(softplus(x)) by another x"),
-    "Add": (f"{GATE} y = Add (x, t)", "'Add_y' takes tanh(softplus(x)) into a Add"),
+    "Add": (f"{GATE} y = Add (x, t)", "'Add_y' is a Add of tanh(softplus(x)), not a Mul"),
     "no Tanh": ("s = Softplus (x) y = Mul (x, s)", "'Softplus_s' is a Softplus that no Tanh follows"),
     "Sigmoid for Tanh": ("s = Softplus (x) t = Sigmoid (s) y = Mul (x, t)", "'Softplus_s' is a Softplus that no Tanh follows"),
     "the wrong way round": ("t = Tanh (x) s = Softplus (t) y = Mul (x, s)", "'Softplus_s' is a Softplus that no Tanh"),
     "Tanh alone": ("t = Tanh (x) y = Mul (x, t)", "the graph and the cfg it came from do not belong together"),
     "nothing like it": ("y = Relu (x)", "the graph and the cfg it came from do not belong together"),
-    "Div": (f"{GATE} y = Div (t, x)", "'Div_y' takes tanh(softplus(x)) into a Div"),
+    "Div": (f"{GATE} y = Div (t, x)", "'Div_y' is a Div of tanh(softplus(x)), not a Mul"),
 }
 
 
@@ -282,7 +282,7 @@ def layer_names(made: Made) -> list[str]:
 
 
 def test_the_network_gets_one_node_a_mish_and_one_body(made: Made) -> None:
-    model = made.operated()
+    model = made.transformed()
     found = kinds(model)
     assert found["MishPlugin"] == MADE_MISH
     assert not {"Softplus", "Tanh", "Mish"} & set(found)
@@ -294,9 +294,9 @@ def test_every_layer_keeps_its_bits(made: Made, options: dict[str, str]) -> None
     """Float input; heads and everything before them."""
     images = as_float(batch_of_images(made.info, 2))
     plain = run(with_outputs(made.model(), layer_names(made)), {"images": images})
-    operated = with_outputs(made.operated(input="float", **options), layer_names(made))
+    model = with_outputs(made.transformed(input="float", **options), layer_names(made))
     given = {"images": images} | ({} if options.get("head") else thresholds())
-    found = run(operated, given)
+    found = run(model, given)
     for name in layer_names(made):
         assert found[name].tobytes() == plain[name].tobytes(), name
 
@@ -305,7 +305,7 @@ def test_fused_in_a_network(tmp_path: Path, made: Made) -> None:
     """Every tensor that is left has its bits; the counts are those of the cfg."""
     for network, count in ((make(tmp_path, RESIDUAL_CFG, batch=(1, 2, 2)), Fused(2, 1)), (made, Fused(1, 0))):
         fused, report = transform(network.model(), network.info, SurgeryOptions(mish="fused", input="float", head="raw"))
-        plugin = network.operated(mish="plugin", input="float", head="raw")
+        plugin = network.transformed(mish="plugin", input="float", head="raw")
         assert report.fused == count
         assert (report.mish, report.info.mish) == (network.info.mish_count, "fused")
         onnx.checker.check_model(fused, full_check=True)
@@ -326,7 +326,7 @@ def test_auto_is_a_node_each_for_the_build_to_decide(made: Made) -> None:
 
 
 def test_native_leaves_mish_as_it_was_written(made: Made) -> None:
-    found = kinds(made.operated(mish="native"))
+    found = kinds(made.transformed(mish="native"))
     assert found["Softplus"] == found["Tanh"] == MADE_MISH
     assert not found["MishPlugin"]
 
@@ -358,14 +358,14 @@ def opset_18(made: Made) -> onnx.ModelProto:
 def test_a_model_of_opset_18_with_the_op_mish(made: Made, head: str) -> None:
     model = opset_18(made)
     assert kinds(model)["Mish"] == MADE_MISH
-    operated, report = transform(model, made.info, SurgeryOptions(head=head, input="float"))  # type: ignore[arg-type]
+    portable, report = transform(model, made.info, SurgeryOptions(head=head, input="float"))  # type: ignore[arg-type]
     assert report.mish == MADE_MISH
-    onnx.checker.check_model(operated, full_check=True)
-    inlined = inline_bodies(operated)
+    onnx.checker.check_model(portable, full_check=True)
+    inlined = inline_bodies(portable)
     onnx.checker.check_model(inlined, full_check=True)
     given = {"images": as_float(batch_of_images(made.info, 2))} | (thresholds(0.01) if head == "nms" else {})
-    expected = run(made.operated(head=head, input="float"), given)
-    for model in (operated, inlined):
+    expected = run(made.transformed(head=head, input="float"), given)
+    for model in (portable, inlined):
         for name, array in run(model, given).items():
             np.testing.assert_array_equal(array, expected[name])
 

@@ -26,7 +26,7 @@ from helpers import (
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
-from darktrt.calib.collect import tensors_to_calibrate
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
 from darktrt.engine.layer_list import asked_for, convolution_precisions
@@ -169,7 +169,7 @@ def test_a_table_serves_every_form_of_mish(residual: Made, form: str) -> None:
     given = {"images": batch_of_images(residual.info, 3), **thresholds(0.05)}
 
     def of(mish: str) -> tuple[list[tuple[str, ...]], dict[str, Array]]:
-        model = residual.operated(mish=mish, calibration=calibration)
+        model = residual.transformed(mish=mish, calibration=calibration)
         quantizers = [tuple(node.input) for node in model.graph.node if node.op_type == "QuantizeLinear"]
         return sorted(quantizers), run(model, given)
 
@@ -183,7 +183,7 @@ def test_a_table_serves_every_form_of_mish(residual: Made, form: str) -> None:
 
 def test_q_dq_behind_what_took_mish_in(residual: Made) -> None:
     table = scales_of(residual)
-    model = residual.operated(mish="fused", input="float", calibration=Calibration(table, ()))
+    model = residual.transformed(mish="fused", input="float", calibration=Calibration(table, ()))
     producers = {output: node for node in model.graph.node for output in node.output}
     read = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] != "images"]
     found = Counter(producers[name].op_type for name in read)
@@ -209,7 +209,7 @@ def test_tensorrt_for_rtx_builds_every_form_of_mish(residual: Made, form: Any, p
 
 def test_mistakes_are_told(made: Made, scales: dict[str, np.float32]) -> None:
     graph = gs.import_onnx(made.model())
-    with pytest.raises(DarktrtError, match=r"no scale for \d+ tensors of this network, '.+' for one"):
+    with pytest.raises(DarktrtError, match=r"no scale for \d+ tensors of this network, '.+' among them"):
         quantize(graph, made.info, Calibration({}, ()))
     with pytest.raises(DarktrtError, match="'/no/Conv' is no convolution of this network"):
         quantize(graph, made.info, Calibration(scales, ("/no/Conv",)))
@@ -244,7 +244,7 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
         assert "is given twice and would be overwritten" in capsys.readouterr().err
     assert (files_in(folder), Path("portable.onnx").read_bytes()) == before
     assert "3 images are few to calibrate on" in output.err
-    assert "convolutions in INT8; kept in floating point: " in output.out
+    assert "convolutions in INT8; in floating point: " in output.out
     assert CalibrationTable.load("merged.table") == CalibrationTable.load("calibration.table")
     assert Path("calibration.table").read_text().startswith("TRT-8600-EntropyCalibration2\n")
     assert {"int8.plan", "int8.json", "qdq.onnx", "histograms.png"} <= set(files_in(folder))

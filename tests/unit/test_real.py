@@ -26,8 +26,8 @@ from helpers import (
     with_outputs,
 )
 
-from darktrt.check.coco import evaluate
-from darktrt.check.ground_truth import load_truth
+from darktrt.check.coco import measure_accuracy
+from darktrt.check.ground_truth import load_ground_truth
 from darktrt.convert.cfg import Yolo, read_cfg
 from darktrt.convert.export import convert_darknet
 from darktrt.convert.model import Darknet, load_darknet
@@ -36,7 +36,7 @@ from darktrt.convert.weights import parameter_count
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.metadata import DetectorInfo
 from darktrt.surgery.mish import Fused
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import Detector, Run
 from darktrt.vision.images import read_image
@@ -113,7 +113,7 @@ def test_published_networks_convert_with_random_weights(tmp_path: Path, name: st
     if not path.exists():
         pytest.skip(f"missing: {path}")
     info = convert_darknet(path, None, tmp_path / "plain.onnx", size=(128, 64), random_weights=0)
-    report = transform_file(tmp_path / "plain.onnx", tmp_path / "portable.onnx", SurgeryOptions(head="decode"))
+    report = insert_plugins(tmp_path / "plain.onnx", tmp_path / "portable.onnx", SurgeryOptions(head="decode"))
     assert report.mish == PUBLISHED[name].mish
     names = list(dict.fromkeys(layer.tensor for layer in info.layers))
     drawn = batch_of_images(info, 1)
@@ -129,7 +129,7 @@ def test_published_networks_convert_with_random_weights(tmp_path: Path, name: st
             assert operated[tensor].tobytes() == layers[tensor].tobytes(), tensor
         for tensor in ("boxes", "scores"):
             assert relative_error(operated[tensor], layers[tensor]) <= EXPORT_TOLERANCE
-    report = transform_file(tmp_path / "plain.onnx", tmp_path / "fused.onnx", SurgeryOptions(head="decode", mish="fused"))
+    report = insert_plugins(tmp_path / "plain.onnx", tmp_path / "fused.onnx", SurgeryOptions(head="decode", mish="fused"))
     assert report.fused == CONVERTED[name]
     for tensor, values in run(tmp_path / "fused.onnx", {"images": noise}).items():
         assert values.tobytes() == operated[tensor].tobytes(), tensor
@@ -172,7 +172,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     forms = {"decode": ("decode", "float"), "nms": ("nms", "float"), "uint8": ("nms", "uint8")}
     for name, (head, start) in forms.items():
         options = SurgeryOptions(head=head, input=start)  # type: ignore[arg-type]
-        transform_file(folder / "plain.onnx", folder / f"{name}.onnx", options)
+        insert_plugins(folder / "plain.onnx", folder / f"{name}.onnx", options)
     return Real(load_darknet(OWN_CFG, WEIGHTS), folder / "decode.onnx", folder / "nms.onnx", folder / "uint8.onnx")
 
 
@@ -219,7 +219,7 @@ def test_real_raw_heads_equal_the_module(real: Real) -> None:
 
 def average_precision(run: Run, info: DetectorInfo) -> tuple[float, float]:
     """AP and AP50 of COCO, over 80 images."""
-    found = evaluate(run, info, load_truth([f"{TRUTH}:{VAL}"], info.class_names))
+    found = measure_accuracy(run, info, load_ground_truth([f"{TRUTH}:{VAL}"], info.class_names))
     return found.ap, found.ap50
 
 

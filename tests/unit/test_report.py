@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Made, files_in, found_in, made_image, timing
+from helpers import Made, files_in, made_detections, made_image, timing
 from PIL import Image
 
 from darktrt.calib.fp_layers import load_fp_layers
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.table import CalibrationTable
-from darktrt.check.coco import accuracy
-from darktrt.check.detections import VariantDetections, digests_of, save_detections
+from darktrt.check.coco import coco_metrics
+from darktrt.check.detections import VariantDetections, save_detections
 from darktrt.check.disagreements import disagreement, labels_of, panels
-from darktrt.check.ground_truth import LabelledImage, LabelledObject, load_truth
-from darktrt.check.report import Parts, calibrated, make_report, read_timings
+from darktrt.check.evaluation import evaluate_detections
+from darktrt.check.ground_truth import LabelledImage, LabelledObject, load_ground_truth
+from darktrt.check.report import Parts, calibration_sources, make_report, read_timings
 from darktrt.check.report_page import page_values, render, write_report
 from darktrt.check.simulate import chosen_fp_layers, load_network
 from darktrt.cli import main
@@ -62,8 +63,9 @@ def test_all_files_say_the_same(report: Path) -> None:
 
 def test_figures_are_those_of_the_judge(report: Path, labelled: Path) -> None:
     values = figures(report)
-    found, digests = found_in(labelled)
-    expected = accuracy(found.in_order(digests), load_truth([str(labelled / "photos")], found.info.class_names))
+    found = made_detections(labelled)
+    truth = load_ground_truth([str(labelled / "photos")], found.info.class_names)
+    expected = coco_metrics(found.in_order(truth.digests), truth).accuracy
     engine, reference = variant(values, "INT8 engine"), variant(values, "PyTorch")
     assert engine["accuracy"]["ap"] == expected.ap and engine["accuracy"]["ap50"] == expected.ap50
     assert engine["drop"] == reference["accuracy"]["ap"] - expected.ap > 0.1
@@ -86,7 +88,7 @@ def test_the_engine_keeps_what_is_known_of_it(report: Path) -> None:
 def test_the_error_is_traced_to_layers_and_convolutions(report: Path, labelled: Path, made: Made) -> None:
     values = figures(report)
     fp16, int8 = (
-        next(one for one in values["comparison"]["comparisons"] if one["name"] == f"ONNX as {precision}")
+        next(one for one in values["agreement"]["variants"] if one["name"] == f"ONNX as {precision}")
         for precision in ("FP16", "INT8")
     )
     lines = {layer.line for layer in made.info.layers}
@@ -100,9 +102,9 @@ def test_the_error_is_traced_to_layers_and_convolutions(report: Path, labelled: 
     assert f"cfg line {worst['line']} [" in page and f">line {worst['line']}<" in page.replace("\n", "")
     costs = [one["scores"] for one in values["sensitivity"]["layers"]]
     assert costs == sorted(costs, reverse=True) and costs[0] > 0
-    assert values["kept"] == list(load_fp_layers(labelled / "my.table") or ())
-    assert set(chosen_fp_layers(load_network(labelled / "net.onnx"))) <= set(values["kept"])
-    assert all(f"<code>{name}</code>" in page for name in values["kept"])
+    assert values["fp_layers"] == list(load_fp_layers(labelled / "my.table") or ())
+    assert set(chosen_fp_layers(load_network(labelled / "net.onnx"))) <= set(values["fp_layers"])
+    assert all(f"<code>{name}</code>" in page for name in values["fp_layers"])
 
 
 def test_the_page_needs_nothing_else(report: Path) -> None:
@@ -116,7 +118,7 @@ def test_the_page_needs_nothing_else(report: Path) -> None:
 
 
 def test_names_cannot_break_the_page(labelled: Path, folder: Path) -> None:
-    save_detections([found_in(labelled, name="<script>alert(1)</script>|x", precision="fp32")[0]], "odd.json")
+    save_detections([made_detections(labelled, name="<script>alert(1)</script>|x", precision="fp32")], "odd.json")
     assert main(["check", "report", str(labelled / "photos"), "--load-detections", "odd.json", "-o", "report", *QUICK]) == 0
     page = Path("report/index.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;|x" in page
@@ -131,7 +133,7 @@ def test_the_page_begins_with_a_verdict(report: Path) -> None:
     for name in ("index.html", "report.md"):
         text = (report / name).read_text()
         assert f"ONNX and ONNX as FP16 keep the AP of PyTorch, {ap:.4f}, to within {most:.4f}." in text
-        assert f"INT8 engine loses {engine['drop']:.4f} AP, {engine['drop'] / ap:.1%} of what PyTorch has." in text
+        assert f"INT8 engine loses {engine['drop']:.4f} AP, {engine['drop'] / ap:.1%} of that of PyTorch." in text
 
 
 # --- calibration ---
@@ -147,7 +149,7 @@ def test_calibration_images_that_are_judged_on_are_told(report: Path, labelled: 
     assert main(["calib", "run", net, "mixed", "-o", "mixed.table", "--bias-images", "0"]) == 0
     command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "mixed.table", "-o", "report", *QUICK]
     assert main(command) == 0
-    note = "INT8 was calibrated on 3 of the 5 images that it is judged on"
+    note = "INT8 was calibrated on 3 of the 5 images of the evaluation"
     assert any(one.startswith(note) for one in figures()["notes"])
     assert note in Path("report/index.html").read_text() and note in Path("report/report.md").read_text()
 
@@ -160,7 +162,7 @@ def test_the_noise_of_a_tensor_is_that_of_its_values(tmp_path: Path) -> None:
         histograms.histograms[name].add(values * np.float32(factor))
     histograms.save(tmp_path / "my.npz")
     scales = dict.fromkeys(("a", "b", "unread"), np.float32(2 / 127))
-    found = calibrated(tmp_path / "my.table", scales, {"a": 7, "b": 9}, [])
+    found = calibration_sources(tmp_path / "my.table", scales, {"a": 7, "b": 9}, [])
     assert [(one.tensor, one.line) for one in found.tensors] == [("b", 9), ("a", 7)]  # b is clipped more
     for one, factor in zip(found.tensors, (5, 1), strict=True):
         exact = values * factor
@@ -175,7 +177,9 @@ def test_a_table_alone_is_enough(labelled: Path, folder: Path) -> None:
     net = str(labelled / "net.onnx")
     command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "my.table", "-o", "report", *QUICK]
     assert main(command) == 0
-    assert figures()["evaluation"]["protocol"]["INT8 calibrated on"] == "unknown images: no histograms lie beside my.table"
+    assert (
+        figures()["evaluation"]["protocol"]["INT8 calibrated on"] == "unknown images: there are no histograms beside my.table"
+    )
 
 
 # --- labels that are not what they should be ---
@@ -203,7 +207,7 @@ def test_images_without_labels(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     Path("photos/0.txt").unlink()
     values, notes = report_on(["photos"])
-    assert "1 of 5 images have no label file, 'photos/0.png' for one" in notes
+    assert "1 of 5 images have no label file, 'photos/0.png' for example" in notes
     assert values["evaluation"]["objects"] == 24 and values["variants"][0]["accuracy"]["ap"] > 0.5
 
 
@@ -213,14 +217,14 @@ def test_nothing_but_images(labelled: Path, folder: Path) -> None:
         path.unlink()
     values, notes = report_on(["photos"], "--load-detections", str(saved(labelled, folder)))
     assert "photos: no image has labels" in notes
-    assert "There is nothing labelled to measure AP on; what follows compares the variants with each other alone." in notes
+    assert "No object is labelled, so there is no AP; the report only compares the variants with each other." in notes
     assert [one["accuracy"]["ap"] for one in values["variants"]] == [None, None]
     assert values["disagreements"]["images"] == 5
     assert "there is no AP to tell by class" in Path("report/index.html").read_text()
 
 
 def saved(labelled: Path, folder: Path) -> Path:
-    save_detections([found_in(labelled)[0]], folder / "found.json")
+    save_detections([made_detections(labelled)], folder / "found.json")
     return folder / "found.json"
 
 
@@ -228,11 +232,11 @@ def test_labels_without_images(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     Path("photos/0.png").unlink()
     values, notes = report_on(["photos"])
-    assert "1 label files have no image, 'photos/0.txt' for one" in notes
+    assert "1 label files have no image, 'photos/0.txt' for example" in notes
     assert values["evaluation"]["images"] == 4
     Path("train.txt").write_text("".join(f"photos/{i}.png\n" for i in range(5)))
     values, notes = report_on(["train.txt"])
-    assert "1 of its 5 images are missing, 'photos/0.png' for one" in notes
+    assert "1 of its 5 images are missing, 'photos/0.png' for example" in notes
     assert values["evaluation"]["images"] == 4
 
 
@@ -258,11 +262,11 @@ def test_empty_ground_truth(labelled: Path, folder: Path) -> None:
 
 def test_nothing_found(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
-    found, digests = found_in(labelled)
+    found = made_detections(labelled)
     nothing = next(iter(found.images.values())).select(slice(0))
-    save_detections([replace(found, name="blind", images=dict.fromkeys(digests, nothing))], "blind.json")
+    save_detections([replace(found, name="blind", images=dict.fromkeys(found.images, nothing))], "blind.json")
     values, notes = report_on(["photos"], "--load-detections", "blind.json")
-    assert "blind finds nothing above a score of 0.25 in any image." in notes
+    assert "blind has no detection above a score of 0.25 in any image." in notes
     blind = variant(values, "blind")
     assert blind["accuracy"]["ap"] == 0 and blind["drop"] == values["variants"][0]["accuracy"]["ap"]
 
@@ -270,7 +274,7 @@ def test_nothing_found(labelled: Path, folder: Path) -> None:
 def test_one_variant_alone(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     values, notes = report_on(["photos"])
-    assert values["comparison"] is None and values["sensitivity"] is None and values["calibration"] is None
+    assert values["agreement"] is None and values["sensitivity"] is None and values["calibration"] is None
     assert "5 images are few: differences of AP of some thousandths may be chance." in notes
     assert "There is one variant only." in Path("report/index.html").read_text()
 
@@ -278,7 +282,7 @@ def test_one_variant_alone(labelled: Path, folder: Path) -> None:
 BAD = {
     "photos": "nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections",
     "photos --model net.onnx --bench none.json": "none.json: cannot read: No such file",
-    "photos --model net.onnx --bench net.json": "net.json: holds no timings of 'darktrt bench --json'",
+    "photos --model net.onnx --bench net.json": "net.json: has no timings of 'darktrt bench'",
     "photos --model net.onnx --show-images -1": "--show-images -1: it must be at least 0",
     "photos --model net.onnx -o net.onnx/report": "net.onnx/report: cannot make this folder",
     "empty --model net.onnx": "empty: no images here",
@@ -342,21 +346,18 @@ def test_panels_are_small_images_of_labels_and_variants(tmp_path: Path) -> None:
 
 def many(labelled: Path, folder: Path, count: int) -> tuple[list[VariantDetections], Parts]:
     """Two variants on so many images, and the parts of a report on them."""
-    from darktrt.check.detections import judge_all
-
     (folder / "many").mkdir()
     for i in range(count):
         Image.fromarray(made_image(120, 160, seed=i)).save(folder / f"many/{i:03}.jpg")
         (folder / f"many/{i:03}.txt").write_text("0 0.5 0.5 0.5 0.5")
-    first, _ = found_in(labelled, name="FP32", precision="fp32")
-    truth = load_truth(["many"], first.info.class_names)
-    digests = digests_of(truth)
+    first = made_detections(labelled, name="FP32", precision="fp32")
+    truth = load_ground_truth(["many"], first.info.class_names)
     boxes = list(first.images.values())
     variants = [
-        replace(first, name=name, images={digest: boxes[(i + shift) % 5] for i, digest in enumerate(digests)})
+        replace(first, name=name, images={digest: boxes[(i + shift) % 5] for i, digest in enumerate(truth.digests)})
         for name, shift in (("FP32", 0), ("INT8", 1))
     ]
-    return variants, Parts(truth, digests, judge_all(variants, truth, digests))
+    return variants, Parts(truth, evaluate_detections(variants, truth))
 
 
 def test_of_500_images_only_the_worst_are_in_the_page(labelled: Path, folder: Path) -> None:
@@ -367,7 +368,8 @@ def test_of_500_images_only_the_worst_are_in_the_page(labelled: Path, folder: Pa
     amounts = [one.about.amount for one in report.shown]
     assert len(amounts) == 8 and amounts == sorted(amounts, reverse=True)
     everywhere = [
-        disagreement("", "", variants[1].images[digest], variants[0].images[digest]).amount for digest in parts.digests
+        disagreement("", "", variants[1].images[digest], variants[0].images[digest]).amount
+        for digest in parts.ground_truth.digests
     ]
     assert amounts == sorted(everywhere, reverse=True)[:8]
     assert "few" not in render("report.md", page_values(report))
@@ -382,6 +384,6 @@ def test_a_report_on_the_same_images_has_the_same_digest(labelled: Path, folder:
 
 
 def test_other_networks_are_refused(labelled: Path) -> None:
-    found, _ = found_in(labelled)
-    with pytest.raises(DarktrtError, match="A: knows 5 of the 6 images"):
+    found = made_detections(labelled)
+    with pytest.raises(DarktrtError, match="A: has detections of 5 of the 6 images"):
         found.in_order([*found.images, "x"])

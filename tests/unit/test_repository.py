@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,11 +20,27 @@ from helpers import Made, batch_of_images, files_in, run, thresholds
 from darktrt.engine.manifest import Manifest, manifest_path
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
-from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.plugins.library import _MARK
-from darktrt.serve.config import ConfigOptions, make_config
-from darktrt.serve.repository import config_info, models_of, read_config, served_versions, write_repository
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.serve.config import (
+    BACKENDS,
+    BackendOptions,
+    OnnxRuntimeBackend,
+    PythonBackend,
+    TensorRTBackend,
+    make_config,
+)
+from darktrt.serve.repository import (
+    PACKAGE,
+    imported_modules,
+    loaded_versions,
+    model_info,
+    models_of,
+    modules_of,
+    publish,
+    read_config,
+)
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
@@ -33,7 +50,7 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="module")
 def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("portable") / "portable.onnx"
-    transform_file(made.plain, path, SurgeryOptions(max_detections=50))
+    insert_plugins(made.plain, path, SurgeryOptions(max_detections=50))
     return path
 
 
@@ -65,21 +82,21 @@ def write_library(folder: Path, plugins: str, tensorrt: str = "8.6.1") -> Path:
 # --- config.pbtxt ---
 
 FIXED = (0.5, 0.4)
-GOLDENS: dict[str, tuple[ConfigOptions, dict[str, Any]]] = {
-    "python": (ConfigOptions(delay=100, preferred=(2,), score_threshold=0.3), {}),
-    "python-jpeg": (ConfigOptions(input="jpeg", instances=2, cache=True, versions=0), {}),
+GOLDENS: dict[str, tuple[BackendOptions, dict[str, Any]]] = {
+    "python": (PythonBackend(delay=100, preferred=(2,), score_threshold=0.3), {}),
+    "python-jpeg": (PythonBackend(input="jpeg", instances=2, cache=True, versions=0), {}),
     "python-letterbox": (
-        ConfigOptions(gpus=(0, 1), cuda_graph=True, warmup=False),
+        PythonBackend(gpus=(0, 1), cuda_graph=True, warmup=False),
         {"resize": "letterbox", "input": "float", "batch": (4, 4, 4)},
     ),
-    "tensorrt-plan": (ConfigOptions("tensorrt_plan", gpus=(0,)), {}),
+    "tensorrt-plan": (TensorRTBackend(gpus=(0,)), {}),
     "tensorrt-plan-fixed": (
-        ConfigOptions("tensorrt_plan", gpus=(0, 1), instances=2, delay=200, preferred=(2,), cuda_graph=True, versions=2),
+        TensorRTBackend(gpus=(0, 1), instances=2, delay=200, preferred=(2,), cuda_graph=True, versions=2),
         {"fixed_thresholds": FIXED},
     ),
-    "onnxruntime": (ConfigOptions("onnxruntime"), {"batch": (2, 2, 2)}),
-    "onnxruntime-fixed": (ConfigOptions("onnxruntime", max_batch=2), {"fixed_thresholds": FIXED}),
-    "onnxruntime-one": (ConfigOptions("onnxruntime"), {"fixed_thresholds": FIXED, "batch": (1, 1, 1)}),
+    "onnxruntime": (OnnxRuntimeBackend(), {"batch": (2, 2, 2)}),
+    "onnxruntime-fixed": (OnnxRuntimeBackend(max_batch=2), {"fixed_thresholds": FIXED}),
+    "onnxruntime-one": (OnnxRuntimeBackend(), {"fixed_thresholds": FIXED, "batch": (1, 1, 1)}),
 }
 """By the name of the golden file: options, and what the network is otherwise than the made one."""
 
@@ -91,7 +108,7 @@ def test_config_is_the_golden_one(info: DetectorInfo, name: str) -> None:
 
     options, changes = GOLDENS[name]
     config = make_config("made", replace(info, **changes), options)
-    assert config_info(config, "config") == replace(info, **changes, layers=())
+    assert model_info(config, "config").info == replace(info, **changes, layers=())
     config.parameters[METADATA_KEY].string_value = "metadata"
     assert text_format.MessageToString(config) == (GOLDEN / f"{name}.pbtxt").read_text(encoding="utf-8")
 
@@ -99,12 +116,10 @@ def test_config_is_the_golden_one(info: DetectorInfo, name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "changes", "said"),
     [
-        ({"input": "jpeg", "kind": "onnxruntime"}, {}, "decoded by the kind python alone"),
-        ({"instances": 0}, {}, "1 instance or more"),
-        ({"delay": -1}, {}, "neither the delay nor"),
+        ({"instances": 0}, {}, "instances is 0; it must be 1 or more"),
+        ({"delay": -1}, {}, "delay is -1; it must be 0 or more"),
+        ({"versions": -1}, {}, "versions is -1; it must be 0 or more"),
         ({"score_threshold": 1.5}, {}, "score threshold is 1.5"),
-        ({"cuda_graph": True, "kind": "onnxruntime"}, {}, "CUDA graphs are of engines"),
-        ({"kind": "onnx"}, {}, "must be one of tensorrt_plan, onnxruntime, python"),
         ({}, {"head": "decode"}, "ends at 'decode'; to serve it"),
         ({"kind": "onnxruntime", "preferred": (2,)}, {}, "cannot batch it .* surgery --thresholds"),
         ({"kind": "tensorrt_plan", "max_batch": 4}, {"fixed_thresholds": FIXED}, "batches of 1 to 3, not of 4"),
@@ -120,18 +135,18 @@ def test_config_is_the_golden_one(info: DetectorInfo, name: str) -> None:
 )
 def test_configs_that_cannot_be(info: DetectorInfo, options: dict[str, Any], changes: dict[str, Any], said: str) -> None:
     with pytest.raises(DarktrtError, match=said):
-        make_config("made", replace(info, **changes), ConfigOptions(**options))
+        make_config("made", replace(info, **changes), BACKENDS[options.pop("kind", "python")](**options))
 
 
 def test_the_python_kind_may_batch_more_than_the_model_takes(info: DetectorInfo) -> None:
-    assert make_config("made", info, ConfigOptions(max_batch=16)).max_batch_size == 16
+    assert make_config("made", info, PythonBackend(max_batch=16)).max_batch_size == 16
 
 
 # --- folders ---
 
 
-def test_what_the_python_kind_gets(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
-    folder = write_repository(portable, tmp_path / "repository", ConfigOptions(input="jpeg"), name="photos")
+def test_the_files_of_the_python_backend(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
+    folder = publish(portable, tmp_path / "repository", PythonBackend(input="jpeg"), name="photos")
     assert files_in(tmp_path) == [
         "repository",
         "repository/photos",
@@ -147,14 +162,14 @@ def test_what_the_python_kind_gets(portable: Path, info: DetectorInfo, tmp_path:
     assert (folder / "1/model.onnx").read_bytes() == portable.read_bytes()
     assert tuple((folder / "labels.txt").read_text().split("\n")[:-1]) == info.class_names
     config = read_config(folder / "config.pbtxt")
-    assert (config.name, config.backend, config_info(config, folder)) == ("photos", "python", replace(info, layers=()))
+    assert (config.name, config.backend, model_info(config, folder).info) == ("photos", "python", replace(info, layers=()))
     image = (folder / "warmup/image").read_bytes()
     assert int.from_bytes(image[:4], "little") == len(image) - 4 and image[4:8] == b"\x89PNG"
 
 
 def test_modules_in_the_zip_run_alone(portable: Path, tmp_path: Path) -> None:
     """With numpy, pillow and onnxruntime, as on a server; and nothing is taken along that is not needed."""
-    folder = write_repository(portable, tmp_path, ConfigOptions(warmup=False), name="made") / "1"
+    folder = publish(portable, tmp_path, PythonBackend(warmup=False), name="made") / "1"
     code = f"""
 import sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
@@ -162,9 +177,10 @@ exec(open({str(folder / "model.py")!r}).read().replace("__file__", repr({str(fol
 import numpy as np, darktrt.vision.boxes, darktrt.vision.images
 from pathlib import Path
 from darktrt.metadata import DetectorInfo
-from darktrt.serve.backend import Row, Settings, make_runner, run_rows
-runner = make_runner(Path({str(folder)!r}), Settings(None, False, 0.25, 0.45, False), 1, None)
-print(run_rows(runner, [Row(np.zeros((64, 96, 3), np.uint8), 0.25, 0.45)])[0].outputs["boxes"].shape)
+from darktrt.metadata import Thresholds
+from darktrt.serve.backend import Row, make_runner, run_rows
+runner = make_runner(Path({str(folder)!r}), 1)
+print(run_rows(runner, [Row(np.zeros((64, 96, 3), np.uint8), Thresholds())])[0].outputs["boxes"].shape)
 print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in str(getattr(module, "__file__", ""))))
 """
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
@@ -178,13 +194,38 @@ print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in s
     assert not {name.split(".")[1] for name in taken if "." in name} & {"convert", "surgery", "check", "cli"}
 
 
+def test_an_installed_darktrt_takes_only_its_own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside it in site-packages lie other packages, and none of the modules are links."""
+    expected = [path.relative_to(PACKAGE.parent) for path in modules_of("darktrt.serve.backend")]
+    site = tmp_path / "site-packages"
+    shutil.copytree(PACKAGE, site / "darktrt", ignore=shutil.ignore_patterns("__pycache__", "csrc", "cli"))
+    for name in ("numpy", "onnxruntime", "google/protobuf"):
+        (site / name).mkdir(parents=True)
+        (site / name / "__init__.py").touch()
+    monkeypatch.setattr("darktrt.serve.repository.PACKAGE", site / "darktrt")
+    assert [path.relative_to(site) for path in modules_of("darktrt.serve.backend")] == expected
+
+
+def test_imports_that_run_are_followed(tmp_path: Path) -> None:
+    """In functions too, and not those for type checkers."""
+    (tmp_path / "module.py").write_text(
+        "import numpy, darktrt.files\n"
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from darktrt.check import runs\nelse:\n    import darktrt.cuda\n"
+        "def late():\n    from darktrt.vision import boxes\n"
+        "def dynamic(name):\n    return __import__('importlib').import_module('darktrt.surgery')\n"
+    )
+    names = ["darktrt.files", "darktrt.cuda", "darktrt.vision", "darktrt.vision.boxes"]
+    assert imported_modules(tmp_path / "module.py") == names
+
+
 def test_the_same_modules_give_the_same_file(portable: Path, tmp_path: Path) -> None:
-    first, second = (write_repository(portable, tmp_path, name=name) / "1/darktrt.zip" for name in ("one", "two"))
+    first, second = (publish(portable, tmp_path, name=name) / "1/darktrt.zip" for name in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_onnx_for_tritons_own_backend_has_no_functions(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
-    folder = write_repository(portable, tmp_path, ConfigOptions("onnxruntime"))
+    folder = publish(portable, tmp_path, OnnxRuntimeBackend())
     model = onnx.load(str(folder / "1/model.onnx"))
     assert not model.functions and {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
     inputs = {"images": batch_of_images(info, 2), **thresholds(0.01)}
@@ -196,8 +237,8 @@ def test_onnx_for_tritons_own_backend_has_no_functions(portable: Path, info: Det
 
 def test_thresholds_that_surgery_fixed(made: Made, portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
     fixed = tmp_path / "fixed.onnx"
-    transform_file(made.plain, fixed, SurgeryOptions(max_detections=50, thresholds=(0.01, 0.3)))
-    folder = write_repository(fixed, tmp_path / "repository", ConfigOptions("onnxruntime"))
+    insert_plugins(made.plain, fixed, SurgeryOptions(max_detections=50, thresholds=Thresholds(0.01, 0.3)))
+    folder = publish(fixed, tmp_path / "repository", OnnxRuntimeBackend())
     config = read_config(folder / "config.pbtxt")
     assert ([tensor.name for tensor in config.input], config.max_batch_size) == (["images"], 3)
     images = {"images": batch_of_images(info, 3)}
@@ -211,8 +252,8 @@ def test_what_a_plan_gets(info: DetectorInfo, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, info, ("MishPlugin:1",))
     library = write_library(tmp_path, "MishPlugin:1 YoloDetectPlugin:1")
     for kind, more in (("tensorrt_plan", []), ("python", ["darktrt.zip", "model.py"])):
-        options = ConfigOptions(kind, gpus=(1,))  # type: ignore[arg-type]
-        folder = write_repository(plan, tmp_path / "repository", options, kind, plugins=library)
+        options = BACKENDS[kind](gpus=(1,))
+        folder = publish(plan, tmp_path / "repository", options, kind, plugins=library)
         assert files_in(folder / "1") == sorted(["model.json", "model.plan", library.name, *more])
         assert (folder / "1/model.json").read_text() == manifest_path(plan).read_text()
         group = read_config(folder / "config.pbtxt").instance_group[0]
@@ -220,21 +261,21 @@ def test_what_a_plan_gets(info: DetectorInfo, tmp_path: Path) -> None:
 
 
 def test_a_plan_runs_on_the_first_gpu_where_none_is_named(info: DetectorInfo, tmp_path: Path) -> None:
-    folder = write_repository(write_plan(tmp_path, info), tmp_path / "repository")
+    folder = publish(write_plan(tmp_path, info), tmp_path / "repository")
     assert list(read_config(folder / "config.pbtxt").instance_group[0].gpus) == [0]
 
 
 def test_versions(portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
-    options = ConfigOptions(versions=2)
+    options = PythonBackend(versions=2)
     for version in (1, 2, 3, 10):
-        folder = write_repository(portable, tmp_path, options, "made", version)
-    assert served_versions(folder, read_config(folder / "config.pbtxt")) == [3, 10]
+        folder = publish(portable, tmp_path, options, "made", version)
+    assert loaded_versions(folder, read_config(folder / "config.pbtxt")) == [3, 10]
     (folder / "2/model.onnx").write_bytes(b"changed")
-    write_repository(portable, tmp_path, ConfigOptions(versions=0), "made", 2)
+    publish(portable, tmp_path, PythonBackend(versions=0), "made", 2)
     assert (folder / "2/model.onnx").read_bytes() == portable.read_bytes()
-    assert served_versions(folder, read_config(folder / "config.pbtxt")) == [1, 2, 3, 10]
+    assert loaded_versions(folder, read_config(folder / "config.pbtxt")) == [1, 2, 3, 10]
     with pytest.raises(DarktrtError, match="version 1 has other inputs or outputs"):
-        write_repository(portable, tmp_path, ConfigOptions(input="jpeg"), "made", 2)
+        publish(portable, tmp_path, PythonBackend(input="jpeg"), "made", 2)
     assert [path.name for path in models_of(tmp_path)] == ["made"] and files_in(tmp_path)[0] == "made"
 
 
@@ -242,22 +283,22 @@ def test_models_of_other_classes_stand_side_by_side(made: Made, portable: Path, 
     other = write_plan(
         tmp_path, replace(info, heads=tuple(replace(head, classes=2) for head in info.heads), class_names=("a", "b"))
     )
-    write_repository(portable, tmp_path / "repository", name="one")
-    write_repository(other, tmp_path / "repository", name="two")
-    infos = [config_info(read_config(folder / "config.pbtxt"), folder) for folder in models_of(tmp_path / "repository")]
+    publish(portable, tmp_path / "repository", name="one")
+    publish(other, tmp_path / "repository", name="two")
+    infos = [model_info(read_config(folder / "config.pbtxt"), folder).info for folder in models_of(tmp_path / "repository")]
     assert [len(one.class_names) for one in infos] == [3, 2]
 
 
 @pytest.mark.parametrize(
     ("source", "options", "name", "said"),
     [
-        ("fp16.plan", {"kind": "onnxruntime"}, None, "the kind onnxruntime serves files that end in .onnx"),
-        ("portable.onnx", {"kind": "tensorrt_plan"}, None, "the kind tensorrt_plan serves files that end in .plan .engine"),
+        ("fp16.plan", {"kind": "onnxruntime"}, None, "the backend onnxruntime runs files that end in .onnx"),
+        ("portable.onnx", {"kind": "tensorrt_plan"}, None, "the backend tensorrt runs files that end in .plan .engine"),
         ("missing.onnx", {}, None, "cannot read"),
         ("missing.plan", {}, None, "cannot read the manifest"),
         ("portable.onnx", {}, "a/b", "cannot be a model's name"),
         ("portable.onnx", {}, ".hidden", "cannot be a model's name"),
-        ("plugins.plan", {}, None, "needs plugins; compile their library with 'darktrt plugins --tensorrt "),
+        ("plugins.plan", {}, None, "needs plugins; compile their library with 'darktrt plugins --tensorrt 8.6.1'"),
     ],
 )
 def test_sources_and_names_that_are_refused(
@@ -278,36 +319,36 @@ def test_sources_and_names_that_are_refused(
     write_plan(folder, info)
     before = files_in(folder)
     with pytest.raises(DarktrtError, match=said):
-        write_repository(source, folder / "repository", ConfigOptions(**options), name)
+        publish(source, folder / "repository", BACKENDS[options.pop("kind", "python")](**options), name)
     assert files_in(folder) == before
 
 
 def test_a_folder_that_is_no_model_stays(portable: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made/precious").touch()
-    with pytest.raises(DarktrtError, match="is there already and is no model of Triton"):
-        write_repository(portable, tmp_path, name="made")
+    with pytest.raises(DarktrtError, match="exists already and is no model of Triton"):
+        publish(portable, tmp_path, name="made")
     assert files_in(tmp_path) == ["made", "made/precious"]
 
 
 def test_what_fails_half_way_leaves_the_old_model(portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_repository(portable, tmp_path, name="made")
+    publish(portable, tmp_path, name="made")
     before = {name: (tmp_path / name).stat().st_ino for name in files_in(tmp_path)}
     monkeypatch.setattr(
         "darktrt.serve.repository._write_beside", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     with pytest.raises(DarktrtError, match="No space left on device; nothing was kept"):
-        write_repository(portable, tmp_path, name="made")
+        publish(portable, tmp_path, name="made")
     assert {name: (tmp_path / name).stat().st_ino for name in files_in(tmp_path)} == before
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("max_batch_size: many", "is no config of Triton"), ("name: 'x'", "was not made by darktrt")]
+    ("text", "said"), [("max_batch_size: many", "is no config of Triton"), ("name: 'x'", "model 'x' has no darktrt metadata")]
 )
 def test_configs_of_others(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "config.pbtxt").write_text(text)
     with pytest.raises(DarktrtError, match=said):
-        config_info(read_config(tmp_path / "config.pbtxt"), tmp_path)
+        model_info(read_config(tmp_path / "config.pbtxt"), tmp_path)
 
 
 def test_folders_that_are_no_repository(tmp_path: Path) -> None:

@@ -494,4 +494,4 @@ def test_detect_with_an_engine(
     plan = write_plan(tmp_path, info)
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     assert main(["detect", str(tmp_path / "a.png"), "--engine", str(plan)]) == 2
-    assert "gives no output 'scores', only boxes" in capsys.readouterr().err
+    assert "has no output 'scores', only boxes" in capsys.readouterr().err

@@ -17,13 +17,14 @@ from test_repository import write_library, write_plan
 
 from darktrt.cli import main
 from darktrt.errors import DarktrtError
+from darktrt.metadata import Thresholds
 from darktrt.serve import doctor
-from darktrt.serve.config import ConfigOptions
+from darktrt.serve.config import BACKENDS, OnnxRuntimeBackend, PythonBackend
 from darktrt.serve.containers import NEWEST
-from darktrt.serve.doctor import Finding, examine_repository
-from darktrt.serve.repository import read_config, write_repository
-from darktrt.serve.server import Program
-from darktrt.surgery.rewrite import SurgeryOptions, transform_file
+from darktrt.serve.doctor import Finding, diagnose_repository
+from darktrt.serve.program import Program
+from darktrt.serve.repository import publish, read_config
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
@@ -31,14 +32,14 @@ pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's p
 @pytest.fixture(scope="module")
 def portable(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("portable") / "portable.onnx"
-    transform_file(made.plain, path, SurgeryOptions())
+    insert_plugins(made.plain, path, SurgeryOptions())
     return path
 
 
 @pytest.fixture
 def models(portable: Path, tmp_path: Path) -> Path:
     """A repository with one model of the Python kind, which is as it should be."""
-    write_repository(portable, tmp_path / "models", ConfigOptions(input="jpeg"), "made")
+    publish(portable, tmp_path / "models", PythonBackend(input="jpeg"), "made")
     return tmp_path / "models"
 
 
@@ -47,7 +48,7 @@ def bad(findings: list[Finding]) -> list[str]:
 
 
 def test_what_is_right(models: Path, portable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_repository(portable, models, ConfigOptions("onnxruntime"), "other")
+    publish(portable, models, OnnxRuntimeBackend(), "other")
     Image.fromarray(made_image(90, 120, 1)).save(tmp_path / "image.png")
     words = ["serve", "doctor", str(models), "--reference", str(portable), "--image", str(tmp_path / "image.png")]
     assert main(words) == 0
@@ -68,27 +69,27 @@ def test_a_model_that_computes_something_else(models: Path, portable: Path, tmp_
             values = onnx.numpy_helper.to_array(constant)
             constant.CopyFrom(onnx.numpy_helper.from_array(values + np.float32(0.5), constant.name))
     onnx.save(model, str(tmp_path / "other.onnx"))
-    (text,) = bad(examine_repository(models, tmp_path / "other.onnx"))
+    (text,) = bad(diagnose_repository(models, tmp_path / "other.onnx"))
     assert text.startswith("a first inference differs from ONNX Runtime: ")
 
 
 def test_a_reference_of_another_network_is_not_held_against_it(models: Path, tmp_path: Path) -> None:
     other = make(tmp_path, MADE_CFG, batch=(1, 3, 3), seed=2, name="plain")
-    transform_file(other.plain, tmp_path / "other.onnx", SurgeryOptions())
-    assert examine_repository(models, tmp_path / "other.onnx")[1].text.startswith("a first inference finds ")
+    insert_plugins(other.plain, tmp_path / "other.onnx", SurgeryOptions())
+    assert diagnose_repository(models, tmp_path / "other.onnx")[1].text.startswith("a first inference detects ")
 
 
 def test_thresholds_that_surgery_fixed_are_those_of_the_comparison(made: Made, portable: Path, tmp_path: Path) -> None:
     """Others would find other objects, in the model or in the reference."""
-    for name, fixed in (("high", (0.3, 0.45)), ("low", (0.001, 0.45)), ("overlap", (0.001, 0.2))):
-        transform_file(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=fixed))
-        write_repository(tmp_path / f"{name}.onnx", tmp_path / "models", ConfigOptions("onnxruntime"), name)
-    write_repository(portable, tmp_path / "models", name="open")
+    for name, fixed in (("high", Thresholds(0.3)), ("low", Thresholds(0.001)), ("overlap", Thresholds(0.001, 0.2))):
+        insert_plugins(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=fixed))
+        publish(tmp_path / f"{name}.onnx", tmp_path / "models", OnnxRuntimeBackend(), name)
+    publish(portable, tmp_path / "models", name="open")
     files = {name: tmp_path / f"{name}.onnx" for name in ("high", "low", "overlap")} | {"open": portable}
     for reference in files.values():
-        assert not bad(examine_repository(tmp_path / "models", reference))
-    texts = {finding.model: finding.text for finding in examine_repository(tmp_path / "models", files["low"])}
-    assert texts["overlap/1"].endswith("objects; the reference is no judge, its IoU threshold is another")
+        assert not bad(diagnose_repository(tmp_path / "models", reference))
+    texts = {finding.model: finding.text for finding in diagnose_repository(tmp_path / "models", files["low"])}
+    assert texts["overlap/1"].endswith("objects; the reference has another IoU threshold and is not compared")
     for name in ("high/1", "low/1", "open/1"):
         assert texts[name].startswith("a first inference agrees with ONNX Runtime: ")
 
@@ -117,9 +118,9 @@ def edit(function: Callable[[Any], object]) -> Callable[[Path], object]:
         (drop("1/darktrt.zip"), "darktrt.zip is missing"),
         (drop("labels.txt"), "labels.txt has 0 labels, not the 3 names"),
         (lambda model: (model / "labels.txt").write_text("a\nb\nc\n"), "labels.txt has 3 labels, not the 3 names"),
-        (lambda model: shutil.rmtree(model / "1"), "has no version that Triton would serve"),
+        (lambda model: shutil.rmtree(model / "1"), "has no version that Triton would load"),
         (lambda model: (model / "config.pbtxt").write_text("x"), "is no config of Triton"),
-        (lambda model: (model / "config.pbtxt").write_text(""), "was not made by darktrt"),
+        (lambda model: (model / "config.pbtxt").write_text(""), "model '' has no darktrt metadata"),
         (lambda model: (model / "1/model.onnx").write_bytes(b"x"), "is no ONNX file, or a damaged one"),
         (
             edit(lambda config: config.input.pop()),
@@ -134,7 +135,7 @@ def edit(function: Callable[[Any], object]) -> Callable[[Path], object]:
 )
 def test_what_a_server_would_stumble_over(models: Path, damage: Callable[[Path], object], said: str) -> None:
     damage(models / "made")
-    found = bad(examine_repository(models))
+    found = bad(diagnose_repository(models))
     assert found
     with pytest.raises(DarktrtError, match=said):
         raise DarktrtError(" | ".join(found))
@@ -143,17 +144,17 @@ def test_what_a_server_would_stumble_over(models: Path, damage: Callable[[Path],
 
 def test_a_model_of_another_network_than_its_config(models: Path, tmp_path: Path) -> None:
     other = make(tmp_path, MADE_CFG, batch=(1, 3, 3), seed=2, name="plain")
-    transform_file(other.plain, tmp_path / "other.onnx", SurgeryOptions())
+    insert_plugins(other.plain, tmp_path / "other.onnx", SurgeryOptions())
     shutil.copy(tmp_path / "other.onnx", models / "made/1/model.onnx")
-    assert bad(examine_repository(models)) == [
+    assert bad(diagnose_repository(models)) == [
         "config.pbtxt describes another network than the model's file; write the model again"
     ]
 
 
 def test_one_bad_model_does_not_hide_the_others(models: Path, portable: Path) -> None:
-    write_repository(portable, models, name="better")
+    publish(portable, models, name="better")
     (models / "made/config.pbtxt").write_text("x")
-    found = examine_repository(models)
+    found = diagnose_repository(models)
     assert {finding.model for finding in found if finding.bad} == {"made"}
     assert {finding.model for finding in found if not finding.bad} == {"better/1"}
 
@@ -166,7 +167,7 @@ def plans(made: Made, tmp_path: Path) -> Callable[..., Path]:
         info = replace(made.info, head="nms", input="uint8", max_detections=20)
         plan = write_plan(tmp_path, info, ("MishPlugin:1",), target)
         library = write_library(tmp_path, "MishPlugin:1", target.split()[-1])
-        return write_repository(plan, tmp_path / "models", ConfigOptions(kind), "made", plugins=library)  # type: ignore[arg-type]
+        return publish(plan, tmp_path / "models", BACKENDS[kind](), "made", plugins=library)
 
     return write
 
@@ -179,18 +180,18 @@ def test_plans_by_their_tensorrt(plans: Callable[..., Path], monkeypatch: pytest
     monkeypatch.setattr("darktrt.engine.runtime.find_target", lambda _: None)
     monkeypatch.setattr("darktrt.engine.runtime.first_gpu", lambda: None)
     model = plans("TensorRT 10.3.0")
-    found = [finding.text for finding in examine_repository(model.parent)]
+    found = [finding.text for finding in diagnose_repository(model.parent)]
     image = "nvcr.io/nvidia/tritonserver:24.08-py3"
     assert found[1:3] == [f"the TensorRT of {image} loads plans of TensorRT 10.3.0", "plugins MishPlugin:1 are there"]
     assert NO_GPU in found[3] and len(found) == 4
     plans("TensorRT 8.6.0")
-    first, second = bad(examine_repository(model.parent))
+    first, second = bad(diagnose_repository(model.parent))
     assert first.startswith(f"no container up to {NEWEST} carries TensorRT 8.6.0; nearest is") and NO_GPU in second
 
 
 def test_plans_for_another_gpu(plans: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "first_gpu", lambda: ("NVIDIA L4", 89))
-    found = bad(examine_repository(plans("TensorRT 10.3.0").parent))
+    found = bad(diagnose_repository(plans("TensorRT 10.3.0").parent))
     assert found[0].startswith(
         "model.plan: built for NVIDIA H200, compute capability 9.0, here is NVIDIA L4, 8.9; build it again"
     )
@@ -200,17 +201,17 @@ def test_plugins_that_are_not_there(plans: Callable[..., Path], tmp_path: Path) 
     model = plans("TensorRT 10.3.0")
     library = model / "1/libdarktrt_plugins.so"
     write_library(model / "1", "OtherPlugin:1", "10.3.0")
-    assert "needs MishPlugin:1, which" in bad(examine_repository(model.parent))[0]
+    assert "needs MishPlugin:1, which" in bad(diagnose_repository(model.parent))[0]
     write_library(model / "1", "MishPlugin:1", "8.6.1")
-    assert "is for TensorRT 8.6.1, the plan is of TensorRT 10.3.0" in bad(examine_repository(model.parent))[0]
+    assert "is for TensorRT 8.6.1, the plan is of TensorRT 10.3.0" in bad(diagnose_repository(model.parent))[0]
     library.unlink()
-    assert "libdarktrt_plugins.so is missing; write the model again with --plugins" in bad(examine_repository(model.parent))[0]
+    assert "libdarktrt_plugins.so is missing; write the model again with it" in bad(diagnose_repository(model.parent))[0]
 
 
 def test_a_plan_that_was_changed(plans: Callable[..., Path]) -> None:
     model = plans("TensorRT 10.3.0")
     (model / "1/model.plan").write_bytes(b"another")
-    assert any("is not the plan that" in text for text in bad(examine_repository(model.parent)))
+    assert any("is not the plan that" in text for text in bad(diagnose_repository(model.parent)))
 
 
 def test_a_server_whose_python_lacks_something(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,8 +221,8 @@ def test_a_server_whose_python_lacks_something(models: Path, tmp_path: Path, mon
     (tmp_path / "python3").write_text(f"#!/bin/sh\n{fails}\n")
     (tmp_path / "python3").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert bad(examine_repository(models)) == [
-        f"{tmp_path}/python3, which the server's Python backend is to use, cannot import onnxruntime (ModuleNotFoundError)"
+    assert bad(diagnose_repository(models)) == [
+        f"{tmp_path}/python3, which the server's Python backend uses, cannot import onnxruntime (ModuleNotFoundError)"
     ]
     (tmp_path / "python3").write_text("#!/bin/sh\n")
-    assert f"{tmp_path}/python3 has numpy, onnxruntime, PIL" in [finding.text for finding in examine_repository(models)]
+    assert f"{tmp_path}/python3 has numpy, onnxruntime, PIL" in [finding.text for finding in diagnose_repository(models)]

@@ -29,7 +29,7 @@ from darktrt.serve.client.shared_memory import (
     make_memory,
     prefix_of,
 )
-from darktrt.serve.client.transport import Place
+from darktrt.serve.client.transport import MemorySlice
 
 
 class Register:
@@ -80,7 +80,7 @@ def test_what_is_written_is_there_for_others() -> None:
 
 def test_places_do_not_overlap() -> None:
     places, size = layout("r", {"a": 10, "b": 64, "c": 65})
-    assert places == {"a": Place("r", 0, 10), "b": Place("r", 64, 64), "c": Place("r", 128, 65)}
+    assert places == {"a": MemorySlice("r", 0, 10), "b": MemorySlice("r", 64, 64), "c": MemorySlice("r", 128, 65)}
     assert size == 256
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,11 +24,12 @@ from darktrt.cli import main
 from darktrt.engine.manifest import read_plan_manifest
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
-from darktrt.serve import server
-from darktrt.serve.config import ConfigOptions
+from darktrt.serve import install, server
+from darktrt.serve.config import TensorRTBackend
 from darktrt.serve.containers import NEWEST, TENSORRT, container_for, docker_command
-from darktrt.serve.repository import write_repository
-from darktrt.serve.server import Program, StartOptions, running, server_command, what_matters
+from darktrt.serve.program import Program
+from darktrt.serve.repository import publish
+from darktrt.serve.server import StartOptions, relevant_lines, running, server_command
 
 STAND_IN = """#!{python}
 import http.server, os, signal, sys, time
@@ -78,11 +81,11 @@ def options() -> StartOptions:
 def repository(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With a plan and an ONNX file, which a stand-in does not load."""
     folder = tmp_path_factory.mktemp("repository")
-    write_repository(write_plan(folder, served(made)), folder / "models", name="made")
+    publish(write_plan(folder, nms_info(made)), folder / "models", name="made")
     return folder / "models"
 
 
-def served(made: Made) -> DetectorInfo:
+def nms_info(made: Made) -> DetectorInfo:
     return replace(made.info, head="nms", input="uint8", max_detections=20)
 
 
@@ -96,6 +99,14 @@ def test_a_server_is_ready_inside_the_block_and_gone_behind_it(
         assert one.http == f"127.0.0.1:{options.http_port}" and one.ready()
     assert one.process.poll() == 0 and (tmp_path / "stopped").exists()
     assert "loading" in (tmp_path / "log").read_text() and "stopping" in (tmp_path / "log").read_text()
+
+
+def test_only_the_server_has_large_stacks(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_STACK)
+    with running(repository, options, stand_in()) as one:
+        soft, hard = resource.prlimit(one.process.pid, resource.RLIMIT_STACK)
+        assert resource.getrlimit(resource.RLIMIT_STACK) == before
+    assert hard == before[1] and soft == min(server.STACK_BYTES, hard if hard >= 0 else server.STACK_BYTES)
 
 
 def test_a_server_that_does_not_stop_is_killed(
@@ -162,7 +173,7 @@ def test_what_a_killed_server_left_is_removed(
 def test_the_command(repository: Path, tmp_path: Path) -> None:
     program = tmp_path / "tritonserver"
     program.write_bytes(b"... --http-max-input-size ...")
-    options = StartOptions(models=("a", "b"), most_bytes=1000, cache_bytes=5000, arguments=("--log-verbose=1",))
+    options = StartOptions(models=("a", "b"), max_request_bytes=1000, cache_bytes=5000, arguments=("--log-verbose=1",))
     words = server_command(repository, options, Program(str(program), backends=tmp_path / "backends"))
     assert words == [
         str(program),
@@ -201,11 +212,11 @@ def test_triton_s_own_tensorrt_gets_its_plugins_without_docker_too(made: Made, t
     """Of the versions that are served, by whatever path the server sees them; the Python kind loads its own."""
     program = tmp_path / "tritonserver"
     program.touch()
-    plan = write_plan(tmp_path, served(made), ("MishPlugin:1",), "TensorRT 8.6.0", version_compatible=True)
+    plan = write_plan(tmp_path, nms_info(made), ("MishPlugin:1",), "TensorRT 8.6.0", version_compatible=True)
     library = write_library(tmp_path, "MishPlugin:1", "8.6.0")
     for version in (1, 2):
-        write_repository(plan, tmp_path / "models", ConfigOptions("tensorrt_plan"), "made", version, library)
-    write_repository(plan, tmp_path / "models", name="python", plugins=library)
+        publish(plan, tmp_path / "models", TensorRTBackend(), "made", version, library)
+    publish(plan, tmp_path / "models", name="python", plugins=library)
     (tmp_path / "link").symlink_to(tmp_path / "models")
     words = server_command(tmp_path / "link", StartOptions(arguments=("--log-verbose=1",)), Program(str(program)))
     assert words[-3:] == [
@@ -222,7 +233,7 @@ def test_triton_s_own_tensorrt_gets_its_plugins_without_docker_too(made: Made, t
 def test_a_server_without_the_backend_is_not_started(
     stand_in: MakeProgram, options: StartOptions, made: Made, tmp_path: Path
 ) -> None:
-    write_repository(write_plan(tmp_path, served(made)), tmp_path / "models", ConfigOptions("tensorrt_plan"), "made")
+    publish(write_plan(tmp_path, nms_info(made)), tmp_path / "models", TensorRTBackend(), "made")
     program = replace(stand_in(), backends=tmp_path / "backends")
     (tmp_path / "backends/python").mkdir(parents=True)
     with (
@@ -236,19 +247,33 @@ def test_a_server_without_the_backend_is_not_started(
         pass
 
 
-def test_what_matters_of_a_log() -> None:
+def test_relevant_lines_of_a_log() -> None:
     lines = [f"I1125 07:00:00 1 a.cc:1] line {i}" for i in range(30)]
-    assert what_matters(deque(lines)).splitlines() == lines[-12:]
-    assert what_matters([*lines, "E1125 07:00:00 1 a.cc:1] bad", *lines]) == "E1125 07:00:00 1 a.cc:1] bad"
+    assert relevant_lines(deque(lines)).splitlines() == lines[-12:]
+    assert relevant_lines([*lines, "E1125 07:00:00 1 a.cc:1] bad", *lines]) == "E1125 07:00:00 1 a.cc:1] bad"
     reason = "E1125 07:00:00 1 a.cc:1] failed to load 'x' version 1: no GPU"
-    assert what_matters([*lines, "E1125 other", reason, *lines]) == reason
+    assert relevant_lines([*lines, "E1125 other", reason, *lines]) == reason
     reasons = [f"E1125 07:00:00 1 a.cc:1] \"failed to load 'x{i}' version 1: no GPU\"" for i in range(12)]
     again = [f"I1125 07:00:00 1 a.cc:1] \"failed to load 'x{i}'\"" for i in range(12)]
-    assert what_matters([*reasons, *again]).splitlines() == reasons
-    assert what_matters([]) == "(it wrote nothing)"
+    assert relevant_lines([*reasons, *again]).splitlines() == reasons
+    assert relevant_lines([]) == "(it wrote nothing)"
 
 
 # --- the command line ---
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--kind", "onnxruntime", "--input", "jpeg"], "the backend onnxruntime has no 'input' [--input]"),
+        (["--kind", "onnxruntime", "--cuda-graph"], "the backend onnxruntime has no 'cuda_graph' [--cuda-graph]"),
+        (["--instances", "0"], "instances is 0; it must be 1 or more [--instances]"),
+        (["--score-threshold", "2"], "the score threshold is 2; it must be between 0 and 1"),
+    ],
+)
+def test_options_that_are_refused(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "repository", "model.onnx", "-o", "repository", *options]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_it_in_order(stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path) -> None:
@@ -277,8 +302,8 @@ def test_ctrl_c_stops_it_in_order(stand_in: MakeProgram, options: StartOptions, 
 
 
 def test_docker_is_only_told(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(server, "program_on_path", lambda: None)
-    monkeypatch.setattr(server, "docker_runs", lambda: True)
+    monkeypatch.setattr(install, "program_on_path", lambda: None)
+    monkeypatch.setattr(install, "docker_runs", lambda: True)
     assert main(["serve", "start", str(repository)]) == 0
     assert capsys.readouterr().out.startswith(
         "docker run --rm --gpus all --shm-size=1g --ulimit=stack=1073741824 -p=127.0.0.1:8000:8000 "
@@ -286,7 +311,7 @@ def test_docker_is_only_told(repository: Path, monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_programs_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "installed_program", lambda: Program("pip"))
+    monkeypatch.setattr(install, "installed_program", lambda: Program("pip"))
     for on_path, docker, choice, expected in [
         ("/bin/tritonserver", True, "auto", "/bin/tritonserver"),
         (None, True, "auto", None),
@@ -295,23 +320,23 @@ def test_programs_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         ("/bin/tritonserver", True, "pip", "pip"),
         ("/bin/tritonserver", False, "path", "/bin/tritonserver"),
     ]:
-        monkeypatch.setattr(server.shutil, "which", lambda _, found=on_path: found)
-        monkeypatch.setattr(server, "docker_runs", lambda runs=docker: runs)
-        found = server.choose_program(choice)  # type: ignore[arg-type]
+        monkeypatch.setattr(install.shutil, "which", lambda _, found=on_path: found)
+        monkeypatch.setattr(install, "docker_runs", lambda runs=docker: runs)
+        found = install.choose_program(choice)  # type: ignore[arg-type]
         assert (found.path if found else None) == expected, (on_path, docker, choice)
-    monkeypatch.setattr(server.shutil, "which", lambda _: None)
+    monkeypatch.setattr(install.shutil, "which", lambda _: None)
     with pytest.raises(DarktrtError, match="no tritonserver on PATH"):
-        server.choose_program("path")
+        install.choose_program("path")
 
 
 def test_a_package_that_cannot_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(server, "PACKAGE", "no-package-of-this-name-darktrt")
+    monkeypatch.setattr(install, "PACKAGE", "no-package-of-this-name-darktrt")
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.setenv("PIP_RETRIES", "0")
     with pytest.raises(DarktrtError, match=r"cannot install no-package.*; put a tritonserver on PATH, or use Docker"):
-        server.installed_program()
+        install.installed_program()
     assert not list(tmp_path.glob("darktrt/*/.complete"))
 
 
@@ -333,7 +358,7 @@ def test_a_package_that_cannot_be_installed(tmp_path: Path, monkeypatch: pytest.
 def test_the_container_with_a_tensorrt_or_the_nearest(
     made: Made, tmp_path: Path, target: str, release: str, loads: bool, loads_compatible: bool
 ) -> None:
-    manifest = read_plan_manifest(write_plan(tmp_path, served(made), target=target))
+    manifest = read_plan_manifest(write_plan(tmp_path, nms_info(made), target=target))
     found = container_for(manifest)
     assert (found.release, found.loads, found.tag) == (release, loads, f"nvcr.io/nvidia/tritonserver:{release}-py3")
     assert container_for(replace(manifest, version_compatible=True)).loads == loads_compatible
@@ -344,21 +369,21 @@ def test_the_table_of_containers_goes_up() -> None:
 
 
 def test_plans_that_no_triton_loads(made: Made, tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, served(made), target="TensorRT for RTX 1.3.0")
+    plan = write_plan(tmp_path, nms_info(made), target="TensorRT for RTX 1.3.0")
     with pytest.raises(DarktrtError, match=r"of TensorRT for RTX 1\.3\.0, which no Triton loads; serve its ONNX file"):
         container_for(read_plan_manifest(plan))
     with pytest.raises(DarktrtError, match="which no Triton loads"):
-        write_repository(plan, tmp_path / "repository")
+        publish(plan, tmp_path / "repository")
     assert not (tmp_path / "repository").exists()
 
 
 def test_docker_commands(made: Made, tmp_path: Path) -> None:
-    info = replace(served(made), fixed_thresholds=(0.25, 0.45))
+    info = replace(nms_info(made), fixed_thresholds=(0.25, 0.45))
     plan = write_plan(tmp_path, info, ("MishPlugin:1",), "TensorRT 10.3.0")
     library = write_library(tmp_path, "MishPlugin:1", "10.3.0")
     models = tmp_path / "my models"
     for name in ("a", "b"):
-        write_repository(plan, models, ConfigOptions("tensorrt_plan"), name, plugins=library)
+        publish(plan, models, TensorRTBackend(), name, plugins=library)
     command = docker_command(models, StartOptions(address="10.0.0.1"))
     assert command.warnings == () and str(command) == (
         "docker run --rm --gpus all --shm-size=1g --ulimit=stack=1073741824 "
@@ -372,27 +397,44 @@ def test_docker_commands(made: Made, tmp_path: Path) -> None:
 
 def test_docker_commands_of_the_python_kind(made: Made, tmp_path: Path) -> None:
     """The container's Python gets what it lacks, and a plan of 8.6.0 comes with a warning."""
-    write_repository(write_plan(tmp_path, served(made), target="TensorRT 8.6.0"), tmp_path / "models", name="made")
+    publish(write_plan(tmp_path, nms_info(made), target="TensorRT 8.6.0"), tmp_path / "models", name="made")
     command = docker_command(tmp_path / "models", StartOptions())
     assert "nvcr.io/nvidia/tritonserver:24.01-py3 bash -c 'pip install pillow tensorrt==8.6.0 && exec tritonserver " in str(
         command
     )
     assert command.warnings == (
         f"made: no container up to {NEWEST} carries TensorRT 8.6.0; nearest is nvcr.io/nvidia/tritonserver:24.01-py3 with "
-        "TensorRT 8.6.1, in which the plan must be built again, for TensorRT loads the plans of its own version alone",
+        "TensorRT 8.6.1, in which the plan must be built again, because TensorRT loads only plans of its own version",
     )
 
 
 def test_plans_for_later_versions_need_an_option(made: Made, tmp_path: Path) -> None:
-    plan = write_plan(tmp_path, served(made), target="TensorRT 10.12.0", version_compatible=True)
-    write_repository(plan, tmp_path / "models", ConfigOptions("tensorrt_plan"), "made")
+    plan = write_plan(tmp_path, nms_info(made), target="TensorRT 10.12.0", version_compatible=True)
+    publish(plan, tmp_path / "models", TensorRTBackend(), "made")
     command = docker_command(tmp_path / "models", StartOptions())
     assert command.words[-1] == "--backend-config=tensorrt,version-compatible=true" and not command.warnings
 
 
 def test_plans_of_two_tensorrts_need_two_servers(made: Made, tmp_path: Path) -> None:
     for version in ("8.6.1", "10.3.0"):
-        plan = write_plan(tmp_path, served(made), target=f"TensorRT {version}")
-        write_repository(plan, tmp_path / "models", name=f"of-{version}")
+        plan = write_plan(tmp_path, nms_info(made), target=f"TensorRT {version}")
+        publish(plan, tmp_path / "models", name=f"of-{version}")
     with pytest.raises(DarktrtError, match=r"of TensorRT 10.3.0 and TensorRT 8.6.1; one server loads those of one TensorRT"):
         docker_command(tmp_path / "models", StartOptions())
+
+
+@pytest.mark.parametrize("models", [(), ("a",), ("a", "b")])
+def test_the_server_of_docker_compose_gets_the_plugins_of_all_models(tmp_path: Path, models: tuple[str, ...]) -> None:
+    (tmp_path / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "tritonserver").chmod(0o755)
+    libraries = [tmp_path / "models" / name / "1/libdarktrt_plugins.so" for name in models]
+    for library in libraries:
+        library.parent.mkdir(parents=True)
+        library.touch()
+    text = (ROOT / "docker/compose.yaml").read_text()
+    script = textwrap.dedent(text.partition("      - |\n")[2].partition("    ports:")[0])
+    script = script.replace("$$", "$").replace("/models", f"{tmp_path}/models")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
+    plugins = [f"--backend-config=tensorrt,plugins={';'.join(map(str, libraries))}"] if models else []
+    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", *plugins]

@@ -1,17 +1,29 @@
-"""What a server says of one of its models: tensors, the largest batch, and the detector metadata in its configuration."""
+"""What Triton's configuration of a model says: tensors, the largest batch, the detector metadata and defaults of requests.
+
+The backend inside the server, the client and the checks of a repository all read the configuration here. The module needs
+nothing but numpy, because it runs on the server's Python.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from darktrt.errors import DarktrtError
-from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
+
+InputKind = Literal["tensor", "jpeg"]
+
+ENCODED_INPUT = "image"
+"""The input of a model of encoded images."""
+
+SCORE_THRESHOLD_KEY, IOU_THRESHOLD_KEY, CUDA_GRAPH_KEY = "score_threshold", "iou_threshold", "cuda_graph"
+"""Parameters of a model of the Python backend, beside the metadata."""
 
 _DTYPES = {
     "TYPE_BOOL": "bool",
@@ -22,15 +34,12 @@ _DTYPES = {
     "TYPE_FP32": "float32",
     "TYPE_STRING": "object",
 }
-"""NumPy's names of the types that detectors have; Triton says BYTES for strings, and NumPy has objects for them."""
-
-ENCODED = "image"
-"""The input of a model that takes encoded images."""
+"""NumPy's names of the types that detectors have; NumPy holds Triton's byte strings as objects."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output as the configuration has it; ``dims`` are without the batch where Triton knows of one."""
+    """An input or output of the configuration; ``dims`` exclude the batch where Triton batches."""
 
     name: str
     dtype: np.dtype[Any]
@@ -49,18 +58,22 @@ class ModelInfo:
 
     name: str
     version: str
-    """Empty for whichever the server takes."""
+    """Empty where the server chooses."""
     backend: str
     info: DetectorInfo
     max_batch: int
-    """0 where the model has no batch that Triton knows of."""
+    """Triton's ``max_batch_size``; 0 where Triton does not batch."""
     inputs: Mapping[str, TensorInfo]
     outputs: Mapping[str, TensorInfo]
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    """Of requests without thresholds."""
+    cuda_graph: bool = False
+    """Of the Python backend."""
 
     @property
-    def takes_files(self) -> bool:
-        """Whether images go to it as files, and boxes come back in their pixels."""
-        return ENCODED in self.inputs
+    def encoded(self) -> bool:
+        """Whether the model accepts encoded images and outputs boxes in their pixels."""
+        return ENCODED_INPUT in self.inputs
 
     def shape(self, tensor: TensorInfo, batch: int) -> tuple[int, ...]:
         """Of one of its tensors in a request of ``batch`` images; negative where it depends on the content."""
@@ -69,7 +82,7 @@ class ModelInfo:
         return (batch if tensor.dims[0] < 0 else tensor.dims[0]), *tensor.dims[1:]
 
     def size(self, tensor: TensorInfo, batch: int) -> int | None:
-        """Bytes of it, or None where they depend on the content."""
+        """Bytes of a tensor in a request of ``batch`` images, or None where they depend on the content."""
         shape = self.shape(tensor, batch)
         return None if tensor.dtype == object or min(shape) < 0 else math.prod(shape) * tensor.dtype.itemsize
 
@@ -82,9 +95,9 @@ class ModelInfo:
     def to_text(self) -> str:
         """Text for people."""
         info = self.info
-        of_each = f"up to {self.max_batch} images a request" if self.max_batch else "one shape of request"
+        batches = f"up to {self.max_batch} images a request" if self.max_batch else "one shape of request"
         lines = [
-            f"{self.name}: {info.name}, {info.width}x{info.height}, {len(info.class_names)} classes, {info.resize}; {of_each}; "
+            f"{self.name}: {info.name}, {info.width}x{info.height}, {len(info.class_names)} classes, {info.resize}; {batches}; "
             f"backend {self.backend}",
             *(f"  input   {one}" for one in self.inputs.values()),
             *(f"  output  {one}" for one in self.outputs.values()),
@@ -93,33 +106,43 @@ class ModelInfo:
         return "\n".join(lines)
 
     @staticmethod
-    def of(config: Mapping[str, Any], version: str, where: str) -> ModelInfo:
-        """From a configuration as :meth:`darktrt.serve.client.transport.Transport.config` gives it.
+    def from_config(config: Mapping[str, Any], where: str, version: str = "") -> ModelInfo:
+        """Read a model's configuration.
+
+        Args:
+            config: decoded JSON with the field names of ``model_config.proto``.
+            where: the file or server of the configuration, for errors.
 
         Raises:
             DarktrtError: the model was not made by darktrt.
         """
         name = str(config.get("name", ""))
-        parameter = config.get("parameters", {}).get(METADATA_KEY)
-        if parameter is None:
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        if METADATA_KEY not in parameters:
             raise DarktrtError(f"{where}: model '{name}' has no darktrt metadata; make it with 'darktrt serve repository'")
-        info = DetectorInfo.from_json(parameter["string_value"], f"{where}: model '{name}'")
         return ModelInfo(
             name,
             version,
             config.get("backend") or config.get("platform", ""),
-            info,
+            DetectorInfo.from_json(parameters[METADATA_KEY], f"{where}: model '{name}'"),
             int(config.get("max_batch_size", 0)),
             _tensors(config.get("input", []), where),
             _tensors(config.get("output", []), where),
+            _thresholds(parameters),
+            parameters.get(CUDA_GRAPH_KEY) == "true",
         )
 
 
+def _thresholds(parameters: Mapping[str, str]) -> Thresholds:
+    keys = {"score": SCORE_THRESHOLD_KEY, "iou": IOU_THRESHOLD_KEY}
+    return Thresholds(**{field: float(parameters[key]) for field, key in keys.items() if key in parameters})
+
+
 def _tensors(entries: list[Mapping[str, Any]], where: str) -> dict[str, TensorInfo]:
-    found = {}
+    tensors = {}
     for entry in entries:
         kind, name = str(entry["data_type"]), str(entry["name"])
         if kind not in _DTYPES:
             raise DarktrtError(f"{where}: '{name}' is {kind}, which no detector of darktrt has; is this another model?")
-        found[name] = TensorInfo(name, np.dtype(_DTYPES[kind]), tuple(int(size) for size in entry["dims"]))
-    return found
+        tensors[name] = TensorInfo(name, np.dtype(_DTYPES[kind]), tuple(int(size) for size in entry["dims"]))
+    return tensors
