@@ -1,4 +1,4 @@
-"""``darktrt engine inspect``: what TensorRT made of each layer."""
+"""``darktrt engine inspect``: the layers of an engine."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         NAME,
-        "tell what TensorRT made of each layer: type, precision, layout, cfg lines and, on the GPU, time",
+        "list the layers of an engine: type, precision, layout, cfg lines and, on the GPU, time",
         "darktrt engine inspect model.plan",
         "darktrt engine inspect model.plan --profile --plot layers.png --json layers.json",
     )
     parser.add_argument("plan", metavar="PLAN", help="what 'darktrt engine' wrote")
     parser.add_argument("--profile", action="store_true", help="run it on the GPU and measure each layer")
-    parser.add_argument("--batch", type=int, metavar="N", help="to measure with (default: the engine's usual one)")
-    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as 'darktrt engine' takes it")
-    parser.add_argument("--json", metavar="FILE", help="write all that is known there")
+    parser.add_argument("--batch", type=int, metavar="N", help="batch to measure with (default: the engine's usual one)")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as for 'darktrt engine'")
+    parser.add_argument("--json", metavar="FILE", help="write everything there")
     parser.add_argument("--plot", metavar="PNG", help="draw the times by cfg line; with --profile")
     parser.set_defaults(run=_engine_inspect)
 
@@ -54,6 +54,6 @@ def _plot_layers(report: LayerReport, path: str) -> None:
     from darktrt.vision.charts import BLUE, GRAY, GREEN, ORANGE, Bar, draw_bars
 
     colours = {"INT8": GREEN, "FP16": BLUE, "FP32": ORANGE, "": GRAY}
-    bars = [Bar(one.label, one.milliseconds, f"{one.milliseconds:.4f} ms", colours[one.precision]) for one in report.by_lines()]
-    legend = {name or "other": colour for name, colour in colours.items() if any(one.colour == colour for one in bars)}
+    bars = [Bar(row.label, row.milliseconds, f"{row.milliseconds:.4f} ms", colours[row.precision]) for row in report.by_lines()]
+    legend = {name or "other": colour for name, colour in colours.items() if any(bar.colour == colour for bar in bars)}
     draw_bars(report.title(), bars, path, legend)
