@@ -46,8 +46,8 @@ pytestmark = [
 BATCH, SIDE, CHANNELS, DEPTH = 8, 128, 128, 5
 """Large enough that INT8 and FP16 are about as fast in a convolution of CHANNELS to CHANNELS, on an H200.
 
-TensorRT chooses what it measures as faster: there in two runs of three INT8 for all four of them, in the third FP16. So what these
-tests assert is that convolutions that must not be INT8 are not, and that the manifest reports the engine.
+TensorRT chooses what it measures as faster: there INT8 for all four of them in two runs of three, FP16 in the third. So these
+tests assert that convolutions that must not be INT8 are not, and that the manifest reports the engine.
 """
 KEPT = ("conv_0", f"conv_{DEPTH}")
 Arrays = dict[str, NDArray[Any]]
@@ -207,7 +207,7 @@ def test_biases_are_corrected_of_what_runs_in_int8(
     assert "biases" not in caplog.text
 
 
-def test_what_is_kept_can_be_chosen(target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path) -> None:
+def test_floating_point_layers_can_be_chosen(target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path) -> None:
     build_file(onnx_file, tmp_path / "a.plan", options, Calibration(SCALES, ("conv_2",)))
     assert_kept(convolutions((tmp_path / "a.plan").read_bytes(), target), ("conv_2",))
 
