@@ -19,7 +19,7 @@ from darktrt.progress import LOGGER
 
 if TYPE_CHECKING:
     from darktrt.serve.client.client import Client
-    from darktrt.vision.detector import LiveSource
+    from darktrt.vision.video import LiveSource
 
 
 def add(commands: groups.Commands) -> None:
