@@ -8,6 +8,7 @@ CFG       ?=
 WEIGHTS   ?=
 NAMES     ?=
 DATA      ?=
+DIST      ?= dist
 MAX_DROP  ?=
 CALIBRATE_ON ?=
 EVAL      ?=
@@ -58,7 +59,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help engine plugins calib check report bench triton serve load surgery onnx fetch venv test lint clean always
+.PHONY: help wheel engine plugins calib check report bench triton serve load surgery onnx fetch venv test lint docs clean always
 
 help: ## list targets and variables
 	@echo 'Targets:'
@@ -74,6 +75,7 @@ help: ## list targets and variables
 	@echo '  FOUND=$(FOUND)    for report, what engines found elsewhere: files of darktrt check map --save-detections'
 	@echo '  SIZE=$(SIZE)    network input, 416 or WIDTHxHEIGHT (with CFG: the size in the cfg)'
 	@echo '  BATCH=$(BATCH)    4 for a static batch, 1..8 for a dynamic one'
+	@echo '  DIST=$(DIST)    where make wheel puts the wheel and the sdist'
 	@echo '  OUT=$(OUT)    results go to $(DIR)/'
 	@echo '  HEAD=$(HEAD) INPUT=$(INPUT) MISH=$(MISH)    see darktrt surgery --help'
 	@echo '  TENSORRT=$(TENSORRT)    what to install: rtx (builds without a GPU) or trt (full TensorRT, needs an NVIDIA GPU)'
@@ -128,6 +130,13 @@ lint: $(VENV)/.installed-dev $(STUBS) ## run ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	MYPYPATH=$(STUBS) $(VENV)/bin/mypy
+
+wheel: $(VENV)/.installed-dev ## build the wheel and the sdist into DIST
+	$(VENV)/bin/python -m build --outdir $(DIST)
+
+docs: $(VENV)/.installed-docs ## build the documentation as a site
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --site-dir $(abspath $(OUT))/site
+	@echo 'Site:     $(OUT)/site/index.html'
 
 clean: ## remove results, not the virtual environment
 	rm -rf $(OUT)

@@ -1,4 +1,4 @@
-"""What calibration leaves behind: the table and what lies beside it, a summary for people, and the histograms drawn."""
+"""The files that a calibration writes: the table and the files beside it, a summary in words, and a page of histograms."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from numpy.typing import NDArray
 
 from darktrt.calib.bias_correction import channel_means_path
 from darktrt.calib.fp_layers import fp_layers_path
@@ -19,23 +20,28 @@ from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, check_writable, keep_inputs
 from darktrt.vision.charts import check_drawable
 
-_COLUMNS, _WIDTH, _HEIGHT = 4, 400, 190
-_MARGIN, _TITLE, _AXIS = 14, 40, 20
-_INK, _FAINT, _BAR, _MARK = (34, 34, 34), (130, 130, 130), (108, 148, 190), (200, 50, 40)
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLUMNS, _WIDTH, _HEIGHT, _DPI = 4, 400, 190, 100
+"""Panels side by side, and the size of each in pixels."""
 _BARS = 186
+_NAME = 56
+"""Characters of a name that fit above a panel."""
+_FAINT, _BAR, _MARK = "#828282", "#6c94be", "#c83228"
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The files that a calibration writes: the table, and beside it, under the same name, all others."""
+    """The files that a calibration writes: the table, and the files beside it, which have its name."""
 
     table: Path
     plot: Path | None = None
-    """The page of histograms: where the user wants it, if at all."""
+    """The page of histograms; None for no page."""
 
     @property
     def cache(self) -> Path:
-        """The table once more, under the suffix by which TensorRT's users know such a file: for trtexec --calib."""
+        """A copy of the table under the suffix of TensorRT's calibration caches, for trtexec --calib."""
         return self.table.with_suffix(".cache")
 
     @property
@@ -51,56 +57,62 @@ class Outputs:
         return channel_means_path(self.table)
 
     @property
-    def kept(self) -> Path:
+    def fp_layers(self) -> Path:
         return fp_layers_path(self.table)
 
     @property
     def samples(self) -> Path:
-        """The folder of the images to calibrate on where the user names none."""
+        """The folder of the sample images, for a calibration without images of the user."""
         return self.table.with_suffix(".samples")
 
     @property
     def files(self) -> list[Path]:
-        """What is written at the end; the histograms are written on the way there."""
+        """The files written at the end; the histograms are written before."""
         return [path for path in (self.table, self.cache, self.summary, self.plot) if path]
 
     def discard(self) -> None:
-        """Delete all but the histograms, from which ``--resume`` goes on."""
-        for path in (*self.files, self.channel_means, self.kept):
+        """Delete all but the histograms, from which a run can be resumed."""
+        for path in (*self.files, self.channel_means, self.fp_layers):
             path.unlink(missing_ok=True)
 
     def check(self, inputs: Iterable[str | Path]) -> None:
-        """See, before any work, that every file can be written and that none of them is an input or two things at once.
+        """Check before any work that every file can be written, and that none of them is an input or another output.
 
         Raises:
             DarktrtError: one is, or cannot be written.
         """
         check_writable(self.table)
-        kept = list(inputs)
+        others = list(inputs)
         for path in self.files:
-            keep_inputs(path, *kept)
-        if self.table in (self.summary, self.histograms, self.channel_means, self.kept, self.samples):
+            keep_inputs(path, *others)
+        beside = (self.summary, self.histograms, self.channel_means, self.fp_layers)
+        if self.table in (*beside, self.samples):
             raise DarktrtError(
                 f"{self.table}: is given twice and would be overwritten: a file beside the table has this name; "
                 f"name the table like {self.table.with_suffix('.table').name}"
             )
         if self.plot:
-            keep_inputs(self.plot, self.table, self.cache, self.summary, self.histograms, self.channel_means, self.kept)
+            keep_inputs(self.plot, self.table, self.cache, *beside)
             check_drawable(self.plot)
         for path in self.files:
             check_writable(path)
 
 
 def save(histograms: HistogramSet, choices: Mapping[str, Choice], outputs: Outputs, about: Mapping[str, str]) -> None:
-    """Write the table, the cache, the summary, and the page of histograms if one is wanted; what an earlier table had goes.
+    """Write the table, the cache, the summary and, where ``outputs`` names one, the page of histograms.
+
+    The channel means and floating-point layers of an earlier table are deleted.
+
+    Args:
+        about: further lines of the summary, by name.
 
     Raises:
         DarktrtError: one of them cannot be written.
     """
     table = table_of(choices)
-    for of_earlier_table in (outputs.channel_means, outputs.kept):
+    for path in (outputs.channel_means, outputs.fp_layers):
         with suppress(FileNotFoundError):
-            of_earlier_table.unlink()
+            path.unlink()
     table.save(outputs.table)
     table.save(outputs.cache)
     with atomic_output(outputs.summary) as temporary:
@@ -110,7 +122,7 @@ def save(histograms: HistogramSet, choices: Mapping[str, Choice], outputs: Outpu
 
 
 def add_to_summary(text: str, outputs: Outputs) -> None:
-    """Put what was found later below the summary.
+    """Append a paragraph to the summary.
 
     Raises:
         DarktrtError: it cannot be written.
@@ -120,7 +132,7 @@ def add_to_summary(text: str, outputs: Outputs) -> None:
 
 
 def summary(histograms: HistogramSet, choices: Mapping[str, Choice], about: Mapping[str, str]) -> str:
-    """What the scales come from (``about`` adds lines of its own), the images left out, and :func:`summary_table`."""
+    """The origin of the scales, the images left out, and :func:`summary_table`; ``about`` are further lines, by name."""
     lines = {**about, "SHA-256": histograms.model[:12], "images": str(len(histograms.images))}
     heading = [f"{name + ':':10} {value}" for name, value in lines.items()]
     skipped = [f"{'skipped:':10} {sentence}" for sentence in histograms.skipped]
@@ -128,11 +140,11 @@ def summary(histograms: HistogramSet, choices: Mapping[str, Choice], about: Mapp
 
 
 def summary_table(histograms: HistogramSet, choices: Mapping[str, Choice]) -> str:
-    """A line a tensor: the largest |x| seen, the amax chosen, the scale, the share of values clipped, and by which method."""
+    """A line for each tensor: the largest |x|, the amax chosen, the scale, the share of clipped values, and the method."""
     width = max([len(name) for name in choices] + [len("tensor")])
     lines = [f"{'tensor':{width}}  {'amax':>10}  {'chosen':>10}  {'scale':>10}  {'clipped':>9}  method"]
     for name, choice in choices.items():
-        amax = histograms.histograms[name].amax + 0.0  # -0 is 0 here
+        amax = histograms.histograms[name].amax + 0.0  # turns -0 into 0
         method = "always zero" if choice.dead else choice.method + (", joined" if choice.joined else "")
         lines.append(
             f"{name:{width}}  {amax:10.4g}  {choice.amax:10.4g}  {choice.scale:10.4g}  {choice.clipped_share:9.4%}  {method}"
@@ -141,52 +153,56 @@ def summary_table(histograms: HistogramSet, choices: Mapping[str, Choice]) -> st
 
 
 def plot(histograms: HistogramSet, choices: Mapping[str, Choice], path: str | Path) -> None:
-    """Draw a page with every tensor's histogram of |x|, counts on a log scale, the chosen amax marked in red.
+    """Draw a page with the histogram of |x| of every tensor, counts on a log scale, the chosen amax marked in red.
 
     Raises:
         DarktrtError: the file cannot be written, or its suffix is no image format.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     check_drawable(path)
     rows = -(-len(choices) // _COLUMNS)
-    page = Image.new("RGB", (_COLUMNS * _WIDTH, rows * _HEIGHT), "white")
-    for i, (name, choice) in enumerate(choices.items()):
-        corner = (i % _COLUMNS * _WIDTH + _MARGIN, i // _COLUMNS * _HEIGHT + _MARGIN)
-        _draw(ImageDraw.Draw(page), corner, name, histograms.histograms[name], choice)
+    figure = Figure((_COLUMNS * _WIDTH / _DPI, rows * _HEIGHT / _DPI), dpi=_DPI)
+    FigureCanvasAgg(figure)  # no window system
+    panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel().tolist()
+    for axes, (name, choice) in zip(panels, choices.items(), strict=False):
+        _draw(axes, name, histograms.histograms[name], choice)
+    for axes in panels[len(choices) :]:
+        axes.remove()
+    figure.subplots_adjust(0.01, 22 / (rows * _HEIGHT), 0.99, 1 - 42 / (rows * _HEIGHT), wspace=0.06, hspace=0.55)
     with atomic_output(path) as temporary:
-        page.save(temporary)
+        figure.savefig(temporary)
 
 
-def _draw(draw: ImageDraw.ImageDraw, corner: tuple[int, int], name: str, histogram: Histogram, choice: Choice) -> None:
-    x, y = corner
-    width, height = 2 * _BARS, _HEIGHT - 2 * _MARGIN - _TITLE - _AXIS
-    top, bottom = y + _TITLE, y + _TITLE + height
-    font = ImageFont.load_default(13)
-    draw.text((x, y), _shortened(name, font, width), _INK, font)
+def _draw(axes: Axes, name: str, histogram: Histogram, choice: Choice) -> None:
     method = "always zero" if choice.dead else f"{choice.method} {choice.amax:.4g}, {choice.clipped_share:.3%} clipped"
-    draw.text((x, y + 17), method, _MARK, font)
-    for i, level in enumerate(bar_heights(histogram, _BARS)):
-        if level > 0:
-            draw.rectangle((x + 2 * i, bottom - round(level * height), x + 2 * i + 1, bottom), _BAR)
-    draw.line((x, bottom, x + width, bottom), _FAINT)
-    draw.text((x, bottom + 3), "0", _FAINT, font)
-    end = f"{histogram.amax:.4g}"
-    draw.text((x + width - font.getlength(end), bottom + 3), end, _FAINT, font)
+    title = name if len(name) <= _NAME else f"…{name[-_NAME + 1 :]}"
+    axes.text(0, 1.18, title, fontsize=8, transform=axes.transAxes)
+    axes.text(0, 1.04, method, fontsize=8, color=_MARK, transform=axes.transAxes)
+    end = histogram.amax or 1.0
+    axes.stairs(coarse_counts(histogram, _BARS), np.linspace(0, end, _BARS + 1), fill=True, color=_BAR)
+    axes.set(yscale="log", xlim=(0, end * 1.01), xticks=[0, end], xticklabels=["0", f"{histogram.amax + 0.0:.4g}"], yticks=[])
+    axes.set_ylim(bottom=0.5)  # so that single values stand out
+    axes.minorticks_off()
+    axes.tick_params(labelsize=8, labelcolor=_FAINT, length=0)
+    axes.spines[["left", "right", "top"]].set_visible(False)
+    first, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
     if 0 < choice.amax <= histogram.amax * 1.01:
-        mark = x + min(round(choice.amax / histogram.amax * width), width)
-        draw.line((mark, top, mark, bottom), _MARK, 2)
+        axes.axvline(choice.amax, color=_MARK, linewidth=1.5)
+
+
+def coarse_counts(histogram: Histogram, count: int) -> NDArray[np.int64]:
+    """The counts in ``count`` even steps of |x| up to amax."""
+    used = max(int(np.ceil(histogram.amax / histogram.bin_width)), count)
+    edges = np.linspace(0, min(used, len(histogram.counts)), count + 1).astype(int)
+    counts: NDArray[np.int64] = np.add.reduceat(histogram.counts, edges[:-1])
+    return counts
 
 
 def bar_heights(histogram: Histogram, count: int) -> list[float]:
-    """Log counts in so many even steps of |x| up to amax, as shares of the largest; empty ones are 0, single values stand out
-    a bit."""
-    used = max(int(np.ceil(histogram.amax / histogram.bin_width)), count)
-    edges = np.linspace(0, min(used, len(histogram.counts)), count + 1).astype(int)
-    heights = np.log10(1 + np.add.reduceat(histogram.counts, edges[:-1]).astype(np.float64))
+    """The logarithms of ``1 + counts`` in ``count`` even steps of |x| up to amax, as shares of the largest."""
+    heights = np.log10(1 + coarse_counts(histogram, count).astype(np.float64))
     return [float(height) for height in heights / max(heights.max(), 1e-9)]
-
-
-def _shortened(name: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The name, its front cut where it is too long for the panel."""
-    while font.getlength(name) > width:
-        name = f"…{name[2:]}"
-    return name

@@ -356,8 +356,8 @@ class Detector(NetworkDetector):
 
         is_engine = Path(model).suffix.lower() in ENGINE_SUFFIXES
         with ExitStack() as stack:
-            opened: OnnxRunner | PlanRunner = PlanRunner(model, plugins) if is_engine else OnnxRunner(model)
-            runner = stack.enter_context(opened)
+            runner = PlanRunner(model, plugins) if is_engine else OnnxRunner(model)
+            stack.enter_context(runner)
             detector = cls(runner.run, runner.info, score_threshold, iou_threshold)
             detector._close = stack.pop_all().close
         return detector

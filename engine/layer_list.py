@@ -1,17 +1,17 @@
-"""What an engine computes, and which convolutions really in INT8: the built engine's own layer list, read.
+"""The layers of a built engine, and which convolutions it really computes in INT8, from TensorRT's own layer list.
 
-Full TensorRT's engine inspector gives it as JSON, and TensorRT for RTX, whose engines do not load without a driver, logs it as
-text while it builds; both only where the engine is built with ``ProfilingVerbosity.DETAILED``. Neither form is documented. They
-are read as TensorRT 8.6.0 and TensorRT for RTX 1.7 write them: a layer names the ONNX nodes that it computes in its
-``Metadata``, ``[ONNX Layer: /layers.1/Conv]``, and the type of its first input and of its weights. A convolution for which no
-layer says both is unknown, neither INT8 nor not.
+The list has two forms, neither of them documented. The engine inspector of full TensorRT returns JSON. TensorRT for RTX, whose
+engines do not load without a driver, logs text while it builds. Both need ``ProfilingVerbosity.DETAILED``. The readers here
+follow TensorRT 8.6.0 and TensorRT for RTX 1.7: a layer has the ONNX nodes that it computes in its ``Metadata``, as
+``[ONNX Layer: /layers.1/Conv]``, and the types of its first input and its weights. A convolution is of unknown precision where
+no layer has both types.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from darktrt.engine.trt_types import TensorRT
 
-UNKNOWN = "unknown, as TensorRT's list of layers does not tell"
+UNKNOWN = "unknown, as TensorRT's list of layers does not report it"
 
 _HEADER = "Layers:\n"
 _SECTION = re.compile(r"/layers\.(\d+)/")
@@ -36,60 +36,62 @@ _LAYOUT = re.compile(r"\bFormat: ([^},]+)")
 _TACTIC = re.compile(r"\bTacticName: ([^,]*)")
 _KIND = re.compile(r"\b(int8|fp16|half|fp32|float)\b", re.IGNORECASE)
 _KINDS = {"int8": "INT8", "fp16": "FP16", "half": "FP16", "fp32": "FP32", "float": "FP32"}
+_DYNAMIC = "N/A due to dynamic shapes"
+"""Stands for the type of an input in engines with a dynamic batch; the type of the weights is reported all the same."""
 _CONVOLVES = re.compile(r"(correlation|gemm) .*|runtime_fusion .*(Corr|Fc|Gemm).*")
-"""Type and name of the layers of TensorRT for RTX that convolve; others that name a convolution round, or add its bias."""
+"""Type and name of the layers of TensorRT for RTX that convolve. Others with a convolution among their nodes round, or add its
+bias."""
 
 
 @dataclass(frozen=True)
 class ConvolutionPrecision:
-    """What a convolution of the ONNX file became."""
+    """The precision of a convolution of the ONNX file in the engine."""
 
     node: str
     int8: bool | None
-    """None where the layer list does not tell."""
+    """None where it is unknown."""
     reason: str = ""
     """Why it is not in INT8."""
 
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """A layer of a built engine, as TensorRT tells of it."""
+    """A layer of a built engine, as TensorRT reports it."""
 
     name: str
     kind: str
     """TensorRT's type: CaskConvolution, Reformat, correlation and so on."""
     precision: str
-    """INT8, FP16 or FP32: of the weights, else of the first output; empty where the list does not tell, as that of TensorRT 8.6
-    for layers without weights of an engine with a dynamic batch."""
+    """INT8, FP16 or FP32: of the weights, else of the first output. Empty where it is unknown, as for layers without weights in
+    the list of TensorRT 8.6 for an engine with a dynamic batch."""
     layout: str
-    """Of the first output, in TensorRT's words; empty where it has none."""
+    """Of the first output, in TensorRT's words; empty where there is none."""
     nodes: tuple[str, ...]
-    """ONNX nodes that it computes."""
+    """The ONNX nodes that it computes."""
     tactic: str = ""
-    """The kernel that was chosen, where it has a name."""
+    """The name of the chosen kernel, where it has one."""
 
     @property
     def sections(self) -> tuple[int, ...]:
-        """Indices of the cfg sections that it computes a part of; of a layer without nodes, of those that its name tells."""
-        return tuple(sorted({int(found) for found in _SECTION.findall(" ".join(self.nodes) or self.name)}))
+        """Indices of the cfg sections that it computes a part of; for a layer without nodes, of those in its name."""
+        return tuple(sorted({int(index) for index in _SECTION.findall(" ".join(self.nodes) or self.name)}))
 
 
-class ConvolvingLayer(NamedTuple):
-    """A layer that convolves."""
+class _Layer(NamedTuple):
+    """A layer of either form of list, and the types by which to tell the precision of a convolution."""
 
-    nodes: tuple[str, ...]
-    """ONNX nodes that it computes."""
-    kinds: frozenset[str]
-    """Types of its first input and its weights; empty where the list does not tell."""
+    layer: EngineLayer
+    types: frozenset[str] | None
+    """Of a layer that convolves, the types of its first input and its weights; empty where the list does not report both."""
 
 
 def is_layer_list(message: str) -> bool:
-    """Whether what a builder logs is the layer list of TensorRT for RTX, a single message."""
+    """Whether a message of the builder's log is the layer list of TensorRT for RTX."""
     return message.startswith(_HEADER)
 
 
 def inspected(trt: TensorRT, logger: Any, plan: Any) -> str:
-    """The layer list of full TensorRT's engine inspector; empty where the engine does not load, for want of memory say."""
+    """The layer list of full TensorRT's engine inspector; empty where the engine does not load, for lack of memory say."""
     engine = trt.Runtime(logger).deserialize_cuda_engine(plan)
     if engine is None:
         return ""
@@ -97,49 +99,73 @@ def inspected(trt: TensorRT, logger: Any, plan: Any) -> str:
 
 
 def engine_layers(layer_list: str, target: Target) -> tuple[EngineLayer, ...]:
-    """All layers, in order, of a layer list of ``target``; of any other text none."""
-    if target.logs_layers:
-        matches = map(_TEXT.match, layer_list.split("\n") if is_layer_list(layer_list) else [])
-        return tuple(_engine_layer_of_text(match) for match in matches if match)
-    return tuple(_engine_layer_of_json(layer) for layer in _json_layers(layer_list))
+    """All layers, in order, of a layer list of ``target``; none of any other text."""
+    return tuple(read.layer for read in _read(layer_list, target))
 
 
-def _engine_layer_of_text(match: re.Match[str]) -> EngineLayer:
-    outputs, _, metadata = match["rest"].rpartition(", Metadata: ")
-    kind = _DATATYPE.search(match["constants"]) or _DATATYPE.search(outputs)
-    layout, tactic = _LAYOUT.search(outputs), _TACTIC.search(outputs)
-    return EngineLayer(
-        name=match["name"],
-        kind=match["type"],
-        precision=_precision_name(kind[1] if kind else ""),
-        layout=layout[1].strip() if layout else "",
-        nodes=tuple(_NODES.findall(metadata)),
-        tactic=tactic[1] if tactic else "",
-    )
+def _read(layer_list: str, target: Target) -> Iterable[_Layer]:
+    return _read_text(layer_list) if target.logs_layers else _read_json(layer_list)
 
 
-def _engine_layer_of_json(layer: dict[str, Any]) -> EngineLayer:
-    layout = _field(layer, "Outputs", 0, "Format/Datatype").replace(_DYNAMIC, "")
-    return EngineLayer(
-        name=_field(layer, "Name"),
-        kind=_field(layer, "LayerType"),
-        precision=_precision_name(_field(layer, "Weights", "Type")) or _precision_name(layout),
-        layout=layout,
-        nodes=tuple(_NODES.findall(_field(layer, "Metadata"))),
-        tactic=_field(layer, "TacticName"),
-    )
+def _read_text(text: str) -> Iterator[_Layer]:
+    """The layers of the text that TensorRT for RTX logs: a header, then a line a layer."""
+    if not is_layer_list(text):
+        return
+    for match in filter(None, map(_TEXT.match, text.split("\n"))):
+        outputs, _, metadata = match["rest"].rpartition(", Metadata: ")
+        inputs, constants = (_first(_DATATYPE, match[part]) for part in ("inputs", "constants"))
+        layer = EngineLayer(
+            name=match["name"],
+            kind=match["type"],
+            precision=_precision_name(constants or _first(_DATATYPE, outputs)),
+            layout=_first(_LAYOUT, outputs),
+            nodes=tuple(_NODES.findall(metadata)),
+            tactic=_first(_TACTIC, outputs),
+        )
+        convolves = _CONVOLVES.fullmatch(f"{match['type']} {match['name']}")
+        yield _Layer(layer, _precision_names([inputs, constants]) if convolves else None)
+
+
+def _read_json(text: str) -> Iterator[_Layer]:
+    """The layers of the JSON of an engine inspector."""
+    for values in _json_layers(text):
+        data, weights = _field(values, "Inputs", 0, "Format/Datatype"), _field(values, "Weights", "Type")
+        layout = _field(values, "Outputs", 0, "Format/Datatype").replace(_DYNAMIC, "")
+        layer = EngineLayer(
+            name=_field(values, "Name"),
+            kind=_field(values, "LayerType"),
+            precision=_precision_name(weights) or _precision_name(layout),
+            layout=layout,
+            nodes=tuple(_NODES.findall(_field(values, "Metadata"))),
+            tactic=_field(values, "TacticName"),
+        )
+        convolves = values.get("ParameterType") == "Convolution"
+        yield _Layer(layer, _precision_names([weights] if data == _DYNAMIC else [data, weights]) if convolves else None)
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    """The first group of the first match; empty where there is none."""
+    match = pattern.search(text)
+    return match[1].strip() if match else ""
 
 
 def _precision_name(text: str) -> str:
-    found = _KIND.search(text)
-    return _KINDS[found[1].lower()] if found else ""
+    """INT8, FP16 or FP32, from TensorRT's words; empty where they name none of these."""
+    match = _KIND.search(text)
+    return _KINDS[match[1].lower()] if match else ""
+
+
+def _precision_names(types: Iterable[str]) -> frozenset[str]:
+    """The precisions of several types; empty unless all are known."""
+    names = frozenset(map(_precision_name, types))
+    return names if "" not in names else frozenset()
 
 
 def asked_for(model: onnx.ModelProto, fp_layers: Collection[str] | None = None) -> dict[str, bool]:
-    """The convolutions of a lowered model by node name, and whether they were to be INT8.
+    """The convolutions of a lowered model by node name, and whether they are to be INT8.
 
     Args:
-        kept: outputs of those to keep in FP16, for INT8 by a calibrator; without it Q/DQ nodes tell.
+        fp_layers: outputs of the floating-point layers, for INT8 by a calibrator; without it Q/DQ nodes state what is INT8.
     """
     nodes = model.graph.node
     dequantized = {node.output[0] for node in nodes if node.op_type == "DequantizeLinear"}
@@ -151,54 +177,26 @@ def asked_for(model: onnx.ModelProto, fp_layers: Collection[str] | None = None) 
 
 
 def convolution_precisions(layer_list: str, asked: Mapping[str, bool], target: Target) -> tuple[ConvolutionPrecision, ...]:
-    """What each convolution of ``asked`` became, in its order, by a layer list of ``target``; any other text gives unknown."""
-    layers = (layers_from_text if target.logs_layers else layers_from_json)(layer_list)
-    kinds: dict[str, set[frozenset[str]]] = {name: set() for name in asked}
-    for layer in layers:
-        for name in kinds.keys() & set(layer.nodes):
-            kinds[name].add(layer.kinds)
-    return tuple(_precision(name, asked[name], found, target) for name, found in kinds.items())
+    """The precision of each convolution of ``asked``, in its order, by a layer list of ``target``, else unknown."""
+    types: dict[str, set[frozenset[str]]] = {name: set() for name in asked}
+    for layer, of_layer in _read(layer_list, target):
+        if of_layer is not None:
+            for name in types.keys() & set(layer.nodes):
+                types[name].add(of_layer)
+    return tuple(_precision(name, asked[name], of_name, target) for name, of_name in types.items())
 
 
-def _precision(name: str, asked: bool, found: Collection[frozenset[str]], target: Target) -> ConvolutionPrecision:
-    if len(found) != 1 or len(kinds := next(iter(found))) != 1:  # none, contradictions, or mixed types
+def _precision(name: str, asked: bool, types: Collection[frozenset[str]], target: Target) -> ConvolutionPrecision:
+    """The precision of a convolution by the types of the layers that compute it."""
+    if len(types) != 1 or len(of_layer := next(iter(types))) != 1:  # none, contradictions, or mixed types
         return ConvolutionPrecision(name, None, UNKNOWN)
-    (kind,) = kinds
-    if kind == "INT8":
+    (precision,) = of_layer
+    if precision == "INT8":
         return ConvolutionPrecision(name, True)
     if not asked:
-        return ConvolutionPrecision(name, False, f"kept in {kind}")
-    how = f"TensorRT chose {kind}, faster here" if target.weakly_typed else f"TensorRT computes in {kind}"
+        return ConvolutionPrecision(name, False, f"kept in {precision}")
+    how = f"TensorRT chose {precision}, faster here" if target.weakly_typed else f"TensorRT computes in {precision}"
     return ConvolutionPrecision(name, False, how)
-
-
-def layers_from_text(text: str) -> list[ConvolvingLayer]:
-    """Those that convolve, of the text that TensorRT for RTX logs: a header, then a line a layer."""
-    if not is_layer_list(text):
-        return []
-    found = []
-    for line in text.split("\n"):
-        match = _TEXT.match(line)
-        if match and _CONVOLVES.fullmatch(f"{match['type']} {match['name']}"):
-            kinds = [_DATATYPE.search(match[part]) for part in ("inputs", "constants")]
-            found.append(_layer(line.rpartition(", Metadata: ")[2], [kind[1] if kind else "" for kind in kinds]))
-    return found
-
-
-_DYNAMIC = "N/A due to dynamic shapes"
-"""Instead of an input's type, in engines with a dynamic batch; that of the weights is told all the same."""
-
-
-def layers_from_json(text: str) -> list[ConvolvingLayer]:
-    """Those that convolve, of the JSON of an engine inspector."""
-    found = []
-    for layer in _json_layers(text):
-        if layer.get("ParameterType") == "Convolution":
-            kinds = [_field(layer, "Inputs", 0, "Format/Datatype"), _field(layer, "Weights", "Type")]
-            if kinds[0] == _DYNAMIC:
-                del kinds[0]
-            found.append(_layer(_field(layer, "Metadata"), kinds))
-    return found
 
 
 def _json_layers(text: str) -> list[dict[str, Any]]:
@@ -211,19 +209,13 @@ def _json_layers(text: str) -> list[dict[str, Any]]:
 
 
 def _field(layer: Any, *path: str | int) -> str:
-    """What stands there; empty where nothing does."""
+    """The value at a path of keys and indices; empty where there is none."""
     try:
         for step in path:
             layer = layer[step]
     except (KeyError, IndexError, TypeError):
         return ""
     return str(layer)
-
-
-def _layer(metadata: str, kinds: Iterable[str]) -> ConvolvingLayer:
-    found = [_KIND.search(kind) for kind in kinds]
-    names = frozenset(_KINDS[kind[1].lower()] for kind in found if kind)
-    return ConvolvingLayer(tuple(_NODES.findall(metadata)), names if all(found) else frozenset())
 
 
 def summary(int8: Collection[str], others: Mapping[str, str]) -> str:

@@ -1,6 +1,8 @@
-"""A portable model, made into what one target wants: its bodies kept or dropped, its precision in flags or in the types."""
+"""Lowering a portable model for one target: function bodies, the form of Mish, and precision where the types state it."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -14,11 +16,11 @@ from darktrt.plugins.ops import MISH_OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
 from darktrt.surgery.functions import drop_bodies, embed, inline_bodies
 from darktrt.surgery.mish import fuse_mish
 from darktrt.surgery.precision import halve
-from darktrt.surgery.qdq import Calibration, fp_layer_names, quantize
+from darktrt.surgery.qdq import Calibration, choose_precisions, fp_layer_names, quantize
 from darktrt.surgery.rewrite import import_graph
 
 _HALF_QDQ_OPSET = 19
-"""The opset from which Q/DQ nodes take and give FP16."""
+"""The opset from which Q/DQ nodes have FP16 inputs and outputs."""
 
 
 def lower(
@@ -28,9 +30,9 @@ def lower(
     precision: Precision,
     calibration: Calibration | GpuCalibration | None = None,
 ) -> onnx.ModelProto:
-    """The model for ``target``; ``model`` itself may change.
+    """Lower a model for ``target``; ``model`` itself may change.
 
-    Where Mish may take any form, the target's registry of plugins is asked: their library should be loaded before.
+    Where the model leaves the form of Mish open, it depends on the registered plugins: load their library before.
 
     Raises:
         DarktrtError: the model cannot have this precision.
@@ -56,7 +58,7 @@ def lower(
 
 
 def _mish_form(info: DetectorInfo, target: Target, precision: Precision) -> MishForm:
-    """What Mish is to become; a form that the model states is in its graph already."""
+    """The form of Mish in the engine; a form that the model states is in its graph already."""
     if info.mish != "auto" or not info.mish_count or not target.has_plugins:
         return info.mish
     ready = all(target.has_plugin(op.op_type, PLUGIN_VERSION, PLUGIN_NAMESPACE) for op in MISH_OPS)
@@ -64,16 +66,16 @@ def _mish_form(info: DetectorInfo, target: Target, precision: Precision) -> Mish
 
 
 def fp_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibration | GpuCalibration) -> tuple[str, ...]:
-    """Outputs of the convolutions to keep in FP16, for a weakly typed target; chosen and checked as Q/DQ nodes would be.
+    """Outputs of the floating-point layers, for a weakly typed target; chosen and checked as for Q/DQ nodes.
 
     Raises:
         DarktrtError: the input of another convolution has no scale, or ``calibration.fp_layers`` names no convolution.
     """
     graph = import_graph(model)
     if isinstance(calibration, GpuCalibration):
-        fp_layers = fp_layer_names(graph, info, calibration.fp_layers)
+        fp_layers: Collection[str] = fp_layer_names(graph, info, calibration.fp_layers)
     else:
-        fp_layers = list(quantize(graph, info, calibration).fp_layers)
+        fp_layers = choose_precisions(graph, info, calibration).fp_layers
     return tuple(node.output[0] for node in model.graph.node if node.name in fp_layers)
 
 
@@ -90,7 +92,7 @@ def _check_int8(info: DetectorInfo, target: Target, calibration: Calibration | G
 
 
 def _state_types(graph: gs.Graph, info: DetectorInfo, calibration: Calibration | None) -> None:
-    """Precision as the types of the graph state it: Q/DQ nodes with ``calibration``, FP16 for the rest of the backbone."""
+    """State the precision in the types of the graph: Q/DQ nodes with ``calibration``, FP16 for the rest of the backbone."""
     if calibration:
         quantize(graph, info, calibration)
     halve(graph, info)

@@ -136,25 +136,31 @@ class PlanRunner:
                 self._engine, self._context = _deserialize(self._trt, self.manifest, Path(path))
             self.stream = Stream(self._driver)
             stack.callback(self.stream.close)
-            self._inputs, self._outputs = self._bind(self._trt, stack)
+            self._inputs, self._outputs = self._bind(stack)
             self._stack = stack.pop_all()
 
-    def _bind(self, trt: TensorRT, stack: ExitStack) -> tuple[list[_Binding], list[_Binding]]:
-        engine, found = self._engine, ([], [])  # type: ignore[var-annotated]
+    def _bind(self, stack: ExitStack) -> tuple[list[_Binding], list[_Binding]]:
+        """Memory for all inputs and outputs; the shapes of outputs follow from those of the inputs, which come first."""
+        engine, context = self._engine, self._context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        for name in sorted(names, key=lambda name: engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT):
-            shape, is_input = shape_of(engine.get_tensor_shape(name)), engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            if is_input and -1 in shape:
-                largest = shape_of(engine.get_tensor_profile_shape(name, 0)[2])
-                self._context.set_input_shape(name, largest)
-            else:
-                largest = shape_of(self._context.get_tensor_shape(name))
-            dtype, count = np.dtype(DTYPES[engine.get_tensor_dtype(name).name]), int(np.prod(largest))
-            device = self._driver.allocate(max(count * dtype.itemsize, 1))
-            stack.callback(self._driver.free, device)
-            self._context.set_tensor_address(name, device)
-            found[not is_input].append(_Binding(name, shape, dtype, device, self.stream.pinned((count,), dtype)))
-        return found
+        inputs = [name for name in names if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
+        for name in inputs:
+            if -1 in shape_of(engine.get_tensor_shape(name)):
+                context.set_input_shape(name, shape_of(engine.get_tensor_profile_shape(name, 0)[2]))
+        return (
+            [self._binding(name, stack) for name in inputs],
+            [self._binding(name, stack) for name in names if name not in inputs],
+        )
+
+    def _binding(self, name: str, stack: ExitStack) -> _Binding:
+        """Memory on both sides for the shape that the context has now, the largest one."""
+        dtype = np.dtype(DTYPES[self._engine.get_tensor_dtype(name).name])
+        count = int(np.prod(shape_of(self._context.get_tensor_shape(name))))
+        device = self._driver.allocate(max(count * dtype.itemsize, 1))
+        stack.callback(self._driver.free, device)
+        self._context.set_tensor_address(name, device)
+        shape = shape_of(self._engine.get_tensor_shape(name))
+        return _Binding(name, shape, dtype, device, self.stream.pinned((count,), dtype))
 
     @property
     def inputs(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

@@ -56,12 +56,9 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
     Raises:
         DarktrtError: a tensor has no scale, or ``fp_layers`` contains a name that is no convolution.
     """
-    convolutions = _convolutions(graph, info)
-    fp_layers = fp_layer_names(graph, info, calibration.fp_layers)
-    chosen = [node for node in convolutions if node.name not in fp_layers]
-    _check_scales(graph, chosen, calibration.scales)
+    report = choose_precisions(graph, info, calibration)
     dequantized: dict[str, gs.Tensor] = {}
-    for node in chosen:
+    for node in [node for node in _convolutions(graph, info) if node.name in report.quantized]:
         x, weight = node.inputs[:2]
         if x.name not in dequantized:
             dequantized[x.name] = _quantize_activation(graph, x, half_scale(calibration.scales[x.name]))
@@ -71,6 +68,19 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
             _correct_bias(node, _restored(levels, step), calibration.channel_means[x.name])
         node.inputs[0] = dequantized[x.name]
         node.inputs[1] = _quantized_weight(graph, weight, levels, step)
+    return report
+
+
+def choose_precisions(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> QuantizeReport:
+    """The convolutions that :func:`quantize` quantizes, and those that it leaves in floating point; ``graph`` stays as it is.
+
+    Raises:
+        DarktrtError: as :func:`quantize`.
+    """
+    convolutions = _convolutions(graph, info)
+    fp_layers = fp_layer_names(graph, info, calibration.fp_layers)
+    chosen = [node for node in convolutions if node.name not in fp_layers]
+    _check_scales(graph, chosen, calibration.scales)
     return QuantizeReport(tuple(n.name for n in chosen), tuple(n.name for n in convolutions if n.name in fp_layers))
 
 

@@ -51,7 +51,7 @@ HOMES: dict[str, set[str]] = {
     "PIL": {"vision", "calib", "check", "serve"},
     "av": {"vision"},
     "pycocotools": {"check"},
-    "matplotlib": {"check"},
+    "matplotlib": {"calib", "check"},
     "jinja2": {"check"},
     "tritonclient": {"serve"},
 }

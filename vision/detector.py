@@ -110,8 +110,8 @@ class Detector:
             images: RGB arrays ``(H, W, 3)`` uint8, or image files.
 
         Raises:
-            DarktrtError: an array has another shape or type, a file cannot be read, or the model lacks outputs that its metadata
-                announces.
+            DarktrtError: an array has another shape or type, a file cannot be read, or the model lacks outputs of its
+                metadata.
         """
         size = self.info.batch[2]
         arrays = (image if isinstance(image, np.ndarray) else read_image(image) for image in images)

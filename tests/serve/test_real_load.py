@@ -1,9 +1,8 @@
-"""Load on a real server: by our own processes, by perf_analyzer where it is installed, and the sweep."""
+"""Load on a real server."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from darktrt.cli import main
 from darktrt.errors import DarktrtError
 from darktrt.serve.client.client import Client
 from darktrt.serve.load.measure import LoadOptions, measure_load
-from darktrt.serve.repository import read_config
 from darktrt.serve.server import Server
 
 
@@ -24,7 +22,7 @@ from darktrt.serve.server import Server
     [("grpc", "made", "system", 2), ("grpc", "files", "none", 1), ("http", "letterbox", "none", 2)],
 )
 def test_levels_agree_with_what_the_server_counts(triton: Server, protocol: str, model: str, memory: Any, batch: int) -> None:
-    options = LoadOptions((1, 4), batch, seconds=2, processes=2, shared_memory=memory, tool="own")
+    options = LoadOptions((1, 4), batch, seconds=2, processes=2, shared_memory=memory)
     with Client(triton.grpc, model) as client:
         before = client.statistics()[0]
         report = measure_load(url(triton, protocol), model, options=options)
@@ -56,10 +54,7 @@ def test_the_command_and_its_files(triton: Server, tmp_path: Path, capsys: pytes
         "--seconds",
         "1",
     ]
-    assert (
-        main([*command, "--tool", "own", "--metrics", f"http://{triton.metrics}/metrics", "--json", str(tmp_path / "a.json")])
-        == 0
-    )
+    assert main([*command, "--metrics", f"http://{triton.metrics}/metrics", "--json", str(tmp_path / "a.json")]) == 0
     told = capsys.readouterr().out
     assert "| concurrency | made | files |" in told
     assert told.count("| 2 | ") == 3
@@ -68,40 +63,15 @@ def test_the_command_and_its_files(triton: Server, tmp_path: Path, capsys: pytes
     assert f"| 1 | {reports[0]['levels'][0]['infer_per_second']:.1f} infer/sec, latency " in told
 
 
-def test_the_best_setting_goes_into_the_config(models: Models, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    repository = tmp_path / "repository"
-    shutil.copytree(models.repository / "made", repository / "made")
-    command = ["load", "--repository", str(repository), "--concurrency", "2", "--seconds", "1", "--tool", "own"]
-    command += ["--delay", "0", "700", "--instances", "2", "--json", str(tmp_path / "a.json")]
-    before = (repository / "made" / "config.pbtxt").read_text()
-    assert main([*command, "--latency-budget-ms", "0.001"]) == 2
-    assert "no setting has a p99 within 0.001 ms" in capsys.readouterr().err
-    assert (repository / "made" / "config.pbtxt").read_text() == before
-    assert main([*command, "--latency-budget-ms", "10000"]) == 0
-    told = capsys.readouterr().out
-    swept = json.loads((tmp_path / "a.json").read_text())
-    best = max(swept["reports"], key=lambda one: one[1]["levels"][0]["infer_per_second"])[0]
-    assert f"best: a delay of {best['delay']} us and 2 instances" in told
-    config = read_config(repository / "made" / "config.pbtxt")
-    assert config.dynamic_batching.max_queue_delay_microseconds == best["delay"]
-    assert [group.count for group in config.instance_group] == [2]
-    assert config.parameters["darktrt"].string_value
-    assert sorted(path.name for path in repository.iterdir()) == ["made"]
-
-
-def test_perf_analyzer(triton: Server) -> None:
-    options = LoadOptions((2,), 2, seconds=3, shared_memory="system", tool="perf_analyzer")
-    try:
-        report = measure_load(triton.grpc, "made", options=options)
-    except DarktrtError as error:
-        if "not installed" not in str(error):
-            raise
-        pytest.skip(str(error))
-    assert report.tool == "perf_analyzer"
-    assert report.best.infer_per_second > 1
+def test_a_repository_is_served_and_measured(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["load", "--repository", str(models.repository), "--concurrency", "2", "--seconds", "1"]
+    assert main([*command, "--model", "none"]) == 2
+    assert "has no model 'none'; name one of files, letterbox, made [--model]" in capsys.readouterr().err
+    assert main([*command, "--model", "made"]) == 0
+    assert "| concurrency | made |" in capsys.readouterr().out
 
 
 def test_nobody_answers(triton: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = LoadOptions((2,), seconds=1, tool="own", timeout=1e-4)
+    options = LoadOptions((2,), seconds=1, timeout=1e-4)
     with pytest.raises(DarktrtError, match=r"0\.0001 s"):
         measure_load(triton.grpc, "made", options=options)

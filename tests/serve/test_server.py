@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import MADE_CFG, ROOT, SHARED, free_ports, head, made_image, make, net, run, thresholds
-from test_readme import blocks
-from test_readme import run as readme_run
+from test_docs import commands, copy_images, page
+from test_docs import run as run_guide
 from triton_models import Models, a_program, ask, encoded, operated, post, server_of
 
 from darktrt.engine.runtime import OnnxRunner
@@ -181,21 +181,21 @@ def test_real_weights_find_the_dog(tmp_path: Path) -> None:
     assert [one["class"] for one in found] == ["dog", "truck", "bicycle", "car"] and found[0]["score"] > 0.8
 
 
-def test_the_readmes_commands(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guides_commands(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they stand there, but for the ports; and what is posted to the server."""
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    copy_images(tmp_path)
     shutil.copy(models.made, tmp_path / "portable.onnx")
-    commands = [shlex.split(line)[1:] for line in blocks("bash") if line.split()[1] == "serve"]
-    assert [command[1] for command in commands] == ["repository", "repository", "doctor", "start"]
-    for command in commands[:-1]:
-        done = readme_run([sys.executable, "-m", "darktrt", *command], tmp_path)
+    lines = [shlex.split(line)[1:] for line in commands(page("serving"), "bash") if line.split()[1] == "serve"]
+    assert [line[1] for line in lines] == ["repository", "repository", "doctor", "start"]
+    for command in lines[:-1]:
+        done = run_guide([sys.executable, "-m", "darktrt", *command], tmp_path)
         assert done.returncode == 0, done.stderr
         assert command[1] != "doctor" or done.stdout.count("agrees with ONNX Runtime") == 2
     ports = free_ports(3)
     given = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
     a_program()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "darktrt", *commands[-1], *given, "--program", "path" if program_on_path() else "pip"]
+    words = [sys.executable, "-m", "darktrt", *lines[-1], *given, "--program", "path" if program_on_path() else "pip"]
     start = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert start.stdout and start.stdout.readline().startswith(f"ready: http://127.0.0.1:{ports[0]} and gRPC")

@@ -75,7 +75,7 @@ def test_grpc_with_certificates_on_both_sides(
         "--key",
         certificates.client_key,
     ]
-    assert main(["client", "dummy", "--server", f"grpcs://{secured.grpc}", "--model", "made", *files]) == 0
+    assert main(["client", "ping", "--server", f"grpcs://{secured.grpc}", "--model", "made", *files]) == 0
     assert "answered noise in" in capsys.readouterr().out
 
 

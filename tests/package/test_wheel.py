@@ -1,0 +1,243 @@
+"""The wheel as a user meets it: in a bare environment, in a folder whose own modules have the names of darktrt's rooms, with no
+checkout on any path, from cfg and weights to a real Triton server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, SHARED, free_ports
+
+HERE = Path(__file__).parent
+HIS_OWN = ("engine.py", "serve.py", "cli.py", "gpu.py", "convert.py", "plugins.py", "vision/__init__.py", "check/__init__.py")
+NEEDS_WEIGHTS = pytest.mark.skipif(
+    not (SHARED / "zoo/yolov4-tiny.weights").is_file() and "DARKTRT_ZOO" not in os.environ,
+    reason="needs the weights of yolov4-tiny in shared/ or DARKTRT_ZOO",
+)
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist, as ``make wheel`` builds them."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = ["make", "--no-print-directory", "wheel", f"DIST={folder}", f"VENV={sys.prefix}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(distributions: Path) -> Path:
+    (found,) = distributions.glob("*.whl")
+    return found
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+    assert {name.partition("/")[0] for name in names} == {"darktrt", f"darktrt-{wheel.name.split('-')[1]}.dist-info"}
+    for name in ("py.typed", "convert/data/coco.names", "check/templates/page.html", "plugins/csrc/Makefile"):
+        assert f"darktrt/{name}" in names
+    sources = {path.relative_to(ROOT / "darktrt").as_posix() for room in ROOT.glob("darktrt/*") for path in room.rglob("*.py")}
+    packaged = {name.removeprefix("darktrt/") for name in names if name.endswith(".py")}
+    assert sources <= packaged
+    csrc = {path.name for path in (ROOT / "plugins/csrc").rglob("*") if path.suffix in (".h", ".cu", ".cpp", ".sh", ".map")}
+    assert csrc <= {name.rpartition("/")[2] for name in names}
+
+
+def test_the_sdist_builds_the_same_wheel(distributions: Path, wheel: Path, tmp_path: Path) -> None:
+    (sdist,) = distributions.glob("*.tar.gz")
+    with tarfile.open(sdist) as file:
+        file.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.glob("darktrt-*")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path / "again"), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (again,) = (tmp_path / "again").glob("*.whl")
+    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
+        assert sorted(one.namelist()) == sorted(other.namelist())
+
+
+@pytest.fixture(scope="session")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a bare environment with the wheel and its extras ``rtx`` and ``serve``."""
+    folder = tmp_path_factory.mktemp("bare") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    command = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
+    done = subprocess.run([*command, f"{wheel}[rtx,serve]"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "bin/python"
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder: his own modules, which no part of darktrt may import, and his images."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in HIS_OWN:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(f'raise RuntimeError("{name} of the user was imported")\n')
+    (folder / "images").mkdir()
+    shutil.copy(ROOT / "docs/astronaut.jpg", folder / "dog.jpg")
+    for name in ("astronaut.jpg", "astronaut.txt"):
+        shutil.copy(ROOT / "docs" / name, folder / "images")
+    shutil.copy(HERE / "his_program.py", folder)
+    return folder
+
+
+def environment(python: Path) -> dict[str, str]:
+    """Without anything that leads to the checkout."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV", "MAKE"))}
+    kept["PATH"] = f"{python.parent}:{kept['PATH']}"
+    if "DARKTRT_ZOO" not in kept and (SHARED / "zoo").is_dir():
+        kept["DARKTRT_ZOO"] = str(SHARED / "zoo")
+    return kept
+
+
+def run(python: Path, project: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=project, env=environment(python), capture_output=True, text=True, check=False, timeout=900)
+
+
+def darktrt(python: Path, project: Path, command: str) -> str:
+    """What ``darktrt`` prints; it ends well and tells nobody to run make."""
+    done = run(python, project, "darktrt", *command.split())
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    assert not re.search(r"\bmake [a-z]+", done.stdout + done.stderr), done.stdout + done.stderr
+    return done.stdout
+
+
+def test_importing_it_takes_no_time(python: Path, project: Path) -> None:
+    code = "import sys, time; start = time.perf_counter(); import darktrt; print(time.perf_counter() - start, *sys.modules)"
+    seconds, modules = [], ""
+    for _ in range(3):
+        done = run(python, project, str(python), "-c", code)
+        assert done.returncode == 0, done.stderr
+        first, _, modules = done.stdout.partition(" ")
+        seconds.append(float(first))
+    assert min(seconds) < 0.05
+    assert not {"torch", "numpy", "onnx", "PIL"} & set(modules.split())
+
+
+def test_every_public_name_loads_and_has_a_docstring(python: Path, project: Path) -> None:
+    code = "import darktrt; print(*[n for n in darktrt.__all__ if n != '__version__' and not getattr(darktrt, n).__doc__])"
+    done = run(python, project, str(python), "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+
+
+STAGES = (
+    "fetch yolov4-tiny -o networks",
+    "convert networks/yolov4-tiny.cfg networks/yolov4-tiny.weights -o plain.onnx --size 416",
+    "surgery plain.onnx -o portable.onnx",
+    "calib run portable.onnx images -o calibration.table --bias-images 1 --fp-layer-images 1",
+    "engine portable.onnx -o int8.plan --precision int8 --table calibration.table",
+    "detect dog.jpg --model portable.onnx -o detected.jpg",
+    "check report images --cfg networks/yolov4-tiny.cfg --weights networks/yolov4-tiny.weights --model ONNX=portable.onnx "
+    "--simulate fp16 -o report --compare-images 1 --sensitivity-images 0 --show-images 1",
+    "inspect int8.plan",
+    "doctor",
+    "serve repository portable.onnx -o repository",
+)
+
+
+@pytest.fixture(scope="session")
+def outputs(python: Path, project: Path) -> dict[str, str]:
+    """What each stage prints, run in order."""
+    return {command: darktrt(python, project, command) for command in STAGES}
+
+
+@NEEDS_WEIGHTS
+def test_every_stage(outputs: dict[str, str], project: Path) -> None:
+    assert "person" in outputs[STAGES[5]]
+    assert (project / "report/index.html").stat().st_size > 10_000
+    assert (project / "int8.plan").stat().st_size > 1_000_000
+    modules = zipfile.ZipFile(next((project / "repository").rglob("darktrt.zip"))).namelist()
+    assert all(name.startswith("darktrt/") for name in modules)
+
+
+@contextmanager
+def server_of(python: Path, project: Path) -> Iterator[str]:
+    """The gRPC address of ``darktrt serve start``, until the block ends."""
+    http, grpc, metrics = map(str, free_ports(3))
+    words = ["darktrt", "serve", "start", "repository", "--http-port", http, "--grpc-port", grpc, "--metrics-port", metrics]
+    with subprocess.Popen(
+        words, cwd=project, env=environment(python), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout and server.stderr
+            line = server.stdout.readline()
+            assert line.startswith("ready: "), line + server.stderr.read()
+            yield f"localhost:{grpc}"
+        finally:
+            server.terminate()
+            server.communicate()
+
+
+@NEEDS_WEIGHTS
+def test_a_real_server_and_his_program(outputs: dict[str, str], python: Path, project: Path) -> None:
+    with server_of(python, project) as server:
+        drawn = darktrt(python, project, f"client detect dog.jpg -o served.jpg --server {server}")
+        assert "person" in drawn
+        done = run(python, project, str(python), "his_program.py", server)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("person") == 2
+    assert "refused: none.onnx: " in done.stdout
+    assert done.stderr == "", "the library prints nothing that was not asked for"
+    assert (project / "served.jpg").read_bytes() == (project / "detected.jpg").read_bytes()
+
+
+@NEEDS_WEIGHTS
+def test_own_class_names_in_every_comparison(outputs: dict[str, str], python: Path, project: Path) -> None:
+    names = [f"thing {i}" for i in range(80)]
+    (project / "my.names").write_text("\n".join(names))
+    (project / "mine").mkdir()
+    shutil.copy(project / "dog.jpg", project / "mine")
+    (project / "mine/dog.txt").write_text("0 0.5 0.5 0.9 0.9\n")
+    network = "--cfg networks/yolov4-tiny.cfg --weights networks/yolov4-tiny.weights"
+    darktrt(python, project, f"convert {network.split()[1]} {network.split()[3]} --names my.names -o my-plain.onnx --size 416")
+    darktrt(python, project, "surgery my-plain.onnx -o my.onnx")
+    table = darktrt(python, project, f"check map mine {network} --model my.onnx")
+    assert "PyTorch" in table and "my.onnx" in table
+    darktrt(python, project, f"check report mine {network} --model my.onnx -o my-report --sensitivity-images 0")
+    assert "thing 0" in (project / "my-report/report.json").read_text()
+    started = time.monotonic()
+    done = run(python, project, "darktrt", "check", "map", "mine", "--model", "my.onnx", "--model", "portable.onnx")
+    assert done.returncode == 2 and "classes" in done.stderr
+    assert "images/s" not in done.stderr and time.monotonic() - started < 20
+
+
+def test_compiling_the_plugins(python: Path, project: Path, tmp_path: Path) -> None:
+    include = os.environ.get("TENSORRT_INCLUDE")
+    if not shutil.which("nvcc") and not Path("/usr/local/cuda/bin/nvcc").is_file():
+        pytest.skip("needs nvcc: the CUDA toolkit")
+    if not include:
+        pytest.skip("needs TensorRT's headers: set TENSORRT_INCLUDE to the folder of NvInfer.h")
+    version = re.search(
+        r"NV_TENSORRT_MAJOR (\d+).*?MINOR (\d+).*?PATCH (\d+)", Path(include, "NvInferVersion.h").read_text(), re.S
+    )
+    assert version
+    cache = {**environment(python), "XDG_CACHE_HOME": str(tmp_path)}
+    words = ["darktrt", "plugins", "--tensorrt", ".".join(version.groups()), "--sm", "90", "--include", include]
+    done = subprocess.run(words, cwd=project, env=cache, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stderr
+    code = f"from darktrt.plugins.library import find_library; print(find_library(None, '{'.'.join(version.groups())}'))"
+    found = subprocess.run([str(python), "-c", code], cwd=project, env=cache, capture_output=True, text=True, check=True).stdout
+    assert Path(found.strip()).is_file() and Path(found.strip()).is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_his_program_is_typed(checker: str, python: Path, project: Path) -> None:
+    words = {
+        "mypy": [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "--cache-dir", "/dev/null"],
+        "pyright": [sys.executable, "-m", "pyright", "--pythonpath", str(python)],
+    }[checker]
+    done = run(python, project, *words, "his_program.py")
+    assert done.returncode == 0, done.stdout + done.stderr
