@@ -165,11 +165,7 @@ def test_rooms_are_named_as_parts_of_the_package() -> None:
                 assert not {room_of(alias.name) for alias in node.names} & set(ROOMS), f"{file}:{node.lineno}"
             elif isinstance(node, ast.ImportFrom):
                 assert room_of(str(node.module)) not in ROOMS, f"{file}:{node.lineno}"
-            elif (
-                isinstance(node, ast.Constant)
-                and isinstance(node.value, str)
-                and file not in (Path(__file__), PACKAGE / "__init__.py")
-            ):
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and file not in own_names:
                 named = {f"{room}.{module}" for room, module in BARE_MODULE.findall(node.value)} & known
                 assert not named and not BARE_IMPORT.search(node.value), f"{file}:{node.lineno}: {named}"
 
