@@ -94,8 +94,8 @@ MEANS = {
 def test_shifts_survive_the_disk(table: Path) -> None:
     assert load_channel_means(table) == {}
     save_channel_means(MEANS, table)
-    found = load_channel_means(table)
-    assert [(name, one.mean.tolist(), one.quantized.tolist()) for name, one in found.items()] == [
+    result = load_channel_means(table)
+    assert [(name, one.mean.tolist(), one.quantized.tolist()) for name, one in result.items()] == [
         ("a", [1.0, 2.5], [1.25, 2.0]),
         ("b: c", [3.0], [4.0]),
     ]

@@ -209,8 +209,8 @@ def _truncate(path: Path) -> None:
 
 def _replace(path: Path, **arrays: Any) -> None:
     with np.load(path) as archive:
-        kept = {name: archive[name] for name in archive.files}
-    np.savez(path, **{**kept, **arrays})
+        saved = {name: archive[name] for name in archive.files}
+    np.savez(path, **{**saved, **arrays})
 
 
 @pytest.mark.parametrize(
