@@ -298,7 +298,7 @@ def test_models_of_other_classes_stand_side_by_side(made: Made, portable: Path, 
         ("missing.plan", {}, None, "cannot read the manifest"),
         ("portable.onnx", {}, "a/b", "cannot be a model's name"),
         ("portable.onnx", {}, ".hidden", "cannot be a model's name"),
-        ("plugins.plan", {}, None, "needs plugins, and their library was not found"),
+        ("plugins.plan", {}, None, "needs plugins; compile their library with 'darktrt plugins --tensorrt 8.6.1'"),
     ],
 )
 def test_sources_and_names_that_are_refused(

@@ -272,7 +272,7 @@ def test_the_command_ranks_and_draws(files: Path, folder: Path, capsys: pytest.C
     assert rows[-1].startswith("made: INT8 with 3 convolutions in floating point changes scores by 0.")
     costs = [float(row.split()[3]) for row in rows[1:-1]]
     assert costs == sorted(costs, reverse=True)
-    assert "9/9" in err
+    assert err == ""
     assert files_in(folder) == ["a.json", "a.png"]
     values = json.loads(Path("a.json").read_text())
     assert [layer["node"] for layer in values["layers"]] == [row.split()[1] for row in rows[1:-1]]
@@ -287,14 +287,14 @@ def test_the_command_measures_precision_on_request(files: Path, folder: Path, ca
     assert main([*command.split(), "--map", f"val.json:{files}/photos"]) == 0
     out, err = capsys.readouterr()
     assert out.split("\n")[0].split()[-2:] == ["AP", "drop"]
-    assert "9 of 9" in err
+    assert err == ""
 
 
 BAD = {
     "nms.onnx photos --table none.table": "none.table: cannot read",
     "nms.onnx photos --table other.table": "the calibration table has no scale for 8 tensors of this network",
-    "raw.onnx photos --table my.table": "raw.onnx: ends at its raw heads; make it with 'darktrt surgery' and --head nms",
-    "int8.onnx photos --table my.table": "int8.onnx: has Q/DQ nodes already; start from the ONNX of 'darktrt surgery' without",
+    "raw.onnx photos --table my.table": "raw.onnx: ends at its raw heads; make it with head nms or decode",
+    "int8.onnx photos --table my.table": "int8.onnx: has Q/DQ nodes already; use the ONNX file without them",
     "my.table photos --table my.table": "my.table: ",
     "nms.onnx empty --table my.table": "empty: no images here",
     "nms.onnx photos --table my.table --limit 0": "the limit is 0",
