@@ -90,7 +90,7 @@ def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -
         assert result[name] / result[first] == pytest.approx(count / counts[first])
 
 
-def test_what_is_measured_is_measure_each(files: Path) -> None:
+def test_each_convolution_is_measured_by_itself(files: Path) -> None:
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
     images = find_images([str(files / "photos")], 2, 0)
     result = find_fp_layers(files / "nms.onnx", images, calibration)

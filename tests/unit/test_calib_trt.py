@@ -57,13 +57,13 @@ def build(source: Source, trt: FakeTensorRT, model: Network = NETWORK, failed: E
 TABLE = CalibrationTable({"images": np.float32(1 / 127), "y": np.float32(0.25)}, "8600")
 
 
-def test_a_table_is_served_and_no_batch_is_asked_for() -> None:
+def test_a_table_is_read_and_no_batch_is_asked_for() -> None:
     trt = FakeTensorRT("8.6.0")
     assert build(TableSource(TABLE), trt) == b"plan"
     assert trt.events == ["read"]
 
 
-def test_the_served_text_stays_where_it_is() -> None:
+def test_the_text_of_the_table_stays_where_it_is() -> None:
     """TensorRT keeps a pointer into it."""
     source = TableSource(TABLE, batch=4)
     assert source.read_cache() == TABLE.text().encode()
@@ -230,7 +230,7 @@ def test_memory_goes_there_and_back(driver: FakeDriver) -> None:
     assert (driver.buffers, driver.retained, driver.contexts) == ({}, 0, [5])
 
 
-def test_a_full_gpu_is_told_and_nothing_leaks(driver: FakeDriver) -> None:
+def test_a_full_gpu_is_reported_and_nothing_leaks(driver: FakeDriver) -> None:
     driver.memory, driver.contexts = 100, []
     with pytest.raises(DarktrtError, match=r"CUDA: cuMemAlloc_v2 fails: CUDA_ERROR_OUT_OF_MEMORY \(2\)"):
         with BatchSource([batch()], batch=2) as source:

@@ -106,7 +106,7 @@ def raw_names(info: DetectorInfo) -> list[str]:
     return [h.tensor for h in info.heads]
 
 
-def test_bytes_give_the_bits_that_floats_give(made: Made) -> None:
+def test_bytes_and_floats_lead_to_the_same_bits(made: Made) -> None:
     """x / 255 in float32, by the graph or before it."""
     images = batch_of_images(made.info, 3)
     plain = run(with_outputs(made.model(), raw_names(made.info)), {"images": as_float(images)})
@@ -195,7 +195,7 @@ def check_image(result: dict[str, Array], i: int, expected: tuple[Array, Array, 
         assert not result[name][i, count:].any()
 
 
-def test_fixed_thresholds_are_no_inputs_and_give_the_same(made: Made) -> None:
+def test_fixed_thresholds_are_no_inputs_and_change_no_detection(made: Made) -> None:
     fixed = made.transformed(thresholds=Thresholds(0.02, 0.3))
     assert [tensor.name for tensor in fixed.graph.input] == ["images"]
     info = load_info(fixed)

@@ -199,7 +199,7 @@ FUSED: dict[str, tuple[str, str, Fused, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_what_follows_mish_takes_it_in(name: str) -> None:
+def test_nodes_that_are_fused_with_mish(name: str) -> None:
     """In a batch of two; not a bit changes, tensors that are left keep their names, and a second time changes nothing."""
     statements, outputs, count, ops = FUSED[name]
     model = with_mish(statements, outputs)
@@ -238,7 +238,7 @@ NOT_FUSED: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", NOT_FUSED)
-def test_what_takes_no_mish_in(name: str) -> None:
+def test_nodes_that_are_not_fused_with_mish(name: str) -> None:
     model = with_mish(*NOT_FUSED[name])
     graph = gs.import_onnx(model)
     assert fuse_mish(graph) == Fused(0, 0)
@@ -247,12 +247,12 @@ def test_what_takes_no_mish_in(name: str) -> None:
 
 @pytest.mark.parametrize("second", ["batch,4,1,1", "batch,1,3,5", "1,4,3,5", "other,4,3,5", "?,4,3,5"])
 @pytest.mark.parametrize("add", ["m, z", "z, m"])
-def test_an_add_that_may_spread_one_operand_takes_no_mish_in(second: str, add: str) -> None:
+def test_an_add_that_may_broadcast_one_operand_is_not_fused(second: str, add: str) -> None:
     graph = gs.import_onnx(with_mish(f"{M} y = Add ({add})", second=second))
     assert fuse_mish(graph) == Fused(0, 0)
 
 
-def test_an_add_of_unknown_shape_takes_no_mish_in() -> None:
+def test_an_add_of_unknown_shape_is_not_fused() -> None:
     for batch in ("batch", "?"):
         model = with_mish(f"{M} y = Add (m, z)")
         del model.graph.value_info[:]
