@@ -157,6 +157,7 @@ BARE_MODULE = re.compile(rf"(?<![\w./])({BARE})\.([a-z_]+)")
 def test_rooms_are_named_as_parts_of_the_package() -> None:
     """A bare room name, also in the string of a monkeypatch or of a program, would load a second copy of its modules."""
     known = {name for name in modules() if "." in name}
+    own_names = (Path(__file__), PACKAGE / "__init__.py")
     files = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -164,11 +165,7 @@ def test_rooms_are_named_as_parts_of_the_package() -> None:
                 assert not {room_of(alias.name) for alias in node.names} & set(ROOMS), f"{file}:{node.lineno}"
             elif isinstance(node, ast.ImportFrom):
                 assert room_of(str(node.module)) not in ROOMS, f"{file}:{node.lineno}"
-            elif (
-                isinstance(node, ast.Constant)
-                and isinstance(node.value, str)
-                and file not in (Path(__file__), PACKAGE / "__init__.py")
-            ):
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and file not in own_names:
                 named = {f"{room}.{module}" for room, module in BARE_MODULE.findall(node.value)} & known
                 assert not named and not BARE_IMPORT.search(node.value), f"{file}:{node.lineno}: {named}"
 

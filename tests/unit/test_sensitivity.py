@@ -263,31 +263,42 @@ def test_help_has_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> Non
         assert cli._parse(example.split()[1:]).command == "calib sensitivity"
 
 
-def test_the_command_ranks_and_draws(files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int | None]]:
+    """The progress of a command."""
+    made: list[tuple[str, int, int | None]] = []
+    monkeypatch.setattr("darktrt.cli.show_on_stderr", lambda: None)
+    monkeypatch.setattr("darktrt.progress._shown", lambda *step: made.append(step))
+    return made
+
+
+def test_the_command_ranks_and_draws(
+    files: Path, folder: Path, capsys: pytest.CaptureFixture[str], steps: list[tuple[str, int, int | None]]
+) -> None:
     command = f"calib sensitivity {files}/nms.onnx {files}/photos --table {files}/my.table --limit 2 --json a.json --plot a.png"
     assert main(command.split()) == 0
-    out, err = capsys.readouterr()
-    rows = out.splitlines()
+    rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 1 + 9 + 1
     assert rows[-1].startswith("made: INT8 with 3 convolutions in floating point changes scores by 0.")
     costs = [float(row.split()[3]) for row in rows[1:-1]]
     assert costs == sorted(costs, reverse=True)
-    assert err == ""
+    assert steps[-1] == ("", 9, 9)
     assert files_in(folder) == ["a.json", "a.png"]
     values = json.loads(Path("a.json").read_text())
     assert [layer["node"] for layer in values["layers"]] == [row.split()[1] for row in rows[1:-1]]
 
 
-def test_the_command_measures_precision_on_request(files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_measures_precision_on_request(
+    files: Path, folder: Path, capsys: pytest.CaptureFixture[str], steps: list[tuple[str, int, int | None]]
+) -> None:
     images = [{"id": i, "file_name": f"{i}.png"} for i in range(2)]
     labels = [{"image_id": 0, "category_id": 1, "bbox": [4, 4, 40, 30]}]
     categories = [{"id": i, "name": f"class {i}"} for i in range(3)]
     Path("val.json").write_text(json.dumps({"images": images, "annotations": labels, "categories": categories}))
     command = f"calib sensitivity {files}/nms.onnx {files}/photos --table {files}/my.table --limit 1"
     assert main([*command.split(), "--map", f"val.json:{files}/photos"]) == 0
-    out, err = capsys.readouterr()
-    assert out.split("\n")[0].split()[-2:] == ["AP", "drop"]
-    assert err == ""
+    assert capsys.readouterr().out.split("\n")[0].split()[-2:] == ["AP", "drop"]
+    assert steps[-1] == ("9 of 9", 2, 2)
 
 
 BAD = {

@@ -81,8 +81,8 @@ def test_a_reference_of_another_network_is_not_held_against_it(models: Path, tmp
 
 def test_thresholds_that_surgery_fixed_are_those_of_the_comparison(made: Made, portable: Path, tmp_path: Path) -> None:
     """Others would find other objects, in the model or in the reference."""
-    for name, fixed in (("high", (0.3, 0.45)), ("low", (0.001, 0.45)), ("overlap", (0.001, 0.2))):
-        insert_plugins(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=Thresholds(*fixed)))
+    for name, fixed in (("high", Thresholds(0.3)), ("low", Thresholds(0.001)), ("overlap", Thresholds(0.001, 0.2))):
+        insert_plugins(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=fixed))
         publish(tmp_path / f"{name}.onnx", tmp_path / "models", OnnxRuntimeBackend(), name)
     publish(portable, tmp_path / "models", name="open")
     files = {name: tmp_path / f"{name}.onnx" for name in ("high", "low", "overlap")} | {"open": portable}
