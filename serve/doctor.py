@@ -255,7 +255,7 @@ def _check_inference(one: _Version, reference: OnnxRunner | None, image: NDArray
 
 
 def _compare(one: _Version, rows: NDArray[np.float32], expected: NDArray[np.float32], score: float) -> str:
-    rows, expected = (found[found[:, 4] >= score] for found in (rows, expected))  # a lower fixed threshold lets more in
+    rows, expected = (each[each[:, 4] >= score] for each in (rows, expected))  # a lower fixed threshold lets more in
     manifest = one.manifest()
     precision = manifest.precision if manifest else "int8" if one.info.int8_convolutions else "fp32"
     matches = match(rows, expected, score)

@@ -107,7 +107,7 @@ def publish(
     target = Path(repository) / name
     _check_other_versions(target, version, config)
     with _replaced_folder(target) as folder:
-        _keep_versions(target, folder, version)
+        _link_versions(target, folder, version)
         _write_version(folder / str(version), file, options)
         _write_beside(folder, file.info, config)
     return target
@@ -207,7 +207,7 @@ def model_info(config: ModelConfig, where: str | Path) -> ModelInfo:
 
 @contextmanager
 def _replaced_folder(target: Path) -> Iterator[Path]:
-    """A new folder, which takes the place of ``target`` when the block ends well and vanishes otherwise."""
+    """A new folder, which replaces ``target`` when the block ends well and vanishes otherwise."""
     new = target.parent / f".{target.name}.{token_hex(4)}"
     old = new.with_name(f"{new.name}.old")
     try:
@@ -225,7 +225,7 @@ def _replaced_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _keep_versions(target: Path, folder: Path, version: int) -> None:
+def _link_versions(target: Path, folder: Path, version: int) -> None:
     for other in map(str, version_numbers(target)):
         if other != str(version):
             shutil.copytree(target / other, folder / other, copy_function=os.link)

@@ -63,10 +63,10 @@ def _options(args: argparse.Namespace) -> BackendOptions:
 
     backend, values = BACKENDS[args.kind], vars(args)
     names = {field.name for kind in BACKENDS.values() for field in fields(kind)} & values.keys()
-    given: dict[str, Any] = {name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names}
-    if unknown := sorted(given.keys() - {field.name for field in fields(backend)}):
+    options: dict[str, Any] = {name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names}
+    if unknown := sorted(options.keys() - {field.name for field in fields(backend)}):
         raise DarktrtError(f"the backend {args.kind} has no '{unknown[0]}'", unknown[0])
-    return backend(**given)
+    return backend(**options)
 
 
 def _repository(args: argparse.Namespace) -> None:

@@ -30,8 +30,6 @@ from darktrt.vision.detector import Arrays, Detector, ImageLike, Run
 from darktrt.vision.files import FileResult, ahead, detect_files
 from darktrt.vision.images import read_image
 
-"""An RGB image ``(H, W, 3)``, or the path of an image file."""
-
 _Value = TypeVar("_Value")
 
 
@@ -43,7 +41,8 @@ class Client:
             :class:`~darktrt.serve.client.transport.Endpoint` with certificates.
         model: its name; optional where the server has one model.
         version: a number as text (default: the server chooses by its policy).
-        score_threshold, iou_threshold: of :meth:`detect`; sent with every request.
+        score_threshold: detections must exceed it; sent with every request.
+        iou_threshold: the overlap above which NMS suppresses the lesser of two detections; sent with every request.
         batch: most images of one request; :meth:`detect_files` and :meth:`detect_all` fill requests up to it.
         in_flight: most requests under way at once.
         timeout: seconds that a request may last.
@@ -105,13 +104,8 @@ class Client:
         """The detections of each image, in requests of up to ``batch`` images, ``in_flight`` of them under way at once."""
         size = self.info.batch[2]
         groups = [images[first : first + size] for first in range(0, len(images), size)]
-        with closing(ahead(self._detect, groups, min(self.in_flight, max(len(groups), 1)))) as results:
+        with closing(ahead(self.detector.detect, groups, min(self.in_flight, max(len(groups), 1)))) as results:
             return [detections for _, group in results for detections in group]
-
-    def _detect(self, images: Sequence[ImageLike]) -> list[Detections]:
-        if isinstance(self.detector, EncodedDetector):
-            return self.detector.detect(images)
-        return self.detector.detect([image if isinstance(image, np.ndarray) else read_image(image) for image in images])
 
     def detect_files(
         self, sources: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str] | None = None
@@ -123,7 +117,7 @@ class Client:
         """The model as a function, named arrays in and named arrays out, as ONNX Runtime or an engine would run it.
 
         Raises:
-            DarktrtError: the server refuses the request, takes too long, or stays away too long.
+            DarktrtError: the server refuses the request, does not answer in time, or stays away too long.
         """
         return _wait(self._connection.run(self.model, inputs))
 
@@ -153,7 +147,7 @@ def triton_run(server: str | Endpoint, model: str | None = None, **options: Any)
     with Client(server, model, **options) as client:
         if client.model.encoded:
             raise DarktrtError(
-                f"{client.endpoint}: model '{client.model.name}' accepts image files, not tensors; write it for tensors"
+                f"{client.endpoint}: model '{client.model.name}' accepts image files, not tensors; publish it for tensors"
             )
         yield client.run, client.info
 
@@ -223,7 +217,7 @@ _ONE_LOOP = threading.Lock()
 
 def _loop() -> asyncio.AbstractEventLoop:
     """The event loop of all clients of this process, in a thread of its own: gRPC for Python does not support a second one."""
-    with _ONE_LOOP:  # the cache alone would let two threads start one each
+    with _ONE_LOOP:  # with only the cache, two threads could start one each
         return _start_loop()
 
 

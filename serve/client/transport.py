@@ -126,7 +126,7 @@ class Transport:
     """Calls to one server, from the event loop that runs when the transport is made; to be closed.
 
     Args:
-        timeout: seconds that one try may take; None for no limit.
+        timeout: time limit of one try in seconds; None for no limit.
         retry_seconds: how long a call is repeated while the server cannot be reached; 0 for a single try.
 
     Raises:
@@ -211,7 +211,7 @@ class Transport:
         """Run the model once; tritonclient's ``InferResult``.
 
         Raises:
-            TimedOutError: it takes too long.
+            TimedOutError: the server does not answer in time.
             RegionLostError: the server does not know a region of shared memory of the request.
             DarktrtError: the server refuses the request, or stays away too long.
         """

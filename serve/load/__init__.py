@@ -1,1 +1,1 @@
-"""How much load a Triton server takes."""
+"""The throughput and latency of a Triton server under load."""

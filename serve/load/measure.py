@@ -177,7 +177,7 @@ def _warn_of_long_requests(model: str, levels: Sequence[Level], seconds: float) 
     slowest = max(level.latency.p99 for level in levels) / 1e3
     if slowest > seconds * _LONG:
         needed = f"levels of {seconds:g} s are too short for that; measure {slowest / _LONG:.0f} s"
-        LOGGER.warning(f"{model}: requests take up to {slowest:.1f} s; {needed}")
+        LOGGER.warning(f"{model}: requests last up to {slowest:.1f} s; {needed}")
 
 
 def _level(client: Client, concurrency: int, running: Workers, options: LoadOptions) -> Level:
@@ -239,8 +239,8 @@ def _made_image(seed: int) -> bytes:
     return encoded.getvalue()
 
 
-def _encoded_request(_: ModelInfo, images: Sequence[bytes]) -> Arrays:
-    return {ENCODED_INPUT: np.array(images, object)[:, np.newaxis]}
+def _encoded_request(model: ModelInfo, images: Sequence[bytes]) -> Arrays:
+    return {ENCODED_INPUT: np.array(images, object)[:, np.newaxis], **model.info.threshold_inputs(Thresholds())}
 
 
 def _pixel_request(model: ModelInfo, images: Sequence[bytes]) -> Arrays:

@@ -103,7 +103,7 @@ class Workers:
     def _result(self, counts: Sequence[Counts], seconds: float) -> LoadResult:
         latencies = [latency for process in counts for latency in process.latencies]
         if not latencies:
-            error = next((process.error for process in counts if process.error), "each takes longer")
+            error = next((process.error for process in counts if process.error), "each lasts longer")
             raise DarktrtError(f"no request was answered within {seconds:g} s ({error})")
         rate = round(len(latencies) * self._batch / seconds, 2)
         return LoadResult(rate, Latency.of(latencies), sum(process.failures for process in counts))
@@ -156,7 +156,7 @@ async def _windows(task: Task, pipe: Connection) -> None:
                 slots.append(Slot(task.model, task.batch, task.shared_memory))
                 await slots[-1].allocate(transport)
             pairs = [(slot, task.requests[i % len(task.requests)]) for i, slot in enumerate(slots[:share])]
-            with suppress(DarktrtError):  # the first request of a server may take long; its errors are counted below
+            with suppress(DarktrtError):  # the first request of a server may be slow; its errors are counted below
                 await asyncio.gather(*(slot.send(transport, slot.prepare(transport, inputs)) for slot, inputs in pairs))
             pipe.send("ready")
             window, counts = await asyncio.to_thread(pipe.recv), Counts()

@@ -104,7 +104,7 @@ def test_shifts_survive_the_disk(table: Path) -> None:
 def test_shifts_of_another_table_are_refused(table: Path) -> None:
     save_channel_means(MEANS, table)
     CalibrationTable({"a": np.float32(0.3)}, "8600").save(table)
-    with pytest.raises(DarktrtError, match=r"my\.means\.npz: was measured with another .*my\.table; run calib again"):
+    with pytest.raises(DarktrtError, match=r"my\.means\.npz: was measured with another .*my\.table; calibrate again"):
         load_channel_means(table)
 
 
@@ -120,5 +120,5 @@ def test_shifts_of_another_table_are_refused(table: Path) -> None:
 def test_damaged_shifts_are_named(table: Path, damage: Any) -> None:
     save_channel_means(MEANS, table)
     damage(channel_means_path(table))
-    with pytest.raises(DarktrtError, match=r"my\.means\.npz: is damaged; run calib again, or delete it"):
+    with pytest.raises(DarktrtError, match=r"my\.means\.npz: is damaged; calibrate again, or delete it"):
         load_channel_means(table)

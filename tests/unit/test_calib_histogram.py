@@ -191,7 +191,7 @@ def test_merging_refuses_an_image_counted_twice_and_changes_nothing() -> None:
 def test_merging_refuses_other_tensors() -> None:
     other = HistogramSet("aa")
     other.add({"a: b": CHUNKS[0]}, {"digest": "x.jpg"})
-    with pytest.raises(DarktrtError, match="'größe' is in one of them only"):
+    with pytest.raises(DarktrtError, match="'größe' is only in one of them"):
         made_set().merge([other])
 
 

@@ -75,7 +75,7 @@ def test_the_served_text_stays_where_it_is() -> None:
 def test_a_table_that_tensorrt_refuses_fails_the_build(version: str) -> None:
     trt = FakeTensorRT(version)
     trt.takes_caches = False
-    with pytest.raises(DarktrtError, match=r"does not take the calibration table \('TRT-8600-EntropyCalibration2'\)"):
+    with pytest.raises(DarktrtError, match=r"does not accept the calibration table \('TRT-8600-EntropyCalibration2'\)"):
         build(TableSource(TABLE), trt)
 
 
@@ -142,15 +142,18 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no dimension": (lambda: changed(score_threshold=np.float32(0.5)), "'score_threshold' is () float32, not (1,) float32"),
     "input missing": (
         lambda: changed(score_threshold=None),
-        "calibration batch 3 lacks 'score_threshold'; the network takes images, score_threshold",
+        "calibration batch 3 lacks 'score_threshold'; the inputs of the network are images, score_threshold",
     ),
-    "input unknown": (lambda: changed(image_size=NAN), "calibration batch 3 has 'image_size'; the network takes images, "),
+    "input unknown": (
+        lambda: changed(image_size=NAN),
+        "calibration batch 3 has 'image_size'; the inputs of the network are ",
+    ),
     "NaN": (lambda: changed(images=NAN), "calibration batch 3: 'images' has values that are NaN or infinite"),
     "unreadable image": (lambda: fails_after(2, lambda: DarktrtError("a.jpg: is empty")), "a.jpg: is empty"),
     "first image": (lambda: fails_after(0, lambda: DarktrtError("a.jpg: is empty")), "a.jpg: is empty"),
     "bug": (
         lambda: fails_after(2, lambda: ZeroDivisionError("by 0")),
-        "calibration batch 3 cannot be had: ZeroDivisionError('by 0')",
+        "calibration batch 3 cannot be read: ZeroDivisionError('by 0')",
     ),
 }
 

@@ -20,7 +20,7 @@ from helpers import Made, batch_of_images, files_in, run, thresholds
 from darktrt.engine.manifest import Manifest, manifest_path
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
-from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.plugins.library import _MARK
 from darktrt.serve.config import (
     BACKENDS,
@@ -237,7 +237,7 @@ def test_onnx_for_tritons_own_backend_has_no_functions(portable: Path, info: Det
 
 def test_thresholds_that_surgery_fixed(made: Made, portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
     fixed = tmp_path / "fixed.onnx"
-    insert_plugins(made.plain, fixed, SurgeryOptions(max_detections=50, thresholds=(0.01, 0.3)))
+    insert_plugins(made.plain, fixed, SurgeryOptions(max_detections=50, thresholds=Thresholds(0.01, 0.3)))
     folder = publish(fixed, tmp_path / "repository", OnnxRuntimeBackend())
     config = read_config(folder / "config.pbtxt")
     assert ([tensor.name for tensor in config.input], config.max_batch_size) == (["images"], 3)
@@ -298,7 +298,7 @@ def test_models_of_other_classes_stand_side_by_side(made: Made, portable: Path, 
         ("missing.plan", {}, None, "cannot read the manifest"),
         ("portable.onnx", {}, "a/b", "cannot be a model's name"),
         ("portable.onnx", {}, ".hidden", "cannot be a model's name"),
-        ("plugins.plan", {}, None, "needs plugins, and their library was not found"),
+        ("plugins.plan", {}, None, "needs plugins; compile their library with 'darktrt plugins --tensorrt 8.6.1'"),
     ],
 )
 def test_sources_and_names_that_are_refused(

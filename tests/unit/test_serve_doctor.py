@@ -17,6 +17,7 @@ from test_repository import write_library, write_plan
 
 from darktrt.cli import main
 from darktrt.errors import DarktrtError
+from darktrt.metadata import Thresholds
 from darktrt.serve import doctor
 from darktrt.serve.config import BACKENDS, OnnxRuntimeBackend, PythonBackend
 from darktrt.serve.containers import NEWEST
@@ -80,7 +81,7 @@ def test_a_reference_of_another_network_is_not_held_against_it(models: Path, tmp
 
 def test_thresholds_that_surgery_fixed_are_those_of_the_comparison(made: Made, portable: Path, tmp_path: Path) -> None:
     """Others would find other objects, in the model or in the reference."""
-    for name, fixed in (("high", (0.3, 0.45)), ("low", (0.001, 0.45)), ("overlap", (0.001, 0.2))):
+    for name, fixed in (("high", Thresholds(0.3)), ("low", Thresholds(0.001)), ("overlap", Thresholds(0.001, 0.2))):
         insert_plugins(made.plain, tmp_path / f"{name}.onnx", SurgeryOptions(thresholds=fixed))
         publish(tmp_path / f"{name}.onnx", tmp_path / "models", OnnxRuntimeBackend(), name)
     publish(portable, tmp_path / "models", name="open")

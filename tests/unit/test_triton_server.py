@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Callable
@@ -420,3 +421,20 @@ def test_plans_of_two_tensorrts_need_two_servers(made: Made, tmp_path: Path) -> 
         publish(plan, tmp_path / "models", name=f"of-{version}")
     with pytest.raises(DarktrtError, match=r"of TensorRT 10.3.0 and TensorRT 8.6.1; one server loads those of one TensorRT"):
         docker_command(tmp_path / "models", StartOptions())
+
+
+@pytest.mark.parametrize("models", [(), ("a",), ("a", "b")])
+def test_the_server_of_docker_compose_gets_the_plugins_of_all_models(tmp_path: Path, models: tuple[str, ...]) -> None:
+    (tmp_path / "tritonserver").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "tritonserver").chmod(0o755)
+    libraries = [tmp_path / "models" / name / "1/libdarktrt_plugins.so" for name in models]
+    for library in libraries:
+        library.parent.mkdir(parents=True)
+        library.touch()
+    text = (ROOT / "docker/compose.yaml").read_text()
+    script = textwrap.dedent(text.partition("      - |\n")[2].partition("    ports:")[0])
+    script = script.replace("$$", "$").replace("/models", f"{tmp_path}/models")
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
+    plugins = [f"--backend-config=tensorrt,plugins={';'.join(map(str, libraries))}"] if models else []
+    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", *plugins]
