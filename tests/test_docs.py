@@ -109,7 +109,7 @@ def program_lines(language: str, text: str) -> list[list[str]]:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     pytest.importorskip("tensorrt_rtx", reason="building an engine needs tensorrt-rtx: pip install 'darktrt[rtx]'")
     workshop = Workshop(tmp_path_factory.mktemp("workshop"))
-    if "to be had nowhere" in (problem := workshop.run("getting-started")):
+    if "available nowhere" in (problem := workshop.run("getting-started")):
         pytest.skip(f"needs the weights of yolov4-tiny: {problem}")
     return workshop
 
