@@ -274,7 +274,7 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         # sources
         (
             body("[route]\nlayers=-1\n"),
-            "net.cfg:7: [route] 'layers' names layer -1, which is not before layer 0; no layer stands before it",
+            "net.cfg:7: [route] 'layers' names layer -1, which is not before layer 0; no layer precedes it",
         ),
         (
             body(conv(4) + "[route]\nlayers=1\n"),
