@@ -591,7 +591,7 @@ def test_where_table_and_network_differ_is_said(
     ]
     first = next(node.input[0] for node in load_model(source)[0].graph.node if node.op_type == "Conv")
     del scales[first]
-    with pytest.raises(DarktrtError, match=f"has no scale for 1 tensors of this network, '{first}' for one"):
+    with pytest.raises(DarktrtError, match=f"has no scale for 1 tensors of this network, '{first}' among them"):
         build_file(source, tmp_path / "b.plan", BuildOptions("int8", "trt"), Calibration(scales, ()))
     assert "b.plan" not in files_in(tmp_path)
 
