@@ -186,7 +186,7 @@ $(DIR)/plain.onnx: $(CFG_FILE) $(WEIGHTS_FILE) $(NAMES) $(DIR)/CONVERT.options d
     | $(VENV)/.installed-$(TENSORRT)
 	$(DARKTRT) convert $(CFG_FILE) $(WEIGHTS_FILE) $(CONVERT_OPTIONS) -o $@
 
-$(DIR)/portable.onnx: $(DIR)/plain.onnx $(DIR)/SURGERY.options plugins/ops.py $(wildcard surgery/*.py)
+$(DIR)/portable.onnx: $(DIR)/plain.onnx $(DIR)/SURGERY.options plugins/ops.py plugins/bodies.py $(wildcard surgery/*.py)
 	$(DARKTRT) surgery $< $(SURGERY_OPTIONS) -o $@
 
 # without DATA those of the last time, which its options file keeps

@@ -1,4 +1,4 @@
-"""Histograms of activations that need no agreement beforehand: ranges widen without loss, shards merge bit for bit."""
+"""Histograms of activations without a range fixed beforehand: ranges widen without loss, shards merge bit for bit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from darktrt.files import atomic_output
 
 BINS = 1 << 14
 LEAST_EXPONENT = -100
-"""The smallest range is 2**-100: scaling by ``BINS / range`` stays inside float32, and less than that is no signal."""
+"""Of the smallest range, 2**-100: ``BINS / range`` stays inside float32, and smaller values are no signal."""
 
 _BLOCK = 1 << 16
 _FORMAT = "darktrt histograms 3"
@@ -27,13 +27,13 @@ _FORMAT = "darktrt histograms 3"
 
 @dataclass(eq=False)
 class Histogram:
-    """How often which |x| occurs in one tensor: ``counts[i]`` values lie in ``[i, i + 1) * 2**exponent / BINS``.
+    """The distribution of |x| in one tensor: ``counts[i]`` values lie in ``[i, i + 1) * 2**exponent / BINS``.
 
-    The exponent is a function of the largest |x| alone: the least one with amax < 2**exponent. So at least BINS / 2 bins
-    lie below amax. When a larger value comes the range doubles, as often as needed, by adding pairs of bins, which is
-    exact: ``floor(floor(v) / 2) == floor(v / 2)``, and scaling a float by a power of two does not round. Hence the
-    histogram depends on which values were added, not on their order or grouping: histograms of the shards of a data set
-    merge to what one run over all of it gives, bit for bit, and nobody has to run a first pass for the ranges.
+    The exponent is a function of the largest |x|: the least one with amax < 2**exponent. So at least BINS / 2 bins lie below
+    amax. A larger value doubles the range, as often as needed, by adding pairs of bins, which is exact:
+    ``floor(floor(v) / 2) == floor(v / 2)``, and scaling a float by a power of two does not round. Hence the histogram depends
+    on the values added, and not on their order or grouping: the histograms of the shards of a data set merge to the histogram
+    of one run over all of it, bit for bit, and no pass for the ranges is needed.
     """
 
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
@@ -43,11 +43,11 @@ class Histogram:
     zeros: int = 0
     """Values that are exactly zero; they are also counted in bin 0."""
     weighted: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
-    """Like ``counts``, every value counted as often as the weight of its place says."""
+    """Like ``counts``, with every value counted as often as the weight of its position."""
 
     @property
     def count(self) -> int:
-        """How many values were added."""
+        """The number of values added."""
         return int(self.counts.sum())
 
     @property
@@ -60,14 +60,14 @@ class Histogram:
         return math.ldexp(1.0, self.exponent) / BINS
 
     def add(self, values: NDArray[Any], weights: Weights | None = None) -> None:
-        """Count the values of an array, taken as float32.
+        """Count the values of an array, as float32.
 
         Args:
             values: of any shape; ``(N, C, H, W)`` with weights.
-            weights: of each place, on a grid of their own ``(N, rows, columns)``; without them every value has the weight 1.
+            weights: of each position, on a grid of their own ``(N, rows, columns)``; None gives every value the weight 1.
 
         Raises:
-            ValueError: a value is NaN or infinite; nothing was counted then.
+            ValueError: a value is NaN or infinite; nothing is counted then.
         """
         flat = np.ascontiguousarray(values, np.float32).reshape(-1)
         if flat.size == 0:
@@ -89,23 +89,23 @@ class Histogram:
         if weights is None:
             self._count_weighted(values.reshape(1, -1), np.ones(values.size), scale)
             return
-        for one, grid in zip(values, resampled(weights, *values.shape[2:]), strict=True):
-            here = np.flatnonzero(grid)
-            self._count_weighted(one.reshape(len(one), -1).take(here, 1), grid.ravel()[here], scale)
+        for image, grid in zip(values, resampled(weights, *values.shape[2:]), strict=True):
+            positions = np.flatnonzero(grid)
+            self._count_weighted(image.reshape(len(image), -1).take(positions, 1), grid.ravel()[positions], scale)
 
     def _count_weighted(self, values: NDArray[np.float32], times: NDArray[Any], scale: np.float32) -> None:
-        """Count values ``(C, places)``, those of each place so many times."""
+        """Count values ``(C, positions)``, those of each position so many times."""
         if values.size == 0:
             return
         rows = max(_BLOCK // len(times), 1)
         for start in range(0, len(values), rows):
             bins = (np.abs(values[start : start + rows]) * scale).astype(np.intp)
             # sums of whole numbers are exact in doubles up to 2**53
-            found = np.bincount(bins.ravel(), np.broadcast_to(times, bins.shape).ravel())
-            self.weighted[: len(found)] += found.astype(np.int64)
+            counts = np.bincount(bins.ravel(), np.broadcast_to(times, bins.shape).ravel())
+            self.weighted[: len(counts)] += counts.astype(np.int64)
 
     def merge(self, other: Histogram) -> None:
-        """Add the values that ``other`` has counted."""
+        """Add the counts of another histogram."""
         self._extend(other.minimum, other.maximum)
         self.counts += _widened(other.counts, self.exponent - other.exponent)
         self.weighted += _widened(other.weighted, self.exponent - other.exponent)
@@ -120,7 +120,7 @@ class Histogram:
 
 
 def _widened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
-    """The same counts in bins ``2**doublings`` times as wide; a new array unless there is nothing to do."""
+    """The counts in bins ``2**doublings`` times as wide; the same array where ``doublings`` is 0."""
     if doublings == 0:
         return counts
     group = 1 << min(doublings, BINS.bit_length() - 1)
@@ -131,26 +131,29 @@ def _widened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
 
 @dataclass(eq=False)
 class HistogramSet:
-    """Histograms of a network's tensors, the network they belong to and the images they have seen."""
+    """Histograms of a network's tensors, with the network and the images that they come from."""
 
     model: str
     """SHA-256 of the ONNX file."""
     histograms: dict[str, Histogram] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)
-    """The images counted: SHA-256 of the file to its path, in the order they were counted."""
+    """Maps the SHA-256 of each image file counted to its path, in the order of counting."""
     skipped: list[str] = field(default_factory=list)
-    """Of the last run: a sentence for each image that could not be read. Not saved, for the next run tries again."""
+    """A sentence for each image that the last run could not read. Not saved: the next run tries again."""
     groups: list[list[str]] = field(default_factory=list)
-    """Tensors that pass the same values on (:func:`darktrt.calib.graph.passing_groups`): one scale would serve each group."""
+    """Groups of tensors with common values, from :func:`darktrt.calib.graph.passing_groups`."""
     head_inputs: list[str] = field(default_factory=list)
-    """What the convolutions of the heads read, from :func:`darktrt.calib.graph.head_inputs`."""
+    """The input tensors of the heads' convolutions, from :func:`darktrt.calib.graph.head_inputs`."""
     mish: dict[str, str] = field(default_factory=dict)
-    """Of what a Mish reads what it gives, from :func:`darktrt.calib.graph.mish_outputs`."""
+    """Maps the input tensor of each Mish to its output tensor, from :func:`darktrt.calib.graph.mish_outputs`."""
 
     def add(self, activations: Mapping[str, NDArray[Any]], images: Mapping[str, str], weights: Weights | None = None) -> None:
-        """Count the tensors' values for these images (SHA-256 to path); all of it or, on an error, nothing.
+        """Count the tensors' values for these images; on an error nothing is counted.
 
-        ``weights`` are those of the images' places, as :meth:`Histogram.add` takes them.
+        Args:
+            activations: values by tensor.
+            images: paths by SHA-256.
+            weights: of the images' positions, as for :meth:`Histogram.add`.
 
         Raises:
             DarktrtError: a value is NaN or infinite.
@@ -164,11 +167,11 @@ class HistogramSet:
         self.images.update(images)
 
     def merge(self, others: Iterable[HistogramSet]) -> None:
-        """Add what the others have counted: the result is that of one run over all their images.
+        """Add the counts of other runs: the result is that of one run over all their images.
 
         Raises:
-            DarktrtError: another is of another model or other tensors, or has counted an image that is here too; nothing
-                of that one is added then.
+            DarktrtError: another run is of another model or other tensors, or has counted an image that is here too; nothing
+                of it is added then.
         """
         for other in others:
             self._check_mergeable(other)
@@ -184,11 +187,11 @@ class HistogramSet:
         if other.model != self.model:
             raise DarktrtError(
                 f"histograms of different models do not merge (SHA-256 {self.model[:12]} and {other.model[:12]}); "
-                "run calib on the same ONNX file for every shard"
+                "calibrate on the same ONNX file for every shard"
             )
         if self.images and other.images and set(self.histograms) != set(other.histograms):
             odd = sorted(set(self.histograms) ^ set(other.histograms))[0]
-            raise DarktrtError(f"the histograms are not of the same tensors: '{odd}' is in one of them only; run calib again")
+            raise DarktrtError(f"the histograms are not of the same tensors: '{odd}' is only in one of them; calibrate again")
         if twice := [digest for digest in other.images if digest in self.images]:
             first, second = self.images[twice[0]], other.images[twice[0]]
             raise DarktrtError(
@@ -241,7 +244,7 @@ class HistogramSet:
 
 _ROLES = ("groups", "head_inputs", "mish")
 _ARRAYS = ("counts", "weighted", "exponents", "limits", "zeros")
-_NO_HISTOGRAMS = "holds no histograms of 'darktrt calib run', or is damaged; run calib again"
+_NO_HISTOGRAMS = "holds no histograms of 'darktrt calib run', or is damaged; calibrate again"
 
 
 def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
@@ -268,7 +271,7 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
 
 
 def merged(paths: Sequence[str | Path]) -> HistogramSet:
-    """The histograms of several runs on one model, as one run over all their images would give them.
+    """The histograms of several runs on one model: those of one run over all their images.
 
     Raises:
         DarktrtError: a file cannot be read, or the runs cannot be merged.

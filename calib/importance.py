@@ -1,4 +1,4 @@
-"""Where a network finds something: how much each place of an image matters to its detections."""
+"""The importance of each position of an image for the detections of a network, as weights of its activations."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from darktrt.metadata import HeadInfo
 
 WEIGHT_OF_ONE = 20
-"""The weight of a place whose score is 1. Weights are whole numbers, so that their sums do not depend on an order; and they
-are few, so that the background, with its scores below 1/40, weighs nothing and takes no time."""
+"""The weight of a position with score 1. Weights are whole numbers, so that their sums do not depend on an order; and they
+are small, so that the background, with scores below 1/40, has weight 0 and costs no time."""
 
 Weights = NDArray[np.uint8]
 """``(N, rows, columns)``."""
 
 
 def weights_of(raws: Mapping[str, NDArray[Any]], heads: Sequence[HeadInfo]) -> Weights:
-    """The best score (objectness times class) of any anchor at each place, on the finest head's grid, in twentieths.
+    """The best score (objectness times class) of any anchor at each position, on the finest head's grid, in twentieths.
 
     Args:
-        raws: by name the heads' raw tensors ``(N, anchors * (5 + classes), rows, columns)``.
+        raws: the heads' raw tensors by name, ``(N, anchors * (5 + classes), rows, columns)``.
     """
     maps = [_best_scores(raws[head.tensor], head) for head in heads]
     rows, columns = (max(m.shape[axis] for m in maps) for axis in (1, 2))
@@ -45,7 +45,7 @@ def _logistic(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def resampled(maps: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
-    """Maps ``(N, R, C)`` on another grid ``(N, rows, columns)``: the largest where cells join, the same where they split."""
+    """Maps ``(N, R, C)`` on another grid ``(N, rows, columns)``: the maximum of joined cells, copies of split cells."""
     return _resampled(_resampled(maps, rows, 1), columns, 2)
 
 

@@ -22,17 +22,17 @@ CACHE_VERSION = "8600"
 _HEADER = re.compile(r"TRT-(\d+)-((?:Entropy|MinMax|Legacy)Calibration2?)")
 _HEX = re.compile(r"[0-9a-fA-F]{1,8}")
 _WHOLE = re.compile(r": [0-9a-fA-F]{8}\s*$")
-"""A last line without a line end; with fewer digits it may have been cut."""
+"""The end of a last line that has no line end; with fewer digits it may have been cut."""
 _MOST_BYTES = 16 << 20
-"""More than the table of any network; what is larger was named by mistake and is not read."""
+"""More than the table of any network has; a larger file was named by mistake and is not read."""
 _DEAD_SCALE = np.float32(DEAD_SCALE_AMAX / LEVELS)
-"""What a scale of 0 is read as. TensorRT 8.6 itself writes some (NVIDIA/TensorRT issue 3020) and then fails to build what
-reads such a tensor in INT8, although the other lines are sound. It is taken for a tensor that was zero in every image,
-"uniformly zero" in TensorRT's log: that stays zero at any scale, and gets the one that calibration here gives to it."""
+"""Replaces a scale of 0. TensorRT 8.6 itself writes some (NVIDIA/TensorRT issue 3020) and then fails to build layers that
+read such a tensor in INT8, although the other lines are sound. The tensor was zero in every image, "uniformly zero" in
+TensorRT's log: it stays zero at any scale, and gets the scale of an all-zero tensor in a calibration of darktrt."""
 
 
 class Comparison(NamedTuple):
-    """A table against the tensors of a network, each in its own order."""
+    """The difference between a table and the tensors of a network, each in its own order."""
 
     missing: list[str]
     """Tensors of the network that the table does not have."""
@@ -50,7 +50,7 @@ class CalibrationTable:
 
     scales: dict[str, np.float32]
     version: str
-    """TensorRT's version as its caches have it: 8600 for 8.6.0, 101300 for 10.13.0."""
+    """TensorRT's version as in its caches: 8600 for 8.6.0, 101300 for 10.13.0."""
     calibrator: str = "EntropyCalibration2"
     """The kind of calibrator in the header."""
 
@@ -63,7 +63,7 @@ class CalibrationTable:
             _check_scale(name, float(scale))
 
     def text(self) -> str:
-        """The cache: a header, then a line ``name: hex`` a tensor, hex being the scale as a big-endian float32."""
+        """The cache: a header, then a line ``name: hex`` for each tensor; hex is the scale as a big-endian float32."""
         lines = [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in self.scales.items()]
         return "\n".join([f"TRT-{self.version}-{self.calibrator}", *lines, ""])
 
@@ -80,8 +80,8 @@ class CalibrationTable:
     def load(path: str | Path) -> CalibrationTable:
         """Read a cache of darktrt, trtexec or any other user of TensorRT.
 
-        Caches of TensorRT's entropy, minmax and legacy calibrators have the same lines and all are read; the kind is kept.
-        A tensor with a scale of 0, always zero in calibration, gets the scale that an always-zero one gets here.
+        Caches of TensorRT's entropy, minmax and legacy calibrators have the same lines; the kind is in ``calibrator``. A
+        tensor with a scale of 0 gets the scale of an all-zero tensor.
 
         Raises:
             DarktrtError: the file cannot be read, is no such text, or a line of it is wrong; the line is named.
@@ -100,7 +100,7 @@ class CalibrationTable:
         return parse_table(text, str(path))
 
     def compare(self, names: Iterable[str]) -> Comparison:
-        """What the table lacks of a network's tensors, and the reverse."""
+        """The tensors of a network that the table lacks, and the reverse."""
         wanted = dict.fromkeys(names)
         return Comparison(
             [name for name in wanted if name not in self.scales], [name for name in self.scales if name not in wanted]

@@ -1,7 +1,7 @@
 """TensorRT's own INT8 calibrator (8.6 to 10), fed with a ready table or with batches of images.
 
-TensorRT's callbacks must not raise, and what answers "nothing" there means "no more data": the engine then stands on whatever
-came before. So every failure is kept, the callback answers "nothing", and the exception is raised once the build has returned.
+TensorRT's callbacks must not raise, and the answer "nothing" means "no more data" to it: it then builds an engine from the
+data so far. So an exception is stored, the callback answers "nothing", and the exception is raised once the build has returned.
 """
 
 from __future__ import annotations
@@ -32,39 +32,40 @@ DTYPES = {"FLOAT": "f4", "HALF": "f2", "INT8": "i1", "UINT8": "u1", "INT32": "i4
 
 
 class Input(NamedTuple):
-    """What an input of the network takes, batch included."""
+    """Shape, batch included, and type of an input of the network."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
 
 class Source(Protocol):
-    """Where TensorRT gets its scales from; these methods may raise."""
+    """The origin of TensorRT's scales; these methods may raise."""
 
     batch: int
     """Images at a time."""
 
     def begin(self, inputs: Mapping[str, Input]) -> None:
-        """The network's inputs, before anything else is asked."""
+        """Receive the network's inputs; called first."""
 
     def next_batch(self, names: Sequence[str]) -> list[int] | None:
         """Addresses in GPU memory of the next batch's inputs, in the order of ``names``; None after the last batch."""
 
     def read_cache(self) -> bytes | None:
-        """A calibration cache, the same object at every call, for TensorRT keeps a pointer into it; None if there is none."""
+        """A calibration cache, the same object at every call, as TensorRT keeps a pointer into it; None if there is none."""
 
     def write_cache(self, cache: bytes) -> None:
-        """The cache that TensorRT has made."""
+        """Receive the cache that TensorRT has made."""
 
 
 @contextmanager
 def calibrator(trt: Any, source: Source, network: Any, failed: Event | None = None) -> Iterator[Any]:
-    """An ``IInt8EntropyCalibrator2`` for ``config.int8_calibrator``; leaving the context raises what a callback could not.
+    """An ``IInt8EntropyCalibrator2`` for ``config.int8_calibrator``; leaving the context raises a callback's exception.
 
     Args:
         trt: the module tensorrt.
+        source: the origin of the scales.
         network: the parsed network, whose inputs the batches must fit.
-        failed: set when there is such an exception, for a progress monitor to stop the build, which goes on otherwise.
+        failed: set on such an exception, for a progress monitor to stop the build, which continues otherwise.
     """
     source.begin(network_inputs(network, source.batch))
     adapter = _adapter(trt, source, failed or Event())
@@ -117,10 +118,10 @@ def _adapter(trt: Any, source: Source, failed: Event) -> Any:
 
 
 class TableSource:
-    """Serves a table as the calibration cache: no image is read and no calibration runs on the GPU.
+    """A table as the calibration cache: no image is read and no calibration runs on the GPU.
 
-    ``table.version`` should be that of the TensorRT at hand. TensorRT 8.6.0 takes a cache under the version of any other too
-    (measured), but NVIDIA promises that of none.
+    ``table.version`` should be that of the installed TensorRT. TensorRT 8.6.0 accepts a cache of any other version too
+    (measured), but NVIDIA guarantees that for none.
     """
 
     def __init__(self, table: CalibrationTable, batch: int = 1) -> None:
@@ -133,22 +134,22 @@ class TableSource:
 
     def next_batch(self, names: Sequence[str]) -> list[int] | None:
         """Raises:
-        DarktrtError: always; TensorRT asks for images only where it has refused the table.
+        DarktrtError: always; TensorRT asks for images only where it has rejected the table.
         """
         header = self._text.partition(b"\n")[0].decode()
         raise DarktrtError(
-            f"this TensorRT does not take the calibration table ('{header}') and asks for images, of which there are none"
+            f"this TensorRT does not accept the calibration table ('{header}') and asks for images, of which there are none"
         )
 
     def read_cache(self) -> bytes:
         return self._text
 
     def write_cache(self, cache: bytes) -> None:
-        pass  # what it was given
+        pass  # the same cache
 
 
 class BatchSource:
-    """Feeds batches, for TensorRT to find the scales itself. All must be whole, of the network's shapes and types, and finite.
+    """Batches for TensorRT's own calibration. All must be whole, of the network's shapes and types, and finite.
 
     ``batches`` may be a generator: one batch is in memory at a time, and one on the GPU. With a TensorRT network and config::
 
@@ -156,8 +157,8 @@ class BatchSource:
             plan = builder.build_serialized_network(network, config)
         source.table().save("calibration.table")
 
-    Leaving the context frees the GPU's memory. ``cache`` is what TensorRT has written, byte for byte, and ``count`` the number
-    of batches it has taken.
+    Leaving the context frees the GPU's memory. ``cache`` is the cache that TensorRT has written, byte for byte, and ``count``
+    the number of batches that it has read.
     """
 
     def __init__(self, batches: Iterable[Batch], batch: int) -> None:
@@ -179,7 +180,7 @@ class BatchSource:
 
     def next_batch(self, names: Sequence[str]) -> list[int] | None:
         """Raises:
-        DarktrtError: there was no batch at all, the source of batches failed, or an array does not fit; the batch is named.
+        DarktrtError: there is no batch at all, reading one failed, or an array does not fit; the message names the batch.
         """
         batch = self._next()
         if batch is None:
@@ -187,7 +188,7 @@ class BatchSource:
         if odd := sorted(set(batch) ^ set(names)):
             raise DarktrtError(
                 f"calibration batch {self.count} {'has' if odd[0] in batch else 'lacks'} '{odd[0]}'; "
-                f"the network takes {', '.join(names)}"
+                f"the inputs of the network are {', '.join(names)}"
             )
         return [self._memory.upload(name, self._checked(name, batch[name])) for name in names]
 
@@ -196,8 +197,8 @@ class BatchSource:
             batch = next(self._batches, None)
         except DarktrtError:
             raise
-        except Exception as error:  # of whatever reads the images
-            raise DarktrtError(f"calibration batch {self.count + 1} cannot be had: {error!r}") from error
+        except Exception as error:  # of any code that reads images
+            raise DarktrtError(f"calibration batch {self.count + 1} cannot be read: {error!r}") from error
         if batch is None and not self.count:
             raise DarktrtError("there is no batch of images to calibrate on")
         self.count += batch is not None
@@ -222,10 +223,10 @@ class BatchSource:
         self.cache = cache
 
     def table(self) -> CalibrationTable:
-        """What TensorRT has found.
+        """The table that TensorRT has written.
 
         Raises:
-            DarktrtError: it has not calibrated, or has written a scale that is none.
+            DarktrtError: it has not calibrated, or a scale is not positive and finite.
         """
         if not self.cache:
             raise DarktrtError("TensorRT has written no calibration cache; was the engine built, and in INT8?")

@@ -1,4 +1,4 @@
-"""Running a model: the ONNX file by ONNX Runtime on the CPU, an engine by TensorRT on the GPU."""
+"""Running a model: an ONNX file in ONNX Runtime on the CPU, an engine in TensorRT on the GPU."""
 
 from __future__ import annotations
 
@@ -30,13 +30,11 @@ Tensors = dict[str, npt.NDArray]  # type: ignore[type-arg]
 
 
 class OnnxRunner:
-    """An ONNX Runtime session, to be used as a context.
-
-    ``info`` is the model's metadata; :meth:`run` takes all inputs by name and gives all outputs by name.
+    """An ONNX Runtime session, to be used as a context; ``info`` is the model's metadata.
 
     Args:
-        threads: how many compute (default: one a core).
-        gpu: the GPU to run on, by onnxruntime-gpu (default: the CPU).
+        threads: the number of threads; by default one for each core.
+        gpu: the number of the GPU to run on, with onnxruntime-gpu; by default the CPU.
 
     Raises:
         DarktrtError: the file cannot be read, is no ONNX, or was not made by darktrt; there is no such GPU.
@@ -69,7 +67,7 @@ class OnnxRunner:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, npt.NDArray]) -> Tensors:  # type: ignore[type-arg]
-        """All outputs by name.
+        """Run the model on all its inputs, by name, and return all outputs by name.
 
         Raises:
             DarktrtError: ONNX Runtime refuses the inputs, or fails inside a damaged model.
@@ -81,7 +79,7 @@ class OnnxRunner:
         return dict(zip(self._outputs, outputs, strict=True))
 
     def buffer(self, batch: int) -> npt.NDArray[Any]:
-        """An array of the shape and type of so many ``images``, to write them into."""
+        """An array of the shape and type of the input ``images`` for ``batch`` images, to write them into."""
         return np.empty((batch, *self.info.input_shape), self.info.input_dtype)
 
     def __enter__(self) -> OnnxRunner:
@@ -97,22 +95,33 @@ class _Binding:
 
     name: str
     shape: tuple[int, ...]
-    """As the engine has it: -1 where it follows the batch."""
+    """As the engine states it: -1 for a dynamic batch."""
     dtype: np.dtype[Any]
     device: int
     host: npt.NDArray[Any]
     """Pinned, flat."""
 
-    def view(self, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    def view(self, batch: int) -> npt.NDArray[Any]:
+        """The host memory as an array of the shape for a batch."""
+        shape = self.sized(batch)
         return self.host[: int(np.prod(shape))].reshape(shape)
+
+    def sized(self, batch: int) -> tuple[int, ...]:
+        """The shape for a batch."""
+        return tuple(batch if size < 0 else size for size in self.shape)
 
 
 class PlanRunner:
     """An engine on the GPU, to be used as a context; the same :meth:`run` and ``info`` as :class:`OnnxRunner`.
 
-    Memory on both sides is taken once, for the largest batch. With ``cuda_graph`` the copies and kernels of a run are recorded
-    the first time that a batch size comes, and replayed when it comes again: that spares launches, which cost small networks
-    most of their time.
+    Memory on both sides is allocated once, for the largest batch.
+
+    Args:
+        path: the plan; its manifest must be beside it.
+        plugins: the plugin library, as :func:`darktrt.plugins.library.find_library` has it.
+        cuda_graph: record the copies and kernels of the first run of each batch size, and replay them from the second run on.
+            That saves kernel launches, which cost small networks most of their time.
+        device: the number of the GPU.
 
     Raises:
         DarktrtError: the manifest does not fit the plan, this machine's TensorRT or its GPU; a plugin is missing.
@@ -140,7 +149,7 @@ class PlanRunner:
             self._stack = stack.pop_all()
 
     def _bind(self, stack: ExitStack) -> tuple[list[_Binding], list[_Binding]]:
-        """Memory for all inputs and outputs; the shapes of outputs follow from those of the inputs, which come first."""
+        """Allocate all inputs and outputs; the shapes of outputs follow from those of the inputs, which come first."""
         engine, context = self._engine, self._context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         inputs = [name for name in names if engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
@@ -153,7 +162,7 @@ class PlanRunner:
         )
 
     def _binding(self, name: str, stack: ExitStack) -> _Binding:
-        """Memory on both sides for the shape that the context has now, the largest one."""
+        """Allocate memory on both sides for the present shape of a tensor, its largest one."""
         dtype = np.dtype(DTYPES[self._engine.get_tensor_dtype(name).name])
         count = int(np.prod(shape_of(self._context.get_tensor_shape(name))))
         device = self._driver.allocate(max(count * dtype.itemsize, 1))
@@ -164,22 +173,24 @@ class PlanRunner:
 
     @property
     def inputs(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Shape, -1 where it follows the batch, and type of every input by name."""
-        return {one.name: (one.shape, one.dtype) for one in self._inputs}
+        """Shape, -1 for a dynamic batch, and type of every input by name."""
+        return {binding.name: (binding.shape, binding.dtype) for binding in self._inputs}
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Tensors:
-        """All outputs by name: views of memory that the next run writes into, and that ends with the runner; copy what is kept.
+        """Run the engine on all its inputs, by name, and return all outputs by name.
+
+        The outputs are views of memory that the next run overwrites and that the runner frees at its end: copy what is to last.
 
         Raises:
-            DarktrtError: an input is missing or of another type or shape than the engine takes; the GPU fails.
+            DarktrtError: an input is missing or of another type or shape than the engine's; the GPU fails.
         """
         batch = self.prepare(inputs)
         if self._graph and batch in self._recorded:
             self.stream.replay(batch)
         else:
-            self._enqueue(batch)  # also what a recording needs to come after
+            self._enqueue(batch)  # a recording needs an ordinary run before it
         self.stream.synchronize()
-        outputs = {one.name: one.view(_sized(one.shape, batch)) for one in self._outputs}
+        outputs = {binding.name: binding.view(batch) for binding in self._outputs}
         if self._graph and batch not in self._recorded:
             with self.stream.recording(batch):
                 self._enqueue(batch)
@@ -187,44 +198,50 @@ class PlanRunner:
         return outputs
 
     def buffer(self, batch: int) -> npt.NDArray[Any]:
-        """Where copies of so many ``images`` to the GPU begin: what is written there, and given to :meth:`run`, is copied no
-        more."""
-        images = next(one for one in self._inputs if one.name == "images")
-        return images.view(_sized(images.shape, batch))
+        """The pinned memory of the input ``images`` for ``batch`` images; :meth:`run` does not copy an array that is in it."""
+        return next(binding for binding in self._inputs if binding.name == "images").view(batch)
 
     def prepare(self, inputs: Mapping[str, npt.NDArray[Any]]) -> int:
-        """Put the inputs where copies to the GPU begin, and set their shapes; return the batch."""
+        """Copy the inputs into pinned memory, and set their shapes; return the batch.
+
+        Raises:
+            DarktrtError: an input is missing or of another type or shape than the engine's.
+        """
         batch = len(inputs["images"]) if "images" in inputs else 0
-        for one in self._inputs:
-            wanted, array = _sized(one.shape, batch), inputs.get(one.name)
-            if array is None or array.shape != wanted or array.dtype != one.dtype or batch > self.info.batch[2]:
-                given = "missing" if array is None else f"{array.dtype} {array.shape}"
-                low, _, high = self.info.batch
-                raise DarktrtError(
-                    f"{self.path}: input '{one.name}' is {given}; the engine takes {one.dtype} {one.shape}, "
-                    f"batch {low if low == high else f'{low} to {high}'}"
-                )
-            if -1 in one.shape:
-                self._context.set_input_shape(one.name, wanted)
-            if not _same_memory(array, place := one.view(wanted)):
-                place[...] = array
+        for binding in self._inputs:
+            array = self._checked(binding, inputs.get(binding.name), batch)
+            if -1 in binding.shape:
+                self._context.set_input_shape(binding.name, binding.sized(batch))
+            pinned = binding.view(batch)
+            if not _same_memory(array, pinned):
+                pinned[...] = array
         return batch
 
+    def _checked(self, binding: _Binding, array: npt.NDArray[Any] | None, batch: int) -> npt.NDArray[Any]:
+        low, _, high = self.info.batch
+        if array is None or array.shape != binding.sized(batch) or array.dtype != binding.dtype or batch > high:
+            actual = "missing" if array is None else f"{array.dtype} {array.shape}"
+            raise DarktrtError(
+                f"{self.path}: input '{binding.name}' is {actual}; the engine accepts {binding.dtype} {binding.shape}, "
+                f"batch {low if low == high else f'{low} to {high}'}"
+            )
+        return array
+
     def _enqueue(self, batch: int) -> None:
-        for one in self._inputs:
-            self.stream.upload(one.device, one.view(_sized(one.shape, batch)))
+        for binding in self._inputs:
+            self.stream.upload(binding.device, binding.view(batch))
         self.execute()
-        for one in self._outputs:
-            self.stream.download(one.view(_sized(one.shape, batch)), one.device)
+        for binding in self._outputs:
+            self.stream.download(binding.view(batch), binding.device)
 
     def execute(self) -> None:
-        """Enqueue the network alone, on what was uploaded last."""
+        """Enqueue the network without copies, on the inputs that were uploaded last."""
         with self._driver.current():
             if not self._context.execute_async_v3(self.stream.handle):
                 raise DarktrtError(f"{self.path}: TensorRT cannot run the engine; see its messages above")
 
     def time_network(self, calls: int, cuda_graph: bool) -> list[float]:
-        """Milliseconds on the GPU of each of so many executions of the network alone, on the inputs of the last run."""
+        """Milliseconds on the GPU of each of ``calls`` executions without copies, on the inputs of the last run."""
         if cuda_graph:
             with self.stream.recording():
                 self.execute()
@@ -237,10 +254,10 @@ class PlanRunner:
         return [self.stream.elapsed(*pair) for pair in marks]
 
     def layer_times(self, calls: int) -> dict[str, float]:
-        """Milliseconds of each layer of the engine, the mean over so many executions on the inputs of the last run.
+        """Milliseconds of each layer of the engine, the mean over ``calls`` executions on the inputs of the last run.
 
-        The layers are measured one after the other, so that together they take longer than the engine does. Ends the runner's
-        use of CUDA graphs, which a profiler rules out.
+        The layers are measured one after the other, so that their sum exceeds the time of the engine. The runner uses no CUDA
+        graphs any more, which a profiler rules out.
         """
         times: dict[str, float] = {}
         self._graph = False
@@ -263,7 +280,7 @@ class PlanRunner:
 
 
 def _profiler(trt: Any, times: dict[str, float]) -> Any:
-    """Adds up what TensorRT reports, by layer."""
+    """A profiler that adds up the times TensorRT reports, by layer."""
 
     class Profiler(trt.IProfiler):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -276,9 +293,9 @@ def _profiler(trt: Any, times: dict[str, float]) -> Any:
 
 
 def polygraphy_runner(path: str | Path, plugins: str | Path | None = None, name: str | None = None) -> Any:
-    """An engine as a runner of Polygraphy, for its Comparator and whatever else takes one.
+    """An engine as a runner of Polygraphy, for its Comparator.
 
-    Activating it raises what :class:`PlanRunner` does.
+    Activating it raises the errors of :class:`PlanRunner`.
     """
     from polygraphy.backend.base import BaseRunner
     from polygraphy.common import TensorMetadata
@@ -293,8 +310,8 @@ def polygraphy_runner(path: str | Path, plugins: str | Path | None = None, name:
 
         def get_input_metadata_impl(self) -> Any:
             metadata = TensorMetadata()
-            for one, (shape, dtype) in self._plan.inputs.items():
-                metadata.add(one, dtype, shape)
+            for tensor, (shape, dtype) in self._plan.inputs.items():
+                metadata.add(tensor, dtype, shape)
             return metadata
 
         def infer_impl(self, feed_dict: Mapping[str, npt.NDArray[Any]]) -> Tensors:
@@ -306,19 +323,15 @@ def polygraphy_runner(path: str | Path, plugins: str | Path | None = None, name:
     return Runner(name or str(path))
 
 
-def _sized(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    return tuple(batch if side < 0 else side for side in shape)
-
-
-def _same_memory(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
-    """Of two arrays of the same shape and type."""
-    return bool(one.ctypes.data == other.ctypes.data and one.strides == other.strides)
+def _same_memory(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+    """Whether two arrays of the same shape and type are the same memory."""
+    return bool(a.ctypes.data == b.ctypes.data and a.strides == b.strides)
 
 
 def _deserialize(trt: TensorRT, manifest: Manifest, path: Path) -> tuple[Engine, Context]:
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if manifest.version_compatible:
-        runtime.engine_host_code_allowed = True  # such a plan brings the runtime of its own version along
+        runtime.engine_host_code_allowed = True  # such a plan contains the runtime of its own version
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     context = engine.create_execution_context() if engine else None
     if context is None:
@@ -327,16 +340,16 @@ def _deserialize(trt: TensorRT, manifest: Manifest, path: Path) -> tuple[Engine,
 
 
 def check_runs(path: str, manifest: Manifest, target: Target, gpu: tuple[str, int] | None) -> None:
-    """See that a plan can be loaded here; that it was built on another GPU of the same kind is only warned of.
+    """Check that a plan can be loaded here; warn if it was built on another GPU of the same compute capability.
 
     Args:
         gpu: name and compute capability, times ten.
 
     Raises:
-        DarktrtError: it was built by another TensorRT or for another GPU, or there is none.
+        DarktrtError: it was built by another TensorRT or for another GPU, or there is no GPU.
     """
     if gpu is None:
-        raise DarktrtError(f"{path}: an engine runs on an NVIDIA GPU, and none is usable here; use the ONNX file with --model")
+        raise DarktrtError(f"{path}: an engine runs on an NVIDIA GPU, and none is usable here; use the ONNX file instead")
     again = "build it again here with 'darktrt engine'"
     if not (target.runs_plans_of(manifest.target) if manifest.version_compatible else manifest.target == str(target)):
         raise DarktrtError(f"{path}: built by {manifest.target}, here is {target}, which cannot load it; {again}")

@@ -31,7 +31,7 @@ UNWRITTEN = 0x5A
 class Format(ctypes.Structure):
     _fields_ = (
         ("type", ctypes.c_int32),
-        ("lanes", ctypes.c_int32),
+        ("vector_width", ctypes.c_int32),
         ("channels_last", ctypes.c_int32),
         ("scale", ctypes.c_float),
     )
@@ -70,28 +70,28 @@ class Layout:
     """How the channels of a tensor lie in memory, as DarktrtFormat says it."""
 
     name: str
-    lanes: int = 1
+    vector_width: int = 1
     channels_last: bool = False
 
     def padded(self, channels: int) -> int:
-        return -(-channels // self.lanes) * self.lanes
+        return -(-channels // self.vector_width) * self.vector_width
 
     def pack(self, x: Array, padding: float = 0) -> Array:
-        """``(N, C, P)`` as it lies in memory, with ``padding`` in the lanes beyond C."""
+        """``(N, C, P)`` in its memory layout, with ``padding`` in the channels beyond C."""
         filled = np.full((x.shape[0], self.padded(x.shape[1]), x.shape[2]), padding, x.dtype)
         filled[:, : x.shape[1]] = x
         if self.channels_last:
             return np.ascontiguousarray(filled.transpose(0, 2, 1))
-        grouped = filled.reshape(x.shape[0], filled.shape[1] // self.lanes, self.lanes, x.shape[2])
+        grouped = filled.reshape(x.shape[0], filled.shape[1] // self.vector_width, self.vector_width, x.shape[2])
         return np.ascontiguousarray(grouped.transpose(0, 1, 3, 2))
 
     def unpack(self, memory: Array, batch: int, channels: int, pixels: int) -> tuple[Array, Array]:
-        """The ``(N, C, P)`` channels, and what lies in the lanes beyond."""
+        """The ``(N, C, P)`` channels, and the padding channels beyond."""
         padded = self.padded(channels)
         if self.channels_last:
             filled = memory.reshape(batch, pixels, padded).transpose(0, 2, 1)
         else:
-            grouped = memory.reshape(batch, padded // self.lanes, pixels, self.lanes)
+            grouped = memory.reshape(batch, padded // self.vector_width, pixels, self.vector_width)
             filled = grouped.transpose(0, 1, 3, 2).reshape(batch, padded, pixels)
         return filled[:, :channels], filled[:, channels:]
 
@@ -269,16 +269,16 @@ class Library:
         scales: tuple[float, float, float] = (1.0, 1.0, 1.0),
         padding: float = 0,
     ) -> tuple[Array, Array]:
-        """Mish of x, plus ``residual``, or with that of ``second`` behind it: the channels of y, and y's padding lanes.
+        """Mish of x, plus ``residual``, or with that of ``second`` behind it: the channels of y, and y's padding channels.
 
-        ``scales`` are of x, of the other input and of y; ``padding`` lies in the padding lanes of the inputs.
+        ``scales`` are of x, of the other input and of y; ``padding`` lies in the padding channels of the inputs.
         """
         batch, channels, pixels = x.shape
         dtype = x.dtype if dtype is None else dtype
         other = residual if second is None else second
         out_channels = channels + (0 if second is None else second.shape[1])
         x_format, other_format, y_format = (
-            Format(TYPES.index(kind), layout.lanes, layout.channels_last, scale)
+            Format(TYPES.index(kind), layout.vector_width, layout.channels_last, scale)
             for kind, scale in zip((x.dtype.type, x.dtype.type, np.dtype(dtype).type), scales, strict=True)
         )
         from_x = self.upload(layout.pack(x, padding))

@@ -29,7 +29,7 @@ GUIDES = {
     "getting-started": "",
     "int8": "getting-started",
     "reports": "int8",
-    "engines-and-plugins": "int8",
+    "engines-and-plugins": "getting-started",
     "python-api": "int8",
 }
 """Guides whose commands run here, in this order, and the guide that makes their files."""
@@ -155,12 +155,12 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
         "test": "pytest",
         "lint": "ruff check",
         "docs": "mkdocs build --strict",
-        "calib": "darktrt calib",
+        "calib": "darktrt calib run",
         "check": "check compare",
         "report": "check report",
         "engine": "darktrt engine",
         "load": "darktrt load",
-        "plugins": "plugins/csrc",
+        "plugins": "darktrt plugins",
         "serve": "serve start",
         "triton": "serve repository",
     }

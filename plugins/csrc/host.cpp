@@ -37,13 +37,13 @@ struct Half {
     }
 };
 
-// Calls function(place in a tensor of this layout, place in y, whether it is a channel and not padding) for each place.
-template <typename Function> void for_each_place(const Layout& layout, int64_t y_row, int64_t y_first, Function function)
+// Calls function(offset in a tensor of this layout, offset in y, whether it is a channel and not padding) for every element.
+template <typename Function> void for_each_offset(const Layout& layout, int64_t y_row, int64_t y_first, Function function)
 {
     const int64_t size = layout.row_size();
     for (int64_t row = 0; row < layout.rows; ++row) {
         for (int64_t i = 0; i < size; ++i) {
-            const int64_t channel = i / layout.span * layout.lanes + i % layout.lanes;
+            const int64_t channel = i / layout.span * layout.vector_width + i % layout.vector_width;
             function(row * size + i, row * y_row + y_first + i, channel < layout.channels);
         }
     }
@@ -64,7 +64,7 @@ template <typename In, typename Out>
 void apply(const Layout& layout, Operand x, const Operand* residual, void* y, DarktrtFormat format, int64_t y_row,
            int64_t y_first)
 {
-    for_each_place(layout, y_row, y_first, [&](int64_t from, int64_t to, bool is_channel) {
+    for_each_offset(layout, y_row, y_first, [&](int64_t from, int64_t to, bool is_channel) {
         float value = 0.f;
         if (is_channel) {
             value = mish(loaded(static_cast<const In*>(x.data)[from], x.format.scale));
@@ -89,10 +89,10 @@ template <typename T> void decode(const DarktrtYolo& yolo, const Heads& heads, f
     const auto count = static_cast<uint32_t>(anchor_count(yolo));
     for (int32_t image = 0; image < yolo.batch; ++image) {
         for (uint32_t anchor = 0; anchor < count; ++anchor) {
-            const Place place = locate(yolo, anchor);
-            const Raw<T> raw = raw_at<T>(yolo, heads, image, place);
-            const int32_t new_coords = yolo.head[place.head].new_coords;
-            const Box box = decode_box(yolo, place, raw);
+            const Location location = locate(yolo, anchor);
+            const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
+            const int32_t new_coords = yolo.head[location.head].new_coords;
+            const Box box = decode_box(yolo, location, raw);
             for (const float edge : {box.x1, box.y1, box.x2, box.y2}) *boxes++ = edge;
             const float objectness = value_of(raw[4], new_coords);
             for (int32_t i = 0; i < yolo.classes; ++i) *scores++ = value_of(raw[5 + i], new_coords) * objectness;
@@ -108,11 +108,11 @@ std::vector<uint64_t> best_candidates(const DarktrtYolo& yolo, const DarktrtNms&
     std::vector<uint64_t> keys;
     const auto count = static_cast<uint32_t>(anchor_count(yolo));
     for (uint32_t anchor = 0; anchor < count; ++anchor) {
-        const Place place = locate(yolo, anchor);
-        const Raw<T> raw = raw_at<T>(yolo, heads, image, place);
-        const int32_t new_coords = yolo.head[place.head].new_coords;
+        const Location location = locate(yolo, anchor);
+        const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
+        const int32_t new_coords = yolo.head[location.head].new_coords;
         const float objectness = value_of(raw[4], new_coords);
-        if (!may_pass(objectness, threshold, new_coords) || !is_finite(decode_box(yolo, place, raw))) continue;
+        if (!may_pass(objectness, threshold, new_coords) || !is_finite(decode_box(yolo, location, raw))) continue;
         for (int32_t i = 0; i < yolo.classes; ++i) {
             const float score = value_of(raw[5 + i], new_coords) * objectness;
             if (score > threshold) keys.push_back(key_of(score, anchor * yolo.classes + i));
@@ -143,8 +143,8 @@ void detect(const DarktrtYolo& yolo, const DarktrtNms& nms, const Heads& heads, 
         const std::vector<uint64_t> keys = best_candidates<T>(yolo, nms, heads, score_threshold, image);
         int32_t count = 0;
         for (size_t i = 0; i < keys.size() && count < room; ++i) {
-            const Place place = locate(yolo, index_of(keys[i]) / yolo.classes);
-            const Box box = decode_box(yolo, place, raw_at<T>(yolo, heads, image, place));
+            const Location location = locate(yolo, index_of(keys[i]) / yolo.classes);
+            const Box box = decode_box(yolo, location, raw_at<T>(yolo, heads, image, location));
             const auto kind = static_cast<int32_t>(index_of(keys[i]) % yolo.classes);
             bool kept = true;
             for (int32_t j = 0; j < count && kept; ++j) {

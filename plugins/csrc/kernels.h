@@ -1,7 +1,7 @@
 // The CUDA kernels behind the custom ops, as C functions: device pointers, sizes and a stream in, an error code out.
 //
 // Every function only enqueues work on the stream given: no allocation, no synchronisation, no other stream, so a CUDA graph
-// can capture it. They return 0 (cudaSuccess), another cudaError_t, or DARKTRT_UNSUPPORTED for arguments that no kernel takes.
+// can capture it. They return 0 (cudaSuccess), another cudaError_t, or DARKTRT_UNSUPPORTED for arguments that no kernel supports.
 // libdarktrt_host has the same functions without workspace and stream, under names that begin with darktrt_host_, in plain
 // loops over host memory, from the same math headers.
 #pragma once
@@ -17,13 +17,13 @@ extern "C" {
 
 enum { DARKTRT_FLOAT = 0, DARKTRT_HALF = 1, DARKTRT_INT8 = 2 };
 
-// A tensor (batch, channels, pixels): its type, and where an element lies.
-//   lanes 1                   [batch][channels][pixels]                        TensorRT's kLINEAR
-//   lanes v                   [batch][ceil(channels / v)][pixels][v]           kCHW4, kCHW16, kCHW32
-//   lanes v, channels_last    [batch][pixels][ceil(channels / v) * v]          kHWC8, kHWC16
+// A tensor (batch, channels, pixels): its type and memory layout.
+//   vector_width 1                   [batch][channels][pixels]                 TensorRT's kLINEAR
+//   vector_width v                   [batch][ceil(channels / v)][pixels][v]    kCHW4, kCHW16, kCHW32
+//   vector_width v, channels_last    [batch][pixels][ceil(channels / v) * v]   kHWC8, kHWC16
 typedef struct {
     int32_t type;
-    int32_t lanes;
+    int32_t vector_width;
     int32_t channels_last;
     float scale;  // of DARKTRT_INT8: value = scale * level
 } DarktrtFormat;
@@ -33,15 +33,15 @@ typedef struct {
     int64_t pixels;
 } DarktrtShape;
 
-// y = mish(x). Both formats lie alike; their types are equal, or half and int8.
+// y = mish(x). Both formats have one layout; their types are equal, or half and int8.
 int darktrt_mish(DarktrtShape shape, const void* x, DarktrtFormat x_format, void* y, DarktrtFormat y_format, void* stream);
 
-// y = mish(x) + residual. All formats lie alike; types are equal, or half for x and residual and int8 for y.
+// y = mish(x) + residual. All formats have one layout; types are equal, or half for x and residual and int8 for y.
 int darktrt_mish_add(DarktrtShape shape, const void* x, DarktrtFormat x_format, const void* residual,
                      DarktrtFormat residual_format, void* y, DarktrtFormat y_format, void* stream);
 
 // y = mish(x), then mish of second, along channels: shape.channels of x, second_channels of the other. Formats as for
-// darktrt_mish; with lanes above 1 shape.channels must fill its lanes.
+// darktrt_mish; shape.channels must be a multiple of vector_width.
 int darktrt_mish_concat(DarktrtShape shape, const void* x, DarktrtFormat x_format, const void* second,
                         DarktrtFormat second_format, int32_t second_channels, void* y, DarktrtFormat y_format, void* stream);
 

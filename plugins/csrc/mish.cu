@@ -105,7 +105,7 @@ template <typename In, typename Out, bool kAdd> struct Operation {
     }
 };
 
-// Copies word 32 i of a table in shared memory to the 31 words after it: each lane of a warp then has a bank of its own.
+// Copies word 32 i of a table in shared memory to the 31 words after it, so that each lane of a warp reads its own bank.
 __device__ __forceinline__ void replicate(uint32_t* table, int entries)
 {
     __syncthreads();
@@ -155,7 +155,7 @@ struct Divisor {
     }
 };
 
-// With a residual the table gives Mish as a float.
+// With a residual the table contains Mish as a float.
 template <> struct Operation<int8_t, int8_t, true> {
     static constexpr int threads = 512;  // whose one table leaves room for all threads of an SM
     const unsigned char* table;
@@ -196,7 +196,7 @@ struct Segment {
     void* y;
     int64_t size, row, gap;  // of x; of its rows; from the end of a row of y to the next
     int64_t span;
-    int32_t lanes, channels;
+    int32_t vector_width, channels;
     Scales scales;
 };
 
@@ -224,27 +224,27 @@ __global__ void __launch_bounds__(Operation<In, Out, kAdd>::threads) wide(const 
     const int64_t size = segment.size / (4 * quads), row = segment.row / (4 * quads), gap = segment.gap / (4 * quads);
     const int64_t step = int64_t{gridDim.x} * blockDim.x;
 
-    int64_t place = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-    int64_t column = place, shift = 0, step_column = step, step_shift = 0;
+    int64_t offset = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    int64_t column = offset, shift = 0, step_column = step, step_shift = 0;
     if (gap != 0) {
-        const int64_t first_row = place / row, step_rows = step / row;
+        const int64_t first_row = offset / row, step_rows = step / row;
         column -= first_row * row;
         shift = first_row * gap;
         step_column -= step_rows * row;
         step_shift = step_rows * gap;
     }
-    while (place < size) {
+    while (offset < size) {
         Vector<In, quads> from[unroll], added[unroll];
         int64_t to[unroll];
 #pragma unroll
         for (int i = 0; i < unroll; ++i) {
             to[i] = -1;
-            if (place < size) {
-                from[i] = x[place];
-                if constexpr (kAdd) added[i] = residual[place];
-                to[i] = place + shift;
+            if (offset < size) {
+                from[i] = x[offset];
+                if constexpr (kAdd) added[i] = residual[offset];
+                to[i] = offset + shift;
             }
-            place += step;
+            offset += step;
             column += step_column;
             shift += step_shift;
             if (gap != 0 && column >= row) {
@@ -272,7 +272,7 @@ template <typename T> __device__ __forceinline__ Quad<T> quad_of(T value)
     return quad;
 }
 
-// Any alignment, and channels that do not fill their lanes: zeros go there, whatever x holds.
+// Any alignment, and channels that are no multiple of the vector width: the padding channels of y become zeros.
 template <typename In, typename Out, bool kAdd>
 __global__ void __launch_bounds__(Operation<In, Out, kAdd>::threads) narrow(const Segments segments)
 {
@@ -282,16 +282,16 @@ __global__ void __launch_bounds__(Operation<In, Out, kAdd>::threads) narrow(cons
     const auto* residual = static_cast<const In*>(segment.residual);
     auto* y = static_cast<Out*>(segment.y);
     const int64_t step = int64_t{gridDim.x} * blockDim.x;
-    for (int64_t place = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; place < segment.size; place += step) {
-        const int64_t row = place / segment.row, column = place - row * segment.row;
+    for (int64_t offset = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; offset < segment.size; offset += step) {
+        const int64_t row = offset / segment.row, column = offset - row * segment.row;
         Quad<Out> result{};
-        if (column / segment.span * segment.lanes + column % segment.lanes < segment.channels) {
-            const Quad<In> from = quad_of(x[place]);
-            result = operation(from, kAdd ? quad_of(residual[place]) : from);
+        if (column / segment.span * segment.vector_width + column % segment.vector_width < segment.channels) {
+            const Quad<In> from = quad_of(x[offset]);
+            result = operation(from, kAdd ? quad_of(residual[offset]) : from);
         }
         Out first;
         memcpy(&first, &result, sizeof first);
-        y[place + row * segment.gap] = first;
+        y[offset + row * segment.gap] = first;
     }
 }
 
@@ -300,7 +300,7 @@ template <typename In, typename Out> bool allows_wide(const Segment& segment)
     constexpr int64_t elements = 4 * quads_in_16_bytes<In>;
     const auto aligned = [](const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; };
     return aligned(segment.x, 16) && aligned(segment.residual, 16) && aligned(segment.y, elements * sizeof(Out)) &&
-           segment.row % elements == 0 && segment.gap % elements == 0 && segment.channels % segment.lanes == 0;
+           segment.row % elements == 0 && segment.gap % elements == 0 && segment.channels % segment.vector_width == 0;
 }
 
 template <typename In, typename Out, bool kAdd> int run(const Segments& segments, void* stream)
@@ -333,7 +333,7 @@ Segment make_segment(const Layout& layout, const void* x, const void* residual, 
 {
     const int64_t row = layout.row_size(), size = layout.rows * row;
     if (gap == 0 && !layout.padded()) return {x, residual, y, size, size, 0, size, 1, 1, scales};
-    return {x, residual, y, size, row, gap, layout.span, layout.lanes, layout.channels, scales};
+    return {x, residual, y, size, row, gap, layout.span, layout.vector_width, layout.channels, scales};
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ using Mask = unsigned long long;
 
 constexpr int warp_size = 32;
 constexpr int find_threads = 256, select_threads = 1024, compare_threads = 256, resolve_threads = 1024, decode_threads = 256;
-constexpr int tile = 64;  // candidates that one Mask speaks of
+constexpr int tile = 64;  // candidates of one Mask
 constexpr int max_tiles = max_candidates_limit / tile;
 constexpr int sort_limit = 4096;
 constexpr uint32_t slices = 32;
@@ -41,12 +41,12 @@ struct Work {
     int32_t words;
 };
 
-// Puts one of `size` elements a Work after another into memory at `base`, which may be null to learn the size alone.
+// Places arrays one after another in memory at `base`, which may be null to compute only the size.
 struct Arena {
     char* base;
     size_t used = 0;
 
-    template <typename T> void take(T*& pointer, int64_t size)
+    template <typename T> void place(T*& pointer, int64_t size)
     {
         pointer = reinterpret_cast<T*>(base + used);
         used += (size * sizeof(T) + 255) / 256 * 256;
@@ -60,18 +60,19 @@ Work make_work(int64_t batch, const DarktrtNms& nms, void* workspace, size_t* by
     work.capacity = slices * static_cast<uint32_t>(nms.max_candidates);
     work.words = (nms.max_candidates + tile - 1) / tile;
     Arena arena{static_cast<char*>(workspace)};
-    arena.take(work.counts, 2 * batch);
-    arena.take(work.selected, batch);
-    arena.take(work.keys, batch * work.capacity);
-    arena.take(work.boxes, candidates);
-    arena.take(work.scores, candidates);
-    arena.take(work.classes, candidates);
-    arena.take(work.masks, candidates * work.words);
+    arena.place(work.counts, 2 * batch);
+    arena.place(work.selected, batch);
+    arena.place(work.keys, batch * work.capacity);
+    arena.place(work.boxes, candidates);
+    arena.place(work.scores, candidates);
+    arena.place(work.classes, candidates);
+    arena.place(work.masks, candidates * work.words);
     *bytes = arena.used;
     return work;
 }
 
-// One more place in a list, for each thread that calls this; one atomic operation for those of a warp that do so together.
+// The index of a new element at the end of a list, for each calling thread; one atomic operation for the calling threads of a
+// warp together.
 __device__ uint32_t append(uint32_t* count)
 {
     const auto group = cooperative_groups::coalesced_threads();
@@ -103,11 +104,11 @@ __device__ void for_each_candidate(const DarktrtYolo& yolo, const Heads& heads, 
         __syncthreads();
         const uint32_t anchor = begin + threadIdx.x;
         if (anchor < last) {
-            const Place place = locate(yolo, anchor);
-            const Raw<T> raw = raw_at<T>(yolo, heads, image, place);
-            const int32_t new_coords = yolo.head[place.head].new_coords;
+            const Location location = locate(yolo, anchor);
+            const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
+            const int32_t new_coords = yolo.head[location.head].new_coords;
             const float objectness = value_of(raw[4], new_coords);
-            if (may_pass(objectness, threshold, new_coords) && is_finite(decode_box(yolo, place, raw))) {
+            if (may_pass(objectness, threshold, new_coords) && is_finite(decode_box(yolo, location, raw))) {
                 survivors.at[append(&survivors.count)] = {raw, objectness, anchor, new_coords};
             }
         }
@@ -142,8 +143,8 @@ __global__ void __launch_bounds__(find_threads)
     for (int32_t image = blockIdx.y; image < yolo.batch; image += gridDim.y) {
         uint64_t* const keys = work.keys + int64_t{image} * work.capacity;
         for_each_candidate(yolo, heads, threshold, image, first, last, survivors, [&](uint64_t key) {
-            const uint32_t place = append(work.counts + 2 * image);
-            if (place < work.capacity) keys[place] = key;
+            const uint32_t index = append(work.counts + 2 * image);
+            if (index < work.capacity) keys[index] = key;
         });
     }
 }
@@ -266,9 +267,9 @@ __global__ void __launch_bounds__(select_threads)
     if (threadIdx.x == 0) work.selected[image] = static_cast<int32_t>(selected);
     for (uint32_t i = threadIdx.x; i < selected; i += select_threads) {
         const uint32_t index = index_of(best[i]);
-        const Place place = locate(yolo, index / yolo.classes);
+        const Location location = locate(yolo, index / yolo.classes);
         const int64_t to = int64_t{image} * nms.max_candidates + i;
-        work.boxes[to] = decode_box(yolo, place, raw_at<T>(yolo, heads, image, place));
+        work.boxes[to] = decode_box(yolo, location, raw_at<T>(yolo, heads, image, location));
         work.scores[to] = score_of(best[i]);
         work.classes[to] = static_cast<int32_t>(index % yolo.classes);
     }
@@ -426,12 +427,12 @@ __global__ void __launch_bounds__(decode_threads)
     const int32_t lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size, new_coords = yolo.head[head].new_coords;
     const int32_t size = min(cells - first_cell, warp_size);
     for (int32_t image = blockIdx.y; image < yolo.batch; image += gridDim.y) {
-        const Place place{head, anchor, first_cell + lane, cells};
-        const Raw<T> raw = raw_at<T>(yolo, heads, image, place);
+        const Location location{head, anchor, first_cell + lane, cells};
+        const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
         const int64_t image_first = image * anchors + first;
         __syncthreads();  // the objectness of the image before has been read
         if (warp == 0 && lane < size) {
-            const Box box = decode_box(yolo, place, raw);
+            const Box box = decode_box(yolo, location, raw);
             float* const to = boxes + 4 * (image_first + lane);
             to[0] = box.x1;
             to[1] = box.y1;

@@ -24,12 +24,12 @@ HOST_DEVICE bool is_finite(const Box& box)
 }
 
 // An anchor of a head in a cell of its grid.
-struct Place {
+struct Location {
     int32_t head, anchor, cell, cells;
 };
 
-// The place of an anchor that is counted over the heads, in a head over its anchors, then rows, then columns.
-HOST_DEVICE Place locate(const DarktrtYolo& yolo, uint32_t anchor)
+// The location of an anchor that is counted over the heads, in a head over its anchors, then rows, then columns.
+HOST_DEVICE Location locate(const DarktrtYolo& yolo, uint32_t anchor)
 {
     int32_t head = 0;
     uint32_t cells = 0;
@@ -42,7 +42,7 @@ HOST_DEVICE Place locate(const DarktrtYolo& yolo, uint32_t anchor)
     return {head, static_cast<int32_t>(anchor / cells), static_cast<int32_t>(anchor % cells), static_cast<int32_t>(cells)};
 }
 
-// The channels of a place in one image: x, y, width, height, objectness, then the classes.
+// The channels of a location in one image: x, y, width, height, objectness, then the classes.
 template <typename T> struct Raw {
     const T* first;
     int64_t stride;
@@ -50,22 +50,23 @@ template <typename T> struct Raw {
     HOST_DEVICE float operator[](int32_t channel) const { return static_cast<float>(first[channel * stride]); }
 };
 
-template <typename T> HOST_DEVICE Raw<T> raw_at(const DarktrtYolo& yolo, const Heads& heads, int32_t image, const Place& place)
+template <typename T>
+HOST_DEVICE Raw<T> raw_at(const DarktrtYolo& yolo, const Heads& heads, int32_t image, const Location& location)
 {
-    const int64_t anchor = int64_t{image} * yolo.head[place.head].anchors + place.anchor;
-    const int64_t first = anchor * (5 + yolo.classes) * place.cells + place.cell;
-    return {static_cast<const T*>(heads.raw[place.head]) + first, place.cells};
+    const int64_t anchor = int64_t{image} * yolo.head[location.head].anchors + location.anchor;
+    const int64_t first = anchor * (5 + yolo.classes) * location.cells + location.cell;
+    return {static_cast<const T*>(heads.raw[location.head]) + first, location.cells};
 }
 
 HOST_DEVICE float value_of(float raw, int32_t new_coords) { return new_coords ? raw : logistic(raw); }
 
 // Centre minus and plus half the extent, along one axis of `cells` cells over `size` pixels.
-HOST_DEVICE void decode_axis(float place_raw, float extent_raw, int32_t cell, int32_t cells, int32_t size, float anchor,
+HOST_DEVICE void decode_axis(float centre_raw, float extent_raw, int32_t cell, int32_t cells, int32_t size, float anchor,
                              const DarktrtHead& head, float* low, float* high)
 {
     const float stride = static_cast<float>(size) / static_cast<float>(cells);
     const float offset = (head.scale_x_y - 1.f) * 0.5f;
-    const float scaled = value_of(place_raw, head.new_coords) * head.scale_x_y;
+    const float scaled = value_of(centre_raw, head.new_coords) * head.scale_x_y;
     const float centre = (scaled + (static_cast<float>(cell) - offset)) * stride;
     const float doubled = extent_raw * 2.f;
     const float factor = head.new_coords ? doubled * doubled : exponential(extent_raw);
@@ -74,13 +75,13 @@ HOST_DEVICE void decode_axis(float place_raw, float extent_raw, int32_t cell, in
     *high = centre + reach;
 }
 
-template <typename T> HOST_DEVICE Box decode_box(const DarktrtYolo& yolo, const Place& place, const Raw<T>& raw)
+template <typename T> HOST_DEVICE Box decode_box(const DarktrtYolo& yolo, const Location& location, const Raw<T>& raw)
 {
-    const DarktrtHead& head = yolo.head[place.head];
-    const float* anchor = head.anchor_sizes + 2 * place.anchor;
+    const DarktrtHead& head = yolo.head[location.head];
+    const float* anchor = head.anchor_sizes + 2 * location.anchor;
     Box box;
-    decode_axis(raw[0], raw[2], place.cell % head.columns, head.columns, yolo.width, anchor[0], head, &box.x1, &box.x2);
-    decode_axis(raw[1], raw[3], place.cell / head.columns, head.rows, yolo.height, anchor[1], head, &box.y1, &box.y2);
+    decode_axis(raw[0], raw[2], location.cell % head.columns, head.columns, yolo.width, anchor[0], head, &box.x1, &box.x2);
+    decode_axis(raw[1], raw[3], location.cell / head.columns, head.rows, yolo.height, anchor[1], head, &box.y1, &box.y2);
     return box;
 }
 

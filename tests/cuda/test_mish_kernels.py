@@ -75,7 +75,7 @@ def compare(cuda: CudaLibrary, host: Library, dtypes: tuple[Any, Any], x: Array,
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 @pytest.mark.parametrize("padded", [False, True])
 def test_types_and_formats(cuda: CudaLibrary, host: Library, dtypes: tuple[Any, Any], layout: Layout, padded: bool) -> None:
-    """With padding lanes full of garbage, which must come out as zeros."""
+    """With padding channels full of garbage, which must come out as zeros."""
     garbage = 77 if dtypes[0] is INT8 else np.nan
     options: dict[str, Any] = {"layout": layout, "scales": SCALES[0], "padding": garbage}
     for batch, channels, pixels in ((1, 32, 16), (3, 64, 49), (8, 96, 5)):
@@ -200,12 +200,12 @@ def test_what_no_kernel_takes(cuda: CudaLibrary) -> None:
     shape, nowhere = Shape(1, 3, 4), ctypes.c_void_p(None)
     cases = [
         (Format(0, 1, 0, 1), Format(1, 1, 0, 1)),  # float to half
-        (Format(1, 8, 1, 1), Format(1, 16, 1, 1)),  # of different lanes
+        (Format(1, 8, 1, 1), Format(1, 16, 1, 1)),  # of different vector widths
         (Format(2, 1, 0, 1), Format(2, 1, 0, 0)),  # without a scale
         (Format(7, 1, 0, 1), Format(7, 1, 0, 1)),
         (Format(0, 0, 0, 1), Format(0, 0, 0, 1)),
     ]
     for x, y in cases:
         assert cuda.call("mish", shape, nowhere, x, nowhere, y) == UNSUPPORTED
-    lanes = Format(1, 16, 0, 1)
-    assert cuda.call("mish_concat", shape, nowhere, lanes, nowhere, lanes, 16, nowhere, lanes) == UNSUPPORTED
+    wide = Format(1, 16, 0, 1)
+    assert cuda.call("mish_concat", shape, nowhere, wide, nowhere, wide, 16, nowhere, wide) == UNSUPPORTED

@@ -73,7 +73,8 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bare") / "venv"
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     command = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt")]
-    done = subprocess.run([*command, f"{wheel}[rtx,serve]"], capture_output=True, text=True, check=False)
+    command.append(f"{wheel}[rtx,serve]")
+    done = subprocess.run(command, env=environment(folder / "bin/python"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "bin/python"
 
@@ -115,7 +116,7 @@ def darktrt(python: Path, project: Path, command: str) -> str:
 
 
 def test_importing_it_takes_no_time(python: Path, project: Path) -> None:
-    code = "import sys, time; start = time.perf_counter(); import darktrt; print(time.perf_counter() - start, *sys.modules)"
+    code = "import sys, time; start = time.process_time(); import darktrt; print(time.process_time() - start, *sys.modules)"
     seconds, modules = [], ""
     for _ in range(3):
         done = run(python, project, str(python), "-c", code)

@@ -241,7 +241,7 @@ def third(images_array: NDArray[Any]) -> list[Arrays]:
 
 
 FAILURES: dict[str, tuple[Callable[[], Any], str]] = {
-    "exception": (lambda: fails_at_third(OSError("disk gone")), r"calibration batch 3 cannot be had: OSError\('disk gone'\)"),
+    "exception": (lambda: fails_at_third(OSError("disk gone")), r"calibration batch 3 cannot be read: OSError\('disk gone'\)"),
     "unreadable": (lambda: fails_at_third(DarktrtError("a.jpg: is empty")), "a.jpg: is empty"),
     "shape": (lambda: third(np.zeros((BATCH, SIDE, SIDE, 3), np.float32)), "batch 3: 'images' is .* not "),
     "short": (lambda: third(images(2)["images"][:3]), f"batch 3: .* the images must fill their batches of {BATCH}"),

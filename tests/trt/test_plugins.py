@@ -54,7 +54,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BODY_OPSET = 17
 ONNX_TYPES = {"FLOAT": TensorProto.FLOAT, "HALF": TensorProto.FLOAT16, "INT32": TensorProto.INT32}
 INT32_OUTPUTS = ("num_detections", "detected_classes")
-LAYOUTS = {  # lanes, whether channels are last
+LAYOUTS = {  # vector width, whether channels are last
     "LINEAR": (1, False),
     "CHW4": (4, False),
     "HWC8": (8, True),
@@ -312,7 +312,7 @@ def one_node(
 
 
 def packed(array: Array, layout: str) -> Array:
-    """``(N, C, H, W)`` as TensorRT lays it out, with 77 in the channels that fill up the lanes, which nobody may look at."""
+    """``(N, C, H, W)`` as TensorRT lays it out, with 77 in the padding channels, which nobody may read."""
     slots, last = LAYOUTS[layout]
     batch, channels, rows, columns = array.shape
     blocks = -(-channels // slots)
@@ -397,7 +397,7 @@ def assert_computed(found: Array, expected: Array, kind: str) -> None:
 )
 @pytest.mark.parametrize("name", MISHES)
 def test_mish_in_every_type_and_format(lab: Workshop, name: str, taken: str, given: str, layout: str) -> None:
-    """With channels that do not fill the lanes, except where a concat needs it; no reformat can come between."""
+    """With channels that are no multiple of the vector width, except where a concat needs it; no reformat can come between."""
     if given == "INT8" and not lab.target.weakly_typed:
         pytest.skip(f"{lab.target} has no scales of tensors")
     if given == "INT8" and layout == "HWC16" and lab.target.version < (10,):

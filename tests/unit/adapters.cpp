@@ -16,7 +16,7 @@ using namespace nvinfer1;
 static std::string text(DarktrtFormat f)
 {
     char line[64];
-    std::snprintf(line, sizeof line, " %d/%d/%d", f.type, f.lanes, f.channels_last);
+    std::snprintf(line, sizeof line, " %d/%d/%d", f.type, f.vector_width, f.channels_last);
     const std::string scale = " x " + std::to_string(f.scale).substr(0, 4);
     return line + (f.type == DARKTRT_INT8 ? scale : "");
 }

@@ -98,7 +98,7 @@ def expected_call(kernel: str, channels: int, kinds: str, layout: str) -> str:
 @pytest.mark.parametrize("channels", [64, 40])
 @pytest.mark.parametrize("kernel", ["mish", "mish_add", "mish_concat"])
 def test_formats_of_mish(driven: tuple[dict[str, list[str]], str], version: str, kernel: str, channels: int) -> None:
-    """Every type and format on the way to the kernel; a concat takes only lanes that its channels fill."""
+    """Every type and format on the way to the kernel; a concat supports only vector widths that divide its channels."""
     name = "".join(part.title() for part in kernel.split("_")) + "Plugin"
     lines = driven[0][name if channels == 64 else f"{name}, 40 channels"]
     wanted = []

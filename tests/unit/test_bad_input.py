@@ -363,7 +363,7 @@ COMMANDS = [
     ("detect a.png --model net.cfg", "net.cfg: ONNX Runtime cannot load it"),
     ("detect a.png --model model.plan", "model.plan: ONNX Runtime cannot load it"),
     ("detect a.png --model raw.onnx", "ends at its raw heads; to detect, make it with head nms or decode"),
-    ("detect a.png --model portable.onnx --score-threshold 2", "the score threshold is 2.0; it must be between 0 and 1"),
+    ("detect a.png --model portable.onnx --score-threshold 2", "the score threshold is 2; it must be between 0 and 1"),
     ("detect a.png --model portable.onnx --iou-threshold nan", "the IoU threshold is nan; it must be between 0 and 1"),
     ("detect a.png --model portable.onnx --iou-threshold x", "argument --iou-threshold: invalid float value: 'x'"),
     ("detect a.png --model portable.onnx -o out.xyz", "out.xyz: cannot write '.xyz'; use .bmp"),

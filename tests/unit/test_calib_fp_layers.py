@@ -1,4 +1,4 @@
-"""What INT8 leaves in floating point: chosen by what it costs, kept beside the table, taken by surgery, engine and budget."""
+"""Floating-point layers: chosen by their costs, written beside the table, read by surgery, engine and budget."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ ALWAYS = ("first", "head")
 
 
 def chosen(*costs: tuple[str, float, float]) -> list[str]:
-    kept = FpLayers(ALWAYS, tuple(Cost((name,), noise, operations) for name, noise, operations in costs))
-    assert kept.names[:2] == ALWAYS
-    return list(kept.names[2:])
+    layers = FpLayers(ALWAYS, tuple(Cost((name,), noise, operations) for name, noise, operations in costs))
+    assert layers.names[:2] == ALWAYS
+    return list(layers.names[2:])
 
 
 def test_twice_the_share_of_the_operations_is_worth_it() -> None:
@@ -43,15 +43,15 @@ def test_no_more_than_a_tenth_of_the_operations_is_given_up() -> None:
     assert chosen(("a", 0.9, 0.11), ("b", 0.1, 0.89)) == []
 
 
-def test_nothing_is_kept_where_nothing_is_lost() -> None:
+def test_no_layer_is_chosen_where_nothing_is_lost() -> None:
     assert chosen(("a", 0.0, 0.0), ("b", 0.0, 1.0)) == []
 
 
-def test_people_read_which_and_why() -> None:
-    kept = FpLayers(ALWAYS, (Cost(("a", "b"), 0.25, 0.0512), Cost(("c",), 0.75, 0.9)))
-    assert str(kept).splitlines() == [
-        "kept in floating point: first, head (the first and those of the heads)",
-        "kept in floating point: a, b (25.0% of the noise of all others for 5.12% of the operations)",
+def test_layers_in_words() -> None:
+    layers = FpLayers(ALWAYS, (Cost(("a", "b"), 0.25, 0.0512), Cost(("c",), 0.75, 0.9)))
+    assert str(layers).splitlines() == [
+        "in floating point: first, head (the first convolution and those of the heads)",
+        "in floating point: a, b (25.0% of the noise of all others for 5.12% of the operations)",
     ]
 
 
@@ -61,7 +61,7 @@ def test_people_read_which_and_why() -> None:
 @pytest.fixture(scope="module")
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The made network after surgery, images, and a calibration's files."""
-    folder = tmp_path_factory.mktemp("kept")
+    folder = tmp_path_factory.mktemp("fp_layers")
     for head in ("nms", "raw"):
         insert_plugins(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
     (folder / "photos").mkdir()
@@ -72,8 +72,8 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -> None:
-    """By hand: weights times places of the output, whose sizes the network's own metadata and strides give."""
-    found = FloatReference(load_network(files / "nms.onnx"), find_images([str(files / "photos")], 1, 0)).operations()
+    """By hand: weights times positions of the output, whose sizes follow from the network's metadata and strides."""
+    result = FloatReference(load_network(files / "nms.onnx"), find_images([str(files / "photos")], 1, 0)).operations()
     model = made.model()
     weights = {i.name: numpy_helper.to_array(i).size for i in model.graph.initializer}
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
@@ -84,47 +84,47 @@ def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -
         if node.op_type == "Conv" and section_output[node.name] in shapes:
             counts[node.name] = weights[node.input[1]] * int(np.prod(shapes[section_output[node.name]][2:]))
     assert len(counts) >= 4
-    assert sum(found.values()) == pytest.approx(1)
+    assert sum(result.values()) == pytest.approx(1)
     first = next(iter(counts))
     for name, count in counts.items():
-        assert found[name] / found[first] == pytest.approx(count / counts[first])
+        assert result[name] / result[first] == pytest.approx(count / counts[first])
 
 
-def test_what_is_measured_is_measure_each(files: Path) -> None:
+def test_each_convolution_is_measured_by_itself(files: Path) -> None:
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
     images = find_images([str(files / "photos")], 2, 0)
-    found = find_fp_layers(files / "nms.onnx", images, calibration)
+    result = find_fp_layers(files / "nms.onnx", images, calibration)
     network = load_network(files / "nms.onnx")
-    assert list(found.always) == chosen_fp_layers(network)
-    others = [one.node for one in convolutions(network) if one.node not in found.always]
-    assert [cost.nodes for cost in found.costs] == [(name,) for name in others]
-    alone = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 2)
-    changes = {layer.convolution.node: layer.change.scores for layer in alone.layers}
+    assert list(result.always) == chosen_fp_layers(network)
+    others = [one.node for one in convolutions(network) if one.node not in result.always]
+    assert [cost.nodes for cost in result.costs] == [(name,) for name in others]
+    ranked = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 2)
+    changes = {layer.convolution.node: layer.change.scores for layer in ranked.layers}
     total = sum(changes[name] ** 2 for name in others)
-    assert [cost.noise for cost in found.costs] == pytest.approx([changes[name] ** 2 / total for name in others])
+    assert [cost.noise for cost in result.costs] == pytest.approx([changes[name] ** 2 / total for name in others])
 
 
 def test_a_deep_network_is_measured_in_groups_of_neighbours(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("darktrt.check.sensitivity.MOST_GROUPS", 3)
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
-    found = find_fp_layers(files / "nms.onnx", find_images([str(files / "photos")], 1, 0), calibration)
+    result = find_fp_layers(files / "nms.onnx", find_images([str(files / "photos")], 1, 0), calibration)
     network = load_network(files / "nms.onnx")
-    others = [one.node for one in convolutions(network) if one.node not in found.always]
-    assert len(found.costs) == 3
-    assert [name for cost in found.costs for name in cost.nodes] == others
-    assert sum(cost.noise for cost in found.costs) == pytest.approx(1)
+    others = [one.node for one in convolutions(network) if one.node not in result.always]
+    assert len(result.costs) == 3
+    assert [name for cost in result.costs for name in cost.nodes] == others
+    assert sum(cost.noise for cost in result.costs) == pytest.approx(1)
 
 
-# --- the file, and who takes it ---
+# --- the file, and its readers ---
 
 
-def test_calib_leaves_what_to_keep_and_says_why(files: Path) -> None:
+def test_calib_writes_the_layers_and_the_reasons(files: Path) -> None:
     content = json.loads((files / "my.fp_layers.json").read_text())
-    assert load_fp_layers(files / "my.table") == tuple(content["kept"])
-    assert "kept in floating point: " in (files / "my.txt").read_text()
+    assert load_fp_layers(files / "my.table") == tuple(content["fp_layers"])
+    assert "in floating point: " in (files / "my.txt").read_text()
 
 
-def test_surgery_takes_it_unless_told_otherwise(
+def test_surgery_uses_it_unless_layers_are_named(
     files: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = tmp_path / "a.table"
@@ -132,18 +132,18 @@ def test_surgery_takes_it_unless_told_otherwise(
     names = [one.node for one in convolutions(load_network(files / "nms.onnx"))]
     one = names[len(names) // 2]
 
-    def kept(*options: str) -> str:
+    def in_floating_point(*options: str) -> str:
         assert main(["surgery", str(made.plain), "-o", str(tmp_path / "q.onnx"), "--qdq", "--table", str(table), *options]) == 0
         return capsys.readouterr().out.strip().rpartition(": ")[2]
 
-    usual = kept()
+    usual = in_floating_point()
     save_fp_layers(FpLayers((), (Cost((one,), 1.0, 0.05),)), table)
-    assert kept() == one != usual
-    assert kept("--fp-layers", names[0]) == names[0]
-    assert kept("--fp-layers", "") == "none"
+    assert in_floating_point() == one != usual
+    assert in_floating_point("--fp-layers", names[0]) == names[0]
+    assert in_floating_point("--fp-layers", "") == "none"
 
 
-def test_none_is_left_where_none_was_measured(files: Path, tmp_path: Path) -> None:
+def test_no_file_is_written_where_nothing_was_measured(files: Path, tmp_path: Path) -> None:
     for name, *options in (("nms", "--fp-layer-images", "0"), ("raw",)):
         table = tmp_path / f"{name}.table"
         fp_layers_path(table).write_text("of an earlier table")
@@ -152,7 +152,7 @@ def test_none_is_left_where_none_was_measured(files: Path, tmp_path: Path) -> No
     assert load_model(files / "raw.onnx")[1].head == "raw"
 
 
-def test_ranking_and_budget_begin_with_it(files: Path) -> None:
+def test_ranking_and_budget_start_from_the_layers(files: Path) -> None:
     network = load_network(files / "nms.onnx")
     names = [one.node for one in convolutions(network)]
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales, (names[2],))
@@ -163,7 +163,7 @@ def test_ranking_and_budget_begin_with_it(files: Path) -> None:
 
 
 def _other_format(path: Path) -> None:
-    path.write_text(path.read_text().replace("darktrt fp_layers 1", "darktrt kept 9"))
+    path.write_text(path.read_text().replace("darktrt fp_layers 1", "darktrt fp_layers 9"))
 
 
 def _no_share(path: Path) -> None:
@@ -175,15 +175,13 @@ def _no_name(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), _other_format, _no_share, _no_name])
-def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+def test_damage_is_reported(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     table = tmp_path / "a.table"
     CalibrationTable({"x": np.float32(1)}, "8600").save(table)
     save_fp_layers(FpLayers(ALWAYS, (Cost(("a",), 0.25, 0.05),)), table)
     assert load_fp_layers(table) == (*ALWAYS, "a")
     damage(fp_layers_path(table))
-    with pytest.raises(
-        DarktrtError, match=r"a\.fp_layers\.json: is damaged; run calib again, or delete it, or use --fp-layers"
-    ):
+    with pytest.raises(DarktrtError, match=r"a\.fp_layers\.json: is damaged; calibrate again, delete it, or name the layers"):
         load_fp_layers(table)
 
 
@@ -192,5 +190,5 @@ def test_what_was_measured_with_another_table_is_refused(tmp_path: Path) -> None
     CalibrationTable({"x": np.float32(1)}, "8600").save(table)
     save_fp_layers(FpLayers(ALWAYS, ()), table)
     CalibrationTable({"x": np.float32(2)}, "8600").save(table)
-    with pytest.raises(DarktrtError, match=r"a\.fp_layers\.json: was measured with another .*a\.table; run calib again"):
+    with pytest.raises(DarktrtError, match=r"a\.fp_layers\.json: was measured with another .*a\.table; calibrate again"):
         load_fp_layers(table)

@@ -622,7 +622,7 @@ def test_a_refused_table_leaves_no_plan(made: Made, tmp_path: Path, monkeypatch:
     trt = full(monkeypatch, version)
     trt.takes_caches = False
     source, scales = raw(made, tmp_path)
-    with pytest.raises(DarktrtError, match="this TensorRT does not take the calibration table"):
+    with pytest.raises(DarktrtError, match="this TensorRT does not accept the calibration table"):
         build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales))
     assert files_in(tmp_path) == ["raw.onnx"]
 

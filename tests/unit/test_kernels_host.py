@@ -185,7 +185,7 @@ def test_half_to_int8(host: Library) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
 def test_layouts(host: Library, layout: Layout, dtype: Any) -> None:
-    """The same numbers wherever they lie; garbage in padding lanes comes out as zeros."""
+    """The same numbers wherever they lie; garbage in padding channels comes out as zeros."""
     random = np.random.default_rng(0)
     garbage = 77 if dtype is np.int8 else np.nan
     for channels in (64, 33):

@@ -266,7 +266,7 @@ def test_nothing_is_allocated_after_the_start_and_all_is_given_back(
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ({}, "input 'images' is missing; the engine takes float32 .* batch 1 to 3"),
+        ({}, "input 'images' is missing; the engine accepts float32 .* batch 1 to 3"),
         (images(4), r"is float32 \(4, 3, 64, 96\)"),
         ({"images": images(1)["images"].astype(np.float16)}, "is float16"),
         ({"images": np.zeros((1, 64, 96, 3), np.float32)}, r"is float32 \(1, 64, 96, 3\)"),
@@ -494,4 +494,4 @@ def test_detect_with_an_engine(
     plan = write_plan(tmp_path, info)
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     assert main(["detect", str(tmp_path / "a.png"), "--engine", str(plan)]) == 2
-    assert "gives no output 'scores', only boxes" in capsys.readouterr().err
+    assert "has no output 'scores', only boxes" in capsys.readouterr().err

@@ -1,5 +1,5 @@
-// The custom ops as TensorRT sees them: fields, shapes, types and formats, and the kernels that compute them. The adapters
-// around them are templates, one for each plugin interface of TensorRT. What the ops mean stands in plugins/ops.py.
+// The custom ops for TensorRT: fields, shapes, types and formats, and the kernels that compute them. The adapters around them
+// are templates, one for each plugin interface of TensorRT. plugins/ops.py defines the ops.
 //
 // An op has
 //   name, outputs_count, inputs()   its name and how many tensors it has
@@ -35,7 +35,7 @@ using nvinfer1::IExprBuilder;
 using nvinfer1::PluginTensorDesc;
 using nvinfer1::TensorFormat;
 
-// Every op here, and the version of all; the creators and what the library tells of itself are made from this.
+// All ops, and their version; the creators and the library's description of itself are made from this list.
 #define DARKTRT_PLUGIN_VERSION "1"
 #define DARKTRT_PLUGINS(X) X(MishPlugin) X(MishAddPlugin) X(MishConcatPlugin) X(YoloDecodePlugin) X(YoloDetectPlugin)
 
@@ -46,43 +46,47 @@ inline void require(bool holds, const std::string& problem)
     }
 }
 
-// TensorRT 11 has no scales of INT8 tensors, only Q/DQ nodes; HWC16 takes INT8 from TensorRT 10 on.
+// TensorRT 11 has no scales of INT8 tensors, only Q/DQ nodes; HWC16 supports INT8 from TensorRT 10 on.
 constexpr bool has_scales = NV_TENSORRT_MAJOR < 11;
 constexpr bool has_int8_hwc16 = has_scales && NV_TENSORRT_MAJOR >= 10;
 
-struct Layout {
+struct FormatSupport {
     TensorFormat format;
-    int32_t lanes;
-    bool channels_last, takes_float, takes_half, takes_int8;
+    int32_t vector_width;
+    bool channels_last, allows_float, allows_half, allows_int8;
 
-    bool takes(DataType type) const
+    bool allows(DataType type) const
     {
-        return type == DataType::kFLOAT  ? takes_float
-               : type == DataType::kHALF ? takes_half
-                                         : type == DataType::kINT8 && takes_int8;
+        return type == DataType::kFLOAT  ? allows_float
+               : type == DataType::kHALF ? allows_half
+                                         : type == DataType::kINT8 && allows_int8;
     }
 };
 
-constexpr Layout layouts[] = {
+constexpr FormatSupport format_support[] = {
     {TensorFormat::kLINEAR, 1, false, true, true, has_scales}, {TensorFormat::kCHW4, 4, false, false, false, has_scales},
     {TensorFormat::kHWC8, 8, true, false, true, false},        {TensorFormat::kCHW16, 16, false, false, true, false},
     {TensorFormat::kCHW32, 32, false, true, true, has_scales}, {TensorFormat::kHWC16, 16, true, false, true, has_int8_hwc16},
 };
 
-inline const Layout* layout_of(TensorFormat format)
+inline const FormatSupport* support_of(TensorFormat format)
 {
-    const auto* found = std::find_if(std::begin(layouts), std::end(layouts), [&](const auto& l) { return l.format == format; });
-    return found == std::end(layouts) ? nullptr : found;
+    for (const auto& support : format_support) {
+        if (support.format == format) {
+            return &support;
+        }
+    }
+    return nullptr;
 }
 
 inline DarktrtFormat format_of(const PluginTensorDesc& tensor)
 {
-    const Layout* layout = layout_of(tensor.format);
-    require(layout && layout->takes(tensor.type), "a tensor has a format that the plugin never offered");
+    const FormatSupport* support = support_of(tensor.format);
+    require(support && support->allows(tensor.type), "a tensor has a format that the plugin never offered");
     const bool int8 = tensor.type == DataType::kINT8;
     require(!int8 || tensor.scale > 0, "an INT8 tensor has no scale; give its network a calibration cache");
     const int32_t type = int8 ? DARKTRT_INT8 : tensor.type == DataType::kHALF ? DARKTRT_HALF : DARKTRT_FLOAT;
-    return {type, layout->lanes, layout->channels_last, tensor.scale};
+    return {type, support->vector_width, support->channels_last, tensor.scale};
 }
 
 inline DarktrtShape shape_of(const Dims& dims)
@@ -95,7 +99,7 @@ inline DarktrtShape shape_of(const Dims& dims)
     return {size(0), size(1), pixels};
 }
 
-// What Mish and its relatives share. Their tensors lie alike and are of one type, but the output may be INT8 after FP16.
+// The common part of the Mish ops. All tensors have one format and one type, but the output may be INT8 after FP16.
 template <int32_t Inputs> struct MishOp {
     static constexpr int32_t outputs_count = 1;
 
@@ -110,8 +114,8 @@ template <int32_t Inputs> struct MishOp {
     bool supports(int32_t pos, const PluginTensorDesc* tensors) const
     {
         const PluginTensorDesc &tensor = tensors[pos], &first = tensors[0];
-        const Layout* layout = layout_of(tensor.format);
-        if (!layout || !layout->takes(tensor.type) || (layout->lanes > 1 && tensor.dims.nbDims != 4)) {
+        const FormatSupport* support = support_of(tensor.format);
+        if (!support || !support->allows(tensor.type) || (support->vector_width > 1 && tensor.dims.nbDims != 4)) {
             return false;
         }
         const bool quantizes = pos == Inputs && first.type == DataType::kHALF && tensor.type == DataType::kINT8;
@@ -155,15 +159,15 @@ struct MishConcatPlugin : MishOp<2> {
         return shape;
     }
 
-    // With lanes the channels of each input must fill theirs, or the second would begin inside one.
+    // The channels of each input must be a multiple of the vector width, or the second input would begin inside a vector.
     bool supports(int32_t pos, const PluginTensorDesc* tensors) const
     {
         const PluginTensorDesc& tensor = tensors[pos];
         if (!MishOp::supports(pos, tensors)) {
             return false;
         }
-        const int32_t lanes = layout_of(tensor.format)->lanes;
-        return lanes == 1 || pos == inputs() || (tensor.dims.d[1] > 0 && tensor.dims.d[1] % lanes == 0);
+        const int32_t vector_width = support_of(tensor.format)->vector_width;
+        return vector_width == 1 || pos == inputs() || (tensor.dims.d[1] > 0 && tensor.dims.d[1] % vector_width == 0);
     }
 
     int enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* inputs, void* const* outputs, void*,
