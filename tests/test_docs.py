@@ -29,7 +29,7 @@ GUIDES = {
     "getting-started": "",
     "int8": "getting-started",
     "reports": "int8",
-    "engines-and-plugins": "int8",
+    "engines-and-plugins": "getting-started",
     "python-api": "int8",
 }
 """Guides whose commands run here, in this order, and the guide that makes their files."""
