@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_layers import ROOMS
 
 import darktrt
 from darktrt import cli
@@ -267,6 +268,12 @@ def test_what_it_stands_on_is_what_it_installs() -> None:
     named = set(re.findall(r"[a-z0-9-]+", " ".join(re.findall(r"^\| (.*?)(?: \(.*?\))? \|", table, re.MULTILINE))))
     packages = {package for text in lists for package in re.findall(r'"([a-z0-9-]+)(?:\[.*?\])?>=', text)}
     assert {"torch", "tensorrt-rtx", "mkdocs-material"} <= packages <= named
+
+
+def test_who_may_import_whom_is_what_a_test_holds() -> None:
+    rows = dict(re.findall(r"^\| `([a-z]+)` \| (.*) \|$", page("architecture").partition("| may import |")[2], re.MULTILINE))
+    named = {room: set(re.findall(r"`([a-z_.]+)`", cell)) for room, cell in rows.items()}
+    assert named == {room: allowed for room, allowed in ROOMS.items() if room not in ("", "__main__")}
 
 
 def sentences() -> str:
