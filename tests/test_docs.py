@@ -164,6 +164,7 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
         "plugins": "darktrt plugins",
         "serve": "serve start",
         "triton": "serve repository",
+        "wheel": "-m build",
     }
     assert does[words[1]] in done.stdout
 
