@@ -228,7 +228,7 @@ def test_blocks_say_who_runs_them(path: Path) -> None:
 
 def test_every_command_has_an_example() -> None:
     lines = [line for path in PAGES for line in commands(path.read_text(), "sh", "shell", "bash") if line.startswith("darktrt")]
-    assert set(OPTIONS) - GROUPS - {"darktrt rival"} <= {command_of(line) for line in lines}
+    assert set(OPTIONS) - GROUPS <= {command_of(line) for line in lines}
 
 
 def test_every_public_name_is_in_the_reference() -> None:
