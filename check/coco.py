@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.check.ground_truth import GroundTruth, LabelledImage
-from darktrt.errors import DarktrtError
+from darktrt.check.ground_truth import GroundTruth
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.progress import progress
 from darktrt.vision.boxes import Detections
@@ -82,25 +81,19 @@ def measure_accuracy(run: Run, info: DetectorInfo, ground_truth: GroundTruth, la
 
 
 def detect_all(detector: Detector, ground_truth: GroundTruth, label: str = "") -> list[Detections]:
-    """The detections of every image, in order, in pixels of the image."""
+    """The detections of every image, in order, in pixels of the image.
+
+    Raises:
+        DarktrtError: an image cannot be read or has another size than its labels, or the network fails.
+    """
+    ground_truth.check_sizes()
     detections: list[Detections] = []
     images = iter(ground_truth.images)
     with progress(len(ground_truth.images), "images", label) as bar:
         while batch := list(islice(images, detector.info.batch[2])):
-            detections += detector.detect([_read(image, ground_truth) for image in batch])
+            detections += detector.detect([read_image(image.path) for image in batch])
             bar.update(len(batch))
     return detections
-
-
-def _read(labelled: LabelledImage, ground_truth: GroundTruth) -> NDArray[np.uint8]:
-    image = read_image(labelled.path)
-    height, width = image.shape[:2]
-    if labelled.size not in (None, (width, height)):
-        wanted = "x".join(map(str, labelled.size or ()))
-        raise DarktrtError(
-            f"{labelled.path}: is {width}x{height}, but {ground_truth.name} has labels for {wanted}; get the right file"
-        )
-    return image
 
 
 def coco_metrics(detections: Sequence[Detections], ground_truth: GroundTruth) -> CocoMetrics:

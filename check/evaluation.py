@@ -74,7 +74,7 @@ def check_comparable(variants: Sequence[Variant], ground_truth: GroundTruth, loa
 
     Raises:
         DarktrtError: there are none, two have one name, a variant cannot detect, or they differ in their classes, their
-            thresholds or their images.
+            thresholds or their images, or an image has another size than its labels.
     """
     everyone: list[Variant | VariantDetections] = [*variants, *loaded]
     if not everyone:
@@ -93,3 +93,4 @@ def check_comparable(variants: Sequence[Variant], ground_truth: GroundTruth, loa
         one.check_images(ground_truth.digests)
     for variant in variants:
         detector_of(variant)
+    ground_truth.check_sizes()

@@ -72,6 +72,18 @@ class GroundTruth:
         """Objects that a detector should detect; crowds do not count."""
         return sum(not one.crowd for image in self.images for one in image.objects)
 
+    def check_sizes(self) -> None:
+        """See, before any image is run, that the images have the sizes that their labels were made for.
+
+        Raises:
+            DarktrtError: an image has another size.
+        """
+        for image in self.images:
+            size = _image_size(image.path) if image.size else None
+            if size and image.size and size != image.size:
+                actual, labelled = ("x".join(map(str, pair)) for pair in (size, image.size))
+                raise DarktrtError(f"{image.path}: is {actual}, but {self.name} has labels for {labelled}; get the right file")
+
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """The SHA-256 of every image file, in order."""

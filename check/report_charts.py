@@ -1,4 +1,4 @@
-"""The report's charts, as SVG that stands inside a page: text stays text, and colours are those of the variants."""
+"""The report's charts, as SVG inside a page: text stays text, and colours are those of the variants."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
+from darktrt.vision.charts import DPI, make_figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 COLOURS = ("#3b3f46", "#2f6fb3", "#d1622b", "#3f8f5f", "#8a5fb0", "#b8902a", "#b5487f", "#4a9aa8")
 """Of variants, the reference first."""
-MARK, BAR, KEPT, FAINT = "#c0392b", "#7f9fc4", "#c9ced6", "#8b93a1"
+MARK, BAR, FP_LAYER = "#c0392b", "#7f9fc4", "#c9ced6"
 
-_DPI = 72
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "darktrt",
@@ -33,24 +34,15 @@ _STYLE: dict[Any, Any] = {
     "xtick.color": "#4a505c",
     "ytick.color": "#4a505c",
     "legend.frameon": False,
-    "figure.dpi": _DPI,
+    "figure.dpi": DPI,
 }
 
 _LABELLED, _APART = 4, 3
-"""Layers named in the chart of layers, so many places from each other that their names do not meet."""
-
-
-def _figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, Sequence[Axes]]:
-    """An empty figure of so many pixels, and its panels; no window system, no state outside it."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((width / _DPI, height / _DPI), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False)
-    return figure, panels.ravel().tolist()
+"""Number of layers that are named in the chart of layers, and their least distance, so that names do not overlap."""
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """The figure as an element of a page: as wide as it may be there, with a title for those who cannot see it."""
+    """The figure as an element of a page, as wide as its place there; the title is for screen readers."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
@@ -58,9 +50,9 @@ def _svg(figure: Figure, title: str) -> str:
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)  # it speaks of the whole page
+    text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)  # it is global to the page
     prefix = re.sub(r"\W+", "-", title.lower())
-    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{prefix}-", text)  # ids of several charts would meet
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{prefix}-", text)  # ids of several charts would collide
     view = re.search(r'viewBox="[^"]*"', text)
     names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
     return re.sub(r"<svg .*?>", f'<svg {names} role="img" {view and view[0]}><title>{escape(title)}</title>', text, count=1)
@@ -71,7 +63,7 @@ def precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]], colour
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = _figure(430, 320)
+        figure, (axes,) = make_figure(430, 320)
         for name, points in curves.items():
             values = points[overlap]
             recall = [i / (len(values) - 1) for i in range(len(values))]
@@ -81,21 +73,21 @@ def precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]], colour
         return _svg(figure, f"Precision over recall at IoU {overlap}")
 
 
-def layer_errors(comparisons: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> str:
-    """Mean relative error of every cfg section, a line a variant, over the sections in order; the worst of all are named."""
+def layer_errors(variants: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> str:
+    """Mean relative error over the cfg sections in order, a curve for each variant; the worst sections are named."""
     import matplotlib
 
-    lines = list(dict.fromkeys(row["line"] for one in comparisons for row in one["tensors"] if row["line"] is not None))
+    lines = list(dict.fromkeys(row["line"] for variant in variants for row in variant["tensors"] if row["line"] is not None))
     lines.sort()
-    place = {line: i for i, line in enumerate(lines)}
+    index = {line: i for i, line in enumerate(lines)}
     with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = _figure(max(900, 9 * len(lines)), 340)
-        for one in comparisons:
-            points = sorted((place[r["line"]], r["mean"]) for r in one["tensors"] if r["line"] is not None and r["mean"])
+        figure, (axes,) = make_figure(max(900, 9 * len(lines)), 340)
+        for variant in variants:
+            points = sorted((index[r["line"]], r["mean"]) for r in variant["tensors"] if r["line"] is not None and r["mean"])
             if points:
                 xs, ys = zip(*points, strict=True)
-                axes.plot(xs, ys, "o-", color=colours[one["name"]], label=one["name"], linewidth=1.2, markersize=3.5)
-        _name_worst(axes, comparisons, place)
+                axes.plot(xs, ys, "o-", color=colours[variant["name"]], label=variant["name"], linewidth=1.2, markersize=3.5)
+        _name_worst(axes, variants, index)
         axes.set_yscale("log")
         step = max(1, len(lines) // 24)
         axes.set_xticks(range(0, len(lines), step), [str(line) for line in lines[::step]], fontsize=9.5)
@@ -105,15 +97,20 @@ def layer_errors(comparisons: Sequence[Mapping[str, Any]], colours: Mapping[str,
         return _svg(figure, "Error of every layer")
 
 
-def _name_worst(axes: Axes, comparisons: Sequence[Mapping[str, Any]], place: Mapping[int, int]) -> None:
-    """Name the sections with the largest errors of the variant that errs most."""
-    rows = [(row["mean"] or 0, one["name"], row) for one in comparisons for row in one["tensors"] if row["line"] is not None]
+def _name_worst(axes: Axes, variants: Sequence[Mapping[str, Any]], index: Mapping[int, int]) -> None:
+    """Name the sections with the largest errors of the worst variant."""
+    rows = [
+        (row["mean"] or 0, variant["name"], row)
+        for variant in variants
+        for row in variant["tensors"]
+        if row["line"] is not None
+    ]
     if not rows:
         return
     worst_variant = max(rows, key=lambda row: row[0])[1]
     named: list[int] = []
     for mean, _, row in sorted((row for row in rows if row[1] == worst_variant), key=lambda row: -row[0]):
-        where = (place[row["line"]], mean)
+        where = (index[row["line"]], mean)
         if len(named) == _LABELLED or any(abs(where[0] - other) < _APART for other in named):
             continue
         named.append(where[0])
@@ -121,28 +118,28 @@ def _name_worst(axes: Axes, comparisons: Sequence[Mapping[str, Any]], place: Map
         axes.plot(*where, "o", color=MARK, markersize=5)
 
 
-def sensitivity_bars(layers: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> str:
-    """A bar a convolution, worst first, for what quantizing it alone changes; gray where INT8 leaves it alone."""
+def sensitivity_bars(layers: Sequence[Mapping[str, Any]], fp_layers: Sequence[str]) -> str:
+    """A bar for each convolution, worst first, for the change by quantizing only it; gray for those in floating point."""
     import matplotlib
 
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
-        figure, (axes,) = _figure(430, 46 + 21 * len(layers))
+        figure, (axes,) = make_figure(430, 46 + 21 * len(layers))
         names = [f"{one['node']}  (line {one['line']})" for one in layers]
-        colours = [KEPT if one["node"] in kept else BAR for one in layers]
+        colours = [FP_LAYER if one["node"] in fp_layers else BAR for one in layers]
         axes.barh(range(len(layers)), [one["scores"] for one in layers], color=colours, height=0.72)
         axes.set_yticks(range(len(layers)), names, fontsize=9.5)
         axes.set(xlabel="change of the scores (RMS)", ylim=(len(layers) - 0.4, -0.6))
         axes.tick_params(axis="y", length=0)
         axes.locator_params(axis="x", nbins=4)
-        return _svg(figure, "What quantizing each convolution alone changes")
+        return _svg(figure, "Change by quantizing each convolution")
 
 
 def histogram(tensor: Mapping[str, Any]) -> str:
-    """A tensor's values in calibration on a log scale, with the threshold."""
+    """The histogram of a tensor's values in calibration, with the threshold."""
     import matplotlib
 
     with matplotlib.rc_context({**_STYLE, "axes.grid": False}):
-        figure, (axes,) = _figure(300, 170)
+        figure, (axes,) = make_figure(300, 170)
         width = tensor["amax"] / len(tensor["bars"])
         axes.bar([(i + 0.5) * width for i in range(len(tensor["bars"]))], tensor["bars"], width=width, color=BAR)
         axes.axvline(tensor["threshold"], color=MARK, linewidth=1.6)

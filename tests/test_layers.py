@@ -53,7 +53,7 @@ HOMES: dict[str, set[str]] = {
     "PIL": {"vision", "calib", "check", "serve"},
     "av": {"vision"},
     "pycocotools": {"check"},
-    "matplotlib": {"calib", "check"},
+    "matplotlib": {"calib", "check", "vision"},
     "jinja2": {"check"},
     "tritonclient": {"serve"},
 }

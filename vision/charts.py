@@ -1,73 +1,100 @@
-"""Bar charts as images."""
+"""Charts by matplotlib, without a window system and without global state."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-from PIL import Image, ImageDraw, ImageFont
+from typing import TYPE_CHECKING, NamedTuple
 
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output
 
-Colour = tuple[int, int, int]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-BLUE, GREEN, ORANGE, GRAY = (108, 148, 190), (120, 172, 120), (222, 148, 84), (190, 190, 190)
-_INK, _FAINT = (34, 34, 34), (130, 130, 130)
-_ROW, _MARGIN, _TITLE, _BARS, _NUMBERS, _SWATCH = 18, 14, 44, 480, 150, 12
+BLUE, GREEN, ORANGE, GRAY = "#6c94be", "#78ac78", "#de9454", "#bebebe"
+FORMATS = (".png", ".webp", ".jpg", ".jpeg")
+
+DPI = 72
+"""Makes a point of a font a pixel."""
+_INK, _FAINT = "#222222", "#828282"
+_WIDTH, _ROW, _MARGIN = 1000, 18, 90
+"""Of bar charts, in pixels."""
 
 
 class Bar(NamedTuple):
-    """One row: ``label``, a bar as long as ``value`` is, and ``text`` behind it."""
+    """A row of a bar chart: ``label``, a bar of length ``value``, and ``text`` behind it."""
 
     label: str
     value: float
     text: str
-    colour: Colour = BLUE
+    colour: str = BLUE
 
 
 def check_drawable(path: str | Path) -> None:
-    """Refuse a name that no image can be written to.
+    """Refuse a file that no chart can be written to.
 
     Raises:
         DarktrtError: its suffix is no image format.
     """
-    if Path(path).suffix.lower() not in (".png", ".webp", ".jpg", ".jpeg"):
+    if Path(path).suffix.lower() not in FORMATS:
         raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
 
 
-def draw_bars(title: str, bars: Sequence[Bar], path: str | Path, legend: Mapping[str, Colour] | None = None) -> None:
-    """Write an image of horizontal bars, one below the other; gray ones have a faint label.
+def make_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure of this size in pixels, and its panels."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width / DPI, height / DPI), dpi=DPI, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as an image in the format of the suffix.
+
+    Raises:
+        DarktrtError: the file cannot be written, or its suffix is no image format.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    check_drawable(path)
+    canvas = FigureCanvasAgg(figure)
+    with atomic_output(path) as temporary:
+        canvas.print_figure(temporary, format=Path(path).suffix[1:].lower())
+
+
+def draw_bars(title: str, bars: Sequence[Bar], path: str | Path, legend: Mapping[str, str] | None = None) -> None:
+    """Write a chart of horizontal bars, one below the other; gray bars have a faint label.
 
     Args:
-        legend: what the colours mean.
+        title: of the chart.
+        bars: the rows, from top to bottom.
+        path: the image file to write.
+        legend: colours by their meaning.
 
     Raises:
         DarktrtError: the file cannot be written, or its suffix is no image format.
     """
     check_drawable(path)
-    font = ImageFont.load_default(13)
-    left = 2 * _MARGIN + round(max((font.getlength(bar.label) for bar in bars), default=0))
-    page = Image.new("RGB", (left + _BARS + _NUMBERS, _TITLE + _ROW * len(bars) + 2 * _MARGIN), "white")
-    draw = ImageDraw.Draw(page)
-    draw.text((_MARGIN, _MARGIN), title, _INK, font)
-    x = left
-    for name, colour in (legend or {}).items():
-        draw.rectangle((x, _MARGIN + 24, x + _SWATCH, _MARGIN + 24 + _SWATCH), colour)
-        draw.text((x + _SWATCH + 4, _MARGIN + 21), name, _INK, font)
-        x += _SWATCH + 24 + round(font.getlength(name))
-    longest = max((bar.value for bar in bars), default=0)
-    for i, bar in enumerate(bars):
-        _draw_bar(draw, (left, _MARGIN + _TITLE + _ROW * i), bar, longest)
-    with atomic_output(path) as temporary:
-        page.save(temporary)
+    figure, (axes,) = make_figure(_WIDTH, _MARGIN + _ROW * len(bars))
+    rows = range(len(bars))
+    axes.barh(rows, [bar.value for bar in bars], color=[bar.colour for bar in bars], height=0.75)
+    axes.set_yticks(rows, [bar.label for bar in bars])
+    axes.set(title=title, xlim=(0, 1.2 * max([bar.value for bar in bars], default=0) or 1), ylim=(len(bars) - 0.4, -0.6))
+    for row, (bar, label) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
+        ink = _FAINT if bar.colour == GRAY else _INK
+        label.set_color(ink)
+        axes.annotate(bar.text, (bar.value, row), (6, 0), textcoords="offset points", va="center", color=ink)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend:
+        _add_legend(figure, legend)
+    save_figure(figure, path)
 
 
-def _draw_bar(draw: ImageDraw.ImageDraw, corner: tuple[int, int], bar: Bar, longest: float) -> None:
-    (x, y), font = corner, ImageFont.load_default(13)
-    ink = _FAINT if bar.colour == GRAY else _INK
-    draw.text((x - _MARGIN - font.getlength(bar.label), y), bar.label, ink, font)
-    length = round(bar.value / longest * _BARS) if longest else 0
-    draw.rectangle((x, y + 2, x + length, y + _ROW - 4), bar.colour)
-    draw.text((x + length + 6, y), bar.text, ink, font)
+def _add_legend(figure: Figure, colours: Mapping[str, str]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)

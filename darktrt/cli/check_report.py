@@ -68,7 +68,8 @@ def _folder(args: argparse.Namespace, info: DetectorInfo) -> Path:
 
 
 def _measure(args: argparse.Namespace) -> Parts:
-    """All measurements; the shortest come first, for what cannot be compared to be refused early."""
+    """All measurements; what cannot be compared is refused before the first image."""
+    from darktrt.check.agreement import check_same_network
     from darktrt.check.evaluation import check_comparable, evaluate
     from darktrt.check.report import Parts, read_timings
     from darktrt.check.report_page import check_folder
@@ -82,8 +83,11 @@ def _measure(args: argparse.Namespace) -> Parts:
         check_folder(_folder(args, info))
         ground_truth = check_options.ground_truth(args, info.class_names)
         check_comparable(variants, ground_truth, loaded)
-        agreement = _agreement(args, ground_truth) if args.compare_images and len(variants) > 1 else None
+        compared = args.compare_images > 0 and len(variants) > 1
+        if compared:
+            check_same_network(variants)
         int8 = _int8_parts(args, ground_truth) if args.table and args.model else None
+        agreement = _agreement(args, ground_truth) if compared else None
         return Parts(ground_truth, evaluate(variants, ground_truth, loaded), agreement, int8, timings)
 
 

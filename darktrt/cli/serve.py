@@ -9,7 +9,7 @@ def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "serve",
-        "serve models by Triton: serve repository, serve start, serve doctor",
+        "serve models with Triton: serve repository, serve start, serve doctor",
         "darktrt serve repository --help",
         "darktrt serve start --help",
         "darktrt serve doctor --help",

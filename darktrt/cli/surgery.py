@@ -1,4 +1,4 @@
-"""``darktrt surgery``: plugin nodes and Q/DQ nodes into a plain ONNX file."""
+"""``darktrt surgery``: insert plugin nodes and Q/DQ nodes into a plain ONNX file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "surgery",
-        "put plugin nodes for Mish, decoding and NMS into a plain ONNX file",
+        "insert plugin nodes for Mish, decoding and NMS into a plain ONNX file",
         "darktrt surgery plain.onnx -o portable.onnx",
         "darktrt surgery plain.onnx -o portable.onnx --head decode --input float",
         "darktrt surgery plain.onnx -o layers.onnx --mark-layers",
@@ -32,8 +32,8 @@ def add(commands: groups.Commands) -> None:
         "--mish",
         choices=["plugin", "fused", "native", "auto"],
         default="auto",
-        help="plugin: a node each; fused: the nodes take the adds and concats behind them in; native: standard ops; "
-        "auto: what suits the engine, decided as it is built (default: auto)",
+        help="plugin: a plugin node for each; fused: plugin nodes that also compute the adds and concats behind it; native: "
+        "standard ops; auto: the form that suits the engine, chosen when it is built (default: auto)",
     )
     parser.add_argument(
         "--max-detections", type=int, default=300, metavar="K", help="rows of the padded outputs (default: 300)"
@@ -43,7 +43,7 @@ def add(commands: groups.Commands) -> None:
         type=int,
         default=1000,
         metavar="K",
-        help="best boxes that NMS looks at (default: 1000, at most 3840)",
+        help="number of best boxes that enter NMS (default: 1000, at most 3840)",
     )
     fixed = "fix both in the model, say 0.25 0.45, as Triton's batching of TensorRT and ONNX Runtime needs (default: inputs)"
     parser.add_argument("--thresholds", type=float, nargs=2, metavar=("SCORE", "IOU"), help=fixed)
@@ -60,21 +60,21 @@ def _surgery(args: argparse.Namespace) -> None:
     if args.qdq != bool(args.table):
         raise DarktrtError("--qdq and --table TABLE go together")
     options = SurgeryOptions(
-        args.head,
-        args.input,
-        args.mish,
-        args.max_candidates,
-        args.max_detections,
-        groups.calibration(args.table, args.fp_layers) if args.qdq else None,
-        Thresholds(*args.thresholds) if args.thresholds else None,
-        args.mark_layers,
+        head=args.head,
+        input=args.input,
+        mish=args.mish,
+        max_candidates=args.max_candidates,
+        max_detections=args.max_detections,
+        calibration=groups.calibration(args.table, args.fp_layers) if args.qdq else None,
+        thresholds=Thresholds(*args.thresholds) if args.thresholds else None,
+        mark_layers=args.mark_layers,
     )
     report = insert_plugins(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced"
     if any(report.fused):
         mish += f", {report.fused.adds} adds and {report.fused.concats} concats fused with theirs"
-    layers = f", {report.layer_outputs} further outputs" if args.mark_layers else ""
-    print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies{layers}")
+    outputs = f", {report.layer_outputs} outputs added" if args.mark_layers else ""
+    print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies{outputs}")
     if report.int8:
-        layers = ", ".join(report.int8.fp_layers) or "none"
-        print(f"{len(report.int8.quantized)} convolutions in INT8; in floating point: {layers}")
+        fp_layers = ", ".join(report.int8.fp_layers) or "none"
+        print(f"{len(report.int8.quantized)} convolutions in INT8; in floating point: {fp_layers}")

@@ -16,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "benchmarks/*.md", "docker/*")
 """Files, or patterns of them, that the site has besides ``docs/``."""
 
+ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):<code>(~?)([\w.]+)</code>")
+"""A reference of Sphinx in a docstring, as Markdown has rendered it."""
+
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#\s]+)")
 
 
@@ -43,3 +46,14 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return link[1] + os.path.relpath(site_path(target.relative_to(ROOT)), here or ".")
 
     return LINK.sub(on_the_site, markdown)
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Replace references of Sphinx by names, with a link where the page describes the name."""
+
+    def name(role: re.Match[str]) -> str:
+        text = role[2].rpartition(".")[2] if role[1] or role[2].startswith("darktrt.") else role[2]
+        anchor = f"darktrt.{text}"
+        return f'<a href="#{anchor}"><code>{text}</code></a>' if f'id="{anchor}"' in content else f"<code>{text}</code>"
+
+    return ROLE.sub(name, content)

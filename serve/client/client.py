@@ -41,7 +41,8 @@ class Client:
             :class:`~darktrt.serve.client.transport.Endpoint` with certificates.
         model: its name; optional where the server has one model.
         version: a number as text (default: the server chooses by its policy).
-        score_threshold, iou_threshold: of :meth:`detect`; sent with every request.
+        score_threshold: detections must exceed it; sent with every request.
+        iou_threshold: the overlap above which NMS suppresses the lesser of two detections; sent with every request.
         batch: most images of one request; :meth:`detect_files` and :meth:`detect_all` fill requests up to it.
         in_flight: most requests under way at once.
         timeout: seconds that a request may last.

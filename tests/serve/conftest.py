@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from helpers import MADE_CFG, make
-from triton_models import LETTERBOX_CFG, Models, operated, server_of
+from triton_models import LETTERBOX_CFG, Models, portable_model, server_of
 
 from darktrt.onnx_file import load_model
 from darktrt.serve.config import PythonBackend
@@ -16,9 +16,9 @@ from darktrt.serve.server import Server
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    folder = tmp_path_factory.mktemp("served")
-    made = operated(make(folder, MADE_CFG, batch=(1, 3, 3)))
-    letterbox = operated(make(folder, LETTERBOX_CFG, batch=(2, 2, 2), name="letterbox"), input="float")
+    folder = tmp_path_factory.mktemp("models")
+    made = portable_model(make(folder, MADE_CFG, batch=(1, 3, 3)))
+    letterbox = portable_model(make(folder, LETTERBOX_CFG, batch=(2, 2, 2), name="letterbox"), input="float")
     repository = folder / "repository"
     publish(made, repository, PythonBackend(warmup=False), "made")
     publish(made, repository, PythonBackend(input="jpeg", warmup=False), "files")

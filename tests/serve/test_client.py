@@ -1,4 +1,4 @@
-"""The client against a real server: the same detections as without one, by every way that images can take."""
+"""The client against a real server: the same detections as without one, over every protocol and kind of memory."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_statistics_count_what_was_asked(triton: Server, protocol: str) -> None:
 
 
 def counted_since(before: ModelStatistics, client: Client, requests: int, seconds: float = 10) -> ModelStatistics:
-    """The counts of so many requests, for which Triton may take a moment after its answers."""
+    """The counts of so many requests, which Triton may update a moment after its answers."""
     end = time.monotonic() + seconds
     while True:
         (after,) = client.statistics()
@@ -185,7 +185,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("model", ["made", "files"])
-def test_a_folder_is_drawn_and_told_as_detect_does_it(
+def test_a_folder_is_drawn_and_printed_as_by_detect(
     triton: Server, models: Models, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_images(tmp_path / "in")
@@ -194,9 +194,9 @@ def test_a_folder_is_drawn_and_told_as_detect_does_it(
     assert main([*command, "-o", str(tmp_path / "a"), "--batch", "2"]) == 0
     through = lines(capsys.readouterr().out)
     assert main(["detect", str(tmp_path / "in"), "--model", str(models.made), "-o", str(tmp_path / "b"), *options]) == 0
-    alone = lines(capsys.readouterr().out)
-    assert [one["file"] for one in through] == [one["file"] for one in alone]
-    for one, other in zip(through, alone, strict=True):
+    direct_lines = lines(capsys.readouterr().out)
+    assert [one["file"] for one in through] == [one["file"] for one in direct_lines]
+    for one, other in zip(through, direct_lines, strict=True):
         assert [found["class"] for found in one["detections"]] == [found["class"] for found in other["detections"]]
         drawn = [np.asarray(Image.open(tmp_path / folder / Path(one["file"]).name)).astype(int) for folder in "ab"]
         assert drawn[0].shape == drawn[1].shape
@@ -234,9 +234,9 @@ def test_a_stream_until_ctrl_c_keeps_the_video(triton: Server, tmp_path: Path) -
 def test_ping_info_and_statistics(triton: Server, capsys: pytest.CaptureFixture[str]) -> None:
     server = ["--server", triton.grpc, "--model", "made"]
     assert main(["client", "ping", *server, "--batch", "3"]) == 0
-    told = capsys.readouterr().out
-    assert "answered noise in" in told
-    assert "3 a request" in told
+    printed = capsys.readouterr().out
+    assert "answered noise in" in printed
+    assert "3 a request" in printed
     assert main(["client", "info", *server]) == 0
     assert "made: made, 96x64, 3 classes" in capsys.readouterr().out
     assert main(["client", "info", *server, "--json"]) == 0
@@ -305,7 +305,7 @@ def test_mistakes_are_one_sentence(triton: Server, protocol: str, options: dict[
 
 
 @pytest.mark.parametrize("memory", ["none", "system"])
-def test_what_the_server_refuses_is_told_and_the_client_goes_on(triton: Server, memory: Any) -> None:
+def test_what_the_server_refuses_is_reported_and_the_client_goes_on(triton: Server, memory: Any) -> None:
     with Client(triton.grpc, "made", shared_memory=memory) as client:
         good = {"images": np.zeros((1, 64, 96, 3), np.uint8)}
         with pytest.raises(DarktrtError, match=r"shape|dim"):
@@ -324,7 +324,7 @@ def test_a_file_that_is_no_image(triton: Server, tmp_path: Path) -> None:
             client.detect(tmp_path / "a.jpg")
 
 
-def test_nobody_there_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nobody_there_is_reported_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     for server in ("127.0.0.1:9", "http://127.0.0.1:9"):
         assert main(["client", "ping", "--server", server]) == 2
         assert "cannot be reached" in capsys.readouterr().err

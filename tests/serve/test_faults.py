@@ -60,7 +60,7 @@ def test_a_server_that_is_killed_and_started_anew_costs_nothing(
     assert regions_of(first) == []
 
 
-def test_a_server_that_stays_away_is_told(models: Models, tmp_path: Path) -> None:
+def test_a_server_that_stays_away_is_reported(models: Models, tmp_path: Path) -> None:
     save_images(tmp_path / "in")
     with server_of(models.repository) as server, Client(server.grpc, "made", retry_seconds=1) as client:
         client.detect(photos()[0])

@@ -55,12 +55,12 @@ def test_the_command_and_its_files(triton: Server, tmp_path: Path, capsys: pytes
         "1",
     ]
     assert main([*command, "--metrics", f"http://{triton.metrics}/metrics", "--json", str(tmp_path / "a.json")]) == 0
-    told = capsys.readouterr().out
-    assert "| concurrency | made | files |" in told
-    assert told.count("| 2 | ") == 3
+    printed = capsys.readouterr().out
+    assert "| concurrency | made | files |" in printed
+    assert printed.count("| 2 | ") == 3
     reports = json.loads((tmp_path / "a.json").read_text())
     assert [one["model"] for one in reports] == ["made", "files"]
-    assert f"| 1 | {reports[0]['levels'][0]['infer_per_second']:.1f} infer/sec, latency " in told
+    assert f"| 1 | {reports[0]['levels'][0]['infer_per_second']:.1f} infer/sec, latency " in printed
 
 
 def test_a_repository_is_served_and_measured(models: Models, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,18 +136,18 @@ def test_requests_of_other_sizes_than_they_claim(triton: Server, content_type: s
     assert status == 400 and json.loads(answer)["error"], answer
 
 
-def jpeg(side: int) -> bytes:
+def jpeg(length: int) -> bytes:
     """Of few bytes, which says it has so many columns and rows."""
     file = bytearray(encoded(np.zeros((8, 8, 3), np.uint8), "JPEG"))
     frame = file.index(b"\xff\xc0")
-    file[frame + 5 : frame + 9] = side.to_bytes(2, "big") * 2
+    file[frame + 5 : frame + 9] = length.to_bytes(2, "big") * 2
     return bytes(file)
 
 
-def png(side: int) -> bytes:
+def png(length: int) -> bytes:
     """Likewise; its data is missing."""
     file = bytearray(encoded(np.zeros((8, 8, 3), np.uint8)))
-    file[16:24] = struct.pack(">II", side, side)
+    file[16:24] = struct.pack(">II", length, length)
     file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
     return bytes(file)
 
@@ -196,8 +196,8 @@ def test_bombs_take_no_memory(triton: Server) -> None:
 
 def test_the_largest_image_is_still_served(triton: Server, models: Models) -> None:
     """Just below the limit of pixels, so that the limit is not what refuses ordinary ones."""
-    side = int(MOST_PIXELS**0.5)
-    file = encoded(np.asarray(Image.new("RGB", (side, side), (90, 120, 60))), "JPEG")
+    length = int(MOST_PIXELS**0.5)
+    file = encoded(np.asarray(Image.new("RGB", (length, length), (90, 120, 60))), "JPEG")
     assert ask(triton, "files", image=np.array([[file]], object))["num_detections"].shape == (1, 1)
 
 

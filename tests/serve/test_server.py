@@ -20,7 +20,7 @@ import pytest
 from helpers import MADE_CFG, ROOT, SHARED, free_ports, head, made_image, make, net, run, thresholds
 from test_docs import commands, copy_images, page
 from test_docs import run as run_guide
-from triton_models import Models, a_program, ask, encoded, operated, post, server_of
+from triton_models import Models, a_program, ask, encoded, portable_model, post, server_of
 
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
@@ -83,9 +83,9 @@ def test_the_metadata_travels_in_the_config(triton: Server, models: Models) -> N
 
 def test_networks_of_other_classes_side_by_side_loaded_and_unloaded(tmp_path: Path) -> None:
     """Explicit control is off unless models are named; and a model that was not asked for is not there."""
-    one = operated(make(tmp_path, MADE_CFG))
+    one = portable_model(make(tmp_path, MADE_CFG))
     cfg = net(64, 64) + "[convolutional]\nfilters=8\nsize=3\nstride=8\npad=1\nactivation=leaky\n\n" + head(classes=1)
-    other = operated(make(tmp_path, cfg, name="other"))
+    other = portable_model(make(tmp_path, cfg, name="other"))
     for name, path in (("one", one), ("other", other)):
         publish(path, tmp_path / "models", PythonBackend(warmup=False, input="jpeg"), name)
     files = np.array([[encoded(made_image(64, 64))]], object)
@@ -111,7 +111,7 @@ def test_clients_may_not_load_models_by_default(triton: Server) -> None:
 
 
 def test_the_cache_answers_what_came_before(tmp_path: Path) -> None:
-    path = operated(make(tmp_path, MADE_CFG))
+    path = portable_model(make(tmp_path, MADE_CFG))
     publish(path, tmp_path / "models", PythonBackend(cache=True, warmup=False), "made")
     images = made_image(64, 96)[None]
     with server_of(tmp_path / "models", StartOptions(cache_bytes=16 << 20)) as server:
@@ -160,7 +160,7 @@ def processes_of(prefix: str) -> list[str]:
         ("config.pbtxt", b"max_batch_size: many", "config.pbtxt: is no config of Triton"),
     ],
 )
-def test_a_model_that_does_not_load_is_told(models: Models, tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_a_model_that_does_not_load_is_reported(models: Models, tmp_path: Path, name: str, content: bytes, said: str) -> None:
     path = publish(models.made, tmp_path / "models", PythonBackend(warmup=False), "made")
     (path / name).write_bytes(content)
     with pytest.raises(DarktrtError, match=said), server_of(tmp_path / "models"):

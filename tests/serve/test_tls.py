@@ -79,7 +79,7 @@ def test_grpc_with_certificates_on_both_sides(
     assert "answered noise in" in capsys.readouterr().out
 
 
-def test_who_does_not_trust_or_is_not_known_is_told(secured: Server, certificates: Certificates) -> None:
+def test_who_does_not_trust_or_is_not_known_is_reported(secured: Server, certificates: Certificates) -> None:
     without = [
         Endpoint.parse(f"grpcs://{secured.grpc}"),
         Endpoint.parse(f"grpcs://{secured.grpc}", certificates.authority),
@@ -92,7 +92,7 @@ def test_who_does_not_trust_or_is_not_known_is_told(secured: Server, certificate
 
 @pytest.fixture
 def proxy(triton: Server, certificates: Certificates) -> Iterator[str]:
-    """An address that takes TLS and passes what is inside it on to the server's HTTP."""
+    """An address with TLS that passes the requests on to the server's HTTP."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificates.server, certificates.server_key)
     context.load_verify_locations(certificates.authority)

@@ -45,7 +45,7 @@ class Models:
     """Served under that name; float input, static batch 2."""
 
 
-def operated(made: Made, **options: object) -> Path:
+def portable_model(made: Made, **options: object) -> Path:
     target = made.plain.with_name(f"{made.plain.stem}-portable.onnx")
     insert_plugins(made.plain, target, SurgeryOptions(**options))  # type: ignore[arg-type]
     return target

@@ -1,4 +1,4 @@
-"""The model behind Triton's Python backend, with a stand-in for what the server gives it."""
+"""The model behind Triton's Python backend, with a stand-in for the server's module."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def rows_of(info: DetectorInfo, pairs: list[tuple[float, float]]) -> list[Row]:
     return [Row(made_image(info.height, info.width, i), Thresholds(*pair)) for i, pair in enumerate(pairs)]
 
 
-def alone(path: Path, row: Row) -> dict[str, NDArray[Any]]:
-    """What the model says of one image by itself."""
+def single(path: Path, row: Row) -> dict[str, NDArray[Any]]:
+    """The model's outputs for one image by itself."""
     return {k: v[0] for k, v in run(path, {"images": row.image[None], **thresholds(*row.pair)}).items()}
 
 
@@ -61,7 +61,7 @@ def test_rows_of_different_thresholds_get_their_own(portable: Path, count: int) 
         results = run_rows(runner, rows)
     counts = []
     for row, result in zip(rows, results, strict=True):
-        expected = alone(portable, row)
+        expected = single(portable, row)
         counts.append(int(expected["num_detections"].item()))
         for name, array in expected.items():
             np.testing.assert_allclose(result.outputs[name][result.index], array, atol=1e-4, err_msg=name)
@@ -69,7 +69,7 @@ def test_rows_of_different_thresholds_get_their_own(portable: Path, count: int) 
 
 
 class Counting:
-    """A runner that tells its batches, and says of every image what its first pixel is."""
+    """A runner that records its batches and outputs the first pixel of every image."""
 
     def __init__(self, info: DetectorInfo) -> None:
         self.info = info
@@ -158,7 +158,7 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arguments(model: Path, info: DetectorInfo, form: str = "tensor", kind: str = "CPU") -> dict[str, str]:
-    """What Triton gives to ``initialize``; the model lies in version 1 of a repository."""
+    """The argument of ``initialize`` for a model in version 1 of a repository."""
     parameters = {
         "darktrt": info.to_json(),
         "score_threshold": str(SCORE),
@@ -258,7 +258,7 @@ def test_a_model_that_fails_is_the_error_of_every_request(
 def test_an_image_whose_results_are_no_numbers_is_the_error_of_its_request(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As damaged weights give them; the others in the batch are answered."""
+    """As of damaged weights; the others in the batch are answered."""
     model, _, _ = started(made, tmp_path, "jpeg")
     run = model._runner.run
 
@@ -295,9 +295,9 @@ def test_files_are_detected_as_the_command_does_it(tmp_path: Path, cfg: str, opt
         assert response.arrays["classes"][i, :count].tolist() == found.class_ids.tolist()
         assert not response.arrays["boxes"][i, count:].any()
         assert response.arrays["boxes"].shape[1] == response.arrays["scores"].shape[1] == max(map(len, expected))
-        told = json.loads(response.arrays["detections"][i, 0])
-        assert [one["class"] for one in told] == found.names
-        np.testing.assert_allclose([one["box"] for one in told], found.boxes, atol=1e-2)
+        listed = json.loads(response.arrays["detections"][i, 0])
+        assert [one["class"] for one in listed] == found.names
+        np.testing.assert_allclose([one["box"] for one in listed], found.boxes, atol=1e-2)
     model.finalize()
 
 
@@ -307,11 +307,11 @@ def encoded(image: NDArray[np.uint8], form: str = "PNG") -> bytes:
     return file.getvalue()
 
 
-def bomb(side: int) -> bytes:
+def bomb(length: int) -> bytes:
     """A JPEG of few bytes that says it has so many columns and rows."""
     file = bytearray(encoded(np.zeros((8, 8, 3), np.uint8), "JPEG"))
     frame = file.index(b"\xff\xc0")
-    file[frame + 5 : frame + 9] = side.to_bytes(2, "big") * 2
+    file[frame + 5 : frame + 9] = length.to_bytes(2, "big") * 2
     return bytes(file)
 
 

@@ -41,7 +41,7 @@ def test_means_are_those_of_the_values_and_of_their_int8_form() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
-def test_corrected_bias_gives_the_old_mean_back(groups: int) -> None:
+def test_corrected_bias_restores_the_old_mean(groups: int) -> None:
     """For a 1x1 convolution, which has no zeros around its input, exactly."""
     values = np.abs(RANDOM.normal(0, 1, (2, 8, 9, 9))).astype(np.float32)
     weight = RANDOM.normal(size=(12, 8 // groups, 1, 1)).astype(np.float32)
@@ -91,17 +91,17 @@ MEANS = {
 }
 
 
-def test_shifts_survive_the_disk(table: Path) -> None:
+def test_channel_means_survive_the_disk(table: Path) -> None:
     assert load_channel_means(table) == {}
     save_channel_means(MEANS, table)
-    found = load_channel_means(table)
-    assert [(name, one.mean.tolist(), one.quantized.tolist()) for name, one in found.items()] == [
+    result = load_channel_means(table)
+    assert [(name, one.mean.tolist(), one.quantized.tolist()) for name, one in result.items()] == [
         ("a", [1.0, 2.5], [1.25, 2.0]),
         ("b: c", [3.0], [4.0]),
     ]
 
 
-def test_shifts_of_another_table_are_refused(table: Path) -> None:
+def test_channel_means_of_another_table_are_refused(table: Path) -> None:
     save_channel_means(MEANS, table)
     CalibrationTable({"a": np.float32(0.3)}, "8600").save(table)
     with pytest.raises(DarktrtError, match=r"my\.means\.npz: was measured with another .*my\.table; calibrate again"):
@@ -117,7 +117,7 @@ def test_shifts_of_another_table_are_refused(table: Path) -> None:
         lambda path: path.write_text("x"),
     ],
 )
-def test_damaged_shifts_are_named(table: Path, damage: Any) -> None:
+def test_damaged_channel_means_are_named(table: Path, damage: Any) -> None:
     save_channel_means(MEANS, table)
     damage(channel_means_path(table))
     with pytest.raises(DarktrtError, match=r"my\.means\.npz: is damaged; calibrate again, or delete it"):

@@ -64,8 +64,8 @@ def counted_by_hand(model_path: Path, images: list[Path], tensor: str) -> Histog
             inputs |= {"score_threshold": np.array([0.3], np.float32), "iou_threshold": np.array([0.5], np.float32)}
         outputs = dict.fromkeys([tensor, *(head.tensor for head in info.heads)])
         outputs.pop("images", None)
-        found = run(with_outputs(model, outputs), inputs) | inputs
-        histogram.add(found[tensor], weights_of(found, info.heads))
+        result = run(with_outputs(model, outputs), inputs) | inputs
+        histogram.add(result[tensor], weights_of(result, info.heads))
     return histogram
 
 
@@ -75,27 +75,27 @@ def counted_by_hand(model_path: Path, images: list[Path], tensor: str) -> Histog
 def test_fused_mish_hides_tensors_and_changes_no_other(tmp_path: Path, images: list[Path]) -> None:
     """Histograms of what is left are those of a node each; a form left to the build has every tensor of all forms."""
     made = make(tmp_path, RESIDUAL_CFG)
-    found = {}
+    result = {}
     for form in ("plugin", "fused", "auto"):
         insert_plugins(made.plain, tmp_path / f"{form}.onnx", SurgeryOptions(mish=form))  # type: ignore[arg-type]
-        found[form] = collect(tmp_path / f"{form}.onnx", images).histograms
-    assert list(found["auto"]) == list(found["plugin"])
-    hidden = set(found["plugin"]) - set(found["fused"])
+        result[form] = collect(tmp_path / f"{form}.onnx", images).histograms
+    assert list(result["auto"]) == list(result["plugin"])
+    hidden = set(result["plugin"]) - set(result["fused"])
     assert hidden == {"layer1", "layer5", "layer8", "layer10"}
-    for name, histogram in found["fused"].items():
-        np.testing.assert_array_equal(histogram.counts, found["plugin"][name].counts)
+    for name, histogram in result["fused"].items():
+        np.testing.assert_array_equal(histogram.counts, result["plugin"][name].counts)
 
 
 @pytest.mark.parametrize("kind", ["plain", "portable"])
 def test_counts_are_those_of_running_the_whole_model(made: Made, portable: Path, images: list[Path], kind: str) -> None:
     path = made.plain if kind == "plain" else portable
-    found = collect(path, images[:2])
+    result = collect(path, images[:2])
     model, info = load_model(path)
     tensors = tensors_to_calibrate(model, info)
-    assert list(found.histograms) == tensors
+    assert list(result.histograms) == tensors
     for name in (tensors[0], tensors[1], tensors[len(tensors) // 2], info.heads[-1].tensor):
         expected = counted_by_hand(path, images[:2], name)
-        actual = found.histograms[name]
+        actual = result.histograms[name]
         assert actual.count == expected.count
         assert actual.amax == pytest.approx(expected.amax, rel=1e-5)
         # sums are rounded differently where the optimizer fused other nodes, so a few values change bins
@@ -107,12 +107,12 @@ def test_counts_are_those_of_running_the_whole_model(made: Made, portable: Path,
 def test_image_tensor_is_the_preprocessed_image(portable: Path, made: Made, images: list[Path]) -> None:
     for path in (portable, made.plain):
         name = tensors_to_calibrate(*load_model(path))[0]
-        found = collect(path, images[:3], tensors=[name])
-        assert list(found.histograms) == [name]
+        result = collect(path, images[:3], tensors=[name])
+        assert list(result.histograms) == [name]
         expected = counted_by_hand(path, images[:3], name)
-        assert np.array_equal(found.histograms[name].counts, expected.counts)
-        assert (found.histograms[name].minimum, found.histograms[name].maximum) == (expected.minimum, expected.maximum)
-        assert list(found.images.values()) == [str(p) for p in images[:3]]
+        assert np.array_equal(result.histograms[name].counts, expected.counts)
+        assert (result.histograms[name].minimum, result.histograms[name].maximum) == (expected.minimum, expected.maximum)
+        assert list(result.images.values()) == [str(p) for p in images[:3]]
 
 
 def test_batches_change_nothing_but_rounding(made: Made, portable: Path, images: list[Path], whole: HistogramSet) -> None:
@@ -142,10 +142,10 @@ def test_resumed_run_equals_one_without_a_break(
     tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet
 ) -> None:
     collect(portable, images[:4], save_to=tmp_path / "a.npz")
-    found = collect(portable, images, resume=HistogramSet.load(tmp_path / "a.npz"), save_to=tmp_path / "a.npz")
-    assert same_sets(found, whole)
+    result = collect(portable, images, resume=HistogramSet.load(tmp_path / "a.npz"), save_to=tmp_path / "a.npz")
+    assert same_sets(result, whole)
     assert same_sets(HistogramSet.load(tmp_path / "a.npz"), whole)
-    assert same_sets(collect(portable, images, resume=found), whole)
+    assert same_sets(collect(portable, images, resume=result), whole)
 
 
 def test_an_image_counts_once(tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet) -> None:
@@ -220,11 +220,11 @@ def test_unreadable_image_stops_the_run_and_is_named(tmp_path: Path, portable: P
 def test_unreadable_images_are_skipped_and_listed(
     tmp_path: Path, portable: Path, images: list[Path], corrupt: Path, whole: HistogramSet
 ) -> None:
-    found = collect(portable, [corrupt, *images, tmp_path / "none.jpg"], skip_bad=True)
-    assert same_sets(found, whole)
-    assert [sentence.split(":")[0] for sentence in found.skipped] == [str(corrupt), str(tmp_path / "none.jpg")]
-    collect(portable, images[:1], resume=found)
-    assert found.skipped == []
+    result = collect(portable, [corrupt, *images, tmp_path / "none.jpg"], skip_bad=True)
+    assert same_sets(result, whole)
+    assert [sentence.split(":")[0] for sentence in result.skipped] == [str(corrupt), str(tmp_path / "none.jpg")]
+    collect(portable, images[:1], resume=result)
+    assert result.skipped == []
     with pytest.raises(DarktrtError, match=r"none of the 1 images can be read; first: .*corrupt\.jpg"):
         collect(portable, [corrupt], skip_bad=True)
     with pytest.raises(DarktrtError, match="there are no images; name a folder"):
@@ -275,16 +275,16 @@ def test_channel_means_are_those_of_running_the_whole_model(made: Made, portable
     scales = {name: np.float32(0.02) for name in names}
     broken = images[0].parent / "broken.png"
     broken.write_bytes(b"no image")
-    found = measure_channel_means(portable, [images[0], broken, images[1]], scales)
-    assert set(found) == names
+    result = measure_channel_means(portable, [images[0], broken, images[1]], scales)
+    assert set(result) == names
     broken.unlink()
     stacked = np.stack(
         [preprocess(read_image(p), made.info.width, made.info.height, 3, "stretch", "float")[0] for p in images[:2]]
     )
     name = sorted(names)[0]
     values = run(with_outputs(model, [name]), {"images": np.rint(stacked * 255).astype(np.float32) / 255})[name]
-    np.testing.assert_allclose(found[name].mean, values.mean((0, 2, 3)), atol=1e-5)
+    np.testing.assert_allclose(result[name].mean, values.mean((0, 2, 3)), atol=1e-5)
     steps = np.clip(np.rint(values / np.float32(0.02)), -128, 127) * np.float32(0.02)
-    np.testing.assert_allclose(found[name].quantized, steps.mean((0, 2, 3)), atol=1e-4)
+    np.testing.assert_allclose(result[name].quantized, steps.mean((0, 2, 3)), atol=1e-4)
     with pytest.raises(DarktrtError, match="none of the 1 images can be read"):
         measure_channel_means(portable, [broken], scales)

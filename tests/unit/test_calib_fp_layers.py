@@ -72,8 +72,8 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -> None:
-    """By hand: weights times places of the output, whose sizes the network's own metadata and strides give."""
-    found = FloatReference(load_network(files / "nms.onnx"), find_images([str(files / "photos")], 1, 0)).operations()
+    """By hand: weights times positions of the output, whose sizes follow from the network's metadata and strides."""
+    result = FloatReference(load_network(files / "nms.onnx"), find_images([str(files / "photos")], 1, 0)).operations()
     model = made.model()
     weights = {i.name: numpy_helper.to_array(i).size for i in model.graph.initializer}
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
@@ -84,35 +84,35 @@ def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -
         if node.op_type == "Conv" and section_output[node.name] in shapes:
             counts[node.name] = weights[node.input[1]] * int(np.prod(shapes[section_output[node.name]][2:]))
     assert len(counts) >= 4
-    assert sum(found.values()) == pytest.approx(1)
+    assert sum(result.values()) == pytest.approx(1)
     first = next(iter(counts))
     for name, count in counts.items():
-        assert found[name] / found[first] == pytest.approx(count / counts[first])
+        assert result[name] / result[first] == pytest.approx(count / counts[first])
 
 
-def test_what_is_measured_is_measure_each(files: Path) -> None:
+def test_each_convolution_is_measured_by_itself(files: Path) -> None:
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
     images = find_images([str(files / "photos")], 2, 0)
-    found = find_fp_layers(files / "nms.onnx", images, calibration)
+    result = find_fp_layers(files / "nms.onnx", images, calibration)
     network = load_network(files / "nms.onnx")
-    assert list(found.always) == chosen_fp_layers(network)
-    others = [one.node for one in convolutions(network) if one.node not in found.always]
-    assert [cost.nodes for cost in found.costs] == [(name,) for name in others]
-    alone = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 2)
-    changes = {layer.convolution.node: layer.change.scores for layer in alone.layers}
+    assert list(result.always) == chosen_fp_layers(network)
+    others = [one.node for one in convolutions(network) if one.node not in result.always]
+    assert [cost.nodes for cost in result.costs] == [(name,) for name in others]
+    ranked = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 2)
+    changes = {layer.convolution.node: layer.change.scores for layer in ranked.layers}
     total = sum(changes[name] ** 2 for name in others)
-    assert [cost.noise for cost in found.costs] == pytest.approx([changes[name] ** 2 / total for name in others])
+    assert [cost.noise for cost in result.costs] == pytest.approx([changes[name] ** 2 / total for name in others])
 
 
 def test_a_deep_network_is_measured_in_groups_of_neighbours(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("darktrt.check.sensitivity.MOST_GROUPS", 3)
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
-    found = find_fp_layers(files / "nms.onnx", find_images([str(files / "photos")], 1, 0), calibration)
+    result = find_fp_layers(files / "nms.onnx", find_images([str(files / "photos")], 1, 0), calibration)
     network = load_network(files / "nms.onnx")
-    others = [one.node for one in convolutions(network) if one.node not in found.always]
-    assert len(found.costs) == 3
-    assert [name for cost in found.costs for name in cost.nodes] == others
-    assert sum(cost.noise for cost in found.costs) == pytest.approx(1)
+    others = [one.node for one in convolutions(network) if one.node not in result.always]
+    assert len(result.costs) == 3
+    assert [name for cost in result.costs for name in cost.nodes] == others
+    assert sum(cost.noise for cost in result.costs) == pytest.approx(1)
 
 
 # --- the file, and its readers ---
@@ -143,7 +143,7 @@ def test_surgery_uses_it_unless_layers_are_named(
     assert in_floating_point("--fp-layers", "") == "none"
 
 
-def test_none_is_left_where_none_was_measured(files: Path, tmp_path: Path) -> None:
+def test_no_file_is_written_where_nothing_was_measured(files: Path, tmp_path: Path) -> None:
     for name, *options in (("nms", "--fp-layer-images", "0"), ("raw",)):
         table = tmp_path / f"{name}.table"
         fp_layers_path(table).write_text("of an earlier table")
@@ -152,7 +152,7 @@ def test_none_is_left_where_none_was_measured(files: Path, tmp_path: Path) -> No
     assert load_model(files / "raw.onnx")[1].head == "raw"
 
 
-def test_ranking_and_budget_begin_with_it(files: Path) -> None:
+def test_ranking_and_budget_start_from_the_layers(files: Path) -> None:
     network = load_network(files / "nms.onnx")
     names = [one.node for one in convolutions(network)]
     calibration = Calibration(CalibrationTable.load(files / "my.table").scales, (names[2],))

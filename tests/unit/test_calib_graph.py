@@ -66,7 +66,7 @@ def test_integers_and_constants_on_the_way_are_no_activations(made: Made) -> Non
     assert tensors_to_calibrate(model, made.info)[:2] == ["images", "again"]
 
 
-def test_groups_are_tensors_that_pass_the_same_values_on(made: Made) -> None:
+def test_groups_are_tensors_with_common_values(made: Made) -> None:
     """Of the made network: a slice of layer 1's, concats of routes, max pools, the upsampling."""
     model = made.model()
     tensors = tensors_to_calibrate(model, made.info)
@@ -83,25 +83,25 @@ def test_groups_are_tensors_that_pass_the_same_values_on(made: Made) -> None:
     assert passing_groups(model, made.info, []) == []
 
 
-def test_what_the_heads_read(made: Made, portable: Path) -> None:
-    found = head_inputs(made.model(), made.info)
+def test_inputs_of_the_heads(made: Made, portable: Path) -> None:
+    result = head_inputs(made.model(), made.info)
     convolutions = {node.output[0]: node.input[0] for node in made.model().graph.node if node.op_type == "Conv"}
-    assert found == [convolutions[head.tensor] for head in made.info.heads]
-    assert head_inputs(*load_model(portable)) == found
+    assert result == [convolutions[head.tensor] for head in made.info.heads]
+    assert head_inputs(*load_model(portable)) == result
     without = made.model()
     del without.graph.node[:]
     assert head_inputs(without, made.info) == []
 
 
-def test_what_mish_alone_reads(made: Made, portable: Path) -> None:
-    """A plugin node takes its input quantized; standard ops are fused with the convolution before them."""
+def test_outputs_of_mish_that_are_the_only_readers(made: Made, portable: Path) -> None:
+    """The input of a plugin node is quantized; standard ops are fused with the convolution before them."""
     model, info = load_model(portable)
     tensors = tensors_to_calibrate(model, info)
     nodes = [node for node in model.graph.node if node.op_type == "MishPlugin"]
-    found = mish_outputs(model, tensors)
-    assert found == {node.input[0]: node.output[0] for node in nodes} != {}
-    first, *others = found
-    assert list(mish_outputs(model, [name for name in tensors if name != found[first]])) == others
+    result = mish_outputs(model, tensors)
+    assert result == {node.input[0]: node.output[0] for node in nodes} != {}
+    first, *others = result
+    assert list(mish_outputs(model, [name for name in tensors if name != result[first]])) == others
     model.graph.node.add(op_type="Relu", input=[first], output=["other"])
     assert list(mish_outputs(model, tensors)) == others
     assert mish_outputs(made.model(), tensors_to_calibrate(made.model(), made.info)) == {}

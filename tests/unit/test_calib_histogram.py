@@ -91,12 +91,12 @@ def test_neither_order_nor_grouping_matters(seed: int) -> None:
 # --- weights ---
 
 
-def test_values_without_weights_weigh_one() -> None:
+def test_values_without_weights_have_the_weight_one() -> None:
     histogram = counted(CHUNKS)
     assert np.array_equal(histogram.weighted, histogram.counts)
 
 
-def test_a_value_counts_as_often_as_its_place_weighs() -> None:
+def test_a_value_counts_as_often_as_the_weight_of_its_position() -> None:
     values = RANDOM.normal(0, 3, (2, 5, 6, 8)).astype(np.float32)
     weights = RANDOM.integers(0, 256, (2, 3, 4)).astype(np.uint8)
     weights[0, 1:] = 0
@@ -120,7 +120,7 @@ def test_weighted_shards_merge_to_one_run() -> None:
     assert same(first, whole)
 
 
-def test_merging_leaves_the_other_alone() -> None:
+def test_merging_does_not_change_the_other() -> None:
     small, large = counted(CHUNKS[1:2]), counted(CHUNKS[4:5])
     before = copy.deepcopy(small)
     large.merge(small)
@@ -209,8 +209,8 @@ def _truncate(path: Path) -> None:
 
 def _replace(path: Path, **arrays: Any) -> None:
     with np.load(path) as archive:
-        kept = {name: archive[name] for name in archive.files}
-    np.savez(path, **{**kept, **arrays})
+        saved = {name: archive[name] for name in archive.files}
+    np.savez(path, **{**saved, **arrays})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Weights of an image's places: the best score of any anchor, against a loop over the definition."""
+"""Weights of an image's positions: the best score of any anchor, against a loop over the definition."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def test_weights_are_the_best_scores(made: Made, new_coords: bool) -> None:
     shapes = [(2, len(head.anchors) * (5 + head.classes), head.rows, head.columns) for head in heads]
     draw = random.random if new_coords else random.normal
     raws = {head.tensor: draw(size=shape).astype(np.float32) for head, shape in zip(heads, shapes, strict=True)}
-    found = weights_of(raws, heads)
+    result = weights_of(raws, heads)
     rows, columns = max(head.rows for head in heads), max(head.columns for head in heads)
-    assert found.shape == (2, rows, columns)
-    assert found.dtype == np.uint8
-    for n, row, column in np.ndindex(*found.shape):
+    assert result.shape == (2, rows, columns)
+    assert result.dtype == np.uint8
+    for n, row, column in np.ndindex(*result.shape):
         best = max(
             score(raws[head.tensor][n], head, anchor, row * head.rows // rows, column * head.columns // columns)
             for head in heads
             for anchor in range(len(head.anchors))
         )
-        assert abs(found[n, row, column] - WEIGHT_OF_ONE * best) <= 0.5 + 1e-3
+        assert abs(result[n, row, column] - WEIGHT_OF_ONE * best) <= 0.5 + 1e-3
 
 
 def test_huge_and_damaged_raw_values_stay_weights(made: Made) -> None:

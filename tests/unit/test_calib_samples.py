@@ -24,9 +24,9 @@ def test_flips_and_crops_are_twelve_of_each_image(folder: Path) -> None:
         read_image(path).astype(int)
         for path in ("a.png", "out/a-whole.jpg", "out/a-whole-mirrored.jpg", "out/a-se-mirrored.jpg")
     )
-    for found, expected in ((whole, image), (mirrored, image[:, ::-1]), (corner, image[-60:, -81:][:, ::-1])):
-        assert found.shape == expected.shape
-        assert np.abs(found - expected).mean() < 3  # what JPEG loses
+    for result, expected in ((whole, image), (mirrored, image[:, ::-1]), (corner, image[-60:, -81:][:, ::-1])):
+        assert result.shape == expected.shape
+        assert np.abs(result - expected).mean() < 3  # what JPEG loses
 
 
 def test_flips_and_crops_are_the_same_each_time(folder: Path) -> None:

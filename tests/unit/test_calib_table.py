@@ -35,9 +35,9 @@ def test_round_trip_is_bit_for_bit(tmp_path: Path) -> None:
 def test_every_scale_survives() -> None:
     bits = np.random.default_rng(0).integers(1, 0x7F800000, 5000, dtype=np.uint32)
     scales = {f"t{i}": scale for i, scale in enumerate(bits.view(np.float32))}
-    found = parse_table(CalibrationTable(scales, "101300").text(), "here")
-    assert found.version == "101300"
-    assert np.array_equal(np.array(list(found.scales.values())).view(np.uint32), bits)
+    result = parse_table(CalibrationTable(scales, "101300").text(), "here")
+    assert result.version == "101300"
+    assert np.array_equal(np.array(list(result.scales.values())).view(np.uint32), bits)
 
 
 @pytest.mark.parametrize("kind", ["EntropyCalibration", "MinMaxCalibration", "LegacyCalibration"])
@@ -103,7 +103,7 @@ def test_files_that_are_no_text_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match="not text"):
         CalibrationTable.load(tmp_path / "a")
     with open(tmp_path / "big", "wb") as file:
-        file.truncate(2 << 30)  # takes no place on the disk
+        file.truncate(2 << 30)  # occupies no disk space
     with pytest.raises(DarktrtError, match="larger than 16 MiB"):
         CalibrationTable.load(tmp_path / "big")
     with pytest.raises(DarktrtError, match="Is a directory"):

@@ -87,11 +87,11 @@ def literal_divergence(counts: Floats, kept: int) -> float:
 @names
 def test_divergences_are_those_of_the_literal_loop(name: str) -> None:
     counts = entropy_histogram(histogram_of(SAMPLES[name]))
-    found = entropy_divergences(counts)
-    assert len(found) == 2048 - 128 + 1
+    result = entropy_divergences(counts)
+    assert len(result) == 2048 - 128 + 1
     for kept in [128, 129, 200, 255, 256, 777, 1024, 2047, 2048]:
         expected = literal_divergence(counts, kept)
-        assert found[kept - 128] == pytest.approx(expected, rel=1e-6, abs=1e-9), kept
+        assert result[kept - 128] == pytest.approx(expected, rel=1e-6, abs=1e-9), kept
 
 
 def test_divergences_of_whole_counts_with_gaps() -> None:
@@ -136,12 +136,12 @@ def test_entropy_clips_an_outlier_and_ignores_the_share_of_zeros() -> None:
 @pytest.mark.parametrize("percentile", [50, 99, 99.9, 99.99, 100])
 def test_percentile_is_that_of_the_raw_values(name: str, percentile: float) -> None:
     values, histogram = np.abs(SAMPLES[name]), histogram_of(SAMPLES[name])
-    found = percentile_amax(histogram, percentile)
+    result = percentile_amax(histogram, percentile)
     around = (np.percentile(values, percentile, method=method) for method in ("lower", "higher"))
     low, high = around
-    assert low - histogram.bin_width <= found <= high + histogram.bin_width
+    assert low - histogram.bin_width <= result <= high + histogram.bin_width
     if percentile == 100:
-        assert found == histogram.amax
+        assert result == histogram.amax
 
 
 @names
@@ -149,9 +149,9 @@ def test_percentile_is_that_of_the_raw_values(name: str, percentile: float) -> N
 def test_expected_error_is_that_of_the_raw_values(name: str, power: float) -> None:
     histogram = histogram_of(SAMPLES[name])
     amaxes = histogram.amax * np.array([0.05, 0.3, 0.8, 1, 1.1])
-    found = expected_error(histogram, amaxes, power)
+    result = expected_error(histogram, amaxes, power)
     expected = [raw_error(SAMPLES[name], amax, power) for amax in amaxes]
-    assert found == pytest.approx(expected, rel=0.35 if name == "few" else 0.02)
+    assert result == pytest.approx(expected, rel=0.35 if name == "few" else 0.02)
 
 
 @names
@@ -185,7 +185,7 @@ def test_auto_takes_the_least_error_of_all(name: str) -> None:
 
 @pytest.fixture
 def objects() -> Histogram:
-    """Large values at one place, where the network finds something; small ones on the background."""
+    """Large values at one position, where the network detects something; small ones in the background."""
     random = np.random.default_rng(0)
     values = random.laplace(0, 0.1, (1, 4, 400, 400)).astype(np.float32)
     values[:, :, 3:5, 3:5] = random.uniform(0, 5, (1, 4, 2, 2))
@@ -211,22 +211,22 @@ def test_without_any_detection_weighted_is_mse() -> None:
     assert choose_amax(histogram, "weighted").amax == choose_amax(histogram, "mse").amax
 
 
-def test_what_mish_reads_gets_the_range_of_what_it_gives() -> None:
-    """By which a fused Mish errs less than where its input has a range of its own, which is for large negative values."""
+def test_the_input_of_mish_gets_the_range_of_its_output() -> None:
+    """The error of a fused Mish is smaller than with a range of the input's own, which covers large negative values."""
     x = np.append(RANDOM.normal(-2, 3, 300_000), RANDOM.uniform(-40, 0, 10_000)).astype(np.float32)
     y = mish64(x)
     histograms = {"x": histogram_of(x), "y": histogram_of(y), "other": histogram_of(x)}
     choices = {name: choose_amax(histogram, "auto") for name, histogram in histograms.items()}
-    found = join_mish(choices, histograms, {"x": "y"})
-    assert found["x"].amax == found["y"].amax == choices["y"].amax
-    assert found["x"].joined
-    assert found["x"].clipped_share == pytest.approx(np.mean(np.abs(x) > choices["y"].amax), rel=1e-2)
-    assert (found["y"], found["other"]) == (choices["y"], choices["other"])
-    errors = [np.mean((quantized(mish64(quantized(x, one["x"].amax)), one["y"].amax) - y) ** 2) for one in (found, choices)]
+    result = join_mish(choices, histograms, {"x": "y"})
+    assert result["x"].amax == result["y"].amax == choices["y"].amax
+    assert result["x"].joined
+    assert result["x"].clipped_share == pytest.approx(np.mean(np.abs(x) > choices["y"].amax), rel=1e-2)
+    assert (result["y"], result["other"]) == (choices["y"], choices["other"])
+    errors = [np.mean((quantized(mish64(quantized(x, one["x"].amax)), one["y"].amax) - y) ** 2) for one in (result, choices)]
     assert errors[0] < 0.7 * errors[1]
 
 
-def test_a_mish_that_gives_nothing_leaves_its_input_alone() -> None:
+def test_a_mish_with_output_zero_does_not_change_its_input() -> None:
     histograms = {"x": histogram_of(SAMPLES["normal"]), "y": histogram_of(np.zeros(9))}
     choices = {name: choose_amax(histogram, "auto") for name, histogram in histograms.items()}
     assert join_mish(choices, histograms, {"x": "y"}) == choices
@@ -236,7 +236,7 @@ def chosen(amax: float, dead: bool = False) -> Choice:
     return Choice(amax, "mse", 0.0, {}, dead)
 
 
-def test_tensors_that_pass_values_on_get_one_threshold_where_theirs_are_near() -> None:
+def test_tensors_with_common_values_get_one_threshold_where_theirs_are_near() -> None:
     choices = {"a": chosen(4), "b": chosen(4 * NEAR), "c": chosen(5), "d": chosen(2), "e": chosen(7)}
     result = join_groups(choices, [["a", "b", "c"], ["d", "e"]])
     assert {name: choice.amax for name, choice in result.items()} == {"a": 5, "b": 5, "c": 5, "d": 2, "e": 7}

@@ -1,4 +1,4 @@
-"""TensorRT's calibrator, with stand-ins for TensorRT and the driver: what it is served and fed, how failures come out."""
+"""TensorRT's calibrator, with stand-ins for TensorRT and the driver: its tables and batches, and how failures surface."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> FakeDriver:
     """In the place of libcuda; TensorRT's context is current."""
-    found = FakeDriver(current=5)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": found}[name])
-    return found
+    result = FakeDriver(current=5)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": result}[name])
+    return result
 
 
 def network(**inputs: tuple[tuple[int, ...], str]) -> Network:
@@ -57,13 +57,13 @@ def build(source: Source, trt: FakeTensorRT, model: Network = NETWORK, failed: E
 TABLE = CalibrationTable({"images": np.float32(1 / 127), "y": np.float32(0.25)}, "8600")
 
 
-def test_a_table_is_served_and_no_batch_is_asked_for() -> None:
+def test_a_table_is_read_and_no_batch_is_asked_for() -> None:
     trt = FakeTensorRT("8.6.0")
     assert build(TableSource(TABLE), trt) == b"plan"
     assert trt.events == ["read"]
 
 
-def test_the_served_text_stays_where_it_is() -> None:
+def test_the_text_of_the_table_stays_where_it_is() -> None:
     """TensorRT keeps a pointer into it."""
     source = TableSource(TABLE, batch=4)
     assert source.read_cache() == TABLE.text().encode()
@@ -172,7 +172,7 @@ def test_a_failure_in_a_callback_fails_the_build(driver: FakeDriver, name: str) 
 
 
 def test_after_a_failure_nothing_more_is_read(driver: FakeDriver) -> None:
-    """A generator that goes on after a bad batch must not: TensorRT would take the rest."""
+    """A generator is not asked again after a bad batch: TensorRT would calibrate on the rest."""
     answers, trt = [], FakeTensorRT("8.6.0")
     with pytest.raises(DarktrtError, match="batch 2"), BatchSource([batch(), {}, batch(), batch()], batch=2) as source:
         with calibrator(trt, source, NETWORK) as adapter:
@@ -189,7 +189,7 @@ def test_ctrl_c_in_a_callback_comes_out(driver: FakeDriver) -> None:
     assert driver.buffers == {}
 
 
-def test_the_kept_failure_is_the_one_that_is_told(driver: FakeDriver) -> None:
+def test_the_first_failure_is_the_one_that_is_raised(driver: FakeDriver) -> None:
     """Not "TensorRT cannot build the engine", which is what follows from it."""
     with pytest.raises(DarktrtError, match="there is no batch"), BatchSource([], batch=2) as source:
         if build(source, FakeTensorRT("8.6.0")) is None:
@@ -202,8 +202,8 @@ def test_without_calibration_there_is_no_table(driver: FakeDriver) -> None:
 
 
 def test_an_open_dimension_is_the_batch() -> None:
-    found = network_inputs(network(images=((-1, 4, 5, 3), "UINT8"), iou_threshold=((1,), "FLOAT"), n=((2,), "INT64")), 7)
-    assert {name: (one.shape, one.dtype.name) for name, one in found.items()} == {
+    result = network_inputs(network(images=((-1, 4, 5, 3), "UINT8"), iou_threshold=((1,), "FLOAT"), n=((2,), "INT64")), 7)
+    assert {name: (one.shape, one.dtype.name) for name, one in result.items()} == {
         "images": ((7, 4, 5, 3), "uint8"),
         "iou_threshold": ((1,), "float32"),
         "n": ((2,), "int64"),
@@ -217,20 +217,20 @@ def test_memory_goes_there_and_back(driver: FakeDriver) -> None:
     memory, values = DeviceMemory(), np.arange(6, dtype=np.float32)
     address = memory.upload("a", values)
     assert memory.reserve("a", 24) == address
-    found = np.empty((2, 3), np.float32)
-    memory.download("a", found)
-    np.testing.assert_array_equal(found.ravel(), values)
+    result = np.empty((2, 3), np.float32)
+    memory.download("a", result)
+    np.testing.assert_array_equal(result.ravel(), values)
     with pytest.raises(ValueError, match="has 24 bytes; 28 do not fit"):
         memory.download("a", np.empty(7, np.float32))
     memory.upload("a", np.zeros(3, np.float64))
-    memory.upload("a", np.zeros(4, np.float64))  # of another size: in the place of the old one
+    memory.upload("a", np.zeros(4, np.float64))  # of another size: replaces the old one
     assert list(map(len, driver.buffers.values())) == [32]
     memory.free()
     memory.free()
     assert (driver.buffers, driver.retained, driver.contexts) == ({}, 0, [5])
 
 
-def test_a_full_gpu_is_told_and_nothing_leaks(driver: FakeDriver) -> None:
+def test_a_full_gpu_is_reported_and_nothing_leaks(driver: FakeDriver) -> None:
     driver.memory, driver.contexts = 100, []
     with pytest.raises(DarktrtError, match=r"CUDA: cuMemAlloc_v2 fails: CUDA_ERROR_OUT_OF_MEMORY \(2\)"):
         with BatchSource([batch()], batch=2) as source:
@@ -238,7 +238,7 @@ def test_a_full_gpu_is_told_and_nothing_leaks(driver: FakeDriver) -> None:
     assert (driver.buffers, driver.retained, driver.contexts) == ({}, 0, [])
 
 
-def test_a_machine_without_a_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_a_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: str) -> None:
         raise OSError("libcuda.so.1: cannot open shared object file")
 

@@ -77,7 +77,7 @@ class Standing:
 
 
 def boxes_of(inputs: Arrays) -> Arrays:
-    """Outputs that tell which image they are of."""
+    """Outputs that identify their image."""
     marks = inputs["images"].reshape(len(inputs["images"]), -1)[:, :1].astype(np.float32)
     return {"boxes": np.repeat(marks, 1200, 1).reshape(-1, 300, 4), "scores": np.repeat(marks, 300, 1)}
 
@@ -151,14 +151,14 @@ def test_memory_that_a_late_answer_may_reach_is_used_no_more() -> None:
 
 
 def config(info: DetectorInfo, **changes: Any) -> dict[str, Any]:
-    """As gRPC gives it: numbers as text, zeros left out."""
+    """In gRPC's form: numbers as text, zeros left out."""
     entry = {"name": "images", "data_type": "TYPE_UINT8", "dims": ["64", "96", "3"]}
     made = {"name": "m", "backend": "python", "max_batch_size": 3, "input": [entry], "output": []}
     return {**made, "parameters": {METADATA_KEY: {"string_value": info.to_json()}}, **changes}
 
 
 def test_what_the_server_says_of_a_model(tmp_path_factory: pytest.TempPathFactory) -> None:
-    info = make(tmp_path_factory.mktemp("told"), MADE_CFG).info
+    info = make(tmp_path_factory.mktemp("info"), MADE_CFG).info
     model = ModelInfo.from_config(config(info), "grpc://a:1", "2")
     assert (model.name, model.version, model.max_batch, model.encoded) == ("m", "2", 3, False)
     assert model.info == info

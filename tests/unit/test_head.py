@@ -65,10 +65,10 @@ OUTPUTS = {
 @pytest.mark.parametrize("start", INPUTS)
 def test_every_form_of_input_and_head(made: Made, start: str, end: str) -> None:
     model = made.transformed(input=start, head=end, max_detections=50)
-    found = form(model.graph.input)
-    assert found.pop("images") == INPUTS[start]
+    result = form(model.graph.input)
+    assert result.pop("images") == INPUTS[start]
     limits = {"score_threshold": ("float", [1]), "iou_threshold": ("float", [1])}
-    assert found == (limits if end == "nms" else {})
+    assert result == (limits if end == "nms" else {})
     assert form(model.graph.output) == OUTPUTS[end]
     info = info_of(model)
     assert (info.input, info.head, info.max_detections) == (start, end, 50 if end == "nms" else 0)
@@ -95,8 +95,8 @@ def test_a_file_becomes_a_file(made: Made, tmp_path: Path) -> None:
     model, info = load_model(tmp_path / "portable.onnx")
     assert info == report.info
     onnx.checker.check_model(model, full_check=True)
-    found = run(tmp_path / "portable.onnx", {"images": batch_of_images(info, 1), **thresholds(0.01)})
-    assert found["num_detections"].item() > 0
+    result = run(tmp_path / "portable.onnx", {"images": batch_of_images(info, 1), **thresholds(0.01)})
+    assert result["num_detections"].item() > 0
 
 
 # --- numbers ---
@@ -106,14 +106,14 @@ def raw_names(info: DetectorInfo) -> list[str]:
     return [h.tensor for h in info.heads]
 
 
-def test_bytes_give_the_bits_that_floats_give(made: Made) -> None:
+def test_bytes_and_floats_lead_to_the_same_bits(made: Made) -> None:
     """x / 255 in float32, by the graph or before it."""
     images = batch_of_images(made.info, 3)
     plain = run(with_outputs(made.model(), raw_names(made.info)), {"images": as_float(images)})
     model = made.transformed(head="raw")
-    found = run(model, {"images": images})
+    result = run(model, {"images": images})
     for name in raw_names(made.info):
-        assert found[name].tobytes() == plain[name].tobytes()
+        assert result[name].tobytes() == plain[name].tobytes()
     levels = np.arange(256, dtype=np.uint8)
     image = np.resize(levels, (1, 64, 96, 3))
     converted = run(with_outputs(model, ["images_float"]), {"images": image})["images_float"]
@@ -162,13 +162,13 @@ def network(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_decoding_equals_numpy_and_the_plain_file(network: Made) -> None:
     images = as_float(batch_of_images(network.info, 2))
     plain = run(with_outputs(network.model(), raw_names(network.info)), {"images": images})
-    found = run(network.transformed(input="float", head="decode"), {"images": images})
+    result = run(network.transformed(input="float", head="decode"), {"images": images})
     for i in range(2):
         boxes, scores = decode_all(plain, network.info, i)
-        assert relative_error(found["boxes"][i], boxes) <= EXPORT_TOLERANCE
-        assert relative_error(found["scores"][i], scores) <= EXPORT_TOLERANCE
+        assert relative_error(result["boxes"][i], boxes) <= EXPORT_TOLERANCE
+        assert relative_error(result["scores"][i], scores) <= EXPORT_TOLERANCE
     for name in ("boxes", "scores"):
-        assert relative_error(found[name], plain[name]) <= EXPORT_TOLERANCE
+        assert relative_error(result[name], plain[name]) <= EXPORT_TOLERANCE
 
 
 @pytest.mark.parametrize(("score", "iou"), [(0.01, 0.45), (0.002, 0.2), (0.001, 0.7), (0.99, 0.5)])
@@ -176,35 +176,35 @@ def test_detections_equal_numpys_of_the_decoded_heads(network: Made, score: floa
     """In a batch of different images."""
     images, info = batch_of_images(network.info, 3), network.info
     decoded = run(network.transformed(head="decode"), {"images": images})
-    found = run(network.transformed(), {"images": images, **thresholds(score, iou)})
+    result = run(network.transformed(), {"images": images, **thresholds(score, iou)})
     rule = (info.nms.kind, info.nms.beta, (info.width, info.height))
     for i in range(3):
         boxes, scores = decoded["boxes"][i], decoded["scores"][i]
         expected = nms(boxes, scores, score, iou, *rule, max_candidates=1000, max_detections=300)
-        check_image(found, i, expected)
+        check_image(result, i, expected)
         if iou == 0.2:
             assert len(expected[1]) < (scores > score).sum(), "something is suppressed"
-    assert score < 0.5 or not found["num_detections"].any()
+    assert score < 0.5 or not result["num_detections"].any()
 
 
-def check_image(found: dict[str, Array], i: int, expected: tuple[Array, Array, Array]) -> None:
-    count = int(found["num_detections"][i, 0])
+def check_image(result: dict[str, Array], i: int, expected: tuple[Array, Array, Array]) -> None:
+    count = int(result["num_detections"][i, 0])
     assert count == len(expected[1])
     for name, array in zip(("boxes", "scores", "classes"), expected, strict=True):
-        np.testing.assert_array_equal(found[name][i, :count], array)
-        assert not found[name][i, count:].any()
+        np.testing.assert_array_equal(result[name][i, :count], array)
+        assert not result[name][i, count:].any()
 
 
-def test_fixed_thresholds_are_no_inputs_and_give_the_same(made: Made) -> None:
+def test_fixed_thresholds_are_no_inputs_and_change_no_detection(made: Made) -> None:
     fixed = made.transformed(thresholds=Thresholds(0.02, 0.3))
     assert [tensor.name for tensor in fixed.graph.input] == ["images"]
     info = load_info(fixed)
     assert info.fixed_thresholds == (0.02, 0.3) and not info.takes_thresholds
     images = {"images": batch_of_images(info, 3)}
-    found, expected = run(fixed, images), run(made.transformed(), {**images, **thresholds(0.02, 0.3)})
+    result, expected = run(fixed, images), run(made.transformed(), {**images, **thresholds(0.02, 0.3)})
     assert expected["num_detections"].min() > 0
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_array_equal(result[name], array, err_msg=name)
 
 
 def load_info(model: onnx.ModelProto) -> DetectorInfo:
@@ -235,10 +235,10 @@ def test_damaged_fixed_thresholds_in_the_metadata(made: Made, value: Any) -> Non
 def test_limits_of_candidates_and_detections(made: Made) -> None:
     images = batch_of_images(made.info, 2)
     decoded = run(made.transformed(head="decode"), {"images": images})
-    found = run(made.transformed(max_candidates=40, max_detections=7), {"images": images, **thresholds(0.001)})
+    result = run(made.transformed(max_candidates=40, max_detections=7), {"images": images, **thresholds(0.001)})
     for i in range(2):
         rule = (made.info.nms.kind, made.info.nms.beta, (96, 64))
-        check_image(found, i, nms(decoded["boxes"][i], decoded["scores"][i], 0.001, 0.45, *rule, 40, 7))
+        check_image(result, i, nms(decoded["boxes"][i], decoded["scores"][i], 0.001, 0.45, *rule, 40, 7))
 
 
 # --- letterboxed networks ---
@@ -257,12 +257,12 @@ def test_a_letterboxed_network_with_a_distance_term_takes_the_images_sizes(lette
     assert form(model.graph.input)["image_size"] == ("float", ["batch", 2])
     images, sizes = batch_of_images(letterboxed.info, 3), [(96, 64), (96, 8), (10, 64)]
     decoded = run(letterboxed.transformed(head="decode"), {"images": images})
-    found = run(model, {"images": images, "image_size": np.array(sizes, np.float32), **thresholds(0.001, 0.01)})
+    result = run(model, {"images": images, "image_size": np.array(sizes, np.float32), **thresholds(0.001, 0.01)})
     stretched = 0
     for i, size in enumerate(sizes):
         boxes, scores = decoded["boxes"][i], decoded["scores"][i]
         own, other = (nms(boxes, scores, 0.001, 0.01, "greedynms", 0.6, s, 1000, 300) for s in (size, (96, 64)))
-        check_image(found, i, own)
+        check_image(result, i, own)
         stretched += not np.array_equal(own[1], other[1])
     assert stretched, "the sizes matter"
 

@@ -1,4 +1,4 @@
-"""Mish in every form that exporters write, what only looks like it, counts, adds and concats that take it in, and swaps."""
+"""Mish in every form that exporters write, what only looks like it, counts, and fusing with adds and concats."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ NOT_MISH = {
     "no Tanh": ("s = Softplus (x) y = Mul (x, s)", "'Softplus_s' is a Softplus that no Tanh follows"),
     "Sigmoid for Tanh": ("s = Softplus (x) t = Sigmoid (s) y = Mul (x, t)", "'Softplus_s' is a Softplus that no Tanh follows"),
     "the wrong way round": ("t = Tanh (x) s = Softplus (t) y = Mul (x, s)", "'Softplus_s' is a Softplus that no Tanh"),
-    "Tanh alone": ("t = Tanh (x) y = Mul (x, t)", "the graph and the cfg it came from do not belong together"),
+    "Tanh without Softplus": ("t = Tanh (x) y = Mul (x, t)", "the graph and the cfg it came from do not belong together"),
     "nothing like it": ("y = Relu (x)", "the graph and the cfg it came from do not belong together"),
     "Div": (f"{GATE} y = Div (t, x)", "'Div_y' is a Div of tanh(softplus(x)), not a Mul"),
 }
@@ -163,11 +163,11 @@ def waves(second: tuple[int, ...] = (2, 4, 3, 5)) -> dict[str, Array]:
 FUSED: dict[str, tuple[str, str, Fused, list[str]]] = {
     "an add": (f"{M} y = Add (m, z)", "y", Fused(1, 0), ["MishAddPlugin"]),
     "an add, other order": (f"{M} y = Add (z, m)", "y", Fused(1, 0), ["MishAddPlugin"]),
-    "of two Mish an add takes one": (f"{M} {N} y = Add (m, n)", "y", Fused(1, 0), ["MishPlugin", "MishAddPlugin"]),
-    "of two Mish the one that it alone reads": (
+    "an add of two Mish is fused with one": (f"{M} {N} y = Add (m, n)", "y", Fused(1, 0), ["MishPlugin", "MishAddPlugin"]),
+    "an add of two Mish is fused with the one without other readers": (
         f"{M} {N} k = Relu (m) y = Add (m, n)", "yk", Fused(1, 0), ["MishPlugin", "Relu", "MishAddPlugin"],
     ),
-    "the residual may be what Mish takes": (f"{M} y = Add (m, x)", "y", Fused(1, 0), ["MishAddPlugin"]),
+    "the residual may be the input of Mish": (f"{M} y = Add (m, x)", "y", Fused(1, 0), ["MishAddPlugin"]),
     "the sum may be Mish's too": (
         f"{M} k = Add (m, z) y = darktrt.MishPlugin (k)", "y", Fused(1, 0), ["MishAddPlugin", "MishPlugin"],
     ),
@@ -199,7 +199,7 @@ FUSED: dict[str, tuple[str, str, Fused, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_what_follows_mish_takes_it_in(name: str) -> None:
+def test_nodes_that_are_fused_with_mish(name: str) -> None:
     """In a batch of two; not a bit changes, tensors that are left keep their names, and a second time changes nothing."""
     statements, outputs, count, ops = FUSED[name]
     model = with_mish(statements, outputs)
@@ -213,11 +213,11 @@ def test_what_follows_mish_takes_it_in(name: str) -> None:
     for node in fused.graph.node:
         assert node.name == f"/{node.output[0]}/{node.op_type.removesuffix('Plugin')}", "called by what it is"
     assert fuse_mish(gs.import_onnx(fused)) == Fused(0, 0)
-    expected, found = run(model, waves()), run(fused, waves())
+    expected, result = run(model, waves()), run(fused, waves())
     inlined = inline_bodies(fused)
     onnx.checker.check_model(inlined, full_check=True)
     for output, array in run(inlined, waves()).items():
-        assert array.tobytes() == found[output].tobytes() == expected[output].tobytes()
+        assert array.tobytes() == result[output].tobytes() == expected[output].tobytes()
 
 
 NOT_FUSED: dict[str, tuple[str, str]] = {
@@ -238,7 +238,7 @@ NOT_FUSED: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize("name", NOT_FUSED)
-def test_what_takes_no_mish_in(name: str) -> None:
+def test_nodes_that_are_not_fused_with_mish(name: str) -> None:
     model = with_mish(*NOT_FUSED[name])
     graph = gs.import_onnx(model)
     assert fuse_mish(graph) == Fused(0, 0)
@@ -247,12 +247,12 @@ def test_what_takes_no_mish_in(name: str) -> None:
 
 @pytest.mark.parametrize("second", ["batch,4,1,1", "batch,1,3,5", "1,4,3,5", "other,4,3,5", "?,4,3,5"])
 @pytest.mark.parametrize("add", ["m, z", "z, m"])
-def test_an_add_that_may_spread_one_operand_takes_no_mish_in(second: str, add: str) -> None:
+def test_an_add_that_may_broadcast_one_operand_is_not_fused(second: str, add: str) -> None:
     graph = gs.import_onnx(with_mish(f"{M} y = Add ({add})", second=second))
     assert fuse_mish(graph) == Fused(0, 0)
 
 
-def test_an_add_of_unknown_shape_takes_no_mish_in() -> None:
+def test_an_add_of_unknown_shape_is_not_fused() -> None:
     for batch in ("batch", "?"):
         model = with_mish(f"{M} y = Add (m, z)")
         del model.graph.value_info[:]
@@ -283,9 +283,9 @@ def layer_names(made: Made) -> list[str]:
 
 def test_the_network_gets_one_node_a_mish_and_one_body(made: Made) -> None:
     model = made.transformed()
-    found = kinds(model)
-    assert found["MishPlugin"] == MADE_MISH
-    assert not {"Softplus", "Tanh", "Mish"} & set(found)
+    result = kinds(model)
+    assert result["MishPlugin"] == MADE_MISH
+    assert not {"Softplus", "Tanh", "Mish"} & set(result)
     assert sorted(function.name for function in model.functions) == ["MishPlugin", "YoloDetectPlugin"]
 
 
@@ -296,9 +296,9 @@ def test_every_layer_keeps_its_bits(made: Made, options: dict[str, str]) -> None
     plain = run(with_outputs(made.model(), layer_names(made)), {"images": images})
     model = with_outputs(made.transformed(input="float", **options), layer_names(made))
     given = {"images": images} | ({} if options.get("head") else thresholds())
-    found = run(model, given)
+    result = run(model, given)
     for name in layer_names(made):
-        assert found[name].tobytes() == plain[name].tobytes(), name
+        assert result[name].tobytes() == plain[name].tobytes(), name
 
 
 def test_fused_in_a_network(tmp_path: Path, made: Made) -> None:
@@ -326,9 +326,9 @@ def test_auto_is_a_node_each_for_the_build_to_decide(made: Made) -> None:
 
 
 def test_native_leaves_mish_as_it_was_written(made: Made) -> None:
-    found = kinds(made.transformed(mish="native"))
-    assert found["Softplus"] == found["Tanh"] == MADE_MISH
-    assert not found["MishPlugin"]
+    result = kinds(made.transformed(mish="native"))
+    assert result["Softplus"] == result["Tanh"] == MADE_MISH
+    assert not result["MishPlugin"]
 
 
 def opset_18(made: Made) -> onnx.ModelProto:

@@ -108,17 +108,17 @@ def test_raw_heads_stay_near(made: Made, scales: dict[str, np.float32]) -> None:
     images = {"images": as_float(batch_of_images(made.info, 3))}
     exact = run(transform(made.model(), made.info, SurgeryOptions(head="raw", input="float"))[0], images)
     for fp_layers in (None, ()):
-        found = run(quantized(made, scales, fp_layers)[0], images)
+        result = run(quantized(made, scales, fp_layers)[0], images)
         for name, expected in exact.items():
-            assert 0 < relative_error(found[name], expected) < INT8_TOLERANCE
+            assert 0 < relative_error(result[name], expected) < INT8_TOLERANCE
 
 
 def test_wrong_scales_are_noticed(made: Made, scales: dict[str, np.float32]) -> None:
-    """The tolerance above tells a table of other numbers."""
+    """The tolerance above detects a table of other numbers."""
     images = {"images": as_float(batch_of_images(made.info, 3))}
     exact = run(transform(made.model(), made.info, SurgeryOptions(head="raw", input="float"))[0], images)
-    found = run(quantized(made, {name: np.float32(scale / 8) for name, scale in scales.items()})[0], images)
-    assert max(relative_error(found[name], exact[name]) for name in exact) > INT8_TOLERANCE
+    result = run(quantized(made, {name: np.float32(scale / 8) for name, scale in scales.items()})[0], images)
+    assert max(relative_error(result[name], exact[name]) for name in exact) > INT8_TOLERANCE
 
 
 def test_scales_survive_fp16() -> None:
@@ -131,7 +131,7 @@ def test_scales_survive_fp16() -> None:
 
 @pytest.mark.parametrize("already", [False, True])
 def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32], already: bool) -> None:
-    """From a model without and with Q/DQ nodes; every convolution but the kept ones reads INT8."""
+    """From a model without and with Q/DQ nodes; the input of every convolution but the floating-point layers is INT8."""
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
     table = {**scales, "images_float": scales["images"]}
     model, report = transform(made.model(), made.info, SurgeryOptions(calibration=Calibration(table) if already else None))
@@ -173,11 +173,11 @@ def test_a_table_serves_every_form_of_mish(residual: Made, form: str) -> None:
         quantizers = [tuple(node.input) for node in model.graph.node if node.op_type == "QuantizeLinear"]
         return sorted(quantizers), run(model, given)
 
-    (places, found), (expected_places, expected) = of(form), of("plugin")
-    assert places == expected_places
-    assert len(places) > 5
+    (nodes, result), (expected_nodes, expected) = of(form), of("plugin")
+    assert nodes == expected_nodes
+    assert len(nodes) > 5
     assert expected["num_detections"].min() > 0
-    for name, array in found.items():
+    for name, array in result.items():
         np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-5)
 
 
@@ -186,8 +186,8 @@ def test_q_dq_behind_what_took_mish_in(residual: Made) -> None:
     model = residual.transformed(mish="fused", input="float", calibration=Calibration(table, ()))
     producers = {output: node for node in model.graph.node for output in node.output}
     read = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear" and node.input[0] != "images"]
-    found = Counter(producers[name].op_type for name in read)
-    assert found == Counter(MishAddPlugin=2, MishConcatPlugin=1, MishPlugin=5)
+    result = Counter(producers[name].op_type for name in read)
+    assert result == Counter(MishAddPlugin=2, MishConcatPlugin=1, MishPlugin=5)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
@@ -207,7 +207,7 @@ def test_tensorrt_for_rtx_builds_every_form_of_mish(residual: Made, form: Any, p
         assert {one.node: one.int8 for one in convolution_precisions(layers, asked, RTX)} == asked
 
 
-def test_mistakes_are_told(made: Made, scales: dict[str, np.float32]) -> None:
+def test_mistakes_are_reported(made: Made, scales: dict[str, np.float32]) -> None:
     graph = gs.import_onnx(made.model())
     with pytest.raises(DarktrtError, match=r"no scale for \d+ tensors of this network, '.+' among them"):
         quantize(graph, made.info, Calibration({}, ()))

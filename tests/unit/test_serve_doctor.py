@@ -215,7 +215,7 @@ def test_a_plan_that_was_changed(plans: Callable[..., Path]) -> None:
 
 
 def test_a_server_whose_python_lacks_something(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a tritonserver on PATH: its Python backend takes the python3 there."""
+    """Of a tritonserver on PATH: its Python backend runs the python3 there."""
     monkeypatch.setattr(doctor, "program_on_path", lambda: Program("tritonserver"))
     fails = 'case "$2" in *onnxruntime*) echo "ModuleNotFoundError" >&2; exit 1;; esac'
     (tmp_path / "python3").write_text(f"#!/bin/sh\n{fails}\n")

@@ -84,7 +84,7 @@ def test_places_do_not_overlap() -> None:
     assert size == 256
 
 
-def test_too_little_memory_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -24,28 +24,28 @@ def shots(folder: Path) -> Path:
 ALL = ["shots/a.PNG", "shots/b.jpg", "shots/deep/er/c.jpeg"]
 
 
-def found(*data: str | Path, limit: int | None = None, seed: int = 0) -> list[str]:
+def paths_of(*data: str | Path, limit: int | None = None, seed: int = 0) -> list[str]:
     return [str(path) for path in find_images(data, limit, seed)]
 
 
 def test_folder_is_searched_and_hidden_things_are_not(shots: Path) -> None:
-    assert found(shots) == ALL
+    assert paths_of(shots) == ALL
     hidden = shots.rename(".shots")
-    assert len(found(hidden)) == 3
+    assert len(paths_of(hidden)) == 3
 
 
 def test_image_pattern_and_overlap(shots: Path) -> None:
-    assert found("shots/b.jpg") == ["shots/b.jpg"]
-    assert found("shots/*.[jP]*") == ALL[:2]
-    assert found("shots/**/*.jp*g") == ALL[1:]
-    assert found("shots/b.jpg", shots.resolve(), "shots")[2:] == ["shots/b.jpg"]  # each as it was named first
+    assert paths_of("shots/b.jpg") == ["shots/b.jpg"]
+    assert paths_of("shots/*.[jP]*") == ALL[:2]
+    assert paths_of("shots/**/*.jp*g") == ALL[1:]
+    assert paths_of("shots/b.jpg", shots.resolve(), "shots")[2:] == ["shots/b.jpg"]  # each as it was named first
 
 
 def test_list_file(shots: Path) -> None:
     absolute = (shots / "a.PNG").resolve()
     Path("lists").mkdir()
     Path("lists/train.txt").write_text(f"\ufeff../shots/b.jpg\r\n\r\n# old: x.jpg\r\n{absolute}\r\n", encoding="utf-8")
-    assert {Path(p).resolve() for p in found("lists/train.txt")} == {(shots / "b.jpg").resolve(), absolute}
+    assert {Path(p).resolve() for p in paths_of("lists/train.txt")} == {(shots / "b.jpg").resolve(), absolute}
 
 
 def coco(path: str, *names: str) -> str:
@@ -58,29 +58,29 @@ def coco(path: str, *names: str) -> str:
     "path", ["shots/x.json", "shots.json", "annotations/shots.json", "annotations/instances_shots.json", "instances_shots.json"]
 )
 def test_coco_file_finds_its_images(shots: Path, path: str) -> None:
-    assert {Path(p).resolve() for p in found(coco(path, "b.jpg", "a.PNG"))} == {
+    assert {Path(p).resolve() for p in paths_of(coco(path, "b.jpg", "a.PNG"))} == {
         (shots / n).resolve() for n in ("a.PNG", "b.jpg")
     }
 
 
 def test_coco_file_with_its_folder(shots: Path) -> None:
     path = coco("far/away/x.json", "deep/er/c.jpeg", "b.jpg")
-    assert found(f"{path}:shots") == ALL[1:]
+    assert paths_of(f"{path}:shots") == ALL[1:]
     with pytest.raises(DarktrtError, match=r"'deep/er/c.jpeg' is not in .*name the images' folder as far/away/x.json:FOLDER"):
-        found(path)
+        paths_of(path)
     with pytest.raises(DarktrtError, match="is not in 'shots/deep'"):
-        found(f"{path}:shots/deep")
+        paths_of(f"{path}:shots/deep")
 
 
 def test_sample_depends_on_the_seed_alone(folder: Path) -> None:
     for i in range(60):
         Path(f"{i}.jpg").touch()
-    first = found(".", limit=20, seed=1)
+    first = paths_of(".", limit=20, seed=1)
     assert first == sorted(first)
     assert len(set(first)) == 20
-    assert found("*.jpg", ".", limit=20, seed=1) == first
-    assert found(".", limit=20, seed=2) != first
-    assert len(found(".", limit=60)) == len(found(".", limit=99)) == 60
+    assert paths_of("*.jpg", ".", limit=20, seed=1) == first
+    assert paths_of(".", limit=20, seed=2) != first
+    assert len(paths_of(".", limit=60)) == len(paths_of(".", limit=99)) == 60
 
 
 def test_nothing_there_is_said(shots: Path) -> None:
@@ -105,11 +105,11 @@ def test_nothing_there_is_said(shots: Path) -> None:
     }
     for entry, message in cases.items():
         with pytest.raises(DarktrtError, match=message):
-            found(entry, "shots")
+            paths_of(entry, "shots")
     with pytest.raises(DarktrtError, match="there are no images; name a folder"):
-        found()
+        paths_of()
     with pytest.raises(DarktrtError, match="limit is 0"):
-        found("shots", limit=0)
+        paths_of("shots", limit=0)
 
 
 def test_path_of_an_entry() -> None:

@@ -1,4 +1,4 @@
-"""Talking to a server that is not there: where it would be, what is repeated, and what users are told."""
+"""Calls to a server that is away: its address, the calls that are repeated, and the errors of users."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_certificates_need_tls_and_exist(tmp_path: Path) -> None:
 
 
 class Moody:
-    """Stands for tritonclient's client: does in turn what it was told."""
+    """Stands for tritonclient's client: does in turn what the test lists."""
 
     def __init__(self, *moods: Any) -> None:
         self.moods = list(moods)
@@ -138,7 +138,7 @@ def test_a_refusal_is_final_and_one_line() -> None:
     assert client.calls == 1
 
 
-def test_a_lost_region_is_told_apart() -> None:
+def test_a_lost_region_has_an_error_of_its_own() -> None:
     text = "Unable to find system shared memory region: 'darktrt-x'"
     with pytest.raises(RegionLostError):
         infer(Moody(refusal(text, "StatusCode.NOT_FOUND")))

@@ -118,7 +118,7 @@ def test_a_server_that_does_not_stop_is_killed(
     assert one.process.poll() == -signal.SIGKILL
 
 
-def test_a_model_that_does_not_load_is_told(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
+def test_a_model_that_does_not_load_is_reported(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
     began = time.monotonic()
     with pytest.raises(DarktrtError) as caught, running(repository, options, stand_in(fails="Internal: no GPU")):
         pass
@@ -209,7 +209,7 @@ def test_the_environment_of_the_package(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_triton_s_own_tensorrt_gets_its_plugins_without_docker_too(made: Made, tmp_path: Path) -> None:
-    """Of the versions that are served, by whatever path the server sees them; the Python kind loads its own."""
+    """Of the versions that Triton loads, by the path of the server; the Python backend loads its own library."""
     program = tmp_path / "tritonserver"
     program.touch()
     plan = write_plan(tmp_path, nms_info(made), ("MishPlugin:1",), "TensorRT 8.6.0", version_compatible=True)
@@ -301,7 +301,9 @@ def test_ctrl_c_stops_it_in_order(stand_in: MakeProgram, options: StartOptions, 
     assert (tmp_path / "stopped").exists() and "--log-verbose=1" in (tmp_path / "started").read_text()
 
 
-def test_docker_is_only_told(repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_of_docker_is_printed(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(install, "program_on_path", lambda: None)
     monkeypatch.setattr(install, "docker_runs", lambda: True)
     assert main(["serve", "start", str(repository)]) == 0
@@ -395,7 +397,7 @@ def test_docker_commands(made: Made, tmp_path: Path) -> None:
     ).replace(f"-v='{models}:/models:ro'", f"'-v={models}:/models:ro'")
 
 
-def test_docker_commands_of_the_python_kind(made: Made, tmp_path: Path) -> None:
+def test_docker_commands_of_the_python_backend(made: Made, tmp_path: Path) -> None:
     """The container's Python gets what it lacks, and a plan of 8.6.0 comes with a warning."""
     publish(write_plan(tmp_path, nms_info(made), target="TensorRT 8.6.0"), tmp_path / "models", name="made")
     command = docker_command(tmp_path / "models", StartOptions())

@@ -20,9 +20,12 @@ from darktrt.check.detections import load_detections, save_detections
 from darktrt.check.evaluation import evaluate_detections
 from darktrt.check.ground_truth import load_ground_truth
 from darktrt.cli import main
+from darktrt.convert.export import convert_darknet
+from darktrt.convert.reference import TorchReference
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.metadata import Thresholds
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 
 def numbers(text: str, name: str) -> list[float]:
@@ -163,3 +166,89 @@ def test_only_what_was_looked_at_is_given(labelled: Path) -> None:
     found = made_detections(labelled)
     with pytest.raises(DarktrtError, match="A: has detections of 5 of the 6 images"):
         found.in_order([*found.images, "0" * 64])
+
+
+# --- class names and what cannot be compared ---
+
+
+@pytest.fixture(scope="module")
+def renamed(labelled: Path, made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The labelled images, and the made network converted with class names of its own; ``other.names`` has as many others."""
+    folder = tmp_path_factory.mktemp("renamed")
+    (folder / "my.names").write_text("ape\nbee\ncat\n")
+    (folder / "other.names").write_text("ant\nbat\ncow\n")
+    convert_darknet(made.cfg, made.weights, folder / "plain.onnx", names=folder / "my.names")
+    insert_plugins(folder / "plain.onnx", folder / "net.onnx", SurgeryOptions())
+    (folder / "photos").symlink_to(labelled / "photos")
+    (folder / "my.table").symlink_to(labelled / "my.table")
+    return folder
+
+
+@pytest.mark.parametrize("command", ["map", "report", "compare"])
+def test_pytorch_has_the_class_names_of_the_models(
+    command: str, renamed: Path, made: Made, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["check", command, f"{renamed}/photos", "--cfg", str(made.cfg), "--weights", str(made.weights)]
+    words += ["--model", f"ONNX={renamed}/net.onnx"]
+    words += ["-o", "report", "--sensitivity-images", "0"] if command == "report" else []
+    assert main(words) == 0, capsys.readouterr().err
+    assert main([*words, "--class-names", f"{renamed}/my.names"]) == 0, capsys.readouterr().err
+
+
+def test_pytorch_has_the_class_names_of_saved_detections(renamed: Path, made: Made, folder: Path) -> None:
+    photos = f"{renamed}/photos"
+    assert main(["check", "map", photos, "--model", f"{renamed}/net.onnx", "--save-detections", "onnx.json"]) == 0
+    pytorch = ["--cfg", str(made.cfg), "--weights", str(made.weights)]
+    assert main(["check", "map", photos, *pytorch, "--load-detections", "onnx.json"]) == 0
+
+
+def test_class_names_of_models_with_another_number_of_classes_are_not_taken(made: Made) -> None:
+    more = replace(made.info, heads=(), class_names=("a", "b", "c", "d"))
+    fits = replace(made.info, class_names=("x", "y", "z"))
+    assert TorchReference(made.cfg, made.weights, models=[more]).info.class_names == made.info.class_names
+    assert TorchReference(made.cfg, made.weights, models=[more, fits]).info.class_names == ("x", "y", "z")
+
+
+EARLY = {
+    "other classes": ("map report", "--class-names {0}/other.names", "net.onnx: has other classes than PyTorch"),
+    "two of a name": ("map report compare", "--model {0}/net.onnx", "net.onnx: is given twice"),
+    "another size": ("report compare", "--size 64", "net.onnx: its input is 96x64x3, that of PyTorch 64x64x3"),
+    "other thresholds": ("map report", "--load-detections thresholds.json", "A: was made with score threshold 0.5"),
+    "other images": ("map report", "--load-detections images.json", "A: has detections of 1 of the 5 images"),
+    "classes of saved detections": ("map report", "--load-detections classes.json", "A: has other classes than PyTorch"),
+    "another table": ("report", "--table other.table", "the calibration table has no scale for 6 tensors of this network"),
+    "raw heads": ("map report", "--model {0}/raw.onnx", "ends at its raw heads"),
+    "images of another size": ("map report", "--limit 1", "0.png: is 192x128, but val.json has labels for 99x99"),
+    "fixed thresholds": ("map report", "--model {0}/fixed.onnx", "its thresholds are fixed at 0.25 and 0.45"),
+}
+
+
+@pytest.mark.parametrize(("command", "case"), [(command, case) for case in EARLY for command in EARLY[case][0].split()])
+def test_what_cannot_be_compared_is_refused_before_the_first_image(
+    command: str, case: str, renamed: Path, labelled: Path, made: Made, folder: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def fails(*_: object) -> None:
+        raise AssertionError("an image is run")
+
+    insert_plugins(renamed / "plain.onnx", renamed / "raw.onnx", SurgeryOptions(head="raw"))
+    insert_plugins(renamed / "plain.onnx", renamed / "fixed.onnx", SurgeryOptions(thresholds=Thresholds()))
+    CalibrationTable({"another": np.float32(1)}, "8600").save("other.table")
+    found = made_detections(labelled)
+    found = replace(found, info=replace(found.info, class_names=("ape", "bee", "cat")))
+    some = dict(list(found.images.items())[:1])
+    save_detections([replace(found, thresholds=Thresholds(0.5, 0.45))], "thresholds.json")
+    save_detections([replace(found, images=some)], "images.json")
+    save_detections([made_detections(labelled)], "classes.json")
+    for function in ("agreement.run", "coco.Detector.detect", "simulate.FloatReference"):
+        monkeypatch.setattr(f"darktrt.check.{function}", fails)
+    image = {"id": 0, "file_name": "0.png", "width": 99, "height": 99}
+    label = {"image_id": 0, "category_id": 0, "bbox": [0, 0, 9, 9]}
+    values = {"images": [image], "annotations": [label], "categories": [{"id": 0, "name": "ape"}]}
+    Path("val.json").write_text(json.dumps(values))
+    data = f"val.json:{renamed}/photos" if case == "images of another size" else f"{renamed}/photos"
+    words = ["check", command, data, "--cfg", str(made.cfg), "--weights", str(made.weights)]
+    words += ["--model", f"{renamed}/net.onnx", *EARLY[case][1].format(renamed).split()]
+    words += ["-o", "report"] if command == "report" else []
+    assert main(words) == 2
+    assert EARLY[case][2] in capsys.readouterr().err

@@ -1,0 +1,127 @@
+"""The Python API: from darknet files to an evaluated engine, its refusals, and what it prints, which is nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import ROOT, Made, files_in, made_image
+from PIL import Image
+
+import darktrt
+from darktrt.cli import main
+from darktrt.pipeline import load_calibration
+
+
+@pytest.fixture
+def images(folder: Path) -> Path:
+    """A folder ``in`` of four images in the current one."""
+    (folder / "in").mkdir()
+    for i in range(4):
+        Image.fromarray(made_image(90, 120 + i, seed=i)).save(folder / f"in/{i}.png")
+    return folder / "in"
+
+
+OPTIONS = darktrt.CalibrationOptions(bias_images=2, fp_layer_images=1)
+
+
+def test_from_darknet_files_to_an_evaluation(
+    made: Made, labelled: Path, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    darktrt.set_progress(None)
+    info = darktrt.convert_darknet(made.cfg, made.weights, "plain.onnx", batch=(1, 2, 3))
+    assert info.batch == (1, 2, 3)
+    report = darktrt.insert_plugins("plain.onnx", "portable.onnx")
+    assert report.heads == 2
+    calibration = darktrt.calibrate("portable.onnx", [labelled / "others"], "my.table", OPTIONS)
+    assert calibration.scales and calibration.channel_means and calibration.fp_layers
+    with darktrt.Detector.open("portable.onnx", score_threshold=0.05) as detector:
+        array, file = made_image(70, 130, seed=3), labelled / "photos/0.png"
+        alone = [detector.detect([image])[0] for image in (array, file)]
+        together = detector.detect([array, file])
+    assert [len(one) for one in together] == [len(one) for one in alone]
+    evaluation = darktrt.evaluate({"a": "portable.onnx", "b": "portable.onnx"}, labelled / "photos")
+    assert [one.detections.name for one in evaluation.variants] == ["a", "b"]
+    assert evaluation.variants[0].metrics.accuracy.ap > 0.5
+    assert "AP" in evaluation.to_table()
+    agreement = darktrt.compare(["plain.onnx", "portable.onnx"], labelled / "photos", limit=2)
+    assert agreement.passed and "portable.onnx" in agreement.to_table()
+    out, err = capfd.readouterr()
+    assert out == "" and all(line.startswith("warning: ") for line in err.splitlines())
+
+
+def test_calibration_is_that_of_the_command(made: Made, images: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    darktrt.insert_plugins(made.plain, "portable.onnx")
+    calibration = darktrt.calibrate("portable.onnx", ["in"], "api.table", OPTIONS)
+    assert main(["calib", "run", "portable.onnx", "in", "-o", "cli.table", "--bias-images", "2", "--fp-layer-images", "1"]) == 0
+    assert Path("api.table").read_bytes() == Path("cli.table").read_bytes()
+    assert load_calibration("cli.table").fp_layers == calibration.fp_layers
+    merged = darktrt.merge_calibrations(["api.npz"], "merged.table")
+    assert merged.scales == calibration.scales and not merged.channel_means
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
+def test_an_engine_from_a_calibration_in_memory_or_in_its_file(made: Made, images: Path) -> None:
+    darktrt.insert_plugins(made.plain, "portable.onnx")
+    calibration = darktrt.calibrate("portable.onnx", ["in"], "my.table", OPTIONS)
+    options = darktrt.BuildOptions(target="rtx")
+    manifests = [
+        darktrt.build_engine("portable.onnx", f"{name}.plan", options, precision="int8", calibration=given)
+        for name, given in (("memory", calibration), ("file", "my.table"), ("path", Path("my.table")))
+    ]
+    assert len({(m.precision, m.int8_convolutions, m.corrected_biases, m.table_sha256) for m in manifests}) == 1
+    assert manifests[0].int8_convolutions
+
+
+REFUSED = {
+    "precision": ({"calibration": "my.table"}, "of no use to an engine in fp16"),
+    "calibration_images": ({"precision": "int8", "calibration": "my.table", "calibration_images": ["in"]}, "not from both"),
+    "calibration": ({"precision": "int8", "budget": darktrt.DropBudget(0.01, ["in"])}, "name one"),
+}
+
+
+@pytest.mark.parametrize("argument", REFUSED)
+def test_refusals_name_arguments_and_no_options(argument: str, folder: Path) -> None:
+    arguments, text = REFUSED[argument]
+    with pytest.raises(darktrt.DarktrtError, match=text) as refused:
+        darktrt.build_engine("portable.onnx", "my.plan", **arguments)  # type: ignore[arg-type]
+    assert refused.value.argument == argument and "--" not in str(refused.value)
+    assert files_in(folder) == []
+
+
+def test_warnings_reach_the_logger(made: Made, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    darktrt.insert_plugins(made.plain, "portable.onnx")
+    with caplog.at_level(logging.WARNING, "darktrt"):
+        darktrt.calibrate("portable.onnx", ["in"], "my.table", OPTIONS)
+    assert any("4 images are few" in record.getMessage() for record in caplog.records)
+
+
+def test_a_model_that_is_none(folder: Path) -> None:
+    with pytest.raises(darktrt.DarktrtError, match=r"none\.onnx: cannot read"):
+        darktrt.Detector.open("none.onnx")
+    with pytest.raises(darktrt.DarktrtError, match="there is no model to run"):
+        darktrt.evaluate([], "val.json")
+    with pytest.raises(AttributeError, match="'darktrt' has no attribute 'convert_yolo'"):
+        _ = darktrt.convert_yolo  # type: ignore[attr-defined]
+
+
+def test_every_public_name_is_there() -> None:
+    assert set(darktrt.__all__) <= set(dir(darktrt))
+    assert all(getattr(darktrt, name) is not None for name in darktrt.__all__)
+
+
+def test_importing_the_package_loads_no_library() -> None:
+    code = "import sys, darktrt; print(*{'torch', 'numpy', 'onnx', 'PIL', 'tqdm'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_arrays_of_another_kind_are_refused(made: Made, folder: Path) -> None:
+    darktrt.insert_plugins(made.plain, "portable.onnx")
+    with darktrt.Detector.open("portable.onnx") as detector, pytest.raises(darktrt.DarktrtError):
+        detector.detect([np.zeros((10, 10), np.uint8)])
