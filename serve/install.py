@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from darktrt.errors import DarktrtError
+from darktrt.files import cache_folder
 from darktrt.progress import LOGGER
 from darktrt.serve.program import Program, docker_runs, program_on_path
 
@@ -78,8 +78,7 @@ class Interpreter:
     @property
     def folder(self) -> Path:
         """The virtual environment of the package for this Python."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "darktrt" / f"triton-{PACKAGE_VERSION}-python{self.version}"
+        return cache_folder() / f"triton-{PACKAGE_VERSION}-python{self.version}"
 
     @property
     def complete(self) -> Path:

@@ -13,17 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from darktrt.engine.runtime import OnnxRunner
+from darktrt.metadata import Thresholds
 from darktrt.vision.detector import fit
 from darktrt.vision.images import read_image
 
 
 def main(model: str, *images: str) -> None:
     with OnnxRunner(model) as runner:
-        inputs = {
-            "images": np.stack([fit(read_image(image), runner.info)[0] for image in images]),
-            "score_threshold": np.array([0.05], np.float32),
-            "iou_threshold": np.array([0.45], np.float32),
-        }
+        fitted = np.stack([fit(read_image(image), runner.info)[0] for image in images])
+        inputs = runner.info.model_inputs(fitted, [(runner.info.width, runner.info.height)], Thresholds(0.05, 0.45))
         outputs = runner.run(inputs)
     np.savez_compressed(Path(model).with_suffix(".npz"), **inputs, **outputs)
     print(f"{Path(model).with_suffix('.npz')}: {outputs['num_detections'].ravel()} detections")

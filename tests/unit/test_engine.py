@@ -1017,6 +1017,15 @@ def test_a_runner_outputs_all_outputs_by_name(made: Made, tmp_path: Path) -> Non
         np.testing.assert_array_equal(outputs[name], array)
 
 
+def test_a_gpu_needs_its_own_onnx_runtime(made: Made) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime knows GPUs")
+    with pytest.raises(DarktrtError, match="this ONNX Runtime knows no GPU; install onnxruntime-gpu"):
+        OnnxRunner(made.plain, gpu=0)
+
+
 def test_a_runner_names_what_it_cannot_load(made: Made, tmp_path: Path) -> None:
     whole = made.plain.read_bytes()
     foreign = made.model()
