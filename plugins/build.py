@@ -13,7 +13,7 @@ from pathlib import Path
 from darktrt import __version__
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, cache_folder, check_writable, sha256_of
-from darktrt.plugins.library import FILE_NAME, PluginLibrary, cached_path, installed_tensorrt, read_library
+from darktrt.plugins.library import FILE_NAME, PluginLibrary, cached_path, installed_tensorrt, major_version, read_library
 from darktrt.progress import LOGGER
 
 _SOURCES = Path(__file__).resolve().parent / "csrc"
@@ -35,8 +35,8 @@ def compile_plugins(
     Object files stay in the cache, so that compiling for another version of TensorRT is short.
 
     Args:
-        tensorrt: the version of TensorRT whose headers to use, such as 8.6.0; by default that of the installed TensorRT, else
-            that of the headers found in the system, else 10.16.
+        tensorrt: the version of TensorRT whose headers to use, such as 8.6.0; by default that of ``include``, else that of the
+            installed TensorRT, else that of the headers found in the system, else 10.16.
         sms: compute capabilities to compile kernels for, times ten, such as 86 and 90; by default those of this machine's GPUs,
             else the usual ones.
         nvcc: the CUDA compiler; by default the one on the PATH, else that of ``/usr/local/cuda``.
@@ -45,12 +45,13 @@ def compile_plugins(
         output: the file to write; by default one in the cache, where :func:`darktrt.plugins.library.find_library` looks.
 
     Raises:
-        DarktrtError: make, nvcc or the headers are missing, the sources do not compile, or ``output`` cannot be written.
+        DarktrtError: make, nvcc or the headers are missing, the headers are of another TensorRT, the sources do not compile, or
+            ``output`` cannot be written.
     """
     if output is not None:
         check_writable(output)
     make, compiler = _found_make(), _found_nvcc(nvcc)
-    version = tensorrt or installed_tensorrt() or ""
+    version = tensorrt or (None if include else installed_tensorrt()) or ""
     headers = _headers(version, include)
     LOGGER.info(f"compiling the plugins with {compiler} and the headers in {headers}; this may take minutes")
     with _build_folder() as folder:
@@ -58,6 +59,7 @@ def compile_plugins(
         words += [f"SM={' '.join(map(str, sms))}"] if sms else []
         _run([make, "-j", str(min(_OBJECTS, os.cpu_count() or 1)), "-C", str(_SOURCES), "plugins", *words])
         built = read_library(folder / FILE_NAME)
+        _check_version(built, version, headers)
         target = Path(output) if output is not None else cached_path(version or built.tensorrt)
         if output is None:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -109,6 +111,11 @@ def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean, check=False)
     if done.returncode:
         raise DarktrtError("the plugins do not compile:\n" + "\n".join(done.stdout.splitlines()[-_LINES:]))
+
+
+def _check_version(library: PluginLibrary, version: str, headers: Path) -> None:
+    if version and major_version(version) != major_version(library.tensorrt):
+        raise DarktrtError(f"{headers}: has the headers of TensorRT {library.tensorrt}, not {version}", "include")
 
 
 def _copy(library: PluginLibrary, target: Path) -> None:

@@ -81,12 +81,13 @@ def _cached_library(tensorrt: str) -> Path | None:
     for path in cached_path("*").parent.parent.glob(f"*/{FILE_NAME}"):
         with suppress(DarktrtError):  # a damaged file is no candidate
             library = read_library(path)
-            if _major(library.tensorrt) == _major(tensorrt):
+            if major_version(library.tensorrt) == major_version(tensorrt):
                 fitting.append((path.stat().st_mtime, path))
     return max(fitting)[1] if fitting else None
 
 
-def _major(version: str) -> str:
+def major_version(version: str) -> str:
+    """``8`` of ``8.6.0``."""
     return version.partition(".")[0]
 
 
@@ -147,7 +148,7 @@ def _registered(trt: Any, plugin: str) -> bool:
 
 
 def _check_fits(library: PluginLibrary, version: str) -> None:
-    if _major(library.tensorrt) != _major(version):
+    if major_version(library.tensorrt) != major_version(version):
         raise DarktrtError(
             f"{library.path}: is for TensorRT {library.tensorrt}, here is TensorRT {version}; "
             f"compile it again with 'darktrt plugins --tensorrt {version}'",

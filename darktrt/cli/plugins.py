@@ -17,7 +17,9 @@ def add(commands: groups.Commands) -> None:
         "darktrt plugins --nvcc /opt/cuda-12.2/bin/nvcc --include /opt/TensorRT-10.3.0/include",
         "darktrt plugins -o libdarktrt_plugins.so",
     )
-    version = "version of TensorRT (default: the installed one, else that of the system's headers, else 10.16)"
+    version = (
+        "version of TensorRT (default: that of --include, else of the installed one, else of the system's headers, else 10.16)"
+    )
     parser.add_argument("--tensorrt", metavar="VERSION", help=version)
     sms = "compute capabilities, times ten (default: those of this machine's GPUs, else the usual ones)"
     parser.add_argument("--sm", type=_sms, default=(), metavar='"NN ..."', help=sms)

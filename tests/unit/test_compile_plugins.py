@@ -74,6 +74,14 @@ def test_the_installed_tensorrt_is_the_default(machine: Path, monkeypatch: pytes
     assert compile_plugins().path == machine / "8.6.1.6" / FILE_NAME
 
 
+def test_headers_of_another_tensorrt_are_refused(machine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DarktrtError, match=r"include: has the headers of TensorRT 8\.6\.0, not 10\.3\.0$"):
+        compile_plugins("10.3.0")
+    assert find_library(tensorrt="10.3.0") is None
+    monkeypatch.setattr(build_module, "installed_tensorrt", lambda: "10.3.0")
+    assert compile_plugins(include=tmp_path / "include").path == machine / "8.6.0" / FILE_NAME
+
+
 def test_everything_can_be_named(machine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "other"
     other.mkdir()
