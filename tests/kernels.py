@@ -1,6 +1,6 @@
 """The C functions of plugins/csrc/kernels.h from Python, built where the tests run: the host library's and the GPU's alike.
 
-Needs numpy alone. :class:`Library` takes and returns numpy arrays; what memory the functions see is for a subclass to say.
+Needs only numpy. :class:`Library` accepts and returns numpy arrays; a subclass chooses the memory of the functions.
 """
 
 from __future__ import annotations
@@ -337,5 +337,5 @@ class Library:
         return (ctypes.c_void_p * MAX_HEADS)(*(self.address(memory) for memory in memories))
 
     def workspace(self, yolo: CYolo, nms: CNms) -> tuple[ctypes.c_void_p, ...]:
-        """What detect takes besides: nothing on the host."""
+        """Further arguments of detect: none on the host."""
         return ()

@@ -1,4 +1,4 @@
-"""``darktrt doctor``: what this machine has."""
+"""``darktrt doctor``: the state of this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from darktrt.cli import groups
 
 def add(commands: groups.Commands) -> None:
     parser = groups.command(
-        commands, "doctor", "say what this machine has, and what each missing thing would allow", "darktrt doctor"
+        commands, "doctor", "show what this machine has for darktrt, and the use of each missing thing", "darktrt doctor"
     )
     parser.set_defaults(run=_doctor)
 

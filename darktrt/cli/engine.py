@@ -45,7 +45,7 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
     groups.add_calibration(parser)
     budget = "largest loss of mAP, such as 0.005: the worst layers stay in FP16 until --eval shows no more"
     parser.add_argument("--max-drop", type=float, metavar="X", help=budget)
-    labels = "a COCO json with annotations, or FILE.json:FOLDER; of images without labels the change of the scores counts"
+    labels = "a COCO json with annotations, or FILE.json:FOLDER; for images without labels X bounds the change of the scores"
     parser.add_argument("--eval", nargs="+", metavar="DATA", help=labels)
     parser.add_argument("--eval-limit", type=int, metavar="N", help="use a random sample of N images of it")
     gpu = "table: scales of --table; gpu: TensorRT's own entropy calibration on --data, full TensorRT to 10 (default: table)"
@@ -61,14 +61,12 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     )
     batch = "smallest, usual and largest batch of a model with a dynamic batch (default: the model's)"
     parser.add_argument("--batch", metavar="MIN,OPT,MAX", help=batch)
-    workspace = "most GPU memory for intermediate results of a layer (default: all there is)"
+    workspace = "largest amount of GPU memory for intermediate results of a layer (default: all there is)"
     parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace)
-    cache = (
-        "keep measured times here, which makes later builds shorter; none for nowhere (default: a file under ~/.cache/darktrt)"
-    )
+    cache = "file of measured times, which shortens later builds; none for no file (default: a file under ~/.cache/darktrt)"
     parser.add_argument("--timing-cache", metavar="FILE", help=cache)
-    parser.add_argument("--no-tf32", action="store_true", help="FP32 with all its 24 bits, slower on GPUs that have TF32")
-    strong = "TensorRT 10: types and Q/DQ nodes in the file decide, as in TensorRT 11, and not the builder"
+    parser.add_argument("--no-tf32", action="store_true", help="FP32 with all its 24 bits, slower on GPUs with TF32")
+    strong = "TensorRT 10: take the precision from types and Q/DQ nodes in the file, as TensorRT 11 does"
     parser.add_argument("--strongly-typed", action="store_true", help=strong)
     ampere = "an engine for every GPU of compute capability 8.0 or more, slower"
     parser.add_argument("--hardware-compatible", action="store_true", help=ampere)
@@ -77,7 +75,7 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tactic-sources",
         metavar="+LIB,-LIB",
-        help="libraries to add or leave out, as trtexec has it: --tactic-sources=-CUDNN,-CUBLAS,-CUBLAS_LT",
+        help="libraries of kernels to add or leave out, as for trtexec: --tactic-sources=-CUDNN,-CUBLAS,-CUBLAS_LT",
     )
     library = (
         "plugin library (default: what DARKTRT_PLUGINS names, else what 'darktrt plugins' compiled, if custom nodes need it); "
@@ -115,7 +113,7 @@ def _engine(args: argparse.Namespace) -> None:
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """Options that need one another."""
+    """Check the options that need one another."""
     budget = args.max_drop is not None, args.eval is not None
     if any(budget) and not (all(budget) and args.table and args.precision == "int8"):
         raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")

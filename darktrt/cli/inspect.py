@@ -1,4 +1,4 @@
-"""``darktrt inspect``: what a file contains."""
+"""``darktrt inspect``: the contents of a file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "inspect",
-        "tell what a cfg, weights, ONNX, engine or manifest file contains",
+        "show the contents of a cfg, weights, ONNX, engine or manifest file",
         "darktrt inspect yolov4.cfg",
         "darktrt inspect portable.onnx",
         "darktrt inspect model.plan",
     )
-    parser.add_argument("file", metavar="FILE", help="told apart by its suffix: .cfg .weights .onnx .plan .engine .json")
+    parser.add_argument("file", metavar="FILE", help="a file that ends in .cfg .weights .onnx .plan .engine or .json")
     parser.set_defaults(run=_inspect)
 
 
@@ -38,4 +38,4 @@ def _inspect(args: argparse.Namespace) -> None:
 
         print(describe_onnx(args.file) if suffix == ".onnx" else describe_plan(args.file))
     else:
-        raise DarktrtError(f"{args.file}: cannot tell what it is; it should end in .cfg .weights .onnx .plan .engine or .json")
+        raise DarktrtError(f"{args.file}: is of unknown type; it should end in .cfg .weights .onnx .plan .engine or .json")

@@ -24,7 +24,7 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument("plan", metavar="PLAN", help="engine of 'darktrt engine'")
     parser.add_argument("--profile", action="store_true", help="run it on the GPU and measure each layer")
     parser.add_argument("--batch", type=int, metavar="N", help="batch size to measure with (default: the engine's usual one)")
-    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as 'darktrt engine' takes it")
+    parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as for 'darktrt engine'")
     parser.add_argument("--json", metavar="FILE", help="write everything that is known there")
     parser.add_argument("--plot", metavar="PNG", help="draw the times by cfg line; with --profile")
     parser.set_defaults(run=_layers)
@@ -52,6 +52,6 @@ def _plot_layers(report: LayerReport, path: str) -> None:
     from darktrt.vision.charts import BLUE, GRAY, GREEN, ORANGE, Bar, draw_bars
 
     colours = {"INT8": GREEN, "FP16": BLUE, "FP32": ORANGE, "": GRAY}
-    bars = [Bar(one.label, one.milliseconds, f"{one.milliseconds:.4f} ms", colours[one.precision]) for one in report.by_lines()]
-    legend = {name or "other": colour for name, colour in colours.items() if any(one.colour == colour for one in bars)}
+    bars = [Bar(row.label, row.milliseconds, f"{row.milliseconds:.4f} ms", colours[row.precision]) for row in report.by_lines()]
+    legend = {name or "other": colour for name, colour in colours.items() if any(bar.colour == colour for bar in bars)}
     draw_bars(report.title(), bars, path, legend)

@@ -142,7 +142,7 @@ template <> struct Operation<int8_t, int8_t, false> {
 };
 
 // a / b as IEEE 754 rounds it, for one b and many a, in four instructions: 1 / b in twice the precision yields a quotient
-// within one ulp, and a step with its exact remainder then rounds correctly (Markstein). is_scale excludes overflow and underflow.
+// within one ulp, and a step with its exact remainder then rounds correctly (Markstein). is_scale excludes extreme scales.
 struct Divisor {
     float b, inverse, inverse_rest;
 

@@ -196,7 +196,7 @@ def test_beyond_32_bits(cuda: CudaLibrary, host: Library) -> None:
         assert bool((y.view(-1, 256) == table).all())
 
 
-def test_what_no_kernel_takes(cuda: CudaLibrary) -> None:
+def test_what_no_kernel_supports(cuda: CudaLibrary) -> None:
     shape, nowhere = Shape(1, 3, 4), ctypes.c_void_p(None)
     cases = [
         (Format(0, 1, 0, 1), Format(1, 1, 0, 1)),  # float to half

@@ -1,4 +1,4 @@
-"""Engines of a real TensorRT on a GPU: its own calibration, what it tells of layers, plans for other places, CUDA graphs.
+"""Engines of a real TensorRT on a GPU: its own calibration, its list of layers, plans for other GPUs, CUDA graphs.
 
 Needs onnx, onnx-graphsurgeon and numpy beside TensorRT, neither torch nor ONNX Runtime:
 
@@ -61,7 +61,7 @@ def plan(folder: Path) -> Path:
     return folder / "fp16.plan"
 
 
-def test_layers_are_told_and_timed(plan: Path) -> None:
+def test_layers_are_reported_and_timed(plan: Path) -> None:
     """Every convolution is in a layer that took time, in FP16."""
     report = profile(plan)
     assert report.batch == BATCH
@@ -73,7 +73,7 @@ def test_layers_are_told_and_timed(plan: Path) -> None:
     assert report.total > 0
 
 
-def test_graphs_of_several_batch_sizes_give_what_no_graph_gives(plan: Path) -> None:
+def test_cuda_graphs_change_no_output_at_several_batch_sizes(plan: Path) -> None:
     """Batch sizes come in any order, each replayed after others have been recorded."""
     inputs = {batch: {"images": images(batch)["images"][:batch]} for batch in (1, 3, BATCH)}
     expected = {batch: outputs(plan, one) for batch, one in inputs.items()}
@@ -83,7 +83,7 @@ def test_graphs_of_several_batch_sizes_give_what_no_graph_gives(plan: Path) -> N
                 assert np.array_equal(values, expected[batch][name])
 
 
-def test_tensorrts_own_calibration_is_kept_as_a_table(folder: Path) -> None:
+def test_tensorrts_own_calibration_is_written_as_a_table(folder: Path) -> None:
     if not find_target("trt").weakly_typed:
         pytest.skip("this TensorRT has no INT8 calibrators")
     with BatchSource(({"images": images(seed)["images"][:1]} for seed in range(8)), 1) as source:

@@ -1,4 +1,4 @@
-"""INT8 by a calibrator on a real TensorRT 8.6 to 10: a served table, fed batches, and failures while feeding.
+"""INT8 by a calibrator on a real TensorRT 8.6 to 10: a calibration table, batches, and failures while feeding.
 
 Needs onnx, onnx-graphsurgeon and numpy beside TensorRT, neither torch nor ONNX Runtime:
 
@@ -46,15 +46,15 @@ pytestmark = [
 BATCH, SIDE, CHANNELS, DEPTH = 8, 128, 128, 5
 """Large enough that INT8 and FP16 are about as fast in a convolution of CHANNELS to CHANNELS, on an H200.
 
-TensorRT takes what it times as faster: there in two runs of three INT8 for all four of them, in the third FP16. So what these
-tests hold is that what must not be INT8 is not, and that everything is told as it is.
+TensorRT chooses what it measures as faster: there INT8 for all four of them in two runs of three, FP16 in the third. So these
+tests assert that convolutions that must not be INT8 are not, and that the manifest reports the engine.
 """
 KEPT = ("conv_0", f"conv_{DEPTH}")
 Arrays = dict[str, NDArray[Any]]
 
 
 def model(batch: int | str = BATCH) -> tuple[onnx.ModelProto, DetectorInfo]:
-    """DEPTH convolutions with LeakyReLU, the first at stride 2, and one that gives a raw head of 3 anchors and 1 class."""
+    """DEPTH convolutions with LeakyReLU, the first at stride 2, and one that computes a raw head of 3 anchors and 1 class."""
     random, nodes, constants, last = np.random.default_rng(0), [], [], "images"
     for i in range(DEPTH + 1):
         filters, size = (18, 1) if i == DEPTH else (CHANNELS, 3)
@@ -173,10 +173,10 @@ def assert_kept(found: dict[str, bool], fp_layers: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("batch", ["static", "dynamic"])
-def test_a_served_table_needs_no_image(
+def test_a_table_needs_no_image(
     target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: str
 ) -> None:
-    """No batch is asked for, and the manifest tells of each convolution what the engine tells."""
+    """TensorRT asks for no batch, and the manifest reports each convolution as the engine does."""
     asked = []
     monkeypatch.setattr(TableSource, "next_batch", lambda *_: asked.append(1))
     if batch == "dynamic":
@@ -207,12 +207,12 @@ def test_biases_are_corrected_of_what_runs_in_int8(
     assert "biases" not in caplog.text
 
 
-def test_what_is_kept_can_be_chosen(target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path) -> None:
+def test_floating_point_layers_can_be_chosen(target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path) -> None:
     build_file(onnx_file, tmp_path / "a.plan", options, Calibration(SCALES, ("conv_2",)))
     assert_kept(convolutions((tmp_path / "a.plan").read_bytes(), target), ("conv_2",))
 
 
-def test_fed_batches_give_a_cache_that_goes_round(
+def test_fed_batches_outputs_a_cache_that_goes_round(
     target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path
 ) -> None:
     made, info = model()

@@ -1,7 +1,7 @@
 """The plugin library in a real TensorRT: loading it, and every plugin in every type and format that it offers there.
 
 Needs onnx, onnx-graphsurgeon and numpy beside TensorRT, neither torch nor ONNX Runtime, and the library, which DARKTRT_PLUGINS
-names or ``make plugins`` has built:
+names or ``darktrt plugins`` has compiled:
 
     PYTHONPATH=. python -m pytest --confcutdir=tests/trt tests/trt/test_plugins.py
 
@@ -44,7 +44,7 @@ MODEL = os.environ.get("DARKTRT_TEST_MODEL")
 pytestmark = [
     pytest.mark.trt,
     pytest.mark.skipif(installed_version("trt") is None, reason="TensorRT is not installed"),
-    pytest.mark.skipif(LIBRARY is None, reason="there is no plugin library (make plugins)"),
+    pytest.mark.skipif(LIBRARY is None, reason="there is no plugin library (darktrt plugins)"),
 ]
 
 Array = NDArray[Any]
@@ -135,7 +135,7 @@ BAD_FIELDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("problem", BAD_FIELDS)
-def test_fields_that_make_no_sense_give_no_plugin(problem: str) -> None:
+def test_fields_that_make_no_sense_outputs_no_plugin(problem: str) -> None:
     trt = find_target("trt").load()
     load_plugins(trt, str(LIBRARY))
     good = detect("diounms").attributes()
@@ -144,7 +144,7 @@ def test_fields_that_make_no_sense_give_no_plugin(problem: str) -> None:
     assert created(trt, "YoloDetectPlugin", wrong) is None
 
 
-def test_plans_of_another_layout_give_no_plugin() -> None:
+def test_plans_of_another_layout_outputs_no_plugin() -> None:
     """Fields serialized by name come back; anything else, cut anywhere, does not."""
     trt = find_target("trt").load()
     registry = trt.get_plugin_registry()
@@ -407,7 +407,7 @@ def test_mish_in_every_type_and_format(lab: Workshop, name: str, taken: str, giv
     shapes = {input_: (2, channels[input_], 5, 6) for input_ in op.input_names}
     arrays = {input_: stored(shape, taken, i) for i, (input_, shape) in enumerate(shapes.items())}
     types = {**dict.fromkeys(op.input_names, taken), "y": given}
-    # TensorRT takes CHW32 only beside INT8, and INT8 only where there are scales
+    # TensorRT chooses CHW32 only beside INT8, and INT8 only where there are scales
     quantized = {name for name, kind in types.items() if kind == "INT8" or layout == "CHW32"}
     scales = {name: OUT_SCALE if name == "y" else IN_SCALE for name in quantized}
     engine = lab.load(lab.build(op, shapes, types, layout, scales))

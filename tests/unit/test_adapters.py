@@ -38,7 +38,7 @@ def version(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def objects(version: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The adapters and their driver, warnings being errors; headers from where ``make plugins`` has them, or from a clone."""
+    """The adapters and their driver, warnings being errors; headers from the system, from the cache, or from a clone."""
     environment = {**os.environ, "TENSORRT_VERSION": version, "GIT_TERMINAL_PROMPT": "0"}
     try:
         done = subprocess.run(
@@ -113,7 +113,7 @@ def test_formats_of_mish(driven: tuple[dict[str, list[str]], str], version: str,
 def test_failing_kernels_fail_and_say_why(driven: tuple[dict[str, list[str]], str]) -> None:
     sections, log = driven
     assert sections["MishPlugin"].count("fails: -1") == 2
-    assert "MishPlugin: no kernel takes these shapes and types\nMishPlugin: out of memory\n" in log
+    assert "MishPlugin: no kernel supports these shapes and types\nMishPlugin: out of memory\n" in log
 
 
 HEADS = "yolo 2 2 3 96x64: [2 5x6 0 1.05 1 2 3 4] [1 5x6 1 1.00 5 6]"
@@ -196,7 +196,7 @@ def test_a_folder_of_headers_can_be_named(tmp_path: Path) -> None:
     assert headers(TENSORRT_INCLUDE=str(tmp_path), TENSORRT_VERSION="99") == (0, str(tmp_path))
 
 
-def test_a_missing_nvcc_is_said(tmp_path: Path) -> None:
+def test_a_missing_nvcc_is_reported(tmp_path: Path) -> None:
     command = ["make", "-C", str(SOURCES.parent), "plugins", f"OUT={tmp_path}", "NVCC=/nowhere/nvcc", "SM=90"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode

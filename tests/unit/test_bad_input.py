@@ -379,8 +379,8 @@ COMMANDS = [
     ("inspect none.onnx", "none.onnx: cannot read: No such file"),
     ("inspect none.json", "none.json: cannot read the manifest: No such file"),
     ("inspect none.plan", "none.json: cannot read the manifest: No such file"),
-    ("inspect net.names", "net.names: cannot tell what it is; it should end in .cfg .weights"),
-    ("inspect sub", "sub: cannot tell what it is"),
+    ("inspect net.names", "net.names: is of unknown type; it should end in .cfg .weights"),
+    ("inspect sub", "sub: is of unknown type"),
     ("inspect model.plan", "model.plan: is not the plan that model.json describes"),
     # fetch
     ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4, samples)"),

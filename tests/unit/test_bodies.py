@@ -1,4 +1,4 @@
-"""The bodies of the custom ops against scalar loops written from darknet's formulas, and everything that must take them."""
+"""The bodies of the custom ops against scalar loops of darknet's formulas, and every library that must accept them."""
 
 from __future__ import annotations
 
@@ -342,7 +342,7 @@ def limits(nms: Nms) -> dict[str, Array]:
 
 
 def nms_model(inputs: dict[str, Array], nms: Nms) -> onnx.ModelProto:
-    """The body of YoloDetect from its decoded boxes and scores on, which no choice of heads would give so exactly."""
+    """The body of YoloDetect from its decoded boxes and scores on, for exact values that no heads decode to."""
     op = detect_of([Head((SMALL,), 1, 1)], inputs["scores"].shape[2], nms)
     function = op.body(17)
     rest = [node for node in function.node if not any(out.startswith("head") for out in node.output)]
@@ -358,7 +358,7 @@ def nms_model(inputs: dict[str, Array], nms: Nms) -> onnx.ModelProto:
 
 
 def check_nms(boxes: Array, scores: Array, nms: Nms) -> list[int]:
-    """Run a batch and compare every image with the reference; how many are kept in each."""
+    """Run a batch and compare every image with the reference; the number of detections of each."""
     inputs = nms_inputs(boxes, scores, nms)
     outputs = run(nms_model(inputs, nms), inputs)
     compare_nms(outputs, inputs, nms)
@@ -439,7 +439,7 @@ def test_nms_of_a_chain_needs_a_round_a_box(kind: NmsKind) -> None:
     assert check_nms(boxes, np.stack([falling, shuffled])[..., np.newaxis], nms)[0] == 101
 
 
-def test_nms_of_equal_scores_takes_the_lower_index_first() -> None:
+def test_nms_of_equal_scores_accepts_the_lower_index_first() -> None:
     boxes, scores = clustered(120, 3, seed=2, batch=2)
     levels = np.ceil(scores * 4) / 4
     for nms in (Nms(), Nms(max_candidates=100), Nms(max_candidates=37, max_detections=20), Nms("greedynms", max_candidates=90)):
@@ -453,7 +453,7 @@ def test_the_best_pairs_are_found_where_few_anchors_have_many() -> None:
     check_nms(boxes, scores, Nms(max_candidates=60))
 
 
-def test_no_candidate_gives_zeros() -> None:
+def test_no_candidate_outputs_zeros() -> None:
     boxes, scores = clustered(30, 2, seed=4, batch=2)
     scores[0] *= 0.01
     nms = Nms(score_threshold=0.3)
@@ -529,7 +529,7 @@ def test_nan_among_the_scores_disturbs_no_order(score_threshold: float) -> None:
         check_nms(boxes, scores, Nms(score_threshold=score_threshold, max_candidates=limit, max_detections=min(limit, 50)))
 
 
-def test_nothing_but_nan_gives_zeros() -> None:
+def test_nothing_but_nan_outputs_zeros() -> None:
     boxes, scores = clustered(30, 2, seed=4)
     assert check_nms(boxes, scores * np.nan, Nms(score_threshold=-1.0)) == [0]
     assert check_nms(boxes * np.nan, scores, Nms(score_threshold=-1.0)) == [0]
@@ -545,7 +545,7 @@ def test_boxes_as_large_as_floats_get_are_finite() -> None:
 
 
 def check_detect(raws: dict[str, Array], heads: Sequence[Head], classes: int, nms: Nms) -> list[int]:
-    """Run a batch and compare with the reference on what YoloDecode gives; how many are kept in each image."""
+    """Run a batch and compare with the reference on the outputs of YoloDecode; the number of detections of each image."""
     boxes, scores = run(model_of(decode_of(heads, classes, nms.size), raws, DECODE_OUTPUTS), raws)
     given = raws | limits(nms)
     outputs = run(model_of(detect_of(heads, classes, nms), given, NMS_OUTPUTS), given)
@@ -579,14 +579,14 @@ def test_nothing_odd_in_a_head_is_detected(case: str, score_threshold: float) ->
     assert all(check_detect(raws, heads, classes, nms))
 
 
-def test_a_head_of_infinities_or_nan_gives_nothing() -> None:
+def test_a_head_of_infinities_or_nan_outputs_nothing() -> None:
     heads, classes, size = DECODES["v3"]
     for value in (np.nan, np.inf):
         raws = {name: np.full_like(raw, value) for name, raw in raw_heads(heads, classes, 1).items()}
         assert check_detect(raws, heads, classes, Nms(size=size)) == [0]
 
 
-def test_too_few_candidates_change_nothing_while_enough_are_kept() -> None:
+def test_too_few_candidates_change_nothing_while_enough_are_left() -> None:
     boxes, scores = clustered(300, 3, seed=7)
     unlimited = Nms(score_threshold=0.001, max_detections=20)
     inputs = nms_inputs(boxes, scores, unlimited)
@@ -771,7 +771,7 @@ NODES = [Mish(), MishAdd(), MishConcat(), decode_of(HEADS, CLASSES, SIZE), DETEC
 
 
 @pytest.mark.parametrize("op", NODES, ids=lambda op: str(op.op_type))
-def test_a_node_tells_its_op(op: PluginOp) -> None:
+def test_a_node_shows_its_op(op: PluginOp) -> None:
     node = node_of(op, op.input_names, op.output_names, "it")
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     assert attributes["plugin_version"] == b"1"

@@ -119,7 +119,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, gpu: str | None = None, **versions:
     monkeypatch.setattr(target_module, "_load", lambda flavour: SimpleNamespace(__version__=versions[flavour]))
 
 
-def test_auto_takes_full_tensorrt_where_a_gpu_can_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_accepts_full_tensorrt_where_a_gpu_can_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, "NVIDIA L4", trt="10.3.0", rtx="1.7.1.116")
     assert find_target() == Target("trt", (10, 3, 0))
     machine(monkeypatch, None, trt="10.3.0", rtx="1.7.1.116")
@@ -130,14 +130,14 @@ def test_auto_takes_full_tensorrt_where_a_gpu_can_use_it(monkeypatch: pytest.Mon
     assert find_target() == Target("trt", (10, 3, 0))
 
 
-def test_a_choice_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, None, trt="8.6.1", rtx="1.7.1")
     assert find_target("trt") == Target("trt", (8, 6, 1))
     machine(monkeypatch, "NVIDIA L4", trt="8.6.1", rtx="1.7.1")
     assert find_target("rtx") == Target("rtx", (1, 7, 1))
 
 
-def test_what_is_missing_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_reported_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, None, trt="10.3.0")
     with pytest.raises(
         DarktrtError, match=r"builds only on an NVIDIA GPU and none is usable here; pip install 'darktrt\[rtx\]'"
@@ -152,7 +152,7 @@ def test_what_is_missing_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPa
         find_target("trt")
 
 
-def test_a_library_that_does_not_load_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_does_not_load_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(name: str) -> None:
         raise OSError("libnvinfer.so.10: cannot open shared object file")
 
@@ -210,7 +210,7 @@ def test_full_tensorrt_keeps_the_nodes(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_rtx_gets_standard_ops_alone(made: Made, precision: Any) -> None:
+def test_rtx_gets_standard_ops_only(made: Made, precision: Any) -> None:
     model = lower(made.transformed(), made.info, Target("rtx", (1, 7)), precision)
     onnx.checker.check_model(model, full_check=True)
     assert (custom_nodes(model), len(model.functions)) == (0, 0)
@@ -250,7 +250,7 @@ FORMS = {
 def test_mish_becomes_what_the_target_likes(
     made: Made, monkeypatch: pytest.MonkeyPatch, version: str, precision: str, form: str
 ) -> None:
-    """With all numbers kept, in FP32, and no body where the parser would prefer one."""
+    """With the same numbers, in FP32, and no body where the parser would prefer one."""
     monkeypatch.setattr(Target, "mish_form", lambda _, asked: {precision: form}[asked])
     model = lowered(made, monkeypatch, version, precision)
     assert ops_of(model) == FORMS[form]
@@ -338,7 +338,7 @@ def test_a_plain_model_builds_too(made: Made, tmp_path: Path) -> None:
 
 
 @rtx
-def test_a_network_that_the_parser_refuses_is_told_in_its_words(made: Made) -> None:
+def test_a_network_that_the_parser_refuses_is_reported_in_its_words(made: Made) -> None:
     text = """<ir_version: 8, opset_import: ["": 17, "odd": 1]> g (float[1,3,8,8] images) => (float[1,3,8,8] y)
         { y = odd.Odd (images) }"""
     model = parser.parse_model(text)
@@ -348,7 +348,7 @@ def test_a_network_that_the_parser_refuses_is_told_in_its_words(made: Made) -> N
 
 
 @rtx
-def test_a_network_that_the_builder_refuses_is_told_in_its_words(made: Made) -> None:
+def test_a_network_that_the_builder_refuses_is_reported_in_its_words(made: Made) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]> g (float[1,9,4] images, float[1,2,9] s) => (int64[n,3] y)
         { y = NonMaxSuppression (images, s) }"""
     with pytest.raises(DarktrtError, match=r"TensorRT for RTX 1.* cannot (build the engine|parse the network): \S"):
@@ -437,7 +437,7 @@ def test_full_tensorrt_is_asked_in_its_own_way(
 
 
 @pytest.mark.parametrize(("version", "needed"), [("8.6.1", True), ("10.3.0", True), ("10.14.1", False)])
-def test_a_missing_plugin_library_is_said(
+def test_a_missing_plugin_library_is_reported(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, needed: bool
 ) -> None:
     full(monkeypatch, version, plugins=("MishPlugin",))
@@ -535,7 +535,7 @@ def pinned_names(trt: FakeTensorRT) -> list[str]:
     return [layer.name for layer in trt.network.layers if layer.precision is not None and layer.precision.name == "HALF"]
 
 
-def test_kept_convolutions_are_pinned_with_their_activations(
+def test_floating_point_layers_are_pinned_with_their_activations(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trt = full(monkeypatch, "8.6.1")
@@ -565,7 +565,7 @@ def test_kept_convolutions_are_pinned_with_their_activations(
 def test_tensors_inside_fused_nodes_are_not_missed(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The add takes a Mish in, whose own output then has a scale and no tensor."""
+    """A Mish is fused into its add; its own output then has a scale and no tensor."""
     full(monkeypatch, "8.6.1", plugins=PLUGINS)
     monkeypatch.setattr(Target, "mish_form", lambda *_: "fused")
     file = tmp_path / "auto.onnx"
@@ -575,7 +575,7 @@ def test_tensors_inside_fused_nodes_are_not_missed(
     assert not any("not in the network" in message for message in caplog.messages)
 
 
-def test_where_table_and_network_differ_is_said(
+def test_where_table_and_network_differ_is_reported(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     full(monkeypatch, "10.3.0")
@@ -691,7 +691,7 @@ def test_a_stopped_build_is_an_interrupt_not_an_error(
     assert files_in(tmp_path) == ["raw.onnx"]
 
 
-def test_an_old_parser_is_told_too(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_parser_is_reported_too(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, "8.6.1", refuses="no importer for Odd")
     with pytest.raises(DarktrtError, match=r"^TensorRT 8\.6\.1 cannot parse the network: node number 7: no importer for Odd$"):
         build(b"", made.info, find_target("trt"), BuildOptions("fp32"))
@@ -775,10 +775,10 @@ def test_the_timing_cache_is_read_and_written(made: Made, tmp_path: Path, monkey
             build_with(made, tmp_path, timing_cache=tmp_path / taken)
 
 
-def test_by_default_times_are_kept_for_each_tensorrt_and_gpu(
+def test_by_default_each_tensorrt_and_gpu_has_a_timing_cache(
     made: Made, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What does not fit is set aside under a warning, and what cannot be kept loses no engine."""
+    """A file that does not fit is ignored under a warning, and one that cannot be written loses no engine."""
     full(monkeypatch, "8.6.0")
     build_with(made, tmp_path)
     fp_layers = home / ".cache" / "darktrt" / "timing" / "TensorRT-8.6.0-NVIDIA-L4.cache"
@@ -860,7 +860,7 @@ def fed(source: Path, count: int = 4) -> GpuCalibration:
 
 
 def test_tensorrt_finds_the_scales_itself(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cache is kept beside the plan, and is a table for the next build."""
+    """Its cache is written beside the plan, and is a table for the next build."""
     trt = full(monkeypatch, "8.6.0")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(current=5))
     source, _ = raw(made, tmp_path)
@@ -892,7 +892,7 @@ def test_calibrating_on_the_gpu_from_the_command_line(
 
 
 @pytest.mark.parametrize(("version", "strong"), [("11.0.0", False), ("10.3.0", True)])
-def test_where_there_is_no_calibrator_it_is_said(
+def test_where_there_is_no_calibrator_it_is_reported(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, strong: bool
 ) -> None:
     full(monkeypatch, version)
@@ -904,7 +904,7 @@ def test_where_there_is_no_calibrator_it_is_said(
     assert files_in(tmp_path) == ["raw.onnx"]
 
 
-def test_a_build_without_a_progress_monitor_tells_the_time(
+def test_a_build_without_a_progress_monitor_shows_the_time(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trt = full(monkeypatch, "8.6.0")
@@ -916,7 +916,7 @@ def test_a_build_without_a_progress_monitor_tells_the_time(
 
 
 @rtx
-def test_rtx_takes_what_it_has_of_these_options(made: Made, tmp_path: Path) -> None:
+def test_rtx_accepts_what_it_has_of_these_options(made: Made, tmp_path: Path) -> None:
     insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions(head="raw"))
     build_file(
         tmp_path / "a.onnx",
@@ -1006,7 +1006,7 @@ def test_what_is_no_manifest_is_named(tmp_path: Path, content: bytes) -> None:
 # --- ONNX Runtime ---
 
 
-def test_a_runner_gives_all_outputs_by_name(made: Made, tmp_path: Path) -> None:
+def test_a_runner_outputs_all_outputs_by_name(made: Made, tmp_path: Path) -> None:
     insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     given = {"images": batch_of_images(made.info, 2), **thresholds(0.01)}
     with OnnxRunner(tmp_path / "a.onnx") as runner:

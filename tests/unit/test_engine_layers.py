@@ -1,4 +1,4 @@
-"""What an engine really computes in INT8: layer lists as text and JSON, and real engines of TensorRT for RTX."""
+"""The precisions of an engine: layer lists as text and JSON, and real engines of TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def found(text: str, target: Target = RTX) -> list[tuple[str, bool | None, str]]
     return [(one.node.split(".")[1][0], one.int8, one.reason) for one in convolution_precisions(text, ASKED, target)]
 
 
-def test_the_text_tells_what_each_convolution_became() -> None:
+def test_the_text_shows_what_each_convolution_became() -> None:
     assert found(text_of()) == [
         ("0", False, "kept in FP16"),
         ("1", True, ""),
@@ -110,7 +110,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("case", STRANGE)
-def test_what_the_text_does_not_tell_is_unknown(case: str) -> None:
+def test_what_the_text_lacks_is_unknown(case: str) -> None:
     assert [one[1] for one in found(text_of(second=STRANGE[case]))] == [False, None, False, True]
 
 
@@ -172,7 +172,7 @@ def json_of(*layers: Any) -> str:
 NAMES = list(ASKED)
 
 
-def test_the_json_tells_what_each_convolution_became() -> None:
+def test_the_json_shows_what_each_convolution_became() -> None:
     text = json_of(copy_to(NAMES[0]), half(NAMES[0]), copy_to(NAMES[1]), layer(NAMES[1]), half(NAMES[2]), single(NAMES[3]))
     assert "\x1e" in text
     assert found(text, WEAK) == [
@@ -184,7 +184,7 @@ def test_the_json_tells_what_each_convolution_became() -> None:
     assert [one[2] for one in found(text, STRONG)[2:]] == ["TensorRT computes in FP16", "TensorRT computes in FP32"]
 
 
-def test_with_a_dynamic_batch_the_weights_tell() -> None:
+def test_with_a_dynamic_batch_the_weights_decide() -> None:
     """Of TensorRT 8.6.0."""
     kinds = {"data": "N/A due to dynamic shapes"}
     text = json_of(layer(NAMES[0], "Half", **kinds), layer(NAMES[1], **kinds), layer(NAMES[2], "Half", **kinds))
@@ -195,7 +195,7 @@ def test_with_a_dynamic_batch_the_weights_tell() -> None:
     ]
 
 
-def test_what_was_to_be_kept_and_is_not_counts_as_what_it_is() -> None:
+def test_a_floating_point_layer_in_int8_counts_as_int8() -> None:
     assert found(json_of(layer(NAMES[0])), WEAK)[0] == ("0", True, "")
     assert found(json_of(single(NAMES[0])), WEAK)[0] == ("0", False, "kept in FP32")
 
@@ -217,7 +217,7 @@ def test_what_was_to_be_kept_and_is_not_counts_as_what_it_is() -> None:
         {"ParameterType": "Scale"},
     ],
 )
-def test_what_the_json_does_not_tell_is_unknown(changes: dict[str, Any]) -> None:
+def test_what_the_json_lacks_is_unknown(changes: dict[str, Any]) -> None:
     assert found(json_of({**layer(NAMES[1]), **changes}), WEAK)[1] == ("1", None, UNKNOWN)
 
 
@@ -308,7 +308,9 @@ def portable(made: Made, path: Path, **options: Any) -> Calibration:
 
 @rtx
 @pytest.mark.parametrize("form", ["nms", "raw"])
-def test_all_but_the_kept_run_in_int8(made: Made, folder: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
+def test_all_but_floating_point_layers_run_in_int8(
+    made: Made, folder: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
     calibration = portable(made, folder / "a.onnx", head=form)
     CalibrationTable(dict(calibration.scales), "8600").save("a.table")
     assert main("engine a.onnx -o a.plan --precision int8 --target rtx --table a.table".split()) == 0
@@ -323,7 +325,7 @@ def test_all_but_the_kept_run_in_int8(made: Made, folder: Path, capsys: pytest.C
 
 
 @rtx
-def test_an_engine_is_told_layer_by_layer(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_is_reported_layer_by_layer(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every convolution of the cfg is found in some layer of a real engine, with its line and precision; without a GPU."""
     calibration = portable(made, folder / "a.onnx", head="raw")
     build_file("a.onnx", "a.plan", BuildOptions("int8", "rtx"), calibration)
@@ -336,7 +338,7 @@ def test_an_engine_is_told_layer_by_layer(made: Made, folder: Path, capsys: pyte
 
 
 @rtx
-def test_what_is_kept_is_what_is_not_counted(made: Made, tmp_path: Path) -> None:
+def test_floating_point_layers_are_not_counted(made: Made, tmp_path: Path) -> None:
     calibration = portable(made, tmp_path / "a.onnx", head="raw")
     names = [node.name for node in load_model(tmp_path / "a.onnx")[0].graph.node if node.op_type == "Conv"]
     for fp_layers in ([], names[1:5], names):
@@ -374,7 +376,9 @@ def test_the_engine_inspector_is_asked(made: Made, tmp_path: Path, monkeypatch: 
     assert read_plan_manifest(tmp_path / "a.plan") == manifest
 
 
-def test_an_engine_that_does_not_load_is_kept_all_the_same(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_does_not_load_is_written_all_the_same(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trt = full(monkeypatch, "8.6.0")
     calibration = portable(made, tmp_path / "a.onnx", head="raw", mish="native")
     monkeypatch.setattr(trt, "load", lambda _: None)
@@ -398,7 +402,9 @@ def test_an_engine_that_does_not_load_is_kept_all_the_same(made: Made, tmp_path:
         ("int8_cost", {"measure": "AP", "drop": "x", "budget": 1.0, "data": "val.json"}),
     ],
 )
-def test_a_damaged_manifest_is_told(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any) -> None:
+def test_a_damaged_manifest_is_reported(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any
+) -> None:
     full(monkeypatch, "8.6.0")
     calibration = portable(made, tmp_path / "a.onnx", head="raw", mish="native")
     build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("int8", "trt"), calibration)
@@ -418,7 +424,7 @@ def biases(model: onnx.ModelProto) -> dict[str, list[float]]:
 
 
 def shifted(made: Made, path: Path) -> tuple[Calibration, dict[str, list[float]]]:
-    """A model with a scale and a shift for every tensor that a convolution reads, and its biases were they all corrected."""
+    """A model with a scale and channel means for every input of a convolution, and its biases if they were all corrected."""
     calibration = portable(made, path, head="raw", mish="native")
     model, _ = load_model(path)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -452,7 +458,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, *halves: set[str]
 def test_biases_are_corrected_of_what_runs_in_int8(
     made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str, cache: str
 ) -> None:
-    """By a second build, which is told what the first chose, has its times and repeats no warning."""
+    """By a second build, which is pinned to the choice of the first, has its times and repeats no warning."""
     trt = full(monkeypatch, version)
     calibration, corrected = shifted(made, folder / "a.onnx")
     calibration = replace(calibration, scales={**calibration.scales, "other": np.float32(1)})
@@ -478,7 +484,7 @@ def test_biases_are_corrected_of_what_runs_in_int8(
         assert (old.name, old.input[:2], old.output) == (new.name, new.input[:2], new.output)
 
 
-def test_a_tensorrt_that_does_not_keep_to_its_choice_is_told(
+def test_a_tensorrt_that_does_not_keep_to_its_choice_is_reported(
     made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trt = full(monkeypatch, "8.6.0")
@@ -555,7 +561,7 @@ def test_a_second_build_that_fails_leaves_nothing(
     assert (files_in(folder), len(calls)) == (["a.onnx"], 2)
 
 
-def test_biases_of_qdq_nodes_are_told_too(made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_biases_of_qdq_nodes_are_reported_too(made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One build, for what is INT8 is known before it."""
     trt = full(monkeypatch, "10.3.0")
     calibration, _ = shifted(made, folder / "a.onnx")

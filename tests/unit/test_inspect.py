@@ -1,4 +1,4 @@
-"""What 'inspect' and 'doctor' tell people."""
+"""The output of inspect and doctor."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def fields(text: str) -> dict[str, str]:
 
 def test_a_cfg(made: Made) -> None:
     text = describe_cfg(made.cfg)
-    told = fields(text)
+    shown = fields(text)
     assert f"darknet cfg   {made.cfg}" in text
-    assert told["input"] == "96 x 64, 3 channels, stretched"
-    assert told["layers"] == "20: 9 convolutional, 5 route, 2 maxpool, 2 yolo, 1 shortcut, 1 upsample"
-    assert told["Mish"] == str(MADE_MISH)
-    assert told["parameters"] == f"{made.info.parameters:,}"
-    assert told["GFLOPs"] == f"{made.info.gflops:.3f}"
+    assert shown["input"] == "96 x 64, 3 channels, stretched"
+    assert shown["layers"] == "20: 9 convolutional, 5 route, 2 maxpool, 2 yolo, 1 shortcut, 1 upsample"
+    assert shown["Mish"] == str(MADE_MISH)
+    assert shown["parameters"] == f"{made.info.parameters:,}"
+    assert shown["GFLOPs"] == f"{made.info.gflops:.3f}"
     assert (
         "head          layer 12, line 77: 6 x 4 cells, anchors 22x16 30x35 50x44, 3 classes, scale_x_y 1.05, greedynms NMS"
         in text
     )
-    assert told["8"] == "58 route of 7, 6 48 x 8 x 12" or "9     58  route            of 8, 7" in text
+    assert shown["8"] == "58 route of 7, 6 48 x 8 x 12" or "9     58  route            of 8, 7" in text
 
 
 def test_every_layer_has_a_line_with_its_output(made: Made) -> None:
@@ -62,26 +62,26 @@ def test_every_layer_has_a_line_with_its_output(made: Made) -> None:
     assert "3 + 2 linear" in table[4]
 
 
-def test_rarer_things_in_a_cfg_are_told(tmp_path: Path) -> None:
+def test_rarer_things_in_a_cfg_are_reported(tmp_path: Path) -> None:
     text = net(letter_box=1) + section("convolutional", filters=6, size=3, stride_x=2, groups=3, activation="swish")
     text += conv(18, 1, normalize=0) + head(1, "2,3", new_coords=1, nms_kind="diounms", beta_nms=0.7)
     (tmp_path / "a.cfg").write_text(text)
-    told = describe_cfg(tmp_path / "a.cfg")
-    assert "letterboxed" in told
-    assert "3x3/2x1 groups 3 swish" in told
-    assert "1 classes, new_coords, scale_x_y 1, diounms NMS, beta 0.7" in told
+    shown = describe_cfg(tmp_path / "a.cfg")
+    assert "letterboxed" in shown
+    assert "3x3/2x1 groups 3 swish" in shown
+    assert "1 classes, new_coords, scale_x_y 1, diounms NMS, beta 0.7" in shown
 
 
 @pytest.mark.parametrize(
-    ("version", "seen", "told"),
+    ("version", "seen", "shown"),
     [((0, 2, 5), 32013312, "32,013,312"), ((0, 1, 0), 5000, "5,000"), ((0, 2, 5), 2**40, "1,099,511,627,776")],
 )
-def test_weights(tmp_path: Path, version: tuple[int, int, int], seen: int, told: str) -> None:
+def test_weights(tmp_path: Path, version: tuple[int, int, int], seen: int, shown: str) -> None:
     file = tmp_path / "a.weights"
     file.write_bytes(weights_bytes(np.zeros(1234), version, seen))
     text = describe_weights(file)
     assert f"version          {'.'.join(map(str, version))}" in text
-    assert f"images seen      {told} in training" in text
+    assert f"images seen      {shown} in training" in text
     assert "parameters       1,234 (0.0 MiB)" in text
     assert hashlib.sha256(file.read_bytes()).hexdigest() in text
     assert "official" not in text
@@ -102,19 +102,19 @@ def test_official_weights_are_recognized(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_plain_onnx(made: Made) -> None:
     text = describe_onnx(made.plain)
-    told = fields(text)
-    assert told["input"] == "images float (batch, 3, 64, 96)"
+    shown = fields(text)
+    assert shown["input"] == "images float (batch, 3, 64, 96)"
     assert "output        boxes float (batch, 360, 4)" in text
-    assert told["output"] == "scores float (batch, 360, 3)"
+    assert shown["output"] == "scores float (batch, 360, 3)"
     assert "opset ai.onnx 17" in text
-    assert told["bodies"] == "none"
+    assert shown["bodies"] == "none"
     assert "plugin nodes  none" in text
-    assert told["network"] == f"made: 20 cfg layers, {made.info.parameters:,} parameters, {made.info.gflops:.3f} GFLOPs"
-    assert told["images"] == "96 x 64, 3 channels, float, stretch, batch 1 to 3"
+    assert shown["network"] == f"made: 20 cfg layers, {made.info.parameters:,} parameters, {made.info.gflops:.3f} GFLOPs"
+    assert shown["images"] == "96 x 64, 3 channels, float, stretch, batch 1 to 3"
     assert "ends at       decoded" in text
-    assert told["classes"] == "class 0, class 1, class 2"
-    assert told["weights"] == "random, seed 1"
-    assert told["cfg"].startswith("sha256 ")
+    assert shown["classes"] == "class 0, class 1, class 2"
+    assert shown["weights"] == "random, seed 1"
+    assert shown["cfg"].startswith("sha256 ")
 
 
 def test_a_portable_onnx(made: Made, tmp_path: Path) -> None:

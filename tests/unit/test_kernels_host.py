@@ -199,7 +199,7 @@ def test_layouts(host: Library, layout: Layout, dtype: Any) -> None:
             assert not padding.any()
 
 
-def test_what_no_kernel_takes(host: Library) -> None:
+def test_what_no_kernel_supports(host: Library) -> None:
     shape = Shape(1, 3, 4)
     for x, y in (
         (Format(0, 1, 0, 1), Format(1, 1, 0, 1)),

@@ -163,7 +163,7 @@ def test_newer_registries_find_by_another_name(library: Path, tmp_path: Path) ->
     assert load_plugins(tensorrt("10.3.0"), compiled(tmp_path / "new.so", "10.16.0")).tensorrt == "10.16.0"
 
 
-def test_a_library_in_memory_before_tensorrt_is_given_to_the_registry(library: Path) -> None:
+def test_a_library_in_memory_before_tensorrt_is_loaded_by_the_registry(library: Path) -> None:
     registry = Registry(found=(), on_load=NAMES)
     load_plugins(tensorrt(registry=registry), library)
     assert registry.loaded == [str(library)]
@@ -231,7 +231,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     return trt
 
 
-def test_the_manifest_tells_of_the_library(made: Made, library: Path, tmp_path: Path, full: FakeTensorRT) -> None:
+def test_the_manifest_shows_of_the_library(made: Made, library: Path, tmp_path: Path, full: FakeTensorRT) -> None:
     insert_plugins(made.plain, tmp_path / "a.onnx", SurgeryOptions())
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("fp32", "trt", library))
     assert manifest.plugin_library == {"sha256": read_library(library).sha256, "tensorrt": "8.6.0"}
@@ -251,7 +251,7 @@ def test_a_network_without_custom_nodes_loads_none(
         build_file(tmp_path / "b.onnx", tmp_path / "b.plan", BuildOptions("fp32", "trt"))
 
 
-def test_a_target_without_plugins_takes_no_library(
+def test_a_target_without_plugins_accepts_no_library(
     made: Made, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "find_target", lambda _: Target("rtx", (1, 7, 1)))

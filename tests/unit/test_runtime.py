@@ -241,7 +241,7 @@ def images(batch: int, seed: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("graph", [False, True])
-def test_batches_of_any_size_give_their_own_results(
+def test_batches_of_any_size_outputs_their_own_results(
     engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path, graph: bool
 ) -> None:
     with PlanRunner(write_plan(tmp_path, info), cuda_graph=graph) as runner:
@@ -252,7 +252,7 @@ def test_batches_of_any_size_give_their_own_results(
     assert driver.replays == (4 if graph else 0)  # all but the first of each batch
 
 
-def test_nothing_is_allocated_after_the_start_and_all_is_given_back(
+def test_nothing_is_allocated_after_the_start_and_all_is_freed(
     engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path
 ) -> None:
     with PlanRunner(write_plan(tmp_path, info), cuda_graph=True) as runner:
@@ -346,7 +346,7 @@ def test_a_hardware_compatible_plan_on_an_old_gpu(
 
 
 def test_a_version_compatible_plan_may_bring_its_runtime(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
-    """TensorRT loads no code from plans unless it is told to."""
+    """TensorRT loads no code from plans by default."""
     for compatible in (False, True):
         with PlanRunner(write_plan(tmp_path, info, version_compatible=compatible)):
             assert engine.host_code_allowed == compatible
@@ -460,7 +460,7 @@ def test_each_layers_time_is_found(
     assert Image.open(tmp_path / "a.png").width > 600
 
 
-def test_without_a_gpu_layers_are_told_too(
+def test_without_a_gpu_layers_are_reported_too(
     info: DetectorInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = write_plan(tmp_path, info, engine_layers=(EngineLayer("conv", "gemm", "INT8", "NHWC", ("/layers.1/Conv",)),))
@@ -490,7 +490,7 @@ def test_polygraphys_comparator_runs_an_engine(engine: Engine, info: DetectorInf
 def test_detect_with_an_engine(
     engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The engine of these tests gives no scores, which the detector tells: it was run."""
+    """The engine of these tests has no output scores, which the detector reports: it was run."""
     plan = write_plan(tmp_path, info)
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     assert main(["detect", str(tmp_path / "a.png"), "--engine", str(plan)]) == 2

@@ -62,7 +62,7 @@ int32_t enqueued(const Op& op, const nvinfer1::PluginTensorDesc* in, const nvinf
         op.check_shapes(dims.data());
         const int32_t status = op.enqueue(in, out, inputs, outputs, workspace, stream);
         if (status != 0) {
-            throw std::runtime_error(status == DARKTRT_UNSUPPORTED ? "no kernel takes these shapes and types"
+            throw std::runtime_error(status == DARKTRT_UNSUPPORTED ? "no kernel supports these shapes and types"
                                                                    : cudaGetErrorString(static_cast<cudaError_t>(status)));
         }
         return status;
