@@ -12,7 +12,7 @@ DIST      ?= dist
 MAX_DROP  ?=
 CALIBRATE_ON ?=
 EVAL      ?=
-FOUND     ?=
+DETECTIONS ?=
 HEAD      ?= nms
 INPUT     ?= uint8
 MISH      ?= auto
@@ -71,8 +71,8 @@ help: ## list targets and variables
 	@echo '  DATA=$(DATA)    images to calibrate INT8 on: folders, lists, COCO json files, patterns (without: samples, to try it)'
 	@echo '  CALIBRATE_ON=$(CALIBRATE_ON)    gpu: the scales of TensorRT'"'"'s own calibration on DATA, with TENSORRT=trt'
 	@echo '  MAX_DROP=$(MAX_DROP)    with int8, the largest loss of mAP, such as 0.005: the worst layers stay in FP16 until it holds'
-	@echo '  EVAL=$(EVAL)    what to measure that, and the report, on: a COCO json with annotations, or darknet label files (without: DATA)'
-	@echo '  FOUND=$(FOUND)    for report, what engines found elsewhere: files of darktrt check map --save-detections'
+	@echo '  EVAL=$(EVAL)    images to measure that, and the report, on: a COCO json with annotations, or darknet label files (without: DATA)'
+	@echo '  DETECTIONS=$(DETECTIONS)    for report, detections of engines elsewhere: files of darktrt check map --save-detections'
 	@echo '  SIZE=$(SIZE)    network input, 416 or WIDTHxHEIGHT (with CFG: the size in the cfg)'
 	@echo '  BATCH=$(BATCH)    4 for a static batch, 1..8 for a dynamic one'
 	@echo '  DIST=$(DIST)    where make wheel puts the wheel and the sdist'
@@ -96,14 +96,14 @@ engine: $(PLAN) ## everything: get a network, convert, operate, build an engine
 	@echo 'Look in:  $(DARKTRT) inspect $(PLAN)'
 
 plugins: $(LIBRARY) ## compile the plugin library for full TensorRT: needs the CUDA toolkit
-check: $(DIR)/portable.onnx $(CHECKED_PLAN) ## hold ONNX Runtime, and the engine where a GPU is, against PyTorch on DATA
+check: $(DIR)/portable.onnx $(CHECKED_PLAN) ## compare ONNX Runtime, and the engine where a GPU is, with PyTorch on DATA
 	$(DARKTRT) check compare $(or $(DATA),docs) --cfg $(CFG_FILE) --weights $(WEIGHTS_FILE) --model $(DIR)/portable.onnx$(if \
 	    $(CHECKED_PLAN), --plan $(PLAN) $(ENGINE_OPTIONS))
 
 report: $(DIR)/portable.onnx $(DIR)/calibration.table $(CHECKED_PLAN) ## a page about accuracy on EVAL: PyTorch, ONNX, FP16, INT8, engines
 	$(DARKTRT) check report $(or $(EVAL_DATA),docs) --cfg $(CFG_FILE) --weights $(WEIGHTS_FILE) --model ONNX=$(DIR)/portable.onnx \
 	    --simulate fp16,int8 --table $(DIR)/calibration.table $(if $(CHECKED_PLAN),--plan $(PRECISION)=$(PLAN) $(ENGINE_OPTIONS)) \
-	    $(FOUND:%=--load-detections %) $(patsubst %,--bench %,$(wildcard $(DIR)/*-bench.json)) -o $(DIR)/report
+	    $(DETECTIONS:%=--load-detections %) $(patsubst %,--bench %,$(wildcard $(DIR)/*-bench.json)) -o $(DIR)/report
 
 bench: $(PLAN) ## time the engine on the GPU
 	$(DARKTRT) bench $(PLAN) --batch $(subst .., ,$(BATCH)) --json $(DIR)/$(PRECISION)-bench.json $(ENGINE_OPTIONS)

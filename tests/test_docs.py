@@ -180,7 +180,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
                 yield from parsers(child)
 
 
-PARSERS = {parser.prog: parser for parser in parsers(cli._parser())}
+PARSERS = {parser.prog: parser for parser in parsers(cli.parser())}
 OPTIONS = {name: set(parser._option_string_actions) for name, parser in PARSERS.items()}
 """The options of every command, by its words."""
 

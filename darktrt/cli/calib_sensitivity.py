@@ -17,7 +17,7 @@ def add(commands: groups.Commands) -> None:
         "darktrt calib sensitivity portable.onnx photos/ --table calibration.table --plot layers.png --json layers.json",
         "darktrt calib sensitivity portable.onnx val.json --table calibration.table --map val.json:val2017",
     )
-    parser.add_argument("model", metavar="ONNX", help="what 'darktrt surgery' wrote, not quantized")
+    parser.add_argument("model", metavar="ONNX", help="portable ONNX file of 'darktrt surgery', not quantized")
     parser.add_argument("data", metavar="DATA", nargs="+", help="folders, lists, COCO json files, patterns")
     parser.add_argument("--table", required=True, metavar="TABLE", help="calibration table of 'darktrt calib run'")
     parser.add_argument("--limit", type=int, default=16, metavar="N", help="use a random sample of N images (default: 16)")

@@ -9,7 +9,7 @@ def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "check",
-        "hold an ONNX file or an engine against PyTorch and against labels: check compare, map, report, diff",
+        "compare models with PyTorch, and evaluate them on labelled images: check compare, map, report, diff",
         "darktrt check compare --help",
         "darktrt check map --help",
         "darktrt check report --help",

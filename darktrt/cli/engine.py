@@ -24,9 +24,8 @@ def add(commands: groups.Commands) -> None:
         "darktrt engine portable.onnx -o model.plan --precision int8 --table my.table --max-drop 0.005 --eval val.json",
         "darktrt engine portable.onnx -o model.plan --precision int8 --calibrate-on gpu --data photos/",
         "darktrt engine portable.onnx -o model.plan --batch 1,4,16 --workspace 2048 --optimization-level 5",
-        "darktrt engine inspect --help",
     )
-    parser.add_argument("source", metavar="ONNX", help="what 'darktrt surgery' wrote")
+    parser.add_argument("source", metavar="ONNX", help="portable ONNX file of 'darktrt surgery'")
     parser.add_argument(
         "-o", "--output", required=True, metavar="PLAN", help="file to write; its manifest goes beside it, as .json"
     )

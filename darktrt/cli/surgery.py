@@ -19,7 +19,7 @@ def add(commands: groups.Commands) -> None:
         "darktrt surgery plain.onnx -o layers.onnx --mark-layers",
         "darktrt surgery plain.onnx -o int8.onnx --qdq --table calibration.table",
     )
-    parser.add_argument("source", metavar="ONNX", help="what 'darktrt convert' wrote")
+    parser.add_argument("source", metavar="ONNX", help="plain ONNX file of 'darktrt convert'")
     parser.add_argument("-o", "--output", required=True, metavar="ONNX", help="file to write")
     parser.add_argument("--head", choices=["nms", "decode", "raw"], default="nms", help="where the model ends (default: nms)")
     parser.add_argument(

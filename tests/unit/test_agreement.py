@@ -1,4 +1,4 @@
-"""``check compare``: what differs is found where it is, what does not is let pass, and results travel in files."""
+"""``check compare``: differences are reported where they are, equal outputs pass, and results are saved and loaded."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ LOOSE = Thresholds(score=0.05)
 """Random weights find hardly anything above 0.25."""
 
 
-# --- what agrees ---
+# --- agreement ---
 
 
 @pytest.mark.parametrize("head", ["nms", "decode", "raw"])
@@ -143,7 +143,7 @@ def test_results_are_copies(made: Made) -> None:
     assert all(np.array_equal(values, exact[name]) for name, values in first.items())
 
 
-def test_an_engine_in_fp32_is_held_to_what_tf32_can_do(made: Made) -> None:
+def test_an_engine_in_fp32_has_the_tolerance_of_its_tf32(made: Made) -> None:
     for precision, tf32, expected in (
         ("fp32", True, "tf32"),
         ("fp32", False, "fp32"),
@@ -155,7 +155,7 @@ def test_an_engine_in_fp32_is_held_to_what_tf32_can_do(made: Made) -> None:
         assert plan_variant(runner).precision == expected
 
 
-# --- what does not ---
+# --- differences ---
 
 
 def broken(source: Path, target: Path, line: int) -> None:
@@ -170,7 +170,7 @@ def broken(source: Path, target: Path, line: int) -> None:
     save_model(model, info, target)
 
 
-def test_a_changed_weight_is_found_at_its_cfg_line(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_weight_is_reported_at_its_cfg_line(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convolutions = [layer for layer in made.info.layers if layer.kind == "convolutional"]
     for layer in (convolutions[0], convolutions[3], convolutions[-1]):
         broken(made.cfg.parent / "portable.onnx", tmp_path / "broken.onnx", layer.line)
@@ -198,7 +198,7 @@ def test_nan_is_beyond_every_tolerance(made: Made, tmp_path: Path) -> None:
     assert json.loads(report.to_json())["variants"][0]["tensors"][0]["worst"] is None
 
 
-def test_scores_that_are_no_numbers_are_told(made: Made) -> None:
+def test_scores_that_are_nan_are_refused(made: Made) -> None:
     reference = torch_of(made)
     blind = replace(reference, run=lambda inputs: {**reference.run(inputs), "scores": np.full((1, 1, 3), np.nan)})
     with pytest.raises(DarktrtError, match="PyTorch: its scores are not numbers"):
@@ -208,7 +208,7 @@ def test_scores_that_are_no_numbers_are_told(made: Made) -> None:
 # --- measures ---
 
 
-def test_differences_are_relative_to_the_reference() -> None:
+def test_errors_are_relative_to_the_reference() -> None:
     found = tensor_error(np.float32([1, 2, -4.5]), np.float32([1, 2, -4]), "x")
     assert found.worst == pytest.approx(0.5 / 4) and found.mean == pytest.approx(0.5 / 7)
     assert found.cosine == pytest.approx(23 / np.sqrt(21 * 25.25))
@@ -235,14 +235,14 @@ def test_detections_match_by_class_and_overlap_once_each() -> None:
     assert not other.within(TOLERANCES["int8"])
 
 
-def test_nothing_found_matches_nothing() -> None:
+def test_no_detections_match_only_no_detections() -> None:
     nothing, one = rows(), rows((0, 0, 10, 10, 0.9, 1))
     assert match(nothing, nothing, 0.25).within(TOLERANCES["fp32"])
     assert not match(nothing, one, 0.25).within(TOLERANCES["int8"])
     assert not match(one, nothing, 0.25).within(TOLERANCES["int8"])
 
 
-def test_the_coarser_precision_says_what_is_tolerable() -> None:
+def test_the_coarser_precision_decides_the_tolerance() -> None:
     assert tolerance_of(("fp32", "int8")) == tolerance_of(("int8", "fp16")) == TOLERANCES["int8"]
     changed = tolerance_of(("fp32", "fp32"), parse_tolerance("worst=1e-2,score=.5"))
     assert (changed.worst, changed.score, changed.cosine) == (0.01, 0.5, TOLERANCES["fp32"].cosine)
@@ -347,7 +347,7 @@ def test_mistakes_are_one_sentence(made: Made, tmp_path: Path, capsys: pytest.Ca
     assert "cannot write" in sentence(data, *files, "--model", portable, "--save-outputs", f"{tmp_path}/no/x.json")
 
 
-def test_a_gpu_that_is_not_there_is_told(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_reported(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(DarktrtError, match="cannot use a GPU"):
         TorchReference(made.cfg, made.weights, device="cuda")

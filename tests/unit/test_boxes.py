@@ -22,7 +22,7 @@ def made(boxes: object = ((10, 20, 30, 40), (0, 0, 5, 5)), scores: object = (0.9
     return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores, np.float32), np.array(ids, np.int32), NAMES)
 
 
-def test_detections_tell_their_length_names_and_parts() -> None:
+def test_detections_have_length_names_and_parts() -> None:
     found = made()
     assert len(found) == 2
     assert found.names == ["собака", "car"]
@@ -61,7 +61,7 @@ def test_no_detections_are_detections() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"boxes": np.zeros((3, 4), np.float32)}, r"boxes must be \(2, 4\) float32, not \(3, 4\) float32"),
         ({"boxes": np.zeros((2, 5), np.float32)}, r"boxes must be \(2, 4\) float32, not \(2, 5\) float32"),
@@ -77,10 +77,10 @@ def test_no_detections_are_detections() -> None:
         ({"class_ids": np.array([-1, 0], np.int32)}, "class ids -1 to 0"),
     ],
 )
-def test_what_cannot_be_detections_is_refused(change: dict[str, np.ndarray], said: str) -> None:
+def test_invalid_detections_are_refused(change: dict[str, np.ndarray], message: str) -> None:
     good = made()
     arrays: dict[str, Any] = {"boxes": good.boxes, "scores": good.scores, "class_ids": good.class_ids, "class_names": NAMES}
-    with pytest.raises(DarktrtError, match=said):
+    with pytest.raises(DarktrtError, match=message):
         Detections(**{**arrays, **change})
 
 

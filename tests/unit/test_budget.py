@@ -1,4 +1,4 @@
-"""INT8 within a budget: what is tried in which order, what is said, and what the engine is made with."""
+"""INT8 within a budget: the order of the trials, the messages, and the engine's layers in floating point."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def trade(
     return within_budget(files / "net.onnx", calibration, budget, EvaluationData([entry]), files / table, lines.append), lines
 
 
-def test_what_is_good_enough_stays_as_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_int8_within_the_budget_stays_as_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found, lines = trade(files, "good.table", BUDGET)
     assert [trial.fp_layers for trial in found.trials] == [tuple(chosen_fp_layers(load_network(files / "net.onnx")))]
     assert lines[0].startswith("FP32: AP 0.8")
@@ -92,8 +92,8 @@ def test_what_is_good_enough_stays_as_it_is(files: Path, capsys: pytest.CaptureF
     assert "convolutions" not in capsys.readouterr().err  # nothing was ranked
 
 
-def test_the_worst_layer_is_kept_first(files: Path) -> None:
-    """The one with the bad scale; keeping it brings back what the good table gives without it."""
+def test_the_worst_layer_goes_to_floating_point_first(files: Path) -> None:
+    """The layer with the bad scale; without it in INT8 the AP is that of the good table."""
     found, lines = trade(files, "bad.table", BUDGET)
     before, after = found.trials
     assert after.fp_layers == (*before.fp_layers, READER)
@@ -124,14 +124,14 @@ def test_counts_grow_by_about_a_half() -> None:
     assert [_counts(n) for n in (0, 1, 2, 5)] == [[], [1], [1, 2], [1, 2, 3, 4, 5]]
 
 
-def test_the_first_to_keep_are_those_named(files: Path) -> None:
+def test_named_layers_come_first(files: Path) -> None:
     found, _ = trade(files, "bad.table", BUDGET, fp_layers=())
     assert [trial.fp_layers for trial in found.trials] == [(), (READER,)]
     found, _ = trade(files, "bad.table", BUDGET, fp_layers=(READER,))
     assert [trial.fp_layers for trial in found.trials] == [(READER,)]
 
 
-def test_without_labels_scores_are_judged_which_is_said(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_labels_the_scores_are_measured_with_a_warning(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     found, lines = trade(files, "bad.table", SCORES, "photos")
     assert found.trials[-1].fp_layers[-1] == READER
     assert found.trials[0].drop > SCORES >= found.chosen.drop
@@ -154,14 +154,14 @@ def test_a_coco_file_without_annotations_counts_as_images(files: Path, caplog: p
     assert "no labels" in caplog.text
 
 
-def test_images_seen_in_calibration_are_warned_of(files: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_of_calibration_are_warned_of(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     trade(files, "good.table", BUDGET)
     assert "was calibrated on" not in caplog.text
     trade(files, "good.table", BUDGET, "others")
     assert "INT8 was calibrated on 5 of the 5 images of the evaluation" in caplog.text
 
 
-def test_labels_of_something_else_are_told(files: Path) -> None:
+def test_labels_of_another_network_are_refused(files: Path) -> None:
     """With an AP below the budget every INT8 would pass."""
     values = json.loads((files / "val.json").read_text())
     for one in values["annotations"]:
@@ -203,7 +203,9 @@ BAD = {
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 @pytest.mark.parametrize("command", BAD)
-def test_mistakes_are_told(command: str, files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_in_one_sentence(
+    command: str, files: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("net.onnx", "good.table", "val.json", "photos"):
         (folder / name).symlink_to(files / name)
     if "other.table" in command:
@@ -218,7 +220,9 @@ def test_mistakes_are_told(command: str, files: Path, folder: Path, capsys: pyte
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
-def test_the_engine_is_made_with_what_was_chosen(files: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_engine_has_the_chosen_layers_in_floating_point(
+    files: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = f"engine {files}/net.onnx --target rtx --precision int8 --table {files}/bad.table"
     budget = f"--max-drop {BUDGET} --eval {files}/val.json:{files}/photos"
     assert main([*command.split(), *budget.split(), "-o", "chosen.plan"]) == 0

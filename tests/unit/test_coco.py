@@ -1,4 +1,4 @@
-"""COCO mAP: the numbers on cases small enough to know by heart, whose labels are whose classes, and wrong files."""
+"""COCO mAP: numbers of small cases with known results, the mapping of classes, and wrong files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def judge(entry: str, *detections: Detections) -> tuple[float, float, float]:
 # --- the numbers ---
 
 
-def test_what_is_found_exactly_counts_in_full(tmp_path: Path) -> None:
+def test_exact_detections_have_full_ap(tmp_path: Path) -> None:
     """Whatever the ids in the file; other tools' files have no area, crowd flag or id."""
     for more in ({}, {"id": 0}, {"id": 5, "area": 10_000, "iscrowd": 0}):
         entry = write(tmp_path, [label(40, (0, 0, 100, 100), **more), label(41, (10, 20, 50, 60), 9)])
@@ -76,13 +76,13 @@ def test_overlap_decides_at_which_thresholds_a_box_counts(tmp_path: Path) -> Non
     assert judge(entry, found(((0, 0, 72, 100), 0.9, 0)), found()) == pytest.approx((0.5, 1, 0))
 
 
-def test_what_is_missed_ends_the_recall(tmp_path: Path) -> None:
+def test_missing_detections_end_the_recall(tmp_path: Path) -> None:
     """One of two objects: precision is 1 at recalls 0 to .5, which are 51 of COCO's 101."""
     entry = write(tmp_path, [label(40, (0, 0, 100, 100)), label(41, (0, 0, 100, 100))])
     assert judge(entry, found(((0, 0, 100, 100), 0.9, 0)), found())[0] == pytest.approx(51 / 101)
 
 
-def test_a_false_alarm_costs_by_its_score(tmp_path: Path) -> None:
+def test_a_false_positive_costs_by_its_score(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 100, 100))])
     right, wrong = ((0, 0, 100, 100), 0.5, 0), (110, 0, 200, 100)
     assert judge(entry, found((wrong, 0.9, 0), right), found())[0] == pytest.approx(0.5)
@@ -91,11 +91,11 @@ def test_a_false_alarm_costs_by_its_score(tmp_path: Path) -> None:
     assert judge(entry, found(((0, 0, 100, 100), 0.5, 1)), found())[0] == 0
 
 
-def test_nothing_found_is_zero(tmp_path: Path) -> None:
+def test_no_detections_have_ap_zero(tmp_path: Path) -> None:
     assert judge(write(tmp_path, [label(40, (0, 0, 100, 100))]), found(), found()) == (0, 0, 0)
 
 
-def test_a_crowd_need_not_be_found_and_is_no_false_alarm(tmp_path: Path) -> None:
+def test_a_crowd_is_neither_missing_nor_a_false_positive(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 50, 50)), label(40, (100, 0, 100, 150), iscrowd=1)])
     right, inside = ((0, 0, 50, 50), 0.5, 0), ((110, 10, 140, 40), 0.9, 0)
     assert judge(entry, found(right), found())[0] == pytest.approx(1)
@@ -109,7 +109,7 @@ def classes_of(entry: str, names: Sequence[str]) -> list[int]:
     return [one.class_id for image in load_ground_truth([entry], names).images for one in image.objects]
 
 
-def test_classes_go_by_name(tmp_path: Path) -> None:
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     """In any order, in darknet's and VOC's names too; what the network does not know is left out."""
     labels = [label(40, (0, 0, 9, 9), category) for category in (7, 9, 11)]
     assert classes_of(write(tmp_path, labels, names=("cat", "dog", "cow")), ("dog", "cow", "cat")) == [2, 0, 1]
@@ -121,7 +121,7 @@ def test_classes_go_by_name(tmp_path: Path) -> None:
     assert classes_of(entry, ("motorbike", "diningtable", "sofa")) == [2, 1, 0]
 
 
-def test_other_names_go_by_the_order_of_the_ids_which_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_names_are_matched_by_the_order_of_ids_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     labels = [label(40, (0, 0, 9, 9), category) for category in (9, 7)]
     assert classes_of(write(tmp_path, labels), ("katze", "hund")) == [1, 0]
     assert "has no category 'katze'; categories are taken as classes in order of their ids" in caplog.text
@@ -130,18 +130,18 @@ def test_other_names_go_by_the_order_of_the_ids_which_is_said(tmp_path: Path, ca
     assert not caplog.records
 
 
-def test_classes_that_the_labels_lack_are_not_judged_which_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_classes_without_labels_are_not_evaluated_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
     assert classes_of(entry, ("cow", "dog", "cat")) == [2]
     assert "has no objects of 'cow'; detections of them are not evaluated" in caplog.text
 
 
-def test_the_order_is_not_taken_where_a_name_stands_elsewhere(tmp_path: Path) -> None:
+def test_the_order_of_ids_does_not_count_where_a_name_contradicts_it(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9), 7), label(40, (0, 0, 9, 9), 9)])
     assert classes_of(entry, ("dog", "katze")) == [0]
 
 
-def test_a_class_map_joins_what_is_named_otherwise(tmp_path: Path) -> None:
+def test_a_class_map_joins_classes_of_different_names(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9), 7), label(40, (0, 0, 9, 9), 9)])
     (tmp_path / "map.txt").write_text("# labels = network\ncat = animal\n\ndog = animal\n")
     classes = LabelClasses(mapped=read_class_map(tmp_path / "map.txt"))
@@ -202,7 +202,7 @@ def test_a_limit_draws_a_sample_by_its_seed(tmp_path: Path) -> None:
         load_ground_truth([entry], NAMES, 0)
 
 
-def test_labels_are_told_from_images(tmp_path: Path) -> None:
+def test_labels_are_distinguished_from_images(tmp_path: Path) -> None:
     entry = write(tmp_path, [label(40, (0, 0, 9, 9))])
     assert has_labels(entry)
     assert has_labels(f"{entry}:{tmp_path}")
@@ -237,7 +237,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_files_are_told_in_a_sentence(case: str, tmp_path: Path) -> None:
+def test_wrong_files_are_refused(case: str, tmp_path: Path) -> None:
     values, message = WRONG[case]
     Image.fromarray(made_image(150, 200)).save(tmp_path / "0.png")
     path = tmp_path / "val.json"
@@ -249,7 +249,7 @@ def test_wrong_files_are_told_in_a_sentence(case: str, tmp_path: Path) -> None:
     assert len(load_ground_truth([str(path)], NAMES).images) == 1
 
 
-def test_what_is_no_json_is_told(tmp_path: Path) -> None:
+def test_files_that_are_no_json_are_refused(tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text("{")
     cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "no images here", Path("none.json"): "No such file"}
     for entry, message in cases.items():
@@ -262,7 +262,7 @@ def test_what_is_no_json_is_told(tmp_path: Path) -> None:
 # --- a network ---
 
 
-def test_a_network_is_judged_in_pixels_of_the_images(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_is_evaluated_in_pixels_of_the_images(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that finds the same box in every image; its batch of two is filled up for the third image."""
     info = replace(made.info, head="decode", input="uint8", batch=(2, 2, 2), class_names=("cat", "dog", "cow"))
     shapes, steps = [], []
@@ -281,7 +281,7 @@ def test_a_network_is_judged_in_pixels_of_the_images(made: Made, tmp_path: Path,
     assert steps == [("", 2, 3), ("", 3, 3)]
 
 
-def test_images_that_are_not_those_of_the_labels_are_told(made: Made, tmp_path: Path) -> None:
+def test_images_of_another_size_than_the_labels_are_refused(made: Made, tmp_path: Path) -> None:
     info = replace(made.info, head="decode", class_names=("cat", "dog", "cow"))
     truth = load_ground_truth([write(tmp_path, [label(40, (0, 0, 9, 9))], names=info.class_names)], info.class_names)
     Image.fromarray(made_image(100, 200)).save(tmp_path / "0.png")

@@ -1,4 +1,4 @@
-"""From outputs to detections and from files to files, with a network made here: it finds red, green and blue rectangles."""
+"""From outputs to detections and from files to files, with a made network that detects red, green and blue rectangles."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def files_in(folder: Path) -> list[str]:
 @pytest.mark.parametrize("form", ["uint8", "float"])
 @pytest.mark.parametrize("policy", ["stretch", "letterbox"])
 @pytest.mark.parametrize("size", [(200, 320), (320, 200)])
-def test_a_box_is_found_where_it_is(head: str, form: str, policy: str, size: tuple[int, int]) -> None:
+def test_boxes_are_in_pixels_of_the_image(head: str, form: str, policy: str, size: tuple[int, int]) -> None:
     detector = made_detector(head=head, input=form, resize=policy)
     found = detector.detect([photo(size=size), photo((100, 20, 180, 150), 1, size)])
     assert [f.names for f in found] == [["red"], ["green"]]
@@ -158,7 +158,7 @@ def test_several_in_one_image_come_best_first_and_clipped() -> None:
     ("batch", "images", "ran"),
     [((1, 1, 1), 3, [1, 1, 1]), ((4, 4, 4), 6, [4, 4]), ((1, 2, 4), 6, [4, 2]), ((2, 2, 4), 5, [4, 2]), ((1, 1, 8), 0, [])],
 )
-def test_batches_have_the_size_the_model_takes(batch: tuple[int, int, int], images: int, ran: list[int]) -> None:
+def test_batches_have_sizes_of_the_model(batch: tuple[int, int, int], images: int, ran: list[int]) -> None:
     detector = made_detector(batch=batch, head="nms")
     found = detector.detect([photo((10 + 20 * i, 20, 60 + 20 * i, 90)) for i in range(images)])
     assert detector.run.batches == ran  # type: ignore[attr-defined]
@@ -175,7 +175,7 @@ def test_batches_have_the_size_the_model_takes(batch: tuple[int, int, int], imag
         ("diounms", "stretch", (9, 9), None),
     ],
 )
-def test_nms_is_told_the_shape_of_a_letterboxed_image(kind: Any, policy: Any, size: Any, expected: Any) -> None:
+def test_nms_has_the_size_of_a_letterboxed_image(kind: Any, policy: Any, size: Any, expected: Any) -> None:
     detector = made_detector(head="nms", resize=policy, nms=NmsInfo(kind), batch=(2, 2, 2))
     detector.detect([photo(size=size)])
     given = detector.run.inputs.get("image_size")  # type: ignore[attr-defined]
@@ -225,15 +225,15 @@ def test_thresholds_outside_0_1_are_refused(thresholds: tuple[float, float]) -> 
 
 
 @pytest.mark.parametrize(
-    ("outputs", "said"),
+    ("outputs", "message"),
     [
         ({"scores": np.zeros((1, 5, 3), np.float32)}, "has no output 'boxes', only scores"),
         ({"boxes": np.zeros((2, 5, 4), np.float32), "scores": np.zeros((2, 5, 3), np.float32)}, "2 rows for a batch of 1"),
         ({"boxes": np.zeros((1, 5, 4), np.float32), "scores": np.full((1, 5, 3), np.nan, np.float32)}, "not numbers"),
     ],
 )
-def test_outputs_that_do_not_fit_are_named(outputs: dict[str, np.ndarray], said: str) -> None:
-    with pytest.raises(DarktrtError, match=f"colours.*{said}"):
+def test_outputs_that_do_not_fit_are_named(outputs: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(DarktrtError, match=f"colours.*{message}"):
         Detector(lambda _: outputs, made_info()).detect([photo()])
 
 
@@ -279,7 +279,7 @@ def test_a_folder_is_searched_to_any_depth_in_order(tmp_path: Path) -> None:
     assert files_in(tmp_path / "out") == ["a.PNG", "b.jpg", "sub/a.png", "sub/deep/c.bmp"]
 
 
-def test_a_second_run_does_not_take_the_copies_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_of_an_earlier_run_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "a.png", photo())
     monkeypatch.chdir(tmp_path)
     for source, output in ((tmp_path, tmp_path / "out"), (tmp_path, "out"), (".", "out"), (".", tmp_path / "out")):
@@ -287,7 +287,7 @@ def test_a_second_run_does_not_take_the_copies_of_the_first(tmp_path: Path, monk
     assert files_in(tmp_path) == ["a.png", "out/a.png"]
 
 
-def test_patterns_are_expanded_and_a_file_is_taken_once(tmp_path: Path) -> None:
+def test_patterns_are_expanded_and_files_are_read_once(tmp_path: Path) -> None:
     for name in ("s1.png", "s2.png", "t.png", "s[3].png"):
         save(tmp_path / name, photo())
     (tmp_path / "s.txt").write_text("no image")
@@ -304,7 +304,7 @@ def test_patterns_may_climb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert files_in(tmp_path / "here/out") == ["deep/a.png", "in/deep/a.png"]
 
 
-def test_equal_names_from_different_folders_are_all_kept(tmp_path: Path) -> None:
+def test_equal_names_from_different_folders_are_numbered(tmp_path: Path) -> None:
     sources = [save(tmp_path / folder / name, photo()) for folder in "abc" for name in ("x.png", "X.png")]
     save(tmp_path / "d/x.png", photo())
     results = list(detect_files(made_detector(), [*sources, tmp_path / "d"], tmp_path / "out"))
@@ -329,7 +329,7 @@ def test_every_image_format_is_written(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sources", "output", "said"),
+    ("sources", "output", "message"),
     [
         ([], None, "no sources"),
         (["none.jpg"], None, r"none\.jpg: no such file or folder"),
@@ -354,7 +354,7 @@ def test_every_image_format_is_written(tmp_path: Path, suffix: str) -> None:
     ],
 )
 def test_mistakes_end_in_one_sentence_and_leave_nothing(
-    tmp_path: Path, sources: list[str], output: str | None, said: str
+    tmp_path: Path, sources: list[str], output: str | None, message: str
 ) -> None:
     for name in ("a.png", "b.png"):
         save(tmp_path / name, photo())
@@ -364,7 +364,7 @@ def test_mistakes_end_in_one_sentence_and_leave_nothing(
     (tmp_path / "empty.mp4").touch()
     save_sound(tmp_path / "sound.mp4")
     before = files_in(tmp_path)
-    with pytest.raises(DarktrtError, match=said) as caught:
+    with pytest.raises(DarktrtError, match=message) as caught:
         list(detect_files(made_detector(), [tmp_path / s for s in sources], output and tmp_path / output))
     assert "\n" not in str(caught.value)
     assert files_in(tmp_path) == before
@@ -380,7 +380,7 @@ def save_sound(path: Path) -> None:
         container.mux(stream.encode())
 
 
-def test_mistakes_are_told_before_anything_is_read(tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match="no such file"):
         detect_files(made_detector(), [tmp_path / "none.png"])
 
@@ -395,7 +395,7 @@ def test_an_unreadable_image_among_others_is_named(tmp_path: Path) -> None:
     assert files_in(tmp_path / "out") == ["0.png", "1.png", "2.png"]  # batches of three
 
 
-def test_images_too_large_for_a_format_are_told(tmp_path: Path) -> None:
+def test_images_too_large_for_a_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match=r"a\.webp: cannot be written|a\.webp: cannot write"):
         write_image(tmp_path / "a.webp", np.zeros((1, 20000, 3), np.uint8))
     assert files_in(tmp_path) == []
@@ -457,7 +457,7 @@ def test_several_calls_at_once_keep_their_order(tmp_path: Path, in_flight: int) 
     assert len(files_in(tmp_path / "out")) == 21
 
 
-def test_who_stops_early_does_not_wait_for_what_is_under_way(tmp_path: Path) -> None:
+def test_stopping_early_does_not_wait_for_running_calls(tmp_path: Path) -> None:
     for i in range(20):
         save(tmp_path / f"{i:02}.png", photo())
     info = made_info(batch=(1, 1, 1))
@@ -476,7 +476,7 @@ def test_who_stops_early_does_not_wait_for_what_is_under_way(tmp_path: Path) -> 
     release.set()
 
 
-def test_a_failure_of_one_of_several_is_told(tmp_path: Path) -> None:
+def test_a_failure_of_one_call_is_raised(tmp_path: Path) -> None:
     for i in range(9):
         save(tmp_path / f"{i}.png", photo())
     (tmp_path / "5.png").write_text("no image")
@@ -557,7 +557,7 @@ def test_frames_are_turned_upright(tmp_path: Path) -> None:
     assert frame[10, 10, 0] < 80
 
 
-def test_without_h264_it_is_mpeg4_and_said(
+def test_without_h264_the_video_is_mpeg4_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(video, "_can_encode", lambda name: name == "mpeg4")

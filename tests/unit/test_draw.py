@@ -1,4 +1,4 @@
-"""What a drawn image shows: boxes where they belong, labels inside the image, colours that tell classes apart."""
+"""Drawn images: boxes at their coordinates, labels inside the image, a colour for each class."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_edges_are_drawn_and_the_inside_is_left() -> None:
     assert not mask[:, :99].any()
 
 
-def test_the_label_stands_on_the_box() -> None:
+def test_the_label_is_above_the_box() -> None:
     mask = changed(canvas(), draw(canvas(), found((100, 80, 200, 160))))
     rows = np.nonzero(mask[:80].any(axis=1))[0]
     assert rows.size >= 10
@@ -59,7 +59,7 @@ def test_the_label_goes_into_a_box_without_room_above() -> None:
 @pytest.mark.parametrize(
     ("box", "first_rows", "second_rows"), [((100, 60, 250, 120), (45, 58), (123, 135)), ((0, 0, 300, 200), (3, 13), (186, 197))]
 )
-def test_labels_of_boxes_at_one_place_are_all_shown(
+def test_labels_of_equal_boxes_are_all_shown(
     box: tuple[float, ...], first_rows: tuple[int, int], second_rows: tuple[int, int]
 ) -> None:
     boxes, ids = np.array([box] * 2, np.float32), np.array([1, 2], np.int32)
@@ -80,13 +80,13 @@ def test_labels_stay_inside_the_image(box: tuple[float, ...]) -> None:
     assert filled(box) > 0.5 * filled((150, 100, 151, 101))
 
 
-def test_the_image_given_is_left_alone() -> None:
+def test_the_input_image_is_not_changed() -> None:
     image = canvas()
     draw(image, found((10, 10, 50, 50)))
     np.testing.assert_array_equal(image, canvas())
 
 
-def test_nothing_found_changes_nothing() -> None:
+def test_no_detections_change_nothing() -> None:
     np.testing.assert_array_equal(draw(canvas(), found()), canvas())
 
 

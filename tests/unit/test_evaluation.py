@@ -35,7 +35,7 @@ def numbers(text: str, name: str) -> list[float]:
 
 
 def test_precisions_side_by_side(labelled: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
-    """FP32 has found the labels itself; PyTorch finds the same; INT8 with all scales a hundredfold finds nothing of it."""
+    """The labels are detections of FP32; PyTorch has the same; INT8 with all scales times a hundred has none of them."""
     scales = CalibrationTable.load(labelled / "my.table").scales
     CalibrationTable({name: scale * np.float32(100) for name, scale in scales.items()}, "8600").save(labelled / "bad.table")
     variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
@@ -52,7 +52,7 @@ def test_precisions_side_by_side(labelled: Path, made: Made, capsys: pytest.Capt
     assert numbers(capsys.readouterr().out, "ONNX as INT8")[0] > ap + 0.2
 
 
-def test_what_was_saved_elsewhere_is_judged_as_here(labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_saved_detections_have_the_same_ap(labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--model", f"there={labelled}/net.onnx"]
     assert main(["check", "map", str(labelled / "photos"), *model, "--save-detections", "gpu.json"]) == 0
     assert "AP" not in capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_what_was_saved_elsewhere_is_judged_as_here(labelled: Path, folder: Path
 
 
 def test_saving_needs_no_more_than_a_gpu_host_has(labelled: Path, folder: Path) -> None:
-    """Everything else than NumPy, Pillow and tqdm made unimportable; an engine that is a function stands for TensorRT's."""
+    """Only NumPy, Pillow and tqdm can be imported; a function stands in for TensorRT's engine."""
     code = f"""
 import sys
 for name in "torch onnx onnxruntime onnx_graphsurgeon polygraphy pycocotools matplotlib jinja2 av".split():
@@ -110,7 +110,7 @@ def test_files_keep_every_bit(labelled: Path, folder: Path) -> None:
     assert np.array_equal(again.in_order(digests[::-1])[0].boxes, again.images[digests[-1]].boxes)
 
 
-def test_classes_one_by_one_make_the_mean(labelled: Path) -> None:
+def test_the_mean_of_the_classes_is_the_ap(labelled: Path) -> None:
     found = made_detections(labelled)
     truth = load_ground_truth([str(labelled / "photos")], found.info.class_names)
     evaluation = evaluate_detections([found], truth)
@@ -144,7 +144,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("arguments", BAD)
-def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_in_one_sentence(
+    arguments: str, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("net.onnx", "my.table", "photos"):
         (folder / name).symlink_to(labelled / name)
     Path("more").mkdir()
@@ -162,7 +164,7 @@ def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys:
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"darktrt check map: {BAD[arguments]}")
 
 
-def test_only_what_was_looked_at_is_given(labelled: Path) -> None:
+def test_detections_of_other_images_are_refused(labelled: Path) -> None:
     found = made_detections(labelled)
     with pytest.raises(DarktrtError, match="A: has detections of 5 of the 6 images"):
         found.in_order([*found.images, "0" * 64])
@@ -202,7 +204,7 @@ def test_pytorch_has_the_class_names_of_saved_detections(renamed: Path, made: Ma
     assert main(["check", "map", photos, *pytorch, "--load-detections", "onnx.json"]) == 0
 
 
-def test_class_names_of_models_with_another_number_of_classes_are_not_taken(made: Made) -> None:
+def test_class_names_of_another_count_are_ignored(made: Made) -> None:
     more = replace(made.info, heads=(), class_names=("a", "b", "c", "d"))
     fits = replace(made.info, class_names=("x", "y", "z"))
     assert TorchReference(made.cfg, made.weights, models=[more]).info.class_names == made.info.class_names

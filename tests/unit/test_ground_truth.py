@@ -43,8 +43,8 @@ def test_boxes_are_in_pixels_of_the_image(folder: Path) -> None:
     assert truth.images[1].objects == () and truth.count == 2
 
 
-def test_an_image_that_lies_on_its_side_is_labelled_upright(folder: Path) -> None:
-    """As every reader of the image turns it: 200 x 150 in the file, 150 x 200 to look at."""
+def test_labels_are_of_the_upright_image(folder: Path) -> None:
+    """As :func:`read_image` turns it: 200 x 150 in the file, 150 x 200 upright."""
     photos(Path("photos"), {"a": "0 0.5 0.5 1 1"})
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -67,12 +67,12 @@ def test_labels_are_beside_the_image_or_in_the_folder_labels(folder: Path) -> No
     assert not has_labels("data/images/train/a.png")
 
 
-def test_sides_are_cut_as_darknet_cuts_them(folder: Path) -> None:
+def test_sizes_are_clipped_as_darknet_does(folder: Path) -> None:
     photos(Path("photos"), {"a": "0 0.5 0.5 1.2 1.2"})
     assert noted("photos")[0].images[0].objects[0].box == (0, 0, 200, 150)
 
 
-def test_class_ids_go_by_names_of_their_own(folder: Path) -> None:
+def test_class_ids_have_names_of_their_own(folder: Path) -> None:
     photos(Path("photos"), {"a": "2 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5"})
     Path("my.names").write_text("dog\ncow\ncat\n")
     truth, notes = noted("photos", classes=LabelClasses(read_names("my.names")))
@@ -154,7 +154,7 @@ def coco(**changes: object) -> Path:
     return Path("val.json")
 
 
-def test_a_coco_file_with_holes_is_judged_without_them(folder: Path) -> None:
+def test_a_coco_file_with_gaps_is_evaluated_without_them(folder: Path) -> None:
     images = [{"id": 4, "file_name": "4.png"}, {"id": 0, "file_name": "0.png"}]
     truth, notes = noted(coco(images=images))
     assert [image.path.name for image in truth.images] == ["0.png"] and truth.count == 1
@@ -168,7 +168,7 @@ def test_an_empty_ground_truth_is_noted(folder: Path) -> None:
     assert "has no annotations" in notes and "no object of the network's classes is labelled" in notes
 
 
-def test_classes_that_nobody_knows_are_noted(folder: Path) -> None:
+def test_unknown_classes_are_noted(folder: Path) -> None:
     truth, notes = noted(coco(), names=("cow", "pig", "hen"))
     assert truth.count == 0
     assert "has 2 categories without the network's class 'cow' among them" in notes

@@ -127,7 +127,7 @@ def test_an_image_of_the_networks_size_passes_unchanged() -> None:
     np.testing.assert_array_equal(as_float[0].ravel(), [F(v / 255.0) for v in range(256)])
 
 
-def test_the_image_given_is_left_alone() -> None:
+def test_the_input_image_is_not_changed() -> None:
     image = made_image(8, 8)
     before = image.copy()
     for policy in ("stretch", "letterbox"):
@@ -168,7 +168,7 @@ def test_letterbox_fill_in_uint8_is_128() -> None:
 
 @pytest.mark.parametrize("network", [(416, 416), (320, 512), (512, 320)])
 @pytest.mark.parametrize("policy", ["stretch", "letterbox"])
-def test_boxes_come_back_to_the_image(network: tuple[int, int], policy: ResizePolicy) -> None:
+def test_boxes_are_mapped_to_the_image(network: tuple[int, int], policy: ResizePolicy) -> None:
     """correct_yolo_boxes of darknet: relative centre and size, minus the border, over the ratio, times the image."""
     rows, columns = 437, 613
     width, height = network
@@ -188,7 +188,7 @@ def test_boxes_come_back_to_the_image(network: tuple[int, int], policy: ResizePo
 
 @pytest.mark.parametrize("policy", ["stretch", "letterbox"])
 @pytest.mark.parametrize("size", [(300, 500), (500, 300)])
-def test_what_the_network_sees_lies_where_the_placement_says(size: tuple[int, int], policy: ResizePolicy) -> None:
+def test_the_image_is_at_its_placement(size: tuple[int, int], policy: ResizePolicy) -> None:
     image = np.zeros((*size, 3), np.uint8)
     image[100:200, 50:250] = 255
     array, placement = preprocess(image, 208, 160, 3, policy, "float")
@@ -216,7 +216,7 @@ def test_other_arrays_are_refused(image: np.ndarray) -> None:
 
 
 def test_other_channel_counts_are_refused() -> None:
-    with pytest.raises(DarktrtError, match="takes 4 channels"):
+    with pytest.raises(DarktrtError, match="has 4 input channels"):
         preprocess(made_image(4, 4), 8, 8, 4, "stretch", "uint8")
 
 
@@ -305,7 +305,7 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"<html>404</html>", "is not an image in a format read here"),
@@ -319,11 +319,11 @@ def bomb() -> bytes:
     ],
     ids=["empty", "html", "lfs", "eps", "jpeg", "png", "bmp", "webp", "bomb"],
 )
-def test_what_is_no_whole_image_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_that_are_no_whole_image_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "bad.jpg"
     file.write_bytes(content)
     for read in (lambda: read_image(file), lambda: decode_image(content, str(file), 1_000_000)):
-        with pytest.raises(DarktrtError, match=said) as caught:
+        with pytest.raises(DarktrtError, match=message) as caught:
             read()
         assert str(file) in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -354,7 +354,7 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_damaged_bytes_give_an_image_or_one_sentence(tmp_path: Path, form: str) -> None:
+def test_damaged_bytes_decode_or_raise_one_sentence(tmp_path: Path, form: str) -> None:
     rng = random.Random(form)
     whole = encoded(form)
     file = tmp_path / "damaged"

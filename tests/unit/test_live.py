@@ -34,8 +34,8 @@ def test_an_rtsp_stream(tmp_path: Path) -> None:
     assert len(numbers) > 5
     assert numbers == sorted(set(numbers))
     assert [one.detections.names for one in results[:5]] == [["blue"]] * 5
-    said = results[0].to_dict()["file"]
-    assert said == server.url.replace("user:secret@", "")
+    message = results[0].to_dict()["file"]
+    assert message == server.url.replace("user:secret@", "")
     with open_video(tmp_path / "out.mp4") as (_, frames):
         assert len(list(frames)) == numbers[-1] + 1, "missed frames are made up for"
 
@@ -56,7 +56,7 @@ def slow_detector(seconds: float) -> Detector:
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
-def test_who_is_slow_misses_frames_and_does_not_fall_behind(tmp_path: Path, in_flight: int) -> None:
+def test_a_slow_detector_drops_frames_and_does_not_lag(tmp_path: Path, in_flight: int) -> None:
     found = detect_live(slow_detector(0.1), TEST_IMAGE, tmp_path / "out.mp4", in_flight, limit=5)
     numbers = [one.frame or 0 for one in found]
     assert len(numbers) == 5
@@ -67,7 +67,7 @@ def test_who_is_slow_misses_frames_and_does_not_fall_behind(tmp_path: Path, in_f
         assert len(list(frames)) == numbers[-1] + 1
 
 
-def test_it_stops_when_told(tmp_path: Path) -> None:
+def test_it_stops_when_the_event_is_set(tmp_path: Path) -> None:
     stop = threading.Event()
     results: Iterator[object] = detect_live(slow_detector(0.01), TEST_IMAGE, tmp_path / "out.mp4", stop=stop)
     next(results)
@@ -76,7 +76,7 @@ def test_it_stops_when_told(tmp_path: Path) -> None:
     assert (tmp_path / "out.mp4").is_file()
 
 
-def test_who_stops_listening_leaves_nothing(tmp_path: Path) -> None:
+def test_closing_early_leaves_nothing(tmp_path: Path) -> None:
     results = detect_live(slow_detector(0.01), TEST_IMAGE, tmp_path / "out.mp4")
     next(results)
     results.close()
@@ -84,7 +84,7 @@ def test_who_stops_listening_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "said"),
+    ("act", "message"),
     [
         (lambda folder: camera("97"), "/dev/video97: there is no such camera"),
         (lambda folder: camera("/dev/none"), "/dev/none: there is no such camera"),
@@ -97,8 +97,8 @@ def test_who_stops_listening_leaves_nothing(tmp_path: Path) -> None:
         (lambda folder: list(detect_live(made_detector(), camera(str(save_video(folder / "v.mp4"))))), "v.mp4: cannot be read"),
     ],
 )
-def test_mistakes_are_told(tmp_path: Path, act: object, said: str) -> None:
-    with pytest.raises(DarktrtError, match=said) as caught:
+def test_mistakes_are_reported_in_one_sentence(tmp_path: Path, act: object, message: str) -> None:
+    with pytest.raises(DarktrtError, match=message) as caught:
         act(tmp_path)  # type: ignore[operator]
     assert "\n" not in str(caught.value)
     assert "a:b" not in str(caught.value)

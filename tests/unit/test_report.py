@@ -1,4 +1,4 @@
-"""``check report``: figures are those of the judge, errors are traced to where they arise, odd labels told, not died of."""
+"""``check report``: figures are those of pycocotools, errors are located, and unusual labels are noted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def variant(values: dict[str, Any], name: str) -> dict[str, Any]:
 # --- the figures ---
 
 
-def test_all_files_say_the_same(report: Path) -> None:
+def test_all_files_have_the_same_figures(report: Path) -> None:
     values = figures(report)
     page, text = (report / "index.html").read_text(), (report / "report.md").read_text()
     assert files_in(report) == ["index.html", "report.json", "report.md"]
@@ -61,7 +61,7 @@ def test_all_files_say_the_same(report: Path) -> None:
     assert "5 images" in page and "5 images" in text
 
 
-def test_figures_are_those_of_the_judge(report: Path, labelled: Path) -> None:
+def test_figures_are_those_of_pycocotools(report: Path, labelled: Path) -> None:
     values = figures(report)
     found = made_detections(labelled)
     truth = load_ground_truth([str(labelled / "photos")], found.info.class_names)
@@ -75,7 +75,7 @@ def test_figures_are_those_of_the_judge(report: Path, labelled: Path) -> None:
     assert sum(one["objects"] for one in engine["classes"]) == 30
 
 
-def test_the_engine_keeps_what_is_known_of_it(report: Path) -> None:
+def test_the_engine_has_its_details(report: Path) -> None:
     one = variant(figures(report), "INT8 engine")
     assert one["about"]["on"] == "NVIDIA H200" and one["precision"] == "int8"
     assert one["latency"] == {
@@ -107,7 +107,7 @@ def test_the_error_is_traced_to_layers_and_convolutions(report: Path, labelled: 
     assert all(f"<code>{name}</code>" in page for name in values["fp_layers"])
 
 
-def test_the_page_needs_nothing_else(report: Path) -> None:
+def test_the_page_is_self_contained(report: Path) -> None:
     page = (report / "index.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert not re.search(r"url\((?!#)|@import|<link(?! rel=\"icon\" href=\"data:,\")", page)
@@ -139,7 +139,7 @@ def test_the_page_begins_with_a_verdict(report: Path) -> None:
 # --- calibration ---
 
 
-def test_calibration_images_that_are_judged_on_are_told(report: Path, labelled: Path, folder: Path) -> None:
+def test_calibration_images_in_the_evaluation_are_noted(report: Path, labelled: Path, folder: Path) -> None:
     assert figures(report)["calibration"]["overlap"] == 0
     assert "5 images of" in figures(report)["evaluation"]["protocol"]["INT8 calibrated on"]
     Path("mixed").mkdir()
@@ -172,7 +172,7 @@ def test_the_noise_of_a_tensor_is_that_of_its_values(tmp_path: Path) -> None:
         assert one.clipped == pytest.approx((np.abs(exact) > 2).mean(), rel=0.01)
 
 
-def test_a_table_alone_is_enough(labelled: Path, folder: Path) -> None:
+def test_a_table_without_histograms_is_enough(labelled: Path, folder: Path) -> None:
     CalibrationTable.load(labelled / "my.table").save("my.table")
     net = str(labelled / "net.onnx")
     command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "my.table", "-o", "report", *QUICK]
@@ -182,7 +182,7 @@ def test_a_table_alone_is_enough(labelled: Path, folder: Path) -> None:
     )
 
 
-# --- labels that are not what they should be ---
+# --- unusual labels ---
 
 
 def report_on(data: Sequence[str], *more: str) -> tuple[dict[str, Any], str]:
@@ -211,7 +211,7 @@ def test_images_without_labels(labelled: Path, folder: Path) -> None:
     assert values["evaluation"]["objects"] == 24 and values["variants"][0]["accuracy"]["ap"] > 0.5
 
 
-def test_nothing_but_images(labelled: Path, folder: Path) -> None:
+def test_images_without_any_labels(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     for path in Path("photos").glob("*.txt"):
         path.unlink()
@@ -260,7 +260,7 @@ def test_empty_ground_truth(labelled: Path, folder: Path) -> None:
     assert values["variants"][0]["curves"] == {} and values["variants"][0]["drop"] is None
 
 
-def test_nothing_found(labelled: Path, folder: Path) -> None:
+def test_a_variant_without_detections(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     found = made_detections(labelled)
     nothing = next(iter(found.images.values())).select(slice(0))
@@ -271,7 +271,7 @@ def test_nothing_found(labelled: Path, folder: Path) -> None:
     assert blind["accuracy"]["ap"] == 0 and blind["drop"] == values["variants"][0]["accuracy"]["ap"]
 
 
-def test_one_variant_alone(labelled: Path, folder: Path) -> None:
+def test_a_single_variant(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     values, notes = report_on(["photos"])
     assert values["agreement"] is None and values["sensitivity"] is None and values["calibration"] is None
@@ -290,7 +290,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("arguments", BAD)
-def test_mistakes_are_told(arguments: str, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_in_one_sentence(
+    arguments: str, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     copied(labelled, folder)
     Path("net.json").write_text('{"timings": [{"name": "x"}]}')
     Path("empty").mkdir()
@@ -322,7 +324,7 @@ def detections(*rows: tuple[tuple[float, float, float, float], float, int]) -> D
 LEFT, RIGHT = (0, 0, 40, 40), (100, 0, 140, 40)
 
 
-def test_what_is_lost_new_or_moved_counts_by_its_score() -> None:
+def test_missing_extra_and_changed_detections_count_by_score() -> None:
     expected = detections((LEFT, 0.9, 0), (RIGHT, 0.6, 1), ((50, 50, 60, 60), 0.2, 0))
     found = detections((LEFT, 0.5, 0), (RIGHT, 0.45, 0), ((50, 50, 60, 60), 0.1, 0))
     one = disagreement("x.png", "INT8", found, expected)
@@ -383,7 +385,7 @@ def test_a_report_on_the_same_images_has_the_same_digest(labelled: Path, folder:
     assert report_on(["photos"])[0]["evaluation"]["digest"] != digests[0]
 
 
-def test_other_networks_are_refused(labelled: Path) -> None:
+def test_detections_of_other_images_are_refused(labelled: Path) -> None:
     found = made_detections(labelled)
     with pytest.raises(DarktrtError, match="A: has detections of 5 of the 6 images"):
         found.in_order([*found.images, "x"])

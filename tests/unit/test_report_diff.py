@@ -1,4 +1,4 @@
-"""``check diff``: what was lost from one report or model to the other, and when that is too much."""
+"""``check diff``: the drop from one report or model to the other, and the budget for it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def lower(by: float, variant: int = 0) -> Change:
     return change
 
 
-def test_what_is_within_the_budget_passes(before: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_drop_within_the_budget_passes(before: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after = changed(before, folder, lower(0.01))
     assert main(["check", "diff", str(before), str(after), "--max-drop", "0.011"]) == 0
     out = capsys.readouterr().out
@@ -60,8 +60,8 @@ def test_what_is_within_the_budget_passes(before: Path, folder: Path, capsys: py
 
 
 @pytest.mark.parametrize("variant", [0, 1])
-def test_what_is_beyond_the_budget_fails(before: Path, folder: Path, variant: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whichever variant loses; what another gains does not make up for it."""
+def test_a_drop_beyond_the_budget_fails(before: Path, folder: Path, variant: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of any variant; a gain of another one does not compensate it."""
 
     def change(values: dict[str, Any]) -> None:
         lower(0.01, variant)(values)
@@ -80,14 +80,14 @@ def test_two_variants_of_one_report(before: Path, capsys: pytest.CaptureFixture[
     assert main(["check", "diff", f"{before}:random", f"{before}:exact", "--max-drop", "0"]) == 0
 
 
-def test_what_is_in_one_alone_is_named(before: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_variants_of_only_one_report_are_named(before: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after = changed(before, folder, lambda values: values["variants"].pop())
     assert main(["check", "diff", str(before), str(after), "--max-drop", "0"]) == 0
     assert f"only in {before}: random" in capsys.readouterr().out
 
 
 def test_models_are_measured(labelled: Path, before: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the same images a model can be held against a report too."""
+    """On the same images a model can be compared with a report too."""
     net, photos = str(labelled / "net.onnx"), str(labelled / "photos")
     assert main(["check", "diff", net, net, "--data", photos, "--max-drop", "0"]) == 0
     assert "largest drop of AP 0.0000" in capsys.readouterr().out
@@ -119,7 +119,9 @@ BAD: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_mistakes_are_told(case: str, before: Path, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_in_one_sentence(
+    case: str, before: Path, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def rename(values: dict[str, Any]) -> None:
         for one, name in zip(values["variants"], "ab", strict=True):
             one["name"] = name

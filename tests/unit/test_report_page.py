@@ -1,4 +1,4 @@
-"""The report's page in a real browser: Chromium without a window."""
+"""The report's page in a real browser: headless Chromium."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_tables_sort(page: Page) -> None:
     assert names == sorted(names, key=str.lower) and heading.get_attribute("aria-sort") is None
 
 
-def test_what_is_not_known_sorts_last(page: Page) -> None:
+def test_unknown_values_sort_last(page: Page) -> None:
     """Small objects: NaN where none is labelled; latencies: one is known."""
     button = page.locator("#variants-table thead th").nth(10).get_by_role("button")
     for _ in range(2):
@@ -93,14 +93,14 @@ def test_what_is_not_known_sorts_last(page: Page) -> None:
         assert column(page, "variants-table", 11) == ["0.250 ms", *["not measured"] * 4]
 
 
-def test_classes_that_lose_most_come_first(page: Page) -> None:
+def test_classes_with_the_largest_drop_come_first(page: Page) -> None:
     last = page.locator("#classes-table thead th").count()
     drops = [float(text.replace("\N{MINUS SIGN}", "-").replace("±", "")) for text in column(page, "classes-table", last)]
     assert drops == sorted(drops) and drops[0] < 0
 
 
 def test_it_fits_the_screen(page: Page) -> None:
-    """Nothing sticks out at the side: what is wide scrolls in its own place; letters stay large enough to read."""
+    """Nothing overflows to the right: wide parts scroll; letters are large enough to read."""
     width: Any = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
     assert width[0] <= width[1]
     small: list[str] = page.eval_on_selector_all(

@@ -1,4 +1,4 @@
-"""What quantizing each layer alone costs: the measure against its formula, the ranking, and what people see of it."""
+"""The cost of quantizing each layer: the measure against its formula, the ranking, and the outputs."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_convolutions_come_with_their_line_of_the_cfg(files: Path, made: Made) -
         assert [one.node for one in found] == [node.name for node in made.model().graph.node if node.op_type == "Conv"]
 
 
-def test_convolutions_of_another_network_are_told(files: Path) -> None:
+def test_convolutions_of_another_network_are_refused(files: Path) -> None:
     network = load_network(files / "nms.onnx")
     with pytest.raises(DarktrtError, match=r"'/layers\.0/Conv' belongs to no cfg section of the metadata"):
         convolutions(replace(network, info=replace(network.info, layers=network.info.layers[1:])))
@@ -113,7 +113,7 @@ def test_the_network_ends_at_its_scores(files: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["nms", "decode"])
-def test_what_is_quantized_is_what_an_engine_gets(files: Path, scales: Calibration, form: str) -> None:
+def test_the_quantized_graph_is_that_of_engines(files: Path, scales: Calibration, form: str) -> None:
     """Nodes and constants of the graph are those of surgery with Q/DQ, and nothing of the float network has changed."""
     network = load_network(files / f"{form}.onnx")
     before = network.model.SerializeToString()
@@ -130,7 +130,7 @@ def scores_of(model: onnx.ModelProto, images: list[Array]) -> Array:
     return np.concatenate([run(model, {"images": image[None]})["scores"] for image in images]).astype(np.float64)
 
 
-def test_the_change_is_what_the_formula_says(files: Path, scales: Calibration) -> None:
+def test_the_change_follows_its_formula(files: Path, scales: Calibration) -> None:
     """Computed again, from surgery's own Q/DQ nodes around one convolution."""
     found = measured(files, scales)
     network = load_network(files / "decode.onnx")
@@ -179,7 +179,7 @@ def test_every_form_of_the_network_is_measured_alike(files: Path, scales: Calibr
             assert change == pytest.approx(expected[one], rel=1e-2)
 
 
-def test_outputs_that_are_no_numbers_are_told(files: Path, tmp_path: Path) -> None:
+def test_outputs_that_are_nan_are_refused(files: Path, tmp_path: Path) -> None:
     model, _ = load_model(files / "nms.onnx")
     weight = next(one for one in model.graph.initializer if len(one.dims) == 4)
     weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
@@ -188,7 +188,7 @@ def test_outputs_that_are_no_numbers_are_told(files: Path, tmp_path: Path) -> No
         FloatReference(load_network(tmp_path / "nan.onnx"), find_images([str(files / "photos")], 1, 0))
 
 
-# --- what people see ---
+# --- outputs ---
 
 
 def result(*costs: float, judged: bool = False) -> Sensitivity:
@@ -216,7 +216,7 @@ def test_the_table_has_the_worst_first(capsys: pytest.CaptureFixture[str]) -> No
     assert [row.endswith("in FP by default") for row in rows] == [False, False, True]
 
 
-def test_where_precision_was_measured_it_ranks() -> None:
+def test_measured_precision_ranks() -> None:
     found = result(0.02, 0.04, 0.03, judged=True)
     assert [layer.convolution.section for layer in found.ranked()] == [0, 2, 1]
     header, first, *_ = found.to_table().splitlines()
@@ -263,7 +263,7 @@ def test_help_has_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> Non
     examples = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
     assert len(examples) == 3
     for example in examples:
-        assert cli._parse(example.split()[1:]).command == "calib sensitivity"
+        assert cli.parser().parse_args(example.split()[1:]).command == "calib sensitivity"
 
 
 @pytest.fixture
@@ -323,7 +323,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("arguments", BAD)
-def test_mistakes_are_told(
+def test_mistakes_are_reported_in_one_sentence(
     arguments: str, files: Path, folder: Path, made: Made, scales: Calibration, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("nms.onnx", "raw.onnx", "my.table", "photos"):
