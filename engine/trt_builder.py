@@ -67,8 +67,7 @@ def build(
             config.int8_calibrator = stack.enter_context(calibrator(trt, calibrated.source, network, failed))
         _add_profiles(builder, config, network, info, calibrated)
         stack.enter_context(_shown(trt, config, target, interrupted, failed))
-        plan = builder.build_serialized_network(network, config)
-        if plan is None:
+        if (plan := builder.build_serialized_network(network, config)) is None:
             raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it reported no reason'}")
         times = save_timing_cache(config, options.timing_cache, target)
         layer_list = logger.layers if target.logs_layers else inspected(trt, logger, plan)

@@ -21,6 +21,7 @@ _NVCC = "/usr/local/cuda/bin/nvcc"
 _LINES = 15
 """Of the compiler's output, in an error message."""
 _OBJECTS = 3
+"""The object files of the library, compiled side by side."""
 
 
 def compile_plugins(
@@ -48,22 +49,18 @@ def compile_plugins(
         DarktrtError: make, nvcc or the headers are missing, the headers are of another TensorRT, the sources do not compile, or
             ``output`` cannot be written.
     """
-    if output is not None:
+    if output:
         check_writable(output)
     make, compiler = _found_make(), _found_nvcc(nvcc)
     version = tensorrt or (None if include else installed_tensorrt()) or ""
     headers = _headers(version, include)
     LOGGER.info(f"compiling the plugins with {compiler} and the headers in {headers}; this may take minutes")
     with _build_folder() as folder:
-        words = [f"OUT={folder}", f"NVCC={compiler}", f"TENSORRT_INCLUDE={headers}", f"VERSION={__version__}"]
-        words += [f"SM={' '.join(map(str, sms))}"] if sms else []
-        _run([make, "-j", str(min(_OBJECTS, os.cpu_count() or 1)), "-C", str(_SOURCES), "plugins", *words])
+        _make(make, folder, compiler, headers, sms)
         built = read_library(folder / FILE_NAME)
         _check_version(built, version, headers)
-        target = Path(output) if output is not None else cached_path(version or built.tensorrt)
-        if output is None:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        _copy(built, target)
+        target = Path(output or cached_path(version or built.tensorrt))
+        _copy(built, target, new_folder=not output)
     return read_library(target)
 
 
@@ -77,12 +74,12 @@ def _found_make() -> str:
 
 
 def _found_nvcc(nvcc: str | Path | None) -> str:
-    found = shutil.which(nvcc or "nvcc") or (None if nvcc else shutil.which(_NVCC))
-    if found is None:
+    path = shutil.which(nvcc or "nvcc") or (None if nvcc else shutil.which(_NVCC))
+    if path is None:
         raise DarktrtError(
             f"{nvcc or 'nvcc'}: there is no such CUDA compiler; install the CUDA toolkit, or name its nvcc", "nvcc"
         )
-    return str(Path(found).absolute())
+    return str(Path(path).absolute())
 
 
 def _headers(version: str, include: str | Path | None) -> Path:
@@ -105,8 +102,12 @@ def _build_folder() -> Iterator[Path]:
         yield folder
 
 
-def _run(command: Sequence[str]) -> None:
-    """Run make; the variables of a make that called darktrt are not for it."""
+def _make(make: str, folder: Path, nvcc: str, headers: Path, sms: Sequence[int]) -> None:
+    """Run make, without the variables of a make that called darktrt."""
+    jobs = str(min(_OBJECTS, os.cpu_count() or 1))
+    variables = [f"OUT={folder}", f"NVCC={nvcc}", f"TENSORRT_INCLUDE={headers}", f"VERSION={__version__}"]
+    variables += [f"SM={' '.join(map(str, sms))}"] if sms else []
+    command = [make, "-j", jobs, "-C", str(_SOURCES), "plugins", *variables]
     clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean, check=False)
     if done.returncode:
@@ -118,9 +119,11 @@ def _check_version(library: PluginLibrary, version: str, headers: Path) -> None:
         raise DarktrtError(f"{headers}: has the headers of TensorRT {library.tensorrt}, not {version}", "include")
 
 
-def _copy(library: PluginLibrary, target: Path) -> None:
+def _copy(library: PluginLibrary, target: Path, new_folder: bool) -> None:
     """Copy the library, unless the very same one is there: engines that depend on it are not built again for nothing."""
     if target.is_file() and sha256_of(target) == library.sha256:
         return
+    if new_folder:
+        target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_output(target) as temporary:
         shutil.copyfile(library.path, temporary)

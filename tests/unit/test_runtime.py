@@ -449,7 +449,7 @@ def test_each_layers_time_is_found(
     assert report.rows[0].lines == (info.layers[0].line,)
     assert report.total == 1.0
     options = ["--profile", "--json", str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.png")]
-    assert main(["engine", "inspect", str(plan), *options]) == 0
+    assert main(["layers", str(plan), *options]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].endswith("NVIDIA H200, batch 3: 1.000 ms")
     assert printed[2].split() == ["conv", "CaskConvolution", "FP16", str(info.layers[0].line), "0.5000", "NHWC"]
@@ -464,12 +464,12 @@ def test_without_a_gpu_layers_are_reported_too(
     info: DetectorInfo, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = write_plan(tmp_path, info, engine_layers=(EngineLayer("conv", "gemm", "INT8", "NHWC", ("/layers.1/Conv",)),))
-    assert main(["engine", "inspect", str(plan)]) == 0
+    assert main(["layers", str(plan)]) == 0
     assert f"INT8  {info.layers[1].line}" in capsys.readouterr().out
-    assert main(["engine", "inspect", str(plan), "--plot", "a.png"]) == 2
+    assert main(["layers", str(plan), "--plot", "a.png"]) == 2
     assert "--plot draws times; give --profile too" in capsys.readouterr().err
     plan = write_plan(tmp_path, info)
-    assert main(["engine", "inspect", str(plan)]) == 2
+    assert main(["layers", str(plan)]) == 2
     assert "its manifest lists no layers; build it again with this version of darktrt" in capsys.readouterr().err
 
 
