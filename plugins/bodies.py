@@ -96,7 +96,7 @@ _DECODE_HEAD = Template("""
     ${head}_value = Where (${head}_new, ${head}_channels, ${head}_logistic)
     ${head}_xy, ${head}_wh, ${head}_objectness, ${head}_class = Split <axis = 2> (${head}_value, parts)
 
-    # the cell of each place, as (2, cells): column, row
+    # the cell of each position, as (2, cells): column, row
     ${head}_cell_count = Squeeze (${head}_cells)
     ${head}_cell = Range (zero_scalar, ${head}_cell_count, one_scalar)
     ${head}_cell_row = Unsqueeze (${head}_cell, zero)
@@ -152,8 +152,8 @@ _NMS_BEST_SCORE = (
 """,
 )
 
-# A pair that is no candidate gets the lowest float as its score, so that no NaN comes into an order and the candidates are
-# those above it, whatever the threshold. A box counts its finite coordinates: NaN is not <= the largest float either.
+# The score of a pair that is no candidate becomes the lowest float, so that no NaN is sorted and the candidates are those above
+# it, whatever the threshold. A box counts its finite coordinates: NaN is not <= the largest float either.
 _NMS_MASK = """
     zero_float = Constant <value_float = 0.0> ()
     four_float = Constant <value_float = 4.0> ()
@@ -169,9 +169,9 @@ _NMS_MASK = """
     ranked = Where (is_candidate, scores, lowest)
 """
 
-# The best pairs lie in the anchors of the best class scores, so a first TopK over A anchors spares one over A * classes
-# pairs. Those anchors go on in their old order, which keeps the order of equal scores. (ONNX takes the lower index first
-# among equals; TensorRT's documentation promises nothing there.)
+# The best pairs are in the anchors of the best class scores, so a first TopK over A anchors saves one over A * classes pairs.
+# Those anchors stay in their old order, which preserves the order of equal scores. (ONNX sorts the lower index first among
+# equals; TensorRT's documentation states nothing.)
 _NMS_CANDIDATES = """
     max_candidates_scalar = Constant <value_int: int = @max_candidates> ()
     max_candidates = Reshape (max_candidates_scalar, one)
@@ -304,7 +304,7 @@ _NMS_SUPPRESSION = """
     } >
 """
 
-# The kept ones come out in the candidates' own order: their keys count down and are all different.
+# The detections are in the candidates' own order: their keys count down and are all different.
 _NMS_OUTPUT = """
     kept_row = Squeeze (kept, two)
     countdown_int = Sub (candidates, position)
