@@ -165,7 +165,7 @@ def simulated_variant(
     """An ONNX file with the rounding of an engine's ``precision``, fp16 or int8, in ONNX Runtime on the CPU.
 
     Raises:
-        DarktrtError: the file cannot be used, or INT8 has no calibration or one of another network.
+        DarktrtError: the file cannot be used, or there is no calibration for INT8, or it is of another network.
     """
     from darktrt.check.simulate import chosen_fp_layers, halved, load_network, quantized, session
     from darktrt.surgery.outputs import add_outputs

@@ -209,7 +209,7 @@ def save_json(result: Sensitivity, path: str | Path) -> None:
         temporary.write_text(result.to_json(), encoding="utf-8")
 
 
-# The chart
+# --- the chart ---
 
 
 def plot(result: Sensitivity, path: str | Path) -> None:

@@ -150,7 +150,7 @@ class Yolo(Layer):
 
 @dataclass(frozen=True)
 class Network:
-    """A whole cfg. ``path`` is kept for error messages."""
+    """A whole cfg. ``path`` is for error messages."""
 
     path: str
     width: int
@@ -235,7 +235,7 @@ def _sections(path: str, text: str) -> list[_Section]:
         if not equals or not key or not value:
             raise DarktrtError(f"{path}:{number}: '{raw.strip()[:60]}' is neither a [section] nor key=value")
         if not sections:
-            raise DarktrtError(f"{path}:{number}: '{key}' stands before the first section; a cfg begins with [net]")
+            raise DarktrtError(f"{path}:{number}: '{key}' precedes the first section; a cfg begins with [net]")
         sections[-1].options.setdefault(key, (value, number))
     if not sections:
         raise DarktrtError(f"{path}: is empty; a cfg begins with [net]")
@@ -243,7 +243,7 @@ def _sections(path: str, text: str) -> list[_Section]:
 
 
 class _Options:
-    """Typed access to one section's options; knows which keys were asked for, so that the others can be refused."""
+    """Typed access to the options of one section; records which keys were read, so that the others can be refused."""
 
     def __init__(self, path: str, section: _Section) -> None:
         self.path, self.section = path, section
@@ -329,14 +329,14 @@ def _layer(options: _Options, index: int) -> Layer:
     kind = _ALIASES.get(options.section.kind, options.section.kind)
     if kind not in _PARSERS:
         raise options.error(_REFUSED_SECTIONS.get(kind, f"is not supported; darktrt knows {', '.join(sorted(_PARSERS))}"))
-    layer = _PARSERS[kind](options, _Place(index, options.section.line, kind))
+    layer = _PARSERS[kind](options, _Position(index, options.section.line, kind))
     options.finish(_IGNORED.get(kind, frozenset()) | _COMMON_IGNORED, {**_COMMON_REFUSED, **_REFUSED.get(kind, {})})
     return layer
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a section stands; ``previous`` is the layer that it reads unless it says otherwise."""
+class _Position:
+    """The position of a section; ``previous`` is the layer that it reads by default."""
 
     index: int
     line: int
@@ -350,14 +350,14 @@ class _Place:
         return self.index, self.line, self.kind, sources
 
 
-def _sources(options: _Options, place: _Place, key: str) -> list[int]:
+def _sources(options: _Options, position: _Position, key: str) -> list[int]:
     """Absolute layer indices: negative numbers count back from this layer."""
     absolute = []
     for number in options.integers(key):
-        source = place.index + number if number < 0 else number
-        if not 0 <= source < place.index:
-            last = f"; layers 0 to {place.index - 1} stand before it" if place.index else "; no layer stands before it"
-            raise options.error(f"'{key}' names layer {number}, which is not before layer {place.index}{last}", key)
+        source = position.index + number if number < 0 else number
+        if not 0 <= source < position.index:
+            last = f"; layers 0 to {position.index - 1} precede it" if position.index else "; no layer precedes it"
+            raise options.error(f"'{key}' names layer {number}, which is not before layer {position.index}{last}", key)
         absolute.append(source)
     return absolute
 
@@ -367,7 +367,7 @@ def _strides(options: _Options) -> tuple[int, int]:
     return options.positive("stride_x", stride), options.positive("stride_y", stride)
 
 
-def _convolutional(options: _Options, place: _Place) -> Convolutional:
+def _convolutional(options: _Options, position: _Position) -> Convolutional:
     size = options.positive("size", 1)
     stride_x, stride_y = _strides(options)
     padding, dilation = options.integer("padding", 0), options.positive("dilation", 1)
@@ -375,7 +375,7 @@ def _convolutional(options: _Options, place: _Place) -> Convolutional:
         raise options.error(f"'padding={padding}' must not be negative", "padding")
     normalize = options.integer("batch_normalize", 0) != 0 or options.integer("cbn", 0) != 0
     return Convolutional(
-        *place.at(place.previous),
+        *position.at(position.previous),
         filters=options.positive("filters", 1),
         size=size,
         stride_x=stride_x,
@@ -388,77 +388,77 @@ def _convolutional(options: _Options, place: _Place) -> Convolutional:
     )
 
 
-def _pool(options: _Options, place: _Place) -> Pool:
+def _pool(options: _Options, position: _Position) -> Pool:
     stride_x, stride_y = _strides(options)
     size = options.positive("size", options.positive("stride", 1))
     padding = options.integer("padding", size - 1)
     if not 0 <= padding <= 2 * (size - 1):
         raise options.error(f"'padding={padding}' for size {size} must lie in 0..{2 * (size - 1)}", "padding")
-    return Pool(*place.at(place.previous), size=size, stride_x=stride_x, stride_y=stride_y, padding=padding)
+    return Pool(*position.at(position.previous), size=size, stride_x=stride_x, stride_y=stride_y, padding=padding)
 
 
-def _avgpool(options: _Options, place: _Place) -> GlobalAverage:
-    return GlobalAverage(*place.at(place.previous))
+def _avgpool(options: _Options, position: _Position) -> GlobalAverage:
+    return GlobalAverage(*position.at(position.previous))
 
 
-def _upsample(options: _Options, place: _Place) -> Upsample:
-    return Upsample(*place.at(place.previous), stride=options.positive("stride", 2), scale=options.real("scale", 1.0))
+def _upsample(options: _Options, position: _Position) -> Upsample:
+    return Upsample(*position.at(position.previous), stride=options.positive("stride", 2), scale=options.real("scale", 1.0))
 
 
-def _route(options: _Options, place: _Place) -> Route:
-    sources = _sources(options, place, "layers")
+def _route(options: _Options, position: _Position) -> Route:
+    sources = _sources(options, position, "layers")
     groups, group_id = options.positive("groups", 1), options.integer("group_id", 0)
     if not 0 <= group_id < groups:
         raise options.error(f"'group_id={group_id}' must lie in 0..{groups - 1}", "group_id")
-    return Route(*place.at(*sources), groups=groups, group_id=group_id)
+    return Route(*position.at(*sources), groups=groups, group_id=group_id)
 
 
-def _shortcut(options: _Options, place: _Place) -> Shortcut:
+def _shortcut(options: _Options, position: _Position) -> Shortcut:
     return Shortcut(
-        *place.at(place.previous, *_sources(options, place, "from")),
+        *position.at(position.previous, *_sources(options, position, "from")),
         activation=options.activation("linear"),
         weights_type=options.choice("weights_type", "none", _WEIGHTS_TYPES),
         normalization=options.choice("weights_normalization", "none", _NORMALIZATIONS),
     )
 
 
-def _single_source(options: _Options, place: _Place) -> int:
-    sources = _sources(options, place, "from")
+def _single_source(options: _Options, position: _Position) -> int:
+    sources = _sources(options, position, "from")
     if len(sources) != 1:
-        raise options.error(f"'from' names {len(sources)} layers; it takes one", "from")
+        raise options.error(f"'from' names {len(sources)} layers; it accepts one", "from")
     return sources[0]
 
 
-def _sam(options: _Options, place: _Place) -> Sam:
-    source = _single_source(options, place)
-    return Sam(*place.at(place.previous, source), activation=options.activation("linear"))
+def _sam(options: _Options, position: _Position) -> Sam:
+    source = _single_source(options, position)
+    return Sam(*position.at(position.previous, source), activation=options.activation("linear"))
 
 
-def _scale_channels(options: _Options, place: _Place) -> ScaleChannels:
+def _scale_channels(options: _Options, position: _Position) -> ScaleChannels:
     return ScaleChannels(
-        *place.at(place.previous, _single_source(options, place)),
+        *position.at(position.previous, _single_source(options, position)),
         scale_wh=options.integer("scale_wh", 0) != 0,
         activation=options.activation("linear"),
     )
 
 
-def _dropout(options: _Options, place: _Place) -> Dropout:
-    return Dropout(*place.at(place.previous))
+def _dropout(options: _Options, position: _Position) -> Dropout:
+    return Dropout(*position.at(position.previous))
 
 
-def _reorg(options: _Options, place: _Place) -> Reorg:
+def _reorg(options: _Options, position: _Position) -> Reorg:
     reverse = options.integer("reverse", 0) != 0
-    return Reorg(*place.at(place.previous), stride=options.positive("stride", 1), reverse=reverse)
+    return Reorg(*position.at(position.previous), stride=options.positive("stride", 1), reverse=reverse)
 
 
-def _yolo(options: _Options, place: _Place) -> Yolo:
+def _yolo(options: _Options, position: _Position) -> Yolo:
     total = options.positive("num", 1)
     anchors = _anchors(options, total)
     mask = options.integers("mask", ",".join(map(str, range(total))))
     if wrong := [m for m in mask if not 0 <= m < total]:
         raise options.error(f"'mask' names anchor {wrong[0]}, but 'num={total}' allows 0..{total - 1}", "mask")
     return Yolo(
-        *place.at(place.previous),
+        *position.at(position.previous),
         mask=tuple(mask),
         anchors=anchors,
         classes=options.positive("classes", 20),
@@ -487,7 +487,7 @@ def _anchors(options: _Options, total: int) -> tuple[tuple[float, float], ...]:
     return pairs
 
 
-_PARSERS: dict[str, Callable[[_Options, _Place], Layer]] = {
+_PARSERS: dict[str, Callable[[_Options, _Position], Layer]] = {
     "convolutional": _convolutional,
     "maxpool": _pool,
     "local_avgpool": _pool,
@@ -521,7 +521,7 @@ _NORMALIZATIONS: dict[str, Literal["none", "relu", "softmax"]] = {
 }
 _NMS_KINDS: dict[str, NmsKind] = {"default": "plain", "greedynms": "greedynms", "diounms": "diounms"}
 
-# Keys that matter for training, tracking or scheduling alone (parser.c of AlexeyAB's darknet).
+# Keys that matter only for training, tracking or scheduling (parser.c of AlexeyAB's darknet).
 _COMMON_IGNORED = frozenset(
     "clip onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate stream wait_stream".split()
 )

@@ -62,7 +62,7 @@ def convert_darknet(
         keep_inputs(save_weights, cfg, weights, names, output)
     original = read_cfg(cfg)
     network = original.resized(*size) if size else original
-    # both before the weights, which take a while: what does not fit is said at once
+    # both before the weights, which take a while: what does not fit is reported at once
     model = Darknet(network)
     info = detector_info(network, batch, class_names(network, names), {"cfg": sha256_of(cfg)})
     values = _weights(original, weights, random_weights)
@@ -190,7 +190,7 @@ class _Exported(nn.Module):
 
 
 def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:
-    """Write ``plain.onnx``: input ``images``, outputs ``boxes`` and ``scores``; batch static or dynamic as ``info.batch`` says.
+    """Write ``plain.onnx``: input ``images``, outputs ``boxes`` and ``scores``; the batch is that of ``info.batch``.
 
     Raises:
         DarktrtError: the file cannot be written.

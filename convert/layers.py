@@ -69,7 +69,7 @@ class DarknetLayer(nn.Module):
     """A layer: called with one tensor ``(N, C, H, W)`` per source of its record."""
 
     def load(self, weights: LayerWeights) -> None:
-        """Take the layer's arrays from a weights file; layers without weights take none."""
+        """Take the layer's arrays from a weights file; layers without weights have none."""
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         result: Tensor = super().__call__(*inputs)
@@ -95,7 +95,7 @@ class Convolution(DarknetLayer):
         return self.activation(self.convolve(x))
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The convolution alone, before the activation."""
+        """The convolution without the activation."""
         r = self.record
         stride, padding = (r.stride_y, r.stride_x), r.padding * r.dilation
         return functional.conv2d(x, self.weight, self.bias, stride, padding, r.dilation, r.groups)
@@ -111,7 +111,7 @@ class Pooling(DarknetLayer):
         before = layer.padding // 2
         after = (
             max(0, (out - 1) * stride + layer.size - side - before)
-            for out, stride, side in zip(output.plane, self.strides, source.plane, strict=True)
+            for out, stride, side in zip(output.spatial, self.strides, source.spatial, strict=True)
         )
         self.pads = (before, before, *after)
         self.pool = MaxPool if layer.kind == "maxpool" else AveragePool
@@ -122,7 +122,7 @@ class Pooling(DarknetLayer):
 
 
 class MaxPool(torch.autograd.Function):
-    """ONNX MaxPool, whose pads (top, left, bottom, right) may differ from side to side; torch's may not."""
+    """ONNX MaxPool, whose pads (top, left, bottom, right) may differ between edges; torch's may not."""
 
     onnx_op: ClassVar[str] = "MaxPool"
     onnx_attributes: ClassVar[dict[str, int]] = {}
@@ -285,7 +285,7 @@ class YoloHead(DarknetLayer):
         self.register_buffer("anchors", sizes.reshape(-1, 2, 1), persistent=False)
         rows, columns = torch.meshgrid(torch.arange(source.height), torch.arange(source.width), indexing="ij")
         grid = torch.stack([columns.reshape(-1), rows.reshape(-1)])
-        # the shift that scale_x_y needs stands in the cell's corner, so that decoding adds once
+        # the offset that scale_x_y needs is part of the cell's corner, so that decoding adds once
         self.register_buffer("corner", grid - (layer.scale_x_y - 1) / 2, persistent=False)
         cell = torch.tensor([[network.width / source.width], [network.height / source.height]])
         self.register_buffer("cell", cell, persistent=False)

@@ -21,7 +21,7 @@ from darktrt.errors import DarktrtError
 class Darknet(nn.Module):
     """A darknet detector for inference.
 
-    Called with images ``(N, C, H, W)`` float32, RGB 0..1, of the network's size, it gives ``boxes (N, A, 4)``, x1 y1 x2 y2 in
+    Called with images ``(N, C, H, W)`` float32, RGB 0..1, of the network's size, it outputs ``boxes (N, A, 4)``, x1 y1 x2 y2 in
     pixels of the network input, and ``scores (N, A, classes)``, objectness times class. The A boxes are those of all heads in
     cfg order; in a head anchor-major, then rows, then columns.
     """
@@ -40,7 +40,7 @@ class Darknet(nn.Module):
         self._last_reader = {source: layer.index for layer in network.layers for source in layer.sources}
 
     def load(self, weights: list[LayerWeights]) -> None:
-        """Take the weights of every layer, as :func:`darktrt.convert.weights.read_weights` gives them."""
+        """Load the weights of every layer from the arrays of :func:`darktrt.convert.weights.read_weights`."""
         for layer, module, values in zip(self.network.layers, self.layers, weights, strict=True):
             assert isinstance(module, DarknetLayer)
             module.load(values)
@@ -150,7 +150,7 @@ def _noise(network: Network, seed: int) -> Tensor:
 def _fit_convolution(module: Convolution, values: dict[str, npt.NDArray[np.float32]], x: Tensor) -> None:
     """Set the variance (or rescale weight and bias) of ``values`` to the mean square of the plain convolution on ``x``.
 
-    The mean stays near 0: taking it away from every layer would leave the differences between images alone and blow them up,
+    The mean stays near 0: subtracting it in every layer would leave only the differences between images and amplify them,
     rounding errors included, from layer to layer.
     """
     module.load({"weight": values["weight"], "bias": 0 * values["bias"]})

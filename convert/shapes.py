@@ -1,4 +1,4 @@
-"""Shapes and costs of a parsed network, without torch: what every layer gives, checked as darknet would need it."""
+"""Shapes and costs of a parsed network, without torch: the output of every layer, checked as darknet would need it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Shape:
         return f"{self.channels} x {self.height} x {self.width}"
 
     @property
-    def plane(self) -> tuple[int, int]:
+    def spatial(self) -> tuple[int, int]:
         return self.height, self.width
 
 
@@ -63,9 +63,9 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
         except _MisfitError as error:
             raise network.error(layer, str(error)) from None
         if min(shape.channels, shape.height, shape.width) < 1:
-            raise network.error(layer, f"would give {shape}; is the network's size {network.width}x{network.height} too small?")
+            raise network.error(layer, f"would output {shape}; is the size {network.width}x{network.height} too small?")
         if shape.channels * shape.height * shape.width > LARGEST:
-            raise network.error(layer, f"would give {shape}, more than 2 GiB for one image; is a number here mistyped?")
+            raise network.error(layer, f"would output {shape}, more than 2 GiB for one image; is a number here mistyped?")
         shapes.append(shape)
     return tuple(shapes)
 
@@ -76,8 +76,8 @@ def input_shapes(network: Network, shapes: Sequence[Shape], layer: Layer) -> lis
     return [shapes[source] if source >= 0 else image for source in layer.sources]
 
 
-def same_plane(shapes: Sequence[Shape]) -> bool:
-    return all(a.plane == b.plane for a, b in pairwise(shapes))
+def same_size(shapes: Sequence[Shape]) -> bool:
+    return all(a.spatial == b.spatial for a, b in pairwise(shapes))
 
 
 class _MisfitError(Exception):
@@ -100,16 +100,16 @@ def _(layer: Convolutional, inputs: Sequence[Shape]) -> Shape:
     if layer.filters * source.channels // layer.groups * layer.size**2 > LARGEST:
         raise _MisfitError(f"with {layer.filters} filters of size {layer.size} has 2 GiB of weights; is a number mistyped?")
     window = layer.dilation * (layer.size - 1) + 1
-    padded = (side + 2 * layer.padding * layer.dilation for side in source.plane)
+    padded = (size + 2 * layer.padding * layer.dilation for size in source.spatial)
     rows, columns = (
-        (side - window) // stride + 1 for side, stride in zip(padded, (layer.stride_y, layer.stride_x), strict=True)
+        (size - window) // stride + 1 for size, stride in zip(padded, (layer.stride_y, layer.stride_x), strict=True)
     )
     return Shape(layer.filters, rows, columns)
 
 
 @output_shape.register
 def _(layer: Pool, inputs: Sequence[Shape]) -> Shape:
-    height, width = inputs[0].plane
+    height, width = inputs[0].spatial
     if inputs[0].channels * (height + layer.padding) * (width + layer.padding) > LARGEST:
         raise _MisfitError(f"of size {layer.size} pads {inputs[0]} to more than 2 GiB; is a number mistyped?")
     rows = (height + layer.padding - layer.size) // layer.stride_y + 1
@@ -129,19 +129,19 @@ def _(layer: Upsample, inputs: Sequence[Shape]) -> Shape:
 
 @output_shape.register
 def _(layer: Route, inputs: Sequence[Shape]) -> Shape:
-    if not same_plane(inputs):
+    if not same_size(inputs):
         sizes = ", ".join(f"layer {s}: {i.width}x{i.height}" for s, i in zip(layer.sources, inputs, strict=True))
         raise _MisfitError(
             f"joins layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?"
         )
     if odd := [i.channels for i in inputs if i.channels % layer.groups]:
         raise _MisfitError(f"cannot cut {odd[0]} channels into 'groups={layer.groups}'")
-    return Shape(sum(i.channels // layer.groups for i in inputs), *inputs[0].plane)
+    return Shape(sum(i.channels // layer.groups for i in inputs), *inputs[0].spatial)
 
 
 @output_shape.register
 def _(layer: Shortcut, inputs: Sequence[Shape]) -> Shape:
-    if not same_plane(inputs):
+    if not same_size(inputs):
         sizes = ", ".join(f"layer {s}: {i.width}x{i.height}" for s, i in zip(layer.sources, inputs, strict=True))
         raise _MisfitError(f"adds layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?")
     return inputs[0]
@@ -157,7 +157,7 @@ def _(layer: Sam, inputs: Sequence[Shape]) -> Shape:
 @output_shape.register
 def _(layer: ScaleChannels, inputs: Sequence[Shape]) -> Shape:
     factors, source = inputs
-    wanted = Shape(1, *source.plane) if layer.scale_wh else Shape(source.channels, 1, 1)
+    wanted = Shape(1, *source.spatial) if layer.scale_wh else Shape(source.channels, 1, 1)
     if factors != wanted:
         raise _MisfitError(f"scales {source} by {factors}; it needs factors of {wanted}")
     return source

@@ -65,7 +65,7 @@ class WeightReader:
         return len(self._floats) - self._next
 
     def read(self, shape: tuple[int, ...], network: Network, layer: Layer, role: str) -> npt.NDArray[np.float32]:
-        """The next array. ``network``, ``layer`` and ``role`` say in errors what it was for."""
+        """The next array. Errors name ``network``, ``layer`` and ``role``."""
         count = prod(shape)
         if (left := self.left) < count:
             raise DarktrtError(

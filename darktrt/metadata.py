@@ -147,8 +147,8 @@ class DetectorInfo:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Of one image: height, width and channels, or channels first for ``float``."""
-        plane = self.height, self.width
-        return (*plane, self.channels) if self.input == "uint8" else (self.channels, *plane)
+        size = self.height, self.width
+        return (*size, self.channels) if self.input == "uint8" else (self.channels, *size)
 
     @property
     def input_dtype(self) -> str:

@@ -55,7 +55,7 @@ def _check_names(model: onnx.ModelProto) -> None:
     ]
     names += [constant.name for constant in model.graph.initializer]
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        names += [value.name, value.doc_string, *(side.dim_param for side in value.type.tensor_type.shape.dim)]
+        names += [value.name, value.doc_string, *(dim.dim_param for dim in value.type.tensor_type.shape.dim)]
     names += [model.graph.name, model.graph.doc_string, model.producer_name, model.producer_version]
     if any(not isinstance(name, str) for name in names):
         raise ValueError("a name is not UTF-8")
@@ -63,8 +63,8 @@ def _check_names(model: onnx.ModelProto) -> None:
 
 def _check_input(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> None:
     """The first input must be the images that the metadata announces."""
-    planes = list(info.input_shape)
+    shape = list(info.input_shape)
     names = [value.name for value in model.graph.input]
-    sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim] if names else []
-    if names[:1] != ["images"] or sides[1:] != planes:
-        raise DarktrtError(f"{path}: its input is not the {planes} images of its metadata; make it with 'darktrt convert'")
+    dims = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] if names else []
+    if names[:1] != ["images"] or dims[1:] != shape:
+        raise DarktrtError(f"{path}: its input is not the {shape} images of its metadata; make it with 'darktrt convert'")

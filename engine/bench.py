@@ -1,4 +1,4 @@
-"""How fast engines are: latency and throughput side by side, the engines taking turns in one run."""
+"""Latency and throughput of engines, measured in turns in one run."""
 
 from __future__ import annotations
 
@@ -213,10 +213,12 @@ def to_markdown(timings: Sequence[Timing]) -> str:
         "| end to end, ms (median) | p90 | p99 | images/s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for one in timings:
-        network, whole = (" | ".join(f"{value:.3f}" for value in asdict(one).values()) for one in (one.network, one.end_to_end))
-        graph = "yes" if one.cuda_graph else "no"
+    for timing in timings:
+        spreads = (timing.network, timing.end_to_end)
+        network, whole = (" | ".join(f"{value:.3f}" for value in asdict(spread).values()) for spread in spreads)
+        graph = "yes" if timing.cuda_graph else "no"
         rows.append(
-            f"| {one.name} | {one.batch} | {graph} | {network} | {one.tflops:.1f} | {whole} | {one.images_per_second:.0f} |"
+            f"| {timing.name} | {timing.batch} | {graph} | {network} | {timing.tflops:.1f} | {whole} "
+            f"| {timing.images_per_second:.0f} |"
         )
     return "\n".join(rows) + "\n"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,28 +74,38 @@ def build_file(
     """
     check_files(output, options, source, calibrates=isinstance(calibration, GpuCalibration))
     started = time.monotonic()
-    model, info = load_model(source)
-    info = replace(info, batch=_batch(info, options))
-    target = _target(options)
-    library = plugin_library(model, target, None if options.plugins == NONE else options.plugins)
-    lowered, plugins = _lowered(model, info, target, options, calibration)
-    del model
-    draft = replace(
-        _draft(info, target, options, sha256_of(source)),
-        plugins=plugins,
-        plugin_library={"sha256": library.sha256, "tensorrt": library.tensorrt} if library and plugins else {},
-        int8_cost=cost,
-    )
-    with ExitStack() as stack:  # all files get their names together, at the end: no plan without its manifest
-        paths = _outputs(output, isinstance(calibration, GpuCalibration))
-        files = {path: stack.enter_context(atomic_output(path)) for path in paths}
-        built = build_corrected(lowered, info, target, options)
+    target, lowered, draft = _prepare(source, options, calibration)
+    draft = replace(draft, int8_cost=cost)
+    with _output_files(output, calibration) as files:
+        built = build_corrected(lowered, draft.info, target, options)
         files[Path(output)].write_bytes(built.engine.plan)
         if isinstance(calibration, GpuCalibration):
             files[cache_path(output)].write_bytes(calibration.images.cache)
         manifest = _finished(draft, built, target, calibration, round(time.monotonic() - started, 1))
         files[manifest_path(output)].write_text(manifest.to_json())
     return manifest
+
+
+@contextmanager
+def _output_files(output: str | Path, calibration: Calibration | GpuCalibration | None) -> Iterator[dict[Path, Path]]:
+    """Temporary files by output, all renamed together at the end: no plan without its manifest."""
+    with ExitStack() as stack:
+        paths = _outputs(output, isinstance(calibration, GpuCalibration))
+        yield {path: stack.enter_context(atomic_output(path)) for path in paths}
+
+
+def _prepare(
+    source: str | Path, options: BuildOptions, calibration: Calibration | GpuCalibration | None
+) -> tuple[Target, Lowered, Manifest]:
+    """The target, the model lowered for it, and the part of the manifest that is known before the build."""
+    model, info = load_model(source)
+    info = replace(info, batch=_batch(info, options))
+    target = _target(options)
+    library = plugin_library(model, target, None if options.plugins == NONE else options.plugins)
+    lowered, plugins = _lowered(model, info, target, options, calibration)
+    library_facts = {"sha256": library.sha256, "tensorrt": library.tensorrt} if library and plugins else {}
+    draft = _draft(info, target, options, sha256_of(source))
+    return target, lowered, replace(draft, plugins=plugins, plugin_library=library_facts)
 
 
 def _target(options: BuildOptions) -> Target:
@@ -105,7 +116,7 @@ def _target(options: BuildOptions) -> Target:
 
 
 def _draft(info: DetectorInfo, target: Target, options: BuildOptions, onnx_sha256: str) -> Manifest:
-    """The part of the manifest that is known before the build."""
+    """A manifest with what the options, the target and the GPU determine."""
     gpu = None if target.builds_without_gpu else first_gpu()
     return Manifest(
         plan_sha256="",

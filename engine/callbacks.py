@@ -64,47 +64,54 @@ def progress_monitor(trt: Any, *stops: Event) -> Iterator[Any]:
 
     TensorRT's callbacks must not raise: the monitor keeps an exception and stops the build, and leaving the context raises it.
     """
+    phases = _Phases()
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.phases: dict[str, tuple[ExitStack, Progress]] = {}
-            self.error: Exception | None = None
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._keep(self._open, phase_name, num_steps)
+            phases.keep_error(phases.start, phase_name, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._keep(self._update, phase_name)
-            return self.error is None and not any(stop.is_set() for stop in stops)
+            phases.keep_error(phases.step, phase_name)
+            return phases.error is None and not any(stop.is_set() for stop in stops)
 
         def phase_finish(self, phase_name: str) -> None:
-            self._keep(self._close, phase_name)
+            phases.keep_error(phases.finish, phase_name)
 
-        def _open(self, phase_name: str, num_steps: int) -> None:
-            stack = ExitStack()
-            self.phases[phase_name] = stack, stack.enter_context(progress(num_steps, "steps", phase_name))
-
-        def _update(self, phase_name: str) -> None:
-            self.phases[phase_name][1].update()
-
-        def _close(self, phase_name: str) -> None:
-            self.phases.pop(phase_name)[0].close()
-
-        def _keep(self, act: Callable[..., None], *arguments: Any) -> None:
-            try:
-                act(*arguments)
-            except Exception as error:
-                self.error = error
-
-    monitor = Monitor()
     try:
-        yield monitor
+        yield Monitor()
     finally:
-        for stack, _ in monitor.phases.values():
-            stack.close()
-        if monitor.error:
-            raise monitor.error
+        for name in list(phases.shown):
+            phases.finish(name)
+        if phases.error:
+            raise phases.error
+
+
+class _Phases:
+    """The progress of the phases under way, by name, and the first error in showing it."""
+
+    def __init__(self) -> None:
+        self.shown: dict[str, tuple[ExitStack, Progress]] = {}
+        self.error: Exception | None = None
+
+    def start(self, name: str, steps: int) -> None:
+        stack = ExitStack()
+        self.shown[name] = stack, stack.enter_context(progress(steps, "steps", name))
+
+    def step(self, name: str) -> None:
+        self.shown[name][1].update()
+
+    def finish(self, name: str) -> None:
+        self.shown.pop(name)[0].close()
+
+    def keep_error(self, act: Callable[..., None], *arguments: Any) -> None:
+        """Call ``act``; keep what it raises."""
+        try:
+            act(*arguments)
+        except Exception as error:
+            self.error = self.error or error
 
 
 @contextmanager

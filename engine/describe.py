@@ -1,8 +1,9 @@
-"""What an ONNX file or an engine contains, as text for people."""
+"""The contents of an ONNX file or an engine, as text for people."""
 
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 from pathlib import Path
 
 import onnx
@@ -15,7 +16,7 @@ from darktrt.plugins.ops import DOMAIN
 
 
 def describe_onnx(path: str | Path) -> str:
-    """Input and outputs, operators, custom nodes and what the metadata says of the network.
+    """Describe inputs and outputs, operators, custom nodes and the metadata of the network.
 
     Raises:
         DarktrtError: the file is no ONNX of darktrt.
@@ -42,7 +43,7 @@ def describe_onnx(path: str | Path) -> str:
 
 
 def describe_plan(path: str | Path) -> str:
-    """A plan by the manifest beside it.
+    """Describe a plan by the manifest beside it.
 
     Raises:
         DarktrtError: the manifest is missing, damaged or of another plan.
@@ -53,7 +54,7 @@ def describe_plan(path: str | Path) -> str:
 
 
 def describe_manifest(path: str | Path, manifest: Manifest) -> str:
-    """A manifest's own lines."""
+    """Describe a manifest."""
     lines = [
         f"manifest      {path}",
         f"built by      {manifest.target}, {manifest.precision.upper()}, in {manifest.build_seconds:g} s, "
@@ -100,13 +101,10 @@ def _info_lines(info: DetectorInfo) -> list[str]:
 
 
 def _size(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for side in tensor.dims:
-        count *= side
-    return count
+    return prod(tensor.dims)
 
 
 def _tensor(value: onnx.ValueInfoProto) -> str:
     kind = value.type.tensor_type
-    sides = ", ".join(side.dim_param or str(side.dim_value) for side in kind.shape.dim)
-    return f"{value.name} {onnx.TensorProto.DataType.Name(kind.elem_type).lower()} ({sides})"
+    shape = ", ".join(dim.dim_param or str(dim.dim_value) for dim in kind.shape.dim)
+    return f"{value.name} {onnx.TensorProto.DataType.Name(kind.elem_type).lower()} ({shape})"

@@ -1,4 +1,4 @@
-"""What this machine has for building and running engines, and what each missing thing would allow."""
+"""The state of this machine for building and running engines, and the use of each missing thing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _INCLUDE_FOLDERS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked for: ``found`` says which, or is empty, and then ``allows`` says what having it would allow."""
+    """Something to look for: ``found`` is its version or path, empty where it is missing; ``allows`` is its use."""
 
     name: str
     found: str
@@ -32,7 +32,7 @@ class Finding:
 
 
 def examine_machine() -> list[Finding]:
-    """Look for everything, loading none of the large libraries."""
+    """Look for everything, without loading the large libraries."""
     packages = [
         ("torch", "converting darknet networks: pip install darktrt"),
         ("onnx", "converting and surgery: pip install darktrt"),

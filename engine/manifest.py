@@ -1,4 +1,4 @@
-"""``engine.json``, the manifest beside every plan: what the plan is, what it was made of, and where it runs."""
+"""The manifest beside every plan: what the plan was made of, what it contains, and where it runs."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Int8Cost:
-    """What INT8 costs the network, measured before the build in ONNX Runtime with the Q/DQ nodes of this calibration."""
+    """The loss by INT8, measured before the build in ONNX Runtime with the Q/DQ nodes of this calibration."""
 
     measure: str
-    """``AP``, or ``scores`` where there were no labels."""
+    """``AP``, or ``scores`` for images without labels."""
     drop: float
     """Of the AP, 0..1, against FP32; or the change of the scores."""
     budget: float
-    """The most that was allowed."""
+    """The largest loss allowed."""
     data: str
-    """What it was measured on, as it was named."""
+    """The images that it was measured on, as they were named."""
     ap: float | None = None
-    """The AP that is left, and AP50."""
+    """The AP in INT8; ``ap50`` likewise."""
     ap50: float | None = None
 
     def __str__(self) -> str:
@@ -39,31 +39,31 @@ class Int8Cost:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything but the plan's bytes."""
+    """A plan's origin and contents."""
 
     plan_sha256: str
     onnx_sha256: str
     target: str
-    """Flavour and version that built the plan; no other version loads it."""
+    """The TensorRT that built the plan, as :class:`darktrt.engine.target.Target` writes it; no other version loads it."""
     gpu: str | None
-    """The GPU it was built on; None for a plan built without one, which runs on many."""
+    """The GPU that it was built on; None for a plan built without a GPU, which runs on many."""
     precision: str
     plugins: tuple[str, ...]
-    """Custom ops that the plan takes from the plugin library, as name:version."""
+    """The plugins that the plan needs, as name:version."""
     build_seconds: float
     info: DetectorInfo
     int8_convolutions: tuple[str, ...] = ()
-    """Those that the engine computes in INT8, by the names of their ONNX nodes."""
+    """The convolutions in INT8, by the names of their ONNX nodes."""
     other_convolutions: dict[str, str] = field(default_factory=dict)
-    """Of an INT8 engine those that are not, or not known to be, in INT8, and why."""
+    """For an INT8 engine, the convolutions that are not, or not known to be, in INT8, with the reasons."""
     corrected_biases: tuple[str, ...] = ()
-    """The convolutions whose biases the build has corrected for what quantizing shifts."""
+    """The convolutions whose biases the build has corrected for the shift of means by quantization."""
     int8_cost: Int8Cost | None = None
-    """Where a largest drop was asked for."""
+    """For a build with a largest loss."""
     plugin_library: dict[str, str] = field(default_factory=dict)
-    """Of the library that the plugins come from: its ``sha256``, and the version of TensorRT's headers as ``tensorrt``."""
+    """The library of the plugins: its ``sha256``, and the version of TensorRT's headers as ``tensorrt``."""
     compute_capability: int = 0
-    """Of the GPU, times ten; 0 where it is not known or does not matter."""
+    """Of the GPU, times ten; 0 where it is unknown or does not matter."""
     hardware_compatible: bool = False
     """It runs on every GPU of compute capability 8.0 or more."""
     version_compatible: bool = False
@@ -73,7 +73,7 @@ class Manifest:
     table_sha256: str = ""
     """Of the calibration table or cache that the scales come from."""
     engine_layers: tuple[EngineLayer, ...] = ()
-    """What TensorRT made of the network; none where it was told not to say."""
+    """The layers of the engine; empty where TensorRT did not report them."""
     format: int = FORMAT
 
     def __post_init__(self) -> None:
@@ -85,20 +85,20 @@ class Manifest:
             *self.corrected_biases,
         )
         if odd := [name for name in names if not isinstance(name, str)]:
-            raise ValueError(f"{odd[0]!r:.40} stands where a name should")
+            raise ValueError(f"{odd[0]!r:.40} is no name")
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """The text of the manifest's file."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
 
 def manifest_path(plan: str | Path) -> Path:
-    """Where the manifest of ``plan`` stands: the same name, ending in ``.json``."""
+    """The manifest of ``plan``: the same name, ending in ``.json``."""
     return Path(plan).with_suffix(".json")
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """A manifest from its own file.
+    """Read a manifest from its file.
 
     Raises:
         DarktrtError: the file cannot be read, or is no manifest of this version of darktrt.
@@ -119,16 +119,16 @@ def read_manifest(path: str | Path) -> Manifest:
 
 
 def read_plan_manifest(plan: str | Path) -> Manifest:
-    """The manifest beside ``plan``, which must be the plan that it speaks of.
+    """Read the manifest beside ``plan``, and check that it describes this plan.
 
     Raises:
         DarktrtError: it cannot be read, or the plan has changed since.
     """
     manifest = read_manifest(manifest_path(plan))
     try:
-        found = sha256_of(plan)
+        digest = sha256_of(plan)
     except OSError as error:
         raise DarktrtError(f"{plan}: cannot read: {error.strerror}") from error
-    if found != manifest.plan_sha256:
+    if digest != manifest.plan_sha256:
         raise DarktrtError(f"{plan}: is not the plan that {manifest_path(plan)} describes; build the engine again")
     return manifest

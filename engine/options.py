@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
+
+from darktrt.errors import DarktrtError
 
 Precision = Literal["fp32", "fp16", "int8"]
 TargetChoice = Literal["auto", "rtx", "trt"]
@@ -15,7 +17,11 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """Options of one build; all but the precision and the timing cache default to TensorRT's own."""
+    """Options of one build; all but the precision and the timing cache default to TensorRT's own.
+
+    Raises:
+        DarktrtError: an option has an impossible value.
+    """
 
     precision: Precision = "fp16"
     target: TargetChoice = "auto"
@@ -43,3 +49,17 @@ class BuildOptions:
     """Build an engine for every GPU of compute capability 8.0 or more; slower."""
     version_compatible: bool = False
     """Build an engine that later versions of the same major version of TensorRT run too."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("precision", get_args(Precision)), ("target", get_args(TargetChoice))):
+            if getattr(self, name) not in choices:
+                raise DarktrtError(f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}", name)
+        if self.optimization_level not in (None, *range(6)):
+            raise DarktrtError(f"the optimization level is {self.optimization_level}, not 0 to 5", "optimization_level")
+        if self.workspace is not None and self.workspace < 1:
+            raise DarktrtError(f"a workspace of {self.workspace} MiB; it must be at least 1 MiB", "workspace")
+        if self.batch is not None and not (len(self.batch) == 3 and 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]):
+            batch = ",".join(map(str, self.batch))
+            raise DarktrtError(
+                f"{batch}: write smallest, usual and largest batch, each not below the one before, such as 1,4,16", "batch"
+            )

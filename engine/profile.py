@@ -1,4 +1,4 @@
-"""An engine layer by layer: what TensorRT made of the cfg's sections, how long each layer takes on the GPU."""
+"""The layers of an engine: the cfg's sections that each one computes, and its time on the GPU."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 
 _CALLS = 50
-"""Executions that times are the mean of."""
+"""The executions of which times are the mean."""
 _WIDTH = 56
 
 
 class LayerTime(NamedTuple):
-    """One layer, the lines of the cfg that its sections begin in, and its milliseconds where they were measured."""
+    """A layer, the first cfg line of each of its sections, and its milliseconds where they were measured."""
 
     layer: EngineLayer
     lines: tuple[int, ...]
@@ -29,7 +29,7 @@ class LayerTime(NamedTuple):
 
 
 class LinesTime(NamedTuple):
-    """What one or several sections of the cfg take together, with the precision that takes the most of it."""
+    """The time of one or several sections of the cfg, and the precision of the slowest layer."""
 
     label: str
     milliseconds: float
@@ -44,7 +44,7 @@ class LayerReport:
     manifest: Manifest
     rows: tuple[LayerTime, ...]
     batch: int | None
-    """That the times are of."""
+    """The batch of the times; None where they were not measured."""
 
     @property
     def total(self) -> float:
@@ -53,12 +53,12 @@ class LayerReport:
 
     def title(self) -> str:
         """One line on what was measured."""
-        one = self.manifest
+        manifest = self.manifest
         measured = f", batch {self.batch}: {self.total:.3f} ms" if self.batch else ""
-        return f"{one.info.name} {one.precision.upper()}, {one.target}, {one.gpu or 'no GPU'}{measured}"
+        return f"{manifest.info.name} {manifest.precision.upper()}, {manifest.target}, {manifest.gpu or 'no GPU'}{measured}"
 
     def to_table(self) -> str:
-        """Text for people: a row a layer."""
+        """A row for each layer, as text for people."""
         lines = [self.title(), f"{'layer':{_WIDTH}}  {'type':<18} {'':4}  {'cfg lines':<12} {'ms':>8}   layout"]
         for layer, numbers, ms in self.rows:
             name = layer.name if len(layer.name) <= _WIDTH else f"{layer.name[: _WIDTH - 1]}…"
@@ -69,13 +69,13 @@ class LayerReport:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """Everything, and the way from cfg lines over ONNX nodes to layers."""
+        """Everything, with the cfg lines and ONNX nodes of each layer."""
         about = {"plan": self.plan, "plan_sha256": self.manifest.plan_sha256, "title": self.title(), "batch": self.batch}
         rows = [{**asdict(layer), "cfg_lines": numbers, "milliseconds": ms} for layer, numbers, ms in self.rows]
         return json.dumps({**about, "layers": rows}, indent=2) + "\n"
 
     def by_lines(self) -> list[LinesTime]:
-        """Times by the cfg's sections, in their order; those of layers of no section come last, by type."""
+        """Times by the cfg's sections, in their order; layers of no section come last, by type."""
         groups: dict[tuple[tuple[int, ...], str], list[LayerTime]] = {}
         for row in sorted(self.rows, key=lambda row: row.lines or (1 << 30,)):
             groups.setdefault((row.lines, "" if row.lines else row.layer.kind or "other"), []).append(row)
@@ -83,10 +83,10 @@ class LayerReport:
 
 
 def layers_of(plan: str | Path) -> LayerReport:
-    """What a plan's manifest tells of its layers; no GPU is needed.
+    """The layers of a plan, from its manifest; no GPU is needed.
 
     Raises:
-        DarktrtError: the manifest cannot be read, or tells of none.
+        DarktrtError: the manifest cannot be read, or lists no layers.
     """
     manifest = read_plan_manifest(plan)
     if not manifest.engine_layers:
@@ -96,10 +96,10 @@ def layers_of(plan: str | Path) -> LayerReport:
 
 
 def profile(plan: str | Path, batch: int | None = None, plugins: str | Path | None = None) -> LayerReport:
-    """The layers of a plan with their times on this machine's GPU, the mean of 50 executions on random images.
+    """The layers of a plan with their times on this machine's GPU, each the mean of 50 executions on random images.
 
     Args:
-        batch: the engine's usual one by default.
+        batch: by default the engine's usual batch.
 
     Raises:
         DarktrtError: the plan cannot be run, or not with this batch.

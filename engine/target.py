@@ -1,4 +1,4 @@
-"""Which TensorRT builds, and everything that depends on its flavour and version."""
+"""The TensorRT that builds, and everything that depends on its flavour and version."""
 
 from __future__ import annotations
 
@@ -24,21 +24,20 @@ INSTALL: dict[Flavour, str] = {
     "trt": "pip install 'darktrt[trt]' (full TensorRT: needs an NVIDIA GPU)",
 }
 _MISH_FORMS: dict[str, MishForm] = {"fp32": "native", "fp16": "fused", "int8": "fused"}
-"""The best form by precision, as benchmarks/h200.md has it: the fastest, but in INT8 the one that keeps the AP."""
+"""The best form by precision, as measured in benchmarks/h200.md: the fastest, but in INT8 the most accurate."""
 _NAMES: dict[Flavour, str] = {"rtx": "TensorRT for RTX", "trt": "TensorRT"}
 
 
 @dataclass(frozen=True)
 class Target:
-    """A TensorRT at hand; its properties are the only place that knows versions."""
+    """An installed TensorRT; version comparisons are only in its properties."""
 
     flavour: Flavour
     version: tuple[int, ...]
     strongly_typed: bool = False
-    """Asked to take types from the ONNX file where it could also choose them; see :meth:`typed_strongly`."""
-
+    """Types come from the ONNX file, where TensorRT could also choose them; see :meth:`typed_strongly`."""
     standard_ops: bool = False
-    """Asked to run the bodies of custom nodes, although it could have plugins."""
+    """The bodies of custom nodes run, although TensorRT has plugins; see :meth:`without_plugins`."""
 
     def __str__(self) -> str:
         return f"{_NAMES[self.flavour]} {self.version_text}"
@@ -50,11 +49,11 @@ class Target:
 
     @property
     def weakly_typed(self) -> bool:
-        """Precision is chosen by builder flags; otherwise by the types in the ONNX file."""
+        """Builder flags choose the precision; otherwise the types in the ONNX file state it."""
         return self.flavour == "trt" and self.version < (11,) and not self.strongly_typed
 
     def typed_strongly(self) -> Target:
-        """The same TensorRT, with precision by the types in the ONNX file: for INT8 Q/DQ nodes in place of a calibrator.
+        """The same TensorRT with the precision by the types in the ONNX file, and INT8 by Q/DQ nodes in place of a calibrator.
 
         Raises:
             DarktrtError: it cannot, as TensorRT before 10.
@@ -68,46 +67,46 @@ class Target:
 
     @property
     def network_flag(self) -> str | None:
-        """The flag to create networks with: 8 and 9 have networks without a batch dimension, 10 has two kinds of typing."""
+        """The flag to create networks with: 8 and 9 also have an implicit batch dimension, 10 has two kinds of typing."""
         if not self.weakly_typed:
             return "STRONGLY_TYPED"
         return "EXPLICIT_BATCH" if self.version < (10,) else None
 
     @property
     def cache_version(self) -> str:
-        """The version in the header of its calibration caches, as its ``getInferLibVersion()`` has it: 8601, 100300."""
+        """The version in the header of calibration caches, as ``getInferLibVersion()`` returns it: 8601, 100300."""
         major, minor, patch = (*self.version, 0, 0)[:3]
         return str(major * (10000 if major >= 10 else 1000) + minor * 100 + patch)
 
     @property
     def has_progress_monitor(self) -> bool:
-        """``IProgressMonitor``, which also is the only way to stop a build."""
+        """Whether there is ``IProgressMonitor``, the only way to stop a build."""
         return self.flavour == "rtx" or self.version >= (10,)
 
     @property
     def logs_layers(self) -> bool:
-        """Its builder logs the engine's layers, of which otherwise the engine inspector tells, once the engine is loaded."""
+        """Whether the builder logs the engine's layers; otherwise the inspector of a loaded engine reports them."""
         return self.flavour == "rtx"
 
     @property
     def has_timing_cache(self) -> bool:
-        """It measures kernels as it builds; TensorRT for RTX chooses them when an engine is first loaded."""
+        """Whether the build measures kernels; TensorRT for RTX chooses kernels when an engine is first loaded."""
         return self.flavour == "trt"
 
     @property
     def has_compatibility(self) -> bool:
-        """It can build engines that run on other GPUs or with other versions; those of TensorRT for RTX always run on many."""
+        """Whether it can build engines for other GPUs or versions; those of TensorRT for RTX always run on many GPUs."""
         return self.flavour == "trt"
 
     def runs_plans_of(self, target: str) -> bool:
-        """Whether it loads version-compatible plans that ``target``, as text, built: of its major version and not newer."""
+        """Whether it loads version-compatible plans of ``target``, as text: of its major version and not newer."""
         own, _, version = target.rpartition(" ")
         numbers = tuple(map(int, version.split(".")))
         return own == _NAMES[self.flavour] and numbers[0] == self.version[0] and numbers <= self.version
 
     @property
     def names_parser_nodes(self) -> bool:
-        """Errors of its parser have the name and operator of the node, not just its number."""
+        """Whether errors of the parser have the name and operator of the node, not only its number."""
         return self.flavour == "rtx" or self.version >= (10,)
 
     @property
@@ -116,14 +115,14 @@ class Target:
 
     @property
     def runs_bodies(self) -> bool:
-        """Its parser runs the body of a custom op for which there is no plugin."""
+        """Whether the parser runs the body of a custom op without a plugin."""
         return self.flavour == "rtx" or self.version >= (10, 7)
 
     def without_plugins(self) -> Target:
-        """The same TensorRT, which runs the bodies of custom nodes as standard ops.
+        """The same TensorRT, with the bodies of custom nodes in place of plugins.
 
         Raises:
-            DarktrtError: its parser lacks some of those: before TensorRT 10, Mod and Split into computed sizes.
+            DarktrtError: its parser lacks some standard ops: before TensorRT 10, Mod and Split into computed sizes.
         """
         if self.flavour == "trt" and self.version < (10,):
             raise DarktrtError(
@@ -134,19 +133,19 @@ class Target:
         return replace(self, standard_ops=True)
 
     def has_plugin(self, name: str, version: str, namespace: str) -> bool:
-        """Whether a plugin library that is loaded has this custom op."""
+        """Whether a loaded plugin library has this custom op."""
         return is_registered(self.load(), name, version, namespace)
 
     def mish_form(self, precision: str) -> MishForm:
-        """What to make of Mish where the model leaves it open and there are plugins for every form."""
+        """The form of Mish where the model leaves it open and there are plugins for every form."""
         return _MISH_FORMS[precision]
 
     @property
     def bodies(self) -> Literal["keep", "drop", "inline"]:
-        """What to do with the functions in the file.
+        """The treatment of function bodies.
 
-        Inline them where there are no plugins (the parser would too, but gives the nodes of two bodies the same names); drop
-        them where the parser prefers a body to a registered plugin (TensorRT 9.0 to 10.6).
+        Without plugins they are inlined: the parser would inline them too, but with the same names for the nodes of two bodies.
+        They are dropped where the parser prefers a body to a registered plugin, as in TensorRT 9.0 to 10.6.
         """
         if not self.has_plugins:
             return "inline"
@@ -157,7 +156,7 @@ class Target:
         return self.flavour == "rtx"
 
     def load(self) -> TensorRT:
-        """The Python module; importing it loads the library.
+        """Import the Python module, which loads the library.
 
         Raises:
             DarktrtError: it is installed but cannot be loaded.
@@ -166,7 +165,7 @@ class Target:
 
 
 def find_target(choice: TargetChoice = "auto") -> Target:
-    """The TensorRT to build with; ``auto`` takes a full one where a GPU can use it, else TensorRT for RTX.
+    """The TensorRT to build with; ``auto`` is full TensorRT where a GPU can use it, else TensorRT for RTX.
 
     Raises:
         DarktrtError: it is not installed, or cannot be loaded.
@@ -180,9 +179,7 @@ def find_target(choice: TargetChoice = "auto") -> Target:
     if installed_version("rtx"):
         return _target("rtx")
     if installed_version("trt"):
-        raise DarktrtError(
-            f"TensorRT is installed, but builds on an NVIDIA GPU alone and none is usable here; {INSTALL['rtx']}"
-        )
+        raise DarktrtError(f"TensorRT is installed, but builds only on an NVIDIA GPU and none is usable here; {INSTALL['rtx']}")
     raise DarktrtError(f"no TensorRT is installed; {INSTALL['rtx']}, or {INSTALL['trt']}")
 
 
@@ -197,13 +194,13 @@ def version_of(target: str) -> str:
 
 
 def is_installed(flavour: Flavour) -> bool:
-    """Whether there is the Python package, and not its type stubs alone, which make a module without a file."""
+    """Whether the Python package is installed, and not only its type stubs, which make a module without a file."""
     spec = importlib.util.find_spec(MODULES[flavour])
     return spec is not None and spec.origin is not None
 
 
 def installed_version(flavour: Flavour) -> str | None:
-    """Version of the installed Python package, found without loading it."""
+    """The version of the installed Python package, read without loading it."""
     if not is_installed(flavour):
         return None
     try:
@@ -213,9 +210,9 @@ def installed_version(flavour: Flavour) -> str | None:
 
 
 def gpu_name() -> str | None:
-    """Name of the first NVIDIA GPU, or None where no driver finds one."""
-    found = first_gpu()
-    return found and found[0]
+    """The name of the first NVIDIA GPU; None where there is no GPU or no driver."""
+    gpu = first_gpu()
+    return gpu and gpu[0]
 
 
 def _target(flavour: Flavour) -> Target:

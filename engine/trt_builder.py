@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,16 +66,24 @@ def build(
         if calibrated:
             config.int8_calibrator = stack.enter_context(calibrator(trt, calibrated.source, network, failed))
         _add_profiles(builder, config, network, info, calibrated)
-        if target.has_progress_monitor:
-            config.progress_monitor = stack.enter_context(progress_monitor(trt, interrupted, failed))
-        else:
-            stack.enter_context(build_clock(f"{target} measures kernels"))
+        stack.enter_context(_shown(trt, config, target, interrupted, failed))
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it reported no reason'}")
         times = save_timing_cache(config, options.timing_cache, target)
         layer_list = logger.layers if target.logs_layers else inspected(trt, logger, plan)
     return Built(memoryview(plan), layer_list, times)
+
+
+@contextmanager
+def _shown(trt: TensorRT, config: Config, target: Target, *stops: Event) -> Iterator[None]:
+    """Show the progress of a build; where TensorRT allows it, stop the build once one of ``stops`` is set."""
+    if not target.has_progress_monitor:
+        with build_clock(f"{target} measures kernels"):
+            yield
+        return
+    with progress_monitor(trt, *stops) as config.progress_monitor:
+        yield
 
 
 def _builder(trt: TensorRT, logger: Any, target: Target) -> Builder:

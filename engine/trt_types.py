@@ -1,8 +1,8 @@
-"""As much of the module tensorrt as is used, for the type checker: by NVIDIA's own types of TensorRT 10, where its stubs are.
+"""Types of the used part of the module tensorrt, for the type checker, where NVIDIA's stubs of TensorRT 10 are installed.
 
-``TensorRT`` types the module, which versions 8.6 to 11 and TensorRT for RTX have alike; what only some have is called behind a
-property of :class:`darktrt.engine.target.Target`. Classes that Python code derives from (loggers, calibrators) are left out,
-for a type checker cannot follow them through a variable.
+``TensorRT`` is the type of the module, the same for versions 8.6 to 11 and TensorRT for RTX; calls that only some versions have
+are behind a property of :class:`darktrt.engine.target.Target`. Base classes of Python classes (loggers, calibrators) are left
+out, for a type checker cannot follow them through a variable.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Weakly typed networks (TensorRT 8.6 to 10): the precision of single layers, and INT8 by a calibrator."""
+"""Weakly typed networks (TensorRT 8.6 to 10): the precision of layers, and INT8 by a calibrator."""
 
 from __future__ import annotations
 
@@ -15,36 +15,34 @@ if TYPE_CHECKING:
 
 _POINTWISE = {"ACTIVATION", "ELEMENTWISE", "UNARY", "SCALE", "PARAMETRIC_RELU"}
 _NOT_PINNED = {"CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE"}
-"""Layers whose types follow from what they are."""
+"""Types of layers whose precision cannot be chosen."""
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """INT8 by a calibrator: where its scales come from, and the outputs of convolutions whose precision is not free."""
+    """INT8 by a calibrator: the source of its scales, and the outputs of convolutions of fixed precision."""
 
     source: Source
     fp_layers: tuple[str, ...] = ()
-    """In FP16."""
+    """Outputs of the convolutions in FP16."""
     int8: tuple[str, ...] = ()
-    """In INT8."""
+    """Outputs of the convolutions in INT8."""
 
 
 @dataclass(frozen=True)
 class GpuCalibration:
-    """INT8 by scales that TensorRT itself finds, as it builds, from images that it is fed.
-
-    ``fp_layers`` is as in :class:`darktrt.surgery.qdq.Calibration`.
-    """
+    """INT8 by scales that TensorRT itself chooses during the build, from images on the GPU."""
 
     images: BatchSource
     fp_layers: tuple[str, ...] | None = None
+    """As in :class:`darktrt.surgery.qdq.Calibration`."""
 
 
 class NetworkMap:
-    """A parsed TensorRT network with its backbone, the layers between the image and the raw heads, by their tensors' names.
+    """A parsed TensorRT network and its backbone, the layers between the image and the raw heads.
 
     Raises:
-        DarktrtError: the network has no tensor of the name of a head.
+        DarktrtError: the network lacks the tensor of a head.
     """
 
     def __init__(self, network: TrtNetwork, info: DetectorInfo) -> None:
@@ -58,56 +56,56 @@ class NetworkMap:
         self.backbone = self._backbone()
 
     def _backbone(self) -> set[int]:
-        found: set[int] = set()
+        backbone: set[int] = set()
         waiting = list(self.heads)
         while waiting:
             name = waiting.pop()
             layer = self._producers.get(name)
-            if layer is not None and layer not in found and name != self.image:
-                found.add(layer)
+            if layer is not None and layer not in backbone and name != self.image:
+                backbone.add(layer)
                 waiting += [tensor.name for tensor in inputs(self.layers[layer])]
-        return found
+        return backbone
 
     def behind_heads(self) -> list[TrtLayer]:
         """The layers that decode, in order."""
-        found, reached = [], set(self.heads)
+        decoding, reached = [], set(self.heads)
         for i, layer in enumerate(self.layers):  # TensorRT's parser adds them in the order of the graph
             if i not in self.backbone and reached.intersection(tensor.name for tensor in inputs(layer)):
                 reached.update(tensor.name for tensor in outputs(layer))
-                found.append(layer)
-        return found
+                decoding.append(layer)
+        return decoding
 
     def fp_layers(self, convolutions: Iterable[str]) -> list[TrtLayer]:
         """The layers with these outputs and the activations that follow them, in order."""
-        found, reached = [], set(convolutions)
+        fp_layers, reached = [], set(convolutions)
         for i in sorted(self.backbone):
             layer = self.layers[i]
             follows = layer.type.name in _POINTWISE and reached.intersection(tensor.name for tensor in inputs(layer))
             if follows or reached.intersection(tensor.name for tensor in outputs(layer)):
                 reached.update(tensor.name for tensor in outputs(layer))
-                found.append(layer)
-        return found
+                fp_layers.append(layer)
+        return fp_layers
 
-    def giving(self, tensors: Iterable[str]) -> list[TrtLayer]:
+    def producers(self, tensors: Iterable[str]) -> list[TrtLayer]:
         """The layers with these outputs."""
         return [self.layers[self._producers[name]] for name in tensors if name in self._producers]
 
     def activations(self) -> list[str]:
-        """The float tensors from the image to the raw heads, both included: those that INT8 needs scales of."""
+        """The float tensors from the image to the raw heads, both included: those with INT8 scales."""
         layers = [self.layers[i] for i in sorted(self.backbone) if self.layers[i].type.name != "CONSTANT"]
         return [self.image, *(tensor.name for layer in layers for tensor in outputs(layer) if _is_float(tensor))]
 
 
 def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool, calibrated: Calibrated | None = None) -> None:
-    """Let TensorRT compute the backbone in FP16, or in INT8 and FP16, but the kept convolutions and decoding as asked.
+    """Let TensorRT compute the backbone in FP16, or in INT8 and FP16, with fixed precisions for some layers.
 
-    Decoding and NMS stay FP32: box coordinates do not fit FP16's 11 bits. The kept convolutions compute in FP16. TensorRT must
-    obey, or fail: where it only had to prefer these precisions it would set them aside without an error.
+    Decoding and NMS stay in FP32: box coordinates do not fit the 11 bits of FP16. The floating-point layers of ``calibrated``
+    are in FP16. TensorRT must obey these precisions or fail; if it only had to prefer them, it would ignore them silently.
 
-    The other convolutions, but for those that ``calibrated`` puts in INT8, are free: TensorRT takes for each the precision that
-    it measures as faster, reformatting included, and INT8 is not forced on it, for whoever asks for INT8 wants speed. With
+    The other convolutions, except those that ``calibrated`` fixes in INT8, are free: TensorRT chooses for each the precision
+    that it measures as faster, reformatting included. INT8 is not forced, for its purpose is speed. With
     TensorRT 8.6.0 on an H100 and optimization level 1 that is INT8 for all 106 in yolov4 at 608 x 608, for 10 or 11 of 14
-    in yolov4-tiny-mish and for 8 of 14 in yolov4-tiny at 416 x 416. :mod:`darktrt.engine.layer_list` tells what was taken.
+    in yolov4-tiny-mish and for 8 of 14 in yolov4-tiny at 416 x 416. :mod:`darktrt.engine.layer_list` reads the choice.
     """
     flags = trt.BuilderFlag
     for flag in (flags.FP16, *([flags.INT8] if int8 else []), flags.OBEY_PRECISION_CONSTRAINTS):
@@ -121,7 +119,7 @@ def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool
     if calibrated:
         for layer in network.fp_layers(calibrated.fp_layers):
             layer.precision = trt.DataType.HALF
-        for layer in network.giving(calibrated.int8):
+        for layer in network.producers(calibrated.int8):
             layer.precision = trt.DataType.INT8
 
 

@@ -49,12 +49,7 @@ def compile_plugins(
     """
     if output is not None:
         check_writable(output)
-    compiler = _found_nvcc(nvcc)
-    make = shutil.which("make")
-    if make is None:
-        raise DarktrtError(
-            "compiling the plugins needs make and a C++ compiler; on Debian and Ubuntu: apt install build-essential"
-        )
+    make, compiler = _found_make(), _found_nvcc(nvcc)
     version = tensorrt or installed_tensorrt() or ""
     headers = _headers(version, include)
     LOGGER.info(f"compiling the plugins with {compiler} and the headers in {headers}; this may take minutes")
@@ -68,6 +63,15 @@ def compile_plugins(
             target.parent.mkdir(parents=True, exist_ok=True)
         _copy(built, target)
     return read_library(target)
+
+
+def _found_make() -> str:
+    make = shutil.which("make")
+    if make is None:
+        raise DarktrtError(
+            "compiling the plugins needs make and a C++ compiler; on Debian and Ubuntu: apt install build-essential"
+        )
+    return make
 
 
 def _found_nvcc(nvcc: str | Path | None) -> str:

@@ -1,11 +1,11 @@
-"""The custom ops of domain ``darktrt``: their attributes, checked, and their meaning as ONNX function bodies.
+"""The custom ops of domain ``darktrt``: their attributes, checked, and their definition as ONNX function bodies.
 
-Every op is a frozen record whose fields are the attributes of its node. :meth:`PluginOp.attributes` gives what the node
-carries, :meth:`PluginOp.body` the same computation in standard ops (opset 17), and :func:`op_from_node` reads a node back.
-The bodies take their parameters from the node's attributes, so that a file states each of them once.
+Every op is a frozen record whose fields are the attributes of its node. :meth:`PluginOp.attributes` returns the attributes,
+:meth:`PluginOp.body` the same computation in standard ops (opset 17), and :func:`op_from_node` reads a node back. The bodies
+refer to the node's attributes, so that a file states each parameter once.
 
-TensorRT's parser hands attributes to a plugin as fields of the same name: int and ints as 32-bit integers, float and floats
-as 32-bit floats, a string as characters whose length counts a closing NUL. No other kind of attribute is used here.
+TensorRT's parser passes attributes to a plugin as fields of the same name: int and ints as 32-bit integers, float and floats
+as 32-bit floats, a string as characters whose length counts a closing NUL. The ops have no other kinds of attributes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class PluginOp(ABC):
-    """What the ops share. Creating one checks its fields and raises DarktrtError for a value that makes no sense."""
+    """A custom op. Its constructor checks the fields.
+
+    Raises:
+        DarktrtError: a field has an impossible value.
+    """
 
     op_type: ClassVar[str]
     output_names: ClassVar[tuple[str, ...]]
@@ -55,22 +59,23 @@ class PluginOp(ABC):
     @property
     @abstractmethod
     def input_names(self) -> tuple[str, ...]:
-        """The formal inputs, in the order of the node's."""
+        """The names of the formal inputs, in the order of the node's inputs."""
 
     @abstractmethod
     def statements(self, opset: int) -> str:
         """The body as ONNX text, from the formal inputs to the formal outputs."""
 
     def attributes(self) -> dict[str, AttributeValue]:
-        """The attributes of the op's node; every node states the plugin's version and namespace, empty as that is."""
+        """The attributes of the op's node; every node states the plugin's version and its namespace, which is empty."""
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
         return {"plugin_version": PLUGIN_VERSION, "plugin_namespace": PLUGIN_NAMESPACE, **plain}
 
     def body(self, opset: int) -> FunctionProto:
-        """The ONNX function of the op: the same for all nodes of a model, whatever the numbers in their attributes.
+        """The ONNX function of the op, the same for all nodes of a model whatever their attributes.
 
-        ``opset`` is the model's, which a function of it must share; from :data:`FIRST_BODY_OPSET` on.
+        Args:
+            opset: the model's, which its functions must share; :data:`FIRST_BODY_OPSET` or more.
         """
         return parser.parse_function(
             f'<domain: "{DOMAIN}", opset_import: ["": {opset}]> {self.op_type} <{", ".join(self.attributes())}>'
@@ -102,7 +107,7 @@ class Mish(PluginOp):
 
 @dataclass(frozen=True)
 class MishAdd(PluginOp):
-    """y = mish(x) + residual, the two of one shape and floating type: an activation and the shortcut behind it."""
+    """y = mish(x) + residual, of one shape and floating type: an activation and the shortcut behind it."""
 
     op_type = "MishAddPlugin"
     output_names = ("y",)
@@ -117,7 +122,7 @@ class MishAdd(PluginOp):
 
 @dataclass(frozen=True)
 class MishConcat(PluginOp):
-    """y = mish(x), then mish(second), along axis 1; the two differ in that axis at most: activations that a route joins."""
+    """y = mish(x), then mish(second), along axis 1: activations that a route joins. All other axes are equal."""
 
     op_type = "MishConcatPlugin"
     output_names = ("y",)
@@ -135,7 +140,7 @@ MISH_OPS: tuple[type[PluginOp], ...] = (Mish, MishAdd, MishConcat)
 
 @dataclass(frozen=True)
 class YoloHeads(PluginOp):
-    """The raw [yolo] tensors of a detector, as inputs, and what decoding them needs.
+    """Decoding of a detector's raw [yolo] tensors.
 
     Inputs: per head ``(N, anchors_per_head[i] * (5 + classes), rows, columns)`` float32, in cfg order. They decode to boxes
     ``(N, A, 4)`` float32, x1 y1 x2 y2 in pixels of the network input, and scores ``(N, A, classes)`` float32, objectness
@@ -183,7 +188,7 @@ class YoloHeads(PluginOp):
 
 @dataclass(frozen=True)
 class YoloDecode(YoloHeads):
-    """The heads' ``boxes`` and ``scores``, as they are."""
+    """The heads decoded to ``boxes`` and ``scores``."""
 
     op_type = "YoloDecodePlugin"
     output_names = ("boxes", "scores")
@@ -200,8 +205,8 @@ class YoloDetect(YoloHeads):
 
     Candidates are the (anchor, class) pairs with score > score_threshold whose box is finite in all four coordinates, so a NaN
     never becomes a detection; the max_candidates best of them (equal scores: the lower anchor * classes + class
-    first). By falling score, a candidate is dropped when an earlier, kept one of its class has overlap > iou_threshold with
-    it. The max_detections best of the kept come out. Overlap:
+    first). By falling score, a candidate is suppressed when an earlier, unsuppressed candidate of its class has overlap >
+    iou_threshold with it. The max_detections best unsuppressed candidates are the detections. Overlap:
 
     - ``plain``: IoU
     - ``greedynms``: IoU - (d2 / c2)^0.6, d2 the squared distance of the centres, c2 the squared diagonal of the smallest
@@ -210,8 +215,8 @@ class YoloDetect(YoloHeads):
 
     IoU is 0 without intersection and the distance term 0 where c2 is 0, so boxes without area never suppress.
 
-    Dropping the candidates after the max_candidates best changes no decision on those before them: the output is that of
-    unlimited candidates whenever max_detections of them are kept, or no candidate was left out.
+    The limit on candidates changes no decision on those within it: the output is that of unlimited candidates whenever
+    max_detections of them are unsuppressed, or no candidate was left out.
     """
 
     op_type = "YoloDetectPlugin"
@@ -220,10 +225,10 @@ class YoloDetect(YoloHeads):
     kind: NmsKind
     beta: float
     max_candidates: int = 1000
-    """1000 gave what unlimited ones give on 80 of 80 photographs of COCO at score_threshold 0.001; the cost is its square."""
+    """The cost is quadratic. On 80 of 80 COCO images, at score_threshold 0.001, 1000 candidates suffice for all detections."""
     max_detections: int = 300
     letterbox: int = 0
-    """1: images do not fill the network input, and ``image_size`` is the last input. Plain NMS needs none."""
+    """1: images do not fill the network input, and ``image_size`` is the last input. Plain NMS does not need it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -254,7 +259,7 @@ OPS = {op.op_type: op for op in MISH_OPS + HEAD_OPS}
 
 
 def op_from_node(node: NodeProto) -> PluginOp:
-    """The op that a node of domain ``darktrt`` stands for.
+    """Read the op of a node of domain ``darktrt``.
 
     Raises:
         DarktrtError: an op unknown here, an attribute missing or of the wrong type or value, a wrong number of inputs.
@@ -273,7 +278,7 @@ def op_from_node(node: NodeProto) -> PluginOp:
     op = kind(**values)
     given, asked = len(node.input), len(op.input_names)
     if given != asked:
-        raise DarktrtError(f"{where}: {node.op_type} has {given} inputs, its attributes ask for {asked}")
+        raise DarktrtError(f"{where}: {node.op_type} has {given} inputs, its attributes need {asked}")
     return op
 
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_layers import ROOMS
 
 import darktrt
 from darktrt import cli
@@ -109,7 +110,7 @@ def program_lines(language: str, text: str) -> list[list[str]]:
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     pytest.importorskip("tensorrt_rtx", reason="building an engine needs tensorrt-rtx: pip install 'darktrt[rtx]'")
     workshop = Workshop(tmp_path_factory.mktemp("workshop"))
-    if "to be had nowhere" in (problem := workshop.run("getting-started")):
+    if "available nowhere" in (problem := workshop.run("getting-started")):
         pytest.skip(f"needs the weights of yolov4-tiny: {problem}")
     return workshop
 
@@ -163,6 +164,7 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
         "plugins": "darktrt plugins",
         "serve": "serve start",
         "triton": "serve repository",
+        "wheel": "-m build",
     }
     assert does[words[1]] in done.stdout
 
@@ -178,7 +180,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
                 yield from parsers(child)
 
 
-PARSERS = {parser.prog: parser for parser in parsers(cli._parser())}
+PARSERS = {parser.prog: parser for parser in parsers(cli.parser())}
 OPTIONS = {name: set(parser._option_string_actions) for name, parser in PARSERS.items()}
 """The options of every command, by its words."""
 
@@ -226,7 +228,7 @@ def test_blocks_say_who_runs_them(path: Path) -> None:
 
 def test_every_command_has_an_example() -> None:
     lines = [line for path in PAGES for line in commands(path.read_text(), "sh", "shell", "bash") if line.startswith("darktrt")]
-    assert set(OPTIONS) - GROUPS - {"darktrt rival"} <= {command_of(line) for line in lines}
+    assert set(OPTIONS) - GROUPS <= {command_of(line) for line in lines}
 
 
 def test_every_public_name_is_in_the_reference() -> None:
@@ -267,6 +269,12 @@ def test_what_it_stands_on_is_what_it_installs() -> None:
     named = set(re.findall(r"[a-z0-9-]+", " ".join(re.findall(r"^\| (.*?)(?: \(.*?\))? \|", table, re.MULTILINE))))
     packages = {package for text in lists for package in re.findall(r'"([a-z0-9-]+)(?:\[.*?\])?>=', text)}
     assert {"torch", "tensorrt-rtx", "mkdocs-material"} <= packages <= named
+
+
+def test_who_may_import_whom_is_what_a_test_holds() -> None:
+    rows = dict(re.findall(r"^\| `([a-z]+)` \| (.*) \|$", page("architecture").partition("| may import |")[2], re.MULTILINE))
+    named = {room: set(re.findall(r"`([a-z_.]+)`", cell)) for room, cell in rows.items()}
+    assert named == {room: allowed for room, allowed in ROOMS.items() if room not in ("", "__main__")}
 
 
 def sentences() -> str:

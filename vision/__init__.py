@@ -1,4 +1,4 @@
-"""Images in and out: the one preprocessing contract, detections and NMS in NumPy, drawing, and files to detections."""
+"""Images and detections: preprocessing, NMS in NumPy, detectors, files and videos, drawing, and charts."""
 
 if not __name__.startswith("darktrt."):
     raise ImportError(f"import darktrt.{__name__}: this folder is a part of the package darktrt")

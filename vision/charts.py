@@ -78,14 +78,14 @@ def draw_bars(title: str, bars: Sequence[Bar], path: str | Path, legend: Mapping
     """
     check_drawable(path)
     figure, (axes,) = make_figure(_WIDTH, _MARGIN + _ROW * len(bars))
-    places = range(len(bars))
-    axes.barh(places, [bar.value for bar in bars], color=[bar.colour for bar in bars], height=0.75)
-    axes.set_yticks(places, [bar.label for bar in bars])
+    rows = range(len(bars))
+    axes.barh(rows, [bar.value for bar in bars], color=[bar.colour for bar in bars], height=0.75)
+    axes.set_yticks(rows, [bar.label for bar in bars])
     axes.set(title=title, xlim=(0, 1.2 * max([bar.value for bar in bars], default=0) or 1), ylim=(len(bars) - 0.4, -0.6))
-    for place, (bar, label) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
+    for row, (bar, label) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
         ink = _FAINT if bar.colour == GRAY else _INK
         label.set_color(ink)
-        axes.annotate(bar.text, (bar.value, place), (6, 0), textcoords="offset points", va="center", color=ink)
+        axes.annotate(bar.text, (bar.value, row), (6, 0), textcoords="offset points", va="center", color=ink)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:

@@ -21,7 +21,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 def draw(image: NDArray[np.uint8], detections: Detections, scores: bool = True) -> NDArray[np.uint8]:
     """A copy of the RGB image ``(H, W, 3)`` uint8 with the detections drawn in; line width and font follow its size.
 
-    With ``scores`` the labels tell them beside the class.
+    With ``scores`` the labels have the score beside the class.
 
     The best detection is drawn last, and all labels after all boxes, so that what matters most stays readable.
     """
@@ -61,7 +61,7 @@ def _font(size: int) -> Font:
 
 
 def _outline(box: NDArray[np.float32], size: tuple[int, int]) -> Area:
-    """First and last pixel, across and down, of a box's rectangle inside the image."""
+    """First and last column and row of a box's rectangle inside the image: x1 y1 x2 y2."""
     last = np.array([size[0] - 1, size[1] - 1] * 2)
     x1, y1, x2, y2 = np.clip(np.rint(box), 0, last).tolist()
     return x1, y1, x2, y2
@@ -71,21 +71,21 @@ class _Label(NamedTuple):
     text: str
     area: Area
     start: tuple[float, float]
-    """Where Pillow is to start the text."""
+    """The position at which Pillow starts the text."""
 
 
 def _label(pen: ImageDraw.ImageDraw, text: str, outline: Area, font: Font, others: list[Area]) -> _Label:
     """The label above its box, or inside where the image has no room above; below where it would cover another one."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    _, line_top, _, line_bottom = pen.textbbox((0, 0), "Ag|", font=font)  # labels of one height, whatever their letters
+    _, line_top, _, line_bottom = pen.textbbox((0, 0), "Ag|", font=font)  # all labels have the same height
     top, bottom = min(top, line_top), max(bottom, line_bottom)
     margin = (bottom - top) / 5
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
-    across, down = pen.im.size
-    x = max(0.0, min(outline[0], across - width))
+    columns, rows = pen.im.size
+    x = max(0.0, min(outline[0], columns - width))
     first = outline[1] - height if outline[1] >= height else outline[1]
-    places = [max(0.0, min(y, down - height)) for y in (first, outline[3], outline[1], outline[3] - height)]
-    areas = [(x, y, x + width, y + height) for y in places]
+    tops = [max(0.0, min(y, rows - height)) for y in (first, outline[3], outline[1], outline[3] - height)]
+    areas = [(x, y, x + width, y + height) for y in tops]
     area = next((a for a in areas if not any(_overlap(a, other) for other in others)), areas[0])
     return _Label(text, area, (x + margin - left, area[1] + margin - top))
 

@@ -1,7 +1,7 @@
-"""The one preprocessing contract: reading an image, darknet's resize and letterbox, and the way back for boxes.
+"""Preprocessing: reading an image, darknet's resize and letterbox, and the mapping of boxes back to the image.
 
 Every stage that feeds a network (PyTorch reference, calibrator, evaluator, client) goes through :func:`preprocess`. All
-arithmetic is float32, one rounding an operation and no BLAS, so that every Python and NumPy gives the same bits.
+arithmetic is float32, with one rounding for each operation and no BLAS, so that every Python and NumPy computes the same bits.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import InputForm, ResizePolicy
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is read, by Pillow's names. Its other decoders stay off: one of them would start Ghostscript on a file from anywhere."""
+"""Pillow's names of the formats that are read. Other decoders are off: one of them would run Ghostscript on untrusted files."""
 
 LETTERBOX_FILL = np.float32(0.5)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an image lies in the network's input: image = (network - offset) * scale, in pixels, for x and y."""
+    """The placement of an image in the network's input: image = (network - offset) * scale, in pixels, for x and y."""
 
     image_width: int
     image_height: int
@@ -39,22 +39,22 @@ class Placement:
 
     @property
     def inner_size(self) -> tuple[int, int]:
-        """Width and height that the image takes of the network input."""
+        """Width and height of the image inside the network input."""
         return round(self.image_width / self.scale_x), round(self.image_height / self.scale_y)
 
     def to_image(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes ``(n, 4)`` x1 y1 x2 y2 in pixels of the network input, mapped to pixels of the image (not clipped to it)."""
         offset = np.array([self.offset_x, self.offset_y] * 2)
         scale = np.array([self.scale_x, self.scale_y] * 2)
-        placed: NDArray[np.float32] = ((boxes - offset) * scale).astype(np.float32)
-        return placed
+        mapped: NDArray[np.float32] = ((boxes - offset) * scale).astype(np.float32)
+        return mapped
 
 
 def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """Decode an image file to ``(H, W, 3)`` uint8 RGB, turned upright as its EXIF orientation asks.
 
     Gray is repeated; transparency is dropped and 16 bits are cut to their upper 8, both as darknet's stb_image does;
-    of an animation the first image is taken.
+    of an animation the first image is read.
 
     Raises:
         DarktrtError: the file is missing, empty, truncated, no image, or of more pixels than Pillow's safety limit.
@@ -68,10 +68,10 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def decode_image(data: bytes, name: str, most_pixels: int) -> NDArray[np.uint8]:
-    """The same of an image in memory, which came from anywhere; ``name`` names it in errors.
+    """Decode an untrusted image in memory, as :func:`read_image`; ``name`` names it in errors.
 
     Raises:
-        DarktrtError: as :func:`read_image`, or it says that it has more than ``most_pixels``; such a one is not decoded.
+        DarktrtError: as :func:`read_image`, or its header has more than ``most_pixels``, before it is decoded.
     """
     try:
         return _read(BytesIO(data), most_pixels)
@@ -126,7 +126,7 @@ def preprocess(
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise DarktrtError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
     if channels not in (1, 3):
-        raise DarktrtError(f"the network takes {channels} channels; images can feed 1 (gray) or 3 (RGB)")
+        raise DarktrtError(f"the network has {channels} input channels; images have 1 (gray) or 3 (RGB)")
     pixels, placement = _fit(image if channels == 3 else _gray(image), width, height, policy)
     if input_form == "uint8":
         return np.rint(pixels * np.float32(255)).astype(np.uint8), placement
@@ -144,7 +144,7 @@ def _fit(image: NDArray[np.uint8], width: int, height: int, policy: ResizePolicy
     rows, columns = image.shape[:2]
     inner_width, inner_height = letterbox_size(columns, rows, width, height) if policy == "letterbox" else (width, height)
     # Pixels go to the rounded-down offset, boxes come back by the exact half, half a network pixel off where the rest is
-    # odd: darknet's correct_yolo_boxes does so, published letterbox figures include it, and it is kept.
+    # odd: darknet's correct_yolo_boxes does so, published letterbox figures include it, so it stays.
     x, y = (width - inner_width) // 2, (height - inner_height) // 2
     offset_x, offset_y = (width - inner_width) / 2, (height - inner_height) / 2
     placement = Placement(columns, rows, columns / inner_width, rows / inner_height, offset_x, offset_y)
@@ -157,9 +157,9 @@ def _fit(image: NDArray[np.uint8], width: int, height: int, policy: ResizePolicy
 
 
 def letterbox_size(image_width: int, image_height: int, width: int, height: int) -> tuple[int, int]:
-    """Width and height that darknet's letterbox_image gives the image inside the network input.
+    """Width and height of the image inside the network input, as darknet's letterbox_image computes them.
 
-    The short side is cut to an integer; where darknet would come to 0 (and to a division by it), it is 1 here.
+    The smaller one is rounded down; where darknet computes 0 (and divides by it), it is 1 here.
     """
     if np.float32(width) / np.float32(image_width) < np.float32(height) / np.float32(image_height):
         return width, max(1, image_height * width // image_width)
@@ -170,15 +170,17 @@ def resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.floa
     """darknet's resize_image: uint8 ``(H, W, C)`` to float32 ``(height, width, C)`` in 0..1.
 
     Bilinear between aligned corners, no antialiasing, no rounding to 8 bits; across the columns first, then down the rows.
-    One difference: darknet gives the last row only its first tap, which comes out nearly black where float32
+    One difference: darknet uses only the first tap of the last row, which becomes nearly black where float32
     (H-1)/(height-1)*(height-1) falls just short of H-1. Here the last row is the image's last, as its last column is.
     """
     top, bottom, down = _taps(image.shape[0], height)
     left, right, across = _taps(image.shape[1], width)
-    used, place = np.unique(np.concatenate([top, bottom]), return_inverse=True)  # a large image has rows that no tap meets
+    used, index = np.unique(
+        np.concatenate([top, bottom]), return_inverse=True
+    )  # rows of a large image that no tap reads are left out
     source = image[used]
     part = _mix(_unit(source.take(left, axis=1)), _unit(source.take(right, axis=1)), across[:, np.newaxis])
-    return _mix(part[place[:height]], part[place[height:]], down[:, np.newaxis, np.newaxis])
+    return _mix(part[index[:height]], part[index[height:]], down[:, np.newaxis, np.newaxis])
 
 
 def _taps(size: int, new_size: int) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
@@ -199,7 +201,7 @@ def _unit(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _mix(first: NDArray[np.float32], second: NDArray[np.float32], fraction: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(1 - fraction) * first + fraction * second; in place, for both are fresh copies and new pages cost more than the sums."""
+    """(1 - fraction) * first + fraction * second; in place, for both are copies, and allocation costs more than the sums."""
     first *= np.float32(1) - fraction
     second *= fraction
     first += second

@@ -1,4 +1,4 @@
-"""Images that come by themselves: cameras and network streams, detected in as they come."""
+"""Detections in live sources: cameras and network streams."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from darktrt.vision.files import FileResult, detect_frames
 from darktrt.vision.video import LiveSource, open_video, video_writer
 
 _STREAM_OPTIONS = {"rtsp_transport": "tcp", "timeout": "10000000"}
-"""For RTSP: no lost packets, which show as grey smears; and ten seconds, in microseconds, until a silent camera is given up."""
+"""For RTSP: TCP, for lost packets show as grey smears; and a timeout of ten seconds, in microseconds."""
 
 
 def camera(device: str) -> LiveSource:
     """A camera of this machine by its number or device file: ``0`` is ``/dev/video0``.
 
     Raises:
-        DarktrtError: there is none.
+        DarktrtError: there is no such camera.
     """
     path = f"/dev/video{device}" if device.isdigit() else device
     if not Path(path).exists():
@@ -36,19 +36,19 @@ def camera(device: str) -> LiveSource:
 
 
 def stream(url: str) -> LiveSource:
-    """A stream of the network, as FFmpeg reads it: ``rtsp://user:password@camera/stream1``, ``http://...``, ``udp://...``.
+    """A network stream, as FFmpeg reads it: ``rtsp://user:password@camera/stream1``, ``http://...``, ``udp://...``.
 
     Raises:
         DarktrtError: it is no URL.
     """
-    scheme, found, rest = url.partition("://")
-    if not found or not rest:
+    scheme, separator, rest = url.partition("://")
+    if not separator or not rest:
         raise DarktrtError(f"'{url}': is no URL of a stream, such as rtsp://camera/stream1")
     return LiveSource(url, options=_STREAM_OPTIONS if scheme.lower().startswith("rtsp") else {})
 
 
 class _Newest:
-    """A source that a thread reads, so that the newest frame is always at hand; what nobody takes in time is lost."""
+    """The newest frame of a source, which a thread reads; frames that are not fetched in time are lost."""
 
     def __init__(self, source: LiveSource, stop: threading.Event) -> None:
         self._source, self._stop = source, stop
@@ -67,7 +67,7 @@ class _Newest:
                     if self._ended or self._stop.is_set():
                         return
                     self._set(frame=frame)
-        except BaseException as error:  # goes on in the thread that waits for frames
+        except BaseException as error:  # is raised in the thread that waits for frames
             self._error = error
         finally:
             self.end()
@@ -78,19 +78,19 @@ class _Newest:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Take no more frames; the thread sees it at the next one."""
+        """Stop; the thread ends at the next frame."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def rate(self) -> Fraction:
-        """Frames a second, as the source tells when it is open."""
+        """Frames a second, as soon as the source is open."""
         with self._changed:
             self._changed.wait_for(lambda: self._rate or self._ended)
             return self._rate or self._fail()
 
     def frames(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Numbered frames, always the newest; the numbers count the lost ones too."""
+        """Numbered frames, always the newest; the numbers include lost frames."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._frame or self._ended)
@@ -115,8 +115,8 @@ def detect_live(
 ) -> Generator[FileResult, None, None]:
     """Detect in the frames of a camera or stream until it ends, ``limit`` frames are done, or ``stop`` is set.
 
-    Frames that come while ``in_flight`` others are under way are missed; ``frame`` of a result counts those too. In the video
-    that is written to ``output``, an .mp4 file, the frame after them stands for them, so that it runs at the right speed.
+    Frames that arrive while ``in_flight`` others are processed are dropped; ``frame`` of a result counts them too. The video
+    ``output``, an .mp4 file, repeats the next frame in their place, so that it has the right speed.
 
     Raises:
         DarktrtError: the source cannot be opened or breaks off, or the output cannot be written.

@@ -38,9 +38,9 @@ class LiveSource:
 
     def __str__(self) -> str:
         """The address, without user and password."""
-        scheme, found, rest = self.address.partition("://")
+        scheme, separator, rest = self.address.partition("://")
         host, slash, path = rest.partition("/")
-        return f"{scheme}{found}{host.rpartition('@')[2]}{slash}{path}"
+        return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from darktrt.cli import (
     detect,
     doctor,
     engine,
-    engine_inspect,
     fetch,
     inspect,
+    layers,
     load,
     plugins,
     serve,
@@ -36,7 +36,7 @@ _OPTIONS = {"calibration": "table", "calibration_images": "data"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; users' errors become one sentence on stderr and exit status 2."""
-    args = _parse(sys.argv[1:] if arguments is None else arguments)
+    args = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     show_on_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as with Ctrl-C, so that no half-written file stays
     try:
@@ -66,23 +66,16 @@ def _option(args: argparse.Namespace, error: DarktrtError) -> str:
     return f" [--{name.replace('_', '-')}]" if name and hasattr(args, name) else ""
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments; some commands are of two words, with options of their own."""
-    words = list(arguments)
-    if " ".join(words[:2]) == engine_inspect.NAME:
-        words[:2] = [" ".join(words[:2])]
-    return _parser().parse_args(words)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command and all its sub-commands."""
+    root = argparse.ArgumentParser(
         prog="darktrt",
         description="Turn a darknet detector (.cfg + .weights) into a TensorRT engine, stage by stage.",
         epilog="Each command has examples in its own help: darktrt convert --help",
     )
-    parser.add_argument("--version", action="version", version=f"darktrt {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    stages = (fetch, convert, surgery, calib, engine, engine_inspect, plugins)
+    root.add_argument("--version", action="version", version=f"darktrt {__version__}")
+    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    stages = (fetch, convert, surgery, calib, engine, layers, plugins)
     for module in (*stages, check, detect, serve, client, load, bench, inspect, doctor):
         module.add(commands)
-    return parser
+    return root

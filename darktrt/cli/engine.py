@@ -24,7 +24,6 @@ def add(commands: groups.Commands) -> None:
         "darktrt engine portable.onnx -o model.plan --precision int8 --table my.table --max-drop 0.005 --eval val.json",
         "darktrt engine portable.onnx -o model.plan --precision int8 --calibrate-on gpu --data photos/",
         "darktrt engine portable.onnx -o model.plan --batch 1,4,16 --workspace 2048 --optimization-level 5",
-        "darktrt engine inspect --help",
     )
     parser.add_argument("source", metavar="ONNX", help="what 'darktrt surgery' wrote")
     parser.add_argument(
@@ -37,21 +36,30 @@ def add(commands: groups.Commands) -> None:
         default="auto",
         help="rtx: TensorRT for RTX; trt: full TensorRT; auto: full where a GPU can use it (default)",
     )
+    _add_int8(parser)
+    _add_build_options(parser)
+    parser.set_defaults(run=_engine)
+
+
+def _add_int8(parser: argparse.ArgumentParser) -> None:
     groups.add_calibration(parser)
     budget = "largest loss of mAP, such as 0.005: the worst layers stay in FP16 until --eval shows no more"
     parser.add_argument("--max-drop", type=float, metavar="X", help=budget)
     labels = "a COCO json with annotations, or FILE.json:FOLDER; of images without labels the change of the scores counts"
     parser.add_argument("--eval", nargs="+", metavar="DATA", help=labels)
     parser.add_argument("--eval-limit", type=int, metavar="N", help="use a random sample of N images of it")
-    parser.add_argument(
-        "--optimization-level", type=int, choices=range(6), metavar="N", help="0 to 5: how long to look for fast kernels"
-    )
     gpu = "table: scales of --table; gpu: TensorRT's own entropy calibration on --data, full TensorRT to 10 (default: table)"
     parser.add_argument("--calibrate-on", choices=["table", "gpu"], default="table", help=gpu)
     images = "with --calibrate-on gpu: folders, lists, COCO json files, patterns"
     parser.add_argument("--data", nargs="+", metavar="DATA", help=images)
     parser.add_argument("--data-limit", type=int, metavar="N", help="use a random sample of N images of it")
-    batch = "least, usual and largest batch of a model with a dynamic one (default: the model's)"
+
+
+def _add_build_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--optimization-level", type=int, choices=range(6), metavar="N", help="0 to 5: how long to look for fast kernels"
+    )
+    batch = "smallest, usual and largest batch of a model with a dynamic batch (default: the model's)"
     parser.add_argument("--batch", metavar="MIN,OPT,MAX", help=batch)
     workspace = "most GPU memory for intermediate results of a layer (default: all there is)"
     parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace)
@@ -76,7 +84,6 @@ def add(commands: groups.Commands) -> None:
         "none for standard ops in place of custom nodes"
     )
     parser.add_argument("--plugins", metavar="LIBRARY", help=library)
-    parser.set_defaults(run=_engine)
 
 
 def _engine(args: argparse.Namespace) -> None:
@@ -122,8 +129,6 @@ def _check_together(args: argparse.Namespace) -> None:
 def _build_options(args: argparse.Namespace) -> BuildOptions:
     from darktrt.engine.options import BuildOptions
 
-    if args.workspace is not None and args.workspace < 1:
-        raise DarktrtError(f"--workspace {args.workspace}: it must be at least 1 MiB")
     return BuildOptions(
         precision=args.precision,
         target=args.target,
@@ -142,12 +147,6 @@ def _build_options(args: argparse.Namespace) -> BuildOptions:
 
 def _batch_range(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
-    if (
-        len(parts) != 3
-        or not all(part.isdecimal() for part in parts)
-        or not 1 <= int(parts[0]) <= int(parts[1]) <= int(parts[2])
-    ):
-        raise DarktrtError(
-            f"--batch {text}: write least, usual and largest batch, each not below the one before: --batch 1,4,16"
-        )
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise DarktrtError(f"--batch {text}: write smallest, usual and largest batch, such as 1,4,16")
     return int(parts[0]), int(parts[1]), int(parts[2])

@@ -1,8 +1,8 @@
-// What the math headers stand on: functions for host and device alike, and an exponential with the same bits everywhere.
+// The base of the math headers: functions for host and device, and an exponential with the same bits everywhere.
 //
-// The C libraries' exponentials differ in the last bit, and a decision (which candidate is better, which INT8 level is nearer)
-// may hang on it. Here everything is sums, products and fused multiply-adds of IEEE floats, so that all machines agree; compile
-// without contraction (--fmad=false, -ffp-contract=off).
+// The exponentials of C libraries differ in the last bit, on which a decision may depend (which candidate is better, which
+// INT8 level is nearer). This one has only sums, products and fused multiply-adds of IEEE floats, so that all machines agree.
+// Compile without contraction (--fmad=false, -ffp-contract=off).
 #pragma once
 
 #include <math.h>
@@ -31,10 +31,10 @@ HOST_DEVICE float float_of(uint32_t bits)
     return value;
 }
 
-// exp(x) within 1 ulp; x from -104 to 89, beyond which the result is 0 or infinity anyway. NaN stays NaN.
+// exp(x) within 1 ulp for x from -104 to 89; beyond that the result is 0 or infinity. NaN stays NaN.
 HOST_DEVICE float exponential_of_bounded(float x)
 {
-    // x = k ln 2 + r: adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits
+    // x = k ln 2 + r: adding 1.5 * 2^23 rounds to an integer, which is then in the low bits
     const float shifter = 12582912.f;
     const float shifted = fmaf(x, 1.44269504f, shifter);
     const float k = shifted - shifter;

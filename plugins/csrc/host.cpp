@@ -1,4 +1,4 @@
-// The kernels' math in plain loops over host memory: what the tests compare with the ONNX bodies, and the kernels with.
+// The kernels' math in plain loops over host memory. The tests compare it with the ONNX bodies and with the kernels.
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,4 @@
-// What the launchers share: a launch that returns its own error, and how many blocks of a kernel the current GPU holds.
+// The common part of the launchers: a launch that returns its own error, and the number of resident blocks on the current GPU.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,7 +20,8 @@ cudaError_t launch(void (*kernel)(Formal...), dim3 blocks, int threads, void* st
     return cudaLaunchKernelEx(&config, kernel, std::forward<Actual>(arguments)...);
 }
 
-// Blocks that the current device holds at once, asked once a device and kept in `Known`, one for each kernel.
+// The number of resident blocks of a kernel on the current device, computed once per device and cached in `Known`, one for each
+// kernel.
 struct Known {
     static constexpr int devices = 64;
     std::atomic<int> blocks[devices];

@@ -1,7 +1,7 @@
 // Mish, Mish + residual, and Mish of two tensors into their concatenation: one memory-bound loop with exchangeable operations.
 //
-// At the bandwidth of a large GPU there is time for some 20 instructions an element, so FP32 alone uses the exponential and the
-// division of the headers; half uses the fast ones (2^-20 relative, far below the rounding to half), and INT8 looks it up.
+// The bandwidth of a large GPU leaves time for some 20 instructions per element. So only FP32 uses the exponential and the
+// division of the headers; half uses the fast ones (2^-20 relative, far below the rounding to half), and INT8 a lookup table.
 
 #include <cuda_fp16.h>
 
@@ -81,7 +81,7 @@ struct Scales {
     float x, residual, y;
 };
 
-// Four elements of x, and of the residual where kAdd, to four of y.
+// Maps four elements of x, and with kAdd of the residual, to four of y.
 template <typename In, typename Out, bool kAdd> struct Operation {
     static constexpr int threads = 256;
     float inverse_scale;
@@ -141,8 +141,8 @@ template <> struct Operation<int8_t, int8_t, false> {
     }
 };
 
-// a / b as IEEE 754 rounds it, for one b and many a in four instructions: 1 / b to twice the precision gives a quotient within
-// one ulp, and a step with its exact remainder then rounds correctly (Markstein). is_scale keeps overflow and underflow away.
+// a / b as IEEE 754 rounds it, for one b and many a, in four instructions: 1 / b in twice the precision yields a quotient
+// within one ulp, and a step with its exact remainder then rounds correctly (Markstein). is_scale excludes overflow and underflow.
 struct Divisor {
     float b, inverse, inverse_rest;
 
@@ -157,7 +157,7 @@ struct Divisor {
 
 // With a residual the table contains Mish as a float.
 template <> struct Operation<int8_t, int8_t, true> {
-    static constexpr int threads = 512;  // whose one table leaves room for all threads of an SM
+    static constexpr int threads = 512;  // one table for so many leaves room for all threads of an SM
     const unsigned char* table;
     float residual_scale;
     Divisor y_scale;
@@ -189,7 +189,7 @@ template <> struct Operation<int8_t, int8_t, true> {
     }
 };
 
-// A contiguous input, and the rows of it in y. Sizes in elements.
+// A contiguous input, and its rows in y. Sizes are in elements.
 struct Segment {
     const void* x;
     const void* residual;
@@ -205,7 +205,7 @@ struct Segments {
     int count;
 };
 
-// All that one 16-byte access of x holds, and the same elements of y.
+// The elements of one 16-byte access to x, and the same elements of y.
 template <typename T, int kQuads> struct alignas(sizeof(Quad<T>) * kQuads) Vector {
     Quad<T> quad[kQuads];
 };

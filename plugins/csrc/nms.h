@@ -1,4 +1,4 @@
-// Which candidate is better, and which suppresses which: the math of YoloDetect in plugins/ops.py, operation for operation.
+// The order of candidates, and suppression: the math of YoloDetect in plugins/ops.py, operation for operation.
 #pragma once
 
 #include "hd.h"
@@ -9,8 +9,8 @@ namespace darktrt {
 
 constexpr int32_t max_candidates_limit = 3840;
 
-// A candidate as a number: the greater, the better. By score, then by the lower index, which is anchor * classes + class. No
-// key is 0. (Adding zero makes -0 and 0 one score.)
+// The order of candidates as a number, greater for the better one: by score, then by the lower index, which is
+// anchor * classes + class. No key is 0. (Adding zero makes -0 and 0 equal.)
 HOST_DEVICE uint64_t key_of(float score, uint32_t index)
 {
     const uint32_t bits = bits_of(score + 0.f);
@@ -32,7 +32,7 @@ struct Suppression {
     float width, height;  // of the image, for the distance term
 };
 
-// Where there is no area, this makes the divisor positive; it changes no other one.
+// Makes the divisor positive where there is no area; it changes no other divisor.
 HOST_DEVICE float divisor(float area) { return fmaxf(area, 1e-37f); }
 
 HOST_DEVICE float area(const Box& box) { return divisor((box.x2 - box.x1) * (box.y2 - box.y1)); }
@@ -55,7 +55,7 @@ HOST_DEVICE float distance_term(const Suppression& rule, const Box& a, const Box
     const float dx = (p.x1 + p.x2) * 0.5f - (q.x1 + q.x2) * 0.5f;
     const float dy = (p.y1 + p.y2) * 0.5f - (q.y1 + q.y2) * 0.5f;
     const float ratio = (dx * dx + dy * dy) / divisor(width * width + height * height);
-    // in double, so that the float is the nearest one and the same everywhere, as that of exp is
+    // in double, so that the float is correctly rounded and the same everywhere, as that of exp is
     return static_cast<float>(pow(static_cast<double>(ratio), static_cast<double>(rule.exponent)));
 }
 

@@ -1,6 +1,6 @@
 // YOLO decode, and decode + NMS in one.
 //
-// darktrt_detect in five steps, each over all images: (1) find_candidates decodes objectness first, and appends the pairs
+// darktrt_detect has five steps, each over all images. (1) find_candidates decodes objectness first, and appends the pairs
 // (anchor, class) above the score threshold to a buffer of bounded size as keys, in any order. (2) thin_out does nothing unless
 // the buffer of an image overflowed: then each of `slices` blocks finds the best of its share of the anchors exactly. (3)
 // select_best sorts the keys; that settles the order, whatever the order of appending was. (4) compare writes who suppresses
@@ -28,15 +28,15 @@ constexpr int sort_limit = 4096;
 constexpr uint32_t slices = 32;
 constexpr int max_grid_y = 65535;
 
-// Of one image unless `counts`, which is of all. Everything lies in the workspace.
+// The intermediate results of one image (`counts`: of all images), in the workspace.
 struct Work {
-    uint32_t* counts;  // two an image: keys that find_candidates met, and that thin_out wrote
+    uint32_t* counts;  // two per image: keys that find_candidates counted, and keys that thin_out wrote
     int32_t* selected;
-    uint64_t* keys;  // slices * max_candidates an image
-    Box* boxes;      // this and the next: max_candidates an image
+    uint64_t* keys;  // slices * max_candidates per image
+    Box* boxes;      // boxes, scores and classes: max_candidates per image
     float* scores;
     int32_t* classes;
-    Mask* masks;  // `words` a candidate, max_candidates * words an image
+    Mask* masks;  // `words` per candidate, max_candidates * words per image
     uint32_t capacity;
     int32_t words;
 };
@@ -92,14 +92,14 @@ template <typename T, int kThreads> struct Survivors {
     uint32_t count;
 };
 
-// Calls sink(key) for each candidate among anchors first..last of an image. The whole block must come here.
+// Calls sink(key) for each candidate among anchors first..last of an image. All threads of the block must call it.
 template <typename T, int kThreads, typename Sink>
 __device__ void for_each_candidate(const DarktrtYolo& yolo, const Heads& heads, float threshold, int32_t image, uint32_t first,
                                    uint32_t last, Survivors<T, kThreads>& survivors, Sink sink)
 {
     constexpr uint32_t unroll = 4;
     for (uint32_t begin = first; begin < last; begin += kThreads) {
-        __syncthreads();  // the last survivors have been read
+        __syncthreads();  // the previous survivors have been read
         if (threadIdx.x == 0) survivors.count = 0;
         __syncthreads();
         const uint32_t anchor = begin + threadIdx.x;
@@ -113,7 +113,7 @@ __device__ void for_each_candidate(const DarktrtYolo& yolo, const Heads& heads, 
             }
         }
         __syncthreads();
-        // neighbouring threads take neighbouring anchors of one class, which lie together in memory
+        // neighbouring threads read neighbouring anchors of one class, which are adjacent in memory
         const uint32_t count = survivors.count, pairs = count * yolo.classes;
         for (uint32_t pair = threadIdx.x; pair < pairs; pair += unroll * kThreads) {
             float raw[unroll];
@@ -159,8 +159,8 @@ struct Selection {
     uint32_t digit, above, here;
 };
 
-// A number from which on there are exactly k of the keys that visit(sink) gives to sink, or 0 where there are no more than k.
-// Radix selection: digit by digit from the top, each time among the keys with the digits of the k-th largest so far.
+// A lower bound of exactly k of the keys that visit(sink) passes to sink, or 0 where there are no more than k. Radix selection:
+// digit by digit from the top, each time among the keys with the digits of the k-th largest so far.
 template <typename Visit> __device__ uint64_t least_of_best(Visit visit, uint32_t k, Selection& shared)
 {
     uint64_t prefix = 0, known = 0;
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(select_threads)
     }
 }
 
-// Bitonic sort of `size`, a power of two, falling. Steps up to a distance of a warp stay within what one warp touches.
+// Bitonic sort of `size` keys, a power of two, in falling order. Steps of a distance up to a warp's size stay within one warp.
 __device__ void sort_falling(uint64_t* keys, uint32_t size)
 {
     uint32_t last_distance = sort_limit;
@@ -275,7 +275,8 @@ __global__ void __launch_bounds__(select_threads)
     }
 }
 
-// masks[row][column / tile] says by bit which later candidates (columns) a candidate (row) suppresses, from its own tile on.
+// The bits of masks[row][column / tile] are the later candidates (columns) that a candidate (row) suppresses, from its own tile
+// on.
 __global__ void __launch_bounds__(compare_threads)
     compare(const __grid_constant__ DarktrtYolo yolo, const DarktrtNms nms, const float* iou_threshold,
             const float* image_size, const Work work)
@@ -292,7 +293,7 @@ __global__ void __launch_bounds__(compare_threads)
             int32_t column_tile = static_cast<int32_t>(sqrtf(2.f * i));
             while (column_tile * (column_tile + 1) / 2 > i) --column_tile;
             const int32_t row_tile = i - column_tile * (column_tile + 1) / 2;
-            __syncthreads();  // the rows before have been read
+            __syncthreads();  // the previous rows have been read
             const int32_t my_row = row_tile * tile + threadIdx.x;
             if (threadIdx.x < tile && my_row < selected) {
                 row_boxes[threadIdx.x] = work.boxes[first + my_row];
@@ -314,8 +315,8 @@ __global__ void __launch_bounds__(compare_threads)
     }
 }
 
-// Of the candidates of one tile, those that nobody kept suppresses. `diagonal` says whom each suppresses within the tile; all
-// lanes of a warp must come here and get the same answer.
+// The candidates of one tile that no unsuppressed candidate suppresses. `diagonal` are the candidates that each suppresses
+// within the tile. All lanes of a warp must call it, and get the same result.
 __device__ Mask keep(Mask alive, const Mask* diagonal, int32_t size)
 {
     const int lane = threadIdx.x % warp_size;
@@ -323,7 +324,7 @@ __device__ Mask keep(Mask alive, const Mask* diagonal, int32_t size)
     const Mask suppressors = suppresses_any(lane) | Mask{suppresses_any(lane + warp_size)} << warp_size;
     for (Mask rest = alive & suppressors; rest != 0;) {
         const int i = __ffsll(static_cast<long long>(rest)) - 1;
-        alive &= ~diagonal[i];  // later ones only
+        alive &= ~diagonal[i];  // only later candidates
         rest &= alive & ~(Mask{1} << i);
     }
     return alive;
@@ -346,7 +347,7 @@ __global__ void __launch_bounds__(resolve_threads) resolve(const DarktrtNms nms,
     const int64_t first = int64_t{image} * nms.max_candidates;
     const Mask* const masks = work.masks + first * work.words;
 
-    // of the rows of a tile, what they suppress in later tiles: read a tile ahead of its use
+    // the candidates of later tiles that the rows of a tile suppress, read one tile ahead of their use
     Mask ahead[rounds];
     const auto read_ahead = [&](int32_t t) {
         for (int i = 0; i < rounds; ++i) {
@@ -401,7 +402,7 @@ __global__ void __launch_bounds__(resolve_threads) resolve(const DarktrtNms nms,
     if (threadIdx.x == 0) out.count[image] = number;
 }
 
-// A block decodes warp_size cells of an anchor; scores turn from (classes, cells) to (cells, classes) in shared memory.
+// A block decodes warp_size cells of an anchor, and transposes scores from (classes, cells) to (cells, classes).
 template <typename T>
 __global__ void __launch_bounds__(decode_threads)
     decode(const __grid_constant__ DarktrtYolo yolo, const __grid_constant__ Heads heads, int64_t anchors, float* boxes,
@@ -430,7 +431,7 @@ __global__ void __launch_bounds__(decode_threads)
         const Location location{head, anchor, first_cell + lane, cells};
         const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
         const int64_t image_first = image * anchors + first;
-        __syncthreads();  // the objectness of the image before has been read
+        __syncthreads();  // the objectness of the previous image has been read
         if (warp == 0 && lane < size) {
             const Box box = decode_box(yolo, location, raw);
             float* const to = boxes + 4 * (image_first + lane);

@@ -1,4 +1,4 @@
-// From the raw tensor of a [yolo] head to a box and scores: the math of YoloDecode in plugins/ops.py, operation for operation.
+// Decoding the raw tensor of a [yolo] head: the math of YoloDecode in plugins/ops.py, operation for operation.
 #pragma once
 
 #include "hd.h"
@@ -28,7 +28,7 @@ struct Location {
     int32_t head, anchor, cell, cells;
 };
 
-// The location of an anchor that is counted over the heads, in a head over its anchors, then rows, then columns.
+// The location of an anchor by its index, which counts over the heads, in a head over its anchors, then rows, then columns.
 HOST_DEVICE Location locate(const DarktrtYolo& yolo, uint32_t anchor)
 {
     int32_t head = 0;
@@ -42,7 +42,7 @@ HOST_DEVICE Location locate(const DarktrtYolo& yolo, uint32_t anchor)
     return {head, static_cast<int32_t>(anchor / cells), static_cast<int32_t>(anchor % cells), static_cast<int32_t>(cells)};
 }
 
-// The channels of a location in one image: x, y, width, height, objectness, then the classes.
+// The channels at a location in one image: x, y, width, height, objectness, then the classes.
 template <typename T> struct Raw {
     const T* first;
     int64_t stride;
@@ -85,7 +85,7 @@ template <typename T> HOST_DEVICE Box decode_box(const DarktrtYolo& yolo, const 
     return box;
 }
 
-// Whether any class can pass the threshold: a logistic class probability is at most 1, one of new_coords may be anything.
+// Whether any class can pass the threshold: a logistic class probability is at most 1, that of new_coords is unbounded.
 HOST_DEVICE bool may_pass(float objectness, float threshold, int32_t new_coords)
 {
     return new_coords || objectness > threshold;

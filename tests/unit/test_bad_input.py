@@ -644,14 +644,14 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     assert main(["calib", "run", "portable.onnx", "-o", "t.table"]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("warning: no images were named")
-    assert "darktrt calib run: bus.jpg is to be had nowhere; tried" in lines
+    assert "darktrt calib run: bus.jpg is available nowhere; tried" in lines
     assert lines[-1].endswith("or calibrate on your own: darktrt calib run ONNX DATA")
     assert listing(place) == before
     assert main(["fetch", "yolov4-tiny", "-o", "new"]) == 2
     out, err = capfd.readouterr()
     lines = err.splitlines()
     assert out == ""
-    assert lines[0] == "darktrt fetch: yolov4-tiny.weights is to be had nowhere; tried"
+    assert lines[0] == "darktrt fetch: yolov4-tiny.weights is available nowhere; tried"
     assert lines[1] == "  DARKTRT_ZOO: sub/yolov4-tiny.weights: No such file or directory"
     assert lines[2].startswith("  https://github.com/AlexeyAB/darknet/releases/download/")
     assert "Name or service not known" in lines[2]

@@ -827,7 +827,7 @@ def test_nms_refuses(values: dict[str, Any], message: str) -> None:
 
 def test_malformed_nodes_are_named() -> None:
     node = node_of(decode_of(HEADS, CLASSES, SIZE), ["head0_raw"], ["boxes", "scores"], "decode")
-    with pytest.raises(DarktrtError, match=r"'decode': YoloDecodePlugin has 1 inputs, its attributes ask for 2"):
+    with pytest.raises(DarktrtError, match=r"'decode': YoloDecodePlugin has 1 inputs, its attributes need 2"):
         op_from_node(node)
     anchors = next(attribute for attribute in node.attribute if attribute.name == "anchors")
     anchors.CopyFrom(helper.make_attribute("anchors", [1, 2]))

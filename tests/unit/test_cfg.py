@@ -232,7 +232,7 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body("[maxpool] # x\n"), "net.cfg:6: '[maxpool] # x' is no section header; write [name] alone on its line"),
         (body("[maxpool\n"), "net.cfg:6: '[maxpool' is no section header"),
         (conv(4) + head(), "net.cfg:1: [convolutional] the first section must be [net]"),
-        ("width=4\n" + net() + head(), "net.cfg:1: 'width' stands before the first section; a cfg begins with [net]"),
+        ("width=4\n" + net() + head(), "net.cfg:1: 'width' precedes the first section; a cfg begins with [net]"),
         (net() + conv(4), "net.cfg: has no [yolo] section"),
         (net(), "net.cfg: has no [yolo] section"),
         # lines
@@ -274,7 +274,7 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         # sources
         (
             body("[route]\nlayers=-1\n"),
-            "net.cfg:7: [route] 'layers' names layer -1, which is not before layer 0; no layer stands before it",
+            "net.cfg:7: [route] 'layers' names layer -1, which is not before layer 0; no layer precedes it",
         ),
         (
             body(conv(4) + "[route]\nlayers=1\n"),
@@ -285,7 +285,7 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body(conv(4) + "[route]\n"), "net.cfg:14: [route] needs 'layers='"),
         (body(conv(4) + "[route]\nlayers=0\ngroups=2\ngroup_id=2\n"), "net.cfg:17: [route] 'group_id=2' must lie in 0..1"),
         (body(conv(4) + "[shortcut]\nfrom=x\n"), "net.cfg:15: [shortcut] 'from=x' is not a whole number"),
-        (body(conv(4) + "[sam]\nfrom=0,0\n"), "net.cfg:15: [sam] 'from' names 2 layers; it takes one"),
+        (body(conv(4) + "[sam]\nfrom=0,0\n"), "net.cfg:15: [sam] 'from' names 2 layers; it accepts one"),
         (body(conv(4) + "[scale_channels]\n"), "net.cfg:14: [scale_channels] needs 'from='"),
         # switched on, not supported
         (

@@ -64,7 +64,7 @@ def test_examples_parse(capsys: pytest.CaptureFixture[str]) -> None:
         for example in capsys.readouterr().out.partition("examples:\n")[2].splitlines():
             words = example.partition("darktrt ")[2].partition(" > ")[0].split()
             if words[-1] != "--help":
-                assert cli._parse(words).command.partition(" ")[0] == command
+                assert cli.parser().parse_args(words).command.partition(" ")[0] == command
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -140,7 +140,7 @@ def test_a_choice_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_missing_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, None, trt="10.3.0")
     with pytest.raises(
-        DarktrtError, match=r"builds on an NVIDIA GPU alone and none is usable here; pip install 'darktrt\[rtx\]'"
+        DarktrtError, match=r"builds only on an NVIDIA GPU and none is usable here; pip install 'darktrt\[rtx\]'"
     ):
         find_target()
     machine(monkeypatch, "NVIDIA L4")
@@ -591,7 +591,7 @@ def test_where_table_and_network_differ_is_said(
     ]
     first = next(node.input[0] for node in load_model(source)[0].graph.node if node.op_type == "Conv")
     del scales[first]
-    with pytest.raises(DarktrtError, match=f"has no scale for 1 tensors of this network, '{first}' for one"):
+    with pytest.raises(DarktrtError, match=f"has no scale for 1 tensors of this network, '{first}' among them"):
         build_file(source, tmp_path / "b.plan", BuildOptions("int8", "trt"), Calibration(scales, ()))
     assert "b.plan" not in files_in(tmp_path)
 
@@ -704,6 +704,23 @@ def build_with(made: Made, folder: Path, **options: Any) -> None:
     if not (folder / "raw.onnx").exists():
         raw(made, folder)
     build_file(folder / "raw.onnx", folder / "a.plan", BuildOptions("fp32", "trt", **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "argument", "said"),
+    [
+        ({"precision": "int4"}, "precision", "'int4' is not one of fp32, fp16, int8"),
+        ({"target": "gpu"}, "target", "'gpu' is not one of auto, rtx, trt"),
+        ({"optimization_level": 6}, "optimization_level", "the optimization level is 6, not 0 to 5"),
+        ({"workspace": 0}, "workspace", "a workspace of 0 MiB; it must be at least 1 MiB"),
+        ({"batch": (4, 2, 8)}, "batch", "4,2,8: write smallest, usual and largest batch"),
+        ({"batch": (0, 1, 1)}, "batch", "each not below the one before, such as 1,4,16"),
+    ],
+)
+def test_impossible_options_are_refused(options: Any, argument: str, said: str) -> None:
+    with pytest.raises(DarktrtError, match=said) as caught:
+        BuildOptions(**options)
+    assert caught.value.argument == argument
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ def test_an_engine_is_told_layer_by_layer(made: Made, folder: Path, capsys: pyte
     """Every convolution of the cfg is found in some layer of a real engine, with its line and precision; without a GPU."""
     calibration = portable(made, folder / "a.onnx", head="raw")
     build_file("a.onnx", "a.plan", BuildOptions("int8", "rtx"), calibration)
-    assert main("engine inspect a.plan --json a.json".split()) == 0
+    assert main("layers a.plan --json a.json".split()) == 0
     rows = json.loads((folder / "a.json").read_text())["layers"]
     lines = {line for row in rows for line in row["cfg_lines"]}
     assert lines >= {section.line for section in made.info.layers if section.kind == "convolutional"}

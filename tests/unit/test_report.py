@@ -220,7 +220,7 @@ def test_nothing_but_images(labelled: Path, folder: Path) -> None:
     assert "No object is labelled, so there is no AP; the report only compares the variants with each other." in notes
     assert [one["accuracy"]["ap"] for one in values["variants"]] == [None, None]
     assert values["disagreements"]["images"] == 5
-    assert "there is no AP to tell by class" in Path("report/index.html").read_text()
+    assert "No object of the network's classes is labelled, so there is no AP." in Path("report/index.html").read_text()
 
 
 def saved(labelled: Path, folder: Path) -> Path:

@@ -263,7 +263,7 @@ def test_help_has_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> Non
     examples = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
     assert len(examples) == 3
     for example in examples:
-        assert cli._parse(example.split()[1:]).command == "calib sensitivity"
+        assert cli.parser().parse_args(example.split()[1:]).command == "calib sensitivity"
 
 
 @pytest.fixture

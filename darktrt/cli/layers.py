@@ -1,4 +1,4 @@
-"""``darktrt engine inspect``: what TensorRT made of each layer."""
+"""``darktrt layers``: what TensorRT made of each layer of an engine."""
 
 from __future__ import annotations
 
@@ -12,27 +12,25 @@ from darktrt.files import atomic_output, check_outputs
 if TYPE_CHECKING:
     from darktrt.engine.profile import LayerReport
 
-NAME = "engine inspect"
-
 
 def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
-        NAME,
-        "tell what TensorRT made of each layer: type, precision, layout, cfg lines and, on the GPU, time",
-        "darktrt engine inspect model.plan",
-        "darktrt engine inspect model.plan --profile --plot layers.png --json layers.json",
+        "layers",
+        "list the layers of an engine: type, precision, layout, cfg lines and, on the GPU, time",
+        "darktrt layers model.plan",
+        "darktrt layers model.plan --profile --plot layers.png --json layers.json",
     )
-    parser.add_argument("plan", metavar="PLAN", help="what 'darktrt engine' wrote")
+    parser.add_argument("plan", metavar="PLAN", help="engine of 'darktrt engine'")
     parser.add_argument("--profile", action="store_true", help="run it on the GPU and measure each layer")
-    parser.add_argument("--batch", type=int, metavar="N", help="to measure with (default: the engine's usual one)")
+    parser.add_argument("--batch", type=int, metavar="N", help="batch size to measure with (default: the engine's usual one)")
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine, as 'darktrt engine' takes it")
-    parser.add_argument("--json", metavar="FILE", help="write all that is known there")
+    parser.add_argument("--json", metavar="FILE", help="write everything that is known there")
     parser.add_argument("--plot", metavar="PNG", help="draw the times by cfg line; with --profile")
-    parser.set_defaults(run=_engine_inspect)
+    parser.set_defaults(run=_layers)
 
 
-def _engine_inspect(args: argparse.Namespace) -> None:
+def _layers(args: argparse.Namespace) -> None:
     from darktrt.engine.profile import layers_of, profile
     from darktrt.vision.charts import check_drawable
 
