@@ -208,7 +208,8 @@ def max_batch_size(info: DetectorInfo, options: BackendOptions) -> int:
     largest = info.batch[2] if options.max_batch is None else options.max_batch
     if largest < 1 or (largest > info.batch[2] and not isinstance(options, PythonBackend)):
         raise DarktrtError(
-            f"{info.name}: accepts batches of 1 to {info.batch[2]}, not of {largest}; convert it for more", "max_batch"
+            f"{info.name}: accepts batches of 1 to {info.batch[2]}, not of {largest}; convert it with a larger one",
+            "max_batch",
         )
     if wrong := [size for size in options.preferred if not 1 <= size <= largest]:
         raise DarktrtError(f"the preferred batch of {wrong[0]} is not between 1 and the largest, {largest}", "preferred")
