@@ -18,7 +18,7 @@ from darktrt.calib.table import table_of
 from darktrt.calib.threshold import Choice
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, check_writable, keep_inputs
-from darktrt.vision.charts import check_drawable
+from darktrt.vision.charts import check_drawable, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -158,21 +158,18 @@ def plot(histograms: HistogramSet, choices: Mapping[str, Choice], path: str | Pa
     Raises:
         DarktrtError: the file cannot be written, or its suffix is no image format.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     check_drawable(path)
     rows = -(-len(choices) // _COLUMNS)
     figure = Figure((_COLUMNS * _WIDTH / _DPI, rows * _HEIGHT / _DPI), dpi=_DPI)
-    FigureCanvasAgg(figure)  # no window system
     panels = figure.subplots(rows, _COLUMNS, squeeze=False).ravel().tolist()
     for axes, (name, choice) in zip(panels, choices.items(), strict=False):
         _draw(axes, name, histograms.histograms[name], choice)
     for axes in panels[len(choices) :]:
         axes.remove()
     figure.subplots_adjust(0.01, 22 / (rows * _HEIGHT), 0.99, 1 - 42 / (rows * _HEIGHT), wspace=0.06, hspace=0.55)
-    with atomic_output(path) as temporary:
-        figure.savefig(temporary)
+    save_figure(figure, path)
 
 
 def _draw(axes: Axes, name: str, histogram: Histogram, choice: Choice) -> None:

@@ -83,14 +83,15 @@ def check_comparable(variants: Sequence[Variant], ground_truth: GroundTruth, loa
     if twice := [name for name in names if names.count(name) > 1]:
         raise DarktrtError(f"{twice[0]}: is given twice; name each variant once, or give it another name: NAME=FILE")
     first = everyone[0]
-    for one in everyone[1:]:
-        if one.info.class_names != first.info.class_names:
-            raise DarktrtError(f"{one.name}: has other classes than {first.name}; compare variants of one network")
+    for other in everyone[1:]:
+        if other.info.class_names != first.info.class_names:
+            raise DarktrtError(f"{other.name}: has other classes than {first.name}; compare variants of one network")
     thresholds = THRESHOLDS if variants else loaded[0].thresholds
-    for one in loaded:
-        if one.thresholds != thresholds:
-            raise DarktrtError(f"{one.name}: was made with {one.thresholds}, not with {thresholds}; make it again")
-        one.check_images(ground_truth.digests)
+    for detections in loaded:
+        if detections.thresholds != thresholds:
+            made_with = f"was made with {detections.thresholds}, not with {thresholds}"
+            raise DarktrtError(f"{detections.name}: {made_with}; make it again")
+        detections.check_images(ground_truth.digests)
     for variant in variants:
         detector_of(variant)
     ground_truth.check_sizes()

@@ -14,11 +14,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.progress import LOGGER
+from darktrt.vision.images import image_size
 from darktrt.vision.sources import IMAGE_SUFFIXES, coco_images, find_images, path_of
 
 SYNONYMS = {
@@ -33,9 +32,6 @@ SYNONYMS = {
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
 """Image folders that darknet replaces with ``labels`` to find label files."""
-
-_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
-"""EXIF's orientation tag, and its values for images that are displayed turned by 90 degrees."""
 
 
 class LabelledObject(NamedTuple):
@@ -79,7 +75,7 @@ class GroundTruth:
             DarktrtError: an image has another size.
         """
         for image in self.images:
-            size = _image_size(image.path) if image.size else None
+            size = image_size(image.path) if image.size else None
             if size and image.size and size != image.size:
                 actual, labelled = ("x".join(map(str, pair)) for pair in (size, image.size))
                 raise DarktrtError(f"{image.path}: is {actual}, but {self.name} has labels for {labelled}; get the right file")
@@ -319,7 +315,7 @@ def _darknet(data: Sequence[str], class_names: Sequence[str], names: Sequence[st
     classes = tuple(class_names if names is None else names)
     images, unlabelled, wrong = [], [], list[str]()
     for path in find_images(data, None, 0):
-        file, size = _label_file(path), _image_size(path)
+        file, size = _label_file(path), image_size(path)
         if file is None:
             unlabelled.append(path)
         objects = _read_label_file(file, size, len(classes), wrong) if file and size else []
@@ -357,16 +353,6 @@ def _label_paths(path: Path) -> list[Path]:
     """The path, and the path with its last image folder replaced with ``labels``."""
     at = max((i for i, part in enumerate(path.parts) if part in IMAGE_FOLDERS), default=None)
     return [path] if at is None else [path, Path(*path.parts[:at], "labels", *path.parts[at + 1 :])]
-
-
-def _image_size(path: Path) -> tuple[int, int] | None:
-    """Width and height as :func:`darktrt.vision.images.read_image` reads them; None for a file that it will refuse."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION) in _QUARTER_TURNS else (width, height)
-    except OSError:
-        return None
 
 
 def _read_label_file(path: Path, size: tuple[int, int], classes: int, wrong: list[str]) -> list[LabelledObject]:

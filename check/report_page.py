@@ -83,8 +83,8 @@ def page_values(report: Report) -> dict[str, Any]:
     first = names.index(report.reference)
     order = [report.reference, *names[:first], *names[first + 1 :]]
     colours = {name: charts.COLOURS[i % len(charts.COLOURS)] for i, name in enumerate(order)}
-    for one in values["variants"]:
-        one["about"] = {**dict.fromkeys(_ABOUT, ""), **one["about"]}
+    for variant in values["variants"]:
+        variant["about"] = {**dict.fromkeys(_ABOUT, ""), **variant["about"]}
     return {
         **values,
         "colours": colours,

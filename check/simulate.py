@@ -155,7 +155,7 @@ class FloatReference:
     It holds the input and the float outputs of every image, 8 MB each for yolov4 at 416 x 416, so it is for tens of images.
 
     Raises:
-        DarktrtError: an image cannot be read, or the float network gives NaN.
+        DarktrtError: an image cannot be read, or an output of the float network is NaN.
     """
 
     def __init__(self, network: OnnxNetwork, images: Sequence[Path]) -> None:

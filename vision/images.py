@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,6 +25,9 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read. Other decoders are off: one of them would run Ghostscript on untrusted files."""
 
 LETTERBOX_FILL = np.float32(0.5)
+
+_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+"""EXIF's orientation tag, and its values for images that are displayed turned by 90 degrees."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,16 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     except Exception as error:  # on damaged files Pillow's decoders raise anything from SyntaxError to struct.error
         empty = not (isinstance(error, OSError) and error.errno) and file.stat().st_size == 0
         raise DarktrtError(f"{file}: {_reason(error, empty)}") from error
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Width and height of the image that :func:`read_image` reads, from its header; None for a file that it refuses."""
+    with warnings.catch_warnings(), suppress(OSError, Image.DecompressionBombError):
+        warnings.simplefilter("ignore")  # as in _read
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION) in _QUARTER_TURNS else (width, height)
+    return None
 
 
 def decode_image(data: bytes, name: str, most_pixels: int) -> NDArray[np.uint8]:

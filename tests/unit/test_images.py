@@ -16,7 +16,7 @@ from PIL import Image
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import ResizePolicy
-from darktrt.vision.images import decode_image, letterbox_size, preprocess, read_image, resize
+from darktrt.vision.images import decode_image, image_size, letterbox_size, preprocess, read_image, resize
 
 F = np.float32
 
@@ -285,7 +285,16 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), TURNED[orientation](image))
+    turned = TURNED[orientation](image)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), turned)
+    assert image_size(tmp_path / "a.png") == (turned.shape[1], turned.shape[0])
+
+
+def test_refused_files_have_no_image_size(tmp_path: Path) -> None:
+    for content in (b"", b"no image", bomb()):
+        (tmp_path / "a.png").write_bytes(content)
+        assert image_size(tmp_path / "a.png") is None
+    assert image_size(tmp_path / "none.png") is None
 
 
 def encoded(form: str) -> bytes:
