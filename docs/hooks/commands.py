@@ -13,7 +13,7 @@ MARK = "<!-- commands -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    return markdown.replace(MARK, "\n\n".join(commands(cli._parser()))) if MARK in markdown else markdown
+    return markdown.replace(MARK, "\n\n".join(commands(cli.parser()))) if MARK in markdown else markdown
 
 
 def commands(parser: argparse.ArgumentParser, help_: str = "") -> Iterator[str]:
