@@ -83,12 +83,12 @@ MISFITS = [
     (conv(4) + conv(2) + section("scale_channels", **{"from": 0, "scale_wh": 1}), "it needs factors of 1 x 64 x 64"),
     (conv(6) + section("reorg", stride=2), "[reorg] needs channels that 4 divides, not 6"),
     (conv(4) + section("reorg3d", stride=5), "[reorg3d] needs rows and columns that 5 divides, not 4 x 64 x 64"),
-    (section("convolutional", size=65), "[convolutional] would give 1 x 0 x 0; is the network's size 64x64 too small?"),
-    (section("maxpool", size=70, stride=1, padding=1), "[maxpool] would give 3 x -4 x -4"),
-    (conv(500_000), "[convolutional] would give 500000 x 64 x 64, more than 2 GiB for one image"),
+    (section("convolutional", size=65), "[convolutional] would output 1 x 0 x 0; is the size 64x64 too small?"),
+    (section("maxpool", size=70, stride=1, padding=1), "[maxpool] would output 3 x -4 x -4"),
+    (conv(500_000), "[convolutional] would output 500000 x 64 x 64, more than 2 GiB for one image"),
     (conv(4, 99_999), "[convolutional] with 4 filters of size 99999 has 2 GiB of weights; is a number mistyped?"),
     (section("maxpool", size=99_999), "[maxpool] of size 99999 pads 3 x 64 x 64 to more than 2 GiB"),
-    (section("upsample", stride=9_999), "[upsample] would give 3 x 639936 x 639936, more than 2 GiB for one image"),
+    (section("upsample", stride=9_999), "[upsample] would output 3 x 639936 x 639936, more than 2 GiB for one image"),
 ]
 
 
