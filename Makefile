@@ -1,4 +1,4 @@
-# darktrt: every stage is a file; `make help` tells the targets and variables.
+# darktrt: every stage is a file; `make help` lists the targets and variables.
 
 MODEL     ?= yolov4-tiny
 PRECISION ?= fp16
@@ -38,7 +38,7 @@ CHECKED_PLAN := $(if $(wildcard /dev/nvidia0),$(PLAN))
 DARKTRT := $(VENV)/bin/darktrt
 STUBS := $(VENV)/stubs
 LIBRARY := $(OUT)/libdarktrt_plugins.so
-# full TensorRT takes the custom nodes from it
+# full TensorRT gets the custom nodes from it
 PLUGINS := $(if $(filter trt,$(TENSORRT)),$(if $(filter-out raw-native,$(HEAD)-$(MISH)),$(LIBRARY)))
 
 CONVERT_OPTIONS := $(if $(SIZE),--size $(SIZE)) --batch $(BATCH) $(if $(NAMES),--names $(NAMES))
@@ -50,7 +50,7 @@ ON_GPU := $(filter gpu,$(CALIBRATE_ON))
 SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH)
 
 REPOSITORY := $(OUT)/model_repository
-SERVED := $(if $(filter trt,$(TENSORRT)),$(PLAN),$(DIR)/portable.onnx)
+MODEL_FILE := $(if $(filter trt,$(TENSORRT)),$(PLAN),$(DIR)/portable.onnx)
 
 ifneq ($(CFG),)
 ifeq ($(WEIGHTS),)
@@ -88,7 +88,7 @@ help: ## list targets and variables
 	@echo '  TENSORRT_VERSION=$(TENSORRT_VERSION)    which headers those are (without: of the installed TensorRT, else those of the system, else 10.16)'
 	@echo '  TENSORRT_OSS_URL=$(TENSORRT_OSS_URL)    where they are downloaded from, by git (without: from NVIDIA at GitHub)'
 
-engine: $(PLAN) ## everything: get a network, convert, operate, build an engine
+engine: $(PLAN) ## everything: get a network, convert, insert plugin nodes, build an engine
 	@echo
 	@echo 'Engine:   $(PLAN) (manifest: $(DIR)/$(PRECISION).json)'
 	@$(if $(filter int8,$(PRECISION)),$(if $(ON_GPU),:,sed -n 's/^warning: */Scales:   /p' $(DIR)/calibration.txt))
@@ -108,13 +108,13 @@ report: $(DIR)/portable.onnx $(DIR)/calibration.table $(CHECKED_PLAN) ## a page 
 bench: $(PLAN) ## time the engine on the GPU
 	$(DARKTRT) bench $(PLAN) --batch $(subst .., ,$(BATCH)) --json $(DIR)/$(PRECISION)-bench.json $(ENGINE_OPTIONS)
 
-triton: $(SERVED) | $(VENV)/.installed-serve ## put the ONNX file, or with TENSORRT=trt the engine, into a repository for Triton
-	$(DARKTRT) serve repository $(SERVED) -o $(REPOSITORY) --kind $(KIND) --input $(FORM) $(ENGINE_OPTIONS)
+triton: $(MODEL_FILE) | $(VENV)/.installed-serve ## put the ONNX file, or with TENSORRT=trt the engine, into a repository for Triton
+	$(DARKTRT) serve repository $(MODEL_FILE) -o $(REPOSITORY) --kind $(KIND) --input $(FORM) $(ENGINE_OPTIONS)
 
 serve: triton ## start a Triton server with that repository on this machine; Ctrl-C stops it
 	$(DARKTRT) serve start $(REPOSITORY)
 
-load: $(if $(SERVER),,triton) | $(VENV)/.installed-serve ## measure how much a Triton server takes: that of SERVER, or one started for it
+load: $(if $(SERVER),,triton) | $(VENV)/.installed-serve ## measure a Triton server under load: that of SERVER, or one started for it
 	$(DARKTRT) load $(if $(SERVER),--server $(SERVER),--repository $(REPOSITORY)) --json $(OUT)/load.json
 
 calib: $(DIR)/calibration.table ## choose INT8 scales on the images of DATA

@@ -194,7 +194,7 @@ def _precision(name: str, asked: bool, types: Collection[frozenset[str]], target
     if precision == "INT8":
         return ConvolutionPrecision(name, True)
     if not asked:
-        return ConvolutionPrecision(name, False, f"kept in {precision}")
+        return ConvolutionPrecision(name, False, f"left in {precision}")
     how = f"TensorRT chose {precision}, faster here" if target.weakly_typed else f"TensorRT computes in {precision}"
     return ConvolutionPrecision(name, False, how)
 

@@ -63,8 +63,8 @@ def expected_detections(
         for candidate in best:
             anchor, kind = divmod(int(candidate), yolo.classes)
             count = made.count[image]
-            rivals = made.boxes[image, :count][made.classes[image, :count] == kind]
-            if count == k or (overlap(rivals, boxes[image, anchor], nms, size) > np.float32(iou_threshold)).any():
+            of_class = made.boxes[image, :count][made.classes[image, :count] == kind]
+            if count == k or (overlap(of_class, boxes[image, anchor], nms, size) > np.float32(iou_threshold)).any():
                 continue
             made.boxes[image, count], made.scores[image, count] = boxes[image, anchor], flat[candidate]
             made.classes[image, count] = kind

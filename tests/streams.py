@@ -1,4 +1,4 @@
-"""Streams of the network, served here: as little of RTSP and TCP as FFmpeg needs."""
+"""Network streams of a local server: as little of RTSP and TCP as FFmpeg needs."""
 
 from __future__ import annotations
 

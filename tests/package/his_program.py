@@ -34,8 +34,8 @@ def main(server: str) -> None:
     folder = darktrt.publish("api.onnx", "api_repository", darktrt.PythonBackend(instances=1))
     assert (folder / "config.pbtxt").is_file()
     with darktrt.Client(server) as client:
-        served = client.detect("dog.jpg")
-    print(served.to_table())
+        answer = client.detect("dog.jpg")
+    print(answer.to_table())
     try:
         darktrt.calibrate("none.onnx", ["images"], "none.table")
     except darktrt.DarktrtError as error:

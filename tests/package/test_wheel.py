@@ -185,14 +185,14 @@ def server_of(python: Path, project: Path) -> Iterator[str]:
 @NEEDS_WEIGHTS
 def test_a_real_server_and_his_program(outputs: dict[str, str], python: Path, project: Path) -> None:
     with server_of(python, project) as server:
-        drawn = darktrt(python, project, f"client detect dog.jpg -o served.jpg --server {server}")
+        drawn = darktrt(python, project, f"client detect dog.jpg -o answer.jpg --server {server}")
         assert "person" in drawn
         done = run(python, project, str(python), "his_program.py", server)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("person") == 2
     assert "refused: none.onnx: " in done.stdout
     assert done.stderr == "", "the library prints nothing that was not asked for"
-    assert (project / "served.jpg").read_bytes() == (project / "detected.jpg").read_bytes()
+    assert (project / "answer.jpg").read_bytes() == (project / "detected.jpg").read_bytes()
 
 
 @NEEDS_WEIGHTS

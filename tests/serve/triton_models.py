@@ -40,9 +40,9 @@ class Models:
 
     repository: Path
     made: Path
-    """Served as ``made`` for tensors and as ``files`` for image files; uint8, batch 1..3, not square."""
+    """The models ``made``, for tensors, and ``files``, for image files; uint8, batch 1..3, not square."""
     letterbox: Path
-    """Served under that name; float input, static batch 2."""
+    """The model of that name; float input, static batch 2."""
 
 
 def portable_model(made: Made, **options: object) -> Path:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from test_int8 import BATCH, DEPTH, KEPT, images, model, names
+from test_int8 import BATCH, DEPTH, FP_LAYERS, images, model, names
 
 from darktrt.calib.table import CalibrationTable
 from darktrt.calib.trt_calibrator import BatchSource
@@ -94,7 +94,7 @@ def test_tensorrts_own_calibration_is_written_as_a_table(folder: Path) -> None:
     assert source.count == 8
     table = CalibrationTable.load(cache_path(folder / "int8.plan"))
     assert not table.compare(names()).missing
-    assert set(KEPT) <= set(manifest.other_convolutions)
+    assert set(FP_LAYERS) <= set(manifest.other_convolutions)
 
 
 def build_exact(folder: Path, **compatible: bool) -> Path:

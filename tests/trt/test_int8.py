@@ -49,7 +49,7 @@ BATCH, SIDE, CHANNELS, DEPTH = 8, 128, 128, 5
 TensorRT chooses what it measures as faster: there INT8 for all four of them in two runs of three, FP16 in the third. So these
 tests assert that convolutions that must not be INT8 are not, and that the manifest reports the engine.
 """
-KEPT = ("conv_0", f"conv_{DEPTH}")
+FP_LAYERS = ("conv_0", f"conv_{DEPTH}")
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -166,7 +166,7 @@ def test_the_version_in_caches_is_the_librarys_own(target: Target) -> None:
     assert target.cache_version == str(library.getInferLibVersion())
 
 
-def assert_kept(found: dict[str, bool], fp_layers: tuple[str, ...]) -> None:
+def assert_fp_layers(found: dict[str, bool], fp_layers: tuple[str, ...]) -> None:
     """All convolutions are found, and those to keep are not in INT8."""
     assert set(found) == {f"conv_{i}" for i in range(DEPTH + 1)}
     assert not any(found[name] for name in fp_layers)
@@ -185,12 +185,12 @@ def test_a_table_needs_no_image(
     manifest = build_file(onnx_file, tmp_path / "a.plan", options, Calibration(SCALES))
     assert not asked
     found = convolutions((tmp_path / "a.plan").read_bytes(), target)
-    assert_kept(found, KEPT)
+    assert_fp_layers(found, FP_LAYERS)
     assert manifest.precision == "int8"
     assert set(manifest.int8_convolutions) == {name for name, int8 in found.items() if int8}
     others = {name for name, int8 in found.items() if not int8}
     assert manifest.other_convolutions == {
-        name: "kept in FP16" if name in KEPT else "TensorRT chose FP16, faster here" for name in others
+        name: "left in FP16" if name in FP_LAYERS else "TensorRT chose FP16, faster here" for name in others
     }
 
 
@@ -209,7 +209,7 @@ def test_biases_are_corrected_of_what_runs_in_int8(
 
 def test_floating_point_layers_can_be_chosen(target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path) -> None:
     build_file(onnx_file, tmp_path / "a.plan", options, Calibration(SCALES, ("conv_2",)))
-    assert_kept(convolutions((tmp_path / "a.plan").read_bytes(), target), ("conv_2",))
+    assert_fp_layers(convolutions((tmp_path / "a.plan").read_bytes(), target), ("conv_2",))
 
 
 def test_fed_batches_outputs_a_cache_that_goes_round(
@@ -227,7 +227,7 @@ def test_fed_batches_outputs_a_cache_that_goes_round(
     assert table.version == target.cache_version
     assert not table.compare(names()).missing
     assert table.scales["images"] == pytest.approx(1 / 127, rel=0.1)
-    assert_kept(convolutions(bytes(plan), target), KEPT)
+    assert_fp_layers(convolutions(bytes(plan), target), FP_LAYERS)
     build_file(onnx_file, tmp_path / "a.plan", options, Calibration(table.scales))
 
 

@@ -1,5 +1,5 @@
 // Drives the plugins as TensorRT would, without it: prints what they accept and which kernels they call with what.
-// Linked with plugins/csrc/trt/library.cpp; the kernels here only tell of their arguments.
+// Linked with plugins/csrc/trt/library.cpp; the kernels here only report their arguments.
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
 
@@ -21,13 +21,13 @@ static std::string text(DarktrtFormat f)
     return line + (f.type == DARKTRT_INT8 ? scale : "");
 }
 
-static int told(const char* name, DarktrtShape s, const std::string& rest)
+static int report(const char* name, DarktrtShape s, const std::string& rest)
 {
     std::printf("%s (%d %d %d)%s\n", name, s.batch, s.channels, static_cast<int>(s.pixels), rest.c_str());
     return s.batch == 9 ? 2 : s.batch == 8 ? DARKTRT_UNSUPPORTED : 0;
 }
 
-static void tell(const DarktrtYolo* yolo)
+static void report_yolo(const DarktrtYolo* yolo)
 {
     std::printf("yolo %d %d %d %dx%d:", yolo->batch, yolo->heads, yolo->classes, yolo->width, yolo->height);
     for (int i = 0; i < yolo->heads; ++i) {
@@ -44,28 +44,28 @@ static void tell(const DarktrtYolo* yolo)
 extern "C" {
 int darktrt_mish(DarktrtShape shape, const void*, DarktrtFormat x, void*, DarktrtFormat y, void*)
 {
-    return told("mish", shape, text(x) + text(y));
+    return report("mish", shape, text(x) + text(y));
 }
 int darktrt_mish_add(DarktrtShape shape, const void*, DarktrtFormat x, const void*, DarktrtFormat residual, void*,
                      DarktrtFormat y, void*)
 {
-    return told("mish_add", shape, text(x) + text(residual) + text(y));
+    return report("mish_add", shape, text(x) + text(residual) + text(y));
 }
 int darktrt_mish_concat(DarktrtShape shape, const void*, DarktrtFormat x, const void*, DarktrtFormat second, int32_t channels,
                         void*, DarktrtFormat y, void*)
 {
-    return told("mish_concat", shape, text(x) + text(second) + " " + std::to_string(channels) + text(y));
+    return report("mish_concat", shape, text(x) + text(second) + " " + std::to_string(channels) + text(y));
 }
 int darktrt_decode(const DarktrtYolo* yolo, int32_t type, const void* const*, float*, float*, void*)
 {
     std::printf("decode %d ", type);
-    tell(yolo);
+    report_yolo(yolo);
     return 0;
 }
 size_t darktrt_detect_workspace(const DarktrtYolo* yolo, const DarktrtNms* nms)
 {
     std::printf("workspace %d ", nms->max_candidates);
-    tell(yolo);
+    report_yolo(yolo);
     return 1000 * yolo->batch;
 }
 int darktrt_detect(const DarktrtYolo* yolo, const DarktrtNms* nms, int32_t type, const void* const*, const float* score,
@@ -74,7 +74,7 @@ int darktrt_detect(const DarktrtYolo* yolo, const DarktrtNms* nms, int32_t type,
     std::printf("detect %d nms %d %.1f %d %d, inputs %d %d %d ", type, nms->kind, nms->exponent, nms->max_candidates,
                 nms->max_detections, *reinterpret_cast<const int*>(score), *reinterpret_cast<const int*>(iou),
                 image_size ? *reinterpret_cast<const int*>(image_size) : -1);
-    tell(yolo);
+    report_yolo(yolo);
     return 0;
 }
 const char* cudaGetErrorString(cudaError_t)
@@ -135,7 +135,7 @@ static Made created(IPluginCreatorInterface* creator, const PluginFieldCollectio
     return {static_cast<IPluginCreatorV3One*>(creator)->createPlugin("node", &fields, TensorRTPhase::kBUILD)};
 }
 
-// A clone of what a plan would give back.
+// A clone of what a plan would return.
 static Made reread(IPluginCreatorInterface* creator, const Made& made)
 {
     const Made again = created(creator, *made.runtime()->getFieldsToSerialize());

@@ -233,7 +233,7 @@ class FakeTensorRT(SimpleNamespace):
         return b"plan"
 
     def load(self, plan: Any) -> Any:
-        """An engine, of which the inspector tells."""
+        """An engine with an inspector."""
         assert bytes(plan) == b"plan"
         inspector = SimpleNamespace(get_engine_information=lambda _: self._layers())
         return SimpleNamespace(create_engine_inspector=lambda: inspector)

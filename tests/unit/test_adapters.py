@@ -45,7 +45,7 @@ def objects(version: str, tmp_path_factory: pytest.TempPathFactory) -> list[Path
             ["timeout", "20", "sh", str(SOURCES / "headers.sh")], capture_output=True, text=True, env=environment, check=True
         )
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"TensorRT's headers are not to be had: {error.stderr.strip() or 'it takes too long'}")
+        pytest.skip(f"TensorRT's headers are not available: {error.stderr.strip() or 'it takes too long'}")
     folder = tmp_path_factory.mktemp("adapters")
     return [
         compiled(folder, done.stdout.strip(), file)

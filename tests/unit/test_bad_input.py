@@ -35,7 +35,7 @@ from darktrt.vision.video import video_writer
 
 @pytest.fixture(scope="module")
 def good(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every file that the commands take, all of them right."""
+    """Every input file of the commands, all of them valid."""
     folder = tmp_path_factory.mktemp("good")
     for source, name in ((made.cfg, "net.cfg"), (made.weights, "net.weights"), (made.plain, "plain.onnx")):
         shutil.copyfile(source, folder / name)
@@ -86,7 +86,7 @@ CONVERT = "convert {} net.weights -o out.onnx"
 
 CFGS: dict[str, tuple[str | bytes, str]] = {
     "nothing": ("", "is empty; a cfg begins with [net]"),
-    "comments alone": ("# darknet\n; nothing\n", "is empty; a cfg begins with [net]"),
+    "only comments": ("# darknet\n; nothing\n", "is empty; a cfg begins with [net]"),
     "HTML": ("<!DOCTYPE html>\n<html>404</html>\n", "is an HTML page, not a cfg"),
     "bytes": (b"\x00\x00\x00\x00\x02\x00\x00\x00", "is a binary file, not a cfg; are cfg and weights swapped?"),
     "an image": (b"\x89PNG\r\n\x1a\n\x00\x00", "is a binary file"),

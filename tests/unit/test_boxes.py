@@ -132,8 +132,8 @@ def scalar_nms(
         relative.append([(x1 + x2) / 2 / size[0], (y1 + y2) / 2 / size[1], w / size[0], h / size[1]])
     kept: list[tuple[int, int]] = []
     for _, anchor, c in sorted(candidates)[:max_candidates]:
-        rivals = [relative[other] for other, of_class in kept if of_class == c]
-        if all(not scalar_overlap(rival, relative[anchor], kind, beta) > iou_threshold for rival in rivals):
+        others = [relative[other] for other, of_class in kept if of_class == c]
+        if all(not scalar_overlap(candidate, relative[anchor], kind, beta) > iou_threshold for candidate in others):
             kept.append((anchor, c))
     return kept[:max_detections]
 

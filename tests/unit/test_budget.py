@@ -230,7 +230,7 @@ def test_the_engine_has_the_chosen_layers_in_floating_point(
     assert out.splitlines()[-1].startswith("chosen.plan: AP drop 0.")
     manifest = read_plan_manifest("chosen.plan")
     assert len(manifest.other_convolutions) == 4
-    assert manifest.other_convolutions[READER] == "kept in FP16"
+    assert manifest.other_convolutions[READER] == "left in FP16"
     cost = manifest.int8_cost
     assert cost is not None and cost.ap is not None and cost.ap50 is not None
     assert (cost.measure, cost.budget, cost.data) == ("AP", BUDGET, f"{files}/val.json:{files}/photos")

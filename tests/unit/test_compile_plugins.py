@@ -147,7 +147,7 @@ def test_the_sources_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     environment = {**os.environ, "TENSORRT_VERSION": "8.6.0", "GIT_TERMINAL_PROMPT": "0"}
     headers = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if headers.returncode:
-        pytest.skip(f"TensorRT's headers are not to be had: {headers.stderr.strip() or 'it takes too long'}")
+        pytest.skip(f"TensorRT's headers are not available: {headers.stderr.strip() or 'it takes too long'}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     library = compile_plugins("8.6.0", [90], include=headers.stdout.strip())
     assert (library.tensorrt, library.sms, library.darktrt) == ("8.6.0", (90,), __version__)

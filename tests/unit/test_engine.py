@@ -870,7 +870,7 @@ def test_tensorrt_finds_the_scales_itself(made: Made, tmp_path: Path, monkeypatc
     assert trt.config.asked == ["FP16", "INT8", OBEY]
     assert CalibrationTable.load(tmp_path / "a.cache").scales.keys() == {"images", "y"}
     assert manifest.table_sha256 == sha256_of(tmp_path / "a.cache")
-    assert "kept in FP16" in manifest.other_convolutions.values()
+    assert "left in FP16" in manifest.other_convolutions.values()
     with pytest.raises(DarktrtError, match=r"a\.cache: is given twice"):
         build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt", timing_cache=tmp_path / "a.cache"), fed(source))
 

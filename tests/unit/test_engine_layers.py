@@ -85,7 +85,7 @@ def found(text: str, target: Target = RTX) -> list[tuple[str, bool | None, str]]
 
 def test_the_text_shows_what_each_convolution_became() -> None:
     assert found(text_of()) == [
-        ("0", False, "kept in FP16"),
+        ("0", False, "left in FP16"),
         ("1", True, ""),
         ("2", False, "TensorRT computes in FP16"),
         ("3", True, ""),
@@ -176,7 +176,7 @@ def test_the_json_shows_what_each_convolution_became() -> None:
     text = json_of(copy_to(NAMES[0]), half(NAMES[0]), copy_to(NAMES[1]), layer(NAMES[1]), half(NAMES[2]), single(NAMES[3]))
     assert "\x1e" in text
     assert found(text, WEAK) == [
-        ("0", False, "kept in FP16"),
+        ("0", False, "left in FP16"),
         ("1", True, ""),
         ("2", False, "TensorRT chose FP16, faster here"),
         ("3", False, "TensorRT chose FP32, faster here"),
@@ -189,7 +189,7 @@ def test_with_a_dynamic_batch_the_weights_decide() -> None:
     kinds = {"data": "N/A due to dynamic shapes"}
     text = json_of(layer(NAMES[0], "Half", **kinds), layer(NAMES[1], **kinds), layer(NAMES[2], "Half", **kinds))
     assert found(text, WEAK)[:3] == [
-        ("0", False, "kept in FP16"),
+        ("0", False, "left in FP16"),
         ("1", True, ""),
         ("2", False, "TensorRT chose FP16, faster here"),
     ]
@@ -197,7 +197,7 @@ def test_with_a_dynamic_batch_the_weights_decide() -> None:
 
 def test_a_floating_point_layer_in_int8_counts_as_int8() -> None:
     assert found(json_of(layer(NAMES[0])), WEAK)[0] == ("0", True, "")
-    assert found(json_of(single(NAMES[0])), WEAK)[0] == ("0", False, "kept in FP32")
+    assert found(json_of(single(NAMES[0])), WEAK)[0] == ("0", False, "left in FP32")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_all_layers_are_read_from_json() -> None:
         "Outputs": [{"Name": "y", "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
     }
     plugin = {"Name": "/layers.4/Mish", "LayerType": "PluginV2", "Outputs": [{"Format/Datatype": "N/A due to dynamic shapes"}]}
-    text = json.dumps({"Layers": [layer("/layers.1/Conv"), reformat, plugin, "a name alone"]})
+    text = json.dumps({"Layers": [layer("/layers.1/Conv"), reformat, plugin, "only a name"]})
     first, second, third = engine_layers(text, WEAK)
     assert first.nodes == ("/layers.1/Conv", "/layers.1/LeakyRelu")
     assert (first.kind, first.precision, first.sections) == ("CaskConvolution", "INT8", (1,))
@@ -286,15 +286,15 @@ def test_all_layers_are_read_from_json() -> None:
 
 
 def test_the_summary_groups_by_reason() -> None:
-    others = {"a": "kept in FP16", "c": "TensorRT chose FP16, faster here", "d": "kept in FP16"}
+    others = {"a": "left in FP16", "c": "TensorRT chose FP16, faster here", "d": "left in FP16"}
     assert summary(["b"], {}) == "1 of 1 convolutions run in INT8"
     assert summary(["b"], others) == (
-        "1 of 4 convolutions run in INT8; kept in FP16: a, d; TensorRT chose FP16, faster here: c"
+        "1 of 4 convolutions run in INT8; left in FP16: a, d; TensorRT chose FP16, faster here: c"
     )
     assert summary(["b"], {"a": UNKNOWN}) == f"at least 1 of 2 convolutions run in INT8; {UNKNOWN}: a"
     for unknown in ({"a": UNKNOWN, "b": UNKNOWN}, {}):
         assert summary([], unknown) == f"how many convolutions run in INT8 is {UNKNOWN}"
-    assert summary([], {"a": "kept in FP16"}) == "0 of 1 convolutions run in INT8; kept in FP16: a"
+    assert summary([], {"a": "left in FP16"}) == "0 of 1 convolutions run in INT8; left in FP16: a"
 
 
 # --- engines ---
@@ -316,12 +316,12 @@ def test_all_but_floating_point_layers_run_in_int8(
     assert main("engine a.onnx -o a.plan --precision int8 --target rtx --table a.table".split()) == 0
     fp_layers = "/layers.0/Conv, /layers.11/Conv, /layers.18/Conv"
     out, err = capsys.readouterr()
-    assert out.splitlines()[1:] == [f"a.plan: 6 of 9 convolutions run in INT8; kept in FP16: {fp_layers}"]
+    assert out.splitlines()[1:] == [f"a.plan: 6 of 9 convolutions run in INT8; left in FP16: {fp_layers}"]
     assert err == ""
     manifest = read_plan_manifest("a.plan")
     assert len(manifest.int8_convolutions) == 6
-    assert manifest.other_convolutions == dict.fromkeys(fp_layers.split(", "), "kept in FP16")
-    assert f"\nINT8          6 of 9 convolutions run in INT8; kept in FP16: {fp_layers}\n" in describe_plan("a.plan")
+    assert manifest.other_convolutions == dict.fromkeys(fp_layers.split(", "), "left in FP16")
+    assert f"\nINT8          6 of 9 convolutions run in INT8; left in FP16: {fp_layers}\n" in describe_plan("a.plan")
 
 
 @rtx
@@ -371,7 +371,7 @@ def test_the_engine_inspector_is_asked(made: Made, tmp_path: Path, monkeypatch: 
     trt.faster_in_half = {"/layers.3/Conv"}
     manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("int8", "trt"), calibration)
     assert len(manifest.int8_convolutions) == 5
-    fp_layers = dict.fromkeys(("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv"), "kept in FP16")
+    fp_layers = dict.fromkeys(("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv"), "left in FP16")
     assert manifest.other_convolutions == {**fp_layers, "/layers.3/Conv": "TensorRT chose FP16, faster here"}
     assert read_plan_manifest(tmp_path / "a.plan") == manifest
 
@@ -438,7 +438,7 @@ def shifted(made: Made, path: Path) -> tuple[Calibration, dict[str, list[float]]
     return replace(calibration, channel_means=channel_means), corrected
 
 
-KEPT = ("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv")
+FP_LAYERS = ("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv")
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, *halves: set[str] | None) -> None:
@@ -469,13 +469,13 @@ def test_biases_are_corrected_of_what_runs_in_int8(
     assert first == plain
     assert second.keys() == plain.keys()
     for name, bias in second.items():
-        half = name in (*KEPT, "/layers.3/Conv")
+        half = name in (*FP_LAYERS, "/layers.3/Conv")
         assert (bias == plain[name]) == half == (name not in manifest.corrected_biases)
         np.testing.assert_allclose(bias, (plain if half else corrected)[name], rtol=1e-5, atol=1e-6)
     assert manifest.corrected_biases == manifest.int8_convolutions
     assert len(manifest.corrected_biases) == 5
     pinned = {one.name: one.precision.name for one in trt.network.layers if one.name in plain}
-    assert pinned == {name: "HALF" if name in (*KEPT, "/layers.3/Conv") else "INT8" for name in plain}
+    assert pinned == {name: "HALF" if name in (*FP_LAYERS, "/layers.3/Conv") else "INT8" for name in plain}
     assert trt.config.timing_cache == b"+measured"
     assert (folder / "timing.cache").exists() == (cache != "none")
     assert caplog.messages == ["1 tensors of the table are not in the network: other"]
@@ -568,4 +568,4 @@ def test_biases_of_qdq_nodes_are_reported_too(made: Made, folder: Path, monkeypa
     options = BuildOptions("int8", "trt", timing_cache="none", strongly_typed=True)
     manifest = build_file("a.onnx", "a.plan", options, calibration)
     assert len(trt.parsed) == 1
-    assert set(manifest.corrected_biases) == biases(load_model("a.onnx")[0]).keys() - set(KEPT)
+    assert set(manifest.corrected_biases) == biases(load_model("a.onnx")[0]).keys() - set(FP_LAYERS)

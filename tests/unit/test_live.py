@@ -1,4 +1,4 @@
-"""Cameras and network streams: real RTSP and TCP streams served here, and FFmpeg's test image for a camera."""
+"""Cameras and network streams: real RTSP and TCP streams of a local server, and FFmpeg's test image for a camera."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ class Loops:
         return out
 
     def reorg(self, o: Options, x: Array) -> Array:
-        """The old one: it takes the input's sizes for those of the output."""
+        """The old one: it uses the sizes of the input as those of the output."""
         c, h, w = x.shape
         s, flat, out = int(o["stride"]), x.ravel(), np.zeros(x.size)
         c4 = c // (s * s)
@@ -399,12 +399,12 @@ LAYERS: dict[str, list[Section]] = {
     "head behind a shortcut": [c(), c(21, 1, "linear"), c(21), ("shortcut", {"from": -2}), y()],
 }
 WIDTH, HEIGHT = 12, 8
-"""Not square; 12 and 8 make odd and even planes on the way down."""
+"""Not square; 12 and 8 make odd and even sizes on the way down."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its image and what loops say it gives."""
+    """A network, its image and what loops compute as its outputs."""
 
     cfg: Path
     weights: Path

@@ -124,15 +124,15 @@ def test_published_networks_convert_with_random_weights(tmp_path: Path, name: st
         layers = run(plain, {"images": as_float(images)})
         strengths = {tensor: float(np.sqrt(np.square(layers[tensor], dtype=np.float64).mean())) for tensor in names}
         assert all(0.01 < strength < 100 for strength in strengths.values()), strengths
-        operated = run(portable, {"images": images})
+        transformed = run(portable, {"images": images})
         for tensor in names:
-            assert operated[tensor].tobytes() == layers[tensor].tobytes(), tensor
+            assert transformed[tensor].tobytes() == layers[tensor].tobytes(), tensor
         for tensor in ("boxes", "scores"):
-            assert relative_error(operated[tensor], layers[tensor]) <= EXPORT_TOLERANCE
+            assert relative_error(transformed[tensor], layers[tensor]) <= EXPORT_TOLERANCE
     report = insert_plugins(tmp_path / "plain.onnx", tmp_path / "fused.onnx", SurgeryOptions(head="decode", mish="fused"))
     assert report.fused == CONVERTED[name]
     for tensor, values in run(tmp_path / "fused.onnx", {"images": noise}).items():
-        assert values.tobytes() == operated[tensor].tobytes(), tensor
+        assert values.tobytes() == transformed[tensor].tobytes(), tensor
 
 
 @needs(ZOO / "yolov4-tiny.cfg")
