@@ -18,7 +18,7 @@ from darktrt.check.ground_truth import GroundTruth
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.progress import progress
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Detector, Run
+from darktrt.vision.detector import NetworkDetector, Run
 from darktrt.vision.images import read_image
 
 THRESHOLDS = Thresholds(0.001, 0.45)
@@ -76,11 +76,11 @@ def measure_accuracy(run: Run, info: DetectorInfo, ground_truth: GroundTruth, la
     Raises:
         DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
-    detector = Detector(run, info, THRESHOLDS.score, THRESHOLDS.iou)
+    detector = NetworkDetector(run, info, THRESHOLDS.score, THRESHOLDS.iou)
     return coco_metrics(detect_all(detector, ground_truth, label), ground_truth).accuracy
 
 
-def detect_all(detector: Detector, ground_truth: GroundTruth, label: str = "") -> list[Detections]:
+def detect_all(detector: NetworkDetector, ground_truth: GroundTruth, label: str = "") -> list[Detections]:
     """The detections of every image, in order, in pixels of the image.
 
     Raises:

@@ -19,7 +19,7 @@ from darktrt.files import atomic_output
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.records import record
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 
 _FORMAT = "darktrt detections 2"
 
@@ -71,13 +71,13 @@ def detect_variant(variant: Variant, ground_truth: GroundTruth) -> VariantDetect
     return VariantDetections(variant.name, variant.info, variant.precision, THRESHOLDS, images, variant.about)
 
 
-def detector_of(variant: Variant) -> Detector:
+def detector_of(variant: Variant) -> NetworkDetector:
     """The variant with the thresholds for AP.
 
     Raises:
         DarktrtError: it cannot detect, or its thresholds are fixed at others.
     """
-    return Detector(variant.run, variant.info, THRESHOLDS.score, THRESHOLDS.iou)
+    return NetworkDetector(variant.run, variant.info, THRESHOLDS.score, THRESHOLDS.iou)
 
 
 # --- files ---

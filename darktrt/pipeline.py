@@ -16,7 +16,7 @@ from darktrt.errors import DarktrtError
 from darktrt.files import keep_inputs, sha256_of
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds
 from darktrt.progress import LOGGER
-from darktrt.vision.detector import Detector as NetworkDetector
+from darktrt.vision.detector import NetworkDetector
 
 if TYPE_CHECKING:
     import numpy as np

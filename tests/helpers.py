@@ -29,7 +29,7 @@ from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, transform
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.images import read_image
 
 Array = NDArray[Any]
@@ -212,7 +212,7 @@ def labelled_images(made: Made, folder: Path) -> Path:
         for i in range(start, start + 5):
             Image.fromarray(made_image(128, 192, seed=i)).save(folder / name / f"{i}.png")
     with OnnxRunner(folder / "net.onnx") as runner:
-        detector = Detector(runner.run, runner.info, 0.001, 0.45)
+        detector = NetworkDetector(runner.run, runner.info, 0.001, 0.45)
         for path in (folder / "photos").iterdir():
             (found,) = detector.detect([read_image(path)])
             path.with_suffix(".txt").write_text(darknet_labels(found.select(slice(6)), 192, 128))

@@ -23,7 +23,7 @@ ImageLike = NDArray[np.uint8] | str | os.PathLike[str]
 Run = Callable[[Arrays], Arrays]
 """A session of ONNX Runtime or an engine: named input arrays to named output arrays."""
 
-_Self = TypeVar("_Self", bound="Detector")
+_Self = TypeVar("_Self", bound="NetworkDetector")
 
 
 def fit(image: NDArray[np.uint8], info: DetectorInfo) -> tuple[NDArray[Any], Placement]:
@@ -61,7 +61,7 @@ def read_outputs(
     return nms(boxes, scores, thresholds.score, thresholds.iou, rule.kind, rule.beta, image_size, max_detections=limit)
 
 
-class Detector:
+class NetworkDetector:
     """A network that detects objects in images, described by its metadata; to be used as a context where it has ``close``.
 
     Args:

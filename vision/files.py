@@ -21,7 +21,7 @@ from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output
 from darktrt.progress import progress
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.draw import draw
 from darktrt.vision.sources import VIDEO_SUFFIXES, find_media
 from darktrt.vision.video import LiveSource, open_video, video_length, video_writer
@@ -64,7 +64,7 @@ class _Job:
 
 
 def detect_files(
-    detector: Detector,
+    detector: NetworkDetector,
     sources: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str] | None = None,
     in_flight: int = 1,
@@ -101,7 +101,7 @@ def _with_progress(results: Generator[FileResult, None, None], total: int) -> Ge
                 yield result
 
 
-def _detect_jobs(detector: Detector, jobs: list[_Job], in_flight: int) -> Generator[FileResult, None, None]:
+def _detect_jobs(detector: NetworkDetector, jobs: list[_Job], in_flight: int) -> Generator[FileResult, None, None]:
     for is_video, group in groupby(jobs, key=lambda job: job.is_video):
         if is_video:
             for job in group:
@@ -110,7 +110,7 @@ def _detect_jobs(detector: Detector, jobs: list[_Job], in_flight: int) -> Genera
             yield from _detect_images(detector, group, in_flight)
 
 
-def _detect_images(detector: Detector, jobs: Iterable[_Job], in_flight: int) -> Iterator[FileResult]:
+def _detect_images(detector: NetworkDetector, jobs: Iterable[_Job], in_flight: int) -> Iterator[FileResult]:
     def detect(batch: list[_Job]) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
         return detector.detect_images([job.path for job in batch], any(job.target for job in batch))
 
@@ -124,7 +124,7 @@ def _detect_images(detector: Detector, jobs: Iterable[_Job], in_flight: int) -> 
                 yield FileResult(job.path, detections, image=job.target)
 
 
-def _detect_video(detector: Detector, job: _Job, in_flight: int) -> Iterator[FileResult]:
+def _detect_video(detector: NetworkDetector, job: _Job, in_flight: int) -> Iterator[FileResult]:
     with ExitStack() as stack:
         rate, frames = stack.enter_context(open_video(job.path))
         if job.target and job.in_folder:
@@ -137,7 +137,7 @@ def _detect_video(detector: Detector, job: _Job, in_flight: int) -> Iterator[Fil
 
 
 def detect_frames(
-    detector: Detector, frames: Iterable[tuple[int, NDArray[np.uint8]]], in_flight: int = 1
+    detector: NetworkDetector, frames: Iterable[tuple[int, NDArray[np.uint8]]], in_flight: int = 1
 ) -> Generator[tuple[int, NDArray[np.uint8], Detections], None, None]:
     """Detect in numbered frames ``(H, W, 3)`` uint8 RGB: yield each with its detections, in order."""
     batches = _batches(frames, detector.info.batch[2])

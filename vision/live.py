@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError
 from darktrt.files import check_writable
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.draw import draw
 from darktrt.vision.files import FileResult, detect_frames
 from darktrt.vision.video import LiveSource, open_video, video_writer
@@ -106,7 +106,7 @@ class _Newest:
 
 
 def detect_live(
-    detector: Detector,
+    detector: NetworkDetector,
     source: LiveSource,
     output: Path | None = None,
     in_flight: int = 1,
@@ -131,7 +131,7 @@ def detect_live(
 
 
 def _detect_live(
-    detector: Detector, source: LiveSource, output: Path | None, in_flight: int, limit: int | None, stop: threading.Event
+    detector: NetworkDetector, source: LiveSource, output: Path | None, in_flight: int, limit: int | None, stop: threading.Event
 ) -> Generator[FileResult, None, None]:
     with ExitStack() as stack:
         newest = _Newest(source, stop)

@@ -32,12 +32,12 @@ def add(commands: groups.Commands) -> None:
 
 def _detect(args: argparse.Namespace) -> None:
     from darktrt.engine.runtime import OnnxRunner, PlanRunner
-    from darktrt.vision.detector import Detector
+    from darktrt.vision.detector import NetworkDetector
     from darktrt.vision.files import detect_files
 
     if args.output:
         keep_inputs(args.output, args.model, args.engine)
     with PlanRunner(args.engine, args.plugins) if args.engine else OnnxRunner(args.model) as runner:
-        detector = Detector(runner.run, runner.info, args.score_threshold, args.iou_threshold)
+        detector = NetworkDetector(runner.run, runner.info, args.score_threshold, args.iou_threshold)
         with closing(detect_files(detector, args.sources, args.output)) as results:
             groups.print_results(args, results)

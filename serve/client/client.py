@@ -26,7 +26,7 @@ from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint, Transport
 from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Arrays, Detector, ImageLike, Run
+from darktrt.vision.detector import Arrays, ImageLike, NetworkDetector, Run
 from darktrt.vision.files import FileResult, ahead, detect_files
 from darktrt.vision.images import read_image
 
@@ -78,7 +78,7 @@ class Client:
             self._connection.transport.retry_seconds = retry_seconds  # only now: a missing server is an error at once
             self.info = _client_info(self.model, batch)
             _wait(self._connection.make_slots(self.model, self.info.batch[2], in_flight, shared_memory))
-            kind = EncodedDetector if self.model.encoded else Detector
+            kind = EncodedDetector if self.model.encoded else NetworkDetector
             self.detector = kind(self.run, self.info, score_threshold, iou_threshold)
         except BaseException:
             self.close()
@@ -163,7 +163,7 @@ def _client_info(model: ModelInfo, batch: int) -> DetectorInfo:
     return replace(model.info, batch=(smallest, most, most))
 
 
-class EncodedDetector(Detector):
+class EncodedDetector(NetworkDetector):
     """A model that accepts encoded images and outputs boxes in their pixels."""
 
     def detect(self, images: Sequence[ImageLike]) -> list[Detections]:

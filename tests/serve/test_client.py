@@ -33,7 +33,7 @@ from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.server import Server
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.sources import IMAGE_SUFFIXES
 from darktrt.vision.video import open_video, video_writer
 
@@ -56,7 +56,7 @@ def save_images(folder: Path) -> list[Path]:
 
 def direct(model: Path, images: Sequence[np.ndarray], score: float = SCORE) -> list[Detections]:
     with OnnxRunner(model) as runner:
-        return Detector(runner.run, runner.info, score).detect(images)
+        return NetworkDetector(runner.run, runner.info, score).detect(images)
 
 
 def assert_same(found: Sequence[Detections], expected: Sequence[Detections]) -> None:

@@ -29,7 +29,7 @@ from darktrt.serve.program import program_on_path
 from darktrt.serve.repository import publish
 from darktrt.serve.server import Server, StartOptions, running
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 
 grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'darktrt[serve]'")
 
@@ -53,7 +53,7 @@ def test_a_file_is_posted_and_json_comes_back(triton: Server, models: Models) ->
     status, answer = post(triton, "models/files/generate", body, content_type="application/json")
     assert status == 200, answer
     with OnnxRunner(models.made) as runner:
-        expected = Detector(runner.run, runner.info, 0.02).detect([image])[0]
+        expected = NetworkDetector(runner.run, runner.info, 0.02).detect([image])[0]
     found = json.loads(json.loads(answer)["detections"])
     assert len(found) == len(expected) > 0 and [one["class"] for one in found] == expected.names
     np.testing.assert_allclose([one["box"] for one in found], expected.boxes, atol=0.01)

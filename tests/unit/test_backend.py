@@ -23,7 +23,7 @@ from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.serve import backend
 from darktrt.serve.backend import Result, Row, TritonPythonModel, gather, run_rows
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 
 SCORE = 0.02
 """Low, for networks of random weights find little."""
@@ -286,7 +286,7 @@ def test_files_are_detected_as_the_command_does_it(tmp_path: Path, cfg: str, opt
     texts = [files[0], base64.b64encode(files[1]), files[2]]
     response = model.execute([Request(image=np.array(texts, object)[:, None])])[0]
     with OnnxRunner(path) as runner:
-        expected = Detector(runner.run, info, SCORE, 0.45).detect(images)
+        expected = NetworkDetector(runner.run, info, SCORE, 0.45).detect(images)
     assert response.error is None and min(len(found) for found in expected) > 0
     for i, found in enumerate(expected):
         count = response.arrays["num_detections"][i].item()

@@ -20,7 +20,7 @@ from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.images import read_image
 
 SPOILT, READER = "layer0", "/layers.1/Conv"
@@ -66,7 +66,7 @@ def label_by_the_network(folder: Path) -> None:
         names = runner.info.class_names
         for i, path in enumerate(sorted((folder / "photos").iterdir())):
             images.append({"id": i, "file_name": path.name})
-            (found,) = Detector(runner.run, runner.info, 0.001, 0.45).detect([read_image(path)])
+            (found,) = NetworkDetector(runner.run, runner.info, 0.001, 0.45).detect([read_image(path)])
             for (x1, y1, x2, y2), one in zip(found.boxes[:6].tolist(), found.class_ids[:6].tolist(), strict=True):
                 labels.append({"image_id": i, "category_id": one, "bbox": [x1, y1, x2 - x1, y2 - y1]})
     categories = [{"id": i, "name": name} for i, name in enumerate(names)]

@@ -20,7 +20,7 @@ from darktrt import progress
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, NmsInfo
 from darktrt.vision import video
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.files import FileResult, detect_files, write_image
 from darktrt.vision.video import open_video, video_length, video_writer
 
@@ -91,9 +91,9 @@ def made_info(**changes: Any) -> DetectorInfo:
     return DetectorInfo(**{**fields, **changes})
 
 
-def made_detector(**changes: Any) -> Detector:
+def made_detector(**changes: Any) -> NetworkDetector:
     info = made_info(**changes)
-    return Detector(ColourNetwork(info), info)
+    return NetworkDetector(ColourNetwork(info), info)
 
 
 def photo(box: tuple[int, int, int, int] = RED, channel: int = 0, size: tuple[int, int] = (200, 320)) -> np.ndarray:
@@ -129,7 +129,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
 
 
-# Detector
+# NetworkDetector
 
 
 @pytest.mark.parametrize("head", ["nms", "decode", "decoded"])
@@ -185,7 +185,7 @@ def test_nms_has_the_size_of_a_letterboxed_image(kind: Any, policy: Any, size: A
 def test_thresholds_reach_the_model_that_ends_in_nms() -> None:
     info = made_info(head="nms")
     network = ColourNetwork(info)
-    Detector(network, info, score_threshold=0.001, iou_threshold=0.6).detect([photo()])
+    NetworkDetector(network, info, score_threshold=0.001, iou_threshold=0.6).detect([photo()])
     np.testing.assert_array_equal(network.inputs["score_threshold"], np.array([0.001], np.float32))
     np.testing.assert_array_equal(network.inputs["iou_threshold"], np.array([0.6], np.float32))
     assert network.inputs["iou_threshold"].dtype == np.float32
@@ -193,20 +193,20 @@ def test_thresholds_reach_the_model_that_ends_in_nms() -> None:
 
 def test_thresholds_and_nms_kind_count_where_numpy_suppresses() -> None:
     info = made_info(nms=NmsInfo("plain"))
-    assert len(Detector(ColourNetwork(info), info, 0.25, 0.45).detect([photo()])[0]) == 1
-    assert len(Detector(ColourNetwork(info), info, 0.25, 0.99).detect([photo()])[0]) == 2
-    assert len(Detector(ColourNetwork(info), info, 0.95, 0.45).detect([photo()])[0]) == 0
+    assert len(NetworkDetector(ColourNetwork(info), info, 0.25, 0.45).detect([photo()])[0]) == 1
+    assert len(NetworkDetector(ColourNetwork(info), info, 0.25, 0.99).detect([photo()])[0]) == 2
+    assert len(NetworkDetector(ColourNetwork(info), info, 0.95, 0.45).detect([photo()])[0]) == 0
     distant = made_info(nms=NmsInfo("diounms", beta=0.0))  # any distance at all then counts 1
-    assert len(Detector(ColourNetwork(distant), distant, 0.25, 0.45).detect([photo()])[0]) == 2
+    assert len(NetworkDetector(ColourNetwork(distant), distant, 0.25, 0.45).detect([photo()])[0]) == 2
     capped = made_info(max_detections=1)
-    assert len(Detector(ColourNetwork(capped), capped, 0.25, 0.99).detect([photo()])[0]) == 1
+    assert len(NetworkDetector(ColourNetwork(capped), capped, 0.25, 0.99).detect([photo()])[0]) == 1
 
 
 def test_results_are_copies_of_the_engines_memory() -> None:
     detector = made_detector(head="nms", input="uint8")
     image = photo(size=(128, 160))
     memory = detector.run({"images": image[np.newaxis]})
-    found = Detector(lambda _: memory, detector.info).detect([image])[0]
+    found = NetworkDetector(lambda _: memory, detector.info).detect([image])[0]
     for array in memory.values():
         array.fill(0)
     assert found.scores.tolist() == pytest.approx([0.9])
@@ -221,7 +221,7 @@ def test_raw_heads_are_refused() -> None:
 @pytest.mark.parametrize("thresholds", [(25, 0.45), (-0.1, 0.45), (0.25, 1.5), (float("nan"), 0.5)])
 def test_thresholds_outside_0_1_are_refused(thresholds: tuple[float, float]) -> None:
     with pytest.raises(DarktrtError, match="must be between 0 and 1"):
-        Detector(ColourNetwork(made_info()), made_info(), *thresholds)
+        NetworkDetector(ColourNetwork(made_info()), made_info(), *thresholds)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_thresholds_outside_0_1_are_refused(thresholds: tuple[float, float]) -> 
 )
 def test_outputs_that_do_not_fit_are_named(outputs: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(DarktrtError, match=f"colours.*{message}"):
-        Detector(lambda _: outputs, made_info()).detect([photo()])
+        NetworkDetector(lambda _: outputs, made_info()).detect([photo()])
 
 
 # Files
@@ -449,7 +449,7 @@ def test_several_calls_at_once_keep_their_order(tmp_path: Path, in_flight: int) 
         save(tmp_path / "in" / f"{i:02}.png", photo((10 * i, 30, 10 * i + 60, 90)))
     save_video(tmp_path / "in" / "v.mp4", frames=9)
     network = SlowNetwork(made_info(batch=(1, 1, 1)))
-    results = list(detect_files(Detector(network, network.info), [tmp_path / "in"], tmp_path / "out", in_flight))
+    results = list(detect_files(NetworkDetector(network, network.info), [tmp_path / "in"], tmp_path / "out", in_flight))
     assert network.most_at_once == in_flight
     assert [r.path.name for r in results] == [f"{i:02}.png" for i in range(20)] + ["v.mp4"] * 9  # type: ignore[union-attr]
     np.testing.assert_allclose([r.detections.boxes[0, 0] for r in results[:20]], range(0, 200, 10), atol=3)
@@ -468,7 +468,7 @@ def test_stopping_early_does_not_wait_for_running_calls(tmp_path: Path) -> None:
             release.wait(10)
         return network(inputs)
 
-    results = detect_files(Detector(stuck, info), [tmp_path], None, 2)
+    results = detect_files(NetworkDetector(stuck, info), [tmp_path], None, 2)
     next(results)
     started = time.monotonic()
     results.close()
@@ -481,7 +481,7 @@ def test_a_failure_of_one_call_is_raised(tmp_path: Path) -> None:
         save(tmp_path / f"{i}.png", photo())
     (tmp_path / "5.png").write_text("no image")
     network = SlowNetwork(made_info(batch=(1, 1, 1)))
-    results = detect_files(Detector(network, network.info), [tmp_path], None, 3)
+    results = detect_files(NetworkDetector(network, network.info), [tmp_path], None, 3)
     assert [next(results).path.name for _ in range(5)] == [f"{i}.png" for i in range(5)]  # type: ignore[union-attr]
     with pytest.raises(DarktrtError, match=r"5\.png: is not an image"):
         next(results)
@@ -586,7 +586,7 @@ def test_a_failure_on_the_way_leaves_no_half_video(tmp_path: Path) -> None:
         return network(inputs)
 
     with pytest.raises(KeyboardInterrupt):
-        list(detect_files(Detector(tired, info), [source], tmp_path / "out.mp4"))
+        list(detect_files(NetworkDetector(tired, info), [source], tmp_path / "out.mp4"))
     assert files_in(tmp_path) == ["a.mp4"]
 
 

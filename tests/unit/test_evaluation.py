@@ -242,7 +242,7 @@ def test_what_cannot_be_compared_is_refused_before_the_first_image(
     save_detections([replace(found, thresholds=Thresholds(0.5, 0.45))], "thresholds.json")
     save_detections([replace(found, images=some)], "images.json")
     save_detections([made_detections(labelled)], "classes.json")
-    for function in ("agreement.run", "coco.Detector.detect", "simulate.FloatReference"):
+    for function in ("agreement.run", "coco.NetworkDetector.detect", "simulate.FloatReference"):
         monkeypatch.setattr(f"darktrt.check.{function}", fails)
     image = {"id": 0, "file_name": "0.png", "width": 99, "height": 99}
     label = {"image_id": 0, "category_id": 0, "bbox": [0, 0, 9, 9]}

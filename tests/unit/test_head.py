@@ -37,7 +37,7 @@ from darktrt.plugins.ops import YoloDecode, op_from_node
 from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, save_model, transform
 from darktrt.vision.boxes import nms
-from darktrt.vision.detector import Detector
+from darktrt.vision.detector import NetworkDetector
 
 ANCHORS = 3 * (4 * 6 + 8 * 12)
 
@@ -214,8 +214,8 @@ def load_info(model: onnx.ModelProto) -> DetectorInfo:
 def test_detecting_with_other_thresholds_than_the_fixed_ones_is_refused(made: Made) -> None:
     info = load_info(made.transformed(thresholds=Thresholds(0.25, 0.3)))
     with pytest.raises(DarktrtError, match=r"its thresholds are fixed at 0\.25 and 0\.3, not 0\.25 and 0\.45"):
-        Detector(lambda inputs: inputs, info)
-    assert Detector(lambda inputs: inputs, info, 0.25, 0.3)
+        NetworkDetector(lambda inputs: inputs, info)
+    assert NetworkDetector(lambda inputs: inputs, info, 0.25, 0.3)
 
 
 def test_thresholds_that_cannot_be_fixed() -> None:

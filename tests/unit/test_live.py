@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from streams import RtspServer, TcpServer, transport_stream
-from test_detect import Detector, made_detector, made_info, photo, save_video
+from test_detect import NetworkDetector, made_detector, made_info, photo, save_video
 
 from darktrt.errors import DarktrtError
 from darktrt.vision.live import camera, detect_live, stream
@@ -45,14 +45,14 @@ def test_a_stream_that_stops_is_the_end(tmp_path: Path) -> None:
     assert list(detect_live(made_detector(), stream(server.url)))[-1].frame is not None
 
 
-def slow_detector(seconds: float) -> Detector:
+def slow_detector(seconds: float) -> NetworkDetector:
     fast = made_detector()
 
     def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         time.sleep(seconds)
         return fast.run(inputs)
 
-    return Detector(run, made_info(batch=(1, 1, 1)))
+    return NetworkDetector(run, made_info(batch=(1, 1, 1)))
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])

@@ -38,7 +38,7 @@ from darktrt.metadata import DetectorInfo
 from darktrt.surgery.mish import Fused
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Detector, Run
+from darktrt.vision.detector import NetworkDetector, Run
 from darktrt.vision.images import read_image
 
 ZOO, DATA = SHARED / "zoo", SHARED / "data"
@@ -197,7 +197,7 @@ def test_the_dog_is_found_as_darknet_finds_it(real: Real) -> None:
     """With bytes the image is rounded after resizing, which moves the bicycle's score by 0.013."""
     for model, tolerance in ((real.nms, DARKNET_SCORE), (real.decode, DARKNET_SCORE), (real.nms_uint8, 2 * DARKNET_SCORE)):
         with OnnxRunner(model) as runner:
-            (found,) = Detector(runner.run, runner.info).detect([read_image(DOG)])
+            (found,) = NetworkDetector(runner.run, runner.info).detect([read_image(DOG)])
         assert_darknets_dog(found, tolerance)
 
 
