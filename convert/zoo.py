@@ -20,6 +20,7 @@ from pathlib import Path
 
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, sha256_of
+from darktrt.progress import progress
 
 _DATA = Path(__file__).parent / "data"
 _RELEASES = "https://github.com/AlexeyAB/darknet/releases/download"
@@ -180,12 +181,10 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _download(url: str, target: Path) -> None:
-    from tqdm import tqdm
-
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer, open(target, "wb") as file:
             size = int(answer.headers.get("Content-Length", 0))
-            with tqdm(total=size or None, unit="B", unit_scale=True, desc=url.rpartition("/")[2], leave=False) as bar:
+            with progress(size or None, "B", url.rpartition("/")[2], scale=True) as bar:
                 while block := answer.read(1 << 18):
                     file.write(block)
                     bar.update(len(block))
