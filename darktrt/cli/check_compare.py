@@ -29,8 +29,7 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument("--save-outputs", metavar="JSON", help="save the results, to compare them with others elsewhere")
     saved = "also compare saved results; may be repeated"
     parser.add_argument("--load-outputs", metavar="JSON", action="append", default=[], help=saved)
-    parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="of detections (default: 0.25)")
-    parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="of NMS (default: 0.45)")
+    groups.add_thresholds(parser)
     limits = "limits in place of the precision's: NAME=X,... with worst, cosine, score, unmatched"
     parser.add_argument("--tolerance", metavar="NAME=X,...", help=limits)
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
@@ -40,13 +39,12 @@ def _compare(args: argparse.Namespace) -> int:
     from darktrt.check.agreement import compare
     from darktrt.check.runs import load_image, load_results
     from darktrt.check.tolerance import parse_tolerance
-    from darktrt.metadata import Thresholds
     from darktrt.vision.sources import find_images, path_of
 
     inputs = [*check_options.variant_files(args), *args.load_outputs, *map(path_of, args.data)]
     check_outputs([args.save_outputs, args.json], inputs)
     tolerance = parse_tolerance(args.tolerance) if args.tolerance else {}
-    thresholds = Thresholds(args.score_threshold, args.iou_threshold)
+    thresholds = groups.thresholds(args)
     loaded = [one for path in args.load_outputs for one in load_results(path)]
     with ExitStack() as stack:
         variants = check_options.variants(args, stack, args.layers, [one.info for one in loaded])

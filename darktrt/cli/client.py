@@ -72,8 +72,6 @@ def _client(args: argparse.Namespace, **options: Any) -> Iterator[Client]:
 
 
 def _add_detect(commands: groups.Commands) -> None:
-    from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD
-
     parser = groups.command(
         commands,
         "detect",
@@ -90,8 +88,7 @@ def _add_detect(commands: groups.Commands) -> None:
     _add_client(parser)
     parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
     parser.add_argument("--json", action="store_true", help="print a line of JSON an image or frame instead of tables")
-    for name, default in (("score", SCORE_THRESHOLD), ("iou", IOU_THRESHOLD)):
-        parser.add_argument(f"--{name}-threshold", type=float, default=default, metavar="X", help=f"(default: {default})")
+    groups.add_thresholds(parser)
     parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="most requests under way at once (default: 4)")
     frames = "number of frames of a camera or stream (default: until Ctrl-C)"
     parser.add_argument("--frames", type=int, metavar="N", help=frames)

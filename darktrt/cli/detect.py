@@ -25,8 +25,7 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine")
     parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image or frame instead of tables")
-    parser.add_argument("--score-threshold", type=float, default=0.25, metavar="X", help="(default: 0.25)")
-    parser.add_argument("--iou-threshold", type=float, default=0.45, metavar="X", help="(default: 0.45)")
+    groups.add_thresholds(parser)
     parser.set_defaults(run=_detect)
 
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
+from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds
 
 if TYPE_CHECKING:
     from darktrt.serve.client.transport import Endpoint
@@ -50,6 +51,18 @@ def parse_batch(text: str) -> tuple[int, int, int]:
         raise DarktrtError(f"--batch {text}: write a number like 4, or a range like 1..8")
     low, high = int(match[1]), int(match[2] or match[1])
     return low, high, high
+
+
+def add_thresholds(parser: argparse.ArgumentParser) -> None:
+    """The thresholds of detections; :func:`thresholds` reads them."""
+    score = f"detections must exceed this score (default: {SCORE_THRESHOLD:g})"
+    parser.add_argument("--score-threshold", type=float, default=SCORE_THRESHOLD, metavar="X", help=score)
+    iou = f"overlap above which NMS suppresses the lesser of two detections (default: {IOU_THRESHOLD:g})"
+    parser.add_argument("--iou-threshold", type=float, default=IOU_THRESHOLD, metavar="X", help=iou)
+
+
+def thresholds(args: argparse.Namespace) -> Thresholds:
+    return Thresholds(args.score_threshold, args.iou_threshold)
 
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
