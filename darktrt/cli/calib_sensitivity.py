@@ -38,10 +38,10 @@ def _sensitivity(args: argparse.Namespace) -> None:
     check_outputs([args.json, args.plot], inputs)
     if args.plot:
         check_drawable(args.plot)
-    found = sensitivity(args.model, args.data, groups.calibration(args.table), args.limit, args.seed, args.map)
-    print(found.to_table(), flush=True)
+    ranking = sensitivity(args.model, args.data, groups.calibration(args.table), args.limit, args.seed, args.map)
+    print(ranking.to_table(), flush=True)
     if args.json:
-        save_json(found, args.json)
+        save_json(ranking, args.json)
     if args.plot:
-        plot(found, args.plot)
-    print(found.summary())
+        plot(ranking, args.plot)
+    print(ranking.summary())
