@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from darktrt.cli import groups
 
@@ -27,5 +26,4 @@ def _merge(args: argparse.Namespace) -> None:
 
     options = CalibrationOptions(method=args.method, percentile=args.percentile)
     calibration = merge_calibrations(args.histograms, args.output, options, plot=args.plot)
-    print(Path(args.output).with_suffix(".txt").read_text(encoding="utf-8"), end="")
-    print(f"{args.output}: scales of {len(calibration.scales)} tensors")
+    groups.print_calibration(args.output, calibration)

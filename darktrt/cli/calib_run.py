@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from darktrt.cli import groups
 
@@ -54,5 +53,4 @@ def _run(args: argparse.Namespace) -> None:
         skip_bad=args.skip_bad,
     )
     calibration = calibrate(args.model, args.data, args.output, options, plot=args.plot)
-    print(Path(args.output).with_suffix(".txt").read_text(encoding="utf-8"), end="")
-    print(f"{args.output}: scales of {len(calibration.scales)} tensors")
+    groups.print_calibration(args.output, calibration)

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
@@ -95,6 +96,14 @@ def calibration(table: str, fp_layers: str | None = None) -> Calibration:
     from darktrt.pipeline import load_calibration
 
     return load_calibration(table, names(fp_layers))
+
+
+def print_calibration(table: str, calibration: Calibration) -> None:
+    """Print the summary beside a table that was just written, and the number of its scales."""
+    from darktrt.calib.summary import Outputs
+
+    print(Outputs(Path(table)).summary.read_text(encoding="utf-8"), end="")
+    print(f"{table}: scales of {len(calibration.scales)} tensors")
 
 
 def names(fp_layers: str | None) -> tuple[str, ...] | None:
