@@ -15,7 +15,7 @@ extern "C" {
 
 #define DARKTRT_UNSUPPORTED (-1)
 
-enum { DARKTRT_FLOAT = 0, DARKTRT_HALF = 1, DARKTRT_INT8 = 2 };
+enum { DARKTRT_FLOAT = 0, DARKTRT_HALF = 1, DARKTRT_INT8 = 2, DARKTRT_UINT8 = 3 };
 
 // A tensor (batch, channels, pixels): its type and memory layout.
 //   vector_width 1                   [batch][channels][pixels]                 TensorRT's kLINEAR
@@ -80,6 +80,24 @@ size_t darktrt_detect_workspace(const DarktrtYolo* yolo, const DarktrtNms* nms);
 int darktrt_detect(const DarktrtYolo* yolo, const DarktrtNms* nms, int32_t type, const void* const* heads,
                    const float* score_threshold, const float* iou_threshold, const float* image_size, int32_t* count,
                    float* boxes, float* scores, int32_t* classes, void* workspace, void* stream);
+
+// The input of a network: its size, 1 channel (gray) or 3 (RGB), and whether images are letterboxed in it or stretched to it.
+typedef struct {
+    int32_t width, height, channels, letterbox;
+} DarktrtFit;
+
+// An RGB image: (height, width, 3), levels 0 to 255.
+typedef struct {
+    const void* pixels;
+    int32_t width, height;
+} DarktrtImage;
+
+// Fit images of any sizes into a network's input, as preprocess in vision/images.py does. `images` is in host memory and read
+// before the function returns; their pixels are DARKTRT_UINT8, DARKTRT_HALF or DARKTRT_FLOAT, all of one type. y is
+// (count, channels, height, width) in 0..1 for DARKTRT_FLOAT and DARKTRT_HALF, (count, height, width, channels) in levels,
+// rounded to nearest even, for DARKTRT_UINT8.
+int darktrt_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, int32_t pixel_type, void* y, int32_t y_type,
+                void* stream);
 
 #ifdef __cplusplus
 }

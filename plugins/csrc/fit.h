@@ -1,0 +1,61 @@
+// darknet's resize_image and letterbox_image: an RGB image of bytes fitted into the input of a network.
+//
+// Bilinear between aligned corners, without antialiasing. vision/images.py states the same in NumPy; both compute the same bits
+// where the compiler makes no fused multiply-adds (--fmad=false, -ffp-contract=off).
+#pragma once
+
+#include "hd.h"
+#include "kernels.h"
+
+namespace darktrt {
+
+constexpr float letterbox_fill = 0.5f;
+
+// The two old pixels that a new one lies between, and how far from the first to the second.
+struct Taps {
+    int32_t first, second;
+    float fraction;
+};
+
+// The last pixel is the old image's last: (size - 1) / (new_size - 1) * (new_size - 1) can fall short of size - 1 in float.
+HOST_DEVICE Taps taps_at(int32_t i, int32_t size, int32_t new_size)
+{
+    if (i == new_size - 1) return {size - 1, size - 1, 0.f};
+    const float scale = static_cast<float>(size - 1) / static_cast<float>(new_size - 1);
+    const float position = static_cast<float>(i) * scale;
+    const auto first = static_cast<int32_t>(position);
+    return {first, first + 1 < size ? first + 1 : size - 1, position - static_cast<float>(first)};
+}
+
+HOST_DEVICE float unit(float level) { return level / 255.f; }
+
+HOST_DEVICE float mix(float first, float second, float fraction) { return (1.f - fraction) * first + fraction * second; }
+
+// stb_image's luma, by which darknet reads an image for a network of one channel.
+HOST_DEVICE uint32_t luma(uint32_t red, uint32_t green, uint32_t blue) { return (77 * red + 150 * green + 29 * blue) >> 8; }
+
+// Where the resized image lies in the network's input, in pixels of the input.
+struct Inner {
+    int32_t x, y, width, height;
+};
+
+HOST_DEVICE Inner inner_of(const DarktrtFit& fit, int32_t width, int32_t height)
+{
+    Inner inner{0, 0, fit.width, fit.height};
+    if (fit.letterbox) {
+        const int64_t wide = fit.width, high = fit.height;
+        if (static_cast<float>(fit.width) / static_cast<float>(width) <
+            static_cast<float>(fit.height) / static_cast<float>(height)) {
+            const auto rows = static_cast<int32_t>(height * wide / width);
+            inner.height = rows > 1 ? rows : 1;
+        } else {
+            const auto columns = static_cast<int32_t>(width * high / height);
+            inner.width = columns > 1 ? columns : 1;
+        }
+        inner.x = (fit.width - inner.width) / 2;
+        inner.y = (fit.height - inner.height) / 2;
+    }
+    return inner;
+}
+
+}  // namespace darktrt
