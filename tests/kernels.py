@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 CSRC = Path(__file__).resolve().parent.parent / "plugins" / "csrc"
 UNSUPPORTED = -1
-TYPES: tuple[Any, ...] = (np.float32, np.float16, np.int8)
+TYPES: tuple[Any, ...] = (np.float32, np.float16, np.int8, np.uint8)
 """By their numbers in kernels.h."""
 MAX_HEADS, MAX_ANCHORS = 5, 32
 GUARD = 256
@@ -63,6 +63,14 @@ class CNms(ctypes.Structure):
         ("max_candidates", ctypes.c_int32),
         ("max_detections", ctypes.c_int32),
     )
+
+
+class CFit(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("width", "height", "channels", "letterbox"))
+
+
+class CImage(ctypes.Structure):
+    _fields_ = (("pixels", ctypes.c_void_p), ("width", ctypes.c_int32), ("height", ctypes.c_int32))
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,19 @@ class Detections:
 
     def __iter__(self) -> Any:
         return iter((self.count, self.boxes, self.scores, self.classes))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The input of a network that images are fitted into."""
+
+    width: int
+    height: int
+    channels: int = 3
+    letterbox: int = 0
+
+    def struct(self) -> CFit:
+        return CFit(self.width, self.height, self.channels, self.letterbox)
 
 
 ANCHORS_608 = ((12, 16), (19, 36), (40, 28), (36, 75), (76, 55), (72, 146), (142, 110), (192, 243), (459, 401))
@@ -332,6 +353,18 @@ class Library:
             *self.workspace(yolo_struct, nms_struct),
         )
         return Detections(*(self.result(output) for output in outputs))
+
+    def fit(self, fit: Fit, images: list[Array], dtype: Any) -> Array:
+        """RGB images ``(H, W, 3)`` in the input of a network, ``(N, H, W, C)`` for uint8, else ``(N, C, H, W)``."""
+        memories = [self.upload(image) for image in images]
+        rows = [(self.address(memory), image.shape[1], image.shape[0]) for memory, image in zip(memories, images, strict=True)]
+        size = (fit.height, fit.width, fit.channels) if dtype is np.uint8 else (fit.channels, fit.height, fit.width)
+        y = self.output((len(images), *size), dtype)
+        kind = TYPES.index(images[0].dtype.type)
+        self.checked(
+            "fit", fit.struct(), len(images), (CImage * len(rows))(*rows), kind, self.address(y[0]), TYPES.index(dtype)
+        )
+        return self.result(y)
 
     def addresses(self, memories: list[Any]) -> Any:
         return (ctypes.c_void_p * MAX_HEADS)(*(self.address(memory) for memory in memories))

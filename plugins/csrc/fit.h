@@ -31,6 +31,9 @@ HOST_DEVICE float unit(float level) { return level / 255.f; }
 
 HOST_DEVICE float mix(float first, float second, float fraction) { return (1.f - fraction) * first + fraction * second; }
 
+// 0..1 to the nearest level, halves to even: adding 1.5 * 2^23 rounds to an integer, which is then in the low bits.
+HOST_DEVICE uint8_t level_of(float value) { return static_cast<uint8_t>(bits_of(value * 255.f + 12582912.f)); }
+
 // stb_image's luma, by which darknet reads an image for a network of one channel.
 HOST_DEVICE uint32_t luma(uint32_t red, uint32_t green, uint32_t blue) { return (77 * red + 150 * green + 29 * blue) >> 8; }
 
@@ -56,6 +59,22 @@ HOST_DEVICE Inner inner_of(const DarktrtFit& fit, int32_t width, int32_t height)
         inner.y = (fit.height - inner.height) / 2;
     }
     return inner;
+}
+
+// Types of pixels and of a network's input.
+HOST_DEVICE bool is_level_type(int32_t type) { return type == DARKTRT_UINT8 || type == DARKTRT_HALF || type == DARKTRT_FLOAT; }
+
+constexpr int32_t side_limit = 1 << 24;  // floats count to there
+
+HOST_DEVICE bool is_supported(const DarktrtFit& fit, int32_t count, const DarktrtImage* images)
+{
+    const auto is_side = [](int32_t side) { return side > 0 && side <= side_limit; };
+    bool supported = count >= 0 && is_side(fit.width) && is_side(fit.height) && (fit.channels == 1 || fit.channels == 3) &&
+                     (fit.letterbox == 0 || fit.letterbox == 1);
+    for (int32_t i = 0; i < count && supported; ++i) {
+        supported = images[i].pixels && is_side(images[i].width) && is_side(images[i].height);
+    }
+    return supported;
 }
 
 }  // namespace darktrt

@@ -17,7 +17,9 @@ from kernels import (
     LINEAR,
     UNSUPPORTED,
     Array,
+    CImage,
     Detections,
+    Fit,
     Format,
     Head,
     Layout,
@@ -34,6 +36,7 @@ from oracles import decode64, expected_detections, mish64, overlap
 
 from darktrt.plugins.ops import DOMAIN, FIRST_BODY_OPSET, Mish, MishAdd, MishConcat, PluginOp, YoloDecode, YoloDetect
 from darktrt.surgery.functions import embed
+from darktrt.vision.images import preprocess
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="building the host library needs make and a C++ compiler")
 
@@ -369,6 +372,58 @@ def test_no_anchor_no_image_and_what_is_not_supported(host: Library) -> None:
     for nms in (Nms(max_candidates=3841), Nms(max_candidates=5, max_detections=6), Nms("diounms", 0.0)):
         with pytest.raises(AssertionError, match="returned -1"):
             host.detect(SMALL, nms, heads)
+
+
+# --- images ---
+
+IMAGE_SIZES = ((1, 1), (1, 7), (9, 1), (2, 2), (53, 37), (64, 48), (300, 200), (20, 333), (8192, 3), (5, 4097))
+"""Width, height."""
+INPUT_SIZES = ((1, 1), (32, 32), (96, 64), (33, 65), (128, 7))
+
+
+def image_of(width: int, height: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("letterbox", [0, 1])
+@pytest.mark.parametrize("size", INPUT_SIZES)
+def test_images_are_fitted_as_numpy_does(host: Library, size: tuple[int, int], channels: int, letterbox: int) -> None:
+    fit = Fit(*size, channels, letterbox)
+    for image in (image_of(*image_size) for image_size in IMAGE_SIZES):
+        floats, levels = (
+            preprocess(image, *size, channels, "letterbox" if letterbox else "stretch", form)[0] for form in ("float", "uint8")
+        )
+        for pixels in (image, image.astype(np.float16), image.astype(np.float32)):
+            np.testing.assert_array_equal(host.fit(fit, [pixels], np.float32)[0], floats)
+            np.testing.assert_array_equal(host.fit(fit, [pixels], np.float16)[0], floats.astype(np.float16))
+            np.testing.assert_array_equal(host.fit(fit, [pixels], np.uint8)[0], levels)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_images_of_different_sizes_are_fitted_together(host: Library, dtype: Any) -> None:
+    images = [image_of(*size, seed) for seed, size in enumerate(IMAGE_SIZES)]
+    fit = Fit(96, 64, letterbox=1)
+    together = host.fit(fit, images, dtype)
+    for image, found in zip(images, together, strict=True):
+        np.testing.assert_array_equal(host.fit(fit, [image], dtype)[0], found)
+
+
+def test_what_is_no_image_or_input_is_not_fitted(host: Library) -> None:
+    image, y, small = image_of(4, 4), np.zeros(100, np.float32), Fit(2, 2)
+
+    def status(fit: Fit = small, width: int = 4, height: int = 4, kind: int = 3, y_kind: int = 0, pixels: Any = image) -> int:
+        address = None if pixels is None else pixels.ctypes.data
+        images = (CImage * 1)(CImage(address, width, height))
+        return host.call("fit", fit.struct(), 1, images, kind, host.address(y), y_kind)
+
+    assert status() == 0
+    for fit in (Fit(0, 2), Fit(2, -1), Fit(2, 2, 2), Fit(2, 2, 3, 2)):
+        assert status(fit) == UNSUPPORTED
+    assert status(width=0) == status(height=(1 << 24) + 1) == status(pixels=None) == UNSUPPORTED
+    assert status(kind=2) == status(y_kind=2) == status(kind=4) == UNSUPPORTED
+    assert host.call("fit", small.struct(), 0, None, 3, host.address(y), 0) == 0
+    assert host.call("fit", small.struct(), -1, None, 3, host.address(y), 0) == UNSUPPORTED
 
 
 def test_a_build_that_fails_says_why(tmp_path: Path) -> None:

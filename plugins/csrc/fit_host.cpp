@@ -1,0 +1,136 @@
+// Fitting images into a network's input on the CPU: across the columns, once for every row that is used, then down the rows.
+//
+// A part of the host library, and by itself what vision/images.py resizes with.
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "fit.h"
+#include "half.h"
+
+namespace darktrt {
+namespace {
+
+template <typename Pixel> struct Units {
+    float operator()(Pixel level) const { return unit(static_cast<float>(level)); }
+};
+template <> struct Units<uint8_t> {
+    float of[256];
+
+    Units()
+    {
+        for (int32_t level = 0; level < 256; ++level) of[level] = unit(static_cast<float>(level));
+    }
+    float operator()(uint8_t level) const { return of[level]; }
+};
+
+template <int32_t Channels, typename Pixel> struct Reader {
+    Units<Pixel> units;
+
+    float operator()(const Pixel* rgb, int32_t channel) const
+    {
+        if (Channels == 3) return units(rgb[channel]);
+        const auto level = [&](int32_t i) { return static_cast<uint32_t>(static_cast<float>(rgb[i])); };
+        return units(static_cast<Pixel>(static_cast<float>(luma(level(0), level(1), level(2)))));
+    }
+};
+
+std::vector<Taps> taps_of(int32_t size, int32_t new_size)
+{
+    std::vector<Taps> taps;
+    for (int32_t i = 0; i < new_size; ++i) taps.push_back(taps_at(i, size, new_size));
+    return taps;
+}
+
+// Where an element of a row lies: planes for the floats of (channels, height, width), else pixels of (height, width, channels).
+struct Steps {
+    int64_t channel, column;
+};
+
+template <int32_t Channels, typename Pixel>
+void mix_across(const Reader<Channels, Pixel>& read, const Pixel* row, const std::vector<Taps>& across, Steps steps, float* y)
+{
+    for (const Taps& taps : across) {
+        const Pixel *first = row + int64_t{3} * taps.first, *second = row + int64_t{3} * taps.second;
+        for (int32_t channel = 0; channel < Channels; ++channel) {
+            y[channel * steps.channel] = mix(read(first, channel), read(second, channel), taps.fraction);
+        }
+        y += steps.column;
+    }
+}
+
+template <typename T> T stored(float value) { return static_cast<T>(value); }
+template <> uint8_t stored<uint8_t>(float value) { return level_of(value); }
+
+template <typename Out> void mix_down(const float* first, const float* second, float fraction, int64_t count, Out* y)
+{
+    for (int64_t i = 0; i < count; ++i) y[i] = stored<Out>(mix(first[i], second[i], fraction));
+}
+
+template <int32_t Channels, typename Pixel, typename Out>
+void fit_image(const DarktrtFit& fit, const DarktrtImage& image, Out* y)
+{
+    constexpr bool planes = !std::is_same_v<Out, uint8_t>;
+    const Inner inner = inner_of(fit, image.width, image.height);
+    const int64_t area = int64_t{fit.height} * fit.width, row_size = int64_t{Channels} * inner.width;
+    if (inner.width < fit.width || inner.height < fit.height) std::fill_n(y, Channels * area, stored<Out>(letterbox_fill));
+    const std::vector<Taps> across = taps_of(image.width, inner.width);
+    const Steps steps = planes ? Steps{inner.width, 1} : Steps{1, Channels};
+    const Reader<Channels, Pixel> read;
+    // taps are rows next to each other, so of the rows that were mixed across only the latest odd and even one can be needed
+    std::vector<float> mixed[2] = {std::vector<float>(row_size), std::vector<float>(row_size)};
+    int32_t held[2] = {-1, -1};
+    const auto row_at = [&](int32_t row) {
+        float* const found = mixed[row % 2].data();
+        if (held[row % 2] != row) {
+            mix_across(read, static_cast<const Pixel*>(image.pixels) + int64_t{3} * row * image.width, across, steps, found);
+            held[row % 2] = row;
+        }
+        return found;
+    };
+    for (int32_t i = 0; i < inner.height; ++i) {
+        const Taps down = taps_at(i, image.height, inner.height);
+        const float *first = row_at(down.first), *second = row_at(down.second);
+        const int64_t start = int64_t{inner.y + i} * fit.width + inner.x;
+        if (planes) {
+            for (int32_t channel = 0; channel < Channels; ++channel) {
+                const int64_t part = int64_t{channel} * inner.width;
+                mix_down(first + part, second + part, down.fraction, inner.width, y + channel * area + start);
+            }
+        } else {
+            mix_down(first, second, down.fraction, row_size, y + Channels * start);
+        }
+    }
+}
+
+template <typename Pixel, typename Out>
+void fit_images(const DarktrtFit& fit, int32_t count, const DarktrtImage* images, void* y)
+{
+    const int64_t size = int64_t{fit.channels} * fit.height * fit.width;
+    const auto function = fit.channels == 3 ? fit_image<3, Pixel, Out> : fit_image<1, Pixel, Out>;
+    for (int32_t i = 0; i < count; ++i) function(fit, images[i], static_cast<Out*>(y) + i * size);
+}
+
+template <typename Pixel> auto function_of(int32_t y_type)
+{
+    return y_type == DARKTRT_FLOAT  ? fit_images<Pixel, float>
+           : y_type == DARKTRT_HALF ? fit_images<Pixel, Half>
+                                    : fit_images<Pixel, uint8_t>;
+}
+
+}  // namespace
+}  // namespace darktrt
+
+using namespace darktrt;
+
+extern "C" int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, int32_t pixel_type, void* y,
+                                int32_t y_type)
+{
+    if (!is_supported(fit, count, images) || !is_level_type(pixel_type) || !is_level_type(y_type)) return DARKTRT_UNSUPPORTED;
+    const auto function = pixel_type == DARKTRT_UINT8  ? function_of<uint8_t>(y_type)
+                          : pixel_type == DARKTRT_HALF ? function_of<Half>(y_type)
+                                                       : function_of<float>(y_type);
+    function(fit, count, images, y);
+    return 0;
+}
