@@ -1,4 +1,4 @@
-"""NVIDIA's driver through ctypes: memory, a stream, events and graphs, as far as calibrating, running and timing need them.
+"""NVIDIA's driver through ctypes: memory, streams, events and graphs, as far as calibrating, running and timing need them.
 
 The driver and not the CUDA runtime: every machine with a GPU has ``libcuda.so.1``, and there is nothing to install for it.
 """
@@ -6,16 +6,18 @@ The driver and not the CUDA runtime: every machine with a GPU has ``libcuda.so.1
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError
 
-_GLOBAL_CAPTURE = 0
+_THREAD_LOCAL_CAPTURE = 1
+_NO_TIMING = 2
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76  # of CUdevice_attribute
 
 
@@ -162,14 +164,113 @@ class DeviceMemory:
         return self._driver
 
 
+@dataclass(frozen=True)
+class DeviceImage:
+    """An RGB image ``(height, width, 3)`` uint8 in the memory of the GPU, complete: no work that writes it is under way."""
+
+    address: int
+    width: int
+    height: int
+    owner: object = field(repr=False, compare=False)
+    """Keeps the memory alive."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """As that of an array."""
+        return self.height, self.width, 3
+
+    def to_host(self) -> NDArray[np.uint8]:
+        """The pixels as an array.
+
+        Raises:
+            DarktrtError: work on the GPU failed.
+        """
+        pixels = np.empty(self.shape, np.uint8)
+        driver = Driver()
+        try:
+            with driver.current():
+                target, size = ctypes.c_void_p(pixels.ctypes.data), ctypes.c_size_t(pixels.nbytes)
+                driver.call("cuMemcpyDtoH_v2", target, ctypes.c_uint64(self.address), size)
+        finally:
+            driver.close()
+        return pixels
+
+
+Frame: TypeAlias = NDArray[np.uint8] | DeviceImage
+"""An RGB image ``(height, width, 3)`` uint8 on the host or on the GPU."""
+
+
+class Buffer:
+    """Memory of one size on the GPU and on the host, where it is pinned, so that copies reach it without a detour."""
+
+    def __init__(self, driver: Driver, size: int = 0) -> None:
+        self._driver = driver
+        self._host = ctypes.c_void_p()
+        self.address = 0
+        self.size = 0
+        if size:
+            self.reserve(size)
+
+    def reserve(self, size: int) -> bool:
+        """Make it hold this many bytes; True if it was too small, so that it has other addresses and no content now.
+
+        Raises:
+            DarktrtError: the GPU or the host has too little memory.
+        """
+        if size <= self.size:
+            return False
+        self.close()
+        self.address = self._driver.allocate(size)
+        with self._driver.current():
+            self._driver.call("cuMemHostAlloc", ctypes.byref(self._host), ctypes.c_size_t(size), ctypes.c_uint(0))
+        self.size = size
+        return True
+
+    def array(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """The memory on the host as an array; it lives until the buffer grows or is closed."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        memory: Any = (ctypes.c_char * size).from_address(int(self._host.value or 0))
+        return np.frombuffer(memory, dtype).reshape(shape)
+
+    def close(self) -> None:
+        """Give the memory back; may be called twice."""
+        if self.address:
+            self._driver.free(self.address)
+        if self._host:
+            with self._driver.current():
+                self._driver.call("cuMemFreeHost", self._host)
+        self.address, self.size, self._host = 0, 0, ctypes.c_void_p()
+
+
+class Event:
+    """A mark in the work of a stream, which the host and other streams can wait for."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self.handle = ctypes.c_void_p()
+        with driver.current():
+            driver.call("cuEventCreate", ctypes.byref(self.handle), ctypes.c_uint(_NO_TIMING))
+
+    def synchronize(self) -> None:
+        """Wait until the work before the mark is done; at once if the event was never recorded."""
+        with self._driver.current():
+            self._driver.call("cuEventSynchronize", self.handle)
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self.handle:
+            with self._driver.current():
+                self._driver.call("cuEventDestroy_v2", self.handle)
+        self.handle = ctypes.c_void_p()
+
+
 class Stream:
     """Work in order on the GPU: copies from and to pinned host memory, and graphs that replay what was enqueued once."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._handle = ctypes.c_void_p()
-        self._graphs: dict[int, ctypes.c_void_p] = {}
-        self._pinned: list[ctypes.c_void_p] = []
+        self._graphs: dict[Hashable, ctypes.c_void_p] = {}
         with driver.current():
             driver.call("cuStreamCreate", ctypes.byref(self._handle), ctypes.c_uint(1))  # does not wait for the default stream
 
@@ -177,16 +278,6 @@ class Stream:
     def handle(self) -> int:
         """CUDA's, for TensorRT."""
         return int(self._handle.value or 0)
-
-    def pinned(self, shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """An array in memory that copies reach without a detour; it lives as long as the stream."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        address = ctypes.c_void_p()
-        with self._driver.current():
-            self._driver.call("cuMemHostAlloc", ctypes.byref(address), ctypes.c_size_t(max(size, 1)), ctypes.c_uint(0))
-        self._pinned.append(address)
-        memory: Any = (ctypes.c_char * size).from_address(int(address.value or 0))
-        return np.frombuffer(memory, dtype).reshape(shape)
 
     def upload(self, address: int, array: NDArray[Any]) -> None:
         """Enqueue a copy of a pinned, contiguous array to the GPU."""
@@ -198,27 +289,44 @@ class Stream:
         pointer, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self._call("cuMemcpyDtoHAsync_v2", pointer, ctypes.c_uint64(address), size, self._handle)
 
+    def copy(self, target: int, source: int, size: int) -> None:
+        """Enqueue a copy of this many bytes inside the GPU."""
+        addresses = ctypes.c_uint64(target), ctypes.c_uint64(source)
+        self._call("cuMemcpyDtoDAsync_v2", *addresses, ctypes.c_size_t(size), self._handle)
+
+    def record(self, event: Event) -> None:
+        """Set the event's mark behind the work enqueued so far."""
+        self._call("cuEventRecord", event.handle, self._handle)
+
+    def wait(self, event: Event) -> None:
+        """Let the work enqueued from now on wait for the event's mark."""
+        self._call("cuStreamWaitEvent", self._handle, event.handle, ctypes.c_uint(0))
+
     def synchronize(self) -> None:
         self._call("cuStreamSynchronize", self._handle)
 
     @contextmanager
-    def recording(self, key: int = 0) -> Iterator[None]:
-        """Keep what is enqueued, in place of running it, for :meth:`replay`; it takes the place of what ``key`` had before."""
-        self._call("cuStreamBeginCapture_v2", self._handle, ctypes.c_int(_GLOBAL_CAPTURE))
+    def recording(self, key: Hashable = 0) -> Iterator[None]:
+        """Keep what is enqueued, in place of running it, for :meth:`replay`; it takes the place of what ``key`` had before.
+
+        Other threads may go on using the GPU meanwhile.
+        """
+        self._call("cuStreamBeginCapture_v2", self._handle, ctypes.c_int(_THREAD_LOCAL_CAPTURE))
         graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
         try:
             yield
         finally:
             self._call("cuStreamEndCapture", self._handle, ctypes.byref(graph))
-        self._forget(key)
+        self.forget(key)
         self._call("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
         self._graphs[key] = ready
         self._call("cuGraphDestroy", graph)
 
-    def replay(self, key: int = 0) -> None:
+    def replay(self, key: Hashable = 0) -> None:
         self._call("cuGraphLaunch", self._graphs[key], self._handle)
 
-    def _forget(self, key: int) -> None:
+    def forget(self, key: Hashable) -> None:
+        """Give the graph of ``key`` back, if there is one."""
         if key in self._graphs:
             self._call("cuGraphExecDestroy", self._graphs.pop(key))
 
@@ -238,14 +346,11 @@ class Stream:
         return milliseconds.value
 
     def close(self) -> None:
-        """Give everything back; arrays of pinned memory must not be used any more. May be called twice."""
+        """Give everything back; may be called twice."""
         if not self._handle:
             return
         for key in list(self._graphs):
-            self._forget(key)
-        for address in self._pinned:
-            self._call("cuMemFreeHost", address)
-        self._pinned.clear()
+            self.forget(key)
         self._call("cuStreamDestroy_v2", self._handle)
         self._handle = ctypes.c_void_p()
 

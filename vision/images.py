@@ -154,18 +154,25 @@ def _gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return luma[:, :, np.newaxis]
 
 
-def _fit(image: NDArray[np.uint8], width: int, height: int, policy: ResizePolicy) -> tuple[NDArray[np.float32], Placement]:
-    rows, columns = image.shape[:2]
-    inner_width, inner_height = letterbox_size(columns, rows, width, height) if policy == "letterbox" else (width, height)
+def placement_of(image_width: int, image_height: int, width: int, height: int, policy: ResizePolicy) -> Placement:
+    """Where an image lies in a network input of ``width`` x ``height``."""
+    inner_width, inner_height = (width, height)
+    if policy == "letterbox":
+        inner_width, inner_height = letterbox_size(image_width, image_height, width, height)
     # Pixels go to the rounded-down offset, boxes come back by the exact half, half a network pixel off where the rest is
     # odd: darknet's correct_yolo_boxes does so, published letterbox figures include it, so it stays.
-    x, y = (width - inner_width) // 2, (height - inner_height) // 2
     offset_x, offset_y = (width - inner_width) / 2, (height - inner_height) / 2
-    placement = Placement(columns, rows, columns / inner_width, rows / inner_height, offset_x, offset_y)
+    return Placement(image_width, image_height, image_width / inner_width, image_height / inner_height, offset_x, offset_y)
+
+
+def _fit(image: NDArray[np.uint8], width: int, height: int, policy: ResizePolicy) -> tuple[NDArray[np.float32], Placement]:
+    placement = placement_of(image.shape[1], image.shape[0], width, height, policy)
+    inner_width, inner_height = placement.inner_size
     resized = resize(image, inner_width, inner_height)
     if (inner_width, inner_height) == (width, height):
         return resized, placement
     canvas = np.full((height, width, image.shape[2]), LETTERBOX_FILL)
+    x, y = (width - inner_width) // 2, (height - inner_height) // 2
     canvas[y : y + inner_height, x : x + inner_width] = resized
     return canvas, placement
 
