@@ -137,14 +137,23 @@ def preprocess(
     Raises:
         DarktrtError: the image is not such an array, or ``channels`` is neither 1 nor 3.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise DarktrtError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    check_rgb(image)
     if channels not in (1, 3):
         raise DarktrtError(f"the network has {channels} input channels; images have 1 (gray) or 3 (RGB)")
     pixels, placement = _fit(image if channels == 3 else _gray(image), width, height, policy)
     if input_form == "uint8":
         return np.rint(pixels * np.float32(255)).astype(np.uint8), placement
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), placement
+
+
+def check_rgb(image: NDArray[Any]) -> None:
+    """See that an array is an image.
+
+    Raises:
+        DarktrtError: it is not ``(H, W, 3)`` uint8.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise DarktrtError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
 
 
 def _gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
