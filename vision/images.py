@@ -10,6 +10,7 @@ import os
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import InputForm, ResizePolicy
+from darktrt.vision import native
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read. Other decoders are off: one of them would run Ghostscript on untrusted files."""
@@ -140,10 +142,39 @@ def preprocess(
     check_rgb(image)
     if channels not in (1, 3):
         raise DarktrtError(f"the network has {channels} input channels; images have 1 (gray) or 3 (RGB)")
-    pixels, placement = _fit(image if channels == 3 else _gray(image), width, height, policy)
+    placement = placement_of(image.shape[1], image.shape[0], width, height, policy)
+    fit = compiled_fit() or _fit
+    return fit(image, width, height, channels, policy, input_form), placement
+
+
+@cache
+def compiled_fit() -> native.Fit | None:
+    """The function of the compiled library; None where there is none, or none that is exact."""
+    fit = native.load_fit()
+    return fit if fit and _is_exact(fit) else None
+
+
+def _is_exact(fit: native.Fit) -> bool:
+    """Whether it computes the bits that NumPy does: not so if it was compiled with fast math or for another version."""
+    image = (np.arange(13 * 17 * 3) * 97 % 256).astype(np.uint8).reshape(13, 17, 3)
+    inputs: list[tuple[int, int, int, ResizePolicy, InputForm]] = [
+        (7, 19, 3, "stretch", "float"),
+        (19, 7, 1, "letterbox", "float"),
+        (23, 32, 3, "letterbox", "uint8"),
+    ]
+    with suppress(DarktrtError):
+        return all(np.array_equal(fit(image, *one), _fit(image, *one)) for one in inputs)
+    return False
+
+
+def _fit(
+    image: NDArray[np.uint8], width: int, height: int, channels: int, policy: ResizePolicy, input_form: InputForm
+) -> NDArray[Any]:
+    pixels = _boxed(image if channels == 3 else _gray(image), width, height, policy)
     if input_form == "uint8":
-        return np.rint(pixels * np.float32(255)).astype(np.uint8), placement
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), placement
+        levels: NDArray[np.uint8] = np.rint(pixels * np.float32(255)).astype(np.uint8)
+        return levels
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def check_rgb(image: NDArray[Any]) -> None:
@@ -174,16 +205,16 @@ def placement_of(image_width: int, image_height: int, width: int, height: int, p
     return Placement(image_width, image_height, image_width / inner_width, image_height / inner_height, offset_x, offset_y)
 
 
-def _fit(image: NDArray[np.uint8], width: int, height: int, policy: ResizePolicy) -> tuple[NDArray[np.float32], Placement]:
-    placement = placement_of(image.shape[1], image.shape[0], width, height, policy)
-    inner_width, inner_height = placement.inner_size
-    resized = resize(image, inner_width, inner_height)
+def _boxed(image: NDArray[np.uint8], width: int, height: int, policy: ResizePolicy) -> NDArray[np.float32]:
+    """The image in a network input of ``width`` x ``height``: float32 ``(height, width, C)`` in 0..1."""
+    inner_width, inner_height = placement_of(image.shape[1], image.shape[0], width, height, policy).inner_size
+    resized = _resize(image, inner_width, inner_height)
     if (inner_width, inner_height) == (width, height):
-        return resized, placement
+        return resized
     canvas = np.full((height, width, image.shape[2]), LETTERBOX_FILL)
     x, y = (width - inner_width) // 2, (height - inner_height) // 2
     canvas[y : y + inner_height, x : x + inner_width] = resized
-    return canvas, placement
+    return canvas
 
 
 def letterbox_size(image_width: int, image_height: int, width: int, height: int) -> tuple[int, int]:
@@ -203,6 +234,14 @@ def resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.floa
     One difference: darknet uses only the first tap of the last row, which becomes nearly black where float32
     (H-1)/(height-1)*(height-1) falls just short of H-1. Here the last row is the image's last, as its last column is.
     """
+    compiled = compiled_fit()
+    if compiled and image.dtype == np.uint8 and image.shape[2] == 3:
+        resized: NDArray[np.float32] = compiled(image, width, height, 3, "stretch", "float").transpose(1, 2, 0)
+        return resized
+    return _resize(image, width, height)
+
+
+def _resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.float32]:
     top, bottom, down = _taps(image.shape[0], height)
     left, right, across = _taps(image.shape[1], width)
     used, index = np.unique(
