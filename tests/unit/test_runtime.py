@@ -171,7 +171,8 @@ class Engine:
         return self.tensors[name][0]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.batch or side if side < 0 else side for side in self.tensors[name][1])
+        sizes = self.tensors[name][1]
+        return tuple(self.shape[i] if size < 0 and self.shape else size for i, size in enumerate(sizes))
 
     def get_tensor_dtype(self, name: str) -> Any:
         return DataType[self.tensors[name][2]]
