@@ -74,7 +74,7 @@ import json, numpy as np, darktrt.cli, darktrt.engine.runtime
 from darktrt.metadata import DetectorInfo
 from darktrt.engine.manifest import Manifest
 class Fake:
-    fits_frames, depth = True, 3
+    fits_frames, depth, run = True, 3, None
     path, info = "x.plan", DetectorInfo.from_json(open("info.json").read(), "")
     manifest = Manifest("0" * 64, "", "TensorRT 8.6.0", "H200", "fp16", (), 1.0, info)
     def __init__(self, *_): pass
