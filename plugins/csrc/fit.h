@@ -78,7 +78,8 @@ HOST_DEVICE void write_placement(const DarktrtFit& fit, const Inner& inner, int3
 // The coordinate of a box, number `i` of x1 y1 x2 y2, in pixels of the image and inside it.
 HOST_DEVICE float placed(float value, const float* placement, int32_t i)
 {
-    return fminf(fmaxf((value - placement[i]) * placement[4 + i], 0.f), placement[8 + i]);
+    const float free = (value - placement[i]) * placement[4 + i];
+    return free < 0.f ? 0.f : free > placement[8 + i] ? placement[8 + i] : free;
 }
 
 // Types of pixels and of a network's input.
