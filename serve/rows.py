@@ -1,0 +1,262 @@
+"""Rows, the images of requests: decoded ahead in threads, run in batches of the model's, their results in the rows' order."""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from darktrt.cuda import Frame
+from darktrt.engine.runtime import PlanRunner, Tensors
+from darktrt.errors import DarktrtError
+from darktrt.metadata import DetectorInfo, Thresholds
+
+if TYPE_CHECKING:
+    from darktrt.vision.images import Placement
+
+MOST_BYTES = 32 << 20
+MOST_PIXELS = 64_000_000
+"""Of an encoded image, for a file of a few kilobytes may declare any number of pixels; and of a batch of images, unless it is
+one image."""
+
+OUTPUTS = ("num_detections", "boxes", "scores", "classes")
+
+
+class Runner(Protocol):
+    """A model that can be run: :class:`darktrt.engine.runtime.OnnxRunner` or :class:`darktrt.engine.runtime.PlanRunner`."""
+
+    info: DetectorInfo
+
+    def run(self, inputs: dict[str, NDArray[Any]]) -> Tensors: ...
+    def buffer(self, batch: int) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, with the parameters of its NMS."""
+
+    image: Frame | NDArray[Any]
+    """The model's input, without the batch; or a decoded image where the runner fits it."""
+    thresholds: Thresholds
+    image_size: tuple[float, float] = (1.0, 1.0)
+    """Width and height of the image inside the network's input, for models with the input ``image_size``."""
+    placement: Placement | None = None
+    """Of a decoded image."""
+
+    @property
+    def pixels(self) -> int:
+        """Of an image of any size."""
+        return self.image.shape[0] * self.image.shape[1]
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One encoded image, with the parameters of its NMS."""
+
+    file: bytes
+    name: str
+    """Of the image in errors."""
+    thresholds: Thresholds
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outputs of a row."""
+
+    outputs: Tensors
+    """Of all rows that ran together."""
+    index: int
+    """Of the row in them."""
+    placement: Placement | None = None
+    """Of a decoded image."""
+
+
+@dataclass(frozen=True)
+class _Indexed:
+    index: int
+    """Of the row among those that were given."""
+    row: Row
+
+
+class RowRunner:
+    """Runs rows in batches of a model; while one runs, the images of the next are decoded and uploaded.
+
+    At most twice as many images as there are threads are decoded and in no batch yet.
+
+    Args:
+        runner: the model.
+        threads: that decode encoded images and, where the runner does not fit them, fit them into the network's input.
+    """
+
+    def __init__(self, runner: Runner | PlanRunner, threads: int = 1) -> None:
+        self._info = runner.info
+        self._buffer = runner.buffer
+        self._runner = runner if isinstance(runner, PlanRunner) else _InTurn(runner)
+        self._ahead = 2 * threads
+        self._pool = ThreadPoolExecutor(threads, "decode")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def run(self, rows: Sequence[Row | EncodedRow]) -> list[Result | DarktrtError]:
+        """The result of each row, in order, or what is wrong with its image or with the batch that it ran in.
+
+        Rows of the same thresholds, and of images of any size those of one size, run together.
+        """
+        results: dict[int, Result | DarktrtError] = {}
+        under_way: deque[list[_Indexed]] = deque()
+        try:
+            for batch in self._batches(self._ready(rows, results)):
+                if len(under_way) == self._runner.depth:
+                    results |= self._collect(under_way.popleft())
+                if error := self._submit(batch):
+                    results |= {one.index: error for one in batch}
+                else:
+                    under_way.append(batch)
+        finally:  # also after an error, for the runner must be idle at the next call
+            while under_way:
+                results |= self._collect(under_way.popleft())
+        return [results[i] for i in range(len(rows))]
+
+    # --- images ---
+
+    def _ready(
+        self, rows: Sequence[Row | EncodedRow], results: dict[int, Result | DarktrtError]
+    ) -> Iterator[_Indexed]:
+        """The rows with their images, by thresholds; those whose images are wrong have their results at once."""
+        order = sorted(range(len(rows)), key=lambda i: _pair(rows[i]))
+        for index, row in zip(order, self._decoded([rows[i] for i in order]), strict=True):
+            if isinstance(row, DarktrtError):
+                results[index] = row
+            else:
+                yield _Indexed(index, row)
+
+    def _decoded(self, rows: Sequence[Row | EncodedRow]) -> Iterator[Row | DarktrtError]:
+        """The rows, decoded by the threads as far ahead as is allowed."""
+        if len(rows) == 1:  # a thread would only take time
+            yield self._decode(rows[0])
+            return
+        started = (self._pool.submit(self._decode, row) if isinstance(row, EncodedRow) else row for row in rows)
+        waiting = deque(islice(started, self._ahead))
+        try:
+            while waiting:
+                first = waiting.popleft()
+                yield first.result() if isinstance(first, Future) else first
+                waiting.extend(islice(started, 1))
+        finally:
+            for one in waiting:
+                if isinstance(one, Future):
+                    one.cancel()
+
+    def _decode(self, row: Row | EncodedRow) -> Row | DarktrtError:
+        if isinstance(row, Row):
+            return row
+        from darktrt.vision.detector import fit, placement_in
+        from darktrt.vision.images import decode_image
+
+        try:
+            image: Frame = decode_image(_image_bytes(row.file), row.name, MOST_PIXELS)
+            if self._runner.fits_frames:
+                placement = placement_in(image, self._info)
+            else:
+                image, placement = fit(image, self._info)
+        except DarktrtError as error:
+            return error
+        return Row(image, row.thresholds, placement.inner_size, placement)
+
+    # --- batches ---
+
+    def _batches(self, rows: Iterable[_Indexed]) -> Iterator[list[_Indexed]]:
+        """Rows that can run together, as many as the model accepts."""
+        largest = self._info.batch[2]
+        for _, same in groupby(rows, key=lambda one: _pair(one.row)):
+            groups: dict[tuple[int, ...], list[_Indexed]] = {}
+            for one in same:
+                group = groups.setdefault(one.row.image.shape if self._info.input == "image" else (), [])
+                if group and sum(other.row.pixels for other in group) + one.row.pixels > MOST_PIXELS:
+                    yield group.copy()
+                    group.clear()
+                group.append(one)
+                if len(group) == largest:
+                    yield group.copy()
+                    group.clear()
+            yield from filter(None, groups.values())
+
+    def _submit(self, batch: Sequence[_Indexed]) -> DarktrtError | None:
+        """Begin a batch; the error if it cannot begin."""
+        rows = [one.row for one in batch]
+        count = max(len(rows), self._info.batch[0])
+        inputs = self._info.other_inputs(count, [row.image_size for row in rows], rows[0].thresholds)
+        try:
+            self._runner.submit(self._images(rows, count), inputs)
+        except DarktrtError as error:
+            return error
+        return None
+
+    def _images(self, rows: Sequence[Row], count: int) -> NDArray[Any] | list[Frame]:
+        """What the runner accepts: images of any size, or the network's input, written into the runner's own memory."""
+        if self._info.input == "image" or (rows[0].placement and self._runner.fits_frames):
+            return [row.image for row in rows] + [rows[0].image] * (count - len(rows))
+        images = self._buffer(count)
+        for i, row in enumerate(rows):
+            images[i] = row.image
+        images[len(rows) :] = 0
+        return images
+
+    def _collect(self, batch: Sequence[_Indexed]) -> dict[int, Result | DarktrtError]:
+        """The results of the oldest batch under way."""
+        try:
+            outputs = self._runner.collect()
+        except DarktrtError as error:
+            return {one.index: error for one in batch}
+        copies = {name: outputs[name].copy() for name in OUTPUTS}  # later batches are written into the same memory
+        return {one.index: Result(copies, i, one.row.placement) for i, one in enumerate(batch)}
+
+
+class _InTurn:
+    """A runner of one batch at a time in the form of :class:`PlanRunner`."""
+
+    depth = 1
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.fits_frames = runner.info.input == "image"
+        self._outputs: Tensors = {}
+
+    def submit(self, images: NDArray[Any] | Sequence[Frame], inputs: dict[str, NDArray[Any]]) -> None:
+        stacked = images if isinstance(images, np.ndarray) else np.stack([np.asarray(image) for image in images])
+        self._outputs = self._runner.run({"images": stacked, **inputs})
+
+    def collect(self) -> Tensors:
+        return self._outputs
+
+
+def _pair(row: Row | EncodedRow) -> tuple[float, float]:
+    """The thresholds, to sort by."""
+    return row.thresholds.score, row.thresholds.iou
+
+
+def _image_bytes(file: bytes) -> bytes:
+    """A file's bytes, also from base64 text, because JSON cannot carry bytes."""
+    if len(file) > MOST_BYTES:
+        raise DarktrtError(f"the image has {len(file):,} bytes, more than {MOST_BYTES:,}; scale it down first")
+    try:
+        return base64.b64decode(file, validate=True)
+    except ValueError:
+        return file
+
+
+def gather(results: Sequence[Result]) -> Tensors:
+    """The outputs of rows, stacked: a view where the rows lie one behind the other."""
+    outputs, first = results[0].outputs, results[0].index
+    if all(result.outputs is outputs and result.index == first + i for i, result in enumerate(results)):
+        return {name: array[first : first + len(results)] for name, array in outputs.items()}
+    return {name: np.stack([result.outputs[name][result.index] for result in results]) for name in outputs}
