@@ -26,8 +26,13 @@ SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 ResizePolicy = Literal["stretch", "letterbox"]
 NmsKind = Literal["plain", "greedynms", "diounms"]
 HeadForm = Literal["decoded", "raw", "decode", "nms"]
-InputForm = Literal["uint8", "float"]
+InputForm = Literal["uint8", "float", "image"]
 MishForm = Literal["plugin", "fused", "native", "auto"]
+ImageSizes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+"""Smallest, usual and largest width and height of images, in pixels."""
+
+IMAGE_SIZES: ImageSizes = ((32, 32), (1280, 720), (4096, 4096))
+"""Of a model that takes images of any size, unless others are named."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,17 @@ class Thresholds:
 
     def __str__(self) -> str:
         return f"score threshold {self.score:g} and IoU threshold {self.iou:g}"
+
+
+def check_image_sizes(sizes: ImageSizes) -> None:
+    """See that the smallest, usual and largest size are sizes in this order.
+
+    Raises:
+        ValueError: they are not.
+    """
+    for low, usual, high in zip(*sizes, strict=True):
+        if not 1 <= low <= usual <= high:
+            raise ValueError(f"the image sizes are {' '.join(f'{width}x{height}' for width, height in sizes)}")
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,8 @@ class DetectorInfo:
     ``auto`` is a node each that becomes the form that suits the engine."""
     fixed_thresholds: tuple[float, float] | None = None
     """Of score and IoU, where surgery has put them into the model; otherwise they are inputs of a model with NMS."""
+    image_sizes: ImageSizes | None = None
+    """Of a model with the input form ``image``, which an engine accepts; None for the other forms."""
 
     def __post_init__(self) -> None:
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
@@ -143,17 +161,26 @@ class DetectorInfo:
             raise ValueError(f"the fixed thresholds are {fixed!r:.40}")
         if any(head.classes != len(self.class_names) for head in self.heads):
             raise ValueError(f"there are {len(self.class_names)} class names")
+        if (self.input == "image") != (self.image_sizes is not None):
+            raise ValueError(f"the input form is {self.input!r} and image_sizes is {self.image_sizes}")
+        if self.image_sizes:
+            check_image_sizes(self.image_sizes)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """Of one image: height, width and channels, or channels first for ``float``."""
+        """Of one image: height, width and channels, or channels first for ``float``.
+
+        For ``image`` it is (-1, -1, 3): RGB images of any size, which a batch shares.
+        """
+        if self.input == "image":
+            return -1, -1, 3
         size = self.height, self.width
         return (*size, self.channels) if self.input == "uint8" else (self.channels, *size)
 
     @property
     def input_dtype(self) -> str:
         """NumPy's name of its type."""
-        return "uint8" if self.input == "uint8" else "float32"
+        return "float32" if self.input == "float" else "uint8"
 
     @property
     def takes_thresholds(self) -> bool:
@@ -162,8 +189,11 @@ class DetectorInfo:
 
     @property
     def takes_image_size(self) -> bool:
-        """Whether the model has the input ``image_size (N, 2)``: NMS with a distance term on letterboxed images needs it."""
-        return self.head == "nms" and self.nms_letterbox
+        """Whether the model has the input ``image_size (N, 2)``: NMS with a distance term on letterboxed images needs it.
+
+        A model with the input form ``image`` computes it.
+        """
+        return self.head == "nms" and self.nms_letterbox and self.input != "image"
 
     @property
     def nms_letterbox(self) -> bool:
@@ -181,13 +211,30 @@ class DetectorInfo:
             fixed, asked = (" and ".join(f"{value:g}" for value in pair) for pair in pairs)
             raise DarktrtError(f"{self.name}: its thresholds are fixed at {fixed}, not {asked}; ask for those")
 
+    def check_image(self, width: int, height: int) -> None:
+        """See that an engine of this model accepts images of this size, in pixels; a model with another input form does.
+
+        Raises:
+            DarktrtError: its engine was built for smaller or larger images.
+        """
+        if self.image_sizes is None:
+            return
+        least, _, most = self.image_sizes
+        if not (least[0] <= width <= most[0] and least[1] <= height <= most[1]):
+            raise DarktrtError(
+                f"{self.name}: an image is {width}x{height}, but its engine accepts {least[0]}x{least[1]} to "
+                f"{most[0]}x{most[1]}; scale the image, or run surgery again with other image sizes",
+                argument="image_sizes",
+            )
+
     def model_inputs(
         self, images: NDArray[Any], image_sizes: Sequence[tuple[float, float]], thresholds: Thresholds
     ) -> dict[str, NDArray[Any]]:
         """All inputs of the model by name.
 
         Args:
-            images: ``(N, *input_shape)`` of :attr:`input_dtype`; the first is repeated up to the model's smallest batch.
+            images: ``(N, *input_shape)`` of :attr:`input_dtype`, all of one size; the first is repeated up to the model's
+                smallest batch.
             image_sizes: width and height in pixels that each image takes of the network input, as far as they are known: the
                 first is repeated up to the batch.
             thresholds: for a model that takes them.

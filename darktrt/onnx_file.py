@@ -66,5 +66,5 @@ def _check_input(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -
     shape = list(info.input_shape)
     names = [value.name for value in model.graph.input]
     dims = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim] if names else []
-    if names[:1] != ["images"] or dims[1:] != shape:
+    if names[:1] != ["images"] or dims[1:] != [max(size, 0) for size in shape]:  # 0 is an open dimension
         raise DarktrtError(f"{path}: its input is not the {shape} images of its metadata; make it with 'darktrt convert'")

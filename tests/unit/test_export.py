@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from darktrt.convert.export import convert_darknet
 from darktrt.convert.model import load_darknet
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
-from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.metadata import IMAGE_SIZES, METADATA_KEY, DetectorInfo, Thresholds
 
 ALLOWED = {
     *("Conv", "LeakyRelu", "Softplus", "Tanh", "Mul", "Add", "Concat", "MaxPool", "Slice", "Split", "Resize", "Sigmoid"),
@@ -252,6 +253,43 @@ def test_older_metadata_has_a_plugin_node_a_mish(made: Made) -> None:
     text = made.info.to_json()
     assert ', "mish": "plugin"' in text
     assert DetectorInfo.from_json(text.replace(', "mish": "plugin"', ""), "old.onnx") == made.info
+
+
+def test_older_metadata_has_no_image_sizes(made: Made) -> None:
+    text = made.info.to_json()
+    assert ', "image_sizes": null' in text
+    assert DetectorInfo.from_json(text.replace(', "image_sizes": null', ""), "old.onnx") == made.info
+
+
+def test_the_image_form_has_images_of_one_size_a_batch(made: Made) -> None:
+    info = replace(made.info, input="image", image_sizes=IMAGE_SIZES, head="nms", resize="letterbox", batch=(4, 4, 4))
+    assert DetectorInfo.from_json(info.to_json(), "my.onnx") == info
+    assert (info.input_shape, info.input_dtype, info.takes_image_size) == ((-1, -1, 3), "uint8", False)
+    assert info.nms_letterbox and replace(info, input="uint8", image_sizes=None).takes_image_size
+    images = np.arange(2 * 5 * 7 * 3, dtype=np.uint8).reshape(2, 5, 7, 3)
+    inputs = info.model_inputs(images, [], Thresholds())
+    assert list(inputs) == ["images", "score_threshold", "iou_threshold"]
+    assert np.array_equal(inputs["images"], images[[0, 1, 0, 0]])
+
+
+def test_images_that_an_engine_does_not_accept_are_refused(made: Made) -> None:
+    info = replace(made.info, input="image", image_sizes=((32, 24), (64, 64), (640, 480)))
+    for width, height in ((32, 24), (640, 480)):
+        info.check_image(width, height)
+        made.info.check_image(1, 1)
+    for width, height in ((31, 24), (32, 23), (641, 480), (640, 481)):
+        with pytest.raises(DarktrtError, match=f"an image is {width}x{height}, but its engine accepts 32x24 to 640x480"):
+            info.check_image(width, height)
+
+
+@pytest.mark.parametrize(
+    ("form", "sizes"),
+    [("image", "null"), ("uint8", "[[1, 1], [2, 2], [3, 3]]"), ("image", "[[1, 1], [2, 4], [3, 3]]"), ("image", "[[1, 1]]")],
+)
+def test_impossible_image_sizes_are_refused(made: Made, form: str, sizes: str) -> None:
+    text = made.info.to_json().replace('"input": "float"', f'"input": "{form}"')
+    with pytest.raises(DarktrtError, match=r"image_sizes|image sizes are 1x1 2x4 3x3"):
+        DetectorInfo.from_json(text.replace('"image_sizes": null', f'"image_sizes": {sizes}'), "my.onnx")
 
 
 def test_metadata_without_heads_is_refused(made: Made) -> None:
