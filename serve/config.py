@@ -192,7 +192,7 @@ def _check_cuda_graph(info: DetectorInfo, options: BackendOptions) -> None:
     """Triton's TensorRT records a graph for one size of images."""
     if info.image_sizes and isinstance(options, TensorRTBackend) and options.cuda_graph:
         raise DarktrtError(
-            f"{info.name}: its images differ in size, for which Triton's TensorRT records no CUDA graphs; the Python backend does",
+            f"{info.name}: Triton's TensorRT records no CUDA graphs for images that differ in size; the Python backend does",
             "cuda_graph",
         )
 

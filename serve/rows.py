@@ -19,6 +19,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, Thresholds
 
 if TYPE_CHECKING:
+    from darktrt.vision.boxes import Detections
     from darktrt.vision.images import Placement
 
 MOST_BYTES = 32 << 20
@@ -50,11 +51,6 @@ class Row:
     placement: Placement | None = None
     """Of a decoded image."""
 
-    @property
-    def pixels(self) -> int:
-        """Of an image of any size."""
-        return self.image.shape[0] * self.image.shape[1]
-
 
 @dataclass(frozen=True)
 class EncodedRow:
@@ -76,6 +72,19 @@ class Result:
     """Of the row in them."""
     placement: Placement | None = None
     """Of a decoded image."""
+
+    def placed(self, info: DetectorInfo) -> Detections:
+        """The detections of a decoded image, in its pixels.
+
+        Raises:
+            DarktrtError: the results are no detections, but infinite or no numbers.
+        """
+        from darktrt.vision.boxes import place_detections
+
+        assert self.placement
+        count = int(self.outputs["num_detections"][self.index].item())
+        rows = (self.outputs[name][self.index, :count] for name in ("boxes", "scores", "classes"))
+        return place_detections(*rows, self.placement, info.class_names)
 
 
 @dataclass(frozen=True)
@@ -128,9 +137,7 @@ class RowRunner:
 
     # --- images ---
 
-    def _ready(
-        self, rows: Sequence[Row | EncodedRow], results: dict[int, Result | DarktrtError]
-    ) -> Iterator[_Indexed]:
+    def _ready(self, rows: Sequence[Row | EncodedRow], results: dict[int, Result | DarktrtError]) -> Iterator[_Indexed]:
         """The rows with their images, by thresholds; those whose images are wrong have their results at once."""
         order = sorted(range(len(rows)), key=lambda i: _pair(rows[i]))
         for index, row in zip(order, self._decoded([rows[i] for i in order]), strict=True):
@@ -157,20 +164,29 @@ class RowRunner:
                     one.cancel()
 
     def _decode(self, row: Row | EncodedRow) -> Row | DarktrtError:
+        """The row, or what is wrong with its image."""
         if isinstance(row, Row):
             return row
-        from darktrt.vision.detector import fit, placement_in
         from darktrt.vision.images import decode_image
 
         try:
-            image: Frame = decode_image(_image_bytes(row.file), row.name, MOST_PIXELS)
-            if self._runner.fits_frames:
-                placement = placement_in(image, self._info)
-            else:
-                image, placement = fit(image, self._info)
+            return self.fitted(decode_image(_image_bytes(row.file), row.name, MOST_PIXELS), row.thresholds)
         except DarktrtError as error:
             return error
-        return Row(image, row.thresholds, placement.inner_size, placement)
+
+    def fitted(self, image: Frame, thresholds: Thresholds) -> Row:
+        """An RGB image ``(H, W, 3)`` uint8 as the runner accepts it.
+
+        Raises:
+            DarktrtError: the model accepts no images of this size.
+        """
+        from darktrt.vision.detector import fit, placement_in
+
+        if self._runner.fits_frames:
+            placement = placement_in(image, self._info)
+            return Row(image, thresholds, placement.inner_size, placement)
+        fitted, placement = fit(image, self._info)
+        return Row(fitted, thresholds, placement.inner_size, placement)
 
     # --- batches ---
 
@@ -180,15 +196,22 @@ class RowRunner:
         for _, same in groupby(rows, key=lambda one: _pair(one.row)):
             groups: dict[tuple[int, ...], list[_Indexed]] = {}
             for one in same:
-                group = groups.setdefault(one.row.image.shape if self._info.input == "image" else (), [])
-                if group and sum(other.row.pixels for other in group) + one.row.pixels > MOST_PIXELS:
-                    yield group.copy()
-                    group.clear()
-                group.append(one)
-                if len(group) == largest:
-                    yield group.copy()
-                    group.clear()
-            yield from filter(None, groups.values())
+                shape = one.row.image.shape if self._info.input == "image" else ()
+                if self._pixels(group := groups.setdefault(shape, [])) + self._pixels([one]) > MOST_PIXELS and group:
+                    yield groups.pop(shape)
+                groups.setdefault(shape, []).append(one)
+                if len(groups[shape]) == largest:
+                    yield groups.pop(shape)
+            yield from groups.values()
+
+    def _pixels(self, batch: Sequence[_Indexed]) -> int:
+        """The pixels of images that the runner fits; others are as large as the network's input."""
+        shapes = [one.row.image.shape for one in batch if self._fits(one.row)]
+        return sum(height * width for height, width, _ in shapes)
+
+    def _fits(self, row: Row) -> bool:
+        """Whether the runner fits the row's image into the network's input."""
+        return self._info.input == "image" or (row.placement is not None and self._runner.fits_frames)
 
     def _submit(self, batch: Sequence[_Indexed]) -> DarktrtError | None:
         """Begin a batch; the error if it cannot begin."""
@@ -203,7 +226,7 @@ class RowRunner:
 
     def _images(self, rows: Sequence[Row], count: int) -> NDArray[Any] | list[Frame]:
         """What the runner accepts: images of any size, or the network's input, written into the runner's own memory."""
-        if self._info.input == "image" or (rows[0].placement and self._runner.fits_frames):
+        if self._fits(rows[0]):
             return [row.image for row in rows] + [rows[0].image] * (count - len(rows))
         images = self._buffer(count)
         for i, row in enumerate(rows):

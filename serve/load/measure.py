@@ -19,7 +19,6 @@ from PIL import Image
 from darktrt.errors import DarktrtError
 from darktrt.metadata import Thresholds
 from darktrt.progress import LOGGER, progress
-from darktrt.serve.backend import MOST_PIXELS
 from darktrt.serve.client.client import Client, read_encoded
 from darktrt.serve.client.slots import SharedMemory
 from darktrt.serve.client.statistics import ModelStatistics
@@ -27,6 +26,7 @@ from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.load.worker import Latency, Task, Workers, workers
 from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 from darktrt.serve.repository import find_model, models_of
+from darktrt.serve.rows import MOST_PIXELS
 from darktrt.serve.server import running_on_free_ports
 from darktrt.vision.detector import Arrays, fit
 from darktrt.vision.images import decode_image

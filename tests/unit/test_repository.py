@@ -178,9 +178,10 @@ import numpy as np, darktrt.vision.boxes, darktrt.vision.images
 from pathlib import Path
 from darktrt.metadata import DetectorInfo
 from darktrt.metadata import Thresholds
-from darktrt.serve.backend import Row, make_runner, run_rows
+from darktrt.serve.backend import make_runner
+from darktrt.serve.rows import Row, RowRunner
 runner = make_runner(Path({str(folder)!r}), 1)
-print(run_rows(runner, [Row(np.zeros((64, 96, 3), np.uint8), Thresholds())])[0].outputs["boxes"].shape)
+print(RowRunner(runner).run([Row(np.zeros((64, 96, 3), np.uint8), Thresholds())])[0].outputs["boxes"].shape)
 print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in str(getattr(module, "__file__", ""))))
 """
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
