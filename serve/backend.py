@@ -83,7 +83,7 @@ class TritonPythonModel:
             return request
         own = [next(results) for _ in request.rows]
         error = next((one for one in own if isinstance(one, DarktrtError)), None)
-        return error or _or_error(request.outputs, own, self._model.info)
+        return error if error else _or_error(request.outputs, own, self._model.info)
 
     def _response(self, answer: Tensors | DarktrtError) -> Any:
         if isinstance(answer, DarktrtError):

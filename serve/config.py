@@ -190,7 +190,7 @@ def check_head(info: DetectorInfo) -> None:
 
 def _check_cuda_graph(info: DetectorInfo, options: BackendOptions) -> None:
     """Triton's TensorRT records a graph for one size of images."""
-    if info.image_sizes and isinstance(options, TensorRTBackend) and options.cuda_graph:
+    if info.input == "image" and isinstance(options, TensorRTBackend) and options.cuda_graph:
         raise DarktrtError(
             f"{info.name}: Triton's TensorRT records no CUDA graphs for images that differ in size; the Python backend does",
             "cuda_graph",
@@ -321,6 +321,6 @@ def _add_warmup(config: ModelConfig, info: DetectorInfo, options: BackendOptions
 def _usual_dims(spec: TensorSpec, info: DetectorInfo) -> list[int]:
     """The dims with the usual batch and the usual size of images where they are open."""
     dims = list(spec.dims)
-    if spec.name == "images" and info.image_sizes:
-        dims[-3:-1] = reversed(info.image_sizes[1])
+    if spec.name == "images" and info.input == "image":
+        dims[-3:-1] = reversed(info.usual_image)
     return [info.batch[1] if dim < 0 else dim for dim in dims]

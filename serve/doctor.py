@@ -273,7 +273,7 @@ def _first_inference(runner: Runner, pixels: NDArray[np.uint8] | None, threshold
     """``(n, 6)``: box, score and class of the detections in one image, or in noise, in its pixels."""
     info = runner.info
     if pixels is None:
-        width, height = info.image_sizes[1] if info.image_sizes else (info.width, info.height)
+        width, height = info.usual_image
         pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     rows = RowRunner(runner)
     (result,) = rows.run([rows.fitted(pixels, thresholds)])

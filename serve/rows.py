@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.cuda import Frame
+from darktrt.cuda import DeviceImage, Frame
 from darktrt.engine.runtime import PlanRunner, Tensors
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, Thresholds
@@ -83,8 +83,8 @@ class Result:
 
         assert self.placement
         count = int(self.outputs["num_detections"][self.index].item())
-        rows = (self.outputs[name][self.index, :count] for name in ("boxes", "scores", "classes"))
-        return place_detections(*rows, self.placement, info.class_names)
+        boxes, scores, classes = (self.outputs[name][self.index, :count] for name in ("boxes", "scores", "classes"))
+        return place_detections(boxes, scores, classes, self.placement, info.class_names)
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class RowRunner:
         if self._runner.fits_frames:
             placement = placement_in(image, self._info)
             return Row(image, thresholds, placement.inner_size, placement)
-        fitted, placement = fit(image, self._info)
+        fitted, placement = fit(image.to_host() if isinstance(image, DeviceImage) else image, self._info)
         return Row(fitted, thresholds, placement.inner_size, placement)
 
     # --- batches ---

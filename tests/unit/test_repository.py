@@ -82,6 +82,7 @@ def write_library(folder: Path, plugins: str, tensorrt: str = "8.6.1") -> Path:
 # --- config.pbtxt ---
 
 FIXED = (0.5, 0.4)
+IMAGE = {"input": "image", "image_sizes": ((40, 30), (640, 480), (2000, 1000))}
 GOLDENS: dict[str, tuple[BackendOptions, dict[str, Any]]] = {
     "python": (PythonBackend(delay=100, preferred=(2,), score_threshold=0.3), {}),
     "python-jpeg": (PythonBackend(input="jpeg", instances=2, cache=True, versions=0), {}),
@@ -96,6 +97,10 @@ GOLDENS: dict[str, tuple[BackendOptions, dict[str, Any]]] = {
     ),
     "onnxruntime": (OnnxRuntimeBackend(), {"batch": (2, 2, 2)}),
     "onnxruntime-fixed": (OnnxRuntimeBackend(max_batch=2), {"fixed_thresholds": FIXED}),
+    "python-image": (PythonBackend(), IMAGE),
+    "python-image-jpeg": (PythonBackend(input="jpeg"), IMAGE),
+    "tensorrt-plan-image": (TensorRTBackend(gpus=(0,)), IMAGE),
+    "onnxruntime-image-fixed": (OnnxRuntimeBackend(preferred=(2,)), {**IMAGE, "fixed_thresholds": FIXED}),
     "onnxruntime-one": (OnnxRuntimeBackend(), {"fixed_thresholds": FIXED, "batch": (1, 1, 1)}),
 }
 """By the name of the golden file: options, and what the network is otherwise than the made one."""
@@ -129,6 +134,7 @@ def test_config_is_the_golden_one(info: DetectorInfo, name: str) -> None:
             {"fixed_thresholds": FIXED, "batch": (1, 1, 1)},
             "cannot batch it .* --batch 1..8",
         ),
+        ({"kind": "tensorrt_plan", "cuda_graph": True}, IMAGE, "records no CUDA graphs for images that differ in size"),
         ({"preferred": (1, 5)}, {}, "preferred batch of 5 is not between 1 and the largest, 3"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
