@@ -25,7 +25,7 @@ from darktrt.files import atomic_output, sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.records import record
 from darktrt.vision.boxes import detection_rows
-from darktrt.vision.detector import Arrays, Run, read_outputs
+from darktrt.vision.detector import Arrays, Network, Run, read_outputs
 from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ class Variant:
     run: Run
     about: Mapping[str, str] = field(default_factory=dict)
     """What else is known: the file's SHA-256, what built it, the GPU it runs on."""
+    network: Network | None = None
+    """The same for images of any size, several batches at once; for an engine."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +158,7 @@ def plan_variant(runner: PlanRunner, name: str = "") -> Variant:
     about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu_name() or ""}
     if manifest.other_convolutions:
         about["not in INT8"] = ", ".join(manifest.other_convolutions)
-    return Variant(name or runner.path, runner.info, precision, runner.run, about)
+    return Variant(name or runner.path, runner.info, precision, runner.run, about, runner)
 
 
 def simulated_variant(

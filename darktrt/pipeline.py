@@ -356,9 +356,12 @@ class Detector(NetworkDetector):
 
         is_engine = Path(model).suffix.lower() in ENGINE_SUFFIXES
         with ExitStack() as stack:
-            runner = PlanRunner(model, plugins) if is_engine else OnnxRunner(model)
-            stack.enter_context(runner)
-            detector = cls(runner.run, runner.info, score_threshold, iou_threshold)
+            if is_engine:
+                engine = stack.enter_context(PlanRunner(model, plugins, cuda_graph=True))
+                detector = cls(engine, engine.info, score_threshold, iou_threshold)
+            else:
+                session = stack.enter_context(OnnxRunner(model))
+                detector = cls(session.run, session.info, score_threshold, iou_threshold)
             detector._close = stack.pop_all().close
         return detector
 

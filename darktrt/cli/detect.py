@@ -36,7 +36,8 @@ def _detect(args: argparse.Namespace) -> None:
 
     if args.output:
         keep_inputs(args.output, args.model, args.engine)
-    with PlanRunner(args.engine, args.plugins) if args.engine else OnnxRunner(args.model) as runner:
-        detector = NetworkDetector(runner.run, runner.info, args.score_threshold, args.iou_threshold)
+    with PlanRunner(args.engine, args.plugins, cuda_graph=True) if args.engine else OnnxRunner(args.model) as runner:
+        network = runner if isinstance(runner, PlanRunner) else runner.run
+        detector = NetworkDetector(network, runner.info, args.score_threshold, args.iou_threshold)
         with closing(detect_files(detector, args.sources, args.output)) as results:
             groups.print_results(args, results)

@@ -121,6 +121,15 @@ class Streams(FakeDriver):
     def cuEventRecord(self, event: Any, _: Any) -> int:  # noqa: N802
         return 0
 
+    def cuEventSynchronize(self, _: Any) -> int:  # noqa: N802
+        assert self.recorded is None
+        self.synchronized = True
+        return 0
+
+    def cuStreamWaitEvent(self, *_: Any) -> int:  # noqa: N802
+        assert self.recorded is None
+        return 0
+
     def cuEventElapsedTime(self, milliseconds: Any, *_: Any) -> int:  # noqa: N802
         assert self.synchronized
         milliseconds._obj.value = 0.5
