@@ -12,16 +12,20 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from darktrt.cuda import Driver
 from darktrt.engine.runtime import OnnxRunner, PlanRunner, Tensors
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
-from darktrt.serve.rows import EncodedRow, Result, Row, RowRunner, gather
+from darktrt.serve.rows import MOST_BYTES, EncodedRow, Result, Row, RowRunner, gather
+
+if TYPE_CHECKING:
+    from darktrt.vision.decode import Decoder
 
 ONNX_NAME, PLAN_NAME, PLUGINS_NAME = "model.onnx", "model.plan", "libdarktrt_plugins.so"
 """Of the files in a version's folder."""
@@ -41,6 +45,16 @@ def make_runner(folder: Path, threads: int = 0, gpu: int | None = None, cuda_gra
     return OnnxRunner(folder / ONNX_NAME, threads, gpu)
 
 
+def make_decoder(runner: OnnxRunner | PlanRunner, threads: int, gpu: int | None) -> Decoder:
+    """A decoder for the images that a runner accepts: where it fits them, on its GPU, if nvImageCodec is installed."""
+    from darktrt.vision.decode import Decoder
+
+    if not (isinstance(runner, PlanRunner) and runner.fits_frames):
+        return Decoder(threads)
+    with Driver(gpu or 0).current():
+        return Decoder(threads, "auto")
+
+
 class TritonPythonModel:
     """An instance of the model; Triton prescribes the names of the class and of its methods."""
 
@@ -54,7 +68,8 @@ class TritonPythonModel:
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         folder = Path(args["model_repository"]) / args["model_version"]
         self._runner = make_runner(folder, threads, gpu, self._model.cuda_graph)
-        self._rows = RowRunner(self._runner, threads)
+        self._decoder = make_decoder(self._runner, threads, gpu) if self._model.encoded else None
+        self._rows = RowRunner(self._runner, self._decoder)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """A response to each request; one that cannot be answered gets an error of its own, the others are answered."""
@@ -66,7 +81,8 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Release the model."""
-        self._rows.close()
+        if self._decoder:
+            self._decoder.close()
         self._runner.__exit__(None, None, None)
 
     def _parse(self, request: Any) -> DetectionRequest:
@@ -159,9 +175,11 @@ def encoded_rows(tensors: Mapping[str, NDArray[Any]], model: ModelInfo) -> list[
     """The images of a request of encoded images.
 
     Raises:
-        DarktrtError: a threshold is not between 0 and 1.
+        DarktrtError: a threshold is not between 0 and 1, or an image has too many bytes.
     """
     files = tensors[ENCODED_INPUT].reshape(-1)
+    if (most := max(map(len, files))) > MOST_BYTES:
+        raise DarktrtError(f"the image has {most:,} bytes, more than {MOST_BYTES:,}; scale it down first")
     thresholds = _thresholds(tensors, model.thresholds, len(files))
     return [EncodedRow(file, f"image {i}", pair) for i, (file, pair) in enumerate(zip(files, thresholds, strict=True))]
 

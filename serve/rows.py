@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.cuda import DeviceImage, Frame
+from darktrt.cuda import Frame, host_pixels
 from darktrt.engine.runtime import PlanRunner, Tensors
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, Thresholds
 
 if TYPE_CHECKING:
     from darktrt.vision.boxes import Detections
+    from darktrt.vision.decode import Ahead, Decoder
     from darktrt.vision.images import Placement
 
 MOST_BYTES = 32 << 20
@@ -97,23 +99,16 @@ class _Indexed:
 class RowRunner:
     """Runs rows in batches of a model; while one runs, the images of the next are decoded and uploaded.
 
-    At most twice as many images as there are threads are decoded and in no batch yet.
-
     Args:
         runner: the model.
-        threads: that decode encoded images and, where the runner does not fit them, fit them into the network's input.
+        decoder: of encoded rows; its threads also fit the images into the network's input, where the runner does not.
     """
 
-    def __init__(self, runner: Runner | PlanRunner, threads: int = 1) -> None:
+    def __init__(self, runner: Runner | PlanRunner, decoder: Decoder | None = None) -> None:
         self._info = runner.info
         self._buffer = runner.buffer
         self._runner = runner if isinstance(runner, PlanRunner) else _InTurn(runner)
-        self._ahead = 2 * threads
-        self._pool = ThreadPoolExecutor(threads, "decode")
-
-    def close(self) -> None:
-        """End the threads."""
-        self._pool.shutdown()
+        self._decoder = decoder
 
     def run(self, rows: Sequence[Row | EncodedRow]) -> list[Result | DarktrtError]:
         """The result of each row, in order, or what is wrong with its image or with the batch that it ran in.
@@ -147,32 +142,18 @@ class RowRunner:
                 yield _Indexed(index, row)
 
     def _decoded(self, rows: Sequence[Row | EncodedRow]) -> Iterator[Row | DarktrtError]:
-        """The rows, decoded by the threads as far ahead as is allowed."""
-        if len(rows) == 1:  # a thread would only take time
-            yield self._decode(rows[0])
+        """The rows; encoded ones are decoded, in the threads of the decoder and as far ahead as is allowed."""
+        if self._decoder is None:
+            yield from (row for row in rows if isinstance(row, Row))
             return
-        started = (self._pool.submit(self._decode, row) if isinstance(row, EncodedRow) else row for row in rows)
-        waiting = deque(islice(started, self._ahead))
-        try:
+        from darktrt.vision.decode import MOST_IMAGES, Ahead
+
+        with closing(Ahead(self._decoder, 3 * MOST_PIXELS)) as ahead:
+            started = (_Decoding(self, ahead, row) for row in rows if isinstance(row, EncodedRow))
+            waiting = deque(islice(started, MOST_IMAGES))
             while waiting:
-                first = waiting.popleft()
-                yield first.result() if isinstance(first, Future) else first
+                yield waiting.popleft().result()
                 waiting.extend(islice(started, 1))
-        finally:
-            for one in waiting:
-                if isinstance(one, Future):
-                    one.cancel()
-
-    def _decode(self, row: Row | EncodedRow) -> Row | DarktrtError:
-        """The row, or what is wrong with its image."""
-        if isinstance(row, Row):
-            return row
-        from darktrt.vision.images import decode_image
-
-        try:
-            return self.fitted(decode_image(_image_bytes(row.file), row.name, MOST_PIXELS), row.thresholds)
-        except DarktrtError as error:
-            return error
 
     def fitted(self, image: Frame, thresholds: Thresholds) -> Row:
         """An RGB image ``(H, W, 3)`` uint8 as the runner accepts it.
@@ -185,7 +166,7 @@ class RowRunner:
         if self._runner.fits_frames:
             placement = placement_in(image, self._info)
             return Row(image, thresholds, placement.inner_size, placement)
-        fitted, placement = fit(image.to_host() if isinstance(image, DeviceImage) else image, self._info)
+        fitted, placement = fit(host_pixels(image), self._info)
         return Row(fitted, thresholds, placement.inner_size, placement)
 
     # --- batches ---
@@ -244,6 +225,33 @@ class RowRunner:
         return {one.index: Result(copies, i, one.row.placement) for i, one in enumerate(batch)}
 
 
+class _Decoding:
+    """An encoded row whose image is being decoded and fitted."""
+
+    def __init__(self, rows: RowRunner, ahead: Ahead, row: EncodedRow) -> None:
+        self._rows, self._ahead, self._row = rows, ahead, row
+        self._fitted: Future[Row] = Future()
+        self._ticket = ahead.start(_image_bytes(row.file), row.name, _admit)
+        self._ticket.future.add_done_callback(self._fit)
+
+    def _fit(self, decoded: Future[Frame]) -> None:
+        """In the thread that has decoded the image."""
+        try:
+            self._fitted.set_result(self._rows.fitted(decoded.result(), self._row.thresholds))
+        except BaseException as error:  # is raised in the thread that waits for the row
+            self._fitted.set_exception(error)
+
+    def result(self) -> Row | DarktrtError:
+        try:
+            self._ahead.finish([self._ticket])
+        except DarktrtError as error:
+            return error
+        try:
+            return self._fitted.result()
+        except DarktrtError as error:
+            return DarktrtError(f"{self._row.name}: {error}")
+
+
 class _InTurn:
     """A runner of one batch at a time in the form of :class:`PlanRunner`."""
 
@@ -269,12 +277,16 @@ def _pair(row: Row | EncodedRow) -> tuple[float, float]:
 
 def _image_bytes(file: bytes) -> bytes:
     """A file's bytes, also from base64 text, because JSON cannot carry bytes."""
-    if len(file) > MOST_BYTES:
-        raise DarktrtError(f"the image has {len(file):,} bytes, more than {MOST_BYTES:,}; scale it down first")
     try:
         return base64.b64decode(file, validate=True)
     except ValueError:
         return file
+
+
+def _admit(width: int, height: int) -> None:
+    from darktrt.vision.images import check_pixels
+
+    check_pixels(width, height, MOST_PIXELS)
 
 
 def gather(results: Sequence[Result]) -> Tensors:
