@@ -19,7 +19,7 @@ from darktrt.cuda import Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo, Thresholds
 from darktrt.vision.boxes import Detections, nms, place_detections
-from darktrt.vision.decode import Decoder, read_ahead
+from darktrt.vision.decode import Decoder, Device, read_ahead
 from darktrt.vision.images import Placement, check_rgb, placement_of, preprocess, read_image
 
 Arrays = dict[str, NDArray[Any]]
@@ -154,6 +154,7 @@ class NetworkDetector:
         score_threshold: detections must exceed it.
         iou_threshold: IoU above which NMS suppresses.
         close: frees what ``run`` uses; called by :meth:`close`.
+        decoder: where image files are decoded, see :class:`darktrt.vision.decode.Decoder`.
 
     Raises:
         DarktrtError: the model ends at its raw heads, or a threshold is outside 0..1 or differs from one fixed in the model.
@@ -166,6 +167,7 @@ class NetworkDetector:
         score_threshold: float = SCORE_THRESHOLD,
         iou_threshold: float = IOU_THRESHOLD,
         close: Callable[[], None] | None = None,
+        decoder: Device = "cpu",
     ) -> None:
         if info.head == "raw":
             raise DarktrtError(f"{info.name}: ends at its raw heads; to detect, make it with head nms or decode")
@@ -174,9 +176,13 @@ class NetworkDetector:
         self.run = run
         self.info = info
         self._close = close
+        self._device = decoder
+        self._decoder: Decoder | None = None
 
     def close(self) -> None:
         """Free what the network uses; may be called twice."""
+        if self._decoder:
+            self._decoder.close()
         close, self._close = self._close, None
         if close:
             close()
@@ -215,18 +221,14 @@ class NetworkDetector:
                 yield detections
 
     def detect_frames(
-        self, batches: Iterable[Sequence[ImageLike]], decoder: Decoder | None = None
+        self, batches: Iterable[Sequence[ImageLike]]
     ) -> Generator[tuple[list[Frame], list[Detections]], None, None]:
-        """As :meth:`detect_batches`, with the decoded images.
-
-        Args:
-            decoder: of image files; by default Pillow in threads.
-        """
+        """As :meth:`detect_batches`, with the decoded images."""
         network = _network_of(self.run)
         under_way: deque[_Part] = deque()
         waiting: deque[_Batch] = deque()
         try:
-            with closing(read_ahead(batches, decoder)) as decoded:
+            with closing(self._decoded(batches)) as decoded:
                 for frames in decoded:
                     waiting.append(_Batch(frames, {}))
                     for part in self._parts(waiting[-1]):
@@ -243,6 +245,23 @@ class NetworkDetector:
                 under_way.popleft()
                 with suppress(DarktrtError):
                     network.collect()
+
+    def _decoded(self, batches: Iterable[Sequence[ImageLike]]) -> Generator[list[Frame], None, None]:
+        """The images of each batch; files are read ahead, while frames are passed on at once."""
+        for are_files, group in groupby(batches, lambda batch: all(isinstance(image, str | os.PathLike) for image in batch)):
+            if are_files:
+                paths = ([Path(image) for image in batch if isinstance(image, str | os.PathLike)] for batch in group)
+                with closing(read_ahead(paths, self._open_decoder())) as decoded:
+                    yield from decoded
+            else:
+                yield from ([self._frame(image) for image in batch] for batch in group)
+
+    def _frame(self, image: ImageLike) -> Frame:
+        return self._open_decoder().read([Path(image)])[0] if isinstance(image, str | os.PathLike) else image
+
+    def _open_decoder(self) -> Decoder:
+        self._decoder = self._decoder or Decoder(device=self._device)
+        return self._decoder
 
     def detect_images(
         self, paths: Sequence[Path], pixels: bool = True
