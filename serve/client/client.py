@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt.cuda import host_pixels
 from darktrt.cuda import Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo
