@@ -141,8 +141,9 @@ template <typename Pixel> auto function_of(int32_t y_type)
 
 using namespace darktrt;
 
-extern "C" int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, int32_t pixel_type, void* y,
-                                int32_t y_type)
+extern "C" {
+
+int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, int32_t pixel_type, void* y, int32_t y_type)
 {
     if (!is_supported(fit, count, images) || !is_level_type(pixel_type) || !is_level_type(y_type)) return DARKTRT_UNSUPPORTED;
     const auto function = pixel_type == DARKTRT_UINT8  ? function_of<uint8_t>(y_type)
@@ -150,4 +151,31 @@ extern "C" int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImag
                                                        : function_of<float>(y_type);
     function(fit, count, images, y);
     return 0;
+}
+
+int darktrt_host_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, int32_t pixel_type, void* y, int32_t y_type,
+                            float* image_size, float* placement)
+{
+    if (count < 0 || !is_level_type(pixel_type)) return DARKTRT_UNSUPPORTED;
+    std::vector<DarktrtImage> images(count, image);
+    for (int32_t i = 1; i < count; ++i) {
+        images[i].pixels = static_cast<const char*>(image.pixels) + i * bytes_of(image, pixel_type);
+    }
+    if (const int error = darktrt_host_fit(fit, count, images.data(), pixel_type, y, y_type); error) return error;
+    const Inner inner = inner_of(fit, image.width, image.height);
+    for (int32_t i = 0; i < count; ++i) {
+        *image_size++ = static_cast<float>(inner.width);
+        *image_size++ = static_cast<float>(inner.height);
+    }
+    if (count > 0) write_placement(fit, inner, image.width, image.height, placement);
+    return 0;
+}
+
+int darktrt_host_place_boxes(int64_t count, const float* boxes, const float* placement, float* y)
+{
+    if (count < 0) return DARKTRT_UNSUPPORTED;
+    for (int64_t i = 0; i < 4 * count; ++i) y[i] = placed(boxes[i], placement, static_cast<int32_t>(i % 4));
+    return 0;
+}
+
 }
