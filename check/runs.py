@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from darktrt.surgery.qdq import Calibration
 
 DETECTIONS = "detections"
-"""``(n, 6)`` float32, best first: x1 y1 x2 y2 in pixels of the network input, score, class."""
+"""``(n, 6)`` float32, best first: x1 y1 x2 y2 in pixels of the network input and clipped to it, score, class."""
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,14 @@ def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
 
 
 def _pixels(info: DetectorInfo, images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Images ``(N, H, W, C)`` as the model's input; a float input is what the graph of a uint8 input computes first."""
+    """Images ``(N, H, W, C)`` as the model's input; a float input is what the graph of a uint8 input computes first.
+
+    A model that fits images itself leaves one of the network's size as it is.
+    """
     if info.input == "uint8":
         return images
+    if info.input == "image":
+        return images if info.channels == 3 else images.repeat(3, axis=3)  # a gray image is its own luma
     pixels: NDArray[np.float32] = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
     return pixels
 
@@ -257,7 +262,9 @@ def _named_outputs(
     if info.head != "nms":
         decoded = {name: np.array(outputs[name], np.float32) for name in ("boxes", "scores")}
         named, outputs = {**named, **decoded}, decoded
-    return {**named, DETECTIONS: detection_rows(*read_outputs(outputs, info, thresholds, inner_size, variant.name))}
+    boxes, scores, classes = read_outputs(outputs, info, thresholds, inner_size, variant.name)
+    inside = np.clip(boxes, np.float32(0), np.array([info.width, info.height] * 2, np.float32))  # as an image model has them
+    return {**named, DETECTIONS: detection_rows(inside, scores, classes)}
 
 
 @contextmanager
