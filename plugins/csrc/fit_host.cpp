@@ -157,7 +157,8 @@ int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, 
 int darktrt_host_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, int32_t pixel_type, void* y, int32_t y_type,
                             float* image_size, float* placement)
 {
-    if (count < 0 || !is_level_type(pixel_type) || !is_level_type(y_type)) return DARKTRT_UNSUPPORTED;
+    const bool is_good = count >= 0 && is_supported(fit, std::min(count, 1), &image);
+    if (!is_good || !is_level_type(pixel_type) || !is_level_type(y_type)) return DARKTRT_UNSUPPORTED;
     const Inner inner = inner_of(fit, image.width, image.height);
     for (int32_t i = 0; i < count; ++i) {
         const char* const pixels = static_cast<const char*>(image.pixels) + i * bytes_of(image, pixel_type);
