@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from darktrt.calib.bias_correction import ChannelMeanMeter, ChannelMeans
 from darktrt.calib.graph import (
+    PIXELS,
     convolution_inputs,
     cut_behind_heads,
     head_inputs,
@@ -282,7 +283,8 @@ class _Trunk:
         self.least, _, most = info.batch
         self.batch = min(max(batch, self.least), most)
         names = dict.fromkeys([*tensors, *(head.tensor for head in info.heads)])
-        self.outputs = [name for name in names if not (info.input == "float" and name == "images")]
+        self.input = {"float": "images", "uint8": "images", "image": PIXELS}[info.input]
+        self.outputs = [name for name in names if not (info.input != "uint8" and name == self.input)]
         cut_behind_heads(model, info, self.outputs)
         self.session = _session(model.SerializeToString(), path)
 
@@ -292,13 +294,13 @@ class _Trunk:
         A batch below the model's smallest one is filled up with its first image; the results are cut back.
         """
         filled = np.stack(images + images[:1] * (self.least - len(images)))
-        values = {"images": filled, **dict(zip(self.outputs, self._run(filled), strict=True))}
+        values = {self.input: filled, **dict(zip(self.outputs, self._run(filled), strict=True))}
         cut = {name: value[: len(images)] for name, value in values.items()}
         return {name: cut[name] for name in self.tensors}, weights_of(cut, self.info.heads)
 
     def _run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
         try:
-            outputs: list[NDArray[Any]] = self.session.run(self.outputs, {"images": images})
+            outputs: list[NDArray[Any]] = self.session.run(self.outputs, {self.input: images})
         except Exception as error:  # its exceptions share no base class
             raise DarktrtError(f"{self.path}: ONNX Runtime fails: {str(error).splitlines()[0]}") from error
         return outputs

@@ -2,6 +2,9 @@
 
 Every variant of a network gets the same input, pixels in bytes, and has the same outputs: the raw heads, boxes and scores
 where the model outputs them, and detections. So results of different machines and Python versions can be compared.
+
+A model that takes images of any size gets these pixels as an image that fits already. It clips its boxes, and on a letterboxed
+network the distance term of its NMS is relative to the whole input.
 """
 
 from __future__ import annotations
@@ -223,7 +226,7 @@ def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
 
         def infer_impl(self, feed_dict: Mapping[str, NDArray[Any]]) -> Arrays:
             width, height = feed_dict["image_size"][0].tolist()
-            inputs = info.model_inputs(_pixels(info, feed_dict["images"]), [(width, height)], thresholds)
+            inputs = info.model_inputs(info.images_of_bytes(feed_dict["images"]), [(width, height)], thresholds)
             started = time.perf_counter()
             outputs = variant.run(inputs)
             self.inference_time = time.perf_counter() - started
@@ -231,14 +234,6 @@ def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
             return _named_outputs(variant, first, (width, height), thresholds, layers)
 
     return Runner(variant.name)
-
-
-def _pixels(info: DetectorInfo, images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Images ``(N, H, W, C)`` as the model's input; a float input is what the graph of a uint8 input computes first."""
-    if info.input == "uint8":
-        return images
-    pixels: NDArray[np.float32] = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
-    return pixels
 
 
 def _named_outputs(
@@ -256,6 +251,19 @@ def _named_outputs(
         decoded = {name: np.array(outputs[name], np.float32) for name in ("boxes", "scores")}
         named, outputs = {**named, **decoded}, decoded
     return {**named, DETECTIONS: detection_rows(*read_outputs(outputs, info, thresholds, inner_size, variant.name))}
+
+
+def comparable_rows(a: Arrays, b: Arrays) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The detections of two results for an image; clipped to the input where one of the models clips."""
+    infos = [Origin.from_array(result[METADATA_KEY]).info for result in (a, b)]
+    if all(info.input != "image" for info in infos):
+        return a[DETECTIONS], b[DETECTIONS]
+    edges = np.array([infos[0].width, infos[0].height] * 2, np.float32)
+    return _clipped(a[DETECTIONS], edges), _clipped(b[DETECTIONS], edges)
+
+
+def _clipped(rows: NDArray[np.float32], edges: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.concatenate([np.clip(rows[:, :4], 0, edges), rows[:, 4:]], 1)
 
 
 @contextmanager
