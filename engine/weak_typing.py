@@ -69,17 +69,20 @@ class NetworkMap:
 
     def behind_heads(self) -> list[TrtLayer]:
         """The layers that decode, in order."""
+        return [self.layers[i] for i in self._decoding()]
+
+    def _decoding(self) -> list[int]:
         decoding, reached = [], set(self.heads)
         for i, layer in enumerate(self.layers):  # TensorRT's parser adds them in the order of the graph
             if i not in self.backbone and reached.intersection(tensor.name for tensor in inputs(layer)):
                 reached.update(tensor.name for tensor in outputs(layer))
-                decoding.append(layer)
+                decoding.append(i)
         return decoding
 
     def before_image(self) -> list[TrtLayer]:
         """The layers that fit images of any size into the input, where they are standard ops; none for other input forms."""
-        behind = {layer.name for layer in self.behind_heads()}
-        before = [layer for i, layer in enumerate(self.layers) if i not in self.backbone and layer.name not in behind]
+        others = self.backbone.union(self._decoding())
+        before = [layer for i, layer in enumerate(self.layers) if i not in others]
         return [layer for layer in before if not layer.type.name.startswith("PLUGIN")] if self._fits_images else []
 
     def fp_layers(self, convolutions: Iterable[str]) -> list[TrtLayer]:
