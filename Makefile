@@ -143,7 +143,9 @@ docs: $(VENV)/.installed-docs ## build the documentation as a site
 clean: ## remove results, not the virtual environment
 	rm -rf $(OUT)
 
-# --- the virtual environment ---
+# --- the virtual environment; pip compiles the resize of images into vision/ ---
+
+COMPILED := $(addprefix plugins/csrc/,fit_host.cpp fit.h half.h hd.h kernels.h)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -151,7 +153,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || \
 	    { rm -rf $(VENV); echo 'cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
 
-$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-%: pyproject.toml setup.py constraints.txt $(COMPILED) | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -123,7 +124,7 @@ def measure_channel_means(
     del model  # as large as the weights
     meter = ChannelMeanMeter(scales)
     with progress(len(images), "images") as bar:
-        for group in _batches(_readable(images, info), network.batch):
+        for group in _batches(_readable(images, network.info), network.batch):
             meter.add(network.run(group)[0])
             bar.update(len(group))
     if not meter.sums:
@@ -273,13 +274,15 @@ def _ctrl_c_as_event() -> Iterator[threading.Event]:
 class _Trunk:
     """The network from its image to its raw heads, with ``tensors`` and the raw heads as outputs.
 
-    The model is cut in place.
+    The model is cut in place. One that takes images of any size begins at its pixels, and ``info`` is that of the form
+    ``float``.
     """
 
     def __init__(
         self, path: str | Path, model: onnx.ModelProto, info: DetectorInfo, tensors: Sequence[str], batch: int
     ) -> None:
-        self.path, self.info, self.tensors = path, info, tensors
+        self.path, self.tensors = path, tensors
+        self.info = replace(info, input="float", image_sizes=None) if info.input == "image" else info
         self.least, _, most = info.batch
         self.batch = min(max(batch, self.least), most)
         names = dict.fromkeys([*tensors, *(head.tensor for head in info.heads)])

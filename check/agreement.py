@@ -13,17 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from darktrt.check.runs import (
-    DETECTIONS,
-    InputImage,
-    Variant,
-    VariantResults,
-    comparable_rows,
-    inner_tensors,
-    quiet,
-    run,
-    save_results,
-)
+from darktrt.check.runs import DETECTIONS, InputImage, Variant, VariantResults, inner_tensors, quiet, run, save_results
 from darktrt.check.tolerance import Matches, TensorError, Tolerance, match, tensor_error, tolerance_of
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, LayerInfo, Thresholds
@@ -212,7 +202,7 @@ def _errors(results: Sequence[Any], tensors: Sequence[str], threshold: float) ->
         common = [name for name in tensors if name in reference and name in result]
         errors: _Errors = {name: tensor_error(result[name], reference[name], name) for name in common}
         if DETECTIONS in reference and DETECTIONS in result:
-            errors[DETECTIONS] = match(*comparable_rows(result, reference), threshold)
+            errors[DETECTIONS] = match(result[DETECTIONS], reference[DETECTIONS], threshold)
         return {_ALL: errors}
 
     pairs = [(0, i) for i in range(1, len(results))]

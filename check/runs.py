@@ -3,8 +3,8 @@
 Every variant of a network gets the same input, pixels in bytes, and has the same outputs: the raw heads, boxes and scores
 where the model outputs them, and detections. So results of different machines and Python versions can be compared.
 
-A model that takes images of any size gets these pixels as an image that fits already. It clips its boxes, and on a letterboxed
-network the distance term of its NMS is relative to the whole input.
+A model that takes images of any size gets these pixels as an image that fits already. On a letterboxed network, the distance
+term of its NMS is then relative to the whole input.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from darktrt.files import atomic_output, sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.records import record
 from darktrt.vision.boxes import detection_rows
-from darktrt.vision.detector import Arrays, Run, read_outputs
+from darktrt.vision.detector import Arrays, Network, Run, read_outputs
 from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from darktrt.surgery.qdq import Calibration
 
 DETECTIONS = "detections"
-"""``(n, 6)`` float32, best first: x1 y1 x2 y2 in pixels of the network input, score, class."""
+"""``(n, 6)`` float32, best first: x1 y1 x2 y2 in pixels of the network input and clipped to it, score, class."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class Variant:
     run: Run
     about: Mapping[str, str] = field(default_factory=dict)
     """What else is known: the file's SHA-256, what built it, the GPU it runs on."""
+    network: Network | None = None
+    """The same for images of any size, several batches at once; for an engine."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +161,7 @@ def plan_variant(runner: PlanRunner, name: str = "") -> Variant:
     about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu_name() or ""}
     if manifest.other_convolutions:
         about["not in INT8"] = ", ".join(manifest.other_convolutions)
-    return Variant(name or runner.path, runner.info, precision, runner.run, about)
+    return Variant(name or runner.path, runner.info, precision, runner.run, about, runner)
 
 
 def simulated_variant(
@@ -250,20 +252,9 @@ def _named_outputs(
     if info.head != "nms":
         decoded = {name: np.array(outputs[name], np.float32) for name in ("boxes", "scores")}
         named, outputs = {**named, **decoded}, decoded
-    return {**named, DETECTIONS: detection_rows(*read_outputs(outputs, info, thresholds, inner_size, variant.name))}
-
-
-def comparable_rows(a: Arrays, b: Arrays) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The detections of two results for an image; clipped to the input where one of the models clips."""
-    infos = [Origin.from_array(result[METADATA_KEY]).info for result in (a, b)]
-    if all(info.input != "image" for info in infos):
-        return a[DETECTIONS], b[DETECTIONS]
-    edges = np.array([infos[0].width, infos[0].height] * 2, np.float32)
-    return _clipped(a[DETECTIONS], edges), _clipped(b[DETECTIONS], edges)
-
-
-def _clipped(rows: NDArray[np.float32], edges: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.concatenate([np.clip(rows[:, :4], 0, edges), rows[:, 4:]], 1)
+    boxes, scores, classes = read_outputs(outputs, info, thresholds, inner_size, variant.name)
+    inside = np.clip(boxes, np.float32(0), np.array([info.width, info.height] * 2, np.float32))  # as an image model has them
+    return {**named, DETECTIONS: detection_rows(inside, scores, classes)}
 
 
 @contextmanager

@@ -43,6 +43,24 @@ def suppress(kind: NmsKind, letterbox: int, opset: int) -> str:
     return "".join([_NMS_MASK, best, _NMS_CANDIDATES, _NMS_IOU, overlap, _NMS_SUPPRESSION, _NMS_OUTPUT])
 
 
+def preprocess(channels: int, letterbox: int) -> str:
+    """``images`` to ``pixels``, ``image_size`` and ``placement``."""
+    inner = _FIT_INNER_LETTERBOX if letterbox else _FIT_INNER_STRETCH
+    taps = (_FIT_TAPS.substitute(axis=axis, index=index) for index, axis in enumerate("xy"))
+    read = _FIT_GRAY if channels == 1 else _FIT_RGB
+    pairs = (("first", "first"), ("first", "second"), ("second", "first"), ("second", "second"))
+    corners = (
+        _FIT_CORNER.substitute(row=row, column=column) + read.substitute(corner=f"{row}_{column}") for row, column in pairs
+    )
+    canvas = _FIT_CANVAS if letterbox else _FIT_FULL
+    return "".join([_FIT_BEGIN, inner, *taps, _FIT_ROWS, *corners, _FIT_MIX, canvas, _FIT_PLACEMENT])
+
+
+def place_boxes() -> str:
+    """``boxes`` and ``placement`` to ``placed``."""
+    return _PLACE_BOXES
+
+
 _MISH = Template("""
     softplus_$x = Softplus ($x)
     gate_$x = Tanh (softplus_$x)
@@ -334,4 +352,147 @@ _NMS_OUTPUT = """
     detected_classes = Cast <to = 6> (detected_class_float)
     count = ReduceSum (found_int, one)
     num_detections = Cast <to = 6> (count)
+"""
+
+# Sizes are (2), x before y; sizes of one axis are (1).
+_FIT_BEGIN = """
+    zero = Constant <value_ints = [0]> ()
+    one = Constant <value_ints = [1]> ()
+    two = Constant <value_ints = [2]> ()
+    both = Constant <value_ints = [1, 1]> ()
+    zero_scalar = Constant <value_int = 0> ()
+    one_scalar = Constant <value_int = 1> ()
+    two_scalar = Constant <value_int = 2> ()
+    zero_float = Constant <value_float = 0.0> ()
+    one_float = Constant <value_float = 1.0> ()
+    half = Constant <value_float = 0.5> ()
+    full_level = Constant <value_float = 255.0> ()
+    input_size = Constant <value_ints: ints = @input_size> ()
+    width = Shape <start = 2, end = 3> (images)
+    height = Shape <start = 1, end = 2> (images)
+    size = Concat <axis = 0> (width, height)
+    size_float = Cast <to = 1> (size)
+    input_size_float = Cast <to = 1> (input_size)
+"""
+
+_FIT_INNER_STRETCH = "    inner_size = Identity (input_size)\n"
+
+# The axis with the smaller ratio is filled; the other one's size is at least 1.
+_FIT_INNER_LETTERBOX = """
+    ratio = Div (input_size_float, size_float)
+    ratio_x, ratio_y = Split <axis = 0> (ratio, both)
+    fills_width = Less (ratio_x, ratio_y)
+    input_width, input_height = Split <axis = 0> (input_size, both)
+    height_product = Mul (height, input_width)
+    shrunk_height = Div (height_product, width)
+    width_product = Mul (width, input_height)
+    shrunk_width = Div (width_product, height)
+    free_width = Where (fills_width, input_width, shrunk_width)
+    free_height = Where (fills_width, shrunk_height, input_height)
+    free_size = Concat <axis = 0> (free_width, free_height)
+    inner_size = Max (free_size, one)
+"""
+
+# Of an axis: the two old pixels that each new one lies between, and how far from the first to the second; the last new pixel
+# is the last old one. Outside the inner image the nearest pixel of it is taken, and covered later.
+_FIT_TAPS = Template("""
+    ${axis}_index = Constant <value_int = $index> ()
+    ${axis}_size = Gather (size, ${axis}_index)
+    ${axis}_inner = Gather (inner_size, ${axis}_index)
+    ${axis}_input = Gather (input_size, ${axis}_index)
+    ${axis}_last = Sub (${axis}_size, one_scalar)
+    ${axis}_inner_last = Sub (${axis}_inner, one_scalar)
+    ${axis}_range = Range (zero_scalar, ${axis}_input, one_scalar)
+    ${axis}_rest = Sub (${axis}_input, ${axis}_inner)
+    ${axis}_offset = Div (${axis}_rest, two_scalar)
+    ${axis}_free = Sub (${axis}_range, ${axis}_offset)
+    ${axis}_bounded = Max (${axis}_free, zero_scalar)
+    ${axis}_place = Min (${axis}_bounded, ${axis}_inner_last)
+    ${axis}_is_inside = Equal (${axis}_free, ${axis}_place)
+    ${axis}_is_last = Equal (${axis}_place, ${axis}_inner_last)
+    ${axis}_steps = Max (${axis}_inner_last, one_scalar)
+    ${axis}_steps_float = Cast <to = 1> (${axis}_steps)
+    ${axis}_last_float = Cast <to = 1> (${axis}_last)
+    ${axis}_scale = Div (${axis}_last_float, ${axis}_steps_float)
+    ${axis}_place_float = Cast <to = 1> (${axis}_place)
+    ${axis}_position = Mul (${axis}_place_float, ${axis}_scale)
+    ${axis}_whole = Floor (${axis}_position)
+    ${axis}_whole_int = Cast <to = 7> (${axis}_whole)
+    ${axis}_part = Sub (${axis}_position, ${axis}_whole)
+    ${axis}_first = Where (${axis}_is_last, ${axis}_last, ${axis}_whole_int)
+    ${axis}_next = Add (${axis}_first, one_scalar)
+    ${axis}_second = Min (${axis}_next, ${axis}_last)
+    ${axis}_fraction = Where (${axis}_is_last, zero_float, ${axis}_part)
+""")
+
+_FIT_ROWS = """
+    first_rows = Gather <axis = 1> (images, y_first)
+    second_rows = Gather <axis = 1> (images, y_second)
+"""
+
+_FIT_CORNER = Template("""
+    ${row}_${column}_pixels = Gather <axis = 2> (${row}_rows, x_${column})  # (N, H, W, 3)
+    ${row}_${column}_levels = Cast <to = 1> (${row}_${column}_pixels)
+""")
+
+_FIT_RGB = Template("    $corner = Div (${corner}_levels, full_level)\n")
+
+# stb_image's luma; floats are exact here
+_FIT_GRAY = Template("""
+    ${corner}_weights = Constant <value_floats = [77.0, 150.0, 29.0]> ()
+    ${corner}_channel = Constant <value_ints = [3]> ()
+    ${corner}_parts = Mul (${corner}_levels, ${corner}_weights)
+    ${corner}_sum = ReduceSum (${corner}_parts, ${corner}_channel)
+    ${corner}_divisor = Constant <value_float = 256.0> ()
+    ${corner}_quotient = Div (${corner}_sum, ${corner}_divisor)
+    ${corner}_luma = Floor (${corner}_quotient)
+    $corner = Div (${corner}_luma, full_level)
+""")
+
+_FIT_MIX = """
+    across = Unsqueeze (x_fraction, one)
+    across_rest = Sub (one_float, across)
+    first_left = Mul (first_first, across_rest)
+    first_right = Mul (first_second, across)
+    first_mixed = Add (first_left, first_right)
+    second_left = Mul (second_first, across_rest)
+    second_right = Mul (second_second, across)
+    second_mixed = Add (second_left, second_right)
+    down_axes = Constant <value_ints = [1, 2]> ()
+    down = Unsqueeze (y_fraction, down_axes)
+    down_rest = Sub (one_float, down)
+    upper = Mul (first_mixed, down_rest)
+    lower = Mul (second_mixed, down)
+    resized = Add (upper, lower)
+    fitted = Transpose <perm = [0, 3, 1, 2]> (resized)
+"""
+
+_FIT_FULL = "    pixels = Identity (fitted)\n"
+_FIT_CANVAS = """
+    y_is_inside_column = Unsqueeze (y_is_inside, one)
+    is_inside = And (y_is_inside_column, x_is_inside)
+    pixels = Where (is_inside, fitted, half)
+"""
+
+_FIT_PLACEMENT = """
+    inner_size_float = Cast <to = 1> (inner_size)
+    batch = Shape <start = 0, end = 1> (images)
+    image_size_shape = Concat <axis = 0> (batch, two)
+    image_size = Expand (inner_size_float, image_size_shape)
+    border = Sub (input_size_float, inner_size_float)
+    offset = Mul (border, half)
+    scale = Div (size_float, inner_size_float)
+    numbers = Concat <axis = 0> (offset, offset, scale, scale, size_float, size_float)
+    placement_shape = Constant <value_ints = [3, 4]> ()
+    placement = Reshape (numbers, placement_shape)
+"""
+
+_PLACE_BOXES = """
+    rows = Constant <value_ints = [1, 1, 1]> ()
+    offset, scale, edges = Split <axis = 0> (placement, rows)
+    zero_float = Constant <value_float = 0.0> ()
+    inner = Sub (boxes, offset)
+    unbounded = Mul (inner, scale)
+    not_negative = Max (unbounded, zero_float)
+    placed = Min (not_negative, edges)
 """

@@ -254,8 +254,62 @@ class YoloDetect(YoloHeads):
         return super().statements(opset) + bodies.suppress(self.kind, self.letterbox, opset)
 
 
+@dataclass(frozen=True)
+class Preprocess(PluginOp):
+    """Images of one size fitted into the network's input: darknet's resize, stretched or letterboxed.
+
+    Input: ``images`` ``(N, h, w, 3)`` RGB, levels 0 to 255 as float32 or float16. Outputs, all float32:
+
+    - ``pixels`` ``(N, channels, H, W)`` in 0..1, as ``preprocess`` in vision/images.py makes them for the form ``float``, bit
+      for bit; one channel is stb_image's luma
+    - ``image_size`` ``(N, 2)``: width and height of the image inside the network's input
+    - ``placement`` ``(3, 4)``: rows offset (x y x y), scale (x y x y), edges (w h w h) of :class:`PlaceBoxes`
+    """
+
+    op_type = "PreprocessPlugin"
+    output_names = ("pixels", "image_size", "placement")
+
+    input_size: tuple[int, ...]
+    """Width, height."""
+    channels: int
+    """3 (RGB) or 1 (gray)."""
+    letterbox: int
+    """1: the image preserves its proportions, and the rest is 0.5; 0: it is stretched."""
+
+    def __post_init__(self) -> None:
+        self._require(_is_size(self.input_size), f"input_size must be width and height, not {self.input_size}")
+        self._require(self.channels in (1, 3), f"channels must be 1 or 3, not {self.channels}")
+        self._require(self.letterbox in (0, 1), f"letterbox must be 0 or 1, not {self.letterbox}")
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("images",)
+
+    def statements(self, opset: int) -> str:
+        return bodies.preprocess(self.channels, self.letterbox)
+
+
+@dataclass(frozen=True)
+class PlaceBoxes(PluginOp):
+    """Boxes ``(N, K, 4)`` in pixels of the network's input to pixels of the image, clipped to it; all float32.
+
+    With the rows of ``placement`` ``(3, 4)``: min(max((box - offset) * scale, 0), edges). Boxes of zeros stay so.
+    """
+
+    op_type = "PlaceBoxesPlugin"
+    output_names = ("placed",)
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return ("boxes", "placement")
+
+    def statements(self, opset: int) -> str:
+        return bodies.place_boxes()
+
+
+IMAGE_OPS: tuple[type[PluginOp], ...] = (Preprocess, PlaceBoxes)
 HEAD_OPS: tuple[type[PluginOp], ...] = (YoloDecode, YoloDetect)
-OPS = {op.op_type: op for op in MISH_OPS + HEAD_OPS}
+OPS = {op.op_type: op for op in MISH_OPS + HEAD_OPS + IMAGE_OPS}
 
 
 def op_from_node(node: NodeProto) -> PluginOp:

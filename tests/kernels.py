@@ -366,6 +366,34 @@ class Library:
         )
         return self.result(y)
 
+    def preprocess(self, fit: Fit, images: Array, dtype: Any) -> tuple[Array, Array, Array]:
+        """Of images ``(N, h, w, 3)``: the pixels, ``(N, 2)`` image sizes and the ``(3, 4)`` placement."""
+        count, height, width = images.shape[:3]
+        memory = self.upload(images)
+        size = (fit.height, fit.width, fit.channels) if dtype is np.uint8 else (fit.channels, fit.height, fit.width)
+        shapes = ((count, *size), dtype), ((count, 2), np.float32), ((3, 4), np.float32)
+        y, image_size, placement = (self.output(shape, kind) for shape, kind in shapes)
+        self.checked(
+            "preprocess",
+            fit.struct(),
+            count,
+            CImage(self.address(memory), width, height),
+            TYPES.index(images.dtype.type),
+            self.address(y[0]),
+            TYPES.index(dtype),
+            self.address(image_size[0]),
+            self.address(placement[0]),
+        )
+        return self.result(y), self.result(image_size), self.result(placement)
+
+    def place_boxes(self, boxes: Array, placement: Array) -> Array:
+        """Boxes ``(N, K, 4)`` in pixels of the image."""
+        from_boxes, from_placement = self.upload(boxes), self.upload(placement)
+        y = self.output(boxes.shape, np.float32)
+        count = ctypes.c_int64(boxes.size // 4)
+        self.checked("place_boxes", count, self.address(from_boxes), self.address(from_placement), self.address(y[0]))
+        return self.result(y)
+
     def addresses(self, memories: list[Any]) -> Any:
         return (ctypes.c_void_p * MAX_HEADS)(*(self.address(memory) for memory in memories))
 

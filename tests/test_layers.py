@@ -52,6 +52,8 @@ HOMES: dict[str, set[str]] = {
     "polygraphy": {"engine", "darktrt.calib.trt_calibrator", "check"},
     "PIL": {"vision", "calib", "check", "serve"},
     "av": {"vision"},
+    "nvidia": {"vision"},
+    "PyNvVideoCodec": {"vision"},
     "pycocotools": {"check"},
     "matplotlib": {"calib", "check", "vision"},
     "jinja2": {"check"},
@@ -59,7 +61,18 @@ HOMES: dict[str, set[str]] = {
 }
 """Rooms or modules that may import a large or optional library at all."""
 
-INSIDE_FUNCTIONS = {"tensorrt", "tensorrt_rtx", "polygraphy", "av", "tritonclient", "pycocotools", "matplotlib", "jinja2"}
+INSIDE_FUNCTIONS = {
+    "tensorrt",
+    "tensorrt_rtx",
+    "polygraphy",
+    "av",
+    "nvidia",
+    "PyNvVideoCodec",
+    "tritonclient",
+    "pycocotools",
+    "matplotlib",
+    "jinja2",
+}
 """Never imported by importing a module."""
 
 

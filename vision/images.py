@@ -7,9 +7,12 @@ arithmetic is float32, with one rounding for each operation and no BLAS, so that
 from __future__ import annotations
 
 import os
+import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -20,14 +23,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import InputForm, ResizePolicy
+from darktrt.vision import native
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read. Other decoders are off: one of them would run Ghostscript on untrusted files."""
 
 LETTERBOX_FILL = np.float32(0.5)
 
-_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 """EXIF's orientation tag, and its values for images that are displayed turned by 90 degrees."""
+
+Admit = Callable[[int, int], None]
+"""Takes the width and height of an image before it is decoded; what it raises ends the reading."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +71,14 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
         DarktrtError: the file is missing, empty, truncated, no image, or of more pixels than Pillow's safety limit.
     """
     file = Path(path)
-    try:
-        return _read(file)
-    except Exception as error:  # on damaged files Pillow's decoders raise anything from SyntaxError to struct.error
-        empty = not (isinstance(error, OSError) and error.errno) and file.stat().st_size == 0
-        raise DarktrtError(f"{file}: {_reason(error, empty)}") from error
+    return load_image(file, str(file))
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Width and height of the image that :func:`read_image` reads, from its header; None for a file that it refuses."""
-    with warnings.catch_warnings(), suppress(OSError, Image.DecompressionBombError):
-        warnings.simplefilter("ignore")  # as in _read
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            return (height, width) if image.getexif().get(_ORIENTATION) in _QUARTER_TURNS else (width, height)
+    with suppress(OSError, Image.DecompressionBombError), open_image(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(ORIENTATION) in _QUARTER_TURNS else (width, height)
     return None
 
 
@@ -87,21 +88,80 @@ def decode_image(data: bytes, name: str, most_pixels: int) -> NDArray[np.uint8]:
     Raises:
         DarktrtError: as :func:`read_image`, or its header has more than ``most_pixels``, before it is decoded.
     """
+    return load_image(data, name, partial(check_pixels, most_pixels=most_pixels))
+
+
+def load_image(source: Path | bytes, name: str, admit: Admit | None = None) -> NDArray[np.uint8]:
+    """Decode an image as :func:`read_image`, from its file or its bytes.
+
+    Args:
+        source: the file, or its bytes.
+        name: names the image in errors.
+        admit: is called with width and height, as the header states them, before the pixels are decoded.
+
+    Raises:
+        DarktrtError: as :func:`read_image`, or from ``admit``, with the name in front.
+    """
     try:
-        return _read(BytesIO(data), most_pixels)
+        return _read(BytesIO(source) if isinstance(source, bytes) else source, admit)
     except DarktrtError as error:
         raise DarktrtError(f"{name}: {error}") from error
-    except Exception as error:  # see read_image
-        raise DarktrtError(f"{name}: {_reason(error, not data)}") from error
+    except Exception as error:  # on damaged files Pillow's decoders raise anything from SyntaxError to struct.error
+        missing = isinstance(error, OSError) and error.errno
+        empty = not (source if isinstance(source, bytes) else missing or source.stat().st_size)
+        raise DarktrtError(f"{name}: {_reason(error, empty)}") from error
 
 
-def _read(source: Path | IO[bytes], most_pixels: int | None = None) -> NDArray[np.uint8]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd metadata, and of half the size that is refused: a panorama is no attack
-        with Image.open(source, formats=FORMATS) as image:
-            if most_pixels is not None and image.width * image.height > most_pixels:
-                raise DarktrtError(f"has {image.width}x{image.height} pixels, more than {most_pixels:,}; scale it down first")
-            return _rgb(ImageOps.exif_transpose(image))
+def check_pixels(width: int, height: int, most_pixels: int) -> None:
+    """Refuse an image of more than ``most_pixels``.
+
+    Raises:
+        DarktrtError: it has more; without the image's name.
+    """
+    if width * height > most_pixels:
+        raise DarktrtError(f"has {width}x{height} pixels, more than {most_pixels:,}; scale it down first")
+
+
+@contextmanager
+def open_image(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image in one of :data:`FORMATS` and read its header, without Pillow's warnings."""
+    with _QUIET, Image.open(source, formats=FORMATS) as image:
+        yield image
+
+
+class _Quiet:
+    """Silences warnings of Pillow while any thread is inside: of odd metadata, and of half the size that is refused, for a
+    panorama is no attack. ``warnings.catch_warnings`` alone would restore the filters of one thread in another."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module="PIL")
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
+def _read(source: Path | IO[bytes], admit: Admit | None) -> NDArray[np.uint8]:
+    with open_image(source) as image:
+        if admit:
+            admit(*image.size)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 def _reason(error: Exception, empty: bool) -> str:
@@ -122,7 +182,7 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16-bit gray: convert() would clip at 255, not scale
         gray = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(gray[:, :, np.newaxis], 3, axis=2)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def preprocess(
@@ -137,14 +197,52 @@ def preprocess(
     Raises:
         DarktrtError: the image is not such an array, or ``channels`` is neither 1 nor 3.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise DarktrtError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    check_rgb(image)
     if channels not in (1, 3):
         raise DarktrtError(f"the network has {channels} input channels; images have 1 (gray) or 3 (RGB)")
-    pixels, placement = _fit(image if channels == 3 else _gray(image), width, height, policy)
+    placement = placement_of(image.shape[1], image.shape[0], width, height, policy)
+    fit = compiled_fit() or _fit
+    return fit(image, width, height, channels, policy, input_form), placement
+
+
+@cache
+def compiled_fit() -> native.Fit | None:
+    """The function of the compiled library; None where there is none, or none that is exact."""
+    fit = native.load_fit()
+    return fit if fit and _is_exact(fit) else None
+
+
+def _is_exact(fit: native.Fit) -> bool:
+    """Whether it computes the bits that NumPy does: not so if it was compiled with fast math or for another version."""
+    image = (np.arange(13 * 17 * 3) * 97 % 256).astype(np.uint8).reshape(13, 17, 3)
+    inputs: list[tuple[int, int, int, ResizePolicy, InputForm]] = [
+        (7, 19, 3, "stretch", "float"),
+        (19, 7, 1, "letterbox", "float"),
+        (23, 32, 3, "letterbox", "uint8"),
+    ]
+    with suppress(DarktrtError):
+        return all(np.array_equal(fit(image, *one), _fit(image, *one)) for one in inputs)
+    return False
+
+
+def _fit(
+    image: NDArray[np.uint8], width: int, height: int, channels: int, policy: ResizePolicy, input_form: InputForm
+) -> NDArray[Any]:
+    pixels = _boxed(image if channels == 3 else _gray(image), width, height, policy)
     if input_form == "uint8":
-        return np.rint(pixels * np.float32(255)).astype(np.uint8), placement
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), placement
+        levels: NDArray[np.uint8] = np.rint(pixels * np.float32(255)).astype(np.uint8)
+        return levels
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def check_rgb(image: NDArray[Any]) -> None:
+    """See that an array is an image.
+
+    Raises:
+        DarktrtError: it is not ``(H, W, 3)`` uint8.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise DarktrtError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
 
 
 def _gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -165,16 +263,16 @@ def placement_of(image_width: int, image_height: int, width: int, height: int, p
     return Placement(image_width, image_height, image_width / inner_width, image_height / inner_height, offset_x, offset_y)
 
 
-def _fit(image: NDArray[np.uint8], width: int, height: int, policy: ResizePolicy) -> tuple[NDArray[np.float32], Placement]:
-    placement = placement_of(image.shape[1], image.shape[0], width, height, policy)
-    inner_width, inner_height = placement.inner_size
-    resized = resize(image, inner_width, inner_height)
+def _boxed(image: NDArray[np.uint8], width: int, height: int, policy: ResizePolicy) -> NDArray[np.float32]:
+    """The image in a network input of ``width`` x ``height``: float32 ``(height, width, C)`` in 0..1."""
+    inner_width, inner_height = placement_of(image.shape[1], image.shape[0], width, height, policy).inner_size
+    resized = _resize(image, inner_width, inner_height)
     if (inner_width, inner_height) == (width, height):
-        return resized, placement
+        return resized
     canvas = np.full((height, width, image.shape[2]), LETTERBOX_FILL)
     x, y = (width - inner_width) // 2, (height - inner_height) // 2
     canvas[y : y + inner_height, x : x + inner_width] = resized
-    return canvas, placement
+    return canvas
 
 
 def letterbox_size(image_width: int, image_height: int, width: int, height: int) -> tuple[int, int]:
@@ -194,6 +292,14 @@ def resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.floa
     One difference: darknet uses only the first tap of the last row, which becomes nearly black where float32
     (H-1)/(height-1)*(height-1) falls just short of H-1. Here the last row is the image's last, as its last column is.
     """
+    compiled = compiled_fit()
+    if compiled and image.dtype == np.uint8 and image.shape[2] == 3:
+        resized: NDArray[np.float32] = compiled(image, width, height, 3, "stretch", "float").transpose(1, 2, 0)
+        return resized
+    return _resize(image, width, height)
+
+
+def _resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.float32]:
     top, bottom, down = _taps(image.shape[0], height)
     left, right, across = _taps(image.shape[1], width)
     used, index = np.unique(

@@ -61,12 +61,38 @@ HOST_DEVICE Inner inner_of(const DarktrtFit& fit, int32_t width, int32_t height)
     return inner;
 }
 
+// Where the image lies, for who places boxes: offset (x y x y), scale (x y x y) and edges (w h w h) of image = (input - offset) *
+// scale. The offset is the exact half, the pixels are at the half rounded down: so does darknet's correct_yolo_boxes.
+HOST_DEVICE void write_placement(const DarktrtFit& fit, const Inner& inner, int32_t width, int32_t height, float* placement)
+{
+    for (int32_t i = 0; i < 4; i += 2) {
+        placement[i] = static_cast<float>(fit.width - inner.width) * 0.5f;
+        placement[i + 1] = static_cast<float>(fit.height - inner.height) * 0.5f;
+        placement[4 + i] = static_cast<float>(width) / static_cast<float>(inner.width);
+        placement[5 + i] = static_cast<float>(height) / static_cast<float>(inner.height);
+        placement[8 + i] = static_cast<float>(width);
+        placement[9 + i] = static_cast<float>(height);
+    }
+}
+
+// The coordinate of a box, number `i` of x1 y1 x2 y2, in pixels of the image and inside it.
+HOST_DEVICE float placed(float value, const float* placement, int32_t i)
+{
+    return fminf(fmaxf((value - placement[i]) * placement[4 + i], 0.f), placement[8 + i]);
+}
+
 // Types of pixels and of a network's input.
-HOST_DEVICE bool is_level_type(int32_t type) { return type == DARKTRT_UINT8 || type == DARKTRT_HALF || type == DARKTRT_FLOAT; }
+inline bool is_level_type(int32_t type) { return type == DARKTRT_UINT8 || type == DARKTRT_HALF || type == DARKTRT_FLOAT; }
+
+inline int64_t bytes_of(const DarktrtImage& image, int32_t pixel_type)
+{
+    const int64_t size = pixel_type == DARKTRT_UINT8 ? 1 : pixel_type == DARKTRT_HALF ? 2 : 4;
+    return size * 3 * image.width * image.height;
+}
 
 constexpr int32_t side_limit = 1 << 24;  // floats count to there
 
-HOST_DEVICE bool is_supported(const DarktrtFit& fit, int32_t count, const DarktrtImage* images)
+inline bool is_supported(const DarktrtFit& fit, int32_t count, const DarktrtImage* images)
 {
     const auto is_side = [](int32_t side) { return side > 0 && side <= side_limit; };
     bool supported = count >= 0 && is_side(fit.width) && is_side(fit.height) && (fit.channels == 1 || fit.channels == 3) &&

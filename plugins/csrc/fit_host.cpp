@@ -1,10 +1,13 @@
 // Fitting images into a network's input on the CPU: across the columns, once for every row that is used, then down the rows.
 //
-// A part of the host library, and by itself what vision/images.py resizes with.
+// A part of the host library, and by itself what vision/images.py resizes with: with C's memory, so that it runs where there is
+// no C++ library, or an older one.
+
+#include <stdlib.h>
 
 #include <algorithm>
+#include <memory>
 #include <type_traits>
-#include <vector>
 
 #include "fit.h"
 #include "half.h"
@@ -36,10 +39,22 @@ template <int32_t Channels, typename Pixel> struct Reader {
     }
 };
 
-std::vector<Taps> taps_of(int32_t size, int32_t new_size)
+struct Free {
+    void operator()(void* memory) const { free(memory); }
+};
+template <typename T> using Array = std::unique_ptr<T[], Free>;
+
+template <typename T> Array<T> array_of(int64_t count)
 {
-    std::vector<Taps> taps;
-    for (int32_t i = 0; i < new_size; ++i) taps.push_back(taps_at(i, size, new_size));
+    const auto memory = static_cast<T*>(malloc(count * sizeof(T)));
+    if (!memory) abort();
+    return Array<T>(memory);
+}
+
+Array<Taps> taps_of(int32_t size, int32_t new_size)
+{
+    Array<Taps> taps = array_of<Taps>(new_size);
+    for (int32_t i = 0; i < new_size; ++i) taps[i] = taps_at(i, size, new_size);
     return taps;
 }
 
@@ -49,9 +64,10 @@ struct Steps {
 };
 
 template <int32_t Channels, typename Pixel>
-void mix_across(const Reader<Channels, Pixel>& read, const Pixel* row, const std::vector<Taps>& across, Steps steps, float* y)
+void mix_across(const Reader<Channels, Pixel>& read, const Pixel* row, const Taps* across, int32_t columns, Steps steps, float* y)
 {
-    for (const Taps& taps : across) {
+    for (int32_t i = 0; i < columns; ++i) {
+        const Taps& taps = across[i];
         const Pixel *first = row + int64_t{3} * taps.first, *second = row + int64_t{3} * taps.second;
         for (int32_t channel = 0; channel < Channels; ++channel) {
             y[channel * steps.channel] = mix(read(first, channel), read(second, channel), taps.fraction);
@@ -75,16 +91,17 @@ void fit_image(const DarktrtFit& fit, const DarktrtImage& image, Out* y)
     const Inner inner = inner_of(fit, image.width, image.height);
     const int64_t area = int64_t{fit.height} * fit.width, row_size = int64_t{Channels} * inner.width;
     if (inner.width < fit.width || inner.height < fit.height) std::fill_n(y, Channels * area, stored<Out>(letterbox_fill));
-    const std::vector<Taps> across = taps_of(image.width, inner.width);
+    const Array<Taps> across = taps_of(image.width, inner.width);
     const Steps steps = planes ? Steps{inner.width, 1} : Steps{1, Channels};
     const Reader<Channels, Pixel> read;
     // taps are rows next to each other, so of the rows that were mixed across only the latest odd and even one can be needed
-    std::vector<float> mixed[2] = {std::vector<float>(row_size), std::vector<float>(row_size)};
+    const Array<float> mixed[2] = {array_of<float>(row_size), array_of<float>(row_size)};
     int32_t held[2] = {-1, -1};
     const auto row_at = [&](int32_t row) {
-        float* const found = mixed[row % 2].data();
+        float* const found = mixed[row % 2].get();
         if (held[row % 2] != row) {
-            mix_across(read, static_cast<const Pixel*>(image.pixels) + int64_t{3} * row * image.width, across, steps, found);
+            const auto pixels = static_cast<const Pixel*>(image.pixels) + int64_t{3} * row * image.width;
+            mix_across(read, pixels, across.get(), inner.width, steps, found);
             held[row % 2] = row;
         }
         return found;
@@ -124,8 +141,9 @@ template <typename Pixel> auto function_of(int32_t y_type)
 
 using namespace darktrt;
 
-extern "C" int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, int32_t pixel_type, void* y,
-                                int32_t y_type)
+extern "C" {
+
+int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, int32_t pixel_type, void* y, int32_t y_type)
 {
     if (!is_supported(fit, count, images) || !is_level_type(pixel_type) || !is_level_type(y_type)) return DARKTRT_UNSUPPORTED;
     const auto function = pixel_type == DARKTRT_UINT8  ? function_of<uint8_t>(y_type)
@@ -133,4 +151,32 @@ extern "C" int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImag
                                                        : function_of<float>(y_type);
     function(fit, count, images, y);
     return 0;
+}
+
+int darktrt_host_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, int32_t pixel_type, void* y, int32_t y_type,
+                            float* image_size, float* placement)
+{
+    if (count < 0 || !is_level_type(pixel_type)) return DARKTRT_UNSUPPORTED;
+    const Array<DarktrtImage> images = array_of<DarktrtImage>(count);
+    for (int32_t i = 0; i < count; ++i) {
+        images[i] = image;
+        images[i].pixels = static_cast<const char*>(image.pixels) + i * bytes_of(image, pixel_type);
+    }
+    if (const int error = darktrt_host_fit(fit, count, images.get(), pixel_type, y, y_type); error) return error;
+    const Inner inner = inner_of(fit, image.width, image.height);
+    for (int32_t i = 0; i < count; ++i) {
+        *image_size++ = static_cast<float>(inner.width);
+        *image_size++ = static_cast<float>(inner.height);
+    }
+    if (count > 0) write_placement(fit, inner, image.width, image.height, placement);
+    return 0;
+}
+
+int darktrt_host_place_boxes(int64_t count, const float* boxes, const float* placement, float* y)
+{
+    if (count < 0) return DARKTRT_UNSUPPORTED;
+    for (int64_t i = 0; i < 4 * count; ++i) y[i] = placed(boxes[i], placement, static_cast<int32_t>(i % 4));
+    return 0;
+}
+
 }

@@ -99,6 +99,14 @@ typedef struct {
 int darktrt_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, int32_t pixel_type, void* y, int32_t y_type,
                 void* stream);
 
+// The same for `count` images of one size, the first of which is `image` and the others lie behind it. Also image_size (count,
+// 2) and placement (3, 4), in device memory: see Preprocess in plugins/ops.py.
+int darktrt_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, int32_t pixel_type, void* y, int32_t y_type,
+                       float* image_size, float* placement, void* stream);
+
+// Boxes (count, 4) in pixels of the network's input to pixels of the image: see PlaceBoxes in plugins/ops.py.
+int darktrt_place_boxes(int64_t count, const float* boxes, const float* placement, float* y, void* stream);
+
 #ifdef __cplusplus
 }
 #endif

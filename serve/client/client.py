@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from darktrt.cuda import host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo
 from darktrt.serve.client.shared_memory import free_abandoned
@@ -26,7 +27,7 @@ from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint, Transport
 from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Arrays, ImageLike, NetworkDetector, Run
+from darktrt.vision.detector import Arrays, ImageLike, NetworkDetector, Run, checked_outputs
 from darktrt.vision.files import FileResult, ahead, detect_files
 from darktrt.vision.images import read_image
 
@@ -166,6 +167,10 @@ def _client_info(model: ModelInfo, batch: int) -> DetectorInfo:
 class EncodedDetector(NetworkDetector):
     """A model that accepts encoded images and outputs boxes in their pixels."""
 
+    def __init__(self, run: Run, info: DetectorInfo, score_threshold: float, iou_threshold: float) -> None:
+        super().__init__(run, info, score_threshold, iou_threshold)
+        self._request = run
+
     def detect(self, images: Sequence[ImageLike]) -> list[Detections]:
         """Detections of every image; files are sent unchanged, arrays as PNG."""
         size = self.info.batch[2]
@@ -180,7 +185,8 @@ class EncodedDetector(NetworkDetector):
 
     def _detect_encoded(self, encoded: list[bytes]) -> list[Detections]:
         files = {ENCODED_INPUT: np.array(encoded, object)[:, np.newaxis]}
-        outputs = self._run({**files, **self.info.threshold_inputs(self.thresholds)})
+        outputs = self._request({**files, **self.info.threshold_inputs(self.thresholds)})
+        outputs = checked_outputs(outputs, self.info, len(encoded))
         parts = zip(*(outputs[name] for name in ("num_detections", "boxes", "scores", "classes")), strict=True)
         return [self._cut(*arrays) for arrays in parts]
 
@@ -190,10 +196,10 @@ class EncodedDetector(NetworkDetector):
 
 
 def _encoded(image: ImageLike) -> bytes:
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, str | os.PathLike):
         return read_encoded(image)
     encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, "PNG", compress_level=1)
+    Image.fromarray(host_pixels(image)).save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
 
 

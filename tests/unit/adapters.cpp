@@ -77,6 +77,25 @@ int darktrt_detect(const DarktrtYolo* yolo, const DarktrtNms* nms, int32_t type,
     report_yolo(yolo);
     return 0;
 }
+int darktrt_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, int32_t pixel_type, void* y, int32_t y_type,
+                       float* image_size, float* placement, void*)
+{
+    const auto number = [](const void* place) { return *static_cast<const int*>(place); };
+    std::printf("preprocess %d images of %dx%d, type %d, into %dx%d, %d channels, letterbox %d, type %d: %d > %d %d %d\n", count,
+                image.width, image.height, pixel_type, fit.width, fit.height, fit.channels, fit.letterbox, y_type,
+                number(image.pixels), number(y), number(image_size), number(placement));
+    return 0;
+}
+int darktrt_place_boxes(int64_t count, const float* boxes, const float* placement, float* y, void*)
+{
+    const auto number = [](const float* place) { return *reinterpret_cast<const int*>(place); };
+    std::printf("place_boxes %d: %d %d > %d\n", static_cast<int>(count), number(boxes), number(placement), number(y));
+    return 0;
+}
+__attribute__((visibility("default"))) int darktrt_fit(DarktrtFit, int32_t, const DarktrtImage*, int32_t, void*, int32_t, void*)
+{
+    return 0;
+}
 const char* cudaGetErrorString(cudaError_t)
 {
     return "out of memory";
@@ -122,10 +141,9 @@ struct Made {
         }
         return build()->getWorkspaceSize(dynamic.data(), inputs, nullptr, outputs());
     }
-    int enqueue(const std::vector<PluginTensorDesc>& tensors, int inputs, const void* const* memory) const
+    int enqueue(const std::vector<PluginTensorDesc>& tensors, int inputs, const void* const* from, const void* const* to) const
     {
-        return runtime()->enqueue(tensors.data(), tensors.data() + inputs, memory, const_cast<void* const*>(memory), nullptr,
-                                  nullptr);
+        return runtime()->enqueue(tensors.data(), tensors.data() + inputs, from, const_cast<void* const*>(to), nullptr, nullptr);
     }
     void destroy() const { delete plugin; }
 };
@@ -176,10 +194,9 @@ struct Made {
     {
         return plugin->getWorkspaceSize(tensors.data(), inputs, nullptr, outputs());
     }
-    int enqueue(const std::vector<PluginTensorDesc>& tensors, int inputs, const void* const* memory) const
+    int enqueue(const std::vector<PluginTensorDesc>& tensors, int inputs, const void* const* from, const void* const* to) const
     {
-        return plugin->enqueue(tensors.data(), tensors.data() + inputs, memory, const_cast<void* const*>(memory), nullptr,
-                               nullptr);
+        return plugin->enqueue(tensors.data(), tensors.data() + inputs, from, const_cast<void* const*>(to), nullptr, nullptr);
     }
     void destroy() const { plugin->destroy(); }
 };
@@ -217,7 +234,7 @@ static const char* const kFormats[] = {"LINEAR", "CHW2", "HWC8",       "CHW4",  
 
 static const float kAnchors[] = {1, 2, 3, 4, 5, 6}, kScales[] = {1.05F, 1}, kBeta = 0.7F;
 static const int32_t kPerHead[] = {2, 1}, kNewCoords[] = {0, 1}, kClasses = 3, kSize[] = {96, 64}, kCandidates = 100,
-                     kDetections = 30, kLetterbox = 1;
+                     kDetections = 30, kLetterbox = 1, kChannels = 3;
 
 static std::vector<PluginField> fields()
 {
@@ -233,7 +250,8 @@ static std::vector<PluginField> fields()
             {"beta", &kBeta, Type::kFLOAT32, 1},
             {"max_candidates", &kCandidates, Type::kINT32, 1},
             {"max_detections", &kDetections, Type::kINT32, 1},
-            {"letterbox", &kLetterbox, Type::kINT32, 1}};
+            {"letterbox", &kLetterbox, Type::kINT32, 1},
+            {"channels", &kChannels, Type::kINT32, 1}};
 }
 
 static PluginTensorDesc tensor(DataType type, TensorFormat format, int batch, int channels)
@@ -276,14 +294,14 @@ static void tryMish(const Made& made, int inputs, int channels)
                 const auto tensors = alike(inputs, DataType(taken), DataType(given), TensorFormat(format), 2, channels);
                 if (supported(made, tensors, inputs)) {
                     std::printf("%s>%s %s: ", kTypes[taken], kTypes[given], kFormats[format]);
-                    made.enqueue(tensors, inputs, pointers);
+                    made.enqueue(tensors, inputs, pointers, pointers);
                 }
             }
         }
     }
     for (int batch : {8, 9}) {  // the kernel fails
         const auto tensors = alike(inputs, DataType::kFLOAT, DataType::kFLOAT, TensorFormat::kLINEAR, batch, channels);
-        std::printf("fails: %d\n", made.enqueue(tensors, inputs, pointers));
+        std::printf("fails: %d\n", made.enqueue(tensors, inputs, pointers, pointers));
     }
     auto odd = alike(inputs, DataType::kFLOAT, DataType::kFLOAT, TensorFormat::kCHW32, 2, channels);
     odd.back().format = TensorFormat::kLINEAR;
@@ -308,12 +326,12 @@ static void tryHeads(const Made& made, bool detects)
         }
         if (supported(made, tensors, inputs)) {
             std::printf("%s: ", kTypes[type]);
-            made.enqueue(tensors, inputs, pointers.data());
+            made.enqueue(tensors, inputs, pointers.data(), pointers.data());
             std::printf("bytes: %zu\n", made.workspace(tensors, inputs));
         }
         tensors[1].dims.d[1] = 9;
         if (type == 0) {
-            std::printf("wrong channels: %d\n", made.enqueue(tensors, inputs, pointers.data()));
+            std::printf("wrong channels: %d\n", made.enqueue(tensors, inputs, pointers.data(), pointers.data()));
         }
         tensors[1] = tensor(DataType(1 - type % 2), linear, 2, 8);
         if (supported(made, tensors, inputs)) {
@@ -323,6 +341,50 @@ static void tryHeads(const Made& made, bool detects)
     for (auto other : others) {
         std::printf("output of %s\n", kTypes[static_cast<int>(other)]);
     }
+}
+
+static PluginTensorDesc linear(DataType type, const std::vector<int>& sizes)
+{
+    PluginTensorDesc made{{}, type, TensorFormat::kLINEAR, 1.F};
+    made.dims.nbDims = static_cast<int32_t>(sizes.size());
+    for (size_t axis = 0; axis < sizes.size(); ++axis) {
+        made.dims.d[axis] = sizes[axis];
+    }
+    return made;
+}
+
+// The tensors of an op in all types, and once with `wrong` in place of the first.
+static void tryImages(const Made& made, std::vector<PluginTensorDesc> tensors, int inputs, PluginTensorDesc wrong)
+{
+    const int numbers[] = {0, 1, 2, 3};
+    const void* const pointers[] = {&numbers[0], &numbers[1], &numbers[2], &numbers[3]};
+    const void* const outputs[] = {&numbers[inputs], &numbers[inputs + 1], &numbers[3]};
+    int combinations = 1;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+        combinations *= 4;
+    }
+    for (int combination = 0; combination < combinations; ++combination) {
+        std::string names;
+        for (size_t i = 0; i < tensors.size(); ++i) {
+            tensors[i].type = DataType(combination >> 2 * i & 3);
+            names += std::string(" ") + kTypes[combination >> 2 * i & 3];
+        }
+        if (supported(made, tensors, inputs)) {
+            std::printf("%s: ", names.c_str() + 1);
+            made.enqueue(tensors, inputs, pointers, outputs);
+        }
+    }
+    for (auto& tensor : tensors) {
+        tensor.type = DataType::kFLOAT;
+    }
+    for (auto type : made.types(std::vector<DataType>(inputs, DataType::kHALF))) {
+        std::printf("output of %s\n", kTypes[static_cast<int>(type)]);
+    }
+    auto odd = tensors;
+    odd.back().format = TensorFormat::kCHW32;
+    std::printf("another format: %d\n", supported(made, odd, inputs));
+    tensors[0] = wrong;
+    std::printf("wrong shape: %d\n", made.enqueue(tensors, inputs, pointers, outputs));
 }
 
 int main()
@@ -340,8 +402,17 @@ int main()
             tryMish(made, name == "MishPlugin" ? 1 : 2, 64);
             std::printf("= %s, 40 channels\n", name.c_str());
             tryMish(made, name == "MishPlugin" ? 1 : 2, 40);
+        } else if (name == "PlaceBoxesPlugin") {
+            const auto boxes = linear(DataType::kFLOAT, {2, 5, 4}), placement = linear(DataType::kFLOAT, {3, 4});
+            tryImages(made, {boxes, placement, boxes}, 2, linear(DataType::kFLOAT, {2, 5, 3}));
         } else {
-            tryHeads(made, name == "YoloDetectPlugin");
+            if (name == "PreprocessPlugin") {
+                const auto images = linear(DataType::kFLOAT, {2, 48, 80, 3}), pixels = linear(DataType::kFLOAT, {2, 3, 64, 96});
+                const auto sizes = linear(DataType::kFLOAT, {2, 2}), placement = linear(DataType::kFLOAT, {3, 4});
+                tryImages(made, {images, pixels, sizes, placement}, 1, linear(DataType::kFLOAT, {2, 3, 48, 80}));
+            } else {
+                tryHeads(made, name == "YoloDetectPlugin");
+            }
             for (size_t left = 1; left < all.size(); ++left) {
                 auto some = all;
                 some.erase(some.begin() + left);

@@ -61,7 +61,7 @@ def test_symbols(objects: list[Path], version: str) -> None:
     lines = subprocess.run(["nm", "-D", str(library)], capture_output=True, text=True, check=True).stdout.splitlines()
     symbols = [line.split()[-2:] for line in lines]
     seen = {name for kind, name in symbols if kind in "TDBRVWu" and "@" not in name}
-    assert seen == {"darktrt_plugins_info", "setLoggerFinder", EXPORTED[version.partition(".")[0]]}
+    assert seen == {"darktrt_plugins_info", "darktrt_fit", "setLoggerFinder", EXPORTED[version.partition(".")[0]]}
     assert not [name for kind, name in symbols if kind == "U" and ("nvinfer" in name or "PluginRegistry" in name)]
     assert f'"tensorrt": "{version}'.encode() in library.read_bytes()
 
@@ -119,6 +119,7 @@ def test_failing_kernels_fail_and_say_why(driven: tuple[dict[str, list[str]], st
 HEADS = "yolo 2 2 3 96x64: [2 5x6 0 1.05 1 2 3 4] [1 5x6 1 1.00 5 6]"
 FIELDS = "anchors anchors_per_head scale_x_y new_coords classes input_size".split()
 NMS_FIELDS = "kind beta max_candidates max_detections letterbox".split()
+IMAGE_FIELDS = "input_size letterbox channels".split()
 
 
 def test_heads(driven: tuple[dict[str, list[str]], str]) -> None:
@@ -131,7 +132,7 @@ def test_heads(driven: tuple[dict[str, list[str]], str]) -> None:
         "bytes: 0",
         *["output of FLOAT"] * 2,
         *(f"without {name}: nothing" for name in FIELDS),
-        *(f"without {name}: made" for name in NMS_FIELDS),
+        *(f"without {name}: made" for name in [*NMS_FIELDS, "channels"]),
     ]
     call = f"nms 1 0.7 100 30, inputs 2 3 4 {HEADS}"
     assert sections["YoloDetectPlugin"] == [
@@ -144,9 +145,38 @@ def test_heads(driven: tuple[dict[str, list[str]], str]) -> None:
         "bytes: 2000",
         *(f"output of {kind}" for kind in ("INT32", "FLOAT", "FLOAT", "INT32")),
         *(f"without {name}: nothing" for name in FIELDS + NMS_FIELDS),
+        "without channels: made",
     ]
     assert "YoloDecodePlugin: input 1 must be (N, 8, rows, columns): 1 anchors of 5 + 3 channels" in log
     assert "YoloDetectPlugin: field 'letterbox' is missing" in log
+
+
+def test_images(driven: tuple[dict[str, list[str]], str]) -> None:
+    """Images and pixels of both types, everything else of one."""
+    sections, log = driven
+    sizes = "preprocess 2 images of 80x48, type {}, into 96x64, 3 channels, letterbox 1, type {}: 0 > 1 2 3"
+    others = [name for name in FIELDS + NMS_FIELDS if name not in IMAGE_FIELDS]
+    lines = sections["PreprocessPlugin"]
+    assert sorted(line for line in lines if line.startswith("without")) == sorted(
+        [f"without {name}: nothing" for name in IMAGE_FIELDS] + [f"without {name}: made" for name in others]
+    )
+    assert lines[:9] == [
+        f"FLOAT FLOAT FLOAT FLOAT: {sizes.format(0, 0)}",
+        f"HALF FLOAT FLOAT FLOAT: {sizes.format(1, 0)}",
+        f"FLOAT HALF FLOAT FLOAT: {sizes.format(0, 1)}",
+        f"HALF HALF FLOAT FLOAT: {sizes.format(1, 1)}",
+        *["output of FLOAT"] * 3,
+        "another format: 0",
+        "wrong shape: -1",
+    ]
+    assert sections["PlaceBoxesPlugin"] == [
+        "FLOAT FLOAT FLOAT: place_boxes 10: 0 1 > 2",
+        "output of FLOAT",
+        "another format: 0",
+        "wrong shape: -1",
+    ]
+    assert "PreprocessPlugin: images must be (N, height, width, 3)" in log
+    assert "PlaceBoxesPlugin: boxes must be (N, boxes, 4)" in log
 
 
 # --- where the headers come from ---

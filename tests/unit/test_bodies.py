@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 
 from darktrt.errors import DarktrtError
-from darktrt.metadata import NmsKind
+from darktrt.metadata import NmsKind, ResizePolicy
 from darktrt.plugins.ops import (
     DOMAIN,
     MAX_ANCHORS,
@@ -26,12 +26,15 @@ from darktrt.plugins.ops import (
     Mish,
     MishAdd,
     MishConcat,
+    PlaceBoxes,
     PluginOp,
+    Preprocess,
     YoloDecode,
     YoloDetect,
     op_from_node,
 )
 from darktrt.surgery.functions import drop_bodies, embed, inline_bodies
+from darktrt.vision.images import preprocess
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]
@@ -58,8 +61,8 @@ def node_of(op: PluginOp, inputs: Sequence[str], outputs: Sequence[str], name: s
     return helper.make_node(op.op_type, list(inputs), list(outputs), name=name, domain=DOMAIN, **attributes)
 
 
-def checked_model(graph: onnx.GraphProto) -> onnx.ModelProto:
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+def checked_model(graph: onnx.GraphProto, opset: int = 17) -> onnx.ModelProto:
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     embed(model)
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -595,6 +598,73 @@ def test_too_few_candidates_change_nothing_while_enough_are_left() -> None:
     compare_nms(outputs, inputs, unlimited)
 
 
+# --- images ---
+
+IMAGE_OUTPUTS: Outputs = {"pixels": ("float32", 4), "image_size": ("float32", 2), "placement": ("float32", 2)}
+FITS = [Preprocess((96, 64), channels, letterbox) for channels in (1, 3) for letterbox in (0, 1)]
+
+
+def images_of(width: int, height: int, count: int = 2) -> Array:
+    return np.random.default_rng(width).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+def image_model(op: Preprocess, opset: int = 17) -> onnx.ModelProto:
+    """Images of any size, as bytes, and boxes placed in them."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["levels"], to=TensorProto.FLOAT),
+        node_of(op, ["levels"], list(IMAGE_OUTPUTS), "fit"),
+        node_of(PlaceBoxes(), ["boxes", "placement"], ["placed"], "place"),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", "H", "W", 3]),
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["N", 10, 4]),
+    ]
+    outputs = values_of({**IMAGE_OUTPUTS, "placed": ("float32", 3)})
+    return checked_model(helper.make_graph(nodes, "images", inputs, outputs), opset)
+
+
+@pytest.mark.parametrize("opset", [17, 18, 21])
+@pytest.mark.parametrize("op", FITS, ids=str)
+def test_one_session_fits_images_of_every_size(op: Preprocess, opset: int) -> None:
+    """To the bits of NumPy; a wide image and a high one reach the two branches of letterbox."""
+    session = session_of(image_model(op, opset))
+    policy: ResizePolicy = "letterbox" if op.letterbox else "stretch"
+    boxes = np.random.default_rng(0).uniform(-5, 100, (2, 10, 4)).astype(np.float32)
+    for size in ((1, 1), (1, 9), (9, 1), (2, 2), (53, 37), (96, 64), (200, 301), (8192, 5)):
+        images = images_of(*size)
+        pixels, image_size, placement, placed = session.run(None, {"images": images, "boxes": boxes})
+        fitted = [preprocess(image, *op.input_size, op.channels, policy, "float") for image in images]
+        np.testing.assert_array_equal(pixels, np.stack([array for array, _ in fitted]))
+        place = fitted[0][1]
+        np.testing.assert_array_equal(image_size, [place.inner_size] * 2)
+        rows = [place.offset_x, place.offset_y] * 2, [place.scale_x, place.scale_y] * 2, [*size] * 2
+        np.testing.assert_array_equal(placement, np.array(rows, np.float32))
+        expected = np.clip((boxes - placement[0]) * placement[1], 0, placement[2])
+        np.testing.assert_array_equal(placed, expected)
+
+
+@pytest.mark.parametrize("op", FITS, ids=str)
+def test_the_reference_evaluator_fits_images(op: Preprocess) -> None:
+    model = image_model(op)
+    inputs = {"images": images_of(53, 37), "boxes": np.zeros((2, 10, 4), np.float32)}
+    assert_same(run(model, inputs), run_reference(model, inputs))
+
+
+@pytest.mark.parametrize("op", FITS, ids=str)
+def test_tensorrt_rtx_builds_for_images_of_every_size(op: Preprocess) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
+    smallest, usual, largest = (((n, side, 2 * side, 3), (n, 10, 4)) for n, side in ((1, 32), (4, 720), (8, 2048)))
+    shapes = {"images": (smallest[0], usual[0], largest[0]), "boxes": (smallest[1], usual[1], largest[1])}
+    width, height = op.input_size
+    for model in (image_model(op), inline_bodies(image_model(op))):
+        assert built_by_rtx(model, shapes) == [
+            ("pixels", [-1, op.channels, height, width]),
+            ("image_size", [-1, 2]),
+            ("placement", [3, 4]),
+            ("placed", [-1, 10, 4]),
+        ]
+
+
 def test_one_session_serves_every_batch() -> None:
     boxes, scores = clustered(60, 2, seed=8, batch=4)
     inputs = nms_inputs(boxes, scores, Nms("greedynms"))
@@ -745,6 +815,11 @@ def test_tensorrt_rtx_parses_and_builds(half: bool, batch: int | str) -> None:
 
 def build_with_rtx(model: onnx.ModelProto, dynamic: bool) -> list[tuple[str, list[int]]]:
     """Parse and build, for batches of 1 to 8 if dynamic; the names and shapes of the outputs."""
+    return built_by_rtx(model, {"images": tuple((n, 3, 416, 416) for n in (1, 4, 8))} if dynamic else {})
+
+
+def built_by_rtx(model: onnx.ModelProto, shapes: dict[str, tuple[tuple[int, ...], ...]]) -> list[tuple[str, list[int]]]:
+    """The same, with the smallest, usual and largest shape of each dynamic input."""
     import tensorrt_rtx as trt
 
     logger = trt.Logger(trt.Logger.ERROR)
@@ -754,9 +829,10 @@ def build_with_rtx(model: onnx.ModelProto, dynamic: bool) -> list[tuple[str, lis
     parsed = onnx_parser.parse(model.SerializeToString())
     assert parsed, [onnx_parser.get_error(i).desc() for i in range(onnx_parser.num_errors)]
     config = builder.create_builder_config()
-    if dynamic:
+    if shapes:
         profile = builder.create_optimization_profile()
-        profile.set_shape("images", *((n, 3, 416, 416) for n in (1, 4, 8)))
+        for name, three in shapes.items():
+            profile.set_shape(name, *three)
         config.add_optimization_profile(profile)
     assert builder.build_serialized_network(built, config) is not None
     return [(out.name, list(out.shape)) for out in (built.get_output(i) for i in range(built.num_outputs))]
@@ -767,7 +843,7 @@ def build_with_rtx(model: onnx.ModelProto, dynamic: bool) -> list[tuple[str, lis
 
 HEADS, CLASSES, SIZE = DECODES["v4 scale_x_y, not square"]
 DETECT = detect_of(HEADS, CLASSES, Nms("diounms", beta=0.25, size=SIZE, max_candidates=500, max_detections=100))
-NODES = [Mish(), MishAdd(), MishConcat(), decode_of(HEADS, CLASSES, SIZE), DETECT]
+NODES = [Mish(), MishAdd(), MishConcat(), decode_of(HEADS, CLASSES, SIZE), DETECT, FITS[1], PlaceBoxes()]
 
 
 @pytest.mark.parametrize("op", NODES, ids=lambda op: str(op.op_type))
@@ -823,6 +899,20 @@ def test_as_many_anchors_as_a_head_may_have() -> None:
 def test_nms_refuses(values: dict[str, Any], message: str) -> None:
     with pytest.raises(DarktrtError, match=message):
         replace(DETECT, **values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"input_size": (416,)}, "input_size must be width and height"),
+        ({"input_size": (416, 0)}, "input_size must be width and height"),
+        ({"channels": 4}, "channels must be 1 or 3, not 4"),
+        ({"letterbox": 2}, "letterbox must be 0 or 1, not 2"),
+    ],
+)
+def test_preprocess_refuses(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(DarktrtError, match=f"PreprocessPlugin: {message}"):
+        replace(FITS[0], **values)
 
 
 def test_malformed_nodes_are_named() -> None:

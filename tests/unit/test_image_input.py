@@ -1,4 +1,4 @@
-"""Models that take images of any size: their form, their numbers against images fitted before, calibration, lowering, builds."""
+"""Models that take images of any size: their form, numbers as of images fitted before, calibration, lowering and builds."""
 
 from __future__ import annotations
 
@@ -355,20 +355,6 @@ def test_it_agrees_with_the_other_forms(files: Path) -> None:
     for one in agreement.variants:
         assert max(error.worst for error in one.tensors.values()) == 0
         assert one.detections and one.detections.expected > 0 and one.detections.iou == 1.0
-
-
-def test_a_box_beyond_the_edge_is_compared_inside_it(files: Path) -> None:
-    from darktrt.check.runs import DETECTIONS, Origin, comparable_rows
-
-    info = load_model(files / "uint8.onnx")[1]
-    row = np.array([[-30, 5, 120, 40, 0.5, 1]], np.float32)
-
-    def result(info: DetectorInfo) -> dict[str, Array]:
-        return {DETECTIONS: row, METADATA_KEY: Origin(info, "fp32", "a.png", "0", 0.1, 0.4).to_array()}
-
-    plain, image = result(info), result(replace(info, input="image", image_sizes=IMAGE_SIZES))
-    assert [rows[0, :4].tolist() for rows in comparable_rows(plain, image)] == [[0, 5, 96, 40]] * 2
-    assert [rows[0, :4].tolist() for rows in comparable_rows(plain, plain)] == [[-30, 5, 120, 40]] * 2
 
 
 def test_random_images_to_time_have_the_usual_size(files: Path) -> None:

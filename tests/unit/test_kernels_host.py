@@ -34,7 +34,18 @@ from kernels import (
 from onnx import helper
 from oracles import decode64, expected_detections, mish64, overlap
 
-from darktrt.plugins.ops import DOMAIN, FIRST_BODY_OPSET, Mish, MishAdd, MishConcat, PluginOp, YoloDecode, YoloDetect
+from darktrt.plugins.ops import (
+    DOMAIN,
+    FIRST_BODY_OPSET,
+    Mish,
+    MishAdd,
+    MishConcat,
+    PlaceBoxes,
+    PluginOp,
+    Preprocess,
+    YoloDecode,
+    YoloDetect,
+)
 from darktrt.surgery.functions import embed
 from darktrt.vision.images import preprocess
 
@@ -407,6 +418,39 @@ def test_images_of_different_sizes_are_fitted_together(host: Library, dtype: Any
     together = host.fit(fit, images, dtype)
     for image, found in zip(images, together, strict=True):
         np.testing.assert_array_equal(host.fit(fit, [image], dtype)[0], found)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("letterbox", [0, 1])
+@pytest.mark.parametrize("size", INPUT_SIZES)
+def test_the_body_of_preprocess_computes_the_same(host: Library, size: tuple[int, int], channels: int, letterbox: int) -> None:
+    """Two images of each size."""
+    fit, op = Fit(*size, channels, letterbox), Preprocess(size, channels, letterbox)
+    for image_size in IMAGE_SIZES:
+        images = np.stack([image_of(*image_size, seed) for seed in range(2)])
+        of_host = host.preprocess(fit, images, np.float32)
+        np.testing.assert_array_equal(of_host[0], host.fit(fit, list(images), np.float32))
+        for dtype in (np.float16, np.float32):
+            for found, expected in zip(run_body(op, [images.astype(dtype)]), of_host, strict=True):
+                assert found.dtype == np.float32
+                np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("letterbox", [0, 1])
+def test_boxes_are_placed_as_numpy_does(host: Library, letterbox: int) -> None:
+    random = np.random.default_rng(0)
+    for size, image_size in ((a, b) for a in INPUT_SIZES for b in IMAGE_SIZES):
+        image = image_of(*image_size)
+        _, inner, rows = host.preprocess(Fit(*size, 3, letterbox), image[np.newaxis], np.float32)
+        placement = preprocess(image, *size, 3, "letterbox" if letterbox else "stretch", "float")[1]
+        np.testing.assert_array_equal(inner, [placement.inner_size])
+        boxes = random.uniform(-10, 140, (2, 50, 4)).astype(np.float32)
+        boxes[:, -5:] = 0
+        placed = host.place_boxes(boxes, rows)
+        np.testing.assert_array_equal(placed, run_body(PlaceBoxes(), [boxes, rows])[0])
+        expected = np.clip(placement.to_image(boxes.reshape(-1, 4)), 0, [*image_size] * 2).reshape(boxes.shape)
+        np.testing.assert_allclose(placed, expected, rtol=1e-6, atol=1e-6 * max(placement.scale_x, placement.scale_y) * 140)
+        assert (placed[:, -5:] == 0).all()
 
 
 def test_what_is_no_image_or_input_is_not_fitted(host: Library) -> None:

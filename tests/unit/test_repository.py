@@ -41,10 +41,13 @@ from darktrt.serve.repository import (
     read_config,
 )
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
+from darktrt.vision.native import library_path
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
 GOLDEN = Path(__file__).parent / "golden"
+COMPILED = [path.name] if (path := library_path()) else []
+"""The compiled resize, where this checkout has it."""
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +155,7 @@ def test_the_files_of_the_python_backend(portable: Path, info: DetectorInfo, tmp
         "repository/photos",
         "repository/photos/1",
         "repository/photos/1/darktrt.zip",
+        *(f"repository/photos/1/{name}" for name in COMPILED),
         "repository/photos/1/model.onnx",
         "repository/photos/1/model.py",
         "repository/photos/config.pbtxt",
@@ -180,12 +184,14 @@ from darktrt.metadata import DetectorInfo
 from darktrt.metadata import Thresholds
 from darktrt.serve.backend import Row, make_runner, run_rows
 runner = make_runner(Path({str(folder)!r}), 1)
+print(darktrt.vision.images.compiled_fit() is not None)
 print(run_rows(runner, [Row(np.zeros((64, 96, 3), np.uint8), Thresholds())])[0].outputs["boxes"].shape)
 print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in str(getattr(module, "__file__", ""))))
 """
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    shape, loaded = done.stdout.splitlines()
+    compiled, shape, loaded = done.stdout.splitlines()
+    assert compiled == str(bool(COMPILED))
     assert shape == "(1, 50, 4)"
     with zipfile.ZipFile(folder / "darktrt.zip") as file:
         taken = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in file.namelist()}
@@ -251,7 +257,7 @@ def test_thresholds_that_surgery_fixed(made: Made, portable: Path, info: Detecto
 def test_what_a_plan_gets(info: DetectorInfo, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, info, ("MishPlugin:1",))
     library = write_library(tmp_path, "MishPlugin:1 YoloDetectPlugin:1")
-    for kind, more in (("tensorrt_plan", []), ("python", ["darktrt.zip", "model.py"])):
+    for kind, more in (("tensorrt_plan", []), ("python", ["darktrt.zip", "model.py", *COMPILED])):
         options = BACKENDS[kind](gpus=(1,))
         folder = publish(plan, tmp_path / "repository", options, kind, plugins=library)
         assert files_in(folder / "1") == sorted(["model.json", "model.plan", library.name, *more])

@@ -37,7 +37,9 @@ using nvinfer1::TensorFormat;
 
 // All ops, and their version; the creators and the library's description of itself are made from this list.
 #define DARKTRT_PLUGIN_VERSION "1"
-#define DARKTRT_PLUGINS(X) X(MishPlugin) X(MishAddPlugin) X(MishConcatPlugin) X(YoloDecodePlugin) X(YoloDetectPlugin)
+#define DARKTRT_PLUGINS(X)                                                                                      \
+    X(MishPlugin) X(MishAddPlugin) X(MishConcatPlugin) X(YoloDecodePlugin) X(YoloDetectPlugin)                  \
+    X(PreprocessPlugin) X(PlaceBoxesPlugin)
 
 inline void require(bool holds, const std::string& problem)
 {
@@ -356,6 +358,102 @@ private:
     {
         return {kind == "plain" ? DARKTRT_PLAIN : DARKTRT_DISTANCE, kind == "greedynms" ? 0.6F : beta, max_candidates,
                 max_detections};
+    }
+};
+
+struct PreprocessPlugin {
+    static constexpr const char* name = "PreprocessPlugin";
+    static constexpr int32_t outputs_count = 3;
+
+    std::vector<int32_t> input_size;
+    int32_t channels{}, letterbox{};
+
+    template <typename Self, typename Visit> static void fields(Self& self, Visit&& visit)
+    {
+        visit("input_size", self.input_size);
+        visit("channels", self.channels);
+        visit("letterbox", self.letterbox);
+    }
+
+    int32_t inputs() const { return 1; }
+
+    void check() const
+    {
+        require(input_size.size() == 2 && input_size[0] > 0 && input_size[1] > 0, "input_size must be width and height");
+        require(channels == 1 || channels == 3, "channels must be 1 or 3");
+        require(letterbox == 0 || letterbox == 1, "letterbox must be 0 or 1");
+    }
+
+    void check_shapes(const Dims* inputs) const
+    {
+        require(inputs[0].nbDims == 4 && (inputs[0].d[3] == 3 || inputs[0].d[3] == -1), "images must be (N, height, width, 3)");
+    }
+
+    DataType output_type(int32_t, const DataType*) const { return DataType::kFLOAT; }
+
+    DimsExprs output_shape(int32_t index, const DimsExprs* inputs, IExprBuilder& builder) const
+    {
+        const IDimensionExpr* const batch = inputs[0].d[0];
+        const auto size = [&](int32_t value) { return builder.constant(value); };
+        switch (index) {
+            case 0: return {4, {batch, size(channels), size(input_size[1]), size(input_size[0])}};
+            case 1: return {2, {batch, size(2)}};
+            default: return {2, {size(3), size(4)}};
+        }
+    }
+
+    // The images and the pixels are FP32 or FP16, each by itself; the other outputs are FP32.
+    bool supports(int32_t pos, const PluginTensorDesc* tensors) const
+    {
+        const PluginTensorDesc& tensor = tensors[pos];
+        const bool may_be_half = pos < 2 && tensor.type == DataType::kHALF;
+        return tensor.format == TensorFormat::kLINEAR && (tensor.type == DataType::kFLOAT || may_be_half);
+    }
+
+    size_t workspace(const Dims*) const { return 0; }
+
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc* out, const void* const* inputs, void* const* outputs, void*,
+                void* stream) const
+    {
+        const auto size = [&](int32_t axis) { return static_cast<int32_t>(in[0].dims.d[axis]); };
+        const DarktrtFit fit{input_size[0], input_size[1], channels, letterbox};
+        return darktrt_preprocess(fit, size(0), {inputs[0], size(2), size(1)}, format_of(in[0]).type, outputs[0],
+                                  format_of(out[0]).type, static_cast<float*>(outputs[1]), static_cast<float*>(outputs[2]),
+                                  stream);
+    }
+};
+
+// A plugin so that it stays FP32 in every engine: half cannot hold places in a large image.
+struct PlaceBoxesPlugin {
+    static constexpr const char* name = "PlaceBoxesPlugin";
+    static constexpr int32_t outputs_count = 1;
+
+    template <typename Self, typename Visit> static void fields(Self&, Visit&&) {}
+    int32_t inputs() const { return 2; }
+    void check() const {}
+
+    void check_shapes(const Dims* inputs) const
+    {
+        const auto fits = [](int64_t size, int64_t asked) { return size == asked || size == -1; };
+        require(inputs[0].nbDims == 3 && fits(inputs[0].d[2], 4), "boxes must be (N, boxes, 4)");
+        require(inputs[1].nbDims == 2 && fits(inputs[1].d[0], 3) && fits(inputs[1].d[1], 4), "placement must be (3, 4)");
+    }
+
+    DataType output_type(int32_t, const DataType*) const { return DataType::kFLOAT; }
+    DimsExprs output_shape(int32_t, const DimsExprs* inputs, IExprBuilder&) const { return inputs[0]; }
+    size_t workspace(const Dims*) const { return 0; }
+
+    bool supports(int32_t pos, const PluginTensorDesc* tensors) const
+    {
+        return tensors[pos].format == TensorFormat::kLINEAR && tensors[pos].type == DataType::kFLOAT;
+    }
+
+    int enqueue(const PluginTensorDesc* in, const PluginTensorDesc*, const void* const* inputs, void* const* outputs, void*,
+                void* stream) const
+    {
+        const int64_t count = int64_t{1} * in[0].dims.d[0] * in[0].dims.d[1];
+        return darktrt_place_boxes(count, static_cast<const float*>(inputs[0]), static_cast<const float*>(inputs[1]),
+                                   static_cast<float*>(outputs[0]), stream);
     }
 };
 

@@ -1,0 +1,341 @@
+"""Decoding image files in threads, ahead of use, in order and in bounded memory: by Pillow, or JPEGs on the GPU."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from darktrt.cuda import Frame
+from darktrt.errors import DarktrtError
+from darktrt.vision.gpu_jpeg import GpuJpegDecoder, jpeg_size
+from darktrt.vision.images import Admit, check_pixels, load_image
+
+Device = Literal["cpu", "gpu", "auto"]
+
+MOST_THREADS = 8
+MOST_IMAGES, MOST_BYTES = 64, 2**29
+"""How far :func:`read_ahead` reads by default: images, and bytes of their pixels."""
+
+_GPU_BATCH = 64
+
+
+class Decoder:
+    """Decodes images, many at a time; to be used as a context.
+
+    Args:
+        threads: how many threads read files and run Pillow; by default one for each core, up to 8.
+        device: ``"cpu"`` decodes by Pillow, to the bits of :func:`~darktrt.vision.images.read_image`. ``"gpu"`` decodes JPEGs
+            on the GPU by nvImageCodec, to :class:`~darktrt.cuda.DeviceImage`, with pixels that differ by some levels, and by
+            Pillow what nvImageCodec cannot or may not decode. ``"auto"`` is ``"gpu"`` where there are a GPU and nvImageCodec.
+
+    Raises:
+        DarktrtError: ``device`` is ``"gpu"``, and there is no GPU or no nvImageCodec.
+    """
+
+    def __init__(self, threads: int | None = None, device: Device = "cpu") -> None:
+        if threads is not None and threads < 1:
+            raise DarktrtError(f"{threads} threads cannot decode; at least 1 is needed", argument="threads")
+        self._gpu = _open_gpu(device)
+        self._pool = ThreadPoolExecutor(threads or min(len(os.sched_getaffinity(0)), MOST_THREADS), "decode")
+        self._jpegs = _JpegThread(self._gpu, self._pool) if self._gpu else None
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether JPEGs are decoded on the GPU."""
+        return self._gpu is not None
+
+    def close(self) -> None:
+        """Stop: images not yet begun are cancelled. May be called twice."""
+        self._pool.shutdown(cancel_futures=True)
+        if self._jpegs:
+            self._jpegs.close()
+            self._jpegs = None
+        if self._gpu:
+            self._gpu.close()
+            self._gpu = None
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def submit(self, source: Path | bytes, name: str, admit: Admit | None = None) -> Future[Frame]:
+        """Begin to decode an image.
+
+        Args:
+            source: the file, or its bytes.
+            name: names the image in errors.
+            admit: is called in a thread with width and height before the pixels are decoded; what it raises is the result.
+        """
+        if not self._jpegs:
+            return self._pool.submit(load_image, source, name, admit)
+        image = _Image(source, name, admit)
+        self._pool.submit(self._jpegs.load, image).add_done_callback(image.cancel_with)
+        return image.future
+
+    def read(self, paths: Sequence[Path]) -> list[Frame]:
+        """Decode image files.
+
+        Raises:
+            DarktrtError: the first that cannot be read, as :func:`~darktrt.vision.images.read_image` says it.
+        """
+        return _results([self.submit(path, str(path)) for path in paths])
+
+    def decode(self, files: Sequence[bytes], names: Sequence[str], most_pixels: int) -> list[Frame]:
+        """Decode untrusted images in memory; the names are for errors.
+
+        Raises:
+            DarktrtError: the first that cannot be decoded or has more than ``most_pixels``, as
+                :func:`~darktrt.vision.images.decode_image` says it.
+        """
+        admit = partial(check_pixels, most_pixels=most_pixels)
+        return _results([self.submit(file, name, admit) for file, name in zip(files, names, strict=True)])
+
+
+def _open_gpu(device: Device) -> GpuJpegDecoder | None:
+    if device == "cpu":
+        return None
+    try:
+        return GpuJpegDecoder()
+    except DarktrtError:
+        if device == "gpu":
+            raise
+        return None
+
+
+def _results(futures: Sequence[Future[Frame]]) -> list[Frame]:
+    try:
+        return [future.result() for future in futures]
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def read_ahead(
+    batches: Iterable[Sequence[Path]], decoder: Decoder, most_images: int = MOST_IMAGES, most_bytes: int = MOST_BYTES
+) -> Generator[list[Frame], None, None]:
+    """Yield the images of each batch of files, in order; those of later batches are decoded meanwhile.
+
+    Args:
+        batches: image files; they are taken from the iterable as they are needed.
+        decoder: decodes them.
+        most_images: how many images are decoded or being decoded besides those yielded last.
+        most_bytes: how many bytes their pixels may have. A batch that has more is decoded when its turn comes.
+
+    Raises:
+        DarktrtError: a file cannot be read, when the turn of its batch comes. Close the generator if you stop before its end.
+    """
+    with closing(_Ahead(decoder, most_bytes)) as ahead:
+        waiting: deque[list[_Ticket]] = deque()
+        for batch in batches:
+            while waiting and sum(map(len, waiting)) + len(batch) > most_images:
+                yield ahead.finish(waiting.popleft())
+            waiting.append([ahead.start(path) for path in batch])
+        while waiting:
+            yield ahead.finish(waiting.popleft())
+
+
+@dataclass(eq=False)
+class _Ticket:
+    """An image that is read ahead."""
+
+    path: Path
+    future: Future[Frame] = field(default_factory=Future)
+    size: int = 0
+    """Bytes of its pixels, once they are known."""
+    admitted: bool = False
+    awaited: bool = False
+    """Its turn has come, so it need not wait for memory."""
+
+
+class _Parked(BaseException):
+    """There is no memory for an image yet; its ticket is in the list of those that wait for it."""
+
+
+class _Ahead:
+    """Images that are decoded ahead. Those there is no memory for wait in a list and hold up no thread."""
+
+    def __init__(self, decoder: Decoder, most_bytes: int) -> None:
+        self._decoder = decoder
+        self._lock = threading.Lock()
+        self._free = most_bytes
+        self._parked: list[_Ticket] = []
+        self._running: set[Future[Frame]] = set()
+        self._closed = False
+
+    def start(self, path: Path) -> _Ticket:
+        ticket = _Ticket(path)
+        self._submit([ticket])
+        return ticket
+
+    def finish(self, tickets: list[_Ticket]) -> list[Frame]:
+        """The images; their memory is the caller's from now on."""
+        for ticket in tickets:
+            ticket.awaited = True
+        self._submit(self._admissible())
+        frames = [ticket.future.result() for ticket in tickets]
+        with self._lock:
+            self._free += sum(ticket.size for ticket in tickets)
+        self._submit(self._admissible())
+        return frames
+
+    def close(self) -> None:
+        """Cancel what is not yet begun."""
+        with self._lock:
+            self._closed = True
+            running = list(self._running)
+        for future in running:
+            future.cancel()
+
+    def _submit(self, tickets: list[_Ticket]) -> None:
+        for ticket in tickets:
+            future = self._decoder.submit(ticket.path, str(ticket.path), partial(self._admit, ticket))
+            with self._lock:
+                self._running.add(future)
+            future.add_done_callback(partial(self._done, ticket))
+
+    def _admit(self, ticket: _Ticket, width: int, height: int) -> None:
+        with self._lock:
+            if self._closed:
+                raise _Parked
+            if not ticket.admitted:
+                ticket.size = 3 * width * height
+                if not self._take(ticket):
+                    self._parked.append(ticket)
+                    raise _Parked
+
+    def _take(self, ticket: _Ticket) -> bool:
+        ticket.admitted = ticket.awaited or ticket.size <= self._free
+        if ticket.admitted:
+            self._free -= ticket.size
+        return ticket.admitted
+
+    def _admissible(self) -> list[_Ticket]:
+        """Take those tickets out of the list that there is memory for now."""
+        with self._lock:
+            admitted = [ticket for ticket in self._parked if self._take(ticket)]
+            self._parked = [ticket for ticket in self._parked if not ticket.admitted]
+        return admitted
+
+    def _done(self, ticket: _Ticket, future: Future[Frame]) -> None:
+        with self._lock:
+            self._running.discard(future)
+        if future.cancelled():
+            ticket.future.cancel()
+        elif not isinstance(future.exception(), _Parked):
+            _hand_over(future, ticket.future)
+
+
+def _hand_over(source: Future[Frame], target: Future[Frame]) -> None:
+    error = source.exception()
+    if error:
+        target.set_exception(error)
+    else:
+        target.set_result(source.result())
+
+
+@dataclass(eq=False)
+class _Image:
+    """An image that may be decoded on the GPU."""
+
+    source: Path | bytes
+    name: str
+    admit: Admit | None
+    data: bytes = b""
+    size: tuple[int, int] = (0, 0)
+    """Width and height, upright."""
+    future: Future[Frame] = field(default_factory=Future)
+
+    def cancel_with(self, loading: Future[None]) -> None:
+        if loading.cancelled():
+            self.future.cancel()
+
+    def settle(self, function: Callable[[], Frame]) -> None:
+        """Make what the function returns or raises the result."""
+        try:
+            frame = function()
+        except BaseException as error:  # is raised in the thread that waits for the image
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(frame)
+
+
+class _JpegThread:
+    """A thread that decodes on the GPU, in one call, the JPEGs that were loaded while the last call ran."""
+
+    def __init__(self, gpu: GpuJpegDecoder, pool: ThreadPoolExecutor) -> None:
+        self._gpu, self._pool = gpu, pool
+        self._loaded: queue.SimpleQueue[_Image | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="jpegs", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Decode what is loaded, and end."""
+        self._loaded.put(None)
+        self._thread.join()
+
+    def load(self, image: _Image) -> None:
+        """Read a file and its header; decode it by Pillow here if the GPU may not."""
+        if not image.future.set_running_or_notify_cancel():
+            return
+        if self._is_for_gpu(image):
+            self._loaded.put(image)
+        elif not image.future.done():
+            image.settle(partial(load_image, image.source, image.name, image.admit))
+
+    def _is_for_gpu(self, image: _Image) -> bool:
+        try:
+            image.data = image.source if isinstance(image.source, bytes) else image.source.read_bytes()
+        except OSError:
+            return False  # Pillow fails too, and its words count
+        size = jpeg_size(image.data)
+        if size is None:
+            return False
+        image.size = size
+        try:
+            if image.admit:
+                image.admit(*size)
+        except DarktrtError:
+            return False  # is raised again, with the name
+        except BaseException as error:  # the wish of the caller
+            image.future.set_exception(error)
+            return False
+        return True
+
+    def _run(self) -> None:
+        while images := self._next():
+            try:
+                frames = self._gpu.decode([(image.data, image.size) for image in images])
+            except BaseException as error:  # is raised in the threads that wait for the images
+                for image in images:
+                    image.future.set_exception(error)
+                continue
+            for image, frame in zip(images, frames, strict=True):
+                if frame is None:
+                    self._pool.submit(image.settle, partial(load_image, image.data, image.name))
+                else:
+                    image.future.set_result(frame)
+
+    def _next(self) -> list[_Image]:
+        """All that is loaded, at least one; none at the end."""
+        images = []
+        waiting = self._loaded.get()
+        while waiting is not None:
+            images.append(waiting)
+            if self._loaded.empty() or len(images) == _GPU_BATCH:
+                return images
+            waiting = self._loaded.get()
+        if images:
+            self._loaded.put(None)
+        return images

@@ -1,0 +1,162 @@
+"""JPEGs decoded on the GPU by nvImageCodec."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+from PIL import Image
+
+from darktrt.cuda import DeviceImage, Driver, Stream
+from darktrt.errors import DarktrtError
+from darktrt.vision.images import ORIENTATION, open_image
+
+KEPT_BYTES = 2**29
+"""How much freed memory the GPU keeps for the next images; by default the driver takes it back at every wait."""
+
+_RELEASE_THRESHOLD = 4  # of CUmemPool_attribute
+_OPTIONS = ":fancy_upsampling=1"
+"""Chroma is interpolated, as libjpeg and so Pillow do it; the default differs between versions of nvImageCodec."""
+_RGB_COMPONENTS = [ord(name) for name in "RGB"]
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height, upright, of a JPEG that the GPU may decode, from its header; None for any other file.
+
+    That are JPEGs of gray or YCbCr, of at most Pillow's safety limit of pixels, whose last bytes are the marker of the end:
+    of truncated files nvImageCodec may decode the part that is there.
+    """
+    if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
+        return None
+    try:
+        with open_image(BytesIO(data)) as image:
+            orientation = image.getexif().get(ORIENTATION, 1)
+            if image.format != "JPEG" or not _is_gray_or_ycc(image) or orientation != _exif_orientation(image):
+                return None
+            return image.size if orientation < 5 else image.size[::-1]
+    except Exception:  # the file is Pillow's then, which raises this again, with words
+        return None
+
+
+def _is_gray_or_ycc(image: Any) -> bool:
+    """By libjpeg's rules; nvImageCodec takes three components for YCbCr."""
+    if image.mode != "RGB":
+        return bool(image.mode == "L")
+    return image.info.get("adobe_transform", 1) == 1 and [layer[0] for layer in image.layer] != _RGB_COMPONENTS
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    """The orientation that nvImageCodec applies. Pillow also knows one in XMP, and leaves odd values alone."""
+    if "exif" not in image.info:
+        return 1
+    exif = Image.Exif()
+    exif.load(image.info["exif"])
+    orientation = exif.get(ORIENTATION, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+class GpuJpegDecoder:
+    """nvImageCodec on the GPU whose context is current, or on the first.
+
+    Each call is complete when it returns: the images are allocated and written in order of a stream, and the call waits for
+    that stream. So work on any stream may read them.
+
+    Raises:
+        DarktrtError: nvImageCodec, the driver or a GPU is missing.
+    """
+
+    def __init__(self) -> None:
+        codec = _import_nvimgcodec()
+        self._shared = _Shared()
+        kinds = codec.BackendKind.HW_GPU_ONLY, codec.BackendKind.GPU_ONLY, codec.BackendKind.HYBRID_CPU_GPU
+        with self._shared.driver.current():
+            self._code_stream = codec.CodeStream
+            self._params = codec.DecodeParams(apply_exif_orientation=True, color_spec=codec.ColorSpec.SRGB)
+            try:
+                self._decoder = codec.Decoder(backends=[codec.Backend(kind) for kind in kinds], options=_OPTIONS)
+            except RuntimeError as error:
+                raise DarktrtError(f"nvImageCodec cannot start ({error}); is its nvJPEG installed?") from error
+
+    def close(self) -> None:
+        """Give back what is not needed by images that are still in use."""
+        with self._shared.driver.current():
+            self._decoder.__exit__(None, None, None)
+
+    def decode(self, files: Sequence[tuple[bytes, tuple[int, int]]]) -> list[DeviceImage | None]:
+        """Decode JPEGs, each with its width and height from :func:`jpeg_size`; None for those that nvImageCodec cannot.
+
+        Raises:
+            DarktrtError: the GPU fails.
+        """
+        with self._shared.driver.current():
+            streams = [self._parsed(*file) for file in files]
+            parsed = [stream for stream in streams if stream is not None]
+            decoded = self._decoder.decode(parsed, params=self._params, cuda_stream=self._shared.stream.handle)
+        self._shared.stream.synchronize()
+        images = iter(decoded)
+        found = [None if stream is None else next(images) for stream in streams]
+        return [self._device_image(image, size) for image, (_, size) in zip(found, files, strict=True)]
+
+    def _parsed(self, data: bytes, size: tuple[int, int]) -> Any:
+        """The file as nvImageCodec reads it; None where it finds another size than Pillow, so that it allocates no other."""
+        try:
+            stream = self._code_stream(data)
+            found = stream.width, stream.height
+        except RuntimeError:
+            return None
+        return stream if found in (size, size[::-1]) else None
+
+    def _device_image(self, image: Any, size: tuple[int, int]) -> DeviceImage | None:
+        if image is None:
+            return None
+        memory, (width, height) = image.__cuda_array_interface__, size
+        if memory["shape"] != (height, width, 3) or memory["typestr"] != "|u1":
+            return None
+        if memory.get("strides") not in (None, (3 * width, 3, 1)):
+            return None
+        return DeviceImage(memory["data"][0], width, height, _Lease(image, self._shared))
+
+
+def _import_nvimgcodec() -> Any:
+    try:
+        from nvidia import nvimgcodec
+    except ImportError as error:
+        raise DarktrtError(f"decoding on the GPU needs nvImageCodec: pip install 'darktrt[gpu]' ({error})") from error
+    return nvimgcodec
+
+
+class _Shared:
+    """The stream in whose order images are allocated and freed; it lives as long as the decoder and every image."""
+
+    def __init__(self) -> None:
+        self.driver = Driver()
+        self.stream = Stream(self.driver)
+        self._keep_freed_memory()
+
+    def _keep_freed_memory(self) -> None:
+        pool, device, kept = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_uint64()
+        with self.driver.current():
+            self.driver.call("cuCtxGetDevice", ctypes.byref(device))
+            self.driver.call("cuDeviceGetDefaultMemPool", ctypes.byref(pool), device)
+            self.driver.call("cuMemPoolGetAttribute", pool, ctypes.c_int(_RELEASE_THRESHOLD), ctypes.byref(kept))
+            kept.value = max(kept.value, KEPT_BYTES)
+            self.driver.call("cuMemPoolSetAttribute", pool, ctypes.c_int(_RELEASE_THRESHOLD), ctypes.byref(kept))
+
+    def __del__(self) -> None:
+        with suppress(DarktrtError, AttributeError):  # the process may be ending, or the constructor may have failed
+            self.stream.close()
+            self.driver.close()
+
+
+class _Lease:
+    """Keeps an image of nvImageCodec, whose memory is freed in order of a stream, and then that stream."""
+
+    def __init__(self, image: object, shared: _Shared) -> None:
+        self._image: object = image
+        self._shared = shared
+
+    def __del__(self) -> None:
+        self._image = None  # before the stream
