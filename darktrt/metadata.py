@@ -187,6 +187,11 @@ class DetectorInfo:
         return (*size, self.channels) if self.input == "uint8" else (self.channels, *size)
 
     @property
+    def usual_image(self) -> tuple[int, int]:
+        """Width and height of an image to try the model with: the usual one, or one of the network's size."""
+        return self.image_sizes[1] if self.image_sizes else (self.width, self.height)
+
+    @property
     def input_dtype(self) -> str:
         """NumPy's name of its type."""
         return "float32" if self.input == "float" else "uint8"

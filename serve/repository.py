@@ -321,7 +321,7 @@ def _write_beside(folder: Path, info: DetectorInfo, config: ModelConfig) -> None
     (folder / LABELS_NAME).write_text("".join(f"{name}\n" for name in info.class_names), encoding="utf-8")
     if any(value.input_data_file for warmup in config.model_warmup for value in warmup.inputs.values()):
         (folder / WARMUP_FOLDER).mkdir()
-        (folder / WARMUP_FOLDER / WARMUP_IMAGE).write_bytes(_serialized(_gray_png(info.width, info.height)))
+        (folder / WARMUP_FOLDER / WARMUP_IMAGE).write_bytes(_serialized(_gray_png(*info.usual_image)))
 
 
 def _gray_png(width: int, height: int) -> bytes:

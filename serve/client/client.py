@@ -6,8 +6,8 @@ import asyncio
 import io
 import os
 import threading
-from collections.abc import Coroutine, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt.cuda import host_pixels
+from darktrt.cuda import Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo
 from darktrt.serve.client.shared_memory import free_abandoned
@@ -73,14 +73,16 @@ class Client:
             raise DarktrtError("a client needs at least 1 image a request, 1 request in flight, and 0 seconds to retry")
         self.endpoint = Endpoint.parse(server) if isinstance(server, str) else server
         self.in_flight = in_flight
+        self._stack = ExitStack()
         self._connection = _wait(_Connection.open(self.endpoint, timeout))
+        self._stack.callback(lambda: _wait(self._connection.close()))
         try:
             self.model = _wait(self._connection.find(model, version))
             self._connection.transport.retry_seconds = retry_seconds  # only now: a missing server is an error at once
             self.info = _client_info(self.model, batch)
             _wait(self._connection.make_slots(self.model, self.info.batch[2], in_flight, shared_memory))
             kind = EncodedDetector if self.model.encoded else NetworkDetector
-            self.detector = kind(self.run, self.info, score_threshold, iou_threshold)
+            self.detector = self._stack.enter_context(kind(self.run, self.info, score_threshold, iou_threshold))
         except BaseException:
             self.close()
             raise
@@ -129,7 +131,7 @@ class Client:
 
     def close(self) -> None:
         """Cancel requests under way, and release the shared memory; may be called twice."""
-        _wait(self._connection.close())
+        self._stack.close()
 
     def __enter__(self) -> Client:
         return self
@@ -171,17 +173,22 @@ class EncodedDetector(NetworkDetector):
         super().__init__(run, info, score_threshold, iou_threshold)
         self._request = run
 
-    def detect(self, images: Sequence[ImageLike]) -> list[Detections]:
-        """Detections of every image; files are sent unchanged, arrays as PNG."""
-        size = self.info.batch[2]
-        groups = [images[first : first + size] for first in range(0, len(images), size)]
-        return [detections for group in groups for detections in self._detect_encoded([_encoded(image) for image in group])]
+    def detect_batches(self, batches: Iterable[Sequence[ImageLike]]) -> Generator[list[Detections], None, None]:
+        """The detections of each batch; files are sent unchanged, arrays as PNG."""
+        for batch in batches:
+            yield self._detect_encoded([_encoded(image) for image in batch])
+
+    def detect_frames(
+        self, batches: Iterable[Sequence[ImageLike]]
+    ) -> Generator[tuple[list[Frame], list[Detections]], None, None]:
+        for batch in batches:
+            (detections,) = self.detect_batches([batch])
+            yield [read_image(image) if isinstance(image, str | os.PathLike) else image for image in batch], detections
 
     def detect_images(
         self, paths: Sequence[Path], pixels: bool = True
     ) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
-        detections = self.detect(paths)
-        return [read_image(path) if pixels else None for path in paths], detections
+        return [read_image(path) if pixels else None for path in paths], self.detect(paths)
 
     def _detect_encoded(self, encoded: list[bytes]) -> list[Detections]:
         files = {ENCODED_INPUT: np.array(encoded, object)[:, np.newaxis]}

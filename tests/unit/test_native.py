@@ -112,6 +112,13 @@ def test_sizes_that_cannot_be_fitted() -> None:
         preprocess(np.zeros((1, (1 << 24) + 1, 3), np.uint8), 4, 4, 3, "stretch", "uint8")
 
 
+@compiled
+def test_it_needs_no_library_of_cpp() -> None:
+    """Which a wheel would then bring, or tie to a version."""
+    library = native.library_path()
+    assert library and b"libstdc++" not in library.read_bytes()
+
+
 # --- without it ---
 
 

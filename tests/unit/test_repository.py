@@ -85,6 +85,7 @@ def write_library(folder: Path, plugins: str, tensorrt: str = "8.6.1") -> Path:
 # --- config.pbtxt ---
 
 FIXED = (0.5, 0.4)
+IMAGE = {"input": "image", "image_sizes": ((40, 30), (640, 480), (2000, 1000))}
 GOLDENS: dict[str, tuple[BackendOptions, dict[str, Any]]] = {
     "python": (PythonBackend(delay=100, preferred=(2,), score_threshold=0.3), {}),
     "python-jpeg": (PythonBackend(input="jpeg", instances=2, cache=True, versions=0), {}),
@@ -99,6 +100,10 @@ GOLDENS: dict[str, tuple[BackendOptions, dict[str, Any]]] = {
     ),
     "onnxruntime": (OnnxRuntimeBackend(), {"batch": (2, 2, 2)}),
     "onnxruntime-fixed": (OnnxRuntimeBackend(max_batch=2), {"fixed_thresholds": FIXED}),
+    "python-image": (PythonBackend(), IMAGE),
+    "python-image-jpeg": (PythonBackend(input="jpeg"), IMAGE),
+    "tensorrt-plan-image": (TensorRTBackend(gpus=(0,)), IMAGE),
+    "onnxruntime-image-fixed": (OnnxRuntimeBackend(preferred=(2,)), {**IMAGE, "fixed_thresholds": FIXED}),
     "onnxruntime-one": (OnnxRuntimeBackend(), {"fixed_thresholds": FIXED, "batch": (1, 1, 1)}),
 }
 """By the name of the golden file: options, and what the network is otherwise than the made one."""
@@ -132,6 +137,7 @@ def test_config_is_the_golden_one(info: DetectorInfo, name: str) -> None:
             {"fixed_thresholds": FIXED, "batch": (1, 1, 1)},
             "cannot batch it .* --batch 1..8",
         ),
+        ({"kind": "tensorrt_plan", "cuda_graph": True}, IMAGE, "records no CUDA graphs for images that differ in size"),
         ({"preferred": (1, 5)}, {}, "preferred batch of 5 is not between 1 and the largest, 3"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
@@ -182,10 +188,11 @@ import numpy as np, darktrt.vision.boxes, darktrt.vision.images
 from pathlib import Path
 from darktrt.metadata import DetectorInfo
 from darktrt.metadata import Thresholds
-from darktrt.serve.backend import Row, make_runner, run_rows
+from darktrt.serve.backend import make_runner
+from darktrt.serve.rows import Row, RowRunner
 runner = make_runner(Path({str(folder)!r}), 1)
 print(darktrt.vision.images.compiled_fit() is not None)
-print(run_rows(runner, [Row(np.zeros((64, 96, 3), np.uint8), Thresholds())])[0].outputs["boxes"].shape)
+print(RowRunner(runner).run([Row(np.zeros((64, 96, 3), np.uint8), Thresholds())])[0].outputs["boxes"].shape)
 print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in str(getattr(module, "__file__", ""))))
 """
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
