@@ -113,7 +113,7 @@ class _Memory:
     def __init__(self) -> None:
         self.driver = Driver()
         self.stream = Stream(self.driver)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may run finalizers in the thread that holds it
         self._free: dict[int, list[int]] = {}
         self._used = 0
         self._closed = False
