@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.progress import progress
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import NetworkDetector, Run
-from darktrt.vision.images import read_image
 
 THRESHOLDS = Thresholds(0.001, 0.45)
 """darknet's own for mAP: nearly every detection counts, and NMS is that of production."""
@@ -88,10 +87,11 @@ def detect_all(detector: NetworkDetector, ground_truth: GroundTruth, label: str 
     """
     ground_truth.check_sizes()
     detections: list[Detections] = []
-    images = iter(ground_truth.images)
-    with progress(len(ground_truth.images), "images", label) as bar:
-        while batch := list(islice(images, detector.info.batch[2])):
-            detections += detector.detect([read_image(image.path) for image in batch])
+    images, size = ground_truth.images, detector.info.batch[2]
+    batches = ([image.path for image in images[first : first + size]] for first in range(0, len(images), size))
+    with progress(len(images), "images", label) as bar, contextlib.closing(detector.detect_batches(batches)) as results:
+        for batch in results:
+            detections += batch
             bar.update(len(batch))
     return detections
 

@@ -77,7 +77,7 @@ def detector_of(variant: Variant) -> NetworkDetector:
     Raises:
         DarktrtError: it cannot detect, or its thresholds are fixed at others.
     """
-    return NetworkDetector(variant.run, variant.info, THRESHOLDS.score, THRESHOLDS.iou)
+    return NetworkDetector(variant.network or variant.run, variant.info, THRESHOLDS.score, THRESHOLDS.iou)
 
 
 # --- files ---

@@ -25,7 +25,7 @@ from darktrt.files import atomic_output, sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.records import record
 from darktrt.vision.boxes import detection_rows
-from darktrt.vision.detector import Arrays, Run, read_outputs
+from darktrt.vision.detector import Arrays, Network, Run, read_outputs
 from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from darktrt.surgery.qdq import Calibration
 
 DETECTIONS = "detections"
-"""``(n, 6)`` float32, best first: x1 y1 x2 y2 in pixels of the network input, score, class."""
+"""``(n, 6)`` float32, best first: x1 y1 x2 y2 in pixels of the network input and clipped to it, score, class."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Variant:
     run: Run
     about: Mapping[str, str] = field(default_factory=dict)
     """What else is known: the file's SHA-256, what built it, the GPU it runs on."""
+    network: Network | None = None
+    """The same for images of any size, several batches at once; for an engine."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +158,7 @@ def plan_variant(runner: PlanRunner, name: str = "") -> Variant:
     about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu_name() or ""}
     if manifest.other_convolutions:
         about["not in INT8"] = ", ".join(manifest.other_convolutions)
-    return Variant(name or runner.path, runner.info, precision, runner.run, about)
+    return Variant(name or runner.path, runner.info, precision, runner.run, about, runner)
 
 
 def simulated_variant(
@@ -234,9 +236,14 @@ def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
 
 
 def _pixels(info: DetectorInfo, images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Images ``(N, H, W, C)`` as the model's input; a float input is what the graph of a uint8 input computes first."""
+    """Images ``(N, H, W, C)`` as the model's input; a float input is what the graph of a uint8 input computes first.
+
+    A model that fits images itself leaves one of the network's size as it is.
+    """
     if info.input == "uint8":
         return images
+    if info.input == "image":
+        return images if info.channels == 3 else images.repeat(3, axis=3)  # a gray image is its own luma
     pixels: NDArray[np.float32] = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
     return pixels
 
@@ -255,7 +262,9 @@ def _named_outputs(
     if info.head != "nms":
         decoded = {name: np.array(outputs[name], np.float32) for name in ("boxes", "scores")}
         named, outputs = {**named, **decoded}, decoded
-    return {**named, DETECTIONS: detection_rows(*read_outputs(outputs, info, thresholds, inner_size, variant.name))}
+    boxes, scores, classes = read_outputs(outputs, info, thresholds, inner_size, variant.name)
+    inside = np.clip(boxes, np.float32(0), np.array([info.width, info.height] * 2, np.float32))  # as an image model has them
+    return {**named, DETECTIONS: detection_rows(inside, scores, classes)}
 
 
 @contextmanager

@@ -205,6 +205,11 @@ Frame: TypeAlias = NDArray[np.uint8] | DeviceImage
 """An RGB image ``(height, width, 3)`` uint8 on the host or on the GPU."""
 
 
+def host_pixels(frame: Frame) -> NDArray[np.uint8]:
+    """The frame as an array ``(H, W, 3)``."""
+    return frame.to_host() if isinstance(frame, DeviceImage) else frame
+
+
 class Buffer:
     """Memory of one size on the GPU and on the host, where it is pinned, so that copies reach it without a detour."""
 

@@ -178,6 +178,11 @@ class DetectorInfo:
         return (*size, self.channels) if self.input == "uint8" else (self.channels, *size)
 
     @property
+    def usual_image(self) -> tuple[int, int]:
+        """Width and height of an image to try the model with: the usual one, or one of the network's size."""
+        return self.image_sizes[1] if self.image_sizes else (self.width, self.height)
+
+    @property
     def input_dtype(self) -> str:
         """NumPy's name of its type."""
         return "float32" if self.input == "float" else "uint8"
@@ -244,9 +249,17 @@ class DetectorInfo:
         missing = self.batch[0] - len(images)
         if missing > 0:
             images = np.concatenate([images, images[:1].repeat(missing, 0)])
-        inputs = {"images": images}
+        return {"images": images, **self.other_inputs(len(images), image_sizes, thresholds)}
+
+    def other_inputs(
+        self, count: int, image_sizes: Sequence[tuple[float, float]], thresholds: Thresholds
+    ) -> dict[str, NDArray[Any]]:
+        """The inputs of the model besides ``images``, for ``count`` images; arguments as those of :meth:`model_inputs`."""
+        import numpy as np
+
+        inputs = {}
         if self.takes_image_size:
-            sizes = [*image_sizes, *[image_sizes[0]] * (len(images) - len(image_sizes))]
+            sizes = [*image_sizes, *[image_sizes[0]] * (count - len(image_sizes))]
             inputs["image_size"] = np.array(sizes, np.float32)
         return {**inputs, **self.threshold_inputs(thresholds)}
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from darktrt.engine.options import BuildOptions, Precision
     from darktrt.engine.weak_typing import GpuCalibration
     from darktrt.surgery.qdq import Calibration
+    from darktrt.vision.decode import Device
 
 ENGINE_SUFFIXES = (".plan", ".engine")
 
@@ -340,6 +341,7 @@ class Detector(NetworkDetector):
         plugins: str | Path | None = None,
         score_threshold: float = SCORE_THRESHOLD,
         iou_threshold: float = IOU_THRESHOLD,
+        decoder: Device = "cpu",
     ) -> Detector:
         """Open a model; use the detector as a context manager, or close it.
 
@@ -348,6 +350,8 @@ class Detector(NetworkDetector):
             plugins: the plugin library of an engine; by default the one that was built for this TensorRT.
             score_threshold: detections must exceed it.
             iou_threshold: the overlap above which NMS suppresses the lesser of two detections.
+            decoder: where image files are decoded: ``"cpu"``, by Pillow in threads; ``"gpu"``, JPEGs by nvImageCodec, whose
+                pixels differ by some levels; or ``"auto"``, on the GPU where an engine runs and nvImageCodec is installed.
 
         Raises:
             DarktrtError: the model cannot be read or does not run here, or a threshold is outside 0..1.
@@ -356,9 +360,12 @@ class Detector(NetworkDetector):
 
         is_engine = Path(model).suffix.lower() in ENGINE_SUFFIXES
         with ExitStack() as stack:
-            runner = PlanRunner(model, plugins) if is_engine else OnnxRunner(model)
-            stack.enter_context(runner)
-            detector = cls(runner.run, runner.info, score_threshold, iou_threshold)
+            if is_engine:
+                engine = stack.enter_context(PlanRunner(model, plugins, cuda_graph=True))
+                detector = cls(engine, engine.info, score_threshold, iou_threshold, decoder=decoder)
+            else:
+                session = stack.enter_context(OnnxRunner(model))
+                detector = cls(session.run, session.info, score_threshold, iou_threshold)
             detector._close = stack.pop_all().close
         return detector
 

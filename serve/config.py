@@ -3,7 +3,7 @@
 The backend decides whether Triton may batch requests. With the Python backend it always may. Triton's TensorRT and ONNX Runtime
 backends need a batch of any size as the first dimension of every input, and thresholds have none: a model with thresholds as
 inputs, or with a static batch, gets ``max_batch_size: 0``, its dims include the batch, and requests carry the thresholds. With
-fixed thresholds and a dynamic batch Triton batches.
+fixed thresholds and a dynamic batch Triton batches. Of images that differ in size it batches those of one size.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class PythonBackend(BackendOptions):
     suffixes = (".plan", ".engine", ".onnx")
 
     input: InputKind = "tensor"
-    """``tensor``: arrays of the network's input; ``jpeg``: encoded images, of the formats of :mod:`darktrt.vision.images`."""
+    """``tensor``: arrays of the model's input; ``jpeg``: encoded images, of the formats of :mod:`darktrt.vision.images`."""
     cuda_graph: bool = False
     """Record the GPU's work for each batch size of a plan once, and replay it."""
     score_threshold: float = Thresholds.score
@@ -143,6 +143,7 @@ def make_config(name: str, info: DetectorInfo, options: BackendOptions) -> Model
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     check_head(info)
+    _check_cuda_graph(info, options)
     config = ModelConfig(name=name, backend=options.backend, default_model_filename=options.file)
     config.max_batch_size = max_batch_size(info, options)
     if isinstance(options, TensorRTBackend):
@@ -187,6 +188,15 @@ def check_head(info: DetectorInfo) -> None:
         raise DarktrtError(f"{info.name}: ends at '{info.head}'; to serve it, make it with 'darktrt surgery --head nms'")
 
 
+def _check_cuda_graph(info: DetectorInfo, options: BackendOptions) -> None:
+    """Triton's TensorRT records a graph for one size of images."""
+    if info.input == "image" and isinstance(options, TensorRTBackend) and options.cuda_graph:
+        raise DarktrtError(
+            f"{info.name}: Triton's TensorRT records no CUDA graphs for images that differ in size; the Python backend does",
+            "cuda_graph",
+        )
+
+
 def batches(info: DetectorInfo, options: BackendOptions) -> bool:
     """Whether Triton may batch requests; ``dims`` exclude the batch then."""
     return isinstance(options, PythonBackend) or (not info.takes_thresholds and info.batch[0] == 1 < info.batch[2])
@@ -225,7 +235,7 @@ def input_specs(info: DetectorInfo, options: BackendOptions) -> list[TensorSpec]
     if _encoded(options):
         specs = [TensorSpec(ENCODED_INPUT, "STRING", (1,))]
     else:
-        specs = [TensorSpec("images", "UINT8" if info.input == "uint8" else "FP32", info.input_shape)]
+        specs = [TensorSpec("images", "FP32" if info.input == "float" else "UINT8", info.input_shape)]
         if info.takes_image_size:
             specs.append(TensorSpec("image_size", "FP32", (2,)))
     if not batches(info, options):
@@ -299,10 +309,18 @@ def _add_warmup(config: ModelConfig, info: DetectorInfo, options: BackendOptions
                 continue
             value: Any = warmup.inputs[spec.name]
             value.data_type = config.input[[one.name for one in config.input].index(spec.name)].data_type
-            value.dims.extend(info.batch[1] if dim < 0 else dim for dim in spec.dims)
+            value.dims.extend(_usual_dims(spec, info))
             if spec.type == "STRING":
                 value.input_data_file = WARMUP_IMAGE
             elif spec.name == "images":
                 value.random_data = True
             else:  # thresholds of 0 let the most boxes through
                 value.zero_data = True
+
+
+def _usual_dims(spec: TensorSpec, info: DetectorInfo) -> list[int]:
+    """The dims with the usual batch and the usual size of images where they are open."""
+    dims = list(spec.dims)
+    if spec.name == "images" and info.input == "image":
+        dims[-3:-1] = reversed(info.usual_image)
+    return [info.batch[1] if dim < 0 else dim for dim in dims]

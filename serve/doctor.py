@@ -20,7 +20,7 @@ from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.plugins.library import read_library
-from darktrt.serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME, Result, Row, Runner, make_runner, run_rows
+from darktrt.serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME, make_runner
 from darktrt.serve.config import (
     CONFIG_NAME,
     LABELS_NAME,
@@ -36,7 +36,8 @@ from darktrt.serve.config import (
 from darktrt.serve.containers import container_for
 from darktrt.serve.program import program_on_path
 from darktrt.serve.repository import MODULES_NAME, loaded_versions, model_info, models_of, read_config
-from darktrt.vision.images import preprocess, read_image
+from darktrt.serve.rows import RowRunner, Runner
+from darktrt.vision.images import read_image
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -247,10 +248,13 @@ def _check_inference(one: _Version, reference: OnnxRunner | None, image: NDArray
     thresholds = Thresholds(score, max(overlaps))
     with make_runner(one.folder) as runner:
         rows = _first_inference(runner, image, thresholds)
+    text = f"a first inference detects {len(rows)} objects"
     if compared is None:
-        return f"a first inference detects {len(rows)} objects"
+        return text
     if len(overlaps) > 1:
-        return f"a first inference detects {len(rows)} objects; the reference has another IoU threshold and is not compared"
+        return f"{text}; the reference has another IoU threshold and is not compared"
+    if (one.info.input == "uint8") != (compared.info.input == "uint8"):  # only this form rounds the pixels
+        return f"{text}; the reference has another input form and is not compared"
     return _compare(one, rows, _first_inference(compared, image, thresholds), score)
 
 
@@ -266,17 +270,13 @@ def _compare(one: _Version, rows: NDArray[np.float32], expected: NDArray[np.floa
 
 
 def _first_inference(runner: Runner, pixels: NDArray[np.uint8] | None, thresholds: Thresholds) -> NDArray[np.float32]:
-    """``(n, 6)``: box, score and class of the detections in one image, or in noise."""
+    """``(n, 6)``: box, score and class of the detections in one image, or in noise, in its pixels."""
     info = runner.info
     if pixels is None:
-        pixels = np.random.default_rng(0).integers(0, 256, (info.height, info.width, 3), np.uint8)
-    image, placement = preprocess(pixels, info.width, info.height, info.channels, info.resize, info.input)
-    (result,) = run_rows(runner, [Row(image, thresholds, placement.inner_size)])
-    return _as_rows(result)
-
-
-def _as_rows(result: Result) -> NDArray[np.float32]:
-    outputs, index = result.outputs, result.index
-    count = int(outputs["num_detections"][index].item())
-    boxes, scores, classes = (outputs[name][index][:count] for name in ("boxes", "scores", "classes"))
-    return np.concatenate([boxes, scores[:, np.newaxis], classes[:, np.newaxis]], 1).astype(np.float32)
+        width, height = info.usual_image
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    rows = RowRunner(runner)
+    (result,) = rows.run([rows.fitted(pixels, thresholds)])
+    if isinstance(result, DarktrtError):
+        raise result
+    return result.placed(info).to_rows()

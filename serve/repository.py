@@ -2,7 +2,8 @@
 
 A model of the Python backend carries the modules of darktrt that it runs, as one zip file beside it: a stock container needs no
 darktrt, and models of several versions of darktrt can lie side by side. The zip file holds no other packages; the server's
-Python has numpy and onnxruntime or tensorrt of its own.
+Python has numpy and onnxruntime or tensorrt of its own. Beside the zip file lies the compiled resize of images, if this machine
+has it; a server of another machine type leaves it, and NumPy resizes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from darktrt.serve.config import (
     make_config,
 )
 from darktrt.serve.model_info import ModelInfo
+from darktrt.vision.native import library_path
 
 if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
@@ -243,6 +245,8 @@ def _write_version(folder: Path, source: ModelFile, options: BackendOptions) -> 
     if isinstance(options, PythonBackend):
         (folder / options.file).write_text(MODEL_PY, encoding="utf-8")
         write_modules(folder / MODULES_NAME)
+        if library := library_path():
+            shutil.copyfile(library, folder / library.name)
 
 
 def _write_onnx(source: Path, target: Path, options: BackendOptions) -> None:
@@ -317,7 +321,7 @@ def _write_beside(folder: Path, info: DetectorInfo, config: ModelConfig) -> None
     (folder / LABELS_NAME).write_text("".join(f"{name}\n" for name in info.class_names), encoding="utf-8")
     if any(value.input_data_file for warmup in config.model_warmup for value in warmup.inputs.values()):
         (folder / WARMUP_FOLDER).mkdir()
-        (folder / WARMUP_FOLDER / WARMUP_IMAGE).write_bytes(_serialized(_gray_png(info.width, info.height)))
+        (folder / WARMUP_FOLDER / WARMUP_IMAGE).write_bytes(_serialized(_gray_png(*info.usual_image)))
 
 
 def _gray_png(width: int, height: int) -> bytes:

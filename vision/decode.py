@@ -136,21 +136,23 @@ def read_ahead(
     Raises:
         DarktrtError: a file cannot be read, when the turn of its batch comes. Close the generator if you stop before its end.
     """
-    with closing(_Ahead(decoder, most_bytes)) as ahead:
-        waiting: deque[list[_Ticket]] = deque()
+    with closing(Ahead(decoder, most_bytes)) as ahead:
+        waiting: deque[list[Ticket]] = deque()
         for batch in batches:
             while waiting and sum(map(len, waiting)) + len(batch) > most_images:
                 yield ahead.finish(waiting.popleft())
-            waiting.append([ahead.start(path) for path in batch])
+            waiting.append([ahead.start(path, str(path)) for path in batch])
         while waiting:
             yield ahead.finish(waiting.popleft())
 
 
 @dataclass(eq=False)
-class _Ticket:
-    """An image that is read ahead."""
+class Ticket:
+    """An image that is decoded ahead."""
 
-    path: Path
+    source: Path | bytes
+    name: str
+    admit: Admit | None = None
     future: Future[Frame] = field(default_factory=Future)
     size: int = 0
     """Bytes of its pixels, once they are known."""
@@ -163,32 +165,43 @@ class _Parked(BaseException):
     """There is no memory for an image yet; its ticket is in the list of those that wait for it."""
 
 
-class _Ahead:
-    """Images that are decoded ahead. Those there is no memory for wait in a list and hold up no thread."""
+class Ahead:
+    """Images that are decoded ahead. Those there is no memory for wait in a list and hold up no thread.
 
-    def __init__(self, decoder: Decoder, most_bytes: int) -> None:
+    Args:
+        decoder: decodes them.
+        most_bytes: how many bytes the pixels may have of images that nobody has asked for yet.
+    """
+
+    def __init__(self, decoder: Decoder, most_bytes: int = MOST_BYTES) -> None:
         self._decoder = decoder
         self._lock = threading.Lock()
         self._free = most_bytes
-        self._parked: list[_Ticket] = []
+        self._parked: list[Ticket] = []
         self._running: set[Future[Frame]] = set()
         self._closed = False
 
-    def start(self, path: Path) -> _Ticket:
-        ticket = _Ticket(path)
+    def start(self, source: Path | bytes, name: str, admit: Admit | None = None) -> Ticket:
+        """Decode an image when there is memory for it; arguments as those of :meth:`Decoder.submit`."""
+        ticket = Ticket(source, name, admit)
         self._submit([ticket])
         return ticket
 
-    def finish(self, tickets: list[_Ticket]) -> list[Frame]:
-        """The images; their memory is the caller's from now on."""
+    def finish(self, tickets: list[Ticket]) -> list[Frame]:
+        """Wait for images; their memory is the caller's from now on.
+
+        Raises:
+            DarktrtError: the first that cannot be decoded.
+        """
         for ticket in tickets:
             ticket.awaited = True
         self._submit(self._admissible())
-        frames = [ticket.future.result() for ticket in tickets]
-        with self._lock:
-            self._free += sum(ticket.size for ticket in tickets)
-        self._submit(self._admissible())
-        return frames
+        try:
+            return [ticket.future.result() for ticket in tickets]
+        finally:
+            with self._lock:
+                self._free += sum(ticket.size for ticket in tickets)
+            self._submit(self._admissible())
 
     def close(self) -> None:
         """Cancel what is not yet begun."""
@@ -198,14 +211,16 @@ class _Ahead:
         for future in running:
             future.cancel()
 
-    def _submit(self, tickets: list[_Ticket]) -> None:
+    def _submit(self, tickets: list[Ticket]) -> None:
         for ticket in tickets:
-            future = self._decoder.submit(ticket.path, str(ticket.path), partial(self._admit, ticket))
+            future = self._decoder.submit(ticket.source, ticket.name, partial(self._admit, ticket))
             with self._lock:
                 self._running.add(future)
             future.add_done_callback(partial(self._done, ticket))
 
-    def _admit(self, ticket: _Ticket, width: int, height: int) -> None:
+    def _admit(self, ticket: Ticket, width: int, height: int) -> None:
+        if ticket.admit:
+            ticket.admit(width, height)
         with self._lock:
             if self._closed:
                 raise _Parked
@@ -215,20 +230,20 @@ class _Ahead:
                     self._parked.append(ticket)
                     raise _Parked
 
-    def _take(self, ticket: _Ticket) -> bool:
+    def _take(self, ticket: Ticket) -> bool:
         ticket.admitted = ticket.awaited or ticket.size <= self._free
         if ticket.admitted:
             self._free -= ticket.size
         return ticket.admitted
 
-    def _admissible(self) -> list[_Ticket]:
+    def _admissible(self) -> list[Ticket]:
         """Take those tickets out of the list that there is memory for now."""
         with self._lock:
             admitted = [ticket for ticket in self._parked if self._take(ticket)]
             self._parked = [ticket for ticket in self._parked if not ticket.admitted]
         return admitted
 
-    def _done(self, ticket: _Ticket, future: Future[Frame]) -> None:
+    def _done(self, ticket: Ticket, future: Future[Frame]) -> None:
         with self._lock:
             self._running.discard(future)
         if future.cancelled():

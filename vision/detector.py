@@ -3,32 +3,115 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from darktrt.cuda import Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo, Thresholds
 from darktrt.vision.boxes import Detections, nms, place_detections
-from darktrt.vision.images import Placement, preprocess, read_image
+from darktrt.vision.decode import Decoder, Device, read_ahead
+from darktrt.vision.images import Placement, check_rgb, placement_of, preprocess, read_image
 
 Arrays = dict[str, NDArray[Any]]
-ImageLike = NDArray[np.uint8] | str | os.PathLike[str]
-"""An RGB array ``(H, W, 3)``, or an image file."""
+ImageLike = Frame | str | os.PathLike[str]
+"""An RGB image ``(H, W, 3)`` uint8, an array or in the memory of the GPU, or an image file."""
 Run = Callable[[Arrays], Arrays]
 """A session of ONNX Runtime or an engine: named input arrays to named output arrays."""
 
 _Self = TypeVar("_Self", bound="NetworkDetector")
 
 
+@runtime_checkable
+class Network(Protocol):
+    """A network that runs several batches at once, such as :class:`darktrt.engine.runtime.PlanRunner`."""
+
+    @property
+    def fits_frames(self) -> bool:
+        """Whether it accepts frames of any size and fits them itself."""
+
+    @property
+    def depth(self) -> int:
+        """The number of batches that may be under way."""
+
+    def submit(self, images: NDArray[Any] | Sequence[Frame], inputs: Arrays) -> None:
+        """Begin a batch: its frames, or the input ``images``, and the other inputs by name."""
+
+    def collect(self) -> Arrays:
+        """Wait for the oldest batch under way; its outputs by name are overwritten after the next :meth:`submit`."""
+
+
+class _Synchronous:
+    """A function as a network that runs a batch at a time."""
+
+    fits_frames = False
+    depth = 1
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._outputs: Arrays = {}
+
+    def submit(self, images: NDArray[Any] | Sequence[Frame], inputs: Arrays) -> None:
+        self._outputs = self._run({"images": np.asarray(images), **inputs})
+
+    def collect(self) -> Arrays:
+        return self._outputs
+
+
 def fit(image: NDArray[np.uint8], info: DetectorInfo) -> tuple[NDArray[Any], Placement]:
-    """An RGB image ``(H, W, 3)`` as ``input_shape`` of a network, without the batch, and its placement in that input."""
+    """An RGB image ``(H, W, 3)`` as the input of a network, without the batch, and its placement in that input.
+
+    A model with the input form ``image`` accepts the image as it is.
+    """
+    if info.input == "image":
+        return image, placement_in(image, info)
     return preprocess(image, info.width, info.height, info.channels, info.resize, info.input)
+
+
+def placement_in(image: Frame, info: DetectorInfo) -> Placement:
+    """Where an image lies in what the boxes of a network refer to: the network's input, or the image itself.
+
+    Raises:
+        DarktrtError: the model accepts no images of this size.
+    """
+    if isinstance(image, np.ndarray):
+        check_rgb(image)
+    height, width, _ = image.shape
+    if info.input == "image":
+        info.check_image(width, height)
+        return Placement(width, height, 1.0, 1.0, 0.0, 0.0)
+    return placement_of(width, height, info.width, info.height, info.resize)
+
+
+@dataclass
+class _Batch:
+    """Images that were given together; they may run in several parts."""
+
+    frames: list[Frame]
+    detections: dict[int, Detections]
+    """By the index of the frame, as far as they are known."""
+
+    @property
+    def done(self) -> bool:
+        return len(self.detections) == len(self.frames)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Images of a batch that run together."""
+
+    batch: _Batch
+    indices: list[int]
+    placements: list[Placement]
 
 
 def read_outputs(
@@ -65,11 +148,13 @@ class NetworkDetector:
     """A network that detects objects in images, described by its metadata; to be used as a context where it has ``close``.
 
     Args:
-        run: computes the outputs of the inputs that :meth:`~darktrt.metadata.DetectorInfo.model_inputs` makes.
+        run: computes the outputs of the inputs that :meth:`~darktrt.metadata.DetectorInfo.model_inputs` makes; or a network
+            that runs several batches at once.
         info: the model's metadata.
         score_threshold: detections must exceed it.
         iou_threshold: IoU above which NMS suppresses.
         close: frees what ``run`` uses; called by :meth:`close`.
+        decoder: where image files are decoded, see :class:`darktrt.vision.decode.Decoder`.
 
     Raises:
         DarktrtError: the model ends at its raw heads, or a threshold is outside 0..1 or differs from one fixed in the model.
@@ -77,11 +162,12 @@ class NetworkDetector:
 
     def __init__(
         self,
-        run: Run,
+        run: Run | Network,
         info: DetectorInfo,
         score_threshold: float = SCORE_THRESHOLD,
         iou_threshold: float = IOU_THRESHOLD,
         close: Callable[[], None] | None = None,
+        decoder: Device = "cpu",
     ) -> None:
         if info.head == "raw":
             raise DarktrtError(f"{info.name}: ends at its raw heads; to detect, make it with head nms or decode")
@@ -90,9 +176,13 @@ class NetworkDetector:
         self.run = run
         self.info = info
         self._close = close
+        self._device = decoder
+        self._decoder: Decoder | None = None
 
     def close(self) -> None:
         """Free what the network uses; may be called twice."""
+        if self._decoder:
+            self._decoder.close()
         close, self._close = self._close, None
         if close:
             close()
@@ -114,9 +204,64 @@ class NetworkDetector:
                 metadata.
         """
         size = self.info.batch[2]
-        arrays = (image if isinstance(image, np.ndarray) else read_image(image) for image in images)
-        batches = iter(lambda: list(islice(arrays, size)), [])
-        return [detections for batch in batches for detections in self._detect_batch(batch)]
+        batches = (images[first : first + size] for first in range(0, len(images), size))
+        return [detections for batch in self.detect_batches(batches) for detections in batch]
+
+    def detect_batches(self, batches: Iterable[Sequence[ImageLike]]) -> Generator[list[Detections], None, None]:
+        """Detect in batches of images, and yield the detections of each batch, in order, as :meth:`detect` returns them.
+
+        Files are read ahead in threads. A network on the GPU runs while the next images are read and uploaded, so the results
+        of a batch can come after later batches were taken. Close the generator if you stop before its end.
+
+        Args:
+            batches: images as for :meth:`detect`, in batches of at most the model's largest.
+        """
+        with closing(self.detect_frames(batches)) as results:
+            for _, detections in results:
+                yield detections
+
+    def detect_frames(
+        self, batches: Iterable[Sequence[ImageLike]]
+    ) -> Generator[tuple[list[Frame], list[Detections]], None, None]:
+        """As :meth:`detect_batches`, with the decoded images."""
+        network = _network_of(self.run)
+        under_way: deque[_Part] = deque()
+        waiting: deque[_Batch] = deque()
+        try:
+            with closing(self._decoded(batches)) as decoded:
+                for frames in decoded:
+                    waiting.append(_Batch(frames, {}))
+                    for part in self._parts(waiting[-1]):
+                        self._submit(network, part)
+                        under_way.append(part)
+                        if len(under_way) >= network.depth:
+                            self._collect(network, under_way.popleft())
+                    yield from _finished(waiting)
+            while under_way:
+                self._collect(network, under_way.popleft())
+                yield from _finished(waiting)
+        finally:
+            while under_way:  # after an error: the network must be idle for the next one
+                under_way.popleft()
+                with suppress(DarktrtError):
+                    network.collect()
+
+    def _decoded(self, batches: Iterable[Sequence[ImageLike]]) -> Generator[list[Frame], None, None]:
+        """The images of each batch; files are read ahead, while frames are passed on at once."""
+        for are_files, group in groupby(batches, lambda batch: all(isinstance(image, str | os.PathLike) for image in batch)):
+            if are_files:
+                paths = ([Path(image) for image in batch if isinstance(image, str | os.PathLike)] for batch in group)
+                with closing(read_ahead(paths, self._open_decoder())) as decoded:
+                    yield from decoded
+            else:
+                yield from ([self._frame(image) for image in batch] for batch in group)
+
+    def _frame(self, image: ImageLike) -> Frame:
+        return self._open_decoder().read([Path(image)])[0] if isinstance(image, str | os.PathLike) else image
+
+    def _open_decoder(self) -> Decoder:
+        self._decoder = self._decoder or Decoder(device=self._device)
+        return self._decoder
 
     def detect_images(
         self, paths: Sequence[Path], pixels: bool = True
@@ -129,28 +274,57 @@ class NetworkDetector:
         images = [read_image(path) for path in paths]
         return images, self.detect(images)
 
-    def _detect_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        info = self.info
-        fitted = [fit(image, info) for image in images]
-        sizes = [placement.inner_size for _, placement in fitted]
-        outputs = self._run(info.model_inputs(np.stack([array for array, _ in fitted]), sizes, self.thresholds))
-        detections = []
-        for i, (_, placement) in enumerate(fitted):
-            outputs_of_image = {name: values[i] for name, values in outputs.items()}
-            rows = read_outputs(outputs_of_image, info, self.thresholds, placement.inner_size, info.name)
-            detections.append(place_detections(*rows, placement, info.class_names))
-        return detections
+    def _parts(self, batch: _Batch) -> Iterator[_Part]:
+        """The parts of a batch that can run together: images of one size, for a model with the input form ``image``."""
+        indices = list(range(len(batch.frames)))
+        shapes = [frame.shape if self.info.input == "image" else None for frame in batch.frames]
+        for _, same in groupby(sorted(indices, key=lambda i: str(shapes[i])), key=lambda i: shapes[i]):
+            part = list(same)
+            yield _Part(batch, part, [placement_in(batch.frames[i], self.info) for i in part])
 
-    def _run(self, inputs: Arrays) -> Arrays:
-        """The outputs that detections are read from."""
-        names = ["boxes", "scores"]
-        if self.info.head == "nms":
-            names += ["classes", "num_detections"]
-        outputs = self.run(inputs)
-        batch = len(next(iter(inputs.values())))
-        for name in names:
-            if name not in outputs:
-                raise DarktrtError(f"{self.info.name}: has no output '{name}', only {', '.join(outputs) or 'none'}")
-            if len(outputs[name]) != batch:
-                raise DarktrtError(f"{self.info.name}: '{name}' has {len(outputs[name])} rows for a batch of {batch}")
-        return {name: outputs[name] for name in names}
+    def _submit(self, network: Network, part: _Part) -> None:
+        info, frames = self.info, [part.batch.frames[i] for i in part.indices]
+        count = max(len(frames), info.batch[0])
+        sizes = [placement.inner_size for placement in part.placements]
+        images: NDArray[Any] | list[Frame] = [*frames, *frames[:1] * (count - len(frames))]
+        if not network.fits_frames:
+            fitted = [fit(host_pixels(frame), info)[0] for frame in frames]
+            images = np.stack([*fitted, *fitted[:1] * (count - len(fitted))])
+        network.submit(images, info.other_inputs(count, sizes, self.thresholds))
+
+    def _collect(self, network: Network, part: _Part) -> None:
+        """Place the detections of the oldest part under way."""
+        info = self.info
+        outputs = checked_outputs(network.collect(), info, max(len(part.indices), info.batch[0]))
+        for row, (index, placement) in enumerate(zip(part.indices, part.placements, strict=True)):
+            outputs_of_image = {name: values[row] for name, values in outputs.items()}
+            rows = read_outputs(outputs_of_image, info, self.thresholds, placement.inner_size, info.name)
+            part.batch.detections[index] = place_detections(*rows, placement, info.class_names)
+
+
+def checked_outputs(outputs: Arrays, info: DetectorInfo, count: int) -> Arrays:
+    """The outputs for ``count`` images that detections are read from.
+
+    Raises:
+        DarktrtError: one is missing, or has another number of rows.
+    """
+    names = ["boxes", "scores"]
+    if info.head == "nms":
+        names += ["classes", "num_detections"]
+    for name in names:
+        if name not in outputs:
+            raise DarktrtError(f"{info.name}: has no output '{name}', only {', '.join(outputs) or 'none'}")
+        if len(outputs[name]) != count:
+            raise DarktrtError(f"{info.name}: '{name}' has {len(outputs[name])} rows for a batch of {count}")
+    return {name: outputs[name] for name in names}
+
+
+def _finished(batches: deque[_Batch]) -> Iterator[tuple[list[Frame], list[Detections]]]:
+    """Take the first batches off as far as they are done."""
+    while batches and batches[0].done:
+        batch = batches.popleft()
+        yield batch.frames, [batch.detections[i] for i in range(len(batch.frames))]
+
+
+def _network_of(run: Run | Network) -> Network:
+    return run if isinstance(run, Network) else _Synchronous(run)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from darktrt.cuda import Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output
 from darktrt.progress import progress
@@ -67,7 +68,7 @@ def detect_files(
     detector: NetworkDetector,
     sources: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str] | None = None,
-    in_flight: int = 1,
+    in_flight: int | None = None,
 ) -> Generator[FileResult, None, None]:
     """Detect in images and videos and, with ``output``, write copies with the detections drawn in.
 
@@ -75,7 +76,7 @@ def detect_files(
         sources: image and video files, folders (searched to any depth, by suffix), and patterns such as ``'shots/*.png'``.
         output: a file (.jpg, .png, ... for one image, .mp4 for one video) or a folder, which is made. In a folder a copy
             has the path of its source relative to the source folder; equal names are numbered.
-        in_flight: concurrent calls of the detector, in threads; more than one is of use with a server.
+        in_flight: concurrent calls of the detector, in threads, for one on a server; None for a network on this machine.
 
     Returns:
         An iterator of results, one for each image or frame. Sources and output are checked before it is returned. A copy
@@ -101,7 +102,7 @@ def _with_progress(results: Generator[FileResult, None, None], total: int) -> Ge
                 yield result
 
 
-def _detect_jobs(detector: NetworkDetector, jobs: list[_Job], in_flight: int) -> Generator[FileResult, None, None]:
+def _detect_jobs(detector: NetworkDetector, jobs: list[_Job], in_flight: int | None) -> Generator[FileResult, None, None]:
     for is_video, group in groupby(jobs, key=lambda job: job.is_video):
         if is_video:
             for job in group:
@@ -110,41 +111,79 @@ def _detect_jobs(detector: NetworkDetector, jobs: list[_Job], in_flight: int) ->
             yield from _detect_images(detector, group, in_flight)
 
 
-def _detect_images(detector: NetworkDetector, jobs: Iterable[_Job], in_flight: int) -> Iterator[FileResult]:
-    def detect(batch: list[_Job]) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
-        return detector.detect_images([job.path for job in batch], any(job.target for job in batch))
-
-    with closing(ahead(detect, _batches(jobs, detector.info.batch[2]), in_flight)) as results:
-        for batch, (images, detected) in results:
+def _detect_images(detector: NetworkDetector, jobs: Iterable[_Job], in_flight: int | None) -> Iterator[FileResult]:
+    with closing(_read_and_detect(detector, jobs, in_flight)) as results:
+        for batch, images, detected in results:
             for job, image, detections in zip(batch, images, detected, strict=True):
                 if job.target and image is not None:
                     if job.in_folder:
                         _make_folder(job.target.parent)
-                    write_image(job.target, draw(image, detections))
+                    write_image(job.target, draw(host_pixels(image), detections))
                 yield FileResult(job.path, detections, image=job.target)
 
 
-def _detect_video(detector: NetworkDetector, job: _Job, in_flight: int) -> Iterator[FileResult]:
+def _read_and_detect(
+    detector: NetworkDetector, jobs: Iterable[_Job], in_flight: int | None
+) -> Generator[tuple[list[_Job], Sequence[Frame | None], list[Detections]], None, None]:
+    """The jobs in batches with their images, which may be None where no copy is wanted, and detections."""
+    batches = list(_batches(jobs, detector.info.batch[2]))
+    if in_flight is None:
+        with closing(detector.detect_frames([job.path for job in batch] for batch in batches)) as frames:
+            yield from ((batch, *result) for batch, result in zip(batches, frames, strict=True))
+        return
+
+    def detect(batch: list[_Job]) -> tuple[Sequence[Frame | None], list[Detections]]:
+        return detector.detect_images([job.path for job in batch], any(job.target for job in batch))
+
+    with closing(ahead(detect, batches, in_flight)) as results:
+        yield from ((batch, *result) for batch, result in results)
+
+
+def _detect_video(detector: NetworkDetector, job: _Job, in_flight: int | None) -> Iterator[FileResult]:
     with ExitStack() as stack:
         rate, frames = stack.enter_context(open_video(job.path))
         if job.target and job.in_folder:
             _make_folder(job.target.parent)
         write = stack.enter_context(video_writer(job.target, rate)) if job.target else None
-        for number, image, detections in stack.enter_context(closing(detect_frames(detector, enumerate(frames), in_flight))):
+        results = stack.enter_context(closing(detect_frames(detector, enumerate(frames), in_flight)))
+        for number, image, detections in results:
             if write:
-                write(draw(image, detections))
+                write(draw(host_pixels(image), detections))
             yield FileResult(job.path, detections, number, job.target)
 
 
 def detect_frames(
-    detector: NetworkDetector, frames: Iterable[tuple[int, NDArray[np.uint8]]], in_flight: int = 1
-) -> Generator[tuple[int, NDArray[np.uint8], Detections], None, None]:
-    """Detect in numbered frames ``(H, W, 3)`` uint8 RGB: yield each with its detections, in order."""
+    detector: NetworkDetector, frames: Iterable[tuple[int, Frame]], in_flight: int | None = None
+) -> Generator[tuple[int, Frame, Detections], None, None]:
+    """Detect in numbered frames: yield each with its detections, in order.
+
+    Args:
+        in_flight: concurrent calls of the detector, in threads, for one on a server; None for a network on this machine.
+    """
     batches = _batches(frames, detector.info.batch[2])
+    if in_flight is None:
+        yield from _detect_ahead(detector, batches)
+        return
     with closing(ahead(lambda batch: detector.detect([image for _, image in batch]), batches, in_flight)) as results:
         for batch, detected in results:
             for (number, image), detections in zip(batch, detected, strict=True):
                 yield number, image, detections
+
+
+def _detect_ahead(
+    detector: NetworkDetector, batches: Iterable[list[tuple[int, Frame]]]
+) -> Generator[tuple[int, Frame, Detections], None, None]:
+    numbers: deque[int] = deque()
+
+    def images() -> Iterator[list[Frame]]:
+        for batch in batches:
+            numbers.extend(number for number, _ in batch)
+            yield [image for _, image in batch]
+
+    with closing(detector.detect_frames(images())) as results:
+        for frames, detected in results:
+            for image, detections in zip(frames, detected, strict=True):
+                yield numbers.popleft(), image, detections
 
 
 def ahead(

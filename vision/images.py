@@ -197,8 +197,7 @@ def preprocess(
     Raises:
         DarktrtError: the image is not such an array, or ``channels`` is neither 1 nor 3.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise DarktrtError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
+    check_rgb(image)
     if channels not in (1, 3):
         raise DarktrtError(f"the network has {channels} input channels; images have 1 (gray) or 3 (RGB)")
     placement = placement_of(image.shape[1], image.shape[0], width, height, policy)
@@ -234,6 +233,16 @@ def _fit(
         levels: NDArray[np.uint8] = np.rint(pixels * np.float32(255)).astype(np.uint8)
         return levels
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def check_rgb(image: NDArray[Any]) -> None:
+    """See that an array is an image.
+
+    Raises:
+        DarktrtError: it is not ``(H, W, 3)`` uint8.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise DarktrtError(f"an image must be (H, W, 3) uint8 RGB, not {image.shape} {image.dtype}")
 
 
 def _gray(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

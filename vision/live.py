@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from darktrt.cuda import host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.files import check_writable
 from darktrt.vision.detector import NetworkDetector
@@ -142,7 +143,7 @@ def _detect_live(
         last = -1
         for number, image, detections in stack.enter_context(closing(detect_frames(detector, frames, in_flight))):
             if write:
-                drawn = draw(image, detections)
+                drawn = draw(host_pixels(image), detections)
                 for _ in range(number - last):
                     write(drawn)
             last = number

@@ -149,7 +149,8 @@ def _ping(args: argparse.Namespace) -> None:
     import numpy as np
 
     with _client(args) as client:
-        image = np.random.default_rng(0).integers(0, 256, (client.info.height, client.info.width, 3), np.uint8)
+        width, height = client.info.usual_image
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
         started = time.monotonic()
         detections = client.detect_all([image] * args.batch)
         taken = 1e3 * (time.monotonic() - started)

@@ -6,6 +6,7 @@ import argparse
 from contextlib import closing
 
 from darktrt.cli import groups
+from darktrt.errors import DarktrtError
 from darktrt.files import keep_inputs
 
 
@@ -23,6 +24,13 @@ def add(commands: groups.Commands) -> None:
     network.add_argument("--model", metavar="ONNX", help="an ONNX file of 'darktrt surgery', in ONNX Runtime on the CPU")
     network.add_argument("--engine", metavar="PLAN", help="an engine of 'darktrt engine', on the GPU")
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engine")
+    parser.add_argument(
+        "--decoder",
+        choices=["auto", "cpu", "gpu"],
+        default="auto",
+        help="where JPEGs are decoded for an engine: on the GPU by nvImageCodec, whose pixels differ by some levels, or on the "
+        "CPU by Pillow; default: on the GPU where nvImageCodec is installed",
+    )
     parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image or frame instead of tables")
     groups.add_thresholds(parser)
@@ -31,12 +39,17 @@ def add(commands: groups.Commands) -> None:
 
 def _detect(args: argparse.Namespace) -> None:
     from darktrt.engine.runtime import OnnxRunner, PlanRunner
+    from darktrt.vision.decode import Device
     from darktrt.vision.detector import NetworkDetector
     from darktrt.vision.files import detect_files
 
+    if args.model and args.decoder == "gpu":
+        raise DarktrtError("ONNX Runtime runs on the CPU and needs images there; decode them on it", argument="decoder")
     if args.output:
         keep_inputs(args.output, args.model, args.engine)
-    with PlanRunner(args.engine, args.plugins) if args.engine else OnnxRunner(args.model) as runner:
-        detector = NetworkDetector(runner.run, runner.info, args.score_threshold, args.iou_threshold)
+    with PlanRunner(args.engine, args.plugins, cuda_graph=True) if args.engine else OnnxRunner(args.model) as runner:
+        network = runner if isinstance(runner, PlanRunner) else runner.run
+        device: Device = args.decoder if args.engine else "cpu"
+        detector = NetworkDetector(network, runner.info, args.score_threshold, args.iou_threshold, decoder=device)
         with closing(detect_files(detector, args.sources, args.output)) as results:
             groups.print_results(args, results)

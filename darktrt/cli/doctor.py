@@ -15,6 +15,11 @@ def add(commands: groups.Commands) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    from darktrt.engine.doctor import examine_machine, report
+    from darktrt.engine.doctor import Finding, examine_machine, report
+    from darktrt.vision.images import compiled_fit
+    from darktrt.vision.native import library_path
 
-    print(report(examine_machine()))
+    path, again = library_path(), "a C++ compiler, then pip install --force-reinstall --no-deps darktrt"
+    unusable = f"not usable: {path} computes other bits than NumPy, or does not load; get {again}"
+    state = "" if path is None else str(path) if compiled_fit() else unusable
+    print(report([*examine_machine(), Finding("compiled resize", state, f"resizing images ten times as fast: {again}")]))

@@ -157,11 +157,12 @@ int darktrt_host_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, i
                             float* image_size, float* placement)
 {
     if (count < 0 || !is_level_type(pixel_type)) return DARKTRT_UNSUPPORTED;
-    std::vector<DarktrtImage> images(count, image);
-    for (int32_t i = 1; i < count; ++i) {
+    const Array<DarktrtImage> images = array_of<DarktrtImage>(count);
+    for (int32_t i = 0; i < count; ++i) {
+        images[i] = image;
         images[i].pixels = static_cast<const char*>(image.pixels) + i * bytes_of(image, pixel_type);
     }
-    if (const int error = darktrt_host_fit(fit, count, images.data(), pixel_type, y, y_type); error) return error;
+    if (const int error = darktrt_host_fit(fit, count, images.get(), pixel_type, y, y_type); error) return error;
     const Inner inner = inner_of(fit, image.width, image.height);
     for (int32_t i = 0; i < count; ++i) {
         *image_size++ = static_cast<float>(inner.width);

@@ -6,8 +6,8 @@ import asyncio
 import io
 import os
 import threading
-from collections.abc import Coroutine, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from darktrt.cuda import Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo
 from darktrt.serve.client.shared_memory import free_abandoned
@@ -26,7 +27,7 @@ from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint, Transport
 from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Arrays, ImageLike, NetworkDetector, Run
+from darktrt.vision.detector import Arrays, ImageLike, NetworkDetector, Run, checked_outputs
 from darktrt.vision.files import FileResult, ahead, detect_files
 from darktrt.vision.images import read_image
 
@@ -72,14 +73,16 @@ class Client:
             raise DarktrtError("a client needs at least 1 image a request, 1 request in flight, and 0 seconds to retry")
         self.endpoint = Endpoint.parse(server) if isinstance(server, str) else server
         self.in_flight = in_flight
+        self._stack = ExitStack()
         self._connection = _wait(_Connection.open(self.endpoint, timeout))
+        self._stack.callback(lambda: _wait(self._connection.close()))
         try:
             self.model = _wait(self._connection.find(model, version))
             self._connection.transport.retry_seconds = retry_seconds  # only now: a missing server is an error at once
             self.info = _client_info(self.model, batch)
             _wait(self._connection.make_slots(self.model, self.info.batch[2], in_flight, shared_memory))
             kind = EncodedDetector if self.model.encoded else NetworkDetector
-            self.detector = kind(self.run, self.info, score_threshold, iou_threshold)
+            self.detector = self._stack.enter_context(kind(self.run, self.info, score_threshold, iou_threshold))
         except BaseException:
             self.close()
             raise
@@ -128,7 +131,7 @@ class Client:
 
     def close(self) -> None:
         """Cancel requests under way, and release the shared memory; may be called twice."""
-        _wait(self._connection.close())
+        self._stack.close()
 
     def __enter__(self) -> Client:
         return self
@@ -166,21 +169,31 @@ def _client_info(model: ModelInfo, batch: int) -> DetectorInfo:
 class EncodedDetector(NetworkDetector):
     """A model that accepts encoded images and outputs boxes in their pixels."""
 
-    def detect(self, images: Sequence[ImageLike]) -> list[Detections]:
-        """Detections of every image; files are sent unchanged, arrays as PNG."""
-        size = self.info.batch[2]
-        groups = [images[first : first + size] for first in range(0, len(images), size)]
-        return [detections for group in groups for detections in self._detect_encoded([_encoded(image) for image in group])]
+    def __init__(self, run: Run, info: DetectorInfo, score_threshold: float, iou_threshold: float) -> None:
+        super().__init__(run, info, score_threshold, iou_threshold)
+        self._request = run
+
+    def detect_batches(self, batches: Iterable[Sequence[ImageLike]]) -> Generator[list[Detections], None, None]:
+        """The detections of each batch; files are sent unchanged, arrays as PNG."""
+        for batch in batches:
+            yield self._detect_encoded([_encoded(image) for image in batch])
+
+    def detect_frames(
+        self, batches: Iterable[Sequence[ImageLike]]
+    ) -> Generator[tuple[list[Frame], list[Detections]], None, None]:
+        for batch in batches:
+            (detections,) = self.detect_batches([batch])
+            yield [read_image(image) if isinstance(image, str | os.PathLike) else image for image in batch], detections
 
     def detect_images(
         self, paths: Sequence[Path], pixels: bool = True
     ) -> tuple[Sequence[NDArray[np.uint8] | None], list[Detections]]:
-        detections = self.detect(paths)
-        return [read_image(path) if pixels else None for path in paths], detections
+        return [read_image(path) if pixels else None for path in paths], self.detect(paths)
 
     def _detect_encoded(self, encoded: list[bytes]) -> list[Detections]:
         files = {ENCODED_INPUT: np.array(encoded, object)[:, np.newaxis]}
-        outputs = self._run({**files, **self.info.threshold_inputs(self.thresholds)})
+        outputs = self._request({**files, **self.info.threshold_inputs(self.thresholds)})
+        outputs = checked_outputs(outputs, self.info, len(encoded))
         parts = zip(*(outputs[name] for name in ("num_detections", "boxes", "scores", "classes")), strict=True)
         return [self._cut(*arrays) for arrays in parts]
 
@@ -190,10 +203,10 @@ class EncodedDetector(NetworkDetector):
 
 
 def _encoded(image: ImageLike) -> bytes:
-    if not isinstance(image, np.ndarray):
+    if isinstance(image, str | os.PathLike):
         return read_encoded(image)
     encoded = io.BytesIO()
-    Image.fromarray(image).save(encoded, "PNG", compress_level=1)
+    Image.fromarray(host_pixels(image)).save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
 
 

@@ -37,8 +37,8 @@ class Slot:
         self._memories: list[Memory] = []
         """The last one is in use; the server may still write into the others."""
         self._slices: dict[str, MemorySlice] = {}
-        tensors = [*([model.inputs["images"]] if "images" in model.inputs else []), *model.outputs.values()]
-        self._sizes = {one.name: size for one in tensors if (size := model.size(one, batch))}
+        images = {} if model.encoded else {"images": model.size(model.inputs["images"], batch) or _usual_bytes(model, batch)}
+        self._sizes = images | {one.name: size for one in model.outputs.values() if (size := model.size(one, batch))}
 
     async def allocate(self, transport: Transport) -> None:
         """Allocate a region and register it with the server, where shared memory is on."""
@@ -51,23 +51,32 @@ class Slot:
 
     async def close(self, transport: Transport) -> None:
         """Release the memory; a server that is gone or was restarted does not know it any more, which is as good."""
-        for memory in self._memories:
-            with suppress(DarktrtError):
-                await memory.unregister(transport)
-            memory.close()
-        self._memories.clear()
+        while self._memories:
+            await self._release(transport, self._memories.pop())
+
+    async def _release(self, transport: Transport, memory: Memory) -> None:
+        with suppress(DarktrtError):
+            await memory.unregister(transport)
+        memory.close()
 
     async def run(self, transport: Transport, inputs: Arrays) -> Arrays:
         """All outputs by name, except strings, which repeat the others as text."""
-        prepared = self.prepare(transport, inputs)
+        prepared = await self.prepare(transport, inputs)
         result = await self.send(transport, prepared)
         return {
             one.name: self._read(one, prepared.batch) if one.name in prepared.slices else result.as_numpy(one.name)
             for one in self._requested()
         }
 
-    def prepare(self, transport: Transport, inputs: Arrays) -> PreparedRequest:
-        """A request with these inputs, as far as the model has them; tensors without shared memory travel in the message."""
+    async def prepare(self, transport: Transport, inputs: Arrays) -> PreparedRequest:
+        """A request with these inputs, as far as the model has them; tensors without shared memory travel in the message.
+
+        Images of any size get a larger region where the present one is too small; there must be no request under way.
+        """
+        if self._model.info.input == "image" and "images" in self._slices and inputs["images"].nbytes > self._sizes["images"]:
+            self._sizes["images"] = inputs["images"].nbytes
+            await self._release(transport, self._memories.pop())
+            await self.allocate(transport)
         batch = len(next(iter(inputs.values())))
         inputs = {name: array for name, array in inputs.items() if name in self._model.inputs}
         outputs = [(one.name, self._model.size(one, batch)) for one in self._requested()]
@@ -105,3 +114,9 @@ class Slot:
         array = np.empty(self._model.shape(output, batch), output.dtype)
         self._memories[-1].read(self._slices[output.name].offset, array)
         return array
+
+
+def _usual_bytes(model: ModelInfo, batch: int) -> int:
+    """Of a batch of images of the usual size."""
+    width, height = model.info.usual_image
+    return 3 * width * height * batch

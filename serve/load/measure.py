@@ -11,15 +11,17 @@ import threading
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import Thresholds
 from darktrt.progress import LOGGER, progress
-from darktrt.serve.backend import MOST_PIXELS
 from darktrt.serve.client.client import Client, read_encoded
 from darktrt.serve.client.slots import SharedMemory
 from darktrt.serve.client.statistics import ModelStatistics
@@ -27,9 +29,12 @@ from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.load.worker import Latency, Task, Workers, workers
 from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 from darktrt.serve.repository import find_model, models_of
+from darktrt.serve.rows import MOST_PIXELS
 from darktrt.serve.server import running_on_free_ports
 from darktrt.vision.detector import Arrays, fit
-from darktrt.vision.images import decode_image
+from darktrt.vision.images import Placement, decode_image
+
+_Image = TypeVar("_Image")
 
 CONCURRENCY = (1, 2, 4, 8, 16)
 _MADE_SIZE = (480, 640)
@@ -215,14 +220,18 @@ def make_requests(model: ModelInfo, options: LoadOptions) -> tuple[Arrays, ...]:
     Raises:
         DarktrtError: an image cannot be read.
     """
-    make = _encoded_request if model.encoded else _pixel_request
-    return tuple(make(model, group) for group in _groups(options))
-
-
-def _groups(options: LoadOptions) -> list[list[bytes]]:
-    """A batch of encoded images for each of a few requests."""
     files = [read_encoded(path) for path in options.images] or [_made_image(seed) for seed in range(_MADE_IMAGES)]
-    return [[files[(i + j) % len(files)] for j in range(options.batch)] for i in range(len(files))]
+    if model.encoded:
+        return tuple(_encoded_request(model, group) for group in _groups(files, options.batch))
+    fitted = [fit(decode_image(file, "an image to send", MOST_PIXELS), model.info) for file in files]
+    fitted.sort(key=lambda one: one[0].shape)
+    sizes = [list(same) for _, same in groupby(fitted, key=lambda one: one[0].shape)]  # a request has images of one size
+    return tuple(_pixel_request(model, group) for size in sizes for group in _groups(size, options.batch))
+
+
+def _groups(images: Sequence[_Image], size: int) -> list[list[_Image]]:
+    """A batch of this size for each of a few requests."""
+    return [[images[(i + j) % len(images)] for j in range(size)] for i in range(len(images))]
 
 
 def _made_image(seed: int) -> bytes:
@@ -243,8 +252,7 @@ def _encoded_request(model: ModelInfo, images: Sequence[bytes]) -> Arrays:
     return {ENCODED_INPUT: np.array(images, object)[:, np.newaxis], **model.info.threshold_inputs(Thresholds())}
 
 
-def _pixel_request(model: ModelInfo, images: Sequence[bytes]) -> Arrays:
-    fitted = [fit(decode_image(image, "an image to send", MOST_PIXELS), model.info) for image in images]
+def _pixel_request(model: ModelInfo, fitted: Sequence[tuple[NDArray[Any], Placement]]) -> Arrays:
     sizes = [placement.inner_size for _, placement in fitted]
     return model.info.model_inputs(np.stack([array for array, _ in fitted]), sizes, Thresholds())
 

@@ -157,7 +157,7 @@ async def _windows(task: Task, pipe: Connection) -> None:
                 await slots[-1].allocate(transport)
             pairs = [(slot, task.requests[i % len(task.requests)]) for i, slot in enumerate(slots[:share])]
             with suppress(DarktrtError):  # the first request of a server may be slow; its errors are counted below
-                await asyncio.gather(*(slot.send(transport, slot.prepare(transport, inputs)) for slot, inputs in pairs))
+                await asyncio.gather(*(slot.run(transport, inputs) for slot, inputs in pairs))
             pipe.send("ready")
             window, counts = await asyncio.to_thread(pipe.recv), Counts()
             await asyncio.gather(*(_send(slot, transport, inputs, window, counts) for slot, inputs in pairs))
@@ -170,7 +170,7 @@ async def _windows(task: Task, pipe: Connection) -> None:
 
 async def _send(slot: Slot, transport: Transport, inputs: Arrays, window: Window, counts: Counts) -> None:
     """Send one request after the other until the window ends; answers before its start belong to the warm-up."""
-    prepared = slot.prepare(transport, inputs)
+    prepared = await slot.prepare(transport, inputs)
     while time.monotonic() < window.end:
         began = time.monotonic()
         try:
@@ -179,7 +179,7 @@ async def _send(slot: Slot, transport: Transport, inputs: Arrays, window: Window
             counts.failures += 1
             counts.error = counts.error or str(error)
             await asyncio.sleep(0.1)  # spares a server that refuses at once
-            prepared = slot.prepare(transport, inputs)
+            prepared = await slot.prepare(transport, inputs)
             continue
         ended = time.monotonic()
         if window.start <= ended < window.end:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from helpers import ROOT, SHARED, free_ports
+from kernels import has_compiler
 
 HERE = Path(__file__).parent
 HIS_OWN = ("engine.py", "serve.py", "cli.py", "gpu.py", "convert.py", "plugins.py", "vision/__init__.py", "check/__init__.py")
@@ -51,6 +52,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     sources = {path.relative_to(ROOT / "darktrt").as_posix() for room in ROOT.glob("darktrt/*") for path in room.rglob("*.py")}
     packaged = {name.removeprefix("darktrt/") for name in names if name.endswith(".py")}
     assert sources <= packaged
+    assert ("darktrt/vision/libdarktrt_fit.so" in names) == has_compiler()
+    assert wheel.name.partition("-py3-none-linux_")[2]
     csrc = {path.name for path in (ROOT / "plugins/csrc").rglob("*") if path.suffix in (".h", ".cu", ".cpp", ".sh", ".map")}
     assert csrc <= {name.rpartition("/")[2] for name in names}
 
@@ -65,6 +68,27 @@ def test_the_sdist_builds_the_same_wheel(distributions: Path, wheel: Path, tmp_p
     (again,) = (tmp_path / "again").glob("*.whl")
     with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
         assert sorted(one.namelist()) == sorted(other.namelist())
+
+
+NUMPY_DOES_IT = """
+import numpy as np
+from darktrt.vision import images, native
+print(native.__file__)
+print(native.library_path(), images.preprocess(np.full((9, 9, 3), 51, np.uint8), 4, 5, 3, "stretch", "uint8")[0].mean())
+"""
+
+
+def test_a_machine_without_a_compiler(distributions: Path, tmp_path: Path) -> None:
+    (sdist,) = distributions.glob("*.tar.gz")
+    without = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "LDSHARED", "LDCXXSHARED")}
+    without["PATH"] = str(tmp_path)
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(sdist)]
+    done = subprocess.run(words, env=without, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    path = {**without, "PYTHONPATH": str(tmp_path / "site")}
+    code = [sys.executable, "-c", NUMPY_DOES_IT]
+    printed = subprocess.run(code, env=path, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == [str(tmp_path / "site/darktrt/vision/native.py"), "None 51.0"]
 
 
 @pytest.fixture(scope="session")
@@ -153,6 +177,12 @@ STAGES = (
 def outputs(python: Path, project: Path) -> dict[str, str]:
     """What each stage prints, run in order."""
     return {command: darktrt(python, project, command) for command in STAGES}
+
+
+@pytest.mark.skipif(not has_compiler(), reason="needs make and a C++ compiler")
+def test_the_compiled_resize_is_used(python: Path, project: Path) -> None:
+    (line,) = [line for line in darktrt(python, project, "doctor").splitlines() if "compiled resize" in line]
+    assert line.startswith("ok  ") and Path(line.split()[-1]).is_relative_to(python.parent.parent)
 
 
 @NEEDS_WEIGHTS

@@ -16,7 +16,7 @@ from helpers import made_image
 from PIL import Image
 from triton_models import Models, ask, encoded, post
 
-from darktrt.serve.backend import MOST_BYTES, MOST_PIXELS
+from darktrt.serve.rows import MOST_BYTES, MOST_PIXELS
 from darktrt.serve.server import Server
 
 grpc = pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'darktrt[serve]'")

@@ -331,7 +331,15 @@ class FakeDriver:
         self.next_address += 0x1000
         address._obj.value = self.next_address
         self.buffers[self.next_address] = bytearray(size.value)
+        self.next_address += size.value // 0x1000 * 0x1000  # no two buffers overlap
         return 0
+
+    def region(self, address: int, size: int) -> memoryview:
+        """Bytes of one buffer, from an address inside it."""
+        begin = max(base for base in self.buffers if base <= address)
+        offset = address - begin
+        assert offset + size <= len(self.buffers[begin]), "beyond the end of a buffer"
+        return memoryview(self.buffers[begin])[offset : offset + size]
 
     def cuMemFree_v2(self, address: Any) -> int:  # noqa: N802
         del self.buffers[address.value]

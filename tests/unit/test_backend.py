@@ -21,7 +21,8 @@ from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.serve import backend
-from darktrt.serve.backend import Result, Row, TritonPythonModel, gather, run_rows
+from darktrt.serve.backend import TritonPythonModel
+from darktrt.serve.rows import MOST_BYTES, Result, Row, RowRunner, gather
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import NetworkDetector
 
@@ -50,7 +51,10 @@ def rows_of(info: DetectorInfo, pairs: list[tuple[float, float]]) -> list[Row]:
 
 def single(path: Path, row: Row) -> dict[str, NDArray[Any]]:
     """The model's outputs for one image by itself."""
-    return {k: v[0] for k, v in run(path, {"images": row.image[None], **thresholds(*row.pair)}).items()}
+    return {
+        k: v[0]
+        for k, v in run(path, {"images": row.image[None], **thresholds(row.thresholds.score, row.thresholds.iou)}).items()
+    }
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
@@ -58,7 +62,7 @@ def test_rows_of_different_thresholds_get_their_own(portable: Path, count: int) 
     pairs = [(SCORE, 0.45), (0.3, 0.45), (SCORE, 0.1), (0.3, 0.45), (SCORE, 0.45), (SCORE, 0.45), (SCORE, 0.45)][:count]
     with OnnxRunner(portable) as runner:
         rows = rows_of(runner.info, pairs)
-        results = run_rows(runner, rows)
+        results = RowRunner(runner).run(rows)
     counts = []
     for row, result in zip(rows, results, strict=True):
         expected = single(portable, row)
@@ -96,7 +100,7 @@ def test_rows_run_in_as_few_and_as_large_batches_as_the_model_takes(portable: Pa
     rows = [
         replace(row, image=np.full_like(row.image, i)) for i, row in enumerate(rows_of(info, [(0.5, 0.4), (0.25, 0.4)] * 4))
     ]
-    results = run_rows(counting, rows)
+    results = RowRunner(counting).run(rows)
     assert [result.outputs["boxes"][result.index].item() for result in results] == list(range(8))
     assert counting.batches == [(3, 0.25), (1, 0.25), (3, 0.5), (1, 0.5)]
 
@@ -105,7 +109,7 @@ def test_a_static_batch_is_filled_up(portable: Path) -> None:
     with OnnxRunner(portable) as runner:
         counting = Counting(replace(runner.info, batch=(4, 4, 4)))
     row = Row(np.full(counting.info.input_shape, 5, np.uint8), Thresholds(0.5, 0.4))
-    assert [result.outputs["boxes"][result.index].item() for result in run_rows(counting, [row] * 5)] == [5] * 5
+    assert [result.outputs["boxes"][result.index].item() for result in RowRunner(counting).run([row] * 5)] == [5] * 5
     assert counting.batches == [(4, 0.5), (4, 0.5)] and (counting.memory[1:] == 0).all()
 
 
@@ -324,7 +328,7 @@ def bomb(length: int) -> bytes:
         (encoded(made_image(64, 64), "JPEG")[:700], "image 0: cannot be decoded"),
         (bomb(60000), "image 0: has too many pixels to be safe"),
         (bomb(10000), "image 0: has 10000x10000 pixels, more than 64,000,000"),
-        (b"\xff" * (backend.MOST_BYTES + 1), "has 33,554,433 bytes, more than 33,554,432"),
+        (b"\xff" * (MOST_BYTES + 1), "has 33,554,433 bytes, more than 33,554,432"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image in a format read here"),
     ],
     ids=["empty", "bytes", "base64", "cut", "bomb", "many pixels", "large", "postscript"],

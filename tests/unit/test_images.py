@@ -16,9 +16,22 @@ from PIL import Image
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import ResizePolicy
+from darktrt.vision import images
 from darktrt.vision.images import decode_image, image_size, letterbox_size, preprocess, read_image, resize
 
 F = np.float32
+
+
+@pytest.fixture(params=["compiled", "numpy"])
+def arithmetic(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library of setup.py, or NumPy without it."""
+    if request.param == "numpy":
+        monkeypatch.setattr(images, "compiled_fit", lambda: None)
+    elif images.compiled_fit() is None:
+        pytest.skip("needs the compiled resize: pip install -e . with a C++ compiler")
+
+
+by_both = pytest.mark.usefixtures("arithmetic")
 
 
 def made_image(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -54,6 +67,7 @@ def scalar_resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
     return out
 
 
+@by_both
 @pytest.mark.parametrize(
     ("source", "target"),
     [
@@ -77,6 +91,7 @@ def test_resize_is_darknets_to_the_bit(source: tuple[int, int], target: tuple[in
     np.testing.assert_array_equal(resized, scalar_resize(image, target[1], target[0]))
 
 
+@by_both
 @pytest.mark.parametrize("rows", [444, 479, 240, 416, 500])
 def test_the_last_row_is_the_images_last_row(rows: int) -> None:
     """444, 479 and 240 are heights at which darknet's own last row comes out nearly black at 416."""
@@ -85,6 +100,7 @@ def test_the_last_row_is_the_images_last_row(rows: int) -> None:
     np.testing.assert_array_equal(resize(image, 3, 416), scalar_resize(image, 3, 416))
 
 
+@by_both
 def test_resize_gives_the_same_bits_everywhere() -> None:
     """A digest over sizes up and down: a NumPy or Python that computes one bit otherwise fails here."""
     pattern = (np.arange(97 * 131 * 3, dtype=np.int64) * 2654435761 >> 7 & 255).astype(np.uint8).reshape(97, 131, 3)
@@ -94,6 +110,7 @@ def test_resize_gives_the_same_bits_everywhere() -> None:
     assert digest.hexdigest() == "54528f4fde35eb88f7baee2046abcaf5d2bfef7fe70b1601e1f62424d47b43c0"
 
 
+@by_both
 def test_float_input_is_channels_first_and_not_rounded() -> None:
     image = made_image(9, 14)
     array, _ = preprocess(image, 6, 5, 3, "stretch", "float")
@@ -103,6 +120,7 @@ def test_float_input_is_channels_first_and_not_rounded() -> None:
     np.testing.assert_array_equal(array, scalar_resize(image, 6, 5).transpose(2, 0, 1))
 
 
+@by_both
 def test_uint8_input_is_rounded_with_halves_to_even() -> None:
     image = made_image(9, 14)
     array, _ = preprocess(image, 6, 5, 3, "stretch", "uint8")
@@ -112,6 +130,7 @@ def test_uint8_input_is_rounded_with_halves_to_even() -> None:
     np.testing.assert_array_equal(array.ravel(), expected)
 
 
+@by_both
 @pytest.mark.parametrize(("pair", "between"), [((0, 1), 0), ((1, 2), 2), ((2, 3), 2), ((3, 4), 4)])
 def test_a_half_goes_to_the_even_neighbour(pair: tuple[int, int], between: int) -> None:
     image = np.array(pair, np.uint8).reshape(1, 2, 1).repeat(3, axis=2)
@@ -119,6 +138,7 @@ def test_a_half_goes_to_the_even_neighbour(pair: tuple[int, int], between: int) 
     assert array[0, :, 0].tolist() == [pair[0], between, pair[1]]
 
 
+@by_both
 def test_an_image_of_the_networks_size_passes_unchanged() -> None:
     image = np.arange(256, dtype=np.uint8).reshape(16, 16)[:, :, None].repeat(3, axis=2)
     as_uint8, _ = preprocess(image, 16, 16, 3, "stretch", "uint8")
@@ -127,6 +147,7 @@ def test_an_image_of_the_networks_size_passes_unchanged() -> None:
     np.testing.assert_array_equal(as_float[0].ravel(), [F(v / 255.0) for v in range(256)])
 
 
+@by_both
 def test_the_input_image_is_not_changed() -> None:
     image = made_image(8, 8)
     before = image.copy()
@@ -135,6 +156,7 @@ def test_the_input_image_is_not_changed() -> None:
     np.testing.assert_array_equal(image, before)
 
 
+@by_both
 @pytest.mark.parametrize(
     ("source", "network", "inner"),
     [
@@ -160,6 +182,7 @@ def test_letterbox(source: tuple[int, int], network: tuple[int, int], inner: tup
     assert (placement.offset_x, placement.offset_y) == ((width - inner[0]) / 2, (height - inner[1]) / 2)
 
 
+@by_both
 def test_letterbox_fill_in_uint8_is_128() -> None:
     array, _ = preprocess(np.zeros((4, 16, 3), np.uint8), 16, 16, 3, "letterbox", "uint8")
     assert set(array[:6].ravel()) == {128}
@@ -186,6 +209,7 @@ def test_boxes_are_mapped_to_the_image(network: tuple[int, int], policy: ResizeP
     np.testing.assert_allclose(placed, expected, rtol=1e-5, atol=1e-3)
 
 
+@by_both
 @pytest.mark.parametrize("policy", ["stretch", "letterbox"])
 @pytest.mark.parametrize("size", [(300, 500), (500, 300)])
 def test_the_image_is_at_its_placement(size: tuple[int, int], policy: ResizePolicy) -> None:
@@ -197,6 +221,7 @@ def test_the_image_is_at_its_placement(size: tuple[int, int], policy: ResizePoli
     np.testing.assert_allclose(placement.to_image(seen), [[50, 100, 250, 200]], atol=4)
 
 
+@by_both
 def test_one_channel_is_stb_images_luma() -> None:
     image = made_image(6, 7)
     array, _ = preprocess(image, 7, 6, 1, "stretch", "uint8")

@@ -41,10 +41,13 @@ from darktrt.serve.repository import (
     read_config,
 )
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
+from darktrt.vision.native import library_path
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
 
 GOLDEN = Path(__file__).parent / "golden"
+COMPILED = [path.name] if (path := library_path()) else []
+"""The compiled resize, where this checkout has it."""
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,7 @@ def write_library(folder: Path, plugins: str, tensorrt: str = "8.6.1") -> Path:
 # --- config.pbtxt ---
 
 FIXED = (0.5, 0.4)
+IMAGE = {"input": "image", "image_sizes": ((40, 30), (640, 480), (2000, 1000))}
 GOLDENS: dict[str, tuple[BackendOptions, dict[str, Any]]] = {
     "python": (PythonBackend(delay=100, preferred=(2,), score_threshold=0.3), {}),
     "python-jpeg": (PythonBackend(input="jpeg", instances=2, cache=True, versions=0), {}),
@@ -96,6 +100,10 @@ GOLDENS: dict[str, tuple[BackendOptions, dict[str, Any]]] = {
     ),
     "onnxruntime": (OnnxRuntimeBackend(), {"batch": (2, 2, 2)}),
     "onnxruntime-fixed": (OnnxRuntimeBackend(max_batch=2), {"fixed_thresholds": FIXED}),
+    "python-image": (PythonBackend(), IMAGE),
+    "python-image-jpeg": (PythonBackend(input="jpeg"), IMAGE),
+    "tensorrt-plan-image": (TensorRTBackend(gpus=(0,)), IMAGE),
+    "onnxruntime-image-fixed": (OnnxRuntimeBackend(preferred=(2,)), {**IMAGE, "fixed_thresholds": FIXED}),
     "onnxruntime-one": (OnnxRuntimeBackend(), {"fixed_thresholds": FIXED, "batch": (1, 1, 1)}),
 }
 """By the name of the golden file: options, and what the network is otherwise than the made one."""
@@ -129,6 +137,7 @@ def test_config_is_the_golden_one(info: DetectorInfo, name: str) -> None:
             {"fixed_thresholds": FIXED, "batch": (1, 1, 1)},
             "cannot batch it .* --batch 1..8",
         ),
+        ({"kind": "tensorrt_plan", "cuda_graph": True}, IMAGE, "records no CUDA graphs for images that differ in size"),
         ({"preferred": (1, 5)}, {}, "preferred batch of 5 is not between 1 and the largest, 3"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
@@ -152,6 +161,7 @@ def test_the_files_of_the_python_backend(portable: Path, info: DetectorInfo, tmp
         "repository/photos",
         "repository/photos/1",
         "repository/photos/1/darktrt.zip",
+        *(f"repository/photos/1/{name}" for name in COMPILED),
         "repository/photos/1/model.onnx",
         "repository/photos/1/model.py",
         "repository/photos/config.pbtxt",
@@ -178,14 +188,17 @@ import numpy as np, darktrt.vision.boxes, darktrt.vision.images
 from pathlib import Path
 from darktrt.metadata import DetectorInfo
 from darktrt.metadata import Thresholds
-from darktrt.serve.backend import Row, make_runner, run_rows
+from darktrt.serve.backend import make_runner
+from darktrt.serve.rows import Row, RowRunner
 runner = make_runner(Path({str(folder)!r}), 1)
-print(run_rows(runner, [Row(np.zeros((64, 96, 3), np.uint8), Thresholds())])[0].outputs["boxes"].shape)
+print(darktrt.vision.images.compiled_fit() is not None)
+print(RowRunner(runner).run([Row(np.zeros((64, 96, 3), np.uint8), Thresholds())])[0].outputs["boxes"].shape)
 print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in str(getattr(module, "__file__", ""))))
 """
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    shape, loaded = done.stdout.splitlines()
+    compiled, shape, loaded = done.stdout.splitlines()
+    assert compiled == str(bool(COMPILED))
     assert shape == "(1, 50, 4)"
     with zipfile.ZipFile(folder / "darktrt.zip") as file:
         taken = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in file.namelist()}
@@ -251,7 +264,7 @@ def test_thresholds_that_surgery_fixed(made: Made, portable: Path, info: Detecto
 def test_what_a_plan_gets(info: DetectorInfo, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, info, ("MishPlugin:1",))
     library = write_library(tmp_path, "MishPlugin:1 YoloDetectPlugin:1")
-    for kind, more in (("tensorrt_plan", []), ("python", ["darktrt.zip", "model.py"])):
+    for kind, more in (("tensorrt_plan", []), ("python", ["darktrt.zip", "model.py", *COMPILED])):
         options = BACKENDS[kind](gpus=(1,))
         folder = publish(plan, tmp_path / "repository", options, kind, plugins=library)
         assert files_in(folder / "1") == sorted(["model.json", "model.plan", library.name, *more])

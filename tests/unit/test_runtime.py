@@ -19,6 +19,7 @@ from PIL import Image
 
 from darktrt import __version__
 from darktrt.cli import main
+from darktrt.cuda import DeviceImage, host_pixels
 from darktrt.engine import bench, runtime
 from darktrt.engine.bench import bench_files, measure, to_markdown
 from darktrt.engine.layer_list import EngineLayer
@@ -30,6 +31,7 @@ from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.metadata import DetectorInfo
 from darktrt.progress import set_progress
+from darktrt.vision.images import preprocess
 
 Mode: Any = SimpleNamespace(INPUT="in", OUTPUT="out")
 
@@ -78,7 +80,13 @@ class Streams(FakeDriver):
 
     def cuMemcpyHtoDAsync_v2(self, address: Any, source: Any, size: Any, _: Any) -> int:  # noqa: N802
         def copy() -> None:
-            self.buffers[address.value][: size.value] = ctypes.string_at(source.value, size.value)
+            self.region(address.value, size.value)[:] = ctypes.string_at(source.value, size.value)
+
+        return self.enqueue(copy)
+
+    def cuMemcpyDtoDAsync_v2(self, target: Any, source: Any, size: Any, _: Any) -> int:  # noqa: N802
+        def copy() -> None:
+            self.region(target.value, size.value)[:] = bytes(self.region(source.value, size.value))
 
         return self.enqueue(copy)
 
@@ -121,6 +129,15 @@ class Streams(FakeDriver):
     def cuEventRecord(self, event: Any, _: Any) -> int:  # noqa: N802
         return 0
 
+    def cuEventSynchronize(self, _: Any) -> int:  # noqa: N802
+        assert self.recorded is None
+        self.synchronized = True
+        return 0
+
+    def cuStreamWaitEvent(self, *_: Any) -> int:  # noqa: N802
+        assert self.recorded is None
+        return 0
+
     def cuEventElapsedTime(self, milliseconds: Any, *_: Any) -> int:  # noqa: N802
         assert self.synchronized
         milliseconds._obj.value = 0.5
@@ -140,6 +157,7 @@ class Engine:
         self.driver = driver
         self.addresses: dict[str, int] = {}
         self.batch = 0
+        self.shape: tuple[int, ...] = ()
         self.works = True
         self.host_code_allowed = False
         self.profiler: Any = None
@@ -153,7 +171,8 @@ class Engine:
         return self.tensors[name][0]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.batch or side if side < 0 else side for side in self.tensors[name][1])
+        sizes = self.tensors[name][1]
+        return tuple(self.shape[i] if size < 0 and self.shape else size for i, size in enumerate(sizes))
 
     def get_tensor_dtype(self, name: str) -> Any:
         return DataType[self.tensors[name][2]]
@@ -167,7 +186,7 @@ class Engine:
         return context
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.batch = shape[0]
+        self.batch, self.shape = shape[0], shape
         return True
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -176,12 +195,14 @@ class Engine:
 
     def execute_async_v3(self, stream: int) -> bool:
         assert stream == 7
-        batch = self.batch
+        batch, shape, addresses = self.batch, self.shape, dict(self.addresses)
 
         def work() -> None:
-            images = np.frombuffer(bytes(self.driver.buffers[self.addresses["images"]]), np.float32)
-            means = images.reshape(3, -1).mean(1)[:batch].astype(np.float32)
-            self.driver.buffers[self.addresses["boxes"]][: 4 * batch] = means.tobytes()
+            dtype = {"FLOAT": np.float32, "UINT8": np.uint8}[self.tensors["images"][2]]
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            images = np.frombuffer(bytes(self.driver.region(addresses["images"], size)), dtype)
+            means = images.reshape(batch, -1).mean(1).astype(np.float32)
+            self.driver.region(addresses["boxes"], 4 * batch)[:] = means.tobytes()
 
         self.driver.enqueue(work)
         for name, ms in (("conv", 0.25), ("reformat", 0.5), ("conv", 0.25)) if self.profiler else ():
@@ -236,6 +257,41 @@ def write_plan(folder: Path, info: DetectorInfo, content: bytes = b"plan", **cha
     return plan
 
 
+class FitLibrary:
+    """``darktrt_fit`` of a plugin library, in NumPy."""
+
+    def __init__(self, driver: Streams) -> None:
+        self.driver = driver
+        self.launches: list[int] = []
+
+    def darktrt_fit(self, fit: Any, count: Any, array: Any, pixel_type: Any, target: Any, kind: Any, stream: Any) -> int:
+        assert pixel_type.value == 3 and stream.value == 7
+        self.launches.append(count.value)
+        form: Any = {0: "float", 3: "uint8"}[kind.value]
+        policy: Any = "letterbox" if fit.letterbox else "stretch"
+        fitted = []
+        for image in array[: count.value]:
+            pixels = np.frombuffer(self.driver.region(image.pixels, image.width * image.height * 3), np.uint8)
+            rgb = pixels.reshape(image.height, image.width, 3)
+            fitted.append(preprocess(rgb, fit.width, fit.height, fit.channels, policy, form)[0].tobytes())
+        self.driver.region(target.value, len(b"".join(fitted)))[:] = b"".join(fitted)
+        return 0
+
+
+@pytest.fixture
+def fit_library(driver: Streams, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FitLibrary:
+    """A plugin library, in use for every plan."""
+    library, path = FitLibrary(driver), tmp_path / "libdarktrt_plugins.so"
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: {"libcuda.so.1": driver, str(path.resolve()): library}[name])
+    monkeypatch.setattr(runtime, "find_library", lambda *_: path)
+    monkeypatch.setattr(runtime, "load_plugins", lambda *_: SimpleNamespace(plugins=("YoloDetectPlugin:1",)))
+    return library
+
+
+def frame(width: int, height: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
 def images(batch: int, seed: int = 0) -> dict[str, Any]:
     return {"images": np.random.default_rng(seed).random((batch, 3, 64, 96), np.float32)}
 
@@ -261,6 +317,87 @@ def test_nothing_is_allocated_after_the_start_and_all_is_freed(
             runner.run(images(batch))
         assert (len(driver.buffers), len(driver.host)) == before == (2, 2)
     assert (driver.buffers, driver.host, driver.streams, driver.retained) == ({}, {}, 0, 0)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize("policy", ["stretch", "letterbox"])
+def test_frames_of_any_size_are_fitted_on_the_gpu(
+    fit_library: FitLibrary, driver: Streams, info: DetectorInfo, tmp_path: Path, graph: bool, policy: Any
+) -> None:
+    """The engine's input is that of preprocess, and batches of other frames come in between."""
+    info = replace(info, resize=policy)
+    expected: list[Any] = []
+    with PlanRunner(write_plan(tmp_path, info), cuda_graph=graph) as runner:
+        assert runner.fits_frames
+        for seed, sizes in enumerate([[(7, 5)], [(200, 100), (1, 1)], [(640, 480)], [(33, 70)], [(64, 96), (9, 9)]] * 3):
+            frames = [frame(*size, seed) for size in sizes]
+            fitted = [preprocess(image, 96, 64, 3, policy, "float")[0].mean() for image in frames]
+            runner.submit(frames, {})
+            expected.append(fitted)
+            if len(expected) == runner.depth:
+                np.testing.assert_allclose(runner.collect()["boxes"][:, 0], expected.pop(0), rtol=1e-5)
+        for fitted in expected:
+            np.testing.assert_allclose(runner.collect()["boxes"][:, 0], fitted, rtol=1e-5)
+    assert fit_library.launches == [1, 2, 1, 1, 2] * 3  # one for each batch
+    assert bool(driver.replays) == graph
+    assert (driver.buffers, driver.host, driver.streams, driver.events, driver.retained) == ({}, {}, 0, 0, 0)
+
+
+def test_frames_on_the_gpu_are_not_uploaded(
+    fit_library: FitLibrary, driver: Streams, info: DetectorInfo, tmp_path: Path
+) -> None:
+    pixels, other = frame(50, 40), frame(10, 20, 1)
+    with PlanRunner(write_plan(tmp_path, info)) as runner:
+        address = runner._buffer(pixels.size).address
+        driver.region(address, pixels.size)[:] = pixels.tobytes()
+        image = DeviceImage(address, 50, 40, None)
+        np.testing.assert_array_equal(host_pixels(image), pixels)
+        runner.submit([image, other], {})
+        fitted = [preprocess(one, 96, 64, 3, "stretch", "float")[0].mean() for one in (pixels, other)]
+        np.testing.assert_allclose(runner.collect()["boxes"][:, 0], fitted, rtol=1e-5)
+        (staged,) = (slot.frames.size for slot in runner._free)
+        assert staged == other.size
+
+
+def test_more_batches_than_the_runner_holds(engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path) -> None:
+    with PlanRunner(write_plan(tmp_path, info)) as runner:
+        for seed in range(runner.depth):
+            runner.submit(images(1, seed)["images"], {})
+        with pytest.raises(RuntimeError, match="3 batches are under way"):
+            runner.submit(images(1)["images"], {})
+        for seed in range(runner.depth):
+            expected = images(1, seed)["images"].mean((1, 2, 3))
+            np.testing.assert_allclose(runner.collect()["boxes"][:, 0], expected, rtol=1e-5)
+        assert len(driver.buffers) == 2 * runner.depth
+
+
+def test_an_engine_that_takes_images_of_any_size(
+    fit_library: FitLibrary,
+    engine: Engine,
+    driver: Streams,
+    info: DetectorInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its images are uploaded as they are, and its memory and graphs follow their sizes."""
+    monkeypatch.setattr(Engine, "tensors", {"images": ("in", (-1, -1, -1, 3), "UINT8"), "boxes": ("out", (-1, 1), "FLOAT")})
+    monkeypatch.setattr(Engine, "get_tensor_profile_shape", lambda *_: [(1, 8, 8, 3), (1, 8, 8, 3), (3, 100, 200, 3)])
+    info = replace(info, head="nms", input="image", image_sizes=((8, 8), (8, 8), (200, 100)))
+    with PlanRunner(write_plan(tmp_path, info), cuda_graph=True) as runner:
+        for seed in range(60):
+            width = 8 + seed // 3
+            frames = [frame(width, 10, seed), frame(width, 10, seed + 1)]
+            runner.submit(frames, {})
+            np.testing.assert_allclose(runner.collect()["boxes"][:, 0], [one.mean() for one in frames], rtol=1e-5)
+        stacked = np.stack(frames)
+        np.testing.assert_allclose(runner.run({"images": stacked})["boxes"][:, 0], stacked.mean((1, 2, 3)), rtol=1e-5)
+        assert len(runner._recorded) <= 16 < driver.replays
+        for size, said in (((201, 10), r"\(1, 10, 201, 3\); .* images of 8x8 to 200x100"), ((9, 101), r"\(1, 101, 9, 3\)")):
+            with pytest.raises(DarktrtError, match=said):
+                runner.submit([frame(*size)], {})
+        with pytest.raises(DarktrtError, match="the images of a batch must be of one size"):
+            runner.submit([frame(10, 10), frame(10, 11)], {})
+    assert fit_library.launches == []
 
 
 @pytest.mark.parametrize(
