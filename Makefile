@@ -15,6 +15,7 @@ EVAL      ?=
 DETECTIONS ?=
 HEAD      ?= nms
 INPUT     ?= uint8
+IMAGE_SIZES ?=
 MISH      ?= auto
 TENSORRT  ?= rtx
 KIND      ?= python
@@ -47,7 +48,7 @@ ENGINE_OPTIONS   = $(if $(PLUGINS),--plugins $(PLUGINS))
 INT8_OPTIONS     = $(if $(ON_GPU),--calibrate-on gpu --data $(CALIB_DATA),--table $(DIR)/calibration.table) $(if $(MAX_DROP),--max-drop \
     $(MAX_DROP) --eval $(EVAL_DATA))
 ON_GPU := $(filter gpu,$(CALIBRATE_ON))
-SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH)
+SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH) $(if $(IMAGE_SIZES),--image-sizes $(IMAGE_SIZES))
 
 REPOSITORY := $(OUT)/model_repository
 MODEL_FILE := $(if $(filter trt,$(TENSORRT)),$(PLAN),$(DIR)/portable.onnx)
@@ -78,6 +79,7 @@ help: ## list targets and variables
 	@echo '  DIST=$(DIST)    where make wheel puts the wheel and the sdist'
 	@echo '  OUT=$(OUT)    results go to $(DIR)/'
 	@echo '  HEAD=$(HEAD) INPUT=$(INPUT) MISH=$(MISH)    see darktrt surgery --help'
+	@echo '  IMAGE_SIZES=$(IMAGE_SIZES)    with INPUT=image, smallest, usual and largest image: "32x32 1920x1080 4096x4096"'
 	@echo '  TENSORRT=$(TENSORRT)    what to install: rtx (builds without a GPU) or trt (full TensorRT, needs an NVIDIA GPU)'
 	@echo '  KIND=$(KIND) FORM=$(FORM)    for triton and serve, see darktrt serve repository --help (its --kind and --input)'
 	@echo '  SERVER=$(SERVER)    for load, a server that runs already, as host:port'

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from darktrt.calib.bias_correction import ChannelMeanMeter, ChannelMeans
 from darktrt.calib.graph import (
+    PIXELS,
     convolution_inputs,
     cut_behind_heads,
     head_inputs,
@@ -122,7 +124,7 @@ def measure_channel_means(
     del model  # as large as the weights
     meter = ChannelMeanMeter(scales)
     with progress(len(images), "images") as bar:
-        for group in _batches(_readable(images, info), network.batch):
+        for group in _batches(_readable(images, network.info), network.batch):
             meter.add(network.run(group)[0])
             bar.update(len(group))
     if not meter.sums:
@@ -272,17 +274,20 @@ def _ctrl_c_as_event() -> Iterator[threading.Event]:
 class _Trunk:
     """The network from its image to its raw heads, with ``tensors`` and the raw heads as outputs.
 
-    The model is cut in place.
+    The model is cut in place. One that takes images of any size begins at its pixels, and ``info`` is that of the form
+    ``float``.
     """
 
     def __init__(
         self, path: str | Path, model: onnx.ModelProto, info: DetectorInfo, tensors: Sequence[str], batch: int
     ) -> None:
-        self.path, self.info, self.tensors = path, info, tensors
+        self.path, self.tensors = path, tensors
+        self.info = replace(info, input="float", image_sizes=None) if info.input == "image" else info
         self.least, _, most = info.batch
         self.batch = min(max(batch, self.least), most)
         names = dict.fromkeys([*tensors, *(head.tensor for head in info.heads)])
-        self.outputs = [name for name in names if not (info.input == "float" and name == "images")]
+        self.input = {"float": "images", "uint8": "images", "image": PIXELS}[info.input]
+        self.outputs = [name for name in names if not (info.input != "uint8" and name == self.input)]
         cut_behind_heads(model, info, self.outputs)
         self.session = _session(model.SerializeToString(), path)
 
@@ -292,13 +297,13 @@ class _Trunk:
         A batch below the model's smallest one is filled up with its first image; the results are cut back.
         """
         filled = np.stack(images + images[:1] * (self.least - len(images)))
-        values = {"images": filled, **dict(zip(self.outputs, self._run(filled), strict=True))}
+        values = {self.input: filled, **dict(zip(self.outputs, self._run(filled), strict=True))}
         cut = {name: value[: len(images)] for name, value in values.items()}
         return {name: cut[name] for name in self.tensors}, weights_of(cut, self.info.heads)
 
     def _run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
         try:
-            outputs: list[NDArray[Any]] = self.session.run(self.outputs, {"images": images})
+            outputs: list[NDArray[Any]] = self.session.run(self.outputs, {self.input: images})
         except Exception as error:  # its exceptions share no base class
             raise DarktrtError(f"{self.path}: ONNX Runtime fails: {str(error).splitlines()[0]}") from error
         return outputs

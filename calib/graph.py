@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _PASSING = {"Concat", "MaxPool", "Resize", "Slice", "Split"}
 """Operations whose output values are input values. (Resize is darknet's upsampling to the nearest pixel.)"""
 
+PIXELS = "images_float"
+"""The image as floats in 0..1, in a model whose input is bytes."""
+
 
 def tensors_to_calibrate(model: onnx.ModelProto, info: DetectorInfo) -> list[str]:
     """The float activations from the image to the raw heads, both included, in the order of the graph.
@@ -27,7 +30,7 @@ def tensors_to_calibrate(model: onnx.ModelProto, info: DetectorInfo) -> list[str
     """
     from onnx import TensorProto
 
-    image = "images" if info.input == "float" else "images_float"
+    image = "images" if info.input == "float" else PIXELS
     not_float = {v.name for v in model.graph.value_info if v.type.tensor_type.elem_type not in (0, TensorProto.FLOAT)}
     from_image = {image}
     for node in model.graph.node:
@@ -40,8 +43,11 @@ def tensors_to_calibrate(model: onnx.ModelProto, info: DetectorInfo) -> list[str
     return [name for name in dict.fromkeys([image, *produced]) if name not in not_float]
 
 
-def nodes_before_heads(model: onnx.ModelProto, info: DetectorInfo) -> list[onnx.NodeProto]:
+def nodes_before_heads(model: onnx.ModelProto, info: DetectorInfo, start: str = "") -> list[onnx.NodeProto]:
     """The nodes that compute the raw heads, in the order of the graph.
+
+    Args:
+        start: a tensor to take as given, with the nodes before it.
 
     Raises:
         DarktrtError: the graph lacks a head that its metadata names.
@@ -53,7 +59,7 @@ def nodes_before_heads(model: onnx.ModelProto, info: DetectorInfo) -> list[onnx.
     nodes = []
     for node in reversed(model.graph.node):
         if wanted.intersection(node.output):
-            wanted.update(node.input)
+            wanted.update(set(node.input) - {start})
             nodes.append(node)
     return nodes[::-1]
 
@@ -61,17 +67,21 @@ def nodes_before_heads(model: onnx.ModelProto, info: DetectorInfo) -> list[onnx.
 def cut_behind_heads(model: onnx.ModelProto, info: DetectorInfo, outputs: Sequence[str]) -> None:
     """Reduce a model, in place, to the nodes before its raw heads, with these tensors as its outputs.
 
+    A model that takes images of any size then begins at its pixels, the input ``images_float``.
+
     Raises:
         DarktrtError: an output is not computed by these nodes.
     """
     import onnx
 
     graph = model.graph
-    nodes = nodes_before_heads(model, info)
+    nodes = nodes_before_heads(model, info, PIXELS if info.input == "image" else "")
     if unknown := set(outputs).difference(output for node in nodes for output in node.output):
         raise DarktrtError(f"{info.name}: '{sorted(unknown)[0]}' is no tensor between the image and the heads")
     del graph.node[:], graph.output[:], graph.input[1:]  # the other inputs are those of NMS
     graph.node.extend(nodes)
+    if info.input == "image":
+        graph.input[0].CopyFrom(next(value for value in graph.value_info if value.name == PIXELS))
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
 
 

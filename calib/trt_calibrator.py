@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from threading import Event
@@ -58,7 +59,9 @@ class Source(Protocol):
 
 
 @contextmanager
-def calibrator(trt: Any, source: Source, network: Any, failed: Event | None = None) -> Iterator[Any]:
+def calibrator(
+    trt: Any, source: Source, network: Any, failed: Event | None = None, size: tuple[int, int] | None = None
+) -> Iterator[Any]:
     """An ``IInt8EntropyCalibrator2`` for ``config.int8_calibrator``; leaving the context raises a callback's exception.
 
     Args:
@@ -66,8 +69,9 @@ def calibrator(trt: Any, source: Source, network: Any, failed: Event | None = No
         source: the origin of the scales.
         network: the parsed network, whose inputs the batches must fit.
         failed: set on such an exception, for a progress monitor to stop the build, which continues otherwise.
+        size: width and height of the images in the batches, where the network takes images of any size.
     """
-    source.begin(network_inputs(network, source.batch))
+    source.begin(network_inputs(network, source.batch, size))
     adapter = _adapter(trt, source, failed or Event())
     try:
         yield adapter
@@ -76,11 +80,14 @@ def calibrator(trt: Any, source: Source, network: Any, failed: Event | None = No
             raise adapter.error
 
 
-def network_inputs(network: Any, batch: int) -> dict[str, Input]:
-    """The inputs of a TensorRT network, by name; a dimension left open is the batch."""
+def network_inputs(network: Any, batch: int, size: tuple[int, int] | None = None) -> dict[str, Input]:
+    """The inputs of a TensorRT network, by name; open dimensions become the batch and, of images of any size, this size."""
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
+    chosen = (batch, *(size or ())[::-1])
     return {
-        tensor.name: Input(tuple(batch if n == -1 else n for n in tensor.shape), np.dtype(DTYPES[tensor.dtype.name]))
+        tensor.name: Input(
+            tuple(chosen[i] if n == -1 else n for i, n in enumerate(tensor.shape)), np.dtype(DTYPES[tensor.dtype.name])
+        )
         for tensor in tensors
     }
 
@@ -237,7 +244,8 @@ def image_source(images: Sequence[Path], info: DetectorInfo) -> BatchSource:
     """Image files as batches of all inputs of a model: of its one size where the batch is static, of one image otherwise.
 
     The last batch is filled up with the first images. An image is read when its batch is due; one that cannot be read raises
-    :class:`DarktrtError` then.
+    :class:`DarktrtError` then. A model that takes images of any size gets them fitted and rounded to bytes, since TensorRT
+    calibrates with one size.
     """
     size = info.batch[0] if info.batch[0] == info.batch[2] else 1
     return BatchSource(_image_batches(images, info, size), size)
@@ -248,9 +256,12 @@ def _image_batches(images: Sequence[Path], info: DetectorInfo, size: int) -> Ite
     from darktrt.vision.images import read_image
 
     filled = [*images, *islice(cycle(images), -len(images) % size)]
+    of_bytes = info.input == "image"
+    fitted_info = replace(info, input="uint8", image_sizes=None) if of_bytes else info
     with progress(len(filled) // size, "batches", "calibrating") as bar:
         for i in range(0, len(filled), size):
-            fitted = [fit(read_image(path), info) for path in filled[i : i + size]]
+            fitted = [fit(read_image(path), fitted_info) for path in filled[i : i + size]]
             arrays = np.stack([array for array, _ in fitted])
+            arrays = info.images_of_bytes(arrays) if of_bytes else arrays
             yield info.model_inputs(arrays, [placement.inner_size for _, placement in fitted], Thresholds(0.5, 0.5))
             bar.update()

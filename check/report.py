@@ -284,10 +284,10 @@ def _notes(variants: Sequence[VariantFigures], parts: Parts) -> list[str]:
         notes.append("No object is labelled, so there is no AP; the report only compares the variants with each other.")
     elif count < FEW:
         notes.append(f"{count} images are few: differences of AP of some thousandths may be chance.")
-    if len({one.detections.info.input for one in parts.evaluation.variants}) > 1:
+    if len({one.detections.info.input == "uint8" for one in parts.evaluation.variants}) > 1:
         notes.append(
-            "The inputs of variants with a float input, such as PyTorch, are the resized pixels; those of the others are "
-            "rounded to bytes. This changes AP by a thousandth or a few."
+            "The inputs of variants with a float input, such as PyTorch, or with images of any size are the resized pixels; "
+            "those of the others are rounded to bytes. This changes AP by a thousandth or a few."
         )
     for variant in variants:
         if not variant.detections:

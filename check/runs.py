@@ -2,6 +2,9 @@
 
 Every variant of a network gets the same input, pixels in bytes, and has the same outputs: the raw heads, boxes and scores
 where the model outputs them, and detections. So results of different machines and Python versions can be compared.
+
+A model that takes images of any size gets these pixels as an image that fits already. On a letterboxed network, the distance
+term of its NMS is then relative to the whole input.
 """
 
 from __future__ import annotations
@@ -225,7 +228,7 @@ def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
 
         def infer_impl(self, feed_dict: Mapping[str, NDArray[Any]]) -> Arrays:
             width, height = feed_dict["image_size"][0].tolist()
-            inputs = info.model_inputs(_pixels(info, feed_dict["images"]), [(width, height)], thresholds)
+            inputs = info.model_inputs(info.images_of_bytes(feed_dict["images"]), [(width, height)], thresholds)
             started = time.perf_counter()
             outputs = variant.run(inputs)
             self.inference_time = time.perf_counter() - started
@@ -233,19 +236,6 @@ def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
             return _named_outputs(variant, first, (width, height), thresholds, layers)
 
     return Runner(variant.name)
-
-
-def _pixels(info: DetectorInfo, images: NDArray[np.uint8]) -> NDArray[Any]:
-    """Images ``(N, H, W, C)`` as the model's input; a float input is what the graph of a uint8 input computes first.
-
-    A model that fits images itself leaves one of the network's size as it is.
-    """
-    if info.input == "uint8":
-        return images
-    if info.input == "image":
-        return images if info.channels == 3 else images.repeat(3, axis=3)  # a gray image is its own luma
-    pixels: NDArray[np.float32] = np.ascontiguousarray(images.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
-    return pixels
 
 
 def _named_outputs(

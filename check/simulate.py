@@ -25,7 +25,7 @@ from darktrt.metadata import DetectorInfo
 from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
 from darktrt.surgery.head import decode_heads
-from darktrt.surgery.precision import backbone, halve
+from darktrt.surgery.precision import backbone, ends, halve
 from darktrt.surgery.qdq import Calibration, default_fp_layers, quantize
 from darktrt.surgery.rewrite import import_graph
 from darktrt.vision.detector import Arrays, Run, fit
@@ -110,15 +110,21 @@ def halved(network: OnnxNetwork) -> onnx.ModelProto:
 
 
 def up_to_scores(network: OnnxNetwork) -> OnnxNetwork:
-    """The network cut behind decoding: its outputs are ``scores (N, A, C)`` and the raw heads, under their names."""
+    """The network cut behind decoding: its outputs are ``scores (N, A, C)`` and the raw heads, under their names.
+
+    A network that takes images of any size then begins at its pixels, the input ``images_float``.
+    """
+    info = network.info
     graph = import_graph(network.model)
-    decode_heads(graph, network.info)
-    _, scores = graph.outputs
-    tensors = graph.tensors()
-    heads = [tensors[head.tensor] for head in network.info.heads]
-    graph.outputs = [scores, *heads]
+    decode_heads(graph, info)
+    pixels, heads = ends(graph, info)
+    if info.input == "image":
+        pixels.inputs.clear()
+        graph.inputs[0] = pixels
+        info = replace(info, input="float", image_sizes=None)
+    graph.outputs = [graph.outputs[1], *heads]
     graph.cleanup(remove_unused_graph_inputs=True)
-    return OnnxNetwork(_exported(graph), network.info)
+    return OnnxNetwork(_exported(graph), info)
 
 
 def _exported(graph: gs.Graph) -> onnx.ModelProto:
@@ -160,7 +166,7 @@ class FloatReference:
 
     def __init__(self, network: OnnxNetwork, images: Sequence[Path]) -> None:
         self.network = up_to_scores(network)
-        self.inputs = [fit(read_image(path), network.info)[0] for path in images]
+        self.inputs = [fit(read_image(path), self.network.info)[0] for path in images]
         self.expected = list(self._outputs(self.network.model))
         if not all(np.isfinite(values).all() for outputs in self.expected for values in outputs.values()):
             raise DarktrtError(f"{network.info.name}: its outputs are NaN or infinite; are the weights damaged?")
@@ -183,20 +189,21 @@ class FloatReference:
         for output in graph.outputs:
             output.dtype = np.float32
         run = session(_exported(graph.cleanup()))
-        sizes = [values[0, 0].size for values in run({"images": self._batch(self.inputs[:1])}).values()]
+        sizes = [values[0, 0].size for values in run(self._feed(self.inputs[:1])).values()]
         counts = np.multiply(weights, sizes, dtype=np.float64)
         return dict(zip([node.name for node in nodes], (counts / counts.sum()).tolist(), strict=True))
 
-    def _batch(self, inputs: list[NDArray[Any]]) -> NDArray[Any]:
-        """A batch of the network's smallest size; a shorter one is filled with its first input."""
-        return np.stack(inputs + inputs[:1] * (self.network.info.batch[0] - len(inputs)))
+    def _feed(self, inputs: list[NDArray[Any]]) -> Arrays:
+        """A batch of the network's smallest size, by the input's name; a shorter one is filled with its first input."""
+        filled = np.stack(inputs + inputs[:1] * (self.network.info.batch[0] - len(inputs)))
+        return {self.network.model.graph.input[0].name: filled}
 
     def _outputs(self, model: onnx.ModelProto) -> Iterator[Arrays]:
         """The outputs for each image."""
         run, inputs = session(model), iter(self.inputs)
         least = self.network.info.batch[0]
         while group := list(islice(inputs, least)):
-            outputs = run({"images": self._batch(group)})
+            outputs = run(self._feed(group))
             yield from ({name: values[i] for name, values in outputs.items()} for i in range(len(group)))
 
 

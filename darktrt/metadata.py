@@ -15,6 +15,7 @@ from darktrt.errors import DarktrtError
 from darktrt.records import record
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 METADATA_KEY = "darktrt"
@@ -56,14 +57,22 @@ class Thresholds:
 
 
 def check_image_sizes(sizes: ImageSizes) -> None:
-    """See that the smallest, usual and largest size are sizes in this order.
+    """See that smallest, usual and largest size are three sizes in this order.
 
     Raises:
-        ValueError: they are not.
+        DarktrtError: they are not.
     """
-    for low, usual, high in zip(*sizes, strict=True):
-        if not 1 <= low <= usual <= high:
-            raise ValueError(f"the image sizes are {' '.join(f'{width}x{height}' for width, height in sizes)}")
+    if not _in_order(sizes):
+        text = " ".join(f"{width}x{height}" for width, height in sizes)
+        raise DarktrtError(
+            f"{text}: write smallest, usual and largest image size, neither side below that of the one before, such as 32x32 "
+            "1280x720 4096x4096",
+            "image_sizes",
+        )
+
+
+def _in_order(sizes: ImageSizes) -> bool:
+    return len(sizes) == 3 and all(1 <= low <= usual <= high for low, usual, high in zip(*sizes, strict=True))
 
 
 @dataclass(frozen=True)
@@ -163,8 +172,8 @@ class DetectorInfo:
             raise ValueError(f"there are {len(self.class_names)} class names")
         if (self.input == "image") != (self.image_sizes is not None):
             raise ValueError(f"the input form is {self.input!r} and image_sizes is {self.image_sizes}")
-        if self.image_sizes:
-            check_image_sizes(self.image_sizes)
+        if self.image_sizes and not _in_order(self.image_sizes):
+            raise ValueError(f"the image sizes are {self.image_sizes}")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -228,7 +237,7 @@ class DetectorInfo:
         if not (least[0] <= width <= most[0] and least[1] <= height <= most[1]):
             raise DarktrtError(
                 f"{self.name}: an image is {width}x{height}, but its engine accepts {least[0]}x{least[1]} to "
-                f"{most[0]}x{most[1]}; scale the image, or run surgery again with other image sizes",
+                f"{most[0]}x{most[1]}; scale the image, or build the engine again with other image sizes",
                 argument="image_sizes",
             )
 
@@ -262,6 +271,20 @@ class DetectorInfo:
             sizes = [*image_sizes, *[image_sizes[0]] * (count - len(image_sizes))]
             inputs["image_size"] = np.array(sizes, np.float32)
         return {**inputs, **self.threshold_inputs(thresholds)}
+
+    def images_of_bytes(self, fitted: NDArray[np.uint8]) -> NDArray[Any]:
+        """Bytes ``(N, H, W, C)``, fitted into the network's input, as the input ``images`` of any form.
+
+        For ``float`` they are what the graph of ``uint8`` computes first; for ``image`` they are images that fit already, gray
+        ones in three channels. The pixels behind the input are equal for all forms.
+        """
+        import numpy as np
+
+        if self.input == "float":
+            pixels: NDArray[np.float32] = np.ascontiguousarray(fitted.transpose(0, 3, 1, 2)).astype(np.float32)
+            pixels /= np.float32(255)
+            return pixels
+        return fitted.repeat(3 // self.channels, 3) if self.input == "image" else fitted
 
     def threshold_inputs(self, thresholds: Thresholds) -> dict[str, NDArray[Any]]:
         """The inputs ``score_threshold (1)`` and ``iou_threshold (1)``, for a model that has them; otherwise none."""

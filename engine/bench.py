@@ -124,7 +124,7 @@ def _timing(
 
 
 def random_inputs(info: DetectorInfo, batch: int) -> dict[str, NDArray[Any]]:
-    """All inputs of a model by name, with random images, the same at every call.
+    """All inputs of a model by name, with random images, the same at every call; of the usual size where they may have any.
 
     Raises:
         DarktrtError: the model does not accept such a batch.
@@ -133,9 +133,11 @@ def random_inputs(info: DetectorInfo, batch: int) -> dict[str, NDArray[Any]]:
     if not low <= batch <= high:
         raise DarktrtError(f"{info.name}: a batch of {batch} images; the model accepts {low} to {high}", "batch")
     random = np.random.default_rng(0)
-    images: NDArray[Any] = random.integers(0, 256, (batch, info.height, info.width, info.channels), np.uint8)
-    if info.input == "float":
-        images = np.ascontiguousarray(images.transpose(0, 3, 1, 2).astype(np.float32) / 255)
+    if info.image_sizes:
+        width, height = info.image_sizes[1]
+        images: NDArray[Any] = random.integers(0, 256, (batch, height, width, 3), np.uint8)
+    else:
+        images = info.images_of_bytes(random.integers(0, 256, (batch, info.height, info.width, info.channels), np.uint8))
     return info.model_inputs(images, [(info.width, info.height)], Thresholds())
 
 

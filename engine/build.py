@@ -24,7 +24,7 @@ from darktrt.engine.target import Target, find_target
 from darktrt.engine.weak_typing import Calibrated, GpuCalibration
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, check_outputs, sha256_of
-from darktrt.metadata import DetectorInfo
+from darktrt.metadata import DetectorInfo, ImageSizes
 from darktrt.onnx_file import load_model
 from darktrt.plugins.library import PluginLibrary, find_library, load_plugins
 from darktrt.plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
@@ -99,7 +99,7 @@ def _prepare(
 ) -> tuple[Target, Lowered, Manifest]:
     """The target, the model lowered for it, and the part of the manifest that is known before the build."""
     model, info = load_model(source)
-    info = replace(info, batch=_batch(info, options))
+    info = replace(info, batch=_batch(info, options), image_sizes=_image_sizes(info, options))
     target = _target(options)
     library = plugin_library(model, target, None if options.plugins == NONE else options.plugins)
     lowered, plugins = _lowered(model, info, target, options, calibration)
@@ -177,6 +177,20 @@ def _batch(info: DetectorInfo, options: BuildOptions) -> tuple[int, int, int]:
             f"the model accepts only batches of {info.batch[0]}; convert it again with a dynamic batch, such as 1..8", "batch"
         )
     return options.batch
+
+
+def _image_sizes(info: DetectorInfo, options: BuildOptions) -> ImageSizes | None:
+    """The image sizes of the engine.
+
+    Raises:
+        DarktrtError: the options ask for sizes, and the model takes images of one size.
+    """
+    if options.image_sizes and info.input != "image":
+        raise DarktrtError(
+            f"the model accepts only images fitted to {info.width}x{info.height}; run surgery again with input image",
+            "image_sizes",
+        )
+    return options.image_sizes or info.image_sizes
 
 
 def plugin_library(model: onnx.ModelProto, target: Target, path: str | Path | None = None) -> PluginLibrary | None:

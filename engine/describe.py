@@ -10,7 +10,7 @@ import onnx
 
 from darktrt.engine.layer_list import summary
 from darktrt.engine.manifest import Manifest, manifest_path, read_plan_manifest
-from darktrt.metadata import DetectorInfo
+from darktrt.metadata import DetectorInfo, ImageSizes
 from darktrt.onnx_file import load_model
 from darktrt.plugins.ops import DOMAIN
 
@@ -79,6 +79,7 @@ def _int8(manifest: Manifest) -> str:
 def _info_lines(info: DetectorInfo) -> list[str]:
     low, _, high = info.batch
     batch = f"batch {low}" if low == high else f"batch {low} to {high}"
+    fitted = f"{info.width} x {info.height}, {info.channels} channels, {info.input}, {info.resize}, {batch}"
     form = f", --mish {info.mish}" if info.mish_count and info.head != "decoded" else ""
     nms = f"{info.nms.kind} NMS" + (f", beta {info.nms.beta:g}" if info.nms.kind == "diounms" else "")
     heads = [
@@ -90,7 +91,7 @@ def _info_lines(info: DetectorInfo) -> list[str]:
     fixed = ", thresholds fixed at {:g} and {:g}".format(*info.fixed_thresholds) if info.fixed_thresholds else ""
     return [
         f"network       {info.name}: {len(info.layers)} cfg layers, {info.parameters:,} parameters, {info.gflops:.3f} GFLOPs",
-        f"images        {info.width} x {info.height}, {info.channels} channels, {info.input}, {info.resize}, {batch}",
+        f"images        {_sizes(info.image_sizes)}{fitted}",
         f"Mish          {info.mish_count}{form}",
         *heads,
         f"ends at       {info.head}"
@@ -98,6 +99,13 @@ def _info_lines(info: DetectorInfo) -> list[str]:
         f"classes       {', '.join(info.class_names[:6])}{', ...' if len(info.class_names) > 6 else ''}",
         *(f"{name:<13} sha256 {value}" if len(value) == 64 else f"{name:<13} {value}" for name, value in info.sources.items()),
     ]
+
+
+def _sizes(sizes: ImageSizes | None) -> str:
+    if sizes is None:
+        return ""
+    least, usual, most = (f"{width} x {height}" for width, height in sizes)
+    return f"{least} to {most}, usually {usual}, fitted into "
 
 
 def _size(tensor: onnx.TensorProto) -> int:

@@ -12,7 +12,7 @@ from darktrt.engine.target import Target
 from darktrt.engine.weak_typing import GpuCalibration
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, MishForm
-from darktrt.plugins.ops import MISH_OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from darktrt.plugins.ops import MISH_OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION, Preprocess
 from darktrt.surgery.functions import drop_bodies, embed, inline_bodies
 from darktrt.surgery.mish import fuse_mish
 from darktrt.surgery.precision import halve
@@ -39,6 +39,8 @@ def lower(
     """
     if precision == "int8":
         _check_int8(info, target, calibration)
+    if info.input == "image":
+        _set_levels_type(model, _levels_type(precision))
     mish = _mish_form(info, target, precision)
     typed = precision != "fp32" and not target.weakly_typed
     if typed or mish == "fused":
@@ -55,6 +57,25 @@ def lower(
     if target.bodies == "drop":
         drop_bodies(model)
     return model
+
+
+def _levels_type(precision: Precision) -> int:
+    """The type, of ONNX, that the levels 0..255 of images are cast to, since only a cast can read uint8 in TensorRT.
+
+    FP16 states them exactly, in half the memory.
+    """
+    return onnx.TensorProto.FLOAT if precision == "fp32" else onnx.TensorProto.FLOAT16
+
+
+def _set_levels_type(model: onnx.ModelProto, kind: int) -> None:
+    """Cast the images of a model that takes images of any size to this type, in place."""
+    (levels,) = (node.input[0] for node in model.graph.node if node.op_type == Preprocess.op_type)
+    for node in model.graph.node:
+        if levels in node.output:
+            node.attribute[0].i = kind
+    for value in model.graph.value_info:
+        if value.name == levels:
+            value.type.tensor_type.elem_type = kind
 
 
 def _mish_form(info: DetectorInfo, target: Target, precision: Precision) -> MishForm:

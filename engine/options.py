@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from darktrt.errors import DarktrtError
+from darktrt.metadata import ImageSizes, check_image_sizes
 
 Precision = Literal["fp32", "fp16", "int8"]
 TargetChoice = Literal["auto", "rtx", "trt"]
@@ -45,6 +46,9 @@ class BuildOptions:
     """Take types from the ONNX file, and INT8 from Q/DQ nodes, where TensorRT 10 could also choose them."""
     batch: tuple[int, int, int] | None = None
     """Smallest, usual and largest batch of a model with a dynamic batch; by default the model's own."""
+    image_sizes: ImageSizes | None = None
+    """Smallest, usual and largest width and height of images for a model that takes images of any size; by default the model's
+    own."""
     hardware_compatible: bool = False
     """Build an engine for every GPU of compute capability 8.0 or more; slower."""
     version_compatible: bool = False
@@ -63,3 +67,5 @@ class BuildOptions:
             raise DarktrtError(
                 f"{batch}: write smallest, usual and largest batch, each not below the one before, such as 1,4,16", "batch"
             )
+        if self.image_sizes:
+            check_image_sizes(self.image_sizes)

@@ -16,7 +16,7 @@ from darktrt.engine.timing_cache import load_timing_cache, save_timing_cache
 from darktrt.engine.trt_types import shape_of
 from darktrt.engine.weak_typing import Calibrated, NetworkMap, set_precision
 from darktrt.errors import DarktrtError
-from darktrt.metadata import DetectorInfo
+from darktrt.metadata import DetectorInfo, ImageSizes
 from darktrt.progress import LOGGER
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def build(
                 _report_coverage(calibrated, layers)
             set_precision(trt, config, layers, options.precision == "int8", calibrated)
         if calibrated:
-            config.int8_calibrator = stack.enter_context(calibrator(trt, calibrated.source, network, failed))
+            feeding = calibrator(trt, calibrated.source, network, failed, (info.width, info.height))
+            config.int8_calibrator = stack.enter_context(feeding)
         _add_profiles(builder, config, network, info, calibrated)
         stack.enter_context(_shown(trt, config, target, interrupted, failed))
         if (plan := builder.build_serialized_network(network, config)) is None:
@@ -176,19 +177,27 @@ def _report_coverage(calibrated: Calibrated, network: NetworkMap) -> None:
 def _add_profiles(
     builder: Builder, config: Config, network: TrtNetwork, info: DetectorInfo, calibrated: Calibrated | None
 ) -> None:
-    """Set the range of a dynamic batch, and the batch to calibrate with; a static network needs no profile."""
+    """Set the ranges of a dynamic batch and of image sizes, and what to calibrate with; a static network needs no profile."""
     if not any(-1 in shape_of(network.get_input(i).shape) for i in range(network.num_inputs)):
         return
-    config.add_optimization_profile(_profile(builder, network, info.batch))
+    fitted = info.width, info.height
+    config.add_optimization_profile(_profile(builder, network, info.batch, info.image_sizes or (fitted,) * 3))
     if calibrated:
-        config.set_calibration_profile(_profile(builder, network, (calibrated.source.batch,) * 3))
+        config.set_calibration_profile(_profile(builder, network, (calibrated.source.batch,) * 3, (fitted,) * 3))
 
 
-def _profile(builder: Builder, network: TrtNetwork, batches: tuple[int, int, int]) -> Any:
+def _profile(builder: Builder, network: TrtNetwork, batches: tuple[int, int, int], sizes: ImageSizes) -> Any:
     profile: Any = builder.create_optimization_profile()  # it accepts tuples, which its type does not say
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         shape = shape_of(tensor.shape)
         if -1 in shape:
-            profile.set_shape(tensor.name, *((n, *shape[1:]) for n in batches))
+            profile.set_shape(tensor.name, *(_sized(shape, n, size) for n, size in zip(batches, sizes, strict=True)))
     return profile
+
+
+def _sized(shape: tuple[int, ...], batch: int, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of an input with a batch and, for images, a width and height in place of open dimensions."""
+    width, height = size
+    open_dimensions = (batch, height, width)
+    return tuple(open_dimensions[i] if n == -1 else n for i, n in enumerate(shape))

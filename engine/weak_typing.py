@@ -54,6 +54,7 @@ class NetworkMap:
         if missing := [head for head in self.heads if head not in produced]:
             raise DarktrtError(f"{info.name}: TensorRT's network has no tensor '{missing[0]}', a head; convert it again")
         self.backbone = self._backbone()
+        self._fits_images = info.input == "image"
 
     def _backbone(self) -> set[int]:
         backbone: set[int] = set()
@@ -68,12 +69,21 @@ class NetworkMap:
 
     def behind_heads(self) -> list[TrtLayer]:
         """The layers that decode, in order."""
+        return [self.layers[i] for i in self._decoding()]
+
+    def _decoding(self) -> list[int]:
         decoding, reached = [], set(self.heads)
         for i, layer in enumerate(self.layers):  # TensorRT's parser adds them in the order of the graph
             if i not in self.backbone and reached.intersection(tensor.name for tensor in inputs(layer)):
                 reached.update(tensor.name for tensor in outputs(layer))
-                decoding.append(layer)
+                decoding.append(i)
         return decoding
+
+    def before_image(self) -> list[TrtLayer]:
+        """The layers that fit images of any size into the input, where they are standard ops; none for other input forms."""
+        others = self.backbone.union(self._decoding())
+        before = [layer for i, layer in enumerate(self.layers) if i not in others]
+        return [layer for layer in before if not layer.type.name.startswith("PLUGIN")] if self._fits_images else []
 
     def fp_layers(self, convolutions: Iterable[str]) -> list[TrtLayer]:
         """The layers with these outputs and the activations that follow them, in order."""
@@ -99,8 +109,9 @@ class NetworkMap:
 def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool, calibrated: Calibrated | None = None) -> None:
     """Let TensorRT compute the backbone in FP16, or in INT8 and FP16, with fixed precisions for some layers.
 
-    Decoding and NMS stay in FP32: box coordinates do not fit the 11 bits of FP16. The floating-point layers of ``calibrated``
-    are in FP16. TensorRT must obey these precisions or fail; if it only had to prefer them, it would ignore them silently.
+    Decoding and NMS stay in FP32: box coordinates do not fit the 11 bits of FP16. So do standard ops that fit images into the
+    input; the plugin for that states its types itself. The floating-point layers of ``calibrated`` are in FP16. TensorRT must
+    obey these precisions or fail; if it only had to prefer them, it would ignore them silently.
 
     The other convolutions, except those that ``calibrated`` fixes in INT8, are free: TensorRT chooses for each the precision
     that it measures as faster, reformatting included. INT8 is not forced, for its purpose is speed. With
@@ -110,7 +121,7 @@ def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool
     flags = trt.BuilderFlag
     for flag in (flags.FP16, *([flags.INT8] if int8 else []), flags.OBEY_PRECISION_CONSTRAINTS):
         config.set_flag(flag)
-    for layer in network.behind_heads():
+    for layer in (*network.before_image(), *network.behind_heads()):
         if layer.type.name not in _NOT_PINNED and any(map(_is_float, outputs(layer))):
             layer.precision = trt.DataType.FLOAT
             for i, tensor in enumerate(outputs(layer)):

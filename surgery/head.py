@@ -1,4 +1,4 @@
-"""Both ends of a detector: heads decoded by a plugin node, and images as bytes."""
+"""Both ends of a detector: heads decoded by a plugin node, and images as bytes, fitted before or in the graph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, HeadForm, HeadInfo, Thresholds
-from darktrt.plugins.ops import DOMAIN, PluginOp, YoloDecode, YoloDetect
+from darktrt.plugins.ops import DOMAIN, PlaceBoxes, PluginOp, Preprocess, YoloDecode, YoloDetect
 
 
 def replace_head(graph: gs.Graph, info: DetectorInfo, head: HeadForm, max_candidates: int, max_detections: int) -> None:
@@ -127,3 +127,40 @@ def accept_bytes(graph: gs.Graph, info: DetectorInfo) -> None:
         gs.Node("Div", "images_scale", {}, [nchw, gs.Constant("images_255", np.array(255, np.float32))], [plain]),
     ]
     graph.inputs[0] = images
+
+
+def accept_images(graph: gs.Graph, info: DetectorInfo) -> None:
+    """Make the input ``images`` uint8 ``(N, height, width, 3)`` of any height and width, in place.
+
+    The graph fits them into the input of the network. The output ``boxes`` becomes pixels of the images, and an input
+    ``image_size`` of NMS becomes a result of fitting them.
+
+    Raises:
+        DarktrtError: the network has neither 1 nor 3 channels.
+    """
+    plain = graph.inputs[0]
+    plain.name = "images_float"
+    batch = plain.shape[0]
+    images, levels = (
+        gs.Variable(name, dtype, [batch, "height", "width", 3])
+        for name, dtype in (("images", np.uint8), ("images_levels", np.float32))
+    )
+    size = graph.tensors().get("image_size") or gs.Variable("image_size", np.float32, [batch, 2])
+    placement = gs.Variable("placement", np.float32, [3, 4])
+    op = Preprocess(input_size=(info.width, info.height), channels=info.channels, letterbox=int(info.resize == "letterbox"))
+    graph.nodes += [
+        gs.Node("Cast", "images_cast", {"to": onnx.TensorProto.FLOAT}, [images], [levels]),
+        gs.Node(op.op_type, "preprocess", op.attributes(), [levels], [plain, size, placement], domain=DOMAIN),
+    ]
+    graph.inputs = [images, *(tensor for tensor in graph.inputs[1:] if tensor is not size)]
+    _place_boxes(graph, placement)
+
+
+def _place_boxes(graph: gs.Graph, placement: gs.Tensor) -> None:
+    """Map the output ``boxes`` to pixels of the images; the boxes in pixels of the network become ``network_boxes``."""
+    boxes = graph.tensors()["boxes"]
+    boxes.name = "network_boxes"
+    placed = gs.Variable("boxes", np.float32, boxes.shape)
+    op = PlaceBoxes()
+    graph.nodes.append(gs.Node(op.op_type, "place_boxes", op.attributes(), [boxes, placement], [placed], domain=DOMAIN))
+    graph.outputs = [placed if tensor is boxes else tensor for tensor in graph.outputs]

@@ -10,10 +10,20 @@ import onnx_graphsurgeon as gs
 
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, keep_inputs
-from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadForm, InputForm, MishForm, Thresholds
+from darktrt.metadata import (
+    IMAGE_SIZES,
+    METADATA_KEY,
+    DetectorInfo,
+    HeadForm,
+    ImageSizes,
+    InputForm,
+    MishForm,
+    Thresholds,
+    check_image_sizes,
+)
 from darktrt.onnx_file import load_model
 from darktrt.surgery.functions import embed
-from darktrt.surgery.head import accept_bytes, fix_thresholds, replace_head
+from darktrt.surgery.head import accept_bytes, accept_images, fix_thresholds, replace_head
 from darktrt.surgery.mish import Fused, fuse_mish, replace_mish
 from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.qdq import Calibration, QuantizeReport, quantize
@@ -24,13 +34,15 @@ class SurgeryOptions:
     """The form of a portable model; the defaults are the command line's.
 
     Raises:
-        DarktrtError: on creation, when thresholds are given for a model without NMS.
+        DarktrtError: on creation, when thresholds or images of any size are asked of a model without NMS, or the sizes of
+            images are out of order or not asked for.
     """
 
     head: HeadForm = "nms"
     """Where the model ends: at detections (``nms``), decoded boxes and scores (``decode``) or the raw heads (``raw``)."""
     input: InputForm = "uint8"
-    """Images as ``uint8 (N, H, W, C)``, or as ``float`` 0..1 ``(N, C, H, W)``."""
+    """Images as ``uint8 (N, H, W, C)``, or as ``float`` 0..1 ``(N, C, H, W)``, fitted into the network's input; or ``image``,
+    uint8 ``(N, height, width, 3)`` of any size, which the model fits itself. Its boxes are in pixels of the image."""
     mish: MishForm = "auto"
     """See :attr:`darktrt.metadata.DetectorInfo.mish`."""
     max_candidates: int = 1000
@@ -43,10 +55,19 @@ class SurgeryOptions:
     """Thresholds to fix in the model; None makes them inputs."""
     mark_layers: bool = False
     """Make the tensor of every cfg section an output of the model too, so that an engine can be compared layer by layer."""
+    image_sizes: ImageSizes | None = None
+    """Smallest, usual and largest width and height of images that an engine is built for, for the input ``image``; default:
+    :data:`darktrt.metadata.IMAGE_SIZES`. ONNX Runtime accepts others too."""
 
     def __post_init__(self) -> None:
         if self.thresholds and self.head != "nms":
             raise DarktrtError(f"a model with head {self.head!r} has no NMS and so no thresholds", argument="thresholds")
+        if self.input == "image" and self.head != "nms":
+            raise DarktrtError(f"a model with head {self.head!r} has no boxes to map to images of any size", argument="head")
+        if self.image_sizes and self.input != "image":
+            raise DarktrtError(f"a model with the input {self.input!r} takes images of one size", argument="image_sizes")
+        if self.image_sizes:
+            check_image_sizes(self.image_sizes)
 
 
 @dataclass(frozen=True)
@@ -127,6 +148,8 @@ def transform(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOption
         fix_thresholds(graph, options.thresholds)
     if options.input == "uint8":
         accept_bytes(graph, info)
+    elif options.input == "image":
+        accept_images(graph, info)
     int8 = quantize(graph, info, options.calibration) if options.calibration else None
     portable = gs.export_onnx(graph.cleanup().toposort(), do_type_check=False)
     functions = embed(portable)
@@ -145,4 +168,5 @@ def _info_after(info: DetectorInfo, options: SurgeryOptions, int8: QuantizeRepor
         mish=options.mish,
         int8_convolutions=len(int8.quantized) if int8 else 0,
         fixed_thresholds=(fixed.score, fixed.iou) if fixed else None,
+        image_sizes=(options.image_sizes or IMAGE_SIZES) if options.input == "image" else None,
     )

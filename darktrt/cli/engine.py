@@ -61,6 +61,8 @@ def _add_build_options(parser: argparse.ArgumentParser) -> None:
     )
     batch = "smallest, usual and largest batch of a model with a dynamic batch (default: the model's)"
     parser.add_argument("--batch", metavar="MIN,OPT,MAX", help=batch)
+    sizes = "smallest, usual and largest image, WxH, of a model made with surgery's --input image"
+    groups.add_image_sizes(parser, sizes, "the model's")
     workspace = "largest amount of GPU memory for intermediate results of a layer (default: all there is)"
     parser.add_argument("--workspace", type=int, metavar="MIB", help=workspace)
     cache = "file of measured times, which shortens later builds; none for no file (default: a file under ~/.cache/darktrt)"
@@ -138,6 +140,7 @@ def _build_options(args: argparse.Namespace) -> BuildOptions:
         tf32=not args.no_tf32,
         strongly_typed=args.strongly_typed,
         batch=_batch_range(args.batch) if args.batch else None,
+        image_sizes=groups.image_sizes(args),
         hardware_compatible=args.hardware_compatible,
         version_compatible=args.version_compatible,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
-from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds
+from darktrt.metadata import IMAGE_SIZES, IOU_THRESHOLD, SCORE_THRESHOLD, ImageSizes, Thresholds
 
 if TYPE_CHECKING:
     from darktrt.serve.client.transport import Endpoint
@@ -29,7 +29,7 @@ def command(commands: Commands, name: str, help_: str, *examples: str) -> argpar
     return commands.add_parser(name, help=help_, description=description, epilog=epilog, formatter_class=raw)
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
     """``416`` or ``WxH`` to (width, height).
 
     Raises:
@@ -37,7 +37,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([1-9][0-9]{0,4})(?:x([1-9][0-9]{0,4}))?", text.lower())
     if not match:
-        raise DarktrtError(f"--size {text}: write a side like 416, or WIDTHxHEIGHT like 640x384")
+        raise DarktrtError(f"{option} {text}: write a side like 416, or WIDTHxHEIGHT like 640x384")
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -52,6 +52,20 @@ def parse_batch(text: str) -> tuple[int, int, int]:
         raise DarktrtError(f"--batch {text}: write a number like 4, or a range like 1..8")
     low, high = int(match[1]), int(match[2] or match[1])
     return low, high, high
+
+
+def add_image_sizes(parser: argparse.ArgumentParser, help_: str, default: str = "") -> None:
+    """Sizes of images for models that take any; :func:`image_sizes` reads them."""
+    usual = default or " ".join(f"{width}x{height}" for width, height in IMAGE_SIZES)
+    metavar = ("MIN", "USUAL", "MAX")
+    parser.add_argument("--image-sizes", nargs=3, metavar=metavar, help=f"{help_} (default: {usual})")
+
+
+def image_sizes(args: argparse.Namespace) -> ImageSizes | None:
+    if args.image_sizes is None:
+        return None
+    least, usual, most = (parse_size(text, "--image-sizes") for text in args.image_sizes)
+    return least, usual, most
 
 
 def add_thresholds(parser: argparse.ArgumentParser) -> None:

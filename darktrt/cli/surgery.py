@@ -16,6 +16,7 @@ def add(commands: groups.Commands) -> None:
         "insert plugin nodes for Mish, decoding and NMS into a plain ONNX file",
         "darktrt surgery plain.onnx -o portable.onnx",
         "darktrt surgery plain.onnx -o portable.onnx --head decode --input float",
+        "darktrt surgery plain.onnx -o portable.onnx --input image --image-sizes 32x32 1920x1080 4096x4096",
         "darktrt surgery plain.onnx -o layers.onnx --mark-layers",
         "darktrt surgery plain.onnx -o int8.onnx --qdq --table calibration.table",
     )
@@ -24,10 +25,12 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument("--head", choices=["nms", "decode", "raw"], default="nms", help="where the model ends (default: nms)")
     parser.add_argument(
         "--input",
-        choices=["uint8", "float"],
+        choices=["uint8", "float", "image"],
         default="uint8",
-        help="uint8 (N,H,W,C) or float32 (N,C,H,W) in 0..1 (default: uint8)",
+        help="images fitted to the network, as uint8 (N,H,W,C) or float32 (N,C,H,W) in 0..1; or image: uint8 (N,H,W,3) of any "
+        "size, which the model fits itself, with boxes in pixels of the image (default: uint8)",
     )
+    groups.add_image_sizes(parser, "with --input image: smallest, usual and largest image of an engine, WxH")
     parser.add_argument(
         "--mish",
         choices=["plugin", "fused", "native", "auto"],
@@ -62,6 +65,7 @@ def _surgery(args: argparse.Namespace) -> None:
     options = SurgeryOptions(
         head=args.head,
         input=args.input,
+        image_sizes=groups.image_sizes(args),
         mish=args.mish,
         max_candidates=args.max_candidates,
         max_detections=args.max_detections,

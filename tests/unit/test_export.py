@@ -288,7 +288,7 @@ def test_images_that_an_engine_does_not_accept_are_refused(made: Made) -> None:
 )
 def test_impossible_image_sizes_are_refused(made: Made, form: str, sizes: str) -> None:
     text = made.info.to_json().replace('"input": "float"', f'"input": "{form}"')
-    with pytest.raises(DarktrtError, match=r"image_sizes|image sizes are 1x1 2x4 3x3"):
+    with pytest.raises(DarktrtError, match=r"image_sizes|the image sizes are"):
         DetectorInfo.from_json(text.replace('"image_sizes": null', f'"image_sizes": {sizes}'), "my.onnx")
 
 
