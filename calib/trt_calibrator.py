@@ -7,7 +7,7 @@ data so far. So an exception is stored, the callback answers "nothing", and the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darktrt.calib.table import CalibrationTable, parse_table
-from darktrt.cuda import DeviceMemory
+from darktrt.cuda import DeviceMemory, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.progress import progress
@@ -243,24 +243,29 @@ class BatchSource:
 def image_source(images: Sequence[Path], info: DetectorInfo) -> BatchSource:
     """Image files as batches of all inputs of a model: of its one size where the batch is static, of one image otherwise.
 
-    The last batch is filled up with the first images. An image is read when its batch is due; one that cannot be read raises
-    :class:`DarktrtError` then. A model that takes images of any size gets them fitted and rounded to bytes, since TensorRT
-    calibrates with one size.
+    The last batch is filled up with the first images. Images are read ahead of their batch; one that cannot be read raises
+    :class:`DarktrtError` when its batch is due. A model that takes images of any size gets them fitted and rounded to bytes,
+    since TensorRT calibrates with one size.
     """
     size = info.batch[0] if info.batch[0] == info.batch[2] else 1
     return BatchSource(_image_batches(images, info, size), size)
 
 
 def _image_batches(images: Sequence[Path], info: DetectorInfo, size: int) -> Iterator[Batch]:
+    from darktrt.vision.decode import Decoder, read_ahead
     from darktrt.vision.detector import fit
-    from darktrt.vision.images import read_image
 
     filled = [*images, *islice(cycle(images), -len(images) % size)]
+    batches = [filled[first : first + size] for first in range(0, len(filled), size)]
     of_bytes = info.input == "image"
     fitted_info = replace(info, input="uint8", image_sizes=None) if of_bytes else info
-    with progress(len(filled) // size, "batches", "calibrating") as bar:
-        for i in range(0, len(filled), size):
-            fitted = [fit(read_image(path), fitted_info) for path in filled[i : i + size]]
+    with (
+        progress(len(batches), "batches", "calibrating") as bar,
+        Decoder() as decoder,
+        closing(read_ahead(batches, decoder)) as decoded,
+    ):
+        for frames in decoded:
+            fitted = [fit(host_pixels(frame), fitted_info) for frame in frames]
             arrays = np.stack([array for array, _ in fitted])
             arrays = info.images_of_bytes(arrays) if of_bytes else arrays
             yield info.model_inputs(arrays, [placement.inner_size for _, placement in fitted], Thresholds(0.5, 0.5))

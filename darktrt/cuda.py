@@ -41,6 +41,11 @@ class Driver:
             self.call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
             self._retained = True
 
+    @property
+    def context(self) -> int:
+        """CUDA's handle of the context, for other libraries."""
+        return int(self._context.value or 0)
+
     def close(self) -> None:
         """Let go of the context; may be called twice."""
         if self._retained:

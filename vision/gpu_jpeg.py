@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
@@ -78,12 +79,14 @@ class GpuJpegDecoder:
             try:
                 self._decoder = codec.Decoder(backends=[codec.Backend(kind) for kind in kinds], options=_OPTIONS)
             except RuntimeError as error:
+                self._shared.close()
                 raise DarktrtError(f"nvImageCodec cannot start ({error}); is its nvJPEG installed?") from error
 
     def close(self) -> None:
         """Give back what is not needed by images that are still in use."""
         with self._shared.driver.current():
             self._decoder.__exit__(None, None, None)
+        self._shared.close()
 
     def decode(self, files: Sequence[tuple[bytes, tuple[int, int]]]) -> list[DeviceImage | None]:
         """Decode JPEGs, each with its width and height from :func:`jpeg_size`; None for those that nvImageCodec cannot.
@@ -117,7 +120,7 @@ class GpuJpegDecoder:
             return None
         if memory.get("strides") not in (None, (3 * width, 3, 1)):
             return None
-        return DeviceImage(memory["data"][0], width, height, _Lease(image, self._shared))
+        return DeviceImage(memory["data"][0], width, height, self._shared.lend(image))
 
 
 def _import_nvimgcodec() -> Any:
@@ -134,6 +137,8 @@ class _Shared:
     def __init__(self) -> None:
         self.driver = Driver()
         self.stream = Stream(self.driver)
+        self._users = 1
+        self._lock = threading.RLock()  # the garbage collector may run finalizers in the thread that holds it
         self._keep_freed_memory()
 
     def _keep_freed_memory(self) -> None:
@@ -145,18 +150,30 @@ class _Shared:
             kept.value = max(kept.value, KEPT_BYTES)
             self.driver.call("cuMemPoolSetAttribute", pool, ctypes.c_int(_RELEASE_THRESHOLD), ctypes.byref(kept))
 
-    def __del__(self) -> None:
-        with suppress(DarktrtError, AttributeError):  # the process may be ending, or the constructor may have failed
+    def lend(self, image: object) -> _Lease:
+        """A keeper of the image."""
+        with self._lock:
+            self._users += 1
+        return _Lease(image, self)
+
+    def close(self) -> None:
+        """One user less; the last closes the stream."""
+        with self._lock:
+            self._users -= 1
+            last = not self._users
+        if last:
             self.stream.close()
             self.driver.close()
 
 
 class _Lease:
-    """Keeps an image of nvImageCodec, whose memory is freed in order of a stream, and then that stream."""
+    """Keeps an image of nvImageCodec."""
 
     def __init__(self, image: object, shared: _Shared) -> None:
         self._image: object = image
         self._shared = shared
 
     def __del__(self) -> None:
-        self._image = None  # before the stream
+        self._image = None  # is freed on the stream, so before it
+        with suppress(DarktrtError):  # the process may be ending
+            self._shared.close()

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+import os
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from darktrt.cuda import DeviceImage, Frame
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output
 from darktrt.progress import LOGGER
+from darktrt.vision.decode import Device
+from darktrt.vision.gpu_video import GpuVideoError, gpu_frames, has_same_colours, import_codec
+from darktrt.vision.prefetch import prefetch
 
 if TYPE_CHECKING:
     import av.container
@@ -25,6 +33,17 @@ ENCODERS = {"libx264": {"crf": "20", "preset": "veryfast"}, "libopenh264": {"b":
 
 BT601 = 6
 """FFmpeg's number for SMPTE 170M."""
+
+MOST_CONVERTERS = 4
+"""Threads that convert frames to RGB; one does 1,000 frames of 1920x1080 a second."""
+
+MOST_BYTES = 2**28
+"""How many bytes of pixels are decoded ahead, and at least one frame."""
+
+THREADED_CONVERTER = 17
+"""The version of PyAV since which a conversion starts threads of its own, unless it is told not to."""
+
+_Frame = TypeVar("_Frame")
 
 
 @dataclass(frozen=True)
@@ -61,28 +80,127 @@ def _video_stream(source: Path | LiveSource) -> Iterator[tuple[av.container.Inpu
         raise DarktrtError(f"{source}: cannot be read as a video ({error.strerror}); {hint}") from error
 
 
+@overload
 @contextmanager
-def open_video(source: Path | LiveSource) -> Iterator[tuple[Fraction, Generator[NDArray[np.uint8], None, None]]]:
-    """Open a video: its frames a second, and its frames in order, ``(H, W, 3)`` uint8 RGB, turned upright.
+def open_video(
+    source: Path | LiveSource, device: Literal["cpu"] = "cpu"
+) -> Iterator[tuple[Fraction, Generator[NDArray[np.uint8], None, None]]]: ...
+
+
+@overload
+@contextmanager
+def open_video(source: Path | LiveSource, device: Device) -> Iterator[tuple[Fraction, Generator[Frame, None, None]]]: ...
+
+
+@contextmanager
+def open_video(source: Path | LiveSource, device: Device = "cpu") -> Iterator[tuple[Fraction, Generator[Frame, None, None]]]:
+    """Open a video: its frames a second, and its frames in order, ``(H, W, 3)`` RGB, turned upright.
+
+    The frames of a file are decoded in threads, ahead of use; those of a live source as they are asked for.
+
+    Args:
+        source: a file or a live source.
+        device: ``"cpu"`` decodes by FFmpeg, to arrays. ``"gpu"`` decodes files of which the GPU makes the same colours by
+            PyNvVideoCodec, to :class:`~darktrt.cuda.DeviceImage`, with pixels that differ by some levels, and the others by
+            FFmpeg. ``"auto"`` is ``"gpu"`` where there are a GPU and PyNvVideoCodec.
 
     Raises:
-        DarktrtError: it is missing, no video, damaged, or has no frames.
+        DarktrtError: it is missing, no video, damaged, or has no frames; or ``device`` is ``"gpu"``, and there is no GPU or no
+            PyNvVideoCodec.
     """
     with _video_stream(source) as (container, stream):
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-        yield rate.limit_denominator(1001), _frames(source, container, stream)
+        if isinstance(source, LiveSource):
+            frames: Generator[Frame, None, None] = _live_frames(source, container, stream)
+        elif device != "cpu" and (codec := import_codec(required=device == "gpu")):
+            frames = _gpu_frames(source, codec, container, stream)
+        else:
+            frames = _file_frames(source, container, stream)
+        with closing(frames):  # threads read the container
+            yield rate.limit_denominator(1001), frames
 
 
-def _frames(
-    source: Path | LiveSource, container: av.container.InputContainer, stream: av.video.stream.VideoStream
+def _live_frames(
+    source: LiveSource, container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> Generator[NDArray[np.uint8], None, None]:
+    stream.thread_type = "SLICE"  # threads by frame would delay frames
+    convert = _Converter()
+    frames = (convert(frame) for frame in container.decode(stream))
+    return _at_least_one(source, frames)
+
+
+def _file_frames(
+    source: Path, container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> Generator[NDArray[np.uint8], None, None]:
+    """FFmpeg's threads decode, others convert to RGB, and one more feeds them."""
+    stream.thread_type = "AUTO"
+    threads = min(len(os.sched_getaffinity(0)), MOST_CONVERTERS)
+    with ThreadPoolExecutor(threads, "to RGB") as pool:
+        convert = _Converter()
+        started = (pool.submit(convert, frame) for frame in container.decode(stream))
+        with closing(prefetch(started, _ahead(stream, 2 * threads))) as waiting:
+            yield from _at_least_one(source, (future.result() for future in waiting))
+
+
+def _gpu_frames(
+    source: Path, codec: Any, container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> Generator[Frame, None, None]:
+    """The GPU's frames; FFmpeg's where the GPU may not, cannot or no longer can decode the file."""
+    done = 0
+    first = _first_frame(source)
+    if has_same_colours(first):
+        with closing(gpu_frames(source, codec, _Converter()(first), _ahead(stream, 2 * MOST_CONVERTERS))) as frames:
+            while (frame := _next(source, frames, done)) is not None:
+                yield frame
+                done += 1
+    if not done or done < stream.frames:
+        with closing(_file_frames(source, container, stream)) as others:
+            yield from islice(others, done, None)
+
+
+def _next(source: Path, frames: Iterator[DeviceImage], done: int) -> DeviceImage | None:
+    try:
+        return next(frames, None)
+    except GpuVideoError as error:
+        LOGGER.warning("%s: PyNvVideoCodec stops after %d frames (%s); FFmpeg decodes the others", source, done, error)
+        return None
+
+
+def _first_frame(source: Path) -> av.VideoFrame:
+    with _video_stream(source) as (container, stream):
+        return next(_at_least_one(source, container.decode(stream)))
+
+
+def _ahead(stream: av.video.stream.VideoStream, most: int) -> int:
+    """How many frames may be decoded ahead."""
+    return max(1, min(most, MOST_BYTES // max(1, 3 * stream.width * stream.height)))
+
+
+def _at_least_one(source: Path | LiveSource, frames: Iterable[_Frame]) -> Generator[_Frame, None, None]:
     empty = True
-    stream.thread_type = "AUTO" if isinstance(source, Path) else "SLICE"  # threads by frame would delay frames
-    for frame in container.decode(stream):
+    for frame in frames:
         empty = False
-        yield np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+        yield frame
     if empty:
         raise DarktrtError(f"{source}: has no frames that can be decoded")
+
+
+class _Converter:
+    """Makes RGB arrays of decoded frames, turned upright; each thread has its own converter of FFmpeg, to the same bits."""
+
+    def __init__(self) -> None:
+        import av
+
+        self._own = threading.local()
+        self._options = {"threads": 1} if int(av.__version__.split(".")[0]) >= THREADED_CONVERTER else {}
+
+    def __call__(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        from av.video.reformatter import VideoReformatter
+
+        if not hasattr(self._own, "reformatter"):
+            self._own.reformatter = VideoReformatter()
+        pixels = self._own.reformatter.reformat(frame, format="rgb24", **self._options).to_ndarray()
+        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
 
 
 def video_length(path: Path) -> int:

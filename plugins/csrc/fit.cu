@@ -157,7 +157,8 @@ int run(const DarktrtFit& fit, const Images& images, uint32_t count, int32_t pix
                                         : of_pixel(float{});
 }
 
-__global__ void __launch_bounds__(place_threads) place_boxes(int64_t count, const float* boxes, const float* placement, float* y)
+__global__ void __launch_bounds__(place_threads)
+    place_boxes(int64_t count, const float* boxes, const float* placement, float* y)
 {
     const int64_t i = int64_t{blockIdx.x} * place_threads + threadIdx.x;
     if (i < 4 * count) y[i] = placed(boxes[i], placement, static_cast<int32_t>(i % 4));
@@ -172,13 +173,11 @@ int darktrt_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, int32
                 void* stream)
 {
     if (!is_supported(fit, count, images) || !is_level_type(pixel_type) || !is_level_type(y_type)) return DARKTRT_UNSUPPORTED;
-    const int64_t values = int64_t{fit.channels} * fit.height * fit.width;
-    const int64_t bytes = y_type == DARKTRT_FLOAT ? 4 * values : y_type == DARKTRT_HALF ? 2 * values : values;
     for (int32_t first = 0; first < count; first += images_of_launch) {
         Listed listed{};
         const int32_t part = std::min(count - first, images_of_launch);
         std::copy_n(images + first, part, listed.images);
-        void* const to = static_cast<char*>(y) + first * bytes;
+        void* const to = static_cast<char*>(y) + first * bytes_of(fit, y_type);
         if (const int error = run(fit, listed, part, pixel_type, to, y_type, {}, stream); error) return error;
     }
     return cudaSuccess;

@@ -61,8 +61,8 @@ HOST_DEVICE Inner inner_of(const DarktrtFit& fit, int32_t width, int32_t height)
     return inner;
 }
 
-// Where the image lies, for who places boxes: offset (x y x y), scale (x y x y) and edges (w h w h) of image = (input - offset) *
-// scale. The offset is the exact half, the pixels are at the half rounded down: so does darknet's correct_yolo_boxes.
+// Where the image lies, for who places boxes: the rows offset (x y x y), scale (x y x y) and edges (w h w h) of image = (input -
+// offset) * scale. The offset is the exact half, while the pixels are at the half rounded down, as in darknet.
 HOST_DEVICE void write_placement(const DarktrtFit& fit, const Inner& inner, int32_t width, int32_t height, float* placement)
 {
     for (int32_t i = 0; i < 4; i += 2) {
@@ -78,17 +78,16 @@ HOST_DEVICE void write_placement(const DarktrtFit& fit, const Inner& inner, int3
 // The coordinate of a box, number `i` of x1 y1 x2 y2, in pixels of the image and inside it.
 HOST_DEVICE float placed(float value, const float* placement, int32_t i)
 {
-    return fminf(fmaxf((value - placement[i]) * placement[4 + i], 0.f), placement[8 + i]);
+    const float free = (value - placement[i]) * placement[4 + i];
+    return free < 0.f ? 0.f : free > placement[8 + i] ? placement[8 + i] : free;
 }
 
 // Types of pixels and of a network's input.
 inline bool is_level_type(int32_t type) { return type == DARKTRT_UINT8 || type == DARKTRT_HALF || type == DARKTRT_FLOAT; }
 
-inline int64_t bytes_of(const DarktrtImage& image, int32_t pixel_type)
-{
-    const int64_t size = pixel_type == DARKTRT_UINT8 ? 1 : pixel_type == DARKTRT_HALF ? 2 : 4;
-    return size * 3 * image.width * image.height;
-}
+inline int64_t bytes_of(int32_t type) { return type == DARKTRT_UINT8 ? 1 : type == DARKTRT_HALF ? 2 : 4; }
+inline int64_t bytes_of(const DarktrtImage& image, int32_t type) { return bytes_of(type) * 3 * image.width * image.height; }
+inline int64_t bytes_of(const DarktrtFit& fit, int32_t type) { return bytes_of(type) * fit.channels * fit.height * fit.width; }
 
 constexpr int32_t side_limit = 1 << 24;  // floats count to there
 

@@ -64,7 +64,8 @@ struct Steps {
 };
 
 template <int32_t Channels, typename Pixel>
-void mix_across(const Reader<Channels, Pixel>& read, const Pixel* row, const Taps* across, int32_t columns, Steps steps, float* y)
+void mix_across(const Reader<Channels, Pixel>& read, const Pixel* row, const Taps* across, int32_t columns, Steps steps,
+                float* y)
 {
     for (int32_t i = 0; i < columns; ++i) {
         const Taps& taps = across[i];
@@ -156,17 +157,16 @@ int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, 
 int darktrt_host_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, int32_t pixel_type, void* y, int32_t y_type,
                             float* image_size, float* placement)
 {
-    if (count < 0 || !is_level_type(pixel_type)) return DARKTRT_UNSUPPORTED;
-    const Array<DarktrtImage> images = array_of<DarktrtImage>(count);
-    for (int32_t i = 0; i < count; ++i) {
-        images[i] = image;
-        images[i].pixels = static_cast<const char*>(image.pixels) + i * bytes_of(image, pixel_type);
-    }
-    if (const int error = darktrt_host_fit(fit, count, images.get(), pixel_type, y, y_type); error) return error;
+    const bool is_good = count >= 0 && is_supported(fit, std::min(count, 1), &image);
+    if (!is_good || !is_level_type(pixel_type) || !is_level_type(y_type)) return DARKTRT_UNSUPPORTED;
     const Inner inner = inner_of(fit, image.width, image.height);
     for (int32_t i = 0; i < count; ++i) {
-        *image_size++ = static_cast<float>(inner.width);
-        *image_size++ = static_cast<float>(inner.height);
+        const char* const pixels = static_cast<const char*>(image.pixels) + i * bytes_of(image, pixel_type);
+        const DarktrtImage one{pixels, image.width, image.height};
+        char* const to = static_cast<char*>(y) + i * bytes_of(fit, y_type);
+        if (const int error = darktrt_host_fit(fit, 1, &one, pixel_type, to, y_type); error) return error;
+        image_size[2 * i] = static_cast<float>(inner.width);
+        image_size[2 * i + 1] = static_cast<float>(inner.height);
     }
     if (count > 0) write_placement(fit, inner, image.width, image.height, placement);
     return 0;

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from device import CudaLibrary
-from kernels import LAYOUTS, Head, Nms, Yolo, scene
+from kernels import LAYOUTS, Fit, Head, Nms, Yolo, scene
 
 
 def run(library: CudaLibrary) -> None:
@@ -33,6 +33,12 @@ def run(library: CudaLibrary) -> None:
         for nms in (Nms("plain"), Nms("greedynms", 0.6, 5, 5)):
             for threshold in (0.25, 1e-4, -1.0):
                 library.detect(yolo, nms, heads, threshold)
+    images = [random.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in ((1, 1), (53, 37), (90, 200))]
+    for fit in (Fit(33, 65), Fit(64, 32, 1, 1), Fit(96, 64, 3, 1)):
+        for dtype in (np.float32, np.float16, np.uint8):
+            library.fit(fit, images, dtype)
+            library.preprocess(fit, np.stack(images[1:2] * 3).astype(np.float16), dtype)
+    library.place_boxes(np.ones((3, 77, 4), np.float32), np.ones((3, 4), np.float32))
 
 
 if __name__ == "__main__":

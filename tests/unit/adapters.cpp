@@ -143,7 +143,8 @@ struct Made {
     }
     int enqueue(const std::vector<PluginTensorDesc>& tensors, int inputs, const void* const* from, const void* const* to) const
     {
-        return runtime()->enqueue(tensors.data(), tensors.data() + inputs, from, const_cast<void* const*>(to), nullptr, nullptr);
+        auto* const out = const_cast<void* const*>(to);
+        return runtime()->enqueue(tensors.data(), tensors.data() + inputs, from, out, nullptr, nullptr);
     }
     void destroy() const { delete plugin; }
 };
@@ -196,7 +197,8 @@ struct Made {
     }
     int enqueue(const std::vector<PluginTensorDesc>& tensors, int inputs, const void* const* from, const void* const* to) const
     {
-        return plugin->enqueue(tensors.data(), tensors.data() + inputs, from, const_cast<void* const*>(to), nullptr, nullptr);
+        auto* const out = const_cast<void* const*>(to);
+        return plugin->enqueue(tensors.data(), tensors.data() + inputs, from, out, nullptr, nullptr);
     }
     void destroy() const { plugin->destroy(); }
 };

@@ -454,7 +454,7 @@ def test_boxes_are_placed_as_numpy_does(host: Library, letterbox: int) -> None:
 
 
 def test_what_is_no_image_or_input_is_not_fitted(host: Library) -> None:
-    image, y, small = image_of(4, 4), np.zeros(100, np.float32), Fit(2, 2)
+    image, y, small = image_of(4, 4), np.zeros(100, np.float32), Fit(2, 2, 3, 1)
 
     def status(fit: Fit = small, width: int = 4, height: int = 4, kind: int = 3, y_kind: int = 0, pixels: Any = image) -> int:
         address = None if pixels is None else pixels.ctypes.data
@@ -466,6 +466,8 @@ def test_what_is_no_image_or_input_is_not_fitted(host: Library) -> None:
         assert status(fit) == UNSUPPORTED
     assert status(width=0) == status(height=(1 << 24) + 1) == status(pixels=None) == UNSUPPORTED
     assert status(kind=2) == status(y_kind=2) == status(kind=4) == UNSUPPORTED
+    batch = small.struct(), 1, CImage(image.ctypes.data, 0, 4), 3, host.address(y), 0, host.address(y), host.address(y)
+    assert host.call("preprocess", *batch) == UNSUPPORTED
     assert host.call("fit", small.struct(), 0, None, 3, host.address(y), 0) == 0
     assert host.call("fit", small.struct(), -1, None, 3, host.address(y), 0) == UNSUPPORTED
 
