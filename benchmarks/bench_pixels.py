@@ -542,7 +542,9 @@ def measure_first(args: argparse.Namespace) -> None:
         for run in range(args.calls):
             command = [sys.executable, __file__, "process", args.model, args.source, "--ways", way, "--label", str(time.time())]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            report("first", f"{args.label} {way}" if args.label else way, model=Path(args.model).name, run=run, **json.loads(done.stdout.splitlines()[-1]))
+            name = f"{args.label} {way}" if args.label else way
+            times = json.loads(done.stdout.splitlines()[-1])
+            report("first", name, model=Path(args.model).name, run=run, **times)
 
 
 def measure_process(args: argparse.Namespace) -> None:
