@@ -11,6 +11,7 @@ What is compared runs in turns, so that clocks and neighbours are the same for b
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import statistics
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from device import CudaLibrary
-from kernels import TYPES, YOLOV4_608, Format, Nms, Shape, scene
+from kernels import TYPES, YOLOV4_608, CImage, Fit, Format, Nms, Shape, scene
 from torchvision.ops import batched_nms
 
 Work = Callable[[], object]
@@ -33,6 +34,8 @@ LAYERS = ((32, 608), (64, 304), (128, 152), (256, 76), (512, 38), (1024, 19))
 """Channels and side of yolov4's layers at 608."""
 SCALES = (0.05, 0.07, 0.04)
 NAMES = {np.float32: "FP32", np.float16: "FP16", np.int8: "INT8"}
+PHOTOS = ((640, 480), (1920, 1080), (3840, 2160))
+"""Width, height."""
 KINDS = ("mish", "mish_add", "mish_concat")
 PAIRS = ((np.float32, np.float32), (np.float16, np.float16), (np.int8, np.int8), (np.float16, np.int8))
 
@@ -224,6 +227,39 @@ def detections(library: CudaLibrary) -> Iterator[dict[str, Any]]:
             }
 
 
+# --- images ---
+
+
+def fits(library: CudaLibrary) -> Iterator[dict[str, Any]]:
+    """Images of bytes fitted into 608 x 608: the kernel, a copy that moves as many bytes, and torch's interpolation."""
+    fit, stream = Fit(608, 608), library.stream
+    for (width, height), batch, dtype in itertools.product(PHOTOS, (1, BATCH), (np.float32, np.float16)):
+        images = [torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, device="cuda") for _ in range(batch)]
+        listed = (CImage * batch)(*((image.data_ptr(), width, height) for image in images))
+        y = torch.empty((batch, 3, 608, 608), dtype=getattr(torch, np.dtype(dtype).name), device="cuda")
+        moved = images[0].numel() * batch + y.numel() * y.element_size()
+        source, target = (torch.empty(moved // 2, dtype=torch.uint8, device="cuda") for _ in range(2))
+        arguments = [fit.struct(), batch, listed, TYPES.index(np.uint8), library.address(y), TYPES.index(dtype)]
+
+        def ours(arguments: list[Any] = arguments) -> None:
+            library.checked("fit", *arguments)
+
+        def copy(source: torch.Tensor = source, target: torch.Tensor = target) -> object:
+            with torch.cuda.stream(stream):
+                return target.copy_(source)
+
+        def theirs(images: list[torch.Tensor] = images, y: torch.Tensor = y) -> None:
+            with torch.cuda.stream(stream):
+                for image, to in zip(images, y, strict=True):
+                    floats = image.permute(2, 0, 1)[None].float() / 255
+                    to.copy_(torch.nn.functional.interpolate(floats, (608, 608), mode="bilinear", align_corners=True)[0])
+
+        torch.cuda.synchronize()
+        times = times_us([ours, copy, theirs], 30, 10, stream)
+        names = {"images": f"{batch} x {width}x{height}", "types": f"UINT8 to {NAMES[dtype]}", "bytes": moved}
+        yield {**names, "us": times[0], "copy_us": times[1], "torch_us": times[2], "gb_per_s": moved / times[0] / 1000}
+
+
 def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
     """Markdown; ``columns`` gives the heading and how to print a value by name."""
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
@@ -233,7 +269,7 @@ def table(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
 
 def main(folder: Path, to: Path) -> None:
     library = CudaLibrary(folder / "libdarktrt_kernels.so")
-    speeds, found = list(bandwidths(library)), list(detections(library))
+    speeds, found, fitted = list(bandwidths(library)), list(detections(library)), list(fits(library))
     print(torch.cuda.get_device_name(), "\n")
     kernel = {"kernel": "`{kernel}`", "types": "{types}"}
     rates = {"µs": "{us:.1f}", "GB/s": "{gb_per_s:.0f}", "copy GB/s": "{copy_gb_per_s:.0f}", "share": "{share:.1%}"}
@@ -249,8 +285,11 @@ def main(folder: Path, to: Path) -> None:
         "µs torchvision": "{torchvision_us:.0f}",
         "times faster (eager)": "{times_faster:.1f}",
     }
-    print(table(found, columns))
-    to.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), "elementwise": speeds, "detection": found}, indent=1) + "\n")
+    print(table(found, columns), "\n")
+    times = {"µs": "{us:.1f}", "GB/s": "{gb_per_s:.0f}", "µs copy": "{copy_us:.1f}", "µs torch": "{torch_us:.1f}"}
+    print(table(fitted, {"images": "{images}", "types": "{types}", "bytes moved": "{bytes:,}", **times}))
+    rows = {"elementwise": speeds, "detection": found, "images": fitted}
+    to.write_text(json.dumps({"gpu": torch.cuda.get_device_name(), **rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

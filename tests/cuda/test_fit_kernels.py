@@ -18,11 +18,11 @@ from device import CudaLibrary
 from kernels import TYPES, UNSUPPORTED, Array, CImage, Fit, Library
 
 FLOAT, HALF, BYTE = np.float32, np.float16, np.uint8
-IMAGE_SIZES = ((1, 1), (1, 7), (9, 1), (2, 2), (53, 37), (64, 48), (640, 480), (333, 500), (1920, 1080), (7680, 31), (17, 4320))
-"""Width, height."""
+IMAGE_SIZES = ((1, 1), (1, 7), (9, 1), (2, 2), (53, 37), (61, 46), (640, 480), (333, 500), (1920, 1080), (7680, 31), (17, 4320))
+"""Width, height. In float, 60 / 415 * 415 and 45 / 607 * 607 are less than 60 and 45: see taps_at."""
 FITS = [
     Fit(*size, channels, letterbox)
-    for size in ((1, 1), (32, 32), (416, 416), (608, 320), (33, 65), (7, 200))
+    for size in ((1, 1), (32, 32), (416, 416), (320, 608), (33, 65), (7, 200))
     for channels in (1, 3)
     for letterbox in (0, 1)
 ]

@@ -17,14 +17,15 @@ from darktrt.serve.server import Server
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
-    made = portable_model(make(folder, MADE_CFG, batch=(1, 3, 3)))
+    plain = make(folder, MADE_CFG, batch=(1, 3, 3))
+    made = portable_model(plain)
     letterbox = portable_model(make(folder, LETTERBOX_CFG, batch=(2, 2, 2), name="letterbox"), input="float")
     repository = folder / "repository"
     publish(made, repository, PythonBackend(warmup=False), "made")
     publish(made, repository, PythonBackend(input="jpeg", warmup=False), "files")
     publish(letterbox, repository, PythonBackend(warmup=False), "letterbox")
     assert load_model(letterbox)[1].takes_image_size
-    return Models(repository, made, letterbox)
+    return Models(repository, plain.plain, made, letterbox)
 
 
 @pytest.fixture(scope="session")

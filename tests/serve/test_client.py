@@ -261,7 +261,7 @@ def test_the_guides_commands(triton: Server, tmp_path: Path) -> None:
 
 def test_the_guides_program(triton: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path, *_) = save_images(tmp_path)
-    [(_, text)] = blocks(page("serving"), "python3")
+    _, (_, text) = blocks(page("serving"), "python3")
     assert len(text.splitlines()) <= 10
     arguments = f'"{triton.grpc}", "made", score_threshold={SCORE}'
     changed = text.replace('"localhost:8001"', arguments).replace("street.jpg", str(path))

@@ -185,9 +185,11 @@ def test_the_guides_commands(models: Models, tmp_path: Path, monkeypatch: pytest
     """As they stand there, but for the ports; and what is posted to the server."""
     copy_images(tmp_path)
     shutil.copy(models.made, tmp_path / "portable.onnx")
-    lines = [shlex.split(line)[1:] for line in commands(page("serving"), "bash") if line.split()[1] == "serve"]
-    assert [line[1] for line in lines] == ["repository", "repository", "doctor", "start"]
-    for command in lines[:-1]:
+    shutil.copy(models.plain, tmp_path / "plain.onnx")
+    lines = [shlex.split(line)[1:] for line in commands(page("serving"), "bash") if line.split()[1] in ("surgery", "serve")]
+    lines.remove(last := ["serve", "start", "model_repository"])
+    assert [line[1] for line in lines] == ["repository", "repository", "doctor", "plain.onnx", "repository"]
+    for command in lines:
         done = run_guide([sys.executable, "-m", "darktrt", *command], tmp_path)
         assert done.returncode == 0, done.stderr
         assert command[1] != "doctor" or done.stdout.count("agrees with ONNX Runtime") == 2
@@ -195,7 +197,7 @@ def test_the_guides_commands(models: Models, tmp_path: Path, monkeypatch: pytest
     given = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
     a_program()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "darktrt", *lines[-1], *given, "--program", "path" if program_on_path() else "pip"]
+    words = [sys.executable, "-m", "darktrt", *last, *given, "--program", "path" if program_on_path() else "pip"]
     start = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert start.stdout and start.stdout.readline().startswith(f"ready: http://127.0.0.1:{ports[0]} and gRPC")

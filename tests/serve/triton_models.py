@@ -39,6 +39,8 @@ class Models:
     """Model files, and the repository that serves them."""
 
     repository: Path
+    plain: Path
+    """What ``made`` was made of."""
     made: Path
     """The models ``made``, for tensors, and ``files``, for image files; uint8, batch 1..3, not square."""
     letterbox: Path

@@ -36,7 +36,18 @@ from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target, find_target, gpu_name, installed_version
 from darktrt.engine.trt_builder import configure
 from darktrt.plugins.library import find_library, load_plugins, read_library
-from darktrt.plugins.ops import DOMAIN, OPSET_VERSION, Mish, MishAdd, MishConcat, PluginOp, YoloDecode, YoloDetect
+from darktrt.plugins.ops import (
+    DOMAIN,
+    OPSET_VERSION,
+    Mish,
+    MishAdd,
+    MishConcat,
+    PlaceBoxes,
+    PluginOp,
+    Preprocess,
+    YoloDecode,
+    YoloDetect,
+)
 
 LIBRARY = find_library()
 MODEL = os.environ.get("DARKTRT_TEST_MODEL")
@@ -193,15 +204,21 @@ class Workshop(Lab):
         layout: str = "LINEAR",
         scales: Mapping[str, float] | None = None,
         batch: tuple[int, int, int] | None = None,
+        ranges: Mapping[str, tuple[tuple[int, ...], ...]] | None = None,
     ) -> bytes:
         """A plan of one node, whose inputs and outputs named in ``types`` have that type and the layout, without reformats.
 
-        With ``batch`` the first dimension, unless it is the only one, is dynamic in that range.
+        With ``batch`` the first dimension, unless it is the only one, is dynamic in that range; ``ranges`` are the smallest,
+        usual and largest shape of inputs of which every dimension that differs is dynamic.
         """
-        trt, types = self.trt, types or {}
+        trt, types, ranges = self.trt, types or {}, ranges or {}
         network = self.builder.create_network(self.network_flags())
         parser = trt.OnnxParser(network, self.logger)
         open_ = {name: ("N", *shape[1:]) if batch and len(shape) > 1 else shape for name, shape in shapes.items()}
+        for name, three in ranges.items():
+            open_[name] = tuple(
+                f"{name}{i}" if len(set(sizes)) > 1 else sizes[0] for i, sizes in enumerate(zip(*three, strict=True))
+            )
         model = one_node(op, open_, types)
         assert parser.parse(model.SerializeToString()), parser.get_error(0).desc()
         config = self.builder.create_builder_config()
@@ -220,7 +237,9 @@ class Workshop(Lab):
                 tensor.set_dynamic_range(-127 * scales[tensor.name], 127 * scales[tensor.name])
             if batch and tensor.is_network_input and tensor.shape[0] == -1:
                 profile.set_shape(tensor.name, *((n, *tuple(tensor.shape)[1:]) for n in batch))
-        if batch:
+        for name, three in ranges.items():
+            profile.set_shape(name, *three)
+        if batch or ranges:
             config.add_optimization_profile(profile)
         plan = self.builder.build_serialized_network(network, config)
         assert plan is not None
@@ -512,6 +531,42 @@ def test_heads_that_do_not_fit_are_refused(lab: Workshop) -> None:
     config = lab.builder.create_builder_config()
     configure(lab.trt, config, lab.options, lab.target)
     assert not parsed or lab.builder.build_serialized_network(network, config) is None
+
+
+# --- images ---
+
+
+def images_of(width: int, height: int, count: int = 2) -> Array:
+    return np.random.default_rng(width).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kinds", ["FLOAT FLOAT", "HALF FLOAT", "FLOAT HALF", "HALF HALF"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("letterbox", [0, 1])
+def test_preprocess(lab: Workshop, kinds: str, channels: int, letterbox: int) -> None:
+    """Images of any size in one engine, to the bits of the body."""
+    given, made = kinds.split()
+    if made == "HALF" and not lab.target.weakly_typed:
+        pytest.skip("the type of an output is the plugin's own, which is FP32")
+    op = Preprocess((96, 64), channels, letterbox)
+    three = (1, 1, 1, 3), (2, 300, 400, 3), (4, 1080, 1920, 3)
+    plan = lab.build(op, {"images": three[1]}, {"images": given, "pixels": made}, ranges={"images": three})
+    with Session(lab, lab.load(plan)) as session:
+        for size in ((1, 1), (53, 37), (1, 9), (61, 256), (640, 480), (1920, 1080)):
+            inputs = {"images": images_of(*size)}
+            outputs = session.run(inputs)
+            for name, array in by_reference(op, inputs).items():
+                found = outputs[name]
+                assert found.dtype == (DTYPES[made] if name == "pixels" else np.float32)
+                np.testing.assert_array_equal(found, array.astype(found.dtype), err_msg=name)
+
+
+def test_placed_boxes(lab: Workshop) -> None:
+    op = PlaceBoxes()
+    placement = by_reference(Preprocess((96, 64), 3, 1), {"images": images_of(640, 480)})["placement"]
+    inputs = {"boxes": np.random.default_rng(0).uniform(-20, 120, (2, 30, 4)).astype(np.float32), "placement": placement}
+    with Session(lab, lab.load(lab.build(op, {name: array.shape for name, array in inputs.items()}))) as session:
+        np.testing.assert_array_equal(session.run(inputs)["placed"], by_reference(op, inputs)["placed"])
 
 
 # --- batches, contexts, processes ---

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from darktrt.plugins.ops import (
     op_from_node,
 )
 from darktrt.surgery.functions import drop_bodies, embed, inline_bodies
+from darktrt.vision import images as images_module
 from darktrt.vision.images import preprocess
 
 Floats = NDArray[np.float32]
@@ -602,6 +603,14 @@ def test_too_few_candidates_change_nothing_while_enough_are_left() -> None:
 
 IMAGE_OUTPUTS: Outputs = {"pixels": ("float32", 4), "image_size": ("float32", 2), "placement": ("float32", 2)}
 FITS = [Preprocess((96, 64), channels, letterbox) for channels in (1, 3) for letterbox in (0, 1)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def numpy_resizes() -> Iterator[None]:
+    """The reference is NumPy, also where the package has the compiled resize."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images_module, "compiled_fit", lambda: None)
+        yield
 
 
 def images_of(width: int, height: int, count: int = 2) -> Array:

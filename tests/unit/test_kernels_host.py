@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from darktrt.plugins.ops import (
     YoloDetect,
 )
 from darktrt.surgery.functions import embed
+from darktrt.vision import images as images_module
 from darktrt.vision.images import preprocess
 
 pytestmark = pytest.mark.skipif(not has_compiler(), reason="building the host library needs make and a C++ compiler")
@@ -64,6 +66,14 @@ many = settings(max_examples=100, deadline=None, database=None)
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Library:
     return Library(build("host", tmp_path_factory.mktemp("host")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def numpy_resizes() -> Iterator[None]:
+    """The reference is NumPy, also where the package has the compiled resize."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images_module, "compiled_fit", lambda: None)
+        yield
 
 
 def run_body(op: PluginOp, inputs: list[Array]) -> list[Array]:
@@ -387,8 +397,8 @@ def test_no_anchor_no_image_and_what_is_not_supported(host: Library) -> None:
 
 # --- images ---
 
-IMAGE_SIZES = ((1, 1), (1, 7), (9, 1), (2, 2), (53, 37), (64, 48), (300, 200), (20, 333), (8192, 3), (5, 4097))
-"""Width, height."""
+IMAGE_SIZES = ((1, 1), (1, 7), (9, 1), (2, 2), (53, 37), (64, 48), (197, 256), (20, 333), (8192, 3), (5, 4097))
+"""Width, height. In float, 196 / 95 * 95 and 255 / 63 * 63 are less than 196 and 255: see taps_at."""
 INPUT_SIZES = ((1, 1), (32, 32), (96, 64), (33, 65), (128, 7))
 
 
@@ -409,6 +419,19 @@ def test_images_are_fitted_as_numpy_does(host: Library, size: tuple[int, int], c
             np.testing.assert_array_equal(host.fit(fit, [pixels], np.float32)[0], floats)
             np.testing.assert_array_equal(host.fit(fit, [pixels], np.float16)[0], floats.astype(np.float16))
             np.testing.assert_array_equal(host.fit(fit, [pixels], np.uint8)[0], levels)
+
+
+SIDES = st.integers(1, 90)
+
+
+@many
+@given(st.tuples(SIDES, SIDES), st.tuples(SIDES, SIDES), st.sampled_from((1, 3)), st.integers(0, 1))
+def test_images_of_any_size(
+    host: Library, image_size: tuple[int, int], size: tuple[int, int], channels: int, letterbox: int
+) -> None:
+    image = image_of(*image_size)
+    expected, _ = preprocess(image, *size, channels, "letterbox" if letterbox else "stretch", "float")
+    np.testing.assert_array_equal(host.fit(Fit(*size, channels, letterbox), [image], np.float32)[0], expected)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
