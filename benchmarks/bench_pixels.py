@@ -318,6 +318,8 @@ def stages_on_cpu(model: str, sources: Sequence[Any], batch: int) -> Stages:
         few = [read_image(path) for path in few]
     with runner_of(model) as runner:
         info = runner.info
+        if info.input == "image":  # a batch has one size
+            few = few[:1] * batch
         stages["resize"] = each(lambda image: fit(image, info), few)
         arrays, placements = zip(*(fit(image, info) for image in few), strict=True)
         stages["stack"] = median_ms(lambda: np.stack(arrays)) / batch
@@ -540,7 +542,9 @@ def measure_first(args: argparse.Namespace) -> None:
         for run in range(args.calls):
             command = [sys.executable, __file__, "process", args.model, args.source, "--ways", way, "--label", str(time.time())]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            report("first", args.label or way, model=Path(args.model).name, run=run, **json.loads(done.stdout.splitlines()[-1]))
+            name = f"{args.label} {way}" if args.label else way
+            times = json.loads(done.stdout.splitlines()[-1])
+            report("first", name, model=Path(args.model).name, run=run, **times)
 
 
 def measure_process(args: argparse.Namespace) -> None:

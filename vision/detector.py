@@ -154,7 +154,7 @@ class NetworkDetector:
         score_threshold: detections must exceed it.
         iou_threshold: IoU above which NMS suppresses.
         close: frees what ``run`` uses; called by :meth:`close`.
-        decoder: where image files are decoded, see :class:`darktrt.vision.decode.Decoder`.
+        decoder: where image files and videos are decoded, see :class:`darktrt.vision.decode.Decoder`.
 
     Raises:
         DarktrtError: the model ends at its raw heads, or a threshold is outside 0..1 or differs from one fixed in the model.
@@ -176,7 +176,7 @@ class NetworkDetector:
         self.run = run
         self.info = info
         self._close = close
-        self._device = decoder
+        self.device = decoder
         self._decoder: Decoder | None = None
 
     def close(self) -> None:
@@ -260,7 +260,7 @@ class NetworkDetector:
         return self._open_decoder().read([Path(image)])[0] if isinstance(image, str | os.PathLike) else image
 
     def _open_decoder(self) -> Decoder:
-        self._decoder = self._decoder or Decoder(device=self._device)
+        self._decoder = self._decoder or Decoder(device=self.device)
         return self._decoder
 
     def detect_images(

@@ -28,8 +28,8 @@ def add(commands: groups.Commands) -> None:
         "--decoder",
         choices=["auto", "cpu", "gpu"],
         default="auto",
-        help="where JPEGs are decoded for an engine: on the GPU by nvImageCodec, whose pixels differ by some levels, or on the "
-        "CPU by Pillow; default: on the GPU where nvImageCodec is installed",
+        help="where JPEGs and videos are decoded for an engine: on the GPU by nvImageCodec and PyNvVideoCodec, whose pixels "
+        "differ by some levels, or on the CPU by Pillow and FFmpeg; default: on the GPU where they are installed",
     )
     parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each image or frame instead of tables")
