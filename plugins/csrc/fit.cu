@@ -17,19 +17,24 @@ namespace {
 constexpr int fit_threads = 256, place_threads = 256, tile_columns = 32, tile_rows = fit_threads / tile_columns;
 constexpr int max_grid_y = 65535, images_of_launch = 64;
 
+struct Fitted {
+    const void* pixels;
+    Place place;
+};
+
 // The images of a launch: each by itself, or one behind the other.
 struct Listed {
-    DarktrtImage images[images_of_launch];
+    Fitted images[images_of_launch];
 
-    __device__ const DarktrtImage& operator[](uint32_t i) const { return images[i]; }
+    __device__ const Fitted& operator[](uint32_t i) const { return images[i]; }
 };
 struct Stacked {
-    DarktrtImage first;
+    Fitted first;
     int64_t bytes;
 
-    __device__ DarktrtImage operator[](uint32_t i) const
+    __device__ Fitted operator[](uint32_t i) const
     {
-        return {static_cast<const char*>(first.pixels) + i * bytes, first.width, first.height};
+        return {static_cast<const char*>(first.pixels) + i * bytes, first.place};
     }
 };
 
@@ -67,14 +72,13 @@ __device__ __forceinline__ void read_across(const Pixel* row, const Taps& across
     for (int32_t i = 0; i < Channels; ++i) value[i] = mix(value[i], second[i], across.fraction);
 }
 
-// The pixel of the inner image at a column and a row of it.
+// The pixel at a column and a row of the resized image.
 template <int32_t Channels, typename Pixel>
-__device__ __forceinline__ void pixel_at(const DarktrtImage& image, const Inner& inner, int32_t column, int32_t row,
-                                         float (&value)[Channels])
+__device__ __forceinline__ void pixel_at(const Fitted& image, int32_t column, int32_t row, float (&value)[Channels])
 {
-    const Taps across = taps_at(column, image.width, inner.width), down = taps_at(row, image.height, inner.height);
+    const Taps across = taps_at(image.place.across, column), down = taps_at(image.place.down, row);
     const Pixel* const __restrict__ pixels = static_cast<const Pixel*>(image.pixels);
-    const int64_t row_size = int64_t{3} * image.width;
+    const int64_t row_size = int64_t{3} * image.place.across.size;
     float second[Channels];
     read_across(pixels + down.first * row_size, across, value);
     read_across(pixels + down.second * row_size, across, second);
@@ -90,12 +94,11 @@ struct Told {
     float *image_size, *placement;
 };
 
-__device__ void tell(const DarktrtFit& fit, const DarktrtImage& image, const Inner& inner, uint32_t index, const Told& told)
+__device__ void tell(const DarktrtFit& fit, const Place& place, uint32_t index, const Told& told)
 {
     if (!told.image_size) return;
-    told.image_size[2 * index] = static_cast<float>(inner.width);
-    told.image_size[2 * index + 1] = static_cast<float>(inner.height);
-    if (index == 0) write_placement(fit, inner, image.width, image.height, told.placement);
+    write_size(place, told.image_size + 2 * index);
+    if (index == 0) write_placement(fit, place, told.placement);
 }
 
 template <int32_t Channels, typename Pixel, typename Out, typename Images>
@@ -106,21 +109,21 @@ __global__ void __launch_bounds__(fit_threads)
     const auto x = static_cast<int32_t>(blockIdx.x * tile_columns + threadIdx.x % tile_columns);
     const int64_t area = int64_t{fit.height} * fit.width;
     for (uint32_t index = blockIdx.z; index < count; index += gridDim.z) {
-        const DarktrtImage image = images[index];
-        const Inner inner = inner_of(fit, image.width, image.height);
-        if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) tell(fit, image, inner, index, told);
+        const Fitted image = images[index];
+        const Place& place = image.place;
+        if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) tell(fit, place, index, told);
         for (int64_t first = int64_t{blockIdx.y} * tile_rows; first < fit.height; first += gridDim.y * tile_rows) {
             const auto row = static_cast<int32_t>(first + threadIdx.x / tile_columns);
             if (x >= fit.width || row >= fit.height) continue;
             float value[Channels];
-            const int32_t inner_x = x - inner.x, inner_row = row - inner.y;
-            if (inner_x >= 0 && inner_x < inner.width && inner_row >= 0 && inner_row < inner.height) {
-                pixel_at<Channels, Pixel>(image, inner, inner_x, inner_row, value);
+            const int32_t image_x = x - place.x, image_row = row - place.y;
+            if (image_x >= 0 && image_x < place.across.new_size && image_row >= 0 && image_row < place.down.new_size) {
+                pixel_at<Channels, Pixel>(image, image_x, image_row, value);
             } else {
                 for (int32_t i = 0; i < Channels; ++i) value[i] = letterbox_fill;
             }
-            const int64_t place = int64_t{row} * fit.width + x;
-            Out* const to = y + index * Channels * area + (planes ? place : place * Channels);
+            const int64_t offset = int64_t{row} * fit.width + x;
+            Out* const to = y + index * Channels * area + (planes ? offset : offset * Channels);
             for (int32_t i = 0; i < Channels; ++i) store(value[i], to + (planes ? i * area : i));
         }
     }
@@ -176,7 +179,8 @@ int darktrt_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, int32
     for (int32_t first = 0; first < count; first += images_of_launch) {
         Listed listed{};
         const int32_t part = std::min(count - first, images_of_launch);
-        std::copy_n(images + first, part, listed.images);
+        std::transform(images + first, images + first + part, listed.images,
+                       [&](const DarktrtImage& image) { return Fitted{image.pixels, place_of(fit, image)}; });
         void* const to = static_cast<char*>(y) + first * bytes_of(fit, y_type);
         if (const int error = run(fit, listed, part, pixel_type, to, y_type, {}, stream); error) return error;
     }
@@ -189,7 +193,8 @@ int darktrt_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, int32_
     const bool is_good = count >= 0 && is_supported(fit, std::min(count, 1), &image);
     if (!is_good || !is_level_type(pixel_type) || !is_level_type(y_type)) return DARKTRT_UNSUPPORTED;
     if (count == 0) return cudaSuccess;
-    return run(fit, Stacked{image, bytes_of(image, pixel_type)}, count, pixel_type, y, y_type, {image_size, placement}, stream);
+    const Stacked images{{image.pixels, place_of(fit, image)}, bytes_of(image, pixel_type)};
+    return run(fit, images, count, pixel_type, y, y_type, {image_size, placement}, stream);
 }
 
 int darktrt_place_boxes(int64_t count, const float* boxes, const float* placement, float* y, void* stream)

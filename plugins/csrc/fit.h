@@ -11,20 +11,31 @@ namespace darktrt {
 
 constexpr float letterbox_fill = 0.5f;
 
+// The columns or the rows of an image, resized.
+struct Axis {
+    int32_t size, new_size;
+    float scale;  // an old position is a new one times it
+};
+
+inline Axis axis_of(int32_t size, int32_t new_size)
+{
+    return {size, new_size, static_cast<float>(size - 1) / static_cast<float>(new_size > 1 ? new_size - 1 : 1)};
+}
+
 // The two old pixels that a new one lies between, and how far from the first to the second.
 struct Taps {
     int32_t first, second;
     float fraction;
 };
 
-// The last pixel is the old image's last: (size - 1) / (new_size - 1) * (new_size - 1) can fall short of size - 1 in float.
-HOST_DEVICE Taps taps_at(int32_t i, int32_t size, int32_t new_size)
+// The last pixel is the old image's last: scale * (new_size - 1) can fall short of size - 1 in float.
+HOST_DEVICE Taps taps_at(const Axis& axis, int32_t i)
 {
-    if (i == new_size - 1) return {size - 1, size - 1, 0.f};
-    const float scale = static_cast<float>(size - 1) / static_cast<float>(new_size - 1);
-    const float position = static_cast<float>(i) * scale;
+    const int32_t last = axis.size - 1;
+    if (i == axis.new_size - 1) return {last, last, 0.f};
+    const float position = static_cast<float>(i) * axis.scale;
     const auto first = static_cast<int32_t>(position);
-    return {first, first + 1 < size ? first + 1 : size - 1, position - static_cast<float>(first)};
+    return {first, first < last ? first + 1 : last, position - static_cast<float>(first)};
 }
 
 HOST_DEVICE float unit(float level) { return level / 255.f; }
@@ -37,41 +48,45 @@ HOST_DEVICE uint8_t level_of(float value) { return static_cast<uint8_t>(bits_of(
 // stb_image's luma, by which darknet reads an image for a network of one channel.
 HOST_DEVICE uint32_t luma(uint32_t red, uint32_t green, uint32_t blue) { return (77 * red + 150 * green + 29 * blue) >> 8; }
 
-// Where the resized image lies in the network's input, in pixels of the input.
-struct Inner {
-    int32_t x, y, width, height;
+// Where an image lies in the network's input: its columns and rows there, and the input's pixel at which they begin.
+struct Place {
+    Axis across, down;
+    int32_t x, y;
 };
 
-HOST_DEVICE Inner inner_of(const DarktrtFit& fit, int32_t width, int32_t height)
+inline Place place_of(const DarktrtFit& fit, const DarktrtImage& image)
 {
-    Inner inner{0, 0, fit.width, fit.height};
+    int32_t columns = fit.width, rows = fit.height;
     if (fit.letterbox) {
-        const int64_t wide = fit.width, high = fit.height;
-        if (static_cast<float>(fit.width) / static_cast<float>(width) <
-            static_cast<float>(fit.height) / static_cast<float>(height)) {
-            const auto rows = static_cast<int32_t>(height * wide / width);
-            inner.height = rows > 1 ? rows : 1;
+        const auto ratio = [](int32_t size, int32_t of) { return static_cast<float>(size) / static_cast<float>(of); };
+        const auto part = [](int64_t size, int64_t other, int64_t of) {
+            const auto whole = static_cast<int32_t>(size * other / of);
+            return whole > 1 ? whole : 1;
+        };
+        if (ratio(fit.width, image.width) < ratio(fit.height, image.height)) {
+            rows = part(image.height, fit.width, image.width);
         } else {
-            const auto columns = static_cast<int32_t>(width * high / height);
-            inner.width = columns > 1 ? columns : 1;
+            columns = part(image.width, fit.height, image.height);
         }
-        inner.x = (fit.width - inner.width) / 2;
-        inner.y = (fit.height - inner.height) / 2;
     }
-    return inner;
+    return {axis_of(image.width, columns), axis_of(image.height, rows), (fit.width - columns) / 2, (fit.height - rows) / 2};
 }
 
-// Where the image lies, for who places boxes: the rows offset (x y x y), scale (x y x y) and edges (w h w h) of image = (input -
-// offset) * scale. The offset is the exact half, while the pixels are at the half rounded down, as in darknet.
-HOST_DEVICE void write_placement(const DarktrtFit& fit, const Inner& inner, int32_t width, int32_t height, float* placement)
+HOST_DEVICE void write_size(const Place& place, float* image_size)
 {
-    for (int32_t i = 0; i < 4; i += 2) {
-        placement[i] = static_cast<float>(fit.width - inner.width) * 0.5f;
-        placement[i + 1] = static_cast<float>(fit.height - inner.height) * 0.5f;
-        placement[4 + i] = static_cast<float>(width) / static_cast<float>(inner.width);
-        placement[5 + i] = static_cast<float>(height) / static_cast<float>(inner.height);
-        placement[8 + i] = static_cast<float>(width);
-        placement[9 + i] = static_cast<float>(height);
+    image_size[0] = static_cast<float>(place.across.new_size);
+    image_size[1] = static_cast<float>(place.down.new_size);
+}
+
+// The place, for who places boxes: the rows offset (x y x y), scale (x y x y) and edges (w h w h) of image = (input - offset) *
+// scale. The offset is the exact half, while the pixels begin at the half rounded down, as in darknet.
+HOST_DEVICE void write_placement(const DarktrtFit& fit, const Place& place, float* placement)
+{
+    for (int32_t i = 0; i < 4; ++i) {
+        const Axis& axis = i % 2 == 0 ? place.across : place.down;
+        placement[i] = static_cast<float>((i % 2 == 0 ? fit.width : fit.height) - axis.new_size) * 0.5f;
+        placement[4 + i] = static_cast<float>(axis.size) / static_cast<float>(axis.new_size);
+        placement[8 + i] = static_cast<float>(axis.size);
     }
 }
 

@@ -51,10 +51,10 @@ template <typename T> Array<T> array_of(int64_t count)
     return Array<T>(memory);
 }
 
-Array<Taps> taps_of(int32_t size, int32_t new_size)
+Array<Taps> taps_of(const Axis& axis)
 {
-    Array<Taps> taps = array_of<Taps>(new_size);
-    for (int32_t i = 0; i < new_size; ++i) taps[i] = taps_at(i, size, new_size);
+    Array<Taps> taps = array_of<Taps>(axis.new_size);
+    for (int32_t i = 0; i < axis.new_size; ++i) taps[i] = taps_at(axis, i);
     return taps;
 }
 
@@ -89,11 +89,12 @@ template <int32_t Channels, typename Pixel, typename Out>
 void fit_image(const DarktrtFit& fit, const DarktrtImage& image, Out* y)
 {
     constexpr bool planes = !std::is_same_v<Out, uint8_t>;
-    const Inner inner = inner_of(fit, image.width, image.height);
-    const int64_t area = int64_t{fit.height} * fit.width, row_size = int64_t{Channels} * inner.width;
-    if (inner.width < fit.width || inner.height < fit.height) std::fill_n(y, Channels * area, stored<Out>(letterbox_fill));
-    const Array<Taps> across = taps_of(image.width, inner.width);
-    const Steps steps = planes ? Steps{inner.width, 1} : Steps{1, Channels};
+    const Place place = place_of(fit, image);
+    const int32_t columns = place.across.new_size, rows = place.down.new_size;
+    const int64_t area = int64_t{fit.height} * fit.width, row_size = int64_t{Channels} * columns;
+    if (columns < fit.width || rows < fit.height) std::fill_n(y, Channels * area, stored<Out>(letterbox_fill));
+    const Array<Taps> across = taps_of(place.across);
+    const Steps steps = planes ? Steps{columns, 1} : Steps{1, Channels};
     const Reader<Channels, Pixel> read;
     // taps are rows next to each other, so of the rows that were mixed across only the latest odd and even one can be needed
     const Array<float> mixed[2] = {array_of<float>(row_size), array_of<float>(row_size)};
@@ -102,19 +103,19 @@ void fit_image(const DarktrtFit& fit, const DarktrtImage& image, Out* y)
         float* const found = mixed[row % 2].get();
         if (held[row % 2] != row) {
             const auto pixels = static_cast<const Pixel*>(image.pixels) + int64_t{3} * row * image.width;
-            mix_across(read, pixels, across.get(), inner.width, steps, found);
+            mix_across(read, pixels, across.get(), columns, steps, found);
             held[row % 2] = row;
         }
         return found;
     };
-    for (int32_t i = 0; i < inner.height; ++i) {
-        const Taps down = taps_at(i, image.height, inner.height);
+    for (int32_t i = 0; i < rows; ++i) {
+        const Taps down = taps_at(place.down, i);
         const float *first = row_at(down.first), *second = row_at(down.second);
-        const int64_t start = int64_t{inner.y + i} * fit.width + inner.x;
+        const int64_t start = int64_t{place.y + i} * fit.width + place.x;
         if (planes) {
             for (int32_t channel = 0; channel < Channels; ++channel) {
-                const int64_t part = int64_t{channel} * inner.width;
-                mix_down(first + part, second + part, down.fraction, inner.width, y + channel * area + start);
+                const int64_t part = int64_t{channel} * columns;
+                mix_down(first + part, second + part, down.fraction, columns, y + channel * area + start);
             }
         } else {
             mix_down(first, second, down.fraction, row_size, y + Channels * start);
@@ -159,16 +160,16 @@ int darktrt_host_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, i
 {
     const bool is_good = count >= 0 && is_supported(fit, std::min(count, 1), &image);
     if (!is_good || !is_level_type(pixel_type) || !is_level_type(y_type)) return DARKTRT_UNSUPPORTED;
-    const Inner inner = inner_of(fit, image.width, image.height);
+    if (count == 0) return 0;
+    const Place place = place_of(fit, image);
     for (int32_t i = 0; i < count; ++i) {
         const char* const pixels = static_cast<const char*>(image.pixels) + i * bytes_of(image, pixel_type);
         const DarktrtImage one{pixels, image.width, image.height};
         char* const to = static_cast<char*>(y) + i * bytes_of(fit, y_type);
         if (const int error = darktrt_host_fit(fit, 1, &one, pixel_type, to, y_type); error) return error;
-        image_size[2 * i] = static_cast<float>(inner.width);
-        image_size[2 * i + 1] = static_cast<float>(inner.height);
+        write_size(place, image_size + 2 * i);
     }
-    if (count > 0) write_placement(fit, inner, image.width, image.height, placement);
+    write_placement(fit, place, placement);
     return 0;
 }
 
