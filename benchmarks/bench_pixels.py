@@ -412,7 +412,7 @@ def decode_ms(paths: Sequence[Path], device: Any) -> float:
     """Milliseconds an image of reading and decoding files alone, many at a time."""
     from darktrt.vision.decode import Decoder, read_ahead
 
-    with Decoder(device=device) as decoder, closing(read_ahead(endless(paths, DECODE_BATCH), decoder)) as batches:
+    with Decoder(device=device) as decoder, closing(read_ahead(endless(paths, 8), decoder)) as batches:
         return rate(batches, 2)["ms_per_image"]
 
 

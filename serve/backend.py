@@ -51,8 +51,12 @@ def make_decoder(runner: OnnxRunner | PlanRunner, threads: int, gpu: int | None)
 
     if not (isinstance(runner, PlanRunner) and runner.fits_frames):
         return Decoder(threads)
-    with Driver(gpu or 0).current():
-        return Decoder(threads, "auto")
+    driver = Driver(gpu or 0)
+    try:
+        with driver.current():
+            return Decoder(threads, "auto")
+    finally:
+        driver.close()  # the runner keeps the context
 
 
 class TritonPythonModel:

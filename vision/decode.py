@@ -7,8 +7,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Literal
 from darktrt.cuda import Frame
 from darktrt.errors import DarktrtError
 from darktrt.vision.gpu_jpeg import GpuJpegDecoder, jpeg_size
-from darktrt.vision.images import Admit, check_pixels, load_image
+from darktrt.vision.images import QUIET, Admit, check_pixels, load_image
 
 Device = Literal["cpu", "gpu", "auto"]
 
@@ -90,7 +90,8 @@ class Decoder:
         Raises:
             DarktrtError: the first that cannot be read, as :func:`~darktrt.vision.images.read_image` says it.
         """
-        return _results([self.submit(path, str(path)) for path in paths])
+        with QUIET:
+            return _results([self.submit(path, str(path)) for path in paths])
 
     def decode(self, files: Sequence[bytes], names: Sequence[str], most_pixels: int) -> list[Frame]:
         """Decode untrusted images in memory; the names are for errors.
@@ -100,7 +101,8 @@ class Decoder:
                 :func:`~darktrt.vision.images.decode_image` says it.
         """
         admit = partial(check_pixels, most_pixels=most_pixels)
-        return _results([self.submit(file, name, admit) for file, name in zip(files, names, strict=True)])
+        with QUIET:
+            return _results([self.submit(file, name, admit) for file, name in zip(files, names, strict=True)])
 
 
 def _open_gpu(device: Device) -> GpuJpegDecoder | None:
@@ -136,7 +138,7 @@ def read_ahead(
     Raises:
         DarktrtError: a file cannot be read, when the turn of its batch comes. Close the generator if you stop before its end.
     """
-    with closing(Ahead(decoder, most_bytes)) as ahead:
+    with QUIET, closing(Ahead(decoder, most_bytes)) as ahead:
         waiting: deque[list[Ticket]] = deque()
         for batch in batches:
             while waiting and sum(map(len, waiting)) + len(batch) > most_images:
@@ -196,12 +198,13 @@ class Ahead:
         for ticket in tickets:
             ticket.awaited = True
         self._submit(self._admissible())
-        try:
-            return [ticket.future.result() for ticket in tickets]
-        finally:
-            with self._lock:
-                self._free += sum(ticket.size for ticket in tickets)
-            self._submit(self._admissible())
+        for ticket in tickets:
+            with suppress(CancelledError):
+                ticket.future.exception()  # the memory of all is known when all are done
+        with self._lock:
+            self._free += sum(ticket.size for ticket in tickets)
+        self._submit(self._admissible())
+        return [ticket.future.result() for ticket in tickets]
 
     def close(self) -> None:
         """Cancel what is not yet begun."""

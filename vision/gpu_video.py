@@ -100,9 +100,9 @@ def _decoded(path: Path, codec: Any, memory: _Memory) -> Iterator[DeviceImage]:
             outputColorType=codec.OutputColorType.RGB,
         )
         for packet in demuxer:
-            frames = decoder.Decode(packet)
-            decoder.SyncOnCUStream()
-            yield from memory.copies(frames)
+            if frames := decoder.Decode(packet):
+                decoder.SyncOnCUStream()
+                yield from memory.copies(frames)
     except Exception as error:  # PyNvVideoCodec's have no common base
         raise GpuVideoError(str(error).strip().partition("\n")[0]) from error
 

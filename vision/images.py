@@ -125,13 +125,14 @@ def check_pixels(width: int, height: int, most_pixels: int) -> None:
 @contextmanager
 def open_image(source: str | os.PathLike[str] | IO[bytes]) -> Iterator[Image.Image]:
     """Open an image in one of :data:`FORMATS` and read its header, without Pillow's warnings."""
-    with _QUIET, Image.open(source, formats=FORMATS) as image:
+    with QUIET, Image.open(source, formats=FORMATS) as image:
         yield image
 
 
 class _Quiet:
     """Silences warnings of Pillow while any thread is inside: of odd metadata, and of half the size that is refused, for a
-    panorama is no attack. ``warnings.catch_warnings`` alone would restore the filters of one thread in another."""
+    panorama is no attack. ``warnings.catch_warnings`` alone would restore the filters of one thread in another. Around the
+    reading of many images it saves changing the filters for each."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -153,7 +154,7 @@ class _Quiet:
                 self._filters.__exit__(None, None, None)
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()
 
 
 def _read(source: Path | IO[bytes], admit: Admit | None) -> NDArray[np.uint8]:

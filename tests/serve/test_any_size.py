@@ -50,7 +50,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     fixed = portable_model(made, input="image", image_sizes=SIZES, thresholds=Thresholds(SCORE, 0.45))
     options = PythonBackend(score_threshold=SCORE, delay=20_000)
     publish(cameras, folder / "repository", options, "cameras")
-    publish(cameras, folder / "repository", PythonBackend(score_threshold=SCORE, input="jpeg"), "files")
+    publish(cameras, folder / "repository", PythonBackend(score_threshold=SCORE, input="jpeg", instances=2), "files")
     publish(fixed, folder / "repository", PythonBackend(), "fixed")
     boxed = portable_model(letterbox, input="image", image_sizes=SIZES)
     publish(boxed, folder / "repository", PythonBackend(score_threshold=SCORE), "letterbox")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.serve.client.shared_memory import FOLDER, prefix_of
 from darktrt.serve.client.slots import SharedMemory, Slot
 from darktrt.serve.client.transport import MemorySlice, RegionLostError, TimedOutError
-from darktrt.serve.model_info import ModelInfo
+from darktrt.serve.model_info import ModelInfo, TensorInfo
 from darktrt.vision.detector import Arrays
 
 
@@ -118,6 +119,31 @@ def test_shapes(kind: SharedMemory, max_batch: int, thresholds: tuple[int, ...],
         assert found["boxes"].shape == (batch, 300, 4)
         assert found["scores"][:, 0].tolist() == list(range(first, first + batch))
         assert found["boxes"][:, 299, 3].tolist() == list(range(first, first + batch))
+    close(made, server)
+
+
+def any_size() -> ModelInfo:
+    """The usual image of a batch of 2 takes 1200 bytes each."""
+    model = remote_model()
+    info = replace(model.info, input="image", image_sizes=((4, 4), (20, 20), (400, 400)))
+    images = TensorInfo("images", np.dtype(np.uint8), (-1, -1, 3))
+    return replace(model, info=info, inputs={**model.inputs, "images": images})
+
+
+@pytest.mark.parametrize("kind", ["none", "system"])
+def test_memory_for_images_of_any_size_grows(kind: SharedMemory) -> None:
+    server = Standing(boxes_of)
+    made = slot(server, any_size(), kind)
+    regions = []
+    for size, first in ((10, 1), (20, 3), (40, 5), (30, 7), (60, 9)):
+        images = np.arange(first, first + 2, dtype=np.uint8)[:, None, None, None] * np.ones((1, size, size, 3), np.uint8)
+        found = run(made, server, {**inputs(2), "images": images})
+        np.testing.assert_array_equal(server.asked["images"], images)
+        assert found["scores"][:, 0].tolist() == [first, first + 1]
+        regions.append(tuple(server.registered))
+    shared = kind == "system"
+    assert all(len(one) == shared for one in regions)
+    assert len(set(regions)) == (3 if shared else 1), "a region for 20, 40 and 60 pixels"
     close(made, server)
 
 

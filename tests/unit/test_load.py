@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_detect import made_info
 
 from darktrt.errors import DarktrtError
@@ -85,6 +86,24 @@ def test_requests_are_what_the_client_would_send(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image, but sent as it is")
     (request,) = make_requests(remote_model(files=True), LoadOptions(batch=2, images=(tmp_path / "a.jpg",)))
     assert request["image"].tolist() == [[b"no image, but sent as it is"]] * 2
+
+
+def test_a_request_has_images_of_one_size(tmp_path: Path) -> None:
+    """Where the model takes any; each image begins a request, as for other models."""
+    model = remote_model()
+    model = replace(model, info=replace(model.info, input="image", image_sizes=((4, 4), (20, 20), (400, 400))))
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (30, 40) if i % 2 else (50, 60), (i, i, i)).save(path)
+    requests = make_requests(model, LoadOptions(batch=3, images=tuple(paths)))
+    assert sorted(request["images"].shape for request in requests) == [(3, 40, 30, 3)] * 2 + [(3, 60, 50, 3)] * 3
+    assert sorted(request["images"][:, 0, 0, 0].tolist() for request in requests) == [
+        [0, 2, 4],
+        [1, 3, 1],
+        [2, 4, 0],
+        [3, 1, 3],
+        [4, 0, 2],
+    ]
 
 
 def test_images_that_cannot_be_read_are_refused(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Made, batch_of_images, files_in, run, thresholds
+from helpers import Made, batch_of_images, files_in, made_image, run, thresholds
 
 from darktrt.engine.manifest import Manifest, manifest_path
+from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
@@ -41,6 +42,7 @@ from darktrt.serve.repository import (
     read_config,
 )
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
+from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.native import library_path
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
@@ -246,6 +248,21 @@ def test_onnx_for_tritons_own_backend_has_no_functions(portable: Path, info: Det
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, atol=1e-4)
     assert files_in(folder / "1") == ["model.onnx"]
+
+
+def test_onnx_for_tritons_own_backend_takes_images_of_any_size(made: Made, tmp_path: Path) -> None:
+    """And boxes are in pixels of the image, with standard ops alone."""
+    path = tmp_path / "image.onnx"
+    insert_plugins(made.plain, path, SurgeryOptions(input="image", max_detections=50))
+    folder = publish(path, tmp_path / "repository", OnnxRuntimeBackend(), "cameras")
+    model = onnx.load(str(folder / "1/model.onnx"))
+    assert not model.functions and {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
+    image = made_image(150, 210, 1)
+    found = run(folder / "1/model.onnx", {"images": image[None], **thresholds(0.05)})
+    with OnnxRunner(path) as runner:
+        expected = NetworkDetector(runner.run, runner.info, 0.05).detect([image])[0]
+    assert len(expected) > 3 and found["num_detections"].item() == len(expected)
+    np.testing.assert_allclose(found["boxes"][0, : len(expected)], expected.boxes, atol=1e-3)
 
 
 def test_thresholds_that_surgery_fixed(made: Made, portable: Path, info: DetectorInfo, tmp_path: Path) -> None:
