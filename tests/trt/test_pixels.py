@@ -151,6 +151,6 @@ def test_images_in_the_memory_of_the_gpu(build: Build) -> None:
 def test_an_image_beyond_the_engines_sizes(build: Build) -> None:
     with PlanRunner(build("image")) as runner:
         detector = NetworkDetector(runner, runner.info, SCORE)
-        with pytest.raises(DarktrtError, match="an image is 2001x10, but its engine accepts 1x1 to 2000x1200"):
+        with pytest.raises(DarktrtError, match="an image is 2001x10, but the model accepts 1x1 to 2000x1200"):
             detector.detect([frame(2001, 10)])
         assert len(detector.detect([frame(640, 480)])) == 1
