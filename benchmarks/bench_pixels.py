@@ -288,12 +288,13 @@ def by_nvdec(path: str) -> Generator[Sequence[object], None, None]:
             yield frames
 
 
-def video_by_detector(model: str, path: str) -> Generator[Sequence[object], None, None]:
+def video_by_detector(model: str, path: str, decoder: str) -> Generator[Sequence[object], None, None]:
     """A video from file to detections, as ``darktrt detect`` does it."""
     from darktrt.pipeline import Detector
     from darktrt.vision.files import detect_files
 
-    with Detector.open(model) as detector:
+    options: Any = {} if decoder == "cpu" else {"decoder": decoder}  # an earlier darktrt knows no other
+    with Detector.open(model, **options) as detector:
         while True:
             for result in detect_files(detector, [path]):
                 yield [result]
@@ -527,7 +528,7 @@ def measure_video(args: argparse.Namespace) -> None:
         "ffmpeg": lambda: by_ffmpeg(args.source, False),
         "ffmpeg-rgb": lambda: by_ffmpeg(args.source, True),
         "nvdec": lambda: by_nvdec(args.source),
-        "detector": lambda: video_by_detector(args.model, args.source),
+        "detector": lambda: video_by_detector(args.model, args.source, args.decoder),
     }
     for way in args.ways:
         with closing(ways[way]()) as frames:
@@ -651,7 +652,7 @@ def main() -> None:
         command.add_argument("--size", default="1920x1080", help="of frames")
         command.add_argument("--batch", type=int, default=8)
         command.add_argument("--threads", type=int, default=min(16, os.cpu_count() or 1), help="of OpenCV")
-        command.add_argument("--decoder", default="cpu", help="of image files, for the way detector: cpu, gpu or auto")
+        command.add_argument("--decoder", default="cpu", help="of files, for the way detector: cpu, gpu or auto")
         command.add_argument("--network", default="416x416", help="what DALI resizes to")
         command.add_argument("--seconds", type=float, default=4.0, help="of each measurement of throughput")
         command.add_argument("--calls", type=int, default=200 if name == "latency" else 3, help="of a latency; processes")

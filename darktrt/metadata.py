@@ -156,7 +156,7 @@ class DetectorInfo:
     fixed_thresholds: tuple[float, float] | None = None
     """Of score and IoU, where surgery has put them into the model; otherwise they are inputs of a model with NMS."""
     image_sizes: ImageSizes | None = None
-    """Of a model with the input form ``image``, which an engine accepts; None for the other forms."""
+    """Of images that a model with the input form ``image`` accepts; None for the other forms."""
 
     def __post_init__(self) -> None:
         if len(self.batch) != 3 or not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
@@ -226,18 +226,18 @@ class DetectorInfo:
             raise DarktrtError(f"{self.name}: its thresholds are fixed at {fixed}, not {asked}; ask for those")
 
     def check_image(self, width: int, height: int) -> None:
-        """See that an engine of this model accepts images of this size, in pixels; a model with another input form does.
+        """See that the model accepts images of this size, in pixels; one with another input form accepts all.
 
         Raises:
-            DarktrtError: its engine was built for smaller or larger images.
+            DarktrtError: it was made for smaller or larger images.
         """
         if self.image_sizes is None:
             return
         least, _, most = self.image_sizes
         if not (least[0] <= width <= most[0] and least[1] <= height <= most[1]):
             raise DarktrtError(
-                f"{self.name}: an image is {width}x{height}, but its engine accepts {least[0]}x{least[1]} to "
-                f"{most[0]}x{most[1]}; scale the image, or build the engine again with other image sizes",
+                f"{self.name}: an image is {width}x{height}, but the model accepts {least[0]}x{least[1]} to "
+                f"{most[0]}x{most[1]}; scale the image, or make the model for other sizes",
                 argument="image_sizes",
             )
 

@@ -46,6 +46,8 @@ def examine_machine() -> list[Finding]:
         Finding("TensorRT for RTX", _tensorrt("rtx"), f"building engines without a GPU: {INSTALL['rtx']}"),
         Finding("TensorRT", _tensorrt("trt"), f"building engines for this machine's GPU: {INSTALL['trt']}"),
         Finding("GPU", gpu_name() or "", "running engines, and building with full TensorRT: an NVIDIA GPU and its driver"),
+        Finding("nvImageCodec", _nvimgcodec(), "decoding JPEGs on the GPU: pip install 'darktrt[gpu]'"),
+        Finding("PyNvVideoCodec", _package("PyNvVideoCodec"), "decoding videos on the GPU: pip install 'darktrt[gpu]'"),
         Finding("nvcc", _nvcc(), "compiling the CUDA plugins: the CUDA toolkit"),
         Finding(
             "TensorRT headers",
@@ -70,6 +72,10 @@ def _package(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+def _nvimgcodec() -> str:
+    return _package("nvidia-nvimgcodec-cu12") or _package("nvidia-nvimgcodec-cu13")
 
 
 def _tensorrt(flavour: Flavour) -> str:

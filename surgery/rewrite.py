@@ -56,8 +56,8 @@ class SurgeryOptions:
     mark_layers: bool = False
     """Make the tensor of every cfg section an output of the model too, so that an engine can be compared layer by layer."""
     image_sizes: ImageSizes | None = None
-    """Smallest, usual and largest width and height of images that an engine is built for, for the input ``image``; default:
-    :data:`darktrt.metadata.IMAGE_SIZES`. ONNX Runtime accepts others too."""
+    """Smallest, usual and largest width and height of images, for the input ``image``; default:
+    :data:`darktrt.metadata.IMAGE_SIZES`. An engine may have others, see :class:`darktrt.engine.options.BuildOptions`."""
 
     def __post_init__(self) -> None:
         if self.thresholds and self.head != "nms":

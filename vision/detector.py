@@ -181,8 +181,9 @@ class NetworkDetector:
 
     def close(self) -> None:
         """Free what the network uses; may be called twice."""
-        if self._decoder:
-            self._decoder.close()
+        decoder, self._decoder = self._decoder, None
+        if decoder:
+            decoder.close()
         close, self._close = self._close, None
         if close:
             close()

@@ -50,6 +50,7 @@ def _detect(args: argparse.Namespace) -> None:
     with PlanRunner(args.engine, args.plugins, cuda_graph=True) if args.engine else OnnxRunner(args.model) as runner:
         network = runner if isinstance(runner, PlanRunner) else runner.run
         device: Device = args.decoder if args.engine else "cpu"
-        detector = NetworkDetector(network, runner.info, args.score_threshold, args.iou_threshold, decoder=device)
-        with closing(detect_files(detector, args.sources, args.output)) as results:
-            groups.print_results(args, results)
+        thresholds = args.score_threshold, args.iou_threshold
+        with NetworkDetector(network, runner.info, *thresholds, decoder=device) as detector:
+            with closing(detect_files(detector, args.sources, args.output)) as results:
+                groups.print_results(args, results)

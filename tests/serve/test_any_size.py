@@ -144,7 +144,7 @@ def test_only_images_of_one_size_share_a_batch(server: Server, files: dict[str, 
 
 @pytest.mark.parametrize(("width", "height"), [(20, 50), (50, 20), (401, 50), (50, 301)])
 def test_images_that_are_too_small_or_too_large(server: Server, width: int, height: int) -> None:
-    said = f"an image is {width}x{height}, but its engine accepts 32x32 to 400x300"
+    said = f"an image is {width}x{height}, but the model accepts 32x32 to 400x300"
     image = made_image(height, width)
     with pytest.raises(grpc.InferenceServerException, match=said):
         ask(server, "cameras", images=image[None])

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 from test_int8 import model
 
 from darktrt.cuda import Buffer, DeviceImage, Driver, Stream
@@ -55,6 +56,9 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         plan = folder / f"{form}-{policy}-{precision}.plan"
         if not plan.exists():
             plain, info = model("N")
+            plain.graph.value_info.append(plain.graph.output[0])
+            plain.graph.node.append(helper.make_node("Identity", [plain.graph.output[0].name], ["decoded"]))
+            plain.graph.output[0].name = "decoded"  # as in an exported model, where heads are inner tensors
             sizes = ((1, 1), (640, 480), (2000, 1200)) if form == "image" else None
             surgery = SurgeryOptions(input=form, **({"image_sizes": sizes} if sizes else {}))
             made, report = transform(plain, replace(info, head="decoded", resize=policy), surgery)
@@ -151,6 +155,6 @@ def test_images_in_the_memory_of_the_gpu(build: Build) -> None:
 def test_an_image_beyond_the_engines_sizes(build: Build) -> None:
     with PlanRunner(build("image")) as runner:
         detector = NetworkDetector(runner, runner.info, SCORE)
-        with pytest.raises(DarktrtError, match="an image is 2001x10, but its engine accepts 1x1 to 2000x1200"):
+        with pytest.raises(DarktrtError, match="an image is 2001x10, but the model accepts 1x1 to 2000x1200"):
             detector.detect([frame(2001, 10)])
         assert len(detector.detect([frame(640, 480)])) == 1

@@ -97,7 +97,7 @@ def test_images_of_one_size_run_together_where_the_model_takes_images(info: Dete
     assert levels(detector.detect(batch)) == [1, 2, 3, 4]
     assert sorted(network.batches) == [[(40, 50, 3)] * 2, [(100, 200, 3)] * 2]
     assert detector.detect([frame(1, *small)])[0].boxes.tolist() == [[0, 0, 48, 32]]  # in pixels of the image already
-    with pytest.raises(DarktrtError, match="an image is 201x100, but its engine accepts 32x32 to 200x100"):
+    with pytest.raises(DarktrtError, match="an image is 201x100, but the model accepts 32x32 to 200x100"):
         detector.detect([frame(1, 201, 100)])
 
 

@@ -278,7 +278,7 @@ def test_images_that_an_engine_does_not_accept_are_refused(made: Made) -> None:
         info.check_image(width, height)
         made.info.check_image(1, 1)
     for width, height in ((31, 24), (32, 23), (641, 480), (640, 481)):
-        with pytest.raises(DarktrtError, match=f"an image is {width}x{height}, but its engine accepts 32x24 to 640x480"):
+        with pytest.raises(DarktrtError, match=f"an image is {width}x{height}, but the model accepts 32x24 to 640x480"):
             info.check_image(width, height)
 
 

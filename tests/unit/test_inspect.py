@@ -164,7 +164,7 @@ def test_a_machine_that_has_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = examine_machine()
     assert [f.name for f in findings if f.found] == ["Python"]
     text = report(findings)
-    assert len(text.splitlines()) == len(findings) == 12
+    assert len(text.splitlines()) == len(findings) == 14
     for finding in findings[1:]:
         assert f"--  {finding.name:<18} not found; would allow " in text
     assert "pip install 'darktrt[rtx]'" in text

@@ -153,12 +153,13 @@ def test_our_own_cfg_says_what_the_official_one_says() -> None:
 
 @dataclass(frozen=True)
 class Real:
-    """yolov4-tiny for float input: the module, and its ONNX with decoded heads and with NMS."""
+    """yolov4-tiny: the module, and its ONNX for float input with decoded heads and with NMS, and for other input with NMS."""
 
     module: Darknet
     decode: Path
     nms: Path
     nms_uint8: Path
+    nms_image: Path
 
 
 WEIGHTS = ZOO / "yolov4-tiny.weights"
@@ -169,11 +170,11 @@ DOG, VAL, TRUTH = DATA / "dog.jpg", DATA / "val", DATA / "val.json"
 def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     folder = tmp_path_factory.mktemp("real")
     convert_darknet(OWN_CFG, WEIGHTS, folder / "plain.onnx")
-    forms = {"decode": ("decode", "float"), "nms": ("nms", "float"), "uint8": ("nms", "uint8")}
+    forms = {"decode": ("decode", "float"), "nms": ("nms", "float"), "uint8": ("nms", "uint8"), "image": ("nms", "image")}
     for name, (head, start) in forms.items():
         options = SurgeryOptions(head=head, input=start)  # type: ignore[arg-type]
         insert_plugins(folder / "plain.onnx", folder / f"{name}.onnx", options)
-    return Real(load_darknet(OWN_CFG, WEIGHTS), folder / "decode.onnx", folder / "nms.onnx", folder / "uint8.onnx")
+    return Real(load_darknet(OWN_CFG, WEIGHTS), *(folder / f"{name}.onnx" for name in forms))
 
 
 DARKNETS_DOG = [
@@ -195,10 +196,24 @@ def assert_darknets_dog(found: Detections, score_tolerance: float) -> None:
 @needs(WEIGHTS, DOG)
 def test_the_dog_is_found_as_darknet_finds_it(real: Real) -> None:
     """With bytes the image is rounded after resizing, which moves the bicycle's score by 0.013."""
-    for model, tolerance in ((real.nms, DARKNET_SCORE), (real.decode, DARKNET_SCORE), (real.nms_uint8, 2 * DARKNET_SCORE)):
+    exact = [(model, DARKNET_SCORE) for model in (real.nms, real.decode, real.nms_image)]
+    for model, tolerance in (*exact, (real.nms_uint8, 2 * DARKNET_SCORE)):
         with OnnxRunner(model) as runner:
             (found,) = NetworkDetector(runner.run, runner.info).detect([read_image(DOG)])
         assert_darknets_dog(found, tolerance)
+
+
+@needs(WEIGHTS, DOG, VAL)
+def test_images_of_any_size_lead_to_the_detections_of_fitted_ones(real: Real) -> None:
+    """Scores bit for bit, boxes to a unit in the last place, at a score threshold that leaves many."""
+    paths = [DOG, *sorted(VAL.glob("*.jpg"))[:10]]
+    with OnnxRunner(real.nms) as fitted, OnnxRunner(real.nms_image) as whole:
+        pairs = zip(*(NetworkDetector(one.run, one.info, 0.001).detect(paths) for one in (fitted, whole)), strict=True)
+    for expected, found in pairs:
+        assert len(found) > 10
+        np.testing.assert_array_equal(found.scores, expected.scores)
+        np.testing.assert_array_equal(found.class_ids, expected.class_ids)
+        np.testing.assert_allclose(found.boxes, expected.boxes, rtol=2**-23, atol=1e-6)
 
 
 @needs(WEIGHTS, DOG)
@@ -240,6 +255,9 @@ def test_average_precision(real: Real) -> None:
     with OnnxRunner(real.nms) as runner:
         portable = average_precision(runner.run, runner.info)
     assert portable == pytest.approx(module, abs=MAP_TOLERANCE)
+    with OnnxRunner(real.nms_image) as runner:
+        of_images = average_precision(runner.run, runner.info)
+    assert of_images == pytest.approx(portable, abs=1e-4)
 
 
 @needs(WEIGHTS, VAL, TRUTH)

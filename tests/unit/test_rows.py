@@ -141,7 +141,7 @@ def test_an_image_that_is_wrong_has_its_own_error(info: DetectorInfo, decoder: D
     found = marks(RowRunner(runner, decoder).run(encoded(images)))
     assert [found[i] for i in (0, 2, 4)] == [1, 2, 4]
     assert str(found[1]).startswith("image 1: is not an image in a format read here")
-    assert str(found[3]).startswith("image 3: made: an image is 20x20, but its engine accepts 32x32 to 4096x4096")
+    assert str(found[3]).startswith("image 3: made: an image is 20x20, but the model accepts 32x32 to 4096x4096")
     assert [batch for _, batch in runner.batches] == [[1, 2, 4]]
 
 

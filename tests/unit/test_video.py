@@ -158,6 +158,22 @@ def test_items_are_taken_ahead_but_not_too_far() -> None:
     assert next(far) <= 6
 
 
+def test_closing_waits_for_the_item_under_way() -> None:
+    """The file that the thread reads is closed next."""
+    done = []
+
+    def items() -> Iterator[int]:
+        yield 1
+        time.sleep(0.2)
+        done.append(2)
+        yield 2
+
+    taken = prefetch(items(), 8)
+    next(taken)
+    taken.close()
+    assert done == [2]
+
+
 def test_an_error_of_the_items_comes_in_its_turn() -> None:
     def items() -> Iterator[int]:
         yield 1
