@@ -542,7 +542,7 @@ def measure_first(args: argparse.Namespace) -> None:
     for way in args.ways:
         for run in range(args.calls):
             command = [sys.executable, __file__, "process", args.model, args.source, "--ways", way, "--label", str(time.time())]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             name = f"{args.label} {way}" if args.label else way
             times = json.loads(done.stdout.splitlines()[-1])
             report("first", name, model=Path(args.model).name, run=run, **times)
