@@ -32,7 +32,7 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument("--name", metavar="NAME", help="name of the model in Triton (default: the network's)")
     kinds = "python: darktrt's own, everywhere; tensorrt_plan, onnxruntime: Triton's, in its containers (default: python)"
     parser.add_argument("--kind", choices=["python", "tensorrt_plan", "onnxruntime"], default="python", help=kinds)
-    forms = "tensor: arrays of the network's input; jpeg: image files of any size, and JSON in return (default: tensor)"
+    forms = "tensor: arrays of the model's input; jpeg: image files of any size, and JSON in return (default: tensor)"
     _add(parser, "--input", choices=["tensor", "jpeg"], help=forms)
     parser.add_argument("--version", type=int, default=1, metavar="N", help="of the model; others stay (default: 1)")
     _add(parser, "--versions", type=int, metavar="N", help="load the N latest versions; 0 for all (default: 1)")

@@ -56,6 +56,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
         plan = folder / f"{form}-{policy}-{precision}.plan"
         if not plan.exists():
             plain, info = model("N")
+            plain.graph.value_info.append(plain.graph.output[0])
             plain.graph.node.append(helper.make_node("Identity", [plain.graph.output[0].name], ["decoded"]))
             plain.graph.output[0].name = "decoded"  # as in an exported model, where heads are inner tensors
             sizes = ((1, 1), (640, 480), (2000, 1200)) if form == "image" else None
