@@ -17,7 +17,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 
 _THREADS = min(4, os.cpu_count() or 1)
-_SMALLEST_PIECE, _LARGEST_PIECE = 512 << 10, 4 << 20
+_SMALLEST_PIECE, _LARGEST_PIECE = 2 << 20, 8 << 20
 """Bytes that a thread copies at a time."""
 
 _FLOAT, _UINT8 = 0, 3
