@@ -26,17 +26,17 @@ SECONDS = 3.0
 
 
 def ways(image: np.ndarray[Any, Any], size: int, form: InputForm) -> dict[str, Callable[[], object]]:
-    found: dict[str, Callable[[], object]] = {}
+    functions: dict[str, Callable[[], object]] = {}
     if compiled := load_fit():
-        found["compiled"] = lambda: compiled(image, size, size, 3, "stretch", form)
-    found["numpy"] = lambda: images._fit(image, size, size, 3, "stretch", form)
+        functions["compiled"] = lambda: compiled(image, size, size, 3, "stretch", form)
+    functions["numpy"] = lambda: images.numpy_fit(image, size, size, 3, "stretch", form)
     try:
         import cv2
     except ImportError:
-        return found
+        return functions
     cv2.setNumThreads(1)
-    found["cv2.resize"] = lambda: cv2.resize(image, (size, size))
-    return found
+    functions["cv2.resize"] = lambda: cv2.resize(image, (size, size))
+    return functions
 
 
 def milliseconds(functions: dict[str, Callable[[], object]]) -> dict[str, np.ndarray[Any, Any]]:

@@ -202,7 +202,7 @@ def preprocess(
     if channels not in (1, 3):
         raise DarktrtError(f"the network has {channels} input channels; images have 1 (gray) or 3 (RGB)")
     placement = placement_of(image.shape[1], image.shape[0], width, height, policy)
-    fit = compiled_fit() or _fit
+    fit = compiled_fit() or numpy_fit
     return fit(image, width, height, channels, policy, input_form), placement
 
 
@@ -222,13 +222,14 @@ def _is_exact(fit: native.Fit) -> bool:
         (23, 32, 3, "letterbox", "uint8"),
     ]
     with suppress(DarktrtError):
-        return all(np.array_equal(fit(image, *one), _fit(image, *one)) for one in inputs)
+        return all(np.array_equal(fit(image, *one), numpy_fit(image, *one)) for one in inputs)
     return False
 
 
-def _fit(
+def numpy_fit(
     image: NDArray[np.uint8], width: int, height: int, channels: int, policy: ResizePolicy, input_form: InputForm
 ) -> NDArray[Any]:
+    """The array of :func:`preprocess`, by NumPy: the reference of the compiled library."""
     pixels = _boxed(image if channels == 3 else _gray(image), width, height, policy)
     if input_form == "uint8":
         levels: NDArray[np.uint8] = np.rint(pixels * np.float32(255)).astype(np.uint8)
@@ -303,9 +304,8 @@ def resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.floa
 def _resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.float32]:
     top, bottom, down = _taps(image.shape[0], height)
     left, right, across = _taps(image.shape[1], width)
-    used, index = np.unique(
-        np.concatenate([top, bottom]), return_inverse=True
-    )  # rows of a large image that no tap reads are left out
+    # rows of a large image that no tap reads are left out
+    used, index = np.unique(np.concatenate([top, bottom]), return_inverse=True)
     source = image[used]
     part = _mix(_unit(source.take(left, axis=1)), _unit(source.take(right, axis=1)), across[:, np.newaxis])
     return _mix(part[index[:height]], part[index[height:]], down[:, np.newaxis, np.newaxis])

@@ -67,9 +67,8 @@ def _video_stream(source: Path | LiveSource) -> Iterator[tuple[av.container.Inpu
     """Open a source and its first video stream; FFmpeg's errors in the block are raised as errors that name the source."""
     import av
 
-    live = (
-        source if isinstance(source, LiveSource) else LiveSource(f"file:{source}")
-    )  # "file:", for a colon could be a protocol
+    # "file:", for a colon could be a protocol
+    live = source if isinstance(source, LiveSource) else LiveSource(f"file:{source}")
     try:
         with av.open(live.address, format=live.form, options=dict(live.options), metadata_errors="replace") as container:
             if not container.streams.video:

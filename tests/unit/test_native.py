@@ -36,7 +36,7 @@ def noise(height: int, width: int) -> Array:
 def agree(image: Array, width: int, height: int, channels: int, policy: ResizePolicy, form: InputForm) -> None:
     fit = images.compiled_fit()
     assert fit
-    fitted, expected = (one(image, width, height, channels, policy, form) for one in (fit, images._fit))
+    fitted, expected = (one(image, width, height, channels, policy, form) for one in (fit, images.numpy_fit))
     assert (fitted.shape, fitted.dtype, fitted.flags.c_contiguous) == (expected.shape, expected.dtype, True)
     assert fitted.tobytes() == expected.tobytes()
 
@@ -94,7 +94,7 @@ def test_arrays_that_are_not_contiguous(view: str) -> None:
 @compiled
 def test_many_threads_at_once() -> None:
     many = [noise(50 + i, 200 - i) for i in range(64)]
-    expected = [images._fit(image, 64, 96, 3, "letterbox", "float") for image in many]
+    expected = [images.numpy_fit(image, 64, 96, 3, "letterbox", "float") for image in many]
     with ThreadPoolExecutor(8) as pool:
         fitted = pool.map(lambda image: preprocess(image, 64, 96, 3, "letterbox", "float")[0], many * 4)
     for array, right in zip(fitted, expected * 4, strict=True):
@@ -149,7 +149,7 @@ def test_without_a_library_numpy_does_the_work(
     assert images.compiled_fit() is None
     image = noise(31, 29)
     np.testing.assert_array_equal(
-        preprocess(image, 8, 9, 3, "stretch", "float")[0], images._fit(image, 8, 9, 3, "stretch", "float")
+        preprocess(image, 8, 9, 3, "stretch", "float")[0], images.numpy_fit(image, 8, 9, 3, "stretch", "float")
     )
     main(["doctor"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "compiled resize" in line]
@@ -157,7 +157,7 @@ def test_without_a_library_numpy_does_the_work(
 
 
 def bits_off(*arguments: Any) -> Array:
-    array = images._fit(*arguments)
+    array = images.numpy_fit(*arguments)
     return np.nextafter(array, 2) if array.dtype == np.float32 else array
 
 
