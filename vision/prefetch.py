@@ -23,20 +23,21 @@ def prefetch(items: Iterator[_Item], most: int) -> Generator[_Item, None, None]:
     Closing the generator waits until the thread has ended, which it does after the item that it is taking.
     """
     taken: SimpleQueue[_Item | _End] = SimpleQueue()
-    room, stopped = threading.Semaphore(most), threading.Event()
+    room, stopped, taking = threading.Semaphore(most), threading.Event(), threading.Lock()
 
     def take() -> None:
-        try:
-            while room.acquire() and not stopped.is_set():
-                taken.put(next(items))
-        except StopIteration:
-            taken.put(_End(None))
-        except BaseException as error:  # is raised in the thread that waits for the item
-            taken.put(_End(error))
+        with taking:
+            try:
+                while room.acquire() and not stopped.is_set():
+                    taken.put(next(items))
+            except StopIteration:
+                taken.put(_End(None))
+            except BaseException as error:  # is raised in the thread that waits for the item
+                taken.put(_End(error))
 
     thread = threading.Thread(target=take, name="prefetch", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while not isinstance(item := taken.get(), _End):
             room.release()
             yield item
@@ -45,4 +46,7 @@ def prefetch(items: Iterator[_Item], most: int) -> Generator[_Item, None, None]:
     finally:
         stopped.set()
         room.release()
-        thread.join()
+        with taking:  # a thread whose start was interrupted cannot be joined, but may run
+            pass
+        if thread.is_alive():
+            thread.join()

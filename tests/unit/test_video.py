@@ -174,6 +174,33 @@ def test_closing_waits_for_the_item_under_way() -> None:
     assert done == [2]
 
 
+@pytest.mark.parametrize("runs", [False, True])
+def test_ctrl_c_while_the_thread_starts_ends_it(runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that it would read is closed next."""
+    begun, closed, start = threading.Event(), threading.Event(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if runs:
+            start(thread)
+            assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    def items() -> Iterator[int]:
+        for item in count():
+            begun.set()
+            time.sleep(0.1)
+            assert not closed.is_set()
+            yield item
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    frames, before = items(), threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        next(prefetch(frames, 8))
+    closed.set()
+    assert threading.active_count() == before
+    frames.close()  # which is refused while it runs
+
+
 def test_an_error_of_the_items_comes_in_its_turn() -> None:
     def items() -> Iterator[int]:
         yield 1
