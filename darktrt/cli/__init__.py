@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(f"darktrt {args.command}: interrupted", file=sys.stderr)
+        exec("")  # CPython ends by SIGINT, not with this status, after one in an exec (of dataclasses, say) until the next
         return 130
     return status or 0
 

@@ -345,6 +345,23 @@ def test_ctrl_c_is_status_130(made: Made, capsys: pytest.CaptureFixture[str], mo
     assert said(capsys, "doctor", status=130)[1] == "darktrt doctor: interrupted\n"
 
 
+INTERRUPTED = """
+import sys
+from darktrt import cli
+
+def interrupted(args):
+    exec("raise KeyboardInterrupt")
+
+cli.doctor._doctor = interrupted
+sys.exit(cli.main(["doctor"]))
+"""
+
+
+def test_ctrl_c_in_an_exec_is_status_130_too() -> None:
+    """Such as one of a dataclass, while a module is imported."""
+    assert subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, check=False).returncode == 130
+
+
 def test_bugs_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise ZeroDivisionError
