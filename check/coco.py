@@ -75,8 +75,8 @@ def measure_accuracy(run: Run, info: DetectorInfo, ground_truth: GroundTruth, la
     Raises:
         DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
-    detector = NetworkDetector(run, info, THRESHOLDS.score, THRESHOLDS.iou)
-    return coco_metrics(detect_all(detector, ground_truth, label), ground_truth).accuracy
+    with NetworkDetector(run, info, THRESHOLDS.score, THRESHOLDS.iou) as detector:
+        return coco_metrics(detect_all(detector, ground_truth, label), ground_truth).accuracy
 
 
 def detect_all(detector: NetworkDetector, ground_truth: GroundTruth, label: str = "") -> list[Detections]:

@@ -66,7 +66,8 @@ def detect_variant(variant: Variant, ground_truth: GroundTruth) -> VariantDetect
     Raises:
         DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
-    detections = detect_all(detector_of(variant), ground_truth, variant.name)
+    with detector_of(variant) as detector:
+        detections = detect_all(detector, ground_truth, variant.name)
     images = dict(zip(ground_truth.digests, detections, strict=True))
     return VariantDetections(variant.name, variant.info, variant.precision, THRESHOLDS, images, variant.about)
 

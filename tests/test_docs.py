@@ -266,9 +266,9 @@ def test_what_it_stands_on_is_what_it_installs() -> None:
     )
     lists = re.findall(r"^(?:dependencies|[a-z]+) = \[(.*?)\]$", pyproject, re.DOTALL | re.MULTILINE)
     table = page("architecture").partition("## What it stands on")[2]
-    named = set(re.findall(r"[a-z0-9-]+", " ".join(re.findall(r"^\| (.*?)(?: \(.*?\))? \|", table, re.MULTILINE))))
-    packages = {package for text in lists for package in re.findall(r'"([a-z0-9-]+)(?:\[.*?\])?>=', text)}
-    assert {"torch", "tensorrt-rtx", "mkdocs-material"} <= packages <= named
+    named = set(re.findall(r"[A-Za-z0-9-]+", " ".join(re.findall(r"^\| (.*?)(?: \(.*?\))? \|", table, re.MULTILINE))))
+    packages = {package for text in lists for package in re.findall(r'"([A-Za-z0-9-]+)(?:\[.*?\])?>=', text)}
+    assert {"torch", "tensorrt-rtx", "mkdocs-material", "PyNvVideoCodec"} <= packages <= named
 
 
 def test_who_may_import_whom_is_what_a_test_holds() -> None:

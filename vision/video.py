@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.cuda import DeviceImage, Frame
+from darktrt.cuda import Frame
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output
 from darktrt.progress import LOGGER
@@ -41,7 +41,7 @@ MOST_BYTES = 2**28
 """How many bytes of pixels are decoded ahead, and at least one frame."""
 
 THREADED_CONVERTER = 17
-"""The version of PyAV since which a conversion starts threads of its own, unless it is told not to."""
+"""The version of PyAV since which a conversion starts threads of its own, unless asked for one."""
 
 _Frame = TypeVar("_Frame")
 
@@ -146,24 +146,20 @@ def _gpu_frames(
     source: Path, codec: Any, container: av.container.InputContainer, stream: av.video.stream.VideoStream
 ) -> Generator[Frame, None, None]:
     """The GPU's frames; FFmpeg's where the GPU may not, cannot or no longer can decode the file."""
-    done = 0
+    done, whole = 0, False
     first = _first_frame(source)
     if has_same_colours(first):
         with closing(gpu_frames(source, codec, _Converter()(first), _ahead(stream, 2 * MOST_CONVERTERS))) as frames:
-            while (frame := _next(source, frames, done)) is not None:
-                yield frame
-                done += 1
-    if not done or done < stream.frames:
+            try:
+                for frame in frames:
+                    yield frame
+                    done += 1
+                whole = done >= max(1, stream.frames)
+            except GpuVideoError as error:
+                LOGGER.warning("%s: PyNvVideoCodec stops after %d frames (%s); FFmpeg decodes the others", source, done, error)
+    if not whole:
         with closing(_file_frames(source, container, stream)) as others:
             yield from islice(others, done, None)
-
-
-def _next(source: Path, frames: Iterator[DeviceImage], done: int) -> DeviceImage | None:
-    try:
-        return next(frames, None)
-    except GpuVideoError as error:
-        LOGGER.warning("%s: PyNvVideoCodec stops after %d frames (%s); FFmpeg decodes the others", source, done, error)
-        return None
 
 
 def _first_frame(source: Path) -> av.VideoFrame:

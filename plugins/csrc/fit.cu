@@ -89,21 +89,21 @@ __device__ __forceinline__ void store(float value, float* y) { *y = value; }
 __device__ __forceinline__ void store(float value, __half* y) { *y = __float2half_rn(value); }
 __device__ __forceinline__ void store(float value, uint8_t* y) { *y = level_of(value); }
 
-// What else Preprocess tells of its images; null where there is no such output.
-struct Told {
+// The outputs of Preprocess besides the pixels; null for darktrt_fit, which makes only these.
+struct Outputs {
     float *image_size, *placement;
 };
 
-__device__ void tell(const DarktrtFit& fit, const Place& place, uint32_t index, const Told& told)
+__device__ void write_place(const DarktrtFit& fit, const Place& place, uint32_t index, const Outputs& others)
 {
-    if (!told.image_size) return;
-    write_size(place, told.image_size + 2 * index);
-    if (index == 0) write_placement(fit, place, told.placement);
+    if (!others.image_size) return;
+    write_size(place, others.image_size + 2 * index);
+    if (index == 0) write_placement(fit, place, others.placement);
 }
 
 template <int32_t Channels, typename Pixel, typename Out, typename Images>
 __global__ void __launch_bounds__(fit_threads)
-    fit_images(const DarktrtFit fit, const __grid_constant__ Images images, uint32_t count, Out* y, const Told told)
+    fit_images(const DarktrtFit fit, const __grid_constant__ Images images, uint32_t count, Out* y, const Outputs others)
 {
     constexpr bool planes = !std::is_same_v<Out, uint8_t>;
     const auto x = static_cast<int32_t>(blockIdx.x * tile_columns + threadIdx.x % tile_columns);
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(fit_threads)
     for (uint32_t index = blockIdx.z; index < count; index += gridDim.z) {
         const Fitted image = images[index];
         const Place& place = image.place;
-        if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) tell(fit, place, index, told);
+        if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) write_place(fit, place, index, others);
         for (int64_t first = int64_t{blockIdx.y} * tile_rows; first < fit.height; first += gridDim.y * tile_rows) {
             const auto row = static_cast<int32_t>(first + threadIdx.x / tile_columns);
             if (x >= fit.width || row >= fit.height) continue;
@@ -130,25 +130,25 @@ __global__ void __launch_bounds__(fit_threads)
 }
 
 template <int32_t Channels, typename Pixel, typename Out, typename Images>
-int launch_fit(const DarktrtFit& fit, const Images& images, uint32_t count, void* y, const Told& told, void* stream)
+int launch_fit(const DarktrtFit& fit, const Images& images, uint32_t count, void* y, const Outputs& others, void* stream)
 {
     const auto tiles = [](int32_t size, int tile) { return static_cast<unsigned>((int64_t{size} + tile - 1) / tile); };
     const dim3 grid(tiles(fit.width, tile_columns), std::min<unsigned>(tiles(fit.height, tile_rows), max_grid_y),
                     std::min<unsigned>(count, max_grid_y));
     const auto kernel = fit_images<Channels, Pixel, Out, Images>;
-    return launch(kernel, grid, fit_threads, stream, fit, images, count, static_cast<Out*>(y), told);
+    return launch(kernel, grid, fit_threads, stream, fit, images, count, static_cast<Out*>(y), others);
 }
 
 // launch_fit for the number of channels and the two types.
 template <typename Images>
 int run(const DarktrtFit& fit, const Images& images, uint32_t count, int32_t pixel_type, void* y, int32_t y_type,
-        const Told& told, void* stream)
+        const Outputs& others, void* stream)
 {
     const auto of_types = [&](auto pixel, auto out) {
         using Pixel = decltype(pixel);
         using Out = decltype(out);
         const auto function = fit.channels == 3 ? launch_fit<3, Pixel, Out, Images> : launch_fit<1, Pixel, Out, Images>;
-        return function(fit, images, count, y, told, stream);
+        return function(fit, images, count, y, others, stream);
     };
     const auto of_pixel = [&](auto pixel) {
         return y_type == DARKTRT_FLOAT  ? of_types(pixel, float{})

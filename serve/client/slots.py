@@ -74,7 +74,7 @@ class Slot:
         Images of any size get a larger region where the present one is too small; there must be no request under way.
         """
         if self._model.info.input == "image" and "images" in self._slices and inputs["images"].nbytes > self._sizes["images"]:
-            self._sizes["images"] = inputs["images"].nbytes
+            self._sizes["images"], self._slices = inputs["images"].nbytes, {}  # no region any more if allocating fails
             await self._release(transport, self._memories.pop())
             await self.allocate(transport)
         batch = len(next(iter(inputs.values())))

@@ -29,9 +29,10 @@ NEEDS_WEIGHTS = pytest.mark.skipif(
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the sdist, as ``make wheel`` builds them."""
+    """A folder with the wheel and the sdist, as ``make wheel`` builds them, without a change of this environment."""
     folder = tmp_path_factory.mktemp("dist")
-    command = ["make", "--no-print-directory", "wheel", f"DIST={folder}", f"VENV={sys.prefix}"]
+    command = ["make", "--no-print-directory", f"--old-file={sys.prefix}/.installed-dev"]
+    command += ["wheel", f"DIST={folder}", f"VENV={sys.prefix}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

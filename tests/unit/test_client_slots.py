@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -144,6 +145,18 @@ def test_memory_for_images_of_any_size_grows(kind: SharedMemory) -> None:
     shared = kind == "system"
     assert all(len(one) == shared for one in regions)
     assert len(set(regions)) == (3 if shared else 1), "a region for 20, 40 and 60 pixels"
+    close(made, server)
+
+
+def test_without_room_for_larger_images_requests_go_on_without_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Standing(boxes_of)
+    made = slot(server, any_size(), "system")
+    large, small = ({**inputs(2), "images": np.full((2, size, size, 3), size, np.uint8)} for size in (40, 10))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", Mock(side_effect=OSError(28, "No space left on device")))
+        with pytest.raises(DarktrtError, match="bytes of shared memory: No space left on device"):
+            run(made, server, large)
+    assert run(made, server, small)["scores"][:, 0].tolist() == [10, 10]
     close(made, server)
 
 

@@ -105,15 +105,15 @@ def image_form(info: DetectorInfo) -> DetectorInfo:
 def test_images_reach_the_engine_unfitted_and_results_keep_their_order(info: DetectorInfo, decoder: Decoder) -> None:
     runner = Standing(info)
     images = [pixels(i, 40 + i, 50 - i) for i in range(10)]
-    found = RowRunner(runner, decoder).run(encoded(images, [LOW, HIGH] * 5))
-    assert marks(found) == list(range(10))
+    results = RowRunner(runner, decoder).run(encoded(images, [LOW, HIGH] * 5))
+    assert marks(results) == list(range(10))
     assert [(round(score, 1), batch) for score, batch in runner.batches] == [
         (0.1, [0, 2, 4]),
         (0.1, [6, 8]),
         (0.3, [1, 3, 5]),
         (0.3, [7, 9]),
     ]
-    for image, result in zip(images, found, strict=True):  # a box as large as the network's input is one around the image
+    for image, result in zip(images, results, strict=True):  # a box as large as the network's input is one around the image
         assert isinstance(result, Result)
         assert result.placed(info).boxes.tolist() == [[0, 0, image.shape[1], image.shape[0]]]
 
@@ -121,10 +121,10 @@ def test_images_reach_the_engine_unfitted_and_results_keep_their_order(info: Det
 def test_images_of_one_size_run_together_where_the_model_fits_them(info: DetectorInfo, decoder: Decoder) -> None:
     runner = Standing(image_form(info))
     images = [pixels(i, *((60, 40) if i % 2 else (40, 60))) for i in range(8)]
-    found = RowRunner(runner, decoder).run(encoded(images))
-    assert marks(found) == list(range(8))
+    results = RowRunner(runner, decoder).run(encoded(images))
+    assert marks(results) == list(range(8))
     assert [batch for _, batch in runner.batches] == [[0, 2, 4], [1, 3, 5], [6], [7]]
-    assert isinstance(found[0], Result) and found[0].placed(runner.info).boxes.tolist() == [[0, 0, 5, 4]], "placed again"
+    assert isinstance(results[0], Result) and results[0].placed(runner.info).boxes.tolist() == [[0, 0, 5, 4]], "placed again"
     tensors = [Row(image, LOW) for image in images]
     assert marks(RowRunner(runner).run(tensors)) == list(range(8))
 
@@ -138,10 +138,10 @@ def test_a_static_batch_of_images_is_filled_up(info: DetectorInfo, decoder: Deco
 def test_an_image_that_is_wrong_has_its_own_error(info: DetectorInfo, decoder: Decoder) -> None:
     runner = Standing(image_form(info))
     images = [pixels(1), b"no image", pixels(2), pixels(3, 20, 20), pixels(4)]
-    found = marks(RowRunner(runner, decoder).run(encoded(images)))
-    assert [found[i] for i in (0, 2, 4)] == [1, 2, 4]
-    assert str(found[1]).startswith("image 1: is not an image in a format read here")
-    assert str(found[3]).startswith("image 3: made: an image is 20x20, but the model accepts 32x32 to 4096x4096")
+    results = marks(RowRunner(runner, decoder).run(encoded(images)))
+    assert [results[i] for i in (0, 2, 4)] == [1, 2, 4]
+    assert str(results[1]).startswith("image 1: is not an image in a format read here")
+    assert str(results[3]).startswith("image 3: made: an image is 20x20, but the model accepts 32x32 to 4096x4096")
     assert [batch for _, batch in runner.batches] == [[1, 2, 4]]
 
 
@@ -149,8 +149,8 @@ def test_an_image_that_is_wrong_has_its_own_error(info: DetectorInfo, decoder: D
 def test_a_batch_that_fails_is_the_error_of_its_rows(info: DetectorInfo, decoder: Decoder, where: str) -> None:
     runner = Standing(info)
     runner.fail[where] = DarktrtError("the GPU is gone")
-    found = RowRunner(runner, decoder).run(encoded([pixels(i) for i in range(5)]))
-    assert marks(found) == ["the GPU is gone"] * 3 + [3, 4]
+    results = RowRunner(runner, decoder).run(encoded([pixels(i) for i in range(5)]))
+    assert marks(results) == ["the GPU is gone"] * 3 + [3, 4]
 
 
 def test_after_a_bug_nothing_is_under_way(info: DetectorInfo, decoder: Decoder) -> None:

@@ -271,6 +271,18 @@ def test_what_the_gpu_leaves_ffmpeg_decodes(
     assert words in caplog.text
 
 
+def test_no_frame_is_lost_of_a_file_without_a_count(codec: FakeVideoCodec, tmp_path: Path) -> None:
+    path = tagged(tmp_path / "b.mkv")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 0
+    expected = plain(path)
+    codec.videos[str(path)] = [lighter(frame) for frame in expected]
+    codec.fails_at = 2
+    same(read(path, "gpu"), [*map(lighter, expected[:2]), *expected[2:]])
+    codec.fails_at = -1
+    same(read(path, "gpu"), codec.videos[str(path)])
+
+
 def test_a_damaged_file_has_ffmpegs_words(codec: FakeVideoCodec, path: Path) -> None:
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(DarktrtError) as expected:
