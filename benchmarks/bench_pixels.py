@@ -352,8 +352,9 @@ def stages_on_gpu(model: str, frames: Sequence[Image], batch: int) -> Stages:
     ``upload`` has the copy into pinned memory by several threads, ``link`` the copy from there alone.
     """
     from darktrt.cuda import Buffer, Driver, Event
-    from darktrt.engine.frames import Uploader, host_bytes
+    from darktrt.engine.frames import Uploader, host_bytes, load_kernels
     from darktrt.metadata import Thresholds
+    from darktrt.plugins.library import find_library
     from darktrt.vision.detector import placement_in
 
     with runner_of(model) as runner, ExitStack() as stack:
@@ -361,7 +362,7 @@ def stages_on_gpu(model: str, frames: Sequence[Image], batch: int) -> Stages:
         few = list(itertools.islice(itertools.cycle(one_size), batch))
         driver = Driver()
         stack.callback(driver.close)
-        buffer, done, uploader = Buffer(driver, host_bytes(few)), Event(driver), Uploader(driver)
+        buffer, done, uploader = Buffer(driver, host_bytes(few)), Event(driver), Uploader(driver, load_kernels(find_library()))
         for part in (buffer, done, uploader):
             stack.callback(part.close)
         pinned = buffer.array((buffer.size,), np.dtype(np.uint8))
@@ -387,12 +388,13 @@ def stages_on_gpu(model: str, frames: Sequence[Image], batch: int) -> Stages:
 def _fit_ms(runner: Any, addresses: Sequence[int], frames: Sequence[Image]) -> float:
     """Of the kernel that fits frames into the input; 0 for an engine that fits them itself."""
     from darktrt.cuda import Buffer, Driver
-    from darktrt.engine.frames import FitKernel
+    from darktrt.engine.frames import FitKernel, load_kernels
     from darktrt.plugins.library import find_library
 
-    kernel = FitKernel.find(find_library(), runner.info)
-    if kernel is None:
+    library = load_kernels(find_library())
+    if library is None or runner.info.input == "image":
         return 0.0
+    kernel = FitKernel(library, runner.info)
     driver = Driver()
     target = Buffer(driver, int(np.prod(runner.info.input_shape)) * np.dtype(runner.info.input_dtype).itemsize * len(frames))
     images = [(address, frame.shape[1], frame.shape[0]) for address, frame in zip(addresses, frames, strict=True)]

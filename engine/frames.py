@@ -1,13 +1,11 @@
-"""Images from the host to the GPU: copied by several threads, and fitted into a network's input by the plugins' kernel."""
+"""Images from the host to the GPU, and into a network's input, by functions of the plugin library."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +15,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 
 _THREADS = min(4, os.cpu_count() or 1)
-_SMALLEST_PIECE, _LARGEST_PIECE = 2 << 20, 8 << 20
-"""Bytes that a thread copies at a time."""
+"""That copy frames into pinned memory; a few reach the bandwidth of the memory."""
 
 _FLOAT, _UINT8 = 0, 3
 """DARKTRT_FLOAT and DARKTRT_UINT8 of plugins/csrc/kernels.h."""
@@ -36,39 +33,50 @@ class _Image(ctypes.Structure):
     _fields_ = [("pixels", ctypes.c_void_p), ("width", ctypes.c_int32), ("height", ctypes.c_int32)]
 
 
+class _Copy(ctypes.Structure):
+    """DarktrtCopy of plugins/csrc/kernels.h."""
+
+    _fields_ = [
+        ("source", ctypes.c_void_p),
+        ("pinned", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+        ("bytes", ctypes.c_int64),
+    ]
+
+
+def load_kernels(library: Path | None) -> ctypes.CDLL | None:
+    """A plugin library that TensorRT has loaded, for its functions on images; None for one that is older than they are."""
+    loaded = ctypes.CDLL(str(library.resolve())) if library else None
+    return loaded if loaded and hasattr(loaded, "darktrt_fit") and hasattr(loaded, "darktrt_upload") else None
+
+
 class FitKernel:
     """``darktrt_fit`` of a plugin library: the preprocessing of :func:`darktrt.vision.images.preprocess` on the GPU."""
 
-    def __init__(self, function: Any, info: DetectorInfo) -> None:
-        self._function = function
+    def __init__(self, library: ctypes.CDLL, info: DetectorInfo) -> None:
+        self._function = library.darktrt_fit
         self._fit = _Fit(info.width, info.height, info.channels, int(info.resize == "letterbox"))
         self._type = ctypes.c_int32(_UINT8 if info.input == "uint8" else _FLOAT)
-
-    @staticmethod
-    def find(library: Path | None, info: DetectorInfo) -> FitKernel | None:
-        """The kernel of a library that TensorRT has loaded; None for one that was compiled before it had the kernel."""
-        if library is None or info.input == "image":
-            return None
-        function = getattr(ctypes.CDLL(str(library.resolve())), "darktrt_fit", None)
-        return FitKernel(function, info) if function else None
 
     def enqueue(self, images: Sequence[tuple[int, int, int]], target: int, stream: Stream) -> None:
         """Fit images, each its address on the GPU, width and height, into the network input at ``target``."""
         array = (_Image * len(images))(*(_Image(*image) for image in images))
         count, pixel_type = ctypes.c_int32(len(images)), ctypes.c_int32(_UINT8)
         pointers = ctypes.c_void_p(target), self._type, ctypes.c_void_p(stream.handle)
-        status = self._function(self._fit, count, array, pixel_type, *pointers)
-        if status:
-            raise DarktrtError(f"CUDA: fitting images on the GPU fails ({status})")
+        _check(self._function(self._fit, count, array, pixel_type, *pointers), "fitting images on the GPU")
 
 
 class Uploader:
-    """Copies frames to the GPU on a stream of its own, beside the work of other streams."""
+    """Copies frames to the GPU on a stream of its own, beside the work of other streams.
 
-    def __init__(self, driver: Driver) -> None:
+    Args:
+        library: with ``darktrt_upload``, which copies by several threads; without it one thread copies.
+    """
+
+    def __init__(self, driver: Driver, library: ctypes.CDLL | None) -> None:
         self._driver = driver
         self._stream = Stream(driver)
-        self._pool = ThreadPoolExecutor(_THREADS, "upload")
+        self._function = library.darktrt_upload if library else None
 
     def upload(self, frames: Sequence[Frame], buffer: Buffer, done: Event) -> list[int]:
         """Copy frames one behind the other into a buffer; ``done`` is recorded behind the copies.
@@ -78,30 +86,39 @@ class Uploader:
         Returns:
             The address of each on the GPU.
         """
-        addresses, pieces, offset = [], [], 0
-        host = buffer.array((buffer.size,), np.dtype(np.uint8))
+        addresses, arrays, offset = [], [], 0
         for frame in frames:
             if isinstance(frame, DeviceImage):
                 addresses.append(frame.address)
                 continue
-            pixels = np.ascontiguousarray(frame).reshape(-1)
+            arrays.append((np.ascontiguousarray(frame), offset))
             addresses.append(buffer.address + offset)
-            pieces += _pieces(pixels, host[offset : offset + pixels.size], addresses[-1])
-            offset += pixels.size
-        if len(pieces) > 1:
-            list(self._pool.map(self._copy, *zip(*pieces, strict=True)))
-        elif pieces:
-            self._copy(*pieces[0])
+            offset += frame.nbytes
+        if arrays:
+            self._copy(arrays, buffer)
         self._stream.record(done)
         return addresses
 
-    def _copy(self, pixels: NDArray[np.uint8], pinned: NDArray[np.uint8], address: int) -> None:
-        ctypes.memmove(pinned.ctypes.data, pixels.ctypes.data, pixels.size)  # lets other threads run meanwhile
-        self._stream.upload(address, pinned)
+    def _copy(self, arrays: Sequence[tuple[NDArray[np.uint8], int]], buffer: Buffer) -> None:
+        """Copy arrays to their offsets in the buffer."""
+        pinned = buffer.array((buffer.size,), np.dtype(np.uint8))
+        if self._function is None:
+            for array, offset in arrays:
+                part = pinned[offset : offset + array.size]
+                part[...] = array.reshape(-1)
+                self._stream.upload(buffer.address + offset, part)
+            return
+        copies = [
+            _Copy(array.ctypes.data, pinned.ctypes.data + offset, buffer.address + offset, array.size)
+            for array, offset in arrays
+        ]
+        count, threads = ctypes.c_int32(len(copies)), ctypes.c_int32(_THREADS)
+        with self._driver.current():
+            status = self._function(count, (_Copy * len(copies))(*copies), threads, ctypes.c_void_p(self._stream.handle))
+        _check(status, "copying images to the GPU")
 
     def close(self) -> None:
         """May be called twice."""
-        self._pool.shutdown()
         self._stream.close()
 
 
@@ -110,10 +127,6 @@ def host_bytes(frames: Sequence[Frame]) -> int:
     return sum(frame.nbytes for frame in frames if isinstance(frame, np.ndarray))
 
 
-def _pieces(
-    pixels: NDArray[np.uint8], pinned: NDArray[np.uint8], address: int
-) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8], int]]:
-    """A frame in pieces: source, pinned memory and address of each."""
-    size = min(max(-(-pixels.size // _THREADS), _SMALLEST_PIECE), _LARGEST_PIECE)
-    begins = range(0, pixels.size, size)
-    return [(pixels[begin : begin + size], pinned[begin : begin + size], address + begin) for begin in begins]
+def _check(status: int, what: str) -> None:
+    if status:
+        raise DarktrtError(f"CUDA: {what} fails ({status})")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from darktrt.calib.trt_calibrator import DTYPES
 from darktrt.cuda import Buffer, Driver, Event, Frame, Stream, dotted_capability, first_gpu
-from darktrt.engine.frames import FitKernel, Uploader, host_bytes
+from darktrt.engine.frames import FitKernel, Uploader, host_bytes, load_kernels
 from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.target import Target, find_target, flavour_of
 from darktrt.engine.trt_types import shape_of
@@ -133,8 +133,8 @@ class _Slot:
 _GraphKey = tuple[int, tuple[int, ...], bool]
 """The slot, the shape of the images, and whether the graph uploads them."""
 
-_MOST_GRAPHS = 16
-"""Of one engine, for an engine that accepts images of any size needs one a size; the oldest goes."""
+_MOST_GRAPHS = 64
+"""Of one engine, for an engine that accepts images of any size needs one for each size; the oldest goes."""
 
 
 class PlanRunner:
@@ -172,7 +172,8 @@ class PlanRunner:
         with ExitStack() as stack:
             self._driver = Driver(device)
             stack.callback(self._driver.close)
-            self._fit = FitKernel.find(library, self.info)
+            self._kernels = load_kernels(library)
+            self._fit = FitKernel(self._kernels, self.info) if self._kernels and self.info.input != "image" else None
             with self._driver.current():
                 self._engine, self._context = _deserialize(self._trt, self.manifest, Path(path))
             self.stream = Stream(self._driver)
@@ -332,7 +333,7 @@ class PlanRunner:
     @property
     def _uploads(self) -> Uploader:
         if self._uploader is None:
-            self._uploader = Uploader(self._driver)
+            self._uploader = Uploader(self._driver, self._kernels)
             self._stack.callback(self._uploader.close)
         return self._uploader
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from darktrt.cuda import Frame
 from darktrt.errors import DarktrtError
-from darktrt.vision.gpu_jpeg import GpuJpegDecoder, jpeg_size
+from darktrt.vision.gpu_jpeg import GpuJpegDecoder, JpegHeader, read_header
 from darktrt.vision.images import QUIET, Admit, check_pixels, load_image
 
 Device = Literal["cpu", "gpu", "auto"]
@@ -270,9 +270,6 @@ class _Image:
     source: Path | bytes
     name: str
     admit: Admit | None
-    data: bytes = b""
-    size: tuple[int, int] = (0, 0)
-    """Width and height, upright."""
     future: Future[Frame] = field(default_factory=Future)
 
     def cancel_with(self, loading: Future[None]) -> None:
@@ -289,12 +286,20 @@ class _Image:
             self.future.set_result(frame)
 
 
+class _Jpeg(NamedTuple):
+    """An image that is decoded on the GPU."""
+
+    image: _Image
+    data: bytes
+    header: JpegHeader
+
+
 class _JpegThread:
     """A thread that decodes on the GPU, in one call, the JPEGs that were loaded while the last call ran."""
 
     def __init__(self, gpu: GpuJpegDecoder, pool: ThreadPoolExecutor) -> None:
         self._gpu, self._pool = gpu, pool
-        self._loaded: queue.SimpleQueue[_Image | None] = queue.SimpleQueue()
+        self._loaded: queue.SimpleQueue[_Jpeg | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="jpegs", daemon=True)
         self._thread.start()
 
@@ -307,53 +312,52 @@ class _JpegThread:
         """Read a file and its header; decode it by Pillow here if the GPU may not."""
         if not image.future.set_running_or_notify_cancel():
             return
-        if self._is_for_gpu(image):
-            self._loaded.put(image)
+        if jpeg := self._jpeg(image):
+            self._loaded.put(jpeg)
         elif not image.future.done():
             image.settle(partial(load_image, image.source, image.name, image.admit))
 
-    def _is_for_gpu(self, image: _Image) -> bool:
+    def _jpeg(self, image: _Image) -> _Jpeg | None:
         try:
-            image.data = image.source if isinstance(image.source, bytes) else image.source.read_bytes()
+            data = image.source if isinstance(image.source, bytes) else image.source.read_bytes()
         except OSError:
-            return False  # Pillow fails too, and its words count
-        size = jpeg_size(image.data)
-        if size is None:
-            return False
-        image.size = size
+            return None  # Pillow fails too, and its words count
+        header = read_header(data)
+        if header is None:
+            return None
         try:
             if image.admit:
-                image.admit(*size)
+                image.admit(header.width, header.height)
         except DarktrtError:
-            return False  # is raised again, with the name
+            return None  # is raised again, with the name
         except BaseException as error:  # the wish of the caller
             image.future.set_exception(error)
-            return False
-        return True
+            return None
+        return _Jpeg(image, data, header)
 
     def _run(self) -> None:
-        while images := self._next():
+        while jpegs := self._next():
             try:
-                frames = self._gpu.decode([(image.data, image.size) for image in images])
+                frames = self._gpu.decode([(jpeg.data, jpeg.header) for jpeg in jpegs])
             except BaseException as error:  # is raised in the threads that wait for the images
-                for image in images:
-                    image.future.set_exception(error)
+                for jpeg in jpegs:
+                    jpeg.image.future.set_exception(error)
                 continue
-            for image, frame in zip(images, frames, strict=True):
+            for (image, data, _), frame in zip(jpegs, frames, strict=True):
                 if frame is None:
-                    self._pool.submit(image.settle, partial(load_image, image.data, image.name))
+                    self._pool.submit(image.settle, partial(load_image, data, image.name))
                 else:
                     image.future.set_result(frame)
 
-    def _next(self) -> list[_Image]:
+    def _next(self) -> list[_Jpeg]:
         """All that is loaded, at least one; none at the end."""
-        images = []
+        jpegs: list[_Jpeg] = []
         waiting = self._loaded.get()
         while waiting is not None:
-            images.append(waiting)
-            if self._loaded.empty() or len(images) == _GPU_BATCH:
-                return images
+            jpegs.append(waiting)
+            if self._loaded.empty() or len(jpegs) == _GPU_BATCH:
+                return jpegs
             waiting = self._loaded.get()
-        if images:
+        if jpegs:
             self._loaded.put(None)
-        return images
+        return jpegs

@@ -215,7 +215,7 @@ class NetworkDetector:
         of a batch can come after later batches were taken. Close the generator if you stop before its end.
 
         Args:
-            batches: images as for :meth:`detect`, in batches of at most the model's largest.
+            batches: images as for :meth:`detect`; a batch larger than the model's largest runs in parts.
         """
         with closing(self.detect_frames(batches)) as results:
             for _, detections in results:
@@ -276,12 +276,15 @@ class NetworkDetector:
         return images, self.detect(images)
 
     def _parts(self, batch: _Batch) -> Iterator[_Part]:
-        """The parts of a batch that can run together: images of one size, for a model with the input form ``image``."""
+        """The parts of a batch that can run together: of the model's largest batch at most, and images of one size for a model
+        with the input form ``image``."""
+        most = self.info.batch[2]
         indices = list(range(len(batch.frames)))
         shapes = [frame.shape if self.info.input == "image" else None for frame in batch.frames]
         for _, same in groupby(sorted(indices, key=lambda i: str(shapes[i])), key=lambda i: shapes[i]):
-            part = list(same)
-            yield _Part(batch, part, [placement_in(batch.frames[i], self.info) for i in part])
+            equal = list(same)
+            for part in (equal[first : first + most] for first in range(0, len(equal), most)):
+                yield _Part(batch, part, [placement_in(batch.frames[i], self.info) for i in part])
 
     def _submit(self, network: Network, part: _Part) -> None:
         info, frames = self.info, [part.batch.frames[i] for i in part.indices]
@@ -290,7 +293,7 @@ class NetworkDetector:
         images: NDArray[Any] | list[Frame] = [*frames, *frames[:1] * (count - len(frames))]
         if not network.fits_frames:
             fitted = [fit(host_pixels(frame), info)[0] for frame in frames]
-            images = np.stack([*fitted, *fitted[:1] * (count - len(fitted))])
+            images = np.stack([*fitted, *fitted[:1] * (count - len(fitted))]) if count > 1 else fitted[0][np.newaxis]
         network.submit(images, info.other_inputs(count, sizes, self.thresholds))
 
     def _collect(self, network: Network, part: _Part) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -24,8 +24,17 @@ _OPTIONS = ":fancy_upsampling=1"
 _RGB_COMPONENTS = [ord(name) for name in "RGB"]
 
 
-def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height, upright, of a JPEG that the GPU may decode, from its header; None for any other file.
+class JpegHeader(NamedTuple):
+    """What the header of a JPEG says."""
+
+    width: int
+    """Upright, as the height."""
+    height: int
+    progressive: bool = False
+
+
+def read_header(data: bytes) -> JpegHeader | None:
+    """The header of a JPEG that the GPU may decode; None for any other file.
 
     That are JPEGs of gray or YCbCr, of at most Pillow's safety limit of pixels, whose last bytes are the marker of the end:
     of truncated files nvImageCodec may decode the part that is there.
@@ -37,7 +46,8 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
             orientation = image.getexif().get(ORIENTATION, 1)
             if image.format != "JPEG" or not _is_gray_or_ycc(image) or orientation != _exif_orientation(image):
                 return None
-            return image.size if orientation < 5 else image.size[::-1]
+            width, height = image.size if orientation < 5 else image.size[::-1]
+            return JpegHeader(width, height, "progressive" in image.info)
     except Exception:  # the file is Pillow's then, which raises this again, with words
         return None
 
@@ -62,6 +72,10 @@ def _exif_orientation(image: Image.Image) -> int:
 class GpuJpegDecoder:
     """nvImageCodec on the GPU whose context is current, or on the first.
 
+    The JPEG decoder in hardware, which not every GPU has, and the hybrid one of CPU and GPU round differently. A decoder of
+    nvImageCodec with both backends shares a batch between them by its size and that of the first batch. So each has one, and
+    the file alone decides which of them decodes it: it has the same pixels in any company.
+
     Each call is complete when it returns: the images are allocated and written in order of a stream, and the call waits for
     that stream. So work on any stream may read them.
 
@@ -72,12 +86,12 @@ class GpuJpegDecoder:
     def __init__(self) -> None:
         codec = _import_nvimgcodec()
         self._shared = _Shared()
-        kinds = codec.BackendKind.HW_GPU_ONLY, codec.BackendKind.GPU_ONLY, codec.BackendKind.HYBRID_CPU_GPU
         with self._shared.driver.current():
             self._code_stream = codec.CodeStream
             self._params = codec.DecodeParams(apply_exif_orientation=True, color_spec=codec.ColorSpec.SRGB)
             try:
-                self._decoder = codec.Decoder(backends=[codec.Backend(kind) for kind in kinds], options=_OPTIONS)
+                self._hardware = _decoder(codec, codec.BackendKind.HW_GPU_ONLY)
+                self._hybrid = _decoder(codec, codec.BackendKind.HYBRID_CPU_GPU, required=self._hardware is None)
             except RuntimeError as error:
                 self._shared.close()
                 raise DarktrtError(f"nvImageCodec cannot start ({error}); is its nvJPEG installed?") from error
@@ -85,42 +99,68 @@ class GpuJpegDecoder:
     def close(self) -> None:
         """Give back what is not needed by images that are still in use."""
         with self._shared.driver.current():
-            self._decoder.__exit__(None, None, None)
+            for decoder in (self._hardware, self._hybrid):
+                if decoder is not None:
+                    decoder.__exit__(None, None, None)
         self._shared.close()
 
-    def decode(self, files: Sequence[tuple[bytes, tuple[int, int]]]) -> list[DeviceImage | None]:
-        """Decode JPEGs, each with its width and height from :func:`jpeg_size`; None for those that nvImageCodec cannot.
+    def decode(self, files: Sequence[tuple[bytes, JpegHeader]]) -> list[DeviceImage | None]:
+        """Decode JPEGs, each with its header from :func:`read_header`; None for those that nvImageCodec cannot.
 
         Raises:
             DarktrtError: the GPU fails.
         """
+        images: list[Any] = [None] * len(files)
         with self._shared.driver.current():
-            streams = [self._parsed(*file) for file in files]
-            parsed = [stream for stream in streams if stream is not None]
-            decoded = self._decoder.decode(parsed, params=self._params, cuda_stream=self._shared.stream.handle)
+            streams = {i: stream for i, file in enumerate(files) if (stream := self._parsed(*file)) is not None}
+            baseline = [i for i in streams if not files[i][1].progressive]  # hardware knows no other, and would log a warning
+            self._fill(images, self._hardware, streams, baseline)
+            self._fill(images, self._hybrid, streams, [i for i in streams if images[i] is None])
         self._shared.stream.synchronize()
-        images = iter(decoded)
-        found = [None if stream is None else next(images) for stream in streams]
-        return [self._device_image(image, size) for image, (_, size) in zip(found, files, strict=True)]
+        return [self._device_image(image, header) for image, (_, header) in zip(images, files, strict=True)]
 
-    def _parsed(self, data: bytes, size: tuple[int, int]) -> Any:
+    def _fill(self, images: list[Any], decoder: Any, streams: Mapping[int, Any], numbers: Sequence[int]) -> None:
+        """Decode the streams of these numbers; None is put for those that the decoder cannot."""
+        if decoder is None or not numbers:
+            return
+        decoded = self._run(decoder, [streams[i] for i in numbers])
+        if len(decoded) > 1 and all(image is None for image in decoded):  # one bad file fails a batch of the hardware
+            decoded = [image for i in numbers for image in self._run(decoder, [streams[i]])]
+        for i, image in zip(numbers, decoded, strict=True):
+            images[i] = image
+
+    def _run(self, decoder: Any, streams: Sequence[Any]) -> list[Any]:
+        decoded: list[Any] = decoder.decode(streams, params=self._params, cuda_stream=self._shared.stream.handle)
+        return decoded
+
+    def _parsed(self, data: bytes, header: JpegHeader) -> Any:
         """The file as nvImageCodec reads it; None where it finds another size than Pillow, so that it allocates no other."""
         try:
             stream = self._code_stream(data)
             found = stream.width, stream.height
         except RuntimeError:
             return None
-        return stream if found in (size, size[::-1]) else None
+        return stream if found in ((header.width, header.height), (header.height, header.width)) else None
 
-    def _device_image(self, image: Any, size: tuple[int, int]) -> DeviceImage | None:
+    def _device_image(self, image: Any, header: JpegHeader) -> DeviceImage | None:
         if image is None:
             return None
-        memory, (width, height) = image.__cuda_array_interface__, size
+        memory, width, height = image.__cuda_array_interface__, header.width, header.height
         if memory["shape"] != (height, width, 3) or memory["typestr"] != "|u1":
             return None
         if memory.get("strides") not in (None, (3 * width, 3, 1)):
             return None
         return DeviceImage(memory["data"][0], width, height, self._shared.lend(image))
+
+
+def _decoder(codec: Any, kind: Any, required: bool = False) -> Any:
+    """nvImageCodec's decoder with one backend; None if this GPU has none of the kind and it is not required."""
+    try:
+        return codec.Decoder(backends=[codec.Backend(kind)], options=_OPTIONS)
+    except RuntimeError:
+        if required:
+            raise
+        return None
 
 
 def _import_nvimgcodec() -> Any:

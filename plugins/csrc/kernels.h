@@ -1,6 +1,6 @@
 // The CUDA kernels behind the custom ops, as C functions: device pointers, sizes and a stream in, an error code out.
 //
-// Every function only enqueues work on the stream given: no allocation, no synchronisation, no other stream, so a CUDA graph
+// Every function but darktrt_upload only enqueues work on the stream given: no allocation, no synchronisation, no other stream, so a CUDA graph
 // can capture it. They return 0 (cudaSuccess), another cudaError_t, or DARKTRT_UNSUPPORTED for unsupported arguments.
 // libdarktrt_host has the same functions without workspace and stream, under names that begin with darktrt_host_, in plain
 // loops over host memory, from the same math headers.
@@ -106,6 +106,17 @@ int darktrt_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, int32_
 
 // Boxes (count, 4) in pixels of the network's input to pixels of the image: see PlaceBoxes in plugins/ops.py.
 int darktrt_place_boxes(int64_t count, const float* boxes, const float* placement, float* y, void* stream);
+
+// Bytes from ordinary host memory by way of pinned host memory to the GPU.
+typedef struct {
+    const void* from;
+    void *pinned, *to;
+    int64_t bytes;
+} DarktrtCopy;
+
+// Copy by several threads, the caller among them, and enqueue the way from the pinned memory on. Returns when the pinned memory
+// is full, so that `from` may change then. Not for CUDA graphs.
+int darktrt_upload(int32_t count, const DarktrtCopy* copies, int32_t threads, void* stream);
 
 #ifdef __cplusplus
 }

@@ -105,17 +105,26 @@ class FakeGpu(FakeDriver):
 
 
 class FakeImageCodec(ModuleType):
-    """The module nvidia.nvimgcodec. Its pixels are Pillow's, one level lighter; it knows no file that ``refuses`` names."""
+    """The module nvidia.nvimgcodec. Its pixels are Pillow's, one level lighter from the hardware and two from the other.
+
+    ``missing`` are kinds of decoders that this GPU has not. ``refuses`` names files that neither decodes, ``hardware_refuses``
+    those of the hardware, and ``spoils`` those that fail the whole batch there.
+    """
+
+    HARDWARE, HYBRID = 1, 3
 
     def __init__(self, gpu: FakeGpu) -> None:
         super().__init__("nvidia.nvimgcodec")
         self.gpu = gpu
         self.calls: list[int] = []
         self.options = ""
+        self.missing: set[int] = set()
         self.refuses: Callable[[bytes], bool] = lambda data: False
+        self.hardware_refuses: Callable[[bytes], bool] = lambda data: False
+        self.spoils: Callable[[bytes], bool] = lambda data: False
         self.shape: Callable[[tuple[int, ...]], tuple[int, ...]] = lambda shape: shape
         self.closed = 0
-        self.BackendKind = SimpleNamespace(HW_GPU_ONLY=1, GPU_ONLY=2, HYBRID_CPU_GPU=3)
+        self.BackendKind = SimpleNamespace(HW_GPU_ONLY=self.HARDWARE, HYBRID_CPU_GPU=self.HYBRID)
         self.ColorSpec = SimpleNamespace(SRGB=1)
         self.Backend = lambda kind: kind
         self.DecodeParams = lambda apply_exif_orientation, color_spec: SimpleNamespace(turned=apply_exif_orientation)
@@ -145,7 +154,10 @@ class FakeCodeStream:
 
 class FakeImageDecoder:
     def __init__(self, codec: FakeImageCodec, backends: list[int], options: str) -> None:
-        assert codec.gpu.contexts and backends == [1, 2, 3]
+        assert codec.gpu.contexts
+        (self._kind,) = backends
+        if self._kind in codec.missing:
+            raise RuntimeError("Could not create decoder. Code: 7")
         self._codec = codec
         codec.options = options
 
@@ -155,17 +167,27 @@ class FakeImageDecoder:
     def decode(self, streams: list[FakeCodeStream], params: Any, cuda_stream: int) -> list[Any]:
         assert self._codec.gpu.contexts and params.turned
         self._codec.calls.append(len(streams))
-        return [None if self._codec.refuses(stream.data) else self._decoded(stream, cuda_stream) for stream in streams]
+        if self._kind == self._codec.HARDWARE and any(self._codec.spoils(stream.data) for stream in streams):
+            return [None] * len(streams)
+        return [None if self._refuses(stream.data) else self._decoded(stream, cuda_stream) for stream in streams]
+
+    def _refuses(self, data: bytes) -> bool:
+        if self._kind == self._codec.HARDWARE:
+            assert b"\xff\xc2" not in data, "is progressive"
+            return self._codec.refuses(data) or self._codec.hardware_refuses(data)
+        return self._codec.refuses(data)
 
     def _decoded(self, stream: FakeCodeStream, cuda_stream: int) -> FakeImage:
         with Image.open(io.BytesIO(stream.data)) as image:
-            pixels = lighter(np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
+            pixels = lighter(
+                np.asarray(ImageOps.exif_transpose(image).convert("RGB")), 1 if self._kind == self._codec.HARDWARE else 2
+            )
         return FakeImage(self._codec.gpu, pixels, cuda_stream, self._codec.shape(pixels.shape))
 
 
-def lighter(pixels: np.ndarray) -> np.ndarray:
-    """One level more, to tell the GPU's pixels from the CPU's."""
-    return (np.minimum(pixels, 254) + 1).astype(np.uint8)
+def lighter(pixels: np.ndarray, levels: int = 1) -> np.ndarray:
+    """Some levels more, to tell the GPU's pixels from the CPU's."""
+    return (np.minimum(pixels, 255 - levels) + levels).astype(np.uint8)
 
 
 class FakeImage:

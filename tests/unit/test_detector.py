@@ -67,6 +67,12 @@ def test_batches_come_in_order_and_overlap(info: DetectorInfo) -> None:
     assert network.most == 3 and not network.under_way
 
 
+def test_a_batch_beyond_the_models_runs_in_parts(info: DetectorInfo) -> None:
+    network = Network()
+    (results,) = NetworkDetector(network, info).detect_batches([[frame(level) for level in range(10)]])
+    assert levels(results) == list(range(10)) and [len(batch) for batch in network.batches] == [4, 4, 2]
+
+
 def test_boxes_are_placed_in_each_image(info: DetectorInfo) -> None:
     frames = [frame(1, 192, 64), frame(2, 96, 128), frame(3, 48, 32)]
     boxes = [one.boxes.tolist() for one in NetworkDetector(Network(), info).detect(frames)]

@@ -14,10 +14,10 @@ import pytest
 from fake_gpu import FakeGpu, FakeImageCodec, install_gpu, install_image_codec, lighter
 from PIL import Image
 
-from darktrt.cuda import DeviceImage, Frame
+from darktrt.cuda import DeviceImage, Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.vision.decode import Decoder, read_ahead
-from darktrt.vision.gpu_jpeg import KEPT_BYTES, jpeg_size
+from darktrt.vision.gpu_jpeg import KEPT_BYTES, read_header
 from darktrt.vision.images import decode_image
 
 
@@ -88,8 +88,9 @@ ON_GPU = {
 def test_jpegs_are_decoded_on_the_gpu(decoder: Decoder, name: str) -> None:
     frame, expected = one(decoder, ON_GPU[name]), decode_image(ON_GPU[name], name, 10**9)
     assert isinstance(frame, DeviceImage)
-    assert (frame.width, frame.height) == jpeg_size(ON_GPU[name]) == (expected.shape[1], expected.shape[0])
-    np.testing.assert_array_equal(frame.to_host(), lighter(expected))
+    progressive = name == "progressive"
+    assert (frame.width, frame.height, progressive) == read_header(ON_GPU[name]) == (*expected.shape[1::-1], progressive)
+    np.testing.assert_array_equal(frame.to_host(), lighter(expected, 2 if progressive else 1))
 
 
 OTHERS = {
@@ -156,7 +157,47 @@ def test_a_size_that_nvimagecodec_reads_otherwise_is_not_decoded(decoder: Decode
     codec.CodeStream = Other
     with Decoder(1, device="gpu") as misled:
         assert isinstance(one(misled, PLAIN), np.ndarray)
-    assert codec.calls == [0]
+    assert not codec.calls
+
+
+def levels(frames: list[Frame], data: list[bytes]) -> list[int]:
+    """How much lighter than Pillow's each image is, at its darkest place."""
+    expected = [decode_image(file, "", 10**9) for file in data]
+    darkest = [int(pixels.argmin()) for pixels in expected]
+    return [int(host_pixels(f).flat[i]) - int(e.flat[i]) for f, e, i in zip(frames, expected, darkest, strict=True)]
+
+
+SEVERAL = [encoded(image(seed=seed), progressive=seed % 4 == 3) for seed in range(12)]
+REFUSED = SEVERAL[1::4]
+BY_FILE = [1, 2, 1, 2] * 3
+
+
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_the_file_alone_says_which_decoder_gets_it(decoder: Decoder, codec: FakeImageCodec, size: int) -> None:
+    codec.hardware_refuses = REFUSED.__contains__
+    batches = [SEVERAL[i : i + size] for i in range(0, 12, size)]
+    frames = [frame for files in batches for frame in decoder.decode(files, ["a"] * len(files), 10**9)]
+    assert levels(frames, SEVERAL) == BY_FILE
+
+
+def test_a_file_that_fails_a_batch_of_the_hardware_fails_alone(decoder: Decoder, codec: FakeImageCodec) -> None:
+    codec.spoils = REFUSED.__contains__
+    assert levels(decoder.decode(SEVERAL, ["a"] * 12, 10**9), SEVERAL) == BY_FILE
+
+
+@pytest.mark.parametrize(("missing", "expected"), [("HARDWARE", [2] * 12), ("HYBRID", [1, 0, 1, 0] * 3)])
+def test_one_of_the_decoders_is_enough(codec: FakeImageCodec, missing: str, expected: list[int]) -> None:
+    codec.missing, codec.hardware_refuses = {getattr(codec, missing)}, REFUSED.__contains__
+    with Decoder(2, device="gpu") as decoder:
+        assert levels(decoder.decode(SEVERAL, ["a"] * 12, 10**9), SEVERAL) == expected
+    assert codec.closed == 1
+
+
+def test_with_neither_decoder_it_says_so(codec: FakeImageCodec, gpu: FakeGpu) -> None:
+    codec.missing = {codec.HARDWARE, codec.HYBRID}
+    with pytest.raises(DarktrtError, match=r"cannot start \(Could not create decoder\. Code: 7\); is its nvJPEG installed\?"):
+        Decoder(device="gpu")
+    assert not gpu.pending and not gpu.retained
 
 
 def test_files_in_order_with_errors_in_their_turn(decoder: Decoder, tmp_path: Path) -> None:
@@ -187,7 +228,7 @@ def test_images_outlive_their_decoder(codec: FakeImageCodec, gpu: FakeGpu) -> No
     with Decoder(2, device="gpu") as decoder:
         frames = decoder.decode([PLAIN, PLAIN], ["a", "b"], 10**9)
         assert decoder.on_gpu
-    assert codec.closed == 1 and not decoder.on_gpu
+    assert codec.closed == 2 and not decoder.on_gpu
     first = frames.pop()
     assert isinstance(first, DeviceImage)
     np.testing.assert_array_equal(first.to_host(), lighter(decode_image(PLAIN, "a", 10**9)))

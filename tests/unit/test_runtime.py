@@ -258,11 +258,20 @@ def write_plan(folder: Path, info: DetectorInfo, content: bytes = b"plan", **cha
 
 
 class FitLibrary:
-    """``darktrt_fit`` of a plugin library, in NumPy."""
+    """``darktrt_fit`` and ``darktrt_upload`` of a plugin library, in NumPy."""
 
     def __init__(self, driver: Streams) -> None:
         self.driver = driver
         self.launches: list[int] = []
+        self.uploads: list[int] = []
+
+    def darktrt_upload(self, count: Any, copies: Any, threads: Any, stream: Any) -> int:
+        assert threads.value >= 1 and stream.value == 7
+        self.uploads.append(count.value)
+        for copy in copies[: count.value]:
+            ctypes.memmove(copy.pinned, copy.source, copy.bytes)
+            self.driver.region(copy.target, copy.bytes)[:] = ctypes.string_at(copy.pinned, copy.bytes)
+        return 0
 
     def darktrt_fit(self, fit: Any, count: Any, array: Any, pixel_type: Any, target: Any, kind: Any, stream: Any) -> int:
         assert pixel_type.value == 3 and stream.value == 7
@@ -384,20 +393,34 @@ def test_an_engine_that_takes_images_of_any_size(
     monkeypatch.setattr(Engine, "get_tensor_profile_shape", lambda *_: [(1, 8, 8, 3), (1, 8, 8, 3), (3, 100, 200, 3)])
     info = replace(info, head="nms", input="image", image_sizes=((8, 8), (8, 8), (200, 100)))
     with PlanRunner(write_plan(tmp_path, info), cuda_graph=True) as runner:
-        for seed in range(60):
+        for seed in range(210):
             width = 8 + seed // 3
             frames = [frame(width, 10, seed), frame(width, 10, seed + 1)]
             runner.submit(frames, {})
             np.testing.assert_allclose(runner.collect()["boxes"][:, 0], [one.mean() for one in frames], rtol=1e-5)
         stacked = np.stack(frames)
         np.testing.assert_allclose(runner.run({"images": stacked})["boxes"][:, 0], stacked.mean((1, 2, 3)), rtol=1e-5)
-        assert len(runner._recorded) <= 16 < driver.replays
+        assert len(runner._recorded) <= 64 < driver.replays
         for size, said in (((201, 10), r"\(1, 10, 201, 3\); .* images of 8x8 to 200x100"), ((9, 101), r"\(1, 101, 9, 3\)")):
             with pytest.raises(DarktrtError, match=said):
                 runner.submit([frame(*size)], {})
         with pytest.raises(DarktrtError, match="the images of a batch must be of one size"):
             runner.submit([frame(10, 10), frame(10, 11)], {})
-    assert fit_library.launches == []
+    assert fit_library.launches == [] and len(fit_library.uploads) == 210
+
+
+def test_an_engine_without_the_plugin_library_takes_images_too(
+    engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT for RTX has no plugins; one thread copies."""
+    monkeypatch.setattr(Engine, "tensors", {"images": ("in", (-1, -1, -1, 3), "UINT8"), "boxes": ("out", (-1, 1), "FLOAT")})
+    monkeypatch.setattr(Engine, "get_tensor_profile_shape", lambda *_: [(1, 8, 8, 3), (1, 8, 8, 3), (3, 100, 200, 3)])
+    monkeypatch.setattr(runtime, "find_library", lambda *_: None)
+    info = replace(info, head="nms", input="image", image_sizes=((8, 8), (8, 8), (200, 100)))
+    with PlanRunner(write_plan(tmp_path, info)) as runner:
+        frames = [frame(30, 20), frame(30, 20, 1)[:, ::-1]]
+        runner.submit(frames, {})
+        np.testing.assert_allclose(runner.collect()["boxes"][:, 0], [one.mean() for one in frames], rtol=1e-5)
 
 
 @pytest.mark.parametrize(
