@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -357,9 +358,12 @@ sys.exit(cli.main(["doctor"]))
 """
 
 
-def test_ctrl_c_in_an_exec_is_status_130_too() -> None:
+def test_ctrl_c_in_an_exec_is_status_130_too(tmp_path: Path) -> None:
     """Such as one of a dataclass, while a module is imported."""
-    assert subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, check=False).returncode == 130
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([sys.executable, "-m", "interrupted"], env=environment, capture_output=True, check=False)
+    assert done.returncode == 130
 
 
 def test_bugs_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
