@@ -1,9 +1,9 @@
 // The CUDA kernels behind the custom ops, as C functions: device pointers, sizes and a stream in, an error code out.
 //
-// Every function but darktrt_upload only enqueues work on the stream given: no allocation, no synchronisation, no other stream, so a CUDA graph
-// can capture it. They return 0 (cudaSuccess), another cudaError_t, or DARKTRT_UNSUPPORTED for unsupported arguments.
-// libdarktrt_host has the same functions without workspace and stream, under names that begin with darktrt_host_, in plain
-// loops over host memory, from the same math headers.
+// Every function but darktrt_upload only enqueues work on the stream given: no allocation, no synchronisation, no other stream,
+// so a CUDA graph can capture it. They return 0 (cudaSuccess), another cudaError_t, or DARKTRT_UNSUPPORTED for unsupported
+// arguments. libdarktrt_host has the same functions except darktrt_upload, without workspace and stream, under names that begin
+// with darktrt_host_, in plain loops over host memory, from the same math headers.
 #pragma once
 
 #include <stddef.h>
