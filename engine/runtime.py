@@ -370,16 +370,17 @@ class PlanRunner:
         key = (id(slot), slot.images, slot.addresses is None)
         if not self._graph:
             self._enqueue(slot)
-        elif key not in self._recorded:  # a recording needs an ordinary run before it
+        elif key not in self._recorded:
             self._forget_graphs(list(self._recorded)[: max(0, len(self._recorded) - _MOST_GRAPHS + 1)])
             self._enqueue(slot)
             self._recorded[key] = False
-        else:
-            if not self._recorded[key]:
-                with self.stream.recording(key):
-                    self._enqueue(slot)
-                self._recorded[key] = True
+        elif self._recorded[key]:
             self.stream.replay(key)
+        else:  # only what was enqueued last can be recorded: TensorRT prepares for a new shape at its first run
+            self._enqueue(slot)
+            with self.stream.recording(key):
+                self._enqueue(slot)
+            self._recorded[key] = True
         self.stream.record(slot.done)
 
     def _forget_graphs(self, keys: Sequence[_GraphKey]) -> None:
