@@ -7,6 +7,14 @@ from pathlib import Path
 import pytest
 from helpers import MADE_CFG, Made, labelled_images, make, report_on_everything
 
+from darktrt.vision.images import compiled_fit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_resize() -> None:
+    """Loaded before a test puts another library in place of every one."""
+    compiled_fit()
+
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
