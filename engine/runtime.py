@@ -146,7 +146,7 @@ class PlanRunner:
     Args:
         path: the plan; its manifest must be beside it.
         plugins: the plugin library, as :func:`darktrt.plugins.library.find_library` has it.
-        cuda_graph: record the copies and kernels at the second run of each batch size, and replay them from then on.
+        cuda_graph: record the copies and kernels at the second run of each batch size, and replay them from the third on.
             That saves kernel launches, which cost small networks most of their time.
         device: the number of the GPU.
 

@@ -33,10 +33,11 @@ class Decoder:
     """Decodes images, many at a time; to be used as a context.
 
     Args:
-        threads: how many threads read files and run Pillow; by default one for each core, up to 8.
+        threads: how many threads run Pillow; by default one for each core, up to 8.
         device: ``"cpu"`` decodes by Pillow, to the bits of :func:`~darktrt.vision.images.read_image`. ``"gpu"`` decodes JPEGs
-            on the GPU by nvImageCodec, to :class:`~darktrt.cuda.DeviceImage`, with pixels that differ by some levels, and by
-            Pillow what nvImageCodec cannot or may not decode. ``"auto"`` is ``"gpu"`` where there are a GPU and nvImageCodec.
+            on the GPU by nvImageCodec, to :class:`~darktrt.cuda.DeviceImage`, with pixels that may differ by some levels, and
+            by Pillow what nvImageCodec cannot or may not decode. ``"auto"`` is ``"gpu"`` where there are a GPU and
+            nvImageCodec.
 
     Raises:
         DarktrtError: ``device`` is ``"gpu"``, and there is no GPU or no nvImageCodec.
@@ -56,10 +57,10 @@ class Decoder:
 
     def close(self) -> None:
         """Stop: images not yet begun are cancelled. May be called twice."""
-        self._pool.shutdown(cancel_futures=True)
         if self._jpegs:
             self._jpegs.close()
             self._jpegs = None
+        self._pool.shutdown(cancel_futures=True)
         if self._gpu:
             self._gpu.close()
             self._gpu = None
@@ -80,9 +81,7 @@ class Decoder:
         """
         if not self._jpegs:
             return self._pool.submit(load_image, source, name, admit)
-        image = _Image(source, name, admit)
-        self._pool.submit(self._jpegs.load, image).add_done_callback(image.cancel_with)
-        return image.future
+        return self._jpegs.submit(_Image(source, name, admit))
 
     def read(self, paths: Sequence[Path]) -> list[Frame]:
         """Decode image files.
@@ -272,9 +271,10 @@ class _Image:
     admit: Admit | None
     future: Future[Frame] = field(default_factory=Future)
 
-    def cancel_with(self, loading: Future[None]) -> None:
-        if loading.cancelled():
-            self.future.cancel()
+    def cancel_with(self, work: Future[None]) -> None:
+        """End without a result if the work on the image was cancelled."""
+        if work.cancelled() and not self.future.cancel():
+            self.future.set_exception(CancelledError())
 
     def settle(self, function: Callable[[], Frame]) -> None:
         """Make what the function returns or raises the result."""
@@ -295,27 +295,40 @@ class _Jpeg(NamedTuple):
 
 
 class _JpegThread:
-    """A thread that decodes on the GPU, in one call, the JPEGs that were loaded while the last call ran."""
+    """A thread that decodes on the GPU, in one call, the JPEGs that were loaded while the last call ran.
+
+    Another thread loads them. Several would be slower: they would take Python's lock from the thread that decodes.
+    """
 
     def __init__(self, gpu: GpuJpegDecoder, pool: ThreadPoolExecutor) -> None:
         self._gpu, self._pool = gpu, pool
+        self._reader = ThreadPoolExecutor(1, "read")
         self._loaded: queue.SimpleQueue[_Jpeg | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="jpegs", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Decode what is loaded, and end."""
+        self._reader.shutdown(cancel_futures=True)
         self._loaded.put(None)
         self._thread.join()
 
-    def load(self, image: _Image) -> None:
-        """Read a file and its header; decode it by Pillow here if the GPU may not."""
+    def submit(self, image: _Image) -> Future[Frame]:
+        """Begin to read and decode an image."""
+        self._reader.submit(self._load, image).add_done_callback(image.cancel_with)
+        return image.future
+
+    def _load(self, image: _Image) -> None:
+        """Read a file and its header; leave it to Pillow if the GPU may not decode it."""
         if not image.future.set_running_or_notify_cancel():
             return
         if jpeg := self._jpeg(image):
             self._loaded.put(jpeg)
         elif not image.future.done():
-            image.settle(partial(load_image, image.source, image.name, image.admit))
+            self._by_pillow(image, partial(load_image, image.source, image.name, image.admit))
+
+    def _by_pillow(self, image: _Image, load: Callable[[], Frame]) -> None:
+        self._pool.submit(image.settle, load).add_done_callback(image.cancel_with)
 
     def _jpeg(self, image: _Image) -> _Jpeg | None:
         try:
@@ -345,7 +358,7 @@ class _JpegThread:
                 continue
             for (image, data, _), frame in zip(jpegs, frames, strict=True):
                 if frame is None:
-                    self._pool.submit(image.settle, partial(load_image, data, image.name))
+                    self._by_pillow(image, partial(load_image, data, image.name))
                 else:
                     image.future.set_result(frame)
 

@@ -310,11 +310,11 @@ def test_batches_of_any_size_outputs_their_own_results(
     engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path, graph: bool
 ) -> None:
     with PlanRunner(write_plan(tmp_path, info), cuda_graph=graph) as runner:
-        for seed, batch in enumerate((3, 1, 1, 2, 2, 2, 3, 1, 2, 3)):
+        for seed, batch in enumerate((3, 1, 1, 2, 2, 2, 3, 3)):
             inputs = images(batch, seed)
             outputs = runner.run(inputs)
             np.testing.assert_allclose(outputs["boxes"], inputs["images"].mean((1, 2, 3))[:, None], rtol=1e-5)
-    assert driver.replays == (4 if graph else 0)  # all but the first two of each batch
+    assert driver.replays == (2 if graph else 0)  # from the third run of each batch on
 
 
 def test_nothing_is_allocated_after_the_start_and_all_is_freed(
