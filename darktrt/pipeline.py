@@ -354,7 +354,8 @@ class Detector(NetworkDetector):
                 pixels differ by some levels; or ``"auto"``, on the GPU where an engine runs and nvImageCodec is installed.
 
         Raises:
-            DarktrtError: the model cannot be read or does not run here, or a threshold is outside 0..1.
+            DarktrtError: the model cannot be read or does not run here, a threshold is outside 0..1, or ``decoder`` is
+                ``"gpu"`` for an ONNX file.
         """
         from darktrt.engine.runtime import OnnxRunner, PlanRunner
 
@@ -365,7 +366,7 @@ class Detector(NetworkDetector):
                 detector = cls(engine, engine.info, score_threshold, iou_threshold, decoder=decoder)
             else:
                 session = stack.enter_context(OnnxRunner(model))
-                detector = cls(session.run, session.info, score_threshold, iou_threshold)
+                detector = cls(session.run, session.info, score_threshold, iou_threshold, decoder=decoder)
             detector._close = stack.pop_all().close
         return detector
 

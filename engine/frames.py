@@ -14,7 +14,7 @@ from darktrt.cuda import Buffer, DeviceImage, Driver, Event, Frame, Stream
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 
-_THREADS = min(6, os.cpu_count() or 1)
+_THREADS = min(6, len(os.sched_getaffinity(0)))
 """That copy frames into pinned memory; a few reach the bandwidth of the memory."""
 
 _FLOAT, _UINT8 = 0, 3

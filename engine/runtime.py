@@ -124,6 +124,8 @@ class _Slot:
     """The shape of the input ``images``."""
     addresses: list[int] | None = None
     """Of the frames on the GPU that are fitted into the input; None where it is uploaded as it is."""
+    sources: Sequence[Frame] = ()
+    """The frames of the batch, whose memory on the GPU must live until the batch is done."""
 
     @property
     def input_images(self) -> _Binding:
@@ -253,6 +255,7 @@ class PlanRunner:
             DarktrtError: an input is missing or of another type or shape than the engine's; the GPU fails.
         """
         slot = self._next_slot()
+        slot.sources = () if isinstance(images, np.ndarray | None) else tuple(images)
         if isinstance(images, np.ndarray | None):
             self._prepare(slot, {**inputs, **({} if images is None else {"images": images})})
         else:
@@ -269,6 +272,7 @@ class PlanRunner:
         slot = self._busy.popleft()
         self._free.append(slot)
         slot.done.synchronize()
+        slot.sources = ()
         return {binding.name: binding.view(binding.sized(slot.images)) for binding in slot.outputs}
 
     def _next_slot(self) -> _Slot:

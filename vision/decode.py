@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 from darktrt.cuda import Frame
 from darktrt.errors import DarktrtError
 from darktrt.vision.gpu_jpeg import GpuJpegDecoder, JpegHeader, read_header
-from darktrt.vision.images import QUIET, Admit, check_pixels, load_image
+from darktrt.vision.images import QUIET, Admit, load_image
 
 Device = Literal["cpu", "gpu", "auto"]
 
@@ -49,11 +49,6 @@ class Decoder:
         self._gpu = _open_gpu(device)
         self._pool = ThreadPoolExecutor(threads or min(len(os.sched_getaffinity(0)), MOST_THREADS), "decode")
         self._jpegs = _JpegThread(self._gpu, self._pool) if self._gpu else None
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether JPEGs are decoded on the GPU."""
-        return self._gpu is not None
 
     def close(self) -> None:
         """Stop: images not yet begun are cancelled. May be called twice."""
@@ -91,17 +86,6 @@ class Decoder:
         """
         with QUIET:
             return _results([self.submit(path, str(path)) for path in paths])
-
-    def decode(self, files: Sequence[bytes], names: Sequence[str], most_pixels: int) -> list[Frame]:
-        """Decode untrusted images in memory; the names are for errors.
-
-        Raises:
-            DarktrtError: the first that cannot be decoded or has more than ``most_pixels``, as
-                :func:`~darktrt.vision.images.decode_image` says it.
-        """
-        admit = partial(check_pixels, most_pixels=most_pixels)
-        with QUIET:
-            return _results([self.submit(file, name, admit) for file, name in zip(files, names, strict=True)])
 
 
 def _open_gpu(device: Device) -> GpuJpegDecoder | None:

@@ -154,10 +154,12 @@ class NetworkDetector:
         score_threshold: detections must exceed it.
         iou_threshold: IoU above which NMS suppresses.
         close: frees what ``run`` uses; called by :meth:`close`.
-        decoder: where image files and videos are decoded, see :class:`darktrt.vision.decode.Decoder`.
+        decoder: where image files and videos are decoded, see :class:`darktrt.vision.decode.Decoder`; ``"gpu"`` only for a
+            network that fits frames, and ``"auto"`` is ``"cpu"`` for any other.
 
     Raises:
-        DarktrtError: the model ends at its raw heads, or a threshold is outside 0..1 or differs from one fixed in the model.
+        DarktrtError: the model ends at its raw heads, a threshold is outside 0..1 or differs from one fixed in the model, or
+            ``decoder`` is ``"gpu"`` and the network needs images on the CPU.
     """
 
     def __init__(
@@ -176,7 +178,7 @@ class NetworkDetector:
         self.run = run
         self.info = info
         self._close = close
-        self.device = decoder
+        self._decodes_on = _decoding_device(decoder, run)
         self._decoder: Decoder | None = None
 
     def close(self) -> None:
@@ -261,7 +263,7 @@ class NetworkDetector:
         return self._open_decoder().read([Path(image)])[0] if isinstance(image, str | os.PathLike) else image
 
     def _open_decoder(self) -> Decoder:
-        self._decoder = self._decoder or Decoder(device=self.device)
+        self._decoder = self._decoder or Decoder(device=self._decodes_on)
         return self._decoder
 
     def detect_images(
@@ -328,6 +330,17 @@ def _finished(batches: deque[_Batch]) -> Iterator[tuple[list[Frame], list[Detect
     while batches and batches[0].done:
         batch = batches.popleft()
         yield batch.frames, [batch.detections[i] for i in range(len(batch.frames))]
+
+
+def _decoding_device(decoder: Device, run: Run | Network) -> Device:
+    """Where files are decoded for a network: on the GPU only where it fits frames, for others are fitted on the CPU."""
+    if isinstance(run, Network) and run.fits_frames:
+        return decoder
+    if decoder == "gpu" and not isinstance(run, Network):
+        raise DarktrtError("ONNX Runtime runs on the CPU and needs images there; decode them on it", argument="decoder")
+    if decoder == "gpu":
+        raise DarktrtError("the engine's images are fitted on the CPU; decode them on it", argument="decoder")
+    return "cpu"
 
 
 def _network_of(run: Run | Network) -> Network:

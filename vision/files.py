@@ -141,7 +141,7 @@ def _read_and_detect(
 
 def _detect_video(detector: NetworkDetector, job: _Job, in_flight: int | None) -> Iterator[FileResult]:
     with ExitStack() as stack:
-        rate, frames = stack.enter_context(open_video(job.path, detector.device))
+        rate, frames = stack.enter_context(open_video(job.path, detector._decodes_on))
         if job.target and job.in_folder:
             _make_folder(job.target.parent)
         write = stack.enter_context(video_writer(job.target, rate)) if job.target else None

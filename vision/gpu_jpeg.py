@@ -15,7 +15,7 @@ from darktrt.cuda import DeviceImage, Driver, Stream
 from darktrt.errors import DarktrtError
 from darktrt.vision.images import ORIENTATION, open_image
 
-KEPT_BYTES = 2**29
+POOL_BYTES = 2**29
 """How much freed memory the GPU keeps for the next images; by default the driver takes it back at every wait."""
 
 _RELEASE_THRESHOLD = 4  # of CUmemPool_attribute
@@ -137,10 +137,10 @@ class GpuJpegDecoder:
         """The file as nvImageCodec reads it; None where it finds another size than Pillow, so that it allocates no other."""
         try:
             stream = self._code_stream(data)
-            found = stream.width, stream.height
+            size = stream.width, stream.height
         except RuntimeError:
             return None
-        return stream if found in ((header.width, header.height), (header.height, header.width)) else None
+        return stream if size in ((header.width, header.height), (header.height, header.width)) else None
 
     def _device_image(self, image: Any, header: JpegHeader) -> DeviceImage | None:
         if image is None:
@@ -182,13 +182,13 @@ class _Shared:
         self._keep_freed_memory()
 
     def _keep_freed_memory(self) -> None:
-        pool, device, kept = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_uint64()
+        pool, device, threshold = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_uint64()
         with self.driver.current():
             self.driver.call("cuCtxGetDevice", ctypes.byref(device))
             self.driver.call("cuDeviceGetDefaultMemPool", ctypes.byref(pool), device)
-            self.driver.call("cuMemPoolGetAttribute", pool, ctypes.c_int(_RELEASE_THRESHOLD), ctypes.byref(kept))
-            kept.value = max(kept.value, KEPT_BYTES)
-            self.driver.call("cuMemPoolSetAttribute", pool, ctypes.c_int(_RELEASE_THRESHOLD), ctypes.byref(kept))
+            self.driver.call("cuMemPoolGetAttribute", pool, ctypes.c_int(_RELEASE_THRESHOLD), ctypes.byref(threshold))
+            threshold.value = max(threshold.value, POOL_BYTES)
+            self.driver.call("cuMemPoolSetAttribute", pool, ctypes.c_int(_RELEASE_THRESHOLD), ctypes.byref(threshold))
 
     def lend(self, image: object) -> _Lease:
         """A keeper of the image."""

@@ -140,9 +140,9 @@ class _Memory:
     def _take(self, size: int) -> _Lease:
         with self._lock:
             free = self._free.get(size)
-            address = free.pop() if free else 0
+            address = free.pop() if free else self.driver.allocate(size)
             self._used += 1
-        return _Lease(address or self.driver.allocate(size), size, self)
+        return _Lease(address, size, self)
 
     def put_back(self, address: int, size: int) -> None:
         with self._lock:

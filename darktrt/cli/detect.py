@@ -6,7 +6,6 @@ import argparse
 from contextlib import closing
 
 from darktrt.cli import groups
-from darktrt.errors import DarktrtError
 from darktrt.files import keep_inputs
 
 
@@ -39,18 +38,14 @@ def add(commands: groups.Commands) -> None:
 
 def _detect(args: argparse.Namespace) -> None:
     from darktrt.engine.runtime import OnnxRunner, PlanRunner
-    from darktrt.vision.decode import Device
     from darktrt.vision.detector import NetworkDetector
     from darktrt.vision.files import detect_files
 
-    if args.model and args.decoder == "gpu":
-        raise DarktrtError("ONNX Runtime runs on the CPU and needs images there; decode them on it", argument="decoder")
     if args.output:
         keep_inputs(args.output, args.model, args.engine)
     with PlanRunner(args.engine, args.plugins, cuda_graph=True) if args.engine else OnnxRunner(args.model) as runner:
         network = runner if isinstance(runner, PlanRunner) else runner.run
-        device: Device = args.decoder if args.engine else "cpu"
         thresholds = args.score_threshold, args.iou_threshold
-        with NetworkDetector(network, runner.info, *thresholds, decoder=device) as detector:
+        with NetworkDetector(network, runner.info, *thresholds, decoder=args.decoder) as detector:
             with closing(detect_files(detector, args.sources, args.output)) as results:
                 groups.print_results(args, results)

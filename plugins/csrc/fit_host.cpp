@@ -44,17 +44,16 @@ struct Free {
 };
 template <typename T> using Array = std::unique_ptr<T[], Free>;
 
+// Null where there is no memory.
 template <typename T> Array<T> array_of(int64_t count)
 {
-    const auto memory = static_cast<T*>(malloc(count * sizeof(T)));
-    if (!memory) abort();
-    return Array<T>(memory);
+    return Array<T>(static_cast<T*>(malloc(count * sizeof(T))));
 }
 
 Array<Taps> taps_of(const Axis& axis)
 {
     Array<Taps> taps = array_of<Taps>(axis.new_size);
-    for (int32_t i = 0; i < axis.new_size; ++i) taps[i] = taps_at(axis, i);
+    for (int32_t i = 0; taps && i < axis.new_size; ++i) taps[i] = taps_at(axis, i);
     return taps;
 }
 
@@ -86,27 +85,28 @@ template <typename Out> void mix_down(const float* first, const float* second, f
 }
 
 template <int32_t Channels, typename Pixel, typename Out>
-void fit_image(const DarktrtFit& fit, const DarktrtImage& image, Out* y)
+int fit_image(const DarktrtFit& fit, const DarktrtImage& image, Out* y)
 {
     constexpr bool planes = !std::is_same_v<Out, uint8_t>;
     const Place place = place_of(fit, image);
     const int32_t columns = place.across.new_size, rows = place.down.new_size;
     const int64_t area = int64_t{fit.height} * fit.width, row_size = int64_t{Channels} * columns;
-    if (columns < fit.width || rows < fit.height) std::fill_n(y, Channels * area, stored<Out>(letterbox_fill));
     const Array<Taps> across = taps_of(place.across);
     const Steps steps = planes ? Steps{columns, 1} : Steps{1, Channels};
     const Reader<Channels, Pixel> read;
     // taps are rows next to each other, so of the rows that were mixed across only the latest odd and even one can be needed
     const Array<float> mixed[2] = {array_of<float>(row_size), array_of<float>(row_size)};
-    int32_t held[2] = {-1, -1};
+    if (!across || !mixed[0] || !mixed[1]) return DARKTRT_UNSUPPORTED;
+    if (columns < fit.width || rows < fit.height) std::fill_n(y, Channels * area, stored<Out>(letterbox_fill));
+    int32_t mixed_rows[2] = {-1, -1};
     const auto row_at = [&](int32_t row) {
-        float* const found = mixed[row % 2].get();
-        if (held[row % 2] != row) {
+        float* const y_row = mixed[row % 2].get();
+        if (mixed_rows[row % 2] != row) {
             const auto pixels = static_cast<const Pixel*>(image.pixels) + int64_t{3} * row * image.width;
-            mix_across(read, pixels, across.get(), columns, steps, found);
-            held[row % 2] = row;
+            mix_across(read, pixels, across.get(), columns, steps, y_row);
+            mixed_rows[row % 2] = row;
         }
-        return found;
+        return y_row;
     };
     for (int32_t i = 0; i < rows; ++i) {
         const Taps down = taps_at(place.down, i);
@@ -121,14 +121,18 @@ void fit_image(const DarktrtFit& fit, const DarktrtImage& image, Out* y)
             mix_down(first, second, down.fraction, row_size, y + Channels * start);
         }
     }
+    return 0;
 }
 
 template <typename Pixel, typename Out>
-void fit_images(const DarktrtFit& fit, int32_t count, const DarktrtImage* images, void* y)
+int fit_images(const DarktrtFit& fit, int32_t count, const DarktrtImage* images, void* y)
 {
     const int64_t size = int64_t{fit.channels} * fit.height * fit.width;
     const auto function = fit.channels == 3 ? fit_image<3, Pixel, Out> : fit_image<1, Pixel, Out>;
-    for (int32_t i = 0; i < count; ++i) function(fit, images[i], static_cast<Out*>(y) + i * size);
+    for (int32_t i = 0; i < count; ++i) {
+        if (const int error = function(fit, images[i], static_cast<Out*>(y) + i * size); error) return error;
+    }
+    return 0;
 }
 
 template <typename Pixel> auto function_of(int32_t y_type)
@@ -151,8 +155,7 @@ int darktrt_host_fit(DarktrtFit fit, int32_t count, const DarktrtImage* images, 
     const auto function = pixel_type == DARKTRT_UINT8  ? function_of<uint8_t>(y_type)
                           : pixel_type == DARKTRT_HALF ? function_of<Half>(y_type)
                                                        : function_of<float>(y_type);
-    function(fit, count, images, y);
-    return 0;
+    return function(fit, count, images, y);
 }
 
 int darktrt_host_preprocess(DarktrtFit fit, int32_t count, DarktrtImage image, int32_t pixel_type, void* y, int32_t y_type,

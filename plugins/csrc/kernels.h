@@ -3,7 +3,8 @@
 // Every function but darktrt_upload only enqueues work on the stream given: no allocation, no synchronisation, no other stream,
 // so a CUDA graph can capture it. They return 0 (cudaSuccess), another cudaError_t, or DARKTRT_UNSUPPORTED for unsupported
 // arguments. libdarktrt_host has the same functions except darktrt_upload, without workspace and stream, under names that begin
-// with darktrt_host_, in plain loops over host memory, from the same math headers.
+// with darktrt_host_, in plain loops over host memory, from the same math headers; those that fit images also return
+// DARKTRT_UNSUPPORTED where there is no memory for their rows.
 #pragma once
 
 #include <stddef.h>

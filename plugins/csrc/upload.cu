@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -82,7 +83,7 @@ private:
     std::atomic<int64_t> next_{0};
 };
 
-// Threads that fill chunks; fewer where the system gives no more.
+// Threads that fill chunks; fewer where the system gives no more, or no memory.
 std::vector<std::thread> start(Chunks& chunks, int64_t count)
 {
     std::vector<std::thread> threads;
@@ -94,26 +95,34 @@ std::vector<std::thread> start(Chunks& chunks, int64_t count)
             });
         }
     } catch (const std::system_error&) {
+    } catch (const std::bad_alloc&) {
     }
     return threads;
+}
+
+cudaError_t upload(int32_t count, const DarktrtCopy* copies, int32_t threads, cudaStream_t stream)
+{
+    int64_t total = 0;
+    for (int32_t i = 0; i < count; ++i) total += copies[i].bytes;
+    Chunks chunks(count, copies, std::clamp(total / (chunks_of_thread * threads), least_bytes, most_bytes));
+    auto helpers = start(chunks, std::min<int64_t>(threads, chunks.size()) - 1);
+    cudaError_t error = cudaSuccess;
+    for (int64_t i = 0; i < chunks.size() && error == cudaSuccess; ++i) {
+        error = chunks.upload(i, stream);
+    }
+    for (auto& helper : helpers) helper.join();
+    return error;
 }
 
 }  // namespace
 }  // namespace darktrt
 
-using namespace darktrt;
-
 int darktrt_upload(int32_t count, const DarktrtCopy* copies, int32_t threads, void* stream)
 {
-    int64_t total = 0;
-    for (int32_t i = 0; i < count; ++i) total += copies[i].bytes;
     if (count < 0 || threads < 1) return DARKTRT_UNSUPPORTED;
-    Chunks chunks(count, copies, std::clamp(total / (chunks_of_thread * threads), least_bytes, most_bytes));
-    auto helpers = start(chunks, std::min<int64_t>(threads, chunks.size()) - 1);
-    cudaError_t error = cudaSuccess;
-    for (int64_t i = 0; i < chunks.size() && error == cudaSuccess; ++i) {
-        error = chunks.upload(i, static_cast<cudaStream_t>(stream));
+    try {
+        return darktrt::upload(count, copies, threads, static_cast<cudaStream_t>(stream));
+    } catch (const std::bad_alloc&) {
+        return cudaErrorMemoryAllocation;
     }
-    for (auto& helper : helpers) helper.join();
-    return error;
 }

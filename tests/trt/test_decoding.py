@@ -81,7 +81,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_jpeg_differs_little_from_pillows(decoder: Decoder, name: str) -> None:
-    (frame,) = decoder.decode([FILES[name]], [name], 10**9)
+    frame = decoder.submit(FILES[name], name).result()
     expected = decode_image(FILES[name], name, 10**9)
     most = np.abs(pixels(frame).astype(int) - expected).max()
     print(f"\n{name}: mean {difference(frame, expected):.3f}, most {most} levels", end="")
@@ -98,7 +98,7 @@ def test_other_files_are_pillows(decoder: Decoder, damage: str) -> None:
         "coded as rgb": encoded(photo(), keep_rgb=True),
         "png": png.getvalue(),
     }[damage]
-    (frame,) = decoder.decode([data], [damage], 10**9)
+    frame = decoder.submit(data, damage).result()
     np.testing.assert_array_equal(frame, decode_image(data, damage, 10**9))  # type: ignore[arg-type]
 
 

@@ -25,7 +25,7 @@ class FakeGpu(FakeDriver):
         self._own = threading.local()
         super().__init__(memory=1 << 28)
         self.pending: dict[int, list[Callable[[], None]]] = {}
-        self.kept = 0
+        self.release_threshold = 0
         self.faults: list[str] = []
         self.broken = False
 
@@ -68,12 +68,12 @@ class FakeGpu(FakeDriver):
         return 0
 
     def cuMemPoolGetAttribute(self, pool: Any, attribute: Any, value: Any) -> int:  # noqa: N802
-        value._obj.value = self.kept
+        value._obj.value = self.release_threshold
         return 0
 
     def cuMemPoolSetAttribute(self, pool: Any, attribute: Any, value: Any) -> int:  # noqa: N802
         assert attribute.value == 4
-        self.kept = value._obj.value
+        self.release_threshold = value._obj.value
         return 0
 
     def cuStreamCreate(self, stream: Any, flags: Any) -> int:  # noqa: N802

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from darktrt.cuda import Frame
 from darktrt.errors import DarktrtError
 from darktrt.vision import decode
 from darktrt.vision.decode import Decoder, read_ahead
-from darktrt.vision.images import decode_image, load_image, read_image
+from darktrt.vision.images import check_pixels, decode_image, load_image, read_image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -68,7 +69,7 @@ def every_format(folder: Path) -> list[Path]:
 def test_the_pixels_are_those_of_read_image(decoder: Decoder, tmp_path: Path) -> None:
     paths = every_format(tmp_path)
     equal(decoder.read(paths), paths)
-    equal(decoder.decode([path.read_bytes() for path in paths], [path.name for path in paths], 10_000), paths)
+    equal([decoder.submit(path.read_bytes(), path.name).result() for path in paths], paths)
     ((frame, *_),) = read_ahead([paths], decoder)
     assert isinstance(frame, np.ndarray) and frame.flags.writeable
 
@@ -170,9 +171,9 @@ def test_bytes_are_named_and_bounded_as_by_decode_image(decoder: Decoder, tmp_pa
         with pytest.raises(DarktrtError) as expected:
             decode_image(data[wrong], f"upload {wrong}", limit)
         with pytest.raises(DarktrtError) as caught:
-            decoder.decode(data[wrong:], [f"upload {i}" for i in range(wrong, 3)], limit)
+            decoder.submit(data[wrong], f"upload {wrong}", partial(check_pixels, most_pixels=limit)).result()
         assert str(caught.value) == str(expected.value)
-    assert len(decoder.decode(data[:1], ["a"], 48)) == 1
+    assert decoder.submit(data[0], "a", partial(check_pixels, most_pixels=48)).result().shape == (6, 8, 3)
 
 
 def test_a_closed_generator_reads_no_more(decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

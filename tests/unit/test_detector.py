@@ -16,6 +16,7 @@ from PIL import Image
 from darktrt.cuda import DeviceImage
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
+from darktrt.vision.decode import Decoder, Device
 from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.images import preprocess
 
@@ -163,6 +164,42 @@ def test_a_function_gets_what_preprocess_computes(info: DetectorInfo, form: Any)
     expected = preprocess(image, info.width, info.height, info.channels, "letterbox", form)[0]
     np.testing.assert_array_equal(given[0], np.stack([expected, expected]))
     assert len(detections) == 1
+
+
+class Unfitted(Network):
+    """An engine whose plugin library cannot fit frames."""
+
+    fits_frames = False
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (lambda inputs: inputs, "ONNX Runtime runs on the CPU and needs images there; decode them on it"),
+        (Unfitted(), "the engine's images are fitted on the CPU; decode them on it"),
+    ],
+)
+def test_files_are_decoded_on_the_gpu_only_for_a_network_that_fits_frames(
+    info: DetectorInfo, network: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    class Watched(Decoder):
+        def __init__(self, threads: int | None = None, device: Device = "cpu") -> None:
+            opened.append(device)
+            super().__init__(threads)
+
+    monkeypatch.setattr("darktrt.vision.detector.Decoder", Watched)
+    with pytest.raises(DarktrtError, match=message) as caught:
+        NetworkDetector(network, info, decoder="gpu")
+    assert caught.value.argument == "decoder"
+    Image.fromarray(frame(9)).save(tmp_path / "a.png")
+    for device in ("auto", "gpu"):
+        with NetworkDetector(Network(), info, decoder=device) as detector:
+            detector.detect([tmp_path / "a.png"])
+    with NetworkDetector(Unfitted(), info, decoder="auto") as detector:
+        detector.detect([tmp_path / "a.png"])
+    assert opened == ["auto", "gpu", "cpu"]
 
 
 def test_what_is_no_image(info: DetectorInfo) -> None:

@@ -7,6 +7,7 @@ import io
 import struct
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from PIL import Image
 from darktrt.cuda import DeviceImage, Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.vision.decode import Decoder, read_ahead
-from darktrt.vision.gpu_jpeg import KEPT_BYTES, read_header
-from darktrt.vision.images import decode_image
+from darktrt.vision.gpu_jpeg import POOL_BYTES, read_header
+from darktrt.vision.images import check_pixels, decode_image
 
 
 def image(mode: str = "RGB", size: tuple[int, int] = (24, 16), seed: int = 0) -> Image.Image:
@@ -26,9 +27,9 @@ def image(mode: str = "RGB", size: tuple[int, int] = (24, 16), seed: int = 0) ->
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode)
 
 
-def encoded(picture: Image.Image, form: str = "JPEG", **options: object) -> bytes:
+def encoded(source: Image.Image, form: str = "JPEG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    source.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -68,9 +69,12 @@ def decoder(codec: FakeImageCodec) -> Iterator[Decoder]:
         yield decoder
 
 
+def decoded(decoder: Decoder, files: list[bytes]) -> list[Frame]:
+    return [future.result() for future in [decoder.submit(file, "upload") for file in files]]
+
+
 def one(decoder: Decoder, data: bytes, limit: int = 10**9) -> Frame:
-    (frame,) = decoder.decode([data], ["upload"], limit)
-    return frame
+    return decoder.submit(data, "upload", partial(check_pixels, most_pixels=limit)).result()
 
 
 ON_GPU = {
@@ -145,7 +149,7 @@ def test_what_the_gpu_cannot_decode_is_pillows(decoder: Decoder, codec: FakeImag
     else:
         codec.shape = lambda shape: (shape[1], shape[0], 3) if shape[0] == 16 else shape
     other = encoded(image(size=(8, 8)))
-    first, second = decoder.decode([PLAIN, other], ["a", "b"], 10**9)
+    first, second = decoded(decoder, [PLAIN, other])
     np.testing.assert_array_equal(first, decode_image(PLAIN, "a", 10**9))  # type: ignore[arg-type]
     assert isinstance(second, DeviceImage)
 
@@ -176,20 +180,20 @@ BY_FILE = [1, 2, 1, 2] * 3
 def test_the_file_alone_says_which_decoder_gets_it(decoder: Decoder, codec: FakeImageCodec, size: int) -> None:
     codec.hardware_refuses = REFUSED.__contains__
     batches = [SEVERAL[i : i + size] for i in range(0, 12, size)]
-    frames = [frame for files in batches for frame in decoder.decode(files, ["a"] * len(files), 10**9)]
+    frames = [frame for files in batches for frame in decoded(decoder, files)]
     assert levels(frames, SEVERAL) == BY_FILE
 
 
 def test_a_file_that_fails_a_batch_of_the_hardware_fails_alone(decoder: Decoder, codec: FakeImageCodec) -> None:
     codec.spoils = REFUSED.__contains__
-    assert levels(decoder.decode(SEVERAL, ["a"] * 12, 10**9), SEVERAL) == BY_FILE
+    assert levels(decoded(decoder, SEVERAL), SEVERAL) == BY_FILE
 
 
 @pytest.mark.parametrize(("missing", "expected"), [("HARDWARE", [2] * 12), ("HYBRID", [1, 0, 1, 0] * 3)])
 def test_one_of_the_decoders_is_enough(codec: FakeImageCodec, missing: str, expected: list[int]) -> None:
     codec.missing, codec.hardware_refuses = {getattr(codec, missing)}, REFUSED.__contains__
     with Decoder(2, device="gpu") as decoder:
-        assert levels(decoder.decode(SEVERAL, ["a"] * 12, 10**9), SEVERAL) == expected
+        assert levels(decoded(decoder, SEVERAL), SEVERAL) == expected
     assert codec.closed == 1
 
 
@@ -214,21 +218,20 @@ def test_files_in_order_with_errors_in_their_turn(decoder: Decoder, tmp_path: Pa
 
 
 def test_many_are_decoded_in_one_call(decoder: Decoder, codec: FakeImageCodec) -> None:
-    frames = decoder.decode([PLAIN] * 200, ["a"] * 200, 10**9)
+    frames = decoded(decoder, [PLAIN] * 200)
     assert all(isinstance(frame, DeviceImage) for frame in frames)
     assert sum(codec.calls) == 200 and max(codec.calls) <= 64
 
 
 def test_chroma_is_interpolated_and_freed_memory_kept(decoder: Decoder, codec: FakeImageCodec, gpu: FakeGpu) -> None:
     assert codec.options == ":fancy_upsampling=1"
-    assert gpu.kept == KEPT_BYTES
+    assert gpu.release_threshold == POOL_BYTES
 
 
 def test_images_outlive_their_decoder(codec: FakeImageCodec, gpu: FakeGpu) -> None:
     with Decoder(2, device="gpu") as decoder:
-        frames = decoder.decode([PLAIN, PLAIN], ["a", "b"], 10**9)
-        assert decoder.on_gpu
-    assert codec.closed == 2 and not decoder.on_gpu
+        frames = decoded(decoder, [PLAIN, PLAIN])
+    assert codec.closed == 2
     first = frames.pop()
     assert isinstance(first, DeviceImage)
     np.testing.assert_array_equal(first.to_host(), lighter(decode_image(PLAIN, "a", 10**9)))
@@ -250,7 +253,6 @@ def test_without_nvimagecodec_it_says_what_to_install(monkeypatch: pytest.Monkey
     with pytest.raises(DarktrtError, match=r"nvImageCodec: pip install 'darktrt\[gpu\]'"):
         Decoder(device="gpu")
     with Decoder(1, device="auto") as decoder:
-        assert not decoder.on_gpu
         assert isinstance(one(decoder, PLAIN), np.ndarray)
 
 
@@ -262,4 +264,4 @@ def test_without_a_gpu_pillow_decodes(codec: FakeImageCodec, monkeypatch: pytest
     with pytest.raises(DarktrtError, match="needs NVIDIA's driver"):
         Decoder(device="gpu")
     with Decoder(1, device="auto") as decoder:
-        assert not decoder.on_gpu
+        assert isinstance(one(decoder, PLAIN), np.ndarray)

@@ -121,6 +121,17 @@ def test_importing_the_package_loads_no_library() -> None:
     assert done.stdout.strip() == ""
 
 
+def test_an_onnx_file_needs_images_on_the_cpu(made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    darktrt.insert_plugins(made.plain, "portable.onnx")
+    with darktrt.Detector.open("portable.onnx", decoder="auto"):
+        pass
+    with pytest.raises(darktrt.DarktrtError, match="needs images there; decode them on it") as caught:
+        darktrt.Detector.open("portable.onnx", decoder="gpu")
+    assert caught.value.argument == "decoder"
+    assert main(["detect", "a.jpg", "--model", "portable.onnx", "--decoder", "gpu"]) == 2
+    assert "needs images there; decode them on it [--decoder]" in capsys.readouterr().err
+
+
 def test_arrays_of_another_kind_are_refused(made: Made, folder: Path) -> None:
     darktrt.insert_plugins(made.plain, "portable.onnx")
     with darktrt.Detector.open("portable.onnx") as detector, pytest.raises(darktrt.DarktrtError):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import subprocess
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +368,24 @@ def test_frames_on_the_gpu_are_not_uploaded(
         np.testing.assert_allclose(runner.collect()["boxes"][:, 0], fitted, rtol=1e-5)
         (staged,) = (slot.frames.size for slot in runner._free)
         assert staged == other.size
+
+
+def test_memory_of_frames_on_the_gpu_lives_until_their_batch_is_done(
+    fit_library: FitLibrary, driver: Streams, info: DetectorInfo, tmp_path: Path
+) -> None:
+    class Owner:
+        pass
+
+    owner = Owner()
+    alive = weakref.ref(owner)
+    with PlanRunner(write_plan(tmp_path, info)) as runner:
+        runner.submit([DeviceImage(runner._buffer(50 * 40 * 3).address, 50, 40, owner)], {})
+        del owner
+        gc.collect()
+        assert alive()
+        runner.collect()
+        gc.collect()
+        assert not alive()
 
 
 def test_more_batches_than_the_runner_holds(engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path) -> None:

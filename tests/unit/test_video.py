@@ -19,6 +19,7 @@ from fake_gpu import FakeGpu, FakeVideoCodec, install_gpu, install_video_codec, 
 from darktrt.cuda import DeviceImage, Frame
 from darktrt.errors import DarktrtError
 from darktrt.vision import video
+from darktrt.vision.gpu_video import _Memory
 from darktrt.vision.prefetch import prefetch
 from darktrt.vision.video import open_video, video_writer
 
@@ -249,6 +250,15 @@ def test_their_memory_is_used_again_and_given_back(codec: FakeVideoCodec, path: 
     np.testing.assert_array_equal(frame.to_host(), codec.videos[str(path)][-1])
     del frame
     assert not addresses & set(gpu.buffers) and not gpu.pending and not gpu.retained
+
+
+def test_memory_that_cannot_be_allocated_leaves_nothing(gpu: FakeGpu) -> None:
+    memory = _Memory()
+    gpu.memory = 0
+    with pytest.raises(DarktrtError, match="cuMemAlloc_v2 fails"):
+        memory._take(12)
+    memory.close()
+    assert not gpu.pending and not gpu.retained
 
 
 @pytest.mark.parametrize(
