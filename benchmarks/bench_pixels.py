@@ -352,7 +352,7 @@ def stages_on_gpu(model: str, frames: Sequence[Image], batch: int) -> Stages:
     ``upload`` has the copy into pinned memory by several threads, ``link`` the copy from there alone.
     """
     from darktrt.cuda import Buffer, Driver, Event
-    from darktrt.engine.frames import Uploader, host_bytes, load_kernels
+    from darktrt.engine.frames import Uploader, host_offsets, load_kernels
     from darktrt.metadata import Thresholds
     from darktrt.plugins.library import find_library
     from darktrt.vision.detector import placement_in
@@ -362,13 +362,14 @@ def stages_on_gpu(model: str, frames: Sequence[Image], batch: int) -> Stages:
         few = list(itertools.islice(itertools.cycle(one_size), batch))
         driver = Driver()
         stack.callback(driver.close)
-        buffer, done, uploader = Buffer(driver, host_bytes(few)), Event(driver), Uploader(driver, load_kernels(find_library()))
+        *offsets, end = host_offsets(few)
+        buffer, done, uploader = Buffer(driver, end), Event(driver), Uploader(driver, load_kernels(find_library()))
         for part in (buffer, done, uploader):
             stack.callback(part.close)
         pinned = buffer.array((buffer.size,), np.dtype(np.uint8))
 
         def upload() -> None:
-            uploader.upload(few, buffer, done)
+            uploader.upload(few, offsets, buffer, done)
             done.synchronize()
 
         def link() -> None:
@@ -376,7 +377,7 @@ def stages_on_gpu(model: str, frames: Sequence[Image], batch: int) -> Stages:
             runner.stream.synchronize()
 
         stages = {"upload": median_ms(upload), "link": median_ms(link)}
-        stages["fit"] = _fit_ms(runner, uploader.upload(few, buffer, done), few)
+        stages["fit"] = _fit_ms(runner, uploader.upload(few, offsets, buffer, done), few)
         stages["network"] = network_ms(runner, batch, few[0])
         placements = [placement_in(frame, runner.info) for frame in few]
         sizes = [placement.inner_size for placement in placements]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -78,22 +79,21 @@ class Uploader:
         self._stream = Stream(driver)
         self._function = library.darktrt_upload if library else None
 
-    def upload(self, frames: Sequence[Frame], buffer: Buffer, done: Event) -> list[int]:
-        """Copy frames one behind the other into a buffer; ``done`` is recorded behind the copies.
+    def upload(self, frames: Sequence[Frame], offsets: Sequence[int], buffer: Buffer, done: Event) -> list[int]:
+        """Copy frames to their offsets in a buffer, in bytes; ``done`` is recorded behind the copies.
 
         Frames that are on the GPU already stay where they are.
 
         Returns:
             The address of each on the GPU.
         """
-        addresses, arrays, offset = [], [], 0
-        for frame in frames:
+        addresses, arrays = [], []
+        for frame, offset in zip(frames, offsets, strict=True):
             if isinstance(frame, DeviceImage):
                 addresses.append(frame.address)
-                continue
-            arrays.append((np.ascontiguousarray(frame), offset))
-            addresses.append(buffer.address + offset)
-            offset += frame.nbytes
+            else:
+                arrays.append((np.ascontiguousarray(frame), offset))
+                addresses.append(buffer.address + offset)
         if arrays:
             self._copy(arrays, buffer)
         self._stream.record(done)
@@ -122,9 +122,9 @@ class Uploader:
         self._stream.close()
 
 
-def host_bytes(frames: Sequence[Frame]) -> int:
-    """Of the frames that are on the host."""
-    return sum(frame.nbytes for frame in frames if isinstance(frame, np.ndarray))
+def host_offsets(frames: Sequence[Frame]) -> list[int]:
+    """Offsets in bytes at which frames lie one behind the other, and the end; those on the GPU take no room."""
+    return [0, *accumulate(frame.nbytes if isinstance(frame, np.ndarray) else 0 for frame in frames)]
 
 
 def _check(status: int, what: str) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from darktrt.calib.trt_calibrator import DTYPES
 from darktrt.cuda import Buffer, Driver, Event, Frame, Stream, dotted_capability, first_gpu
-from darktrt.engine.frames import FitKernel, Uploader, host_bytes, load_kernels
+from darktrt.engine.frames import FitKernel, Uploader, host_offsets, load_kernels
 from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.target import Target, find_target, flavour_of
 from darktrt.engine.trt_types import shape_of
@@ -255,10 +255,10 @@ class PlanRunner:
             DarktrtError: an input is missing or of another type or shape than the engine's; the GPU fails.
         """
         slot = self._next_slot()
-        slot.sources = () if isinstance(images, np.ndarray | None) else tuple(images)
         if isinstance(images, np.ndarray | None):
             self._prepare(slot, {**inputs, **({} if images is None else {"images": images})})
         else:
+            slot.sources = tuple(images)
             self._upload_frames(slot, images, inputs)
         self._launch(slot)
         self._busy.append(self._free.popleft())
@@ -317,16 +317,17 @@ class PlanRunner:
             if other is not binding:
                 other.view(other.sized(slot.images))[...] = self._checked(other, inputs.get(other.name), slot.images)
         memory = binding.memory if whole else slot.frames
-        size = int(np.prod(slot.images)) if whole else host_bytes(frames)
-        self._reserve(slot, memory, size)
-        slot.addresses = self._uploads.upload(frames, memory, slot.uploaded)
+        size = int(np.prod(slot.images[1:]))
+        *offsets, end = [i * size for i in range(len(frames) + 1)] if whole else host_offsets(frames)
+        self._reserve(slot, memory, end)
+        slot.addresses = self._uploads.upload(frames, offsets, memory, slot.uploaded)
         self.stream.wait(slot.uploaded)
         if self._fit:
             sizes = [(address, frame.shape[1], frame.shape[0]) for address, frame in zip(slot.addresses, frames, strict=True)]
             with self._driver.current():
                 self._fit.enqueue(sizes, binding.memory.address, self.stream)
         else:
-            self._gather(slot.addresses, binding.memory.address, size // len(frames))
+            self._gather(slot.addresses, binding.memory.address, size)
 
     def _gather(self, addresses: Sequence[int], target: int, size: int) -> None:
         """Copy frames that were on the GPU already into the input."""

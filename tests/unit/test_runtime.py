@@ -429,6 +429,23 @@ def test_an_engine_that_takes_images_of_any_size(
     assert fit_library.launches == [] and len(fit_library.uploads) == 210
 
 
+def test_images_of_the_gpu_and_of_the_host_in_one_batch(
+    fit_library: FitLibrary, driver: Streams, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each goes to its own place in the input of an engine that takes images of any size, whatever their order."""
+    monkeypatch.setattr(Engine, "tensors", {"images": ("in", (-1, -1, -1, 3), "UINT8"), "boxes": ("out", (-1, 1), "FLOAT")})
+    monkeypatch.setattr(Engine, "get_tensor_profile_shape", lambda *_: [(1, 8, 8, 3), (1, 8, 8, 3), (3, 100, 200, 3)])
+    info = replace(info, head="nms", input="image", image_sizes=((8, 8), (8, 8), (200, 100)))
+    frames = [np.full((10, 20, 3), level, np.uint8) for level in (10, 20, 30)]
+    with PlanRunner(write_plan(tmp_path, info)) as runner:
+        address = runner._buffer(frames[0].size).address
+        for on_gpu in range(3):
+            driver.region(address, frames[0].size)[:] = frames[on_gpu].tobytes()
+            mixed = [DeviceImage(address, 20, 10, None) if i == on_gpu else image for i, image in enumerate(frames)]
+            runner.submit(mixed, {})
+            assert runner.collect()["boxes"][:, 0].tolist() == [10, 20, 30]
+
+
 def test_an_engine_without_the_plugin_library_takes_images_too(
     engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
