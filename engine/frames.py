@@ -13,25 +13,11 @@ from numpy.typing import NDArray
 
 from darktrt.cuda import Buffer, DeviceImage, Driver, Event, Frame, Stream
 from darktrt.errors import DarktrtError
+from darktrt.kernel_types import FLOAT, UINT8, Fit, Image
 from darktrt.metadata import DetectorInfo
 
 _THREADS = min(6, len(os.sched_getaffinity(0)))
 """That copy frames into pinned memory; a few reach the bandwidth of the memory."""
-
-_FLOAT, _UINT8 = 0, 3
-"""DARKTRT_FLOAT and DARKTRT_UINT8 of plugins/csrc/kernels.h."""
-
-
-class _Fit(ctypes.Structure):
-    """DarktrtFit of plugins/csrc/kernels.h."""
-
-    _fields_ = [(name, ctypes.c_int32) for name in ("width", "height", "channels", "letterbox")]
-
-
-class _Image(ctypes.Structure):
-    """DarktrtImage of plugins/csrc/kernels.h."""
-
-    _fields_ = [("pixels", ctypes.c_void_p), ("width", ctypes.c_int32), ("height", ctypes.c_int32)]
 
 
 class _Copy(ctypes.Structure):
@@ -56,13 +42,13 @@ class FitKernel:
 
     def __init__(self, library: ctypes.CDLL, info: DetectorInfo) -> None:
         self._function = library.darktrt_fit
-        self._fit = _Fit(info.width, info.height, info.channels, int(info.resize == "letterbox"))
-        self._type = ctypes.c_int32(_UINT8 if info.input == "uint8" else _FLOAT)
+        self._fit = Fit(info.width, info.height, info.channels, int(info.resize == "letterbox"))
+        self._type = ctypes.c_int32(UINT8 if info.input == "uint8" else FLOAT)
 
     def enqueue(self, images: Sequence[tuple[int, int, int]], target: int, stream: Stream) -> None:
         """Fit images, each its address on the GPU, width and height, into the network input at ``target``."""
-        array = (_Image * len(images))(*(_Image(*image) for image in images))
-        count, pixel_type = ctypes.c_int32(len(images)), ctypes.c_int32(_UINT8)
+        array = (Image * len(images))(*(Image(*image) for image in images))
+        count, pixel_type = ctypes.c_int32(len(images)), ctypes.c_int32(UINT8)
         pointers = ctypes.c_void_p(target), self._type, ctypes.c_void_p(stream.handle)
         _check(self._function(self._fit, count, array, pixel_type, *pointers), "fitting images on the GPU")
 

@@ -207,13 +207,13 @@ def preprocess(
 
 
 @cache
-def compiled_fit() -> native.Fit | None:
+def compiled_fit() -> native.FitFunction | None:
     """The function of the compiled library; None where there is none, or none that is exact."""
     fit = native.load_fit()
     return fit if fit and _is_exact(fit) else None
 
 
-def _is_exact(fit: native.Fit) -> bool:
+def _is_exact(fit: native.FitFunction) -> bool:
     """Whether it computes the bits that NumPy does: not so if it was compiled with fast math or for another version."""
     image = (np.arange(13 * 17 * 3) * 97 % 256).astype(np.uint8).reshape(13, 17, 3)
     inputs: list[tuple[int, int, int, ResizePolicy, InputForm]] = [

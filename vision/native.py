@@ -15,27 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError
+from darktrt.kernel_types import FLOAT, UINT8, Fit, Image
 from darktrt.metadata import InputForm, ResizePolicy
 
 FILE_NAME = "libdarktrt_fit.so"
 
-Fit = Callable[[NDArray[np.uint8], int, int, int, ResizePolicy, InputForm], NDArray[Any]]
+FitFunction = Callable[[NDArray[np.uint8], int, int, int, ResizePolicy, InputForm], NDArray[Any]]
 """The array of :func:`darktrt.vision.images.preprocess`, of the same arguments."""
-
-_FLOAT, _UINT8 = 0, 3
-"""DARKTRT_FLOAT and DARKTRT_UINT8 of plugins/csrc/kernels.h."""
-
-
-class _Fit(ctypes.Structure):
-    """DarktrtFit of plugins/csrc/kernels.h."""
-
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("width", "height", "channels", "letterbox"))
-
-
-class _Image(ctypes.Structure):
-    """DarktrtImage of plugins/csrc/kernels.h."""
-
-    _fields_ = (("pixels", ctypes.c_void_p), ("width", ctypes.c_int32), ("height", ctypes.c_int32))
 
 
 def library_path() -> Path | None:
@@ -46,14 +32,14 @@ def library_path() -> Path | None:
     return path if path.is_file() else None
 
 
-def load_fit() -> Fit | None:
+def load_fit() -> FitFunction | None:
     """The library's function; None where there is no library, or one that does not load on this machine."""
     path = library_path()
     if path is None:
         return None
     with suppress(OSError, AttributeError):  # another machine's or a damaged file; one without the function
         function = ctypes.CDLL(str(path)).darktrt_host_fit
-        function.argtypes = (_Fit, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32)
+        function.argtypes = (Fit, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32)
         return lambda *arguments: _call(function, *arguments)
     return None
 
@@ -71,9 +57,9 @@ def _call(
     as_bytes = input_form == "uint8"
     shape = (height, width, channels) if as_bytes else (channels, height, width)
     array = np.empty(shape, np.uint8 if as_bytes else np.float32)
-    images = _Image(pixels.ctypes.data, pixels.shape[1], pixels.shape[0])
-    fit = _Fit(*map(int, (width, height, channels, policy == "letterbox")))
-    status = function(fit, 1, ctypes.byref(images), _UINT8, array.ctypes.data, _UINT8 if as_bytes else _FLOAT)
+    images = Image(pixels.ctypes.data, pixels.shape[1], pixels.shape[0])
+    fit = Fit(*map(int, (width, height, channels, policy == "letterbox")))
+    status = function(fit, 1, ctypes.byref(images), UINT8, array.ctypes.data, UINT8 if as_bytes else FLOAT)
     if status != 0:
         raise DarktrtError(f"an image of {pixels.shape[1]}x{pixels.shape[0]} cannot be fitted into {width}x{height}")
     return array
