@@ -236,10 +236,9 @@ class _Decoding:
 
     def _fit(self, decoded: Future[Frame]) -> None:
         """In the thread that has decoded the image."""
-        try:
-            self._fitted.set_result(self._rows.fitted(decoded.result(), self._row.thresholds))
-        except BaseException as error:  # is raised in the thread that waits for the row
-            self._fitted.set_exception(error)
+        from darktrt.vision.decode import settle
+
+        settle(self._fitted, lambda: self._rows.fitted(decoded.result(), self._row.thresholds))
 
     def result(self) -> Row | DarktrtError:
         try:

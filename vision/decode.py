@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from darktrt.cuda import Frame
 from darktrt.errors import DarktrtError
@@ -21,6 +21,8 @@ from darktrt.vision.gpu_jpeg import GpuJpegDecoder, JpegHeader, read_header
 from darktrt.vision.images import QUIET, Admit, load_image
 
 Device = Literal["cpu", "gpu", "auto"]
+
+_Value = TypeVar("_Value")
 
 MOST_THREADS = 8
 MOST_IMAGES, MOST_BYTES = 64, 2**29
@@ -235,15 +237,17 @@ class Ahead:
         if future.cancelled():
             ticket.future.cancel()
         elif not isinstance(future.exception(), _Parked):
-            _hand_over(future, ticket.future)
+            settle(ticket.future, future.result)
 
 
-def _hand_over(source: Future[Frame], target: Future[Frame]) -> None:
-    error = source.exception()
-    if error:
-        target.set_exception(error)
+def settle(future: Future[_Value], function: Callable[[], _Value]) -> None:
+    """Make what the function returns or raises the result of a future."""
+    try:
+        value = function()
+    except BaseException as error:  # is raised in the thread that waits for the future
+        future.set_exception(error)
     else:
-        target.set_result(source.result())
+        future.set_result(value)
 
 
 @dataclass(eq=False)
@@ -259,15 +263,6 @@ class _Image:
         """End without a result if the work on the image was cancelled."""
         if work.cancelled() and not self.future.cancel():
             self.future.set_exception(CancelledError())
-
-    def settle(self, function: Callable[[], Frame]) -> None:
-        """Make what the function returns or raises the result."""
-        try:
-            frame = function()
-        except BaseException as error:  # is raised in the thread that waits for the image
-            self.future.set_exception(error)
-        else:
-            self.future.set_result(frame)
 
 
 class _Jpeg(NamedTuple):
@@ -312,7 +307,7 @@ class _JpegThread:
             self._by_pillow(image, partial(load_image, image.source, image.name, image.admit))
 
     def _by_pillow(self, image: _Image, load: Callable[[], Frame]) -> None:
-        self._pool.submit(image.settle, load).add_done_callback(image.cancel_with)
+        self._pool.submit(settle, image.future, load).add_done_callback(image.cancel_with)
 
     def _jpeg(self, image: _Image) -> _Jpeg | None:
         try:
