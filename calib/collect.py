@@ -202,7 +202,7 @@ class _Collector:
     def _load(self, path: Path, seen: set[str]) -> tuple[str, NDArray[Any] | None]:
         """SHA-256 of an image and the network's input; None for one that was seen before or cannot be read."""
         try:
-            digest = _digest(path)
+            digest = sha256_of(path)
             return digest, None if digest in seen else _read(path, self.network.info)
         except DarktrtError as error:
             if not self.skip_bad:
@@ -230,13 +230,6 @@ class _Saves:
         if self.path and self.histograms.images:
             self.histograms.save(self.path)
         self.unsaved = 0
-
-
-def _digest(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _read(path: Path, info: DetectorInfo) -> NDArray[Any]:

@@ -17,3 +17,14 @@ class DarktrtError(Exception):
     def __init__(self, message: str, argument: str | None = None) -> None:
         super().__init__(message)
         self.argument = argument
+
+
+def quote(value: object, most: int = 80) -> str:
+    """A value as it stands in a sentence: at most a line, without control characters.
+
+    Args:
+        most: the largest number of characters; a longer value ends in an ellipsis.
+    """
+    text = value if isinstance(value, str) else repr(value)
+    short = text if len(text) <= most else f"{text[: most - 3]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)

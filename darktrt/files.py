@@ -1,15 +1,32 @@
-"""Output files that are written whole or not at all, the checks of outputs before long work, and the cache folder."""
+"""Input files that are regular and small enough, outputs that are written whole or not at all, and the cache folder.
+
+What is unfinished lies under a hidden name beside its target and is locked by :func:`fcntl.flock` while its process lives. The
+kernel frees the lock of a process however it ends, so the next run for the same target finds what a killed one left, and
+removes it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from typing import BinaryIO
 
 from darktrt.errors import DarktrtError
+
+TEXT_BYTES = 64 << 20
+"""The largest text file that is read as a whole."""
+
+_NAME_BYTES = 180
+"""The longest name of an output that its temporary name repeats; file systems allow 255 bytes."""
 
 
 def cache_folder() -> Path:
@@ -18,23 +35,239 @@ def cache_folder() -> Path:
 
 
 @contextmanager
+def open_input(path: str | os.PathLike[str], most_bytes: int | None = None, advice: str = "") -> Iterator[BinaryIO]:
+    """Open a regular file to read its bytes; a pipe or a device, which may never end, is refused without waiting for it.
+
+    Args:
+        most_bytes: the largest size that is accepted.
+        advice: what to do about a file that cannot be read, for the message.
+
+    Raises:
+        DarktrtError: there is no such file, it may not be read, is not regular, or is larger.
+    """
+    then = f"; {advice}" if advice else ""
+    try:
+        _check_regular(os.stat(path), path, most_bytes)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DarktrtError(f"{os.fspath(path)}: cannot read: {reason}{then}") from error
+    with open(descriptor, "rb") as file:
+        _check_regular(os.fstat(descriptor), path, most_bytes)
+        try:
+            yield file
+        except OSError as error:
+            if error.filename is not None:  # of another file
+                raise
+            raise DarktrtError(f"{os.fspath(path)}: cannot read: {error.strerror or error}{then}") from error
+
+
+def check_input(path: str | os.PathLike[str], most_bytes: int | None = None, advice: str = "") -> None:
+    """See that a library, which opens ``path`` itself, will find a regular file that may be read.
+
+    Raises:
+        DarktrtError: as :func:`open_input`.
+    """
+    with open_input(path, most_bytes, advice):
+        pass
+
+
+def read_bytes(path: str | os.PathLike[str], most_bytes: int, advice: str = "") -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        DarktrtError: as :func:`open_input`.
+    """
+    with open_input(path, most_bytes, advice) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike[str], most_bytes: int = TEXT_BYTES, advice: str = "") -> str:
+    """The text of a regular file in UTF-8; a byte order mark is dropped.
+
+    Raises:
+        DarktrtError: as :func:`open_input`, or the bytes are no UTF-8.
+    """
+    content = read_bytes(path, most_bytes, advice)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        then = advice or "save it as UTF-8"
+        raise DarktrtError(f"{os.fspath(path)}: is no UTF-8 text (byte {error.start}); {then}") from error
+
+
+def _check_regular(status: os.stat_result, path: str | os.PathLike[str], most_bytes: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+        raise DarktrtError(f"{os.fspath(path)}: is {kind}; name a file")
+    if most_bytes is not None and status.st_size > most_bytes:
+        size = f"has {status.st_size:,} bytes, and such a file may have {most_bytes:,}"
+        raise DarktrtError(f"{os.fspath(path)}: {size}; is it the right file?")
+
+
+@contextmanager
 def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends well, delete it otherwise.
+
+    Temporary files of killed runs for the same ``path`` are removed first.
 
     Raises:
         DarktrtError: the folder is missing or not writable, the disk is full, or ``path`` is a folder or a device.
     """
     target = Path(path)
-    temporary = target.parent / f".{target.name}.{token_hex(4)}{target.suffix}"
-    try:  # around the creation too, so that Ctrl-C at any moment leaves nothing
-        _create(temporary, path)
+    _check_target(target, path)
+    with _unfinished(target, _new_file) as temporary:
         yield temporary
         temporary.replace(target)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new folder beside ``path``; it takes the place of ``path`` when the block ends well, and vanishes otherwise.
+
+    Missing parents are made. Temporary folders of killed runs for the same ``path`` are removed first; where one was killed
+    between the two renames, the old folder comes back.
+
+    Raises:
+        DarktrtError: the place is not writable, the disk is full, or ``path`` is a file.
+    """
+    target = Path(path)
+    try:
+        if target.exists() and not target.is_dir():
+            raise DarktrtError(f"{target}: is a file; name a folder to write")
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise DarktrtError(f"{target}: cannot write: {getattr(error, 'strerror', None) or error}") from error
+    with _unfinished(target, _new_folder) as temporary:
+        yield temporary
+        _replace_folder(target, temporary)
+
+
+def _replace_folder(target: Path, new: Path) -> None:
+    if not target.exists():
+        new.rename(target)
+        return
+    old = new.with_name(f"{new.name}.old")
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor)  # so that no other run takes it for a stray
+        target.rename(old)
+        new.rename(target)
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        _remove(old)
+        os.close(descriptor)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for intermediate files; it vanishes when the block ends, and at the next run where this one is killed."""
+    with _unfinished(Path(tempfile.gettempdir()) / f"darktrt-{os.getuid()}", _new_folder) as folder:
+        yield folder
+
+
+@contextmanager
+def _unfinished(target: Path, create: Callable[[Path], int]) -> Iterator[Path]:
+    """A locked temporary file or folder beside ``target``, which vanishes unless the block renames it."""
+    temporary: Path | None = None
+    descriptor = -1
+    try:  # around the creation too, so that Ctrl-C at any moment leaves nothing
+        try:
+            _remove_strays(target)
+            while descriptor < 0:
+                temporary = target.parent / _temporary_name(target)
+                descriptor = _locked(create(temporary), temporary)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise DarktrtError(f"{target}: cannot write: {reason}; does the folder exist, and may you write there?") from error
+        yield temporary  # type: ignore[misc]  # the loop ran
     except OSError as error:
         raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
     finally:
-        with suppress(OSError):  # there may be no such folder
-            temporary.unlink()
+        if temporary:
+            _remove(temporary)
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _new_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+
+
+def _new_folder(path: Path) -> int:
+    path.mkdir()
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _locked(descriptor: int, path: Path) -> int:
+    """The descriptor, locked; -1 where another run took what is new for a stray before it was locked."""
+    if _lock(descriptor) is not False and _same(descriptor, path):
+        return descriptor
+    os.close(descriptor)
+    return -1
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether nobody else holds the lock, which is taken then; None where the file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _same(descriptor: int, path: Path) -> bool:
+    """Whether a path still names what was opened."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, follow_symlinks=False))
+    except OSError:
+        return False
+
+
+def _affixes(target: Path) -> tuple[str, str]:
+    """What the temporary names of a target begin and end with."""
+    name, suffix = target.name, target.suffix
+    if len(os.fsencode(name)) > _NAME_BYTES:
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return f".{name}.darktrt-", suffix if len(os.fsencode(suffix)) < 20 else ""
+
+
+def _temporary_name(target: Path) -> str:
+    start, end = _affixes(target)
+    return f"{start}{token_hex(4)}{end}"
+
+
+def _remove_strays(target: Path) -> None:
+    """Remove what killed runs left beside a target; an old folder comes back where its successor never came."""
+    start, end = _affixes(target)
+    form = re.compile(rf"{re.escape(start)}[0-9a-f]{{8}}{re.escape(end)}(\.old)?", re.DOTALL)
+    for stray in [Path(entry.path) for entry in os.scandir(target.parent) if form.fullmatch(entry.name)]:
+        with suppress(OSError):  # another run removes it too
+            descriptor = os.open(stray, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if _lock(descriptor) and _same(descriptor, stray):
+                    _restore_or_remove(stray, target)
+            finally:
+                os.close(descriptor)
+
+
+def _restore_or_remove(stray: Path, target: Path) -> None:
+    if stray.name.endswith(".old") and not target.exists():
+        stray.rename(target)
+    else:
+        _remove(stray)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 class _NotWrittenError(Exception):
@@ -51,19 +284,15 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise _NotWrittenError
 
 
-def _create(temporary: Path, path: str | os.PathLike[str]) -> None:
-    """Make an empty file beside ``path``, if that can be written."""
-    target = Path(path)
+def _check_target(target: Path, path: str | os.PathLike[str]) -> None:
+    """Refuse an output that is no file and could not become one."""
     try:
         if target.is_dir() or str(path).endswith(os.sep):
             raise DarktrtError(f"{path}: is a folder; name a file to write")
         if target.exists() and not target.is_file():
             raise DarktrtError(f"{target}: is a device, which would be replaced; name a file to write")
-        temporary.touch(exist_ok=False)
-    except OSError as error:
-        raise DarktrtError(
-            f"{target}: cannot write: {error.strerror}; does the folder exist, and may you write there?"
-        ) from error
+    except (OSError, ValueError) as error:
+        raise DarktrtError(f"{target}: cannot write: {getattr(error, 'strerror', None) or error}") from error
 
 
 def keep_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:
@@ -72,7 +301,7 @@ def keep_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] 
     Raises:
         DarktrtError: it is.
     """
-    if any(path and Path(output).resolve() == Path(path).resolve() for path in inputs):
+    if any(path and os.path.realpath(output) == os.path.realpath(path) for path in inputs):
         raise DarktrtError(f"{output}: is given twice and would be overwritten; choose another output")
 
 
@@ -91,9 +320,13 @@ def check_outputs(outputs: Iterable[str | os.PathLike[str] | None], inputs: Iter
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Hexadecimal SHA-256 of a regular file.
+
+    Raises:
+        DarktrtError: as :func:`open_input`.
+    """
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -1,12 +1,79 @@
-"""Frozen records from decoded JSON, checked field by field by the types that they declare."""
+"""JSON of files that anybody may have written, and frozen records from it, checked by the types that they declare."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import types
 from dataclasses import fields, is_dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from darktrt.errors import DarktrtError, quote
+from darktrt.files import TEXT_BYTES, read_text
 
 Record = TypeVar("Record")
+
+
+def read_json(path: str | os.PathLike[str], advice: str, most_bytes: int = TEXT_BYTES) -> Any:
+    """Decode the JSON of a file; see :func:`parse_json`.
+
+    Raises:
+        DarktrtError: the file cannot be read, is larger than ``most_bytes``, or holds no such JSON.
+    """
+    return parse_json(read_text(path, most_bytes, advice), os.fspath(path), advice)
+
+
+def parse_json(text: str, where: str, advice: str) -> Any:
+    """Decode JSON whose numbers are finite and fit 64 bits, and whose strings can be written as UTF-8.
+
+    Args:
+        where: the file, for errors.
+        advice: what to do about it, for errors.
+
+    Raises:
+        DarktrtError: it is none.
+    """
+    try:
+        values = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=_refused)
+        if "\\u" in text:
+            json.dumps(values, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise DarktrtError(f"{where}: is damaged (it is nested too deeply); {advice}") from error
+    except UnicodeEncodeError as error:
+        raise DarktrtError(f"{where}: is damaged (a text has half a character, a lone surrogate); {advice}") from error
+    except ValueError as error:
+        raise DarktrtError(f"{where}: is damaged or no JSON ({quote(str(error))}); {advice}") from error
+    return values
+
+
+def read_record(kind: type[Record], path: str | os.PathLike[str], advice: str) -> Record:
+    """The record of a JSON file.
+
+    Raises:
+        DarktrtError: the file cannot be read, or holds no such record.
+    """
+    values = read_json(path, advice)
+    try:
+        return record(kind, values)
+    except (ValueError, TypeError) as error:
+        raise DarktrtError(f"{os.fspath(path)}: is damaged ({error}); {advice}") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20 or not -(1 << 63) <= (value := int(digits)) < 1 << 63:
+        raise ValueError(f"{quote(digits, 24)} is beyond 64 bits")
+    return value
+
+
+def _float(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"{quote(digits, 24)} is no finite number")
+    return value
+
+
+def _refused(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no finite number")
 
 
 def record(kind: type[Record], values: Any) -> Record:
@@ -18,12 +85,12 @@ def record(kind: type[Record], values: Any) -> Record:
         ValueError, TypeError: a field is missing, unknown or of another type, or the record refuses its value.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"{kind.__name__} is {values!r:.40}")
+        raise ValueError(f"{kind.__name__} is {quote(repr(values), 40)}")
     hints = get_type_hints(kind)
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
     for name in values:
         if name not in names:
-            raise ValueError(f"unknown field {name!r}")
+            raise ValueError(f"unknown field '{quote(name)}'")
     return kind(**{name: _value(name, hints[name], value) for name, value in values.items()})
 
 
@@ -42,7 +109,7 @@ def _value(name: str, hint: Any, value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if (hint is float and number) or (isinstance(hint, type) and type(value) is hint):
         return value
-    raise ValueError(f"{name!r} is {value!r:.40}")
+    raise ValueError(f"{name!r} is {quote(repr(value), 40)}")
 
 
 def _optional(name: str, kinds: tuple[Any, ...], value: Any) -> Any:
@@ -57,5 +124,5 @@ def _tuple(name: str, kinds: tuple[Any, ...], values: Any) -> tuple[Any, ...]:
     if kinds[1:] == (...,):
         return tuple(_value(name, kinds[0], one) for one in values)
     if len(values) != len(kinds):
-        raise ValueError(f"{name!r} is {values!r:.40}")
+        raise ValueError(f"{name!r} is {quote(repr(values), 40)}")
     return tuple(_value(name, kind, one) for kind, one in zip(kinds, values, strict=True))

@@ -125,10 +125,6 @@ def read_plan_manifest(plan: str | Path) -> Manifest:
         DarktrtError: it cannot be read, or the plan has changed since.
     """
     manifest = read_manifest(manifest_path(plan))
-    try:
-        digest = sha256_of(plan)
-    except OSError as error:
-        raise DarktrtError(f"{plan}: cannot read: {error.strerror}") from error
-    if digest != manifest.plan_sha256:
+    if sha256_of(plan) != manifest.plan_sha256:
         raise DarktrtError(f"{plan}: is not the plan that {manifest_path(plan)} describes; build the engine again")
     return manifest

@@ -210,7 +210,7 @@ def corrupt(tmp_path: Path, images: list[Path]) -> Iterator[Path]:
 def test_unreadable_image_stops_the_run_and_is_named(tmp_path: Path, portable: Path, images: list[Path], corrupt: Path) -> None:
     for bad, message in (
         (corrupt, r"corrupt\.jpg: cannot be decoded"),
-        (tmp_path / "none.jpg", r"none\.jpg: cannot be read: No such"),
+        (tmp_path / "none.jpg", r"none\.jpg: cannot read: No such"),
     ):
         with pytest.raises(DarktrtError, match=message):
             collect(portable, [*images[:2], bad, *images[2:]], save_to=tmp_path / "a.npz")

@@ -1,0 +1,82 @@
+"""Arrays of ``.npz`` files that anybody may have written."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+import zipfile
+import zlib
+from tokenize import TokenError
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from darktrt.errors import DarktrtError, quote
+from darktrt.files import open_input
+
+_ENCRYPTED = 1
+_DAMAGES = (
+    *(ValueError, TypeError, SyntaxError, EOFError, OverflowError, MemoryError),
+    *(RuntimeError, TokenError, UserWarning, zipfile.BadZipFile, zlib.error),
+)
+"""What zipfile and NumPy raise at damaged bytes; RuntimeError also at encryption, at other compressions and at deep nesting."""
+
+
+def read_arrays(path: str | os.PathLike[str], most_bytes: int, advice: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a ``.npz`` file by their names.
+
+    The sizes that the archive and the arrays declare are checked before anything is unpacked, and no pickle is read.
+
+    Args:
+        most_bytes: the largest size of all arrays together.
+        advice: what to do about a damaged file, for errors.
+
+    Raises:
+        DarktrtError: the file cannot be read, is larger, or is damaged.
+    """
+    with open_input(path, most_bytes, advice) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = _checked(archive.infolist(), most_bytes)
+                return {name: _array(archive, member) for name, member in members.items()}
+        except _DAMAGES as error:
+            reason = quote(str(error)) or type(error).__name__
+            raise DarktrtError(f"{os.fspath(path)}: is damaged ({reason}); {advice}") from error
+
+
+def _checked(members: list[zipfile.ZipInfo], most_bytes: int) -> dict[str, zipfile.ZipInfo]:
+    """The members by the names of their arrays."""
+    named = {member.filename.removesuffix(".npy"): member for member in members}
+    if len(named) != len(members) or any(not member.filename.endswith(".npy") for member in members):
+        raise ValueError("its members are no arrays")
+    if any(member.flag_bits & _ENCRYPTED for member in members):
+        raise ValueError("it is encrypted")
+    if (total := sum(member.file_size for member in members)) > most_bytes:
+        raise ValueError(f"its arrays have {total / 1e6:,.0f} MB, more than {most_bytes / 1e6:,.0f} MB")
+    return named
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    with archive.open(member) as file:
+        shape, fortran, dtype = _header(file)
+        declared = math.prod(shape) * dtype.itemsize
+        content = file.read()  # at most the declared size of the member
+    if dtype.hasobject or declared != len(content):
+        raise ValueError(f"'{quote(member.filename)}' holds another number of bytes than it declares")
+    return np.frombuffer(bytearray(content), dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"version {version} of an array")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # at a header of Python 2
+        shape, fortran, dtype = readers[version](file)
+    if any(side < 0 for side in shape):
+        raise ValueError("an array with a negative size")
+    return shape, fortran, dtype

@@ -1,0 +1,201 @@
+"""Inputs are regular files of a stated size; outputs are whole or not there, and what killed runs left is removed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from darktrt.errors import DarktrtError, quote
+from darktrt.files import atomic_folder, atomic_output, check_input, keep_inputs, read_bytes, read_text, scratch_folder
+
+_DIES = """
+import os, signal, sys
+from pathlib import Path
+from darktrt.files import atomic_folder, atomic_output, scratch_folder
+block = scratch_folder() if sys.argv[1] == "scratch_folder" else globals()[sys.argv[1]](sys.argv[2])
+with block as temporary:
+    (temporary if temporary.is_file() else temporary / "part").write_text("half")
+    print("inside", flush=True)
+    if sys.argv[3] == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.stdin.read()
+"""
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def _killed(kind: str, target: Path, temporary: Path | None = None) -> None:
+    env = os.environ | {"TMPDIR": str(temporary or target.parent)}
+    done = subprocess.run([sys.executable, "-c", _DIES, kind, target, "die"], stdin=subprocess.DEVNULL, env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_the_next_run_removes_the_temporary_file_of_a_killed_one(tmp_path: Path) -> None:
+    target = tmp_path / "out.onnx"
+    target.write_text("whole")
+    _killed("atomic_output", target)
+    assert len(_names(tmp_path)) == 2
+    assert target.read_text() == "whole"
+    with atomic_output(target) as temporary:
+        temporary.write_text("new")
+    assert _names(tmp_path) == ["out.onnx"]
+    assert target.read_text() == "new"
+
+
+def test_the_next_run_removes_the_temporary_folder_of_a_killed_one(tmp_path: Path) -> None:
+    target = tmp_path / "report"
+    _killed("atomic_folder", target)
+    assert not target.exists()
+    assert len(_names(tmp_path)) == 1
+    with atomic_folder(target) as temporary:
+        (temporary / "index.html").write_text("new")
+    assert _names(tmp_path) == ["report"]
+    assert _names(target) == ["index.html"]
+
+
+def test_the_next_run_removes_the_scratch_folder_of_a_killed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _killed("scratch_folder", tmp_path / "unused")
+    (left,) = _names(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with scratch_folder() as folder:
+        assert _names(tmp_path) == [folder.name]
+        assert folder.name != left
+    assert _names(tmp_path) == []
+
+
+def test_a_run_that_lives_keeps_its_temporary_file(tmp_path: Path) -> None:
+    target = tmp_path / "out.plan"
+    command = [sys.executable, "-c", _DIES, "atomic_output", target, "live"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdin
+        assert other.stdout.readline() == "inside\n"
+        with atomic_output(target) as temporary:
+            temporary.write_text("mine")
+        assert len(_names(tmp_path)) == 2
+        other.stdin.close()
+    assert _names(tmp_path) == ["out.plan"]
+    assert target.read_text() == "half"  # whoever ends last
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    for name in (
+        ".out.onnx",
+        ".out.onnx.darktrt-1234abcd",
+        ".other.onnx.darktrt-1234abcd.onnx",
+        "out.onnx.darktrt-1234abcd.onnx",
+    ):
+        (tmp_path / name).write_text("")
+    before = _names(tmp_path)
+    with atomic_output(tmp_path / "out.onnx"):
+        pass
+    assert _names(tmp_path) == sorted([*before, "out.onnx"])
+
+
+def test_a_folder_moved_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
+    aside = tmp_path / ".report.darktrt-1234abcd.old"
+    aside.mkdir()
+    (aside / "index.html").write_text("before")
+    with pytest.raises(DarktrtError, match="nothing was kept"), atomic_folder(tmp_path / "report"):
+        raise OSError(28, "No space left on device")
+    assert _names(tmp_path) == ["report"]
+    assert (tmp_path / "report" / "index.html").read_text() == "before"
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "report"
+    for content in ("first", "second"):
+        with atomic_folder(target) as temporary:
+            (temporary / content).write_text(content)
+    assert _names(target) == ["second"]
+    assert _names(target.parent) == ["report"]
+    with pytest.raises(ZeroDivisionError), atomic_folder(target) as temporary:
+        raise ZeroDivisionError
+    assert _names(target) == ["second"]
+    assert _names(target.parent) == ["report"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DarktrtError, match="is a file; name a folder"), atomic_folder(tmp_path / "file"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "x" * 250 + ".onnx", "ä" * 120 + ".onnx", "a." + "b" * 250, "line\nbreak.onnx"])
+def test_every_name_that_the_file_system_takes_can_be_written(tmp_path: Path, name: str) -> None:
+    for _ in range(2):
+        with atomic_output(tmp_path / name) as temporary:
+            temporary.write_text("content")
+        assert _names(tmp_path) == [name]
+
+
+def test_a_name_too_long_for_the_file_system_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match="File name too long"), atomic_output(tmp_path / ("x" * 256)):
+        pass
+    assert _names(tmp_path) == []
+
+
+def _fifo(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
+def _link(folder: Path) -> Path:
+    (folder / "link").symlink_to("/dev/zero")
+    return folder / "link"
+
+
+def _loop(folder: Path) -> Path:
+    (folder / "loop").symlink_to("loop")
+    return folder / "loop"
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (_fifo, "is a pipe or device"),
+        (_link, "is a pipe or device"),
+        (_loop, "cannot read: Too many levels of symbolic links; make it again"),
+        (lambda folder: folder, "is a folder"),
+        (lambda folder: folder / "missing", "cannot read: No such file or directory; make it again"),
+        (lambda folder: folder / ("x" * 300), "cannot read: File name too long; make it again"),
+        (lambda folder: folder / "null\0byte", "cannot read: embedded null byte; make it again"),
+    ],
+)
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, made: Callable[[Path], Path], reason: str) -> None:
+    path = made(tmp_path)
+    start = time.monotonic()
+    for read in (lambda: check_input(path, advice="make it again"), lambda: read_bytes(path, 10, "make it again")):
+        with pytest.raises(DarktrtError, match=reason):
+            read()
+    assert time.monotonic() - start < 1
+
+
+def test_sizes_and_texts(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_bytes(b"\xef\xbb\xbf\xc3\xa4")
+    assert read_text(path) == "ä"
+    assert len(read_bytes(path, 5)) == 5
+    with pytest.raises(DarktrtError, match="text: has 5 bytes, and such a file may have 4"):
+        read_bytes(path, 4)
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(DarktrtError, match=r"text: is no UTF-8 text \(byte 2\); save it as UTF-8"):
+        read_text(path)
+
+
+def test_a_loop_of_links_as_an_output_is_a_sentence(tmp_path: Path) -> None:
+    keep_inputs(_loop(tmp_path), tmp_path / "other")
+    with pytest.raises(DarktrtError, match="given twice"):
+        keep_inputs(tmp_path / "loop", tmp_path / "loop")
+
+
+def test_quotes_are_a_line_without_control_characters() -> None:
+    assert quote("a" * 80) == "a" * 80
+    assert quote("a" * 81) == "a" * 77 + "..."
+    assert quote("\x1b[31mred\n") == r"\x1b[31mred\n"
+    assert quote([1, None]) == "[1, None]"
+    assert quote("bücher 图") == "bücher 图"

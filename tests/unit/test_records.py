@@ -1,0 +1,67 @@
+"""JSON that anybody may have written ends in a value that the program can rely on, or in a sentence."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from darktrt.errors import DarktrtError
+from darktrt.records import parse_json, read_json, read_record, record
+
+
+@dataclass(frozen=True)
+class _Box:
+    sides: tuple[int, int]
+    name: str | None = None
+    score: float = 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": NaN}', "NaN is no finite number"),
+        ("[-Infinity]", "-Infinity is no finite number"),
+        ("1e999", "1e999 is no finite number"),
+        ("1" * 5000, r"1{21}\.\.\. is beyond 64 bits"),
+        ("9223372036854775808", "is beyond 64 bits"),
+        ("-9223372036854775809", "is beyond 64 bits"),
+        (r'"\ud800"', "lone surrogate"),
+        (r'{"\uDC00": 1}', "lone surrogate"),
+        ("{", "Expecting property name"),
+        ("", "Expecting value"),
+    ],
+)
+def test_json_that_cannot_be_relied_on_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(DarktrtError, match=rf"^file\.json: is damaged.*{reason}.*; make it again$"):
+        parse_json(text, "file.json", "make it again")
+
+
+def test_values_come_through() -> None:
+    text = r'{"a": [1, 2.5, -9223372036854775808, 9223372036854775807, true, null, "\u00e4\ud83d\ude00"]}'
+    assert parse_json(text, "f", "x") == {"a": [1, 2.5, -(2**63), 2**63 - 1, True, None, "ä😀"]}
+
+
+def test_files(tmp_path: Path) -> None:
+    path = tmp_path / "box.json"
+    path.write_text('{"sides": [1, 2], "score": 3}')
+    assert read_record(_Box, path, "x") == _Box((1, 2), None, 3)
+    with pytest.raises(DarktrtError, match="such a file may have 8"):
+        read_json(path, "x", most_bytes=8)
+    path.write_text('{"sides": [1, 2.5]}')
+    with pytest.raises(DarktrtError, match=r"box\.json: is damaged \('sides' is 2\.5\); make it again"):
+        read_record(_Box, path, "make it again")
+
+
+@pytest.mark.parametrize(
+    "values", [[], 3, None, {"sides": 1}, {"sides": [1]}, {"sides": [1, True]}, {"sides": [1, 2], "x": 1}, {}]
+)
+def test_other_values_are_refused(values: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        record(_Box, values)
+
+
+def test_a_sentence_quotes_at_most_a_line() -> None:
+    with pytest.raises(ValueError, match=r"^unknown field 'x{77}\.\.\.'$"):
+        record(_Box, {"x" * 100_000: 1})
