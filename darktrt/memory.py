@@ -7,6 +7,9 @@ photographs: they stop misprints and files that were made to exhaust a machine.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
+from typing import TypeVar
+
+_Tensor = TypeVar("_Tensor", bound=Hashable)
 
 MOST_NETWORK_BYTES = 3 << 30
 """Of a network on one image, as :func:`network_bytes` counts them: 3 GiB. YOLOv4 at 608 x 608 takes 1.2."""
@@ -31,7 +34,7 @@ def network_bytes(weights: int, tensors: int) -> int:
     return _COPIES * weights + 2 * tensors  # a library copies a tensor to the layout that it computes in
 
 
-def most_at_once(steps: Iterable[tuple[Mapping[Hashable, int], Collection[Hashable]]]) -> int:
+def most_at_once(steps: Iterable[tuple[Mapping[_Tensor, int], Collection[_Tensor]]]) -> int:
     """The most bytes of tensors in use at once when steps run in order and a tensor is freed behind its last reader.
 
     Args:
@@ -39,7 +42,7 @@ def most_at_once(steps: Iterable[tuple[Mapping[Hashable, int], Collection[Hashab
     """
     made = list(steps)
     last = {name: i for i, (outputs, inputs) in enumerate(made) for name in (*outputs, *inputs)}
-    used: dict[Hashable, int] = {}
+    used: dict[_Tensor, int] = {}
     total = most = 0
     for i, (outputs, inputs) in enumerate(made):
         used.update(outputs)
