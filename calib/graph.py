@@ -12,7 +12,9 @@ from darktrt.metadata import DetectorInfo
 if TYPE_CHECKING:
     import onnx
 
-_PASSING = {"Concat", "MaxPool", "Resize", "Slice", "Split"}
+_MOVING = {"Reshape", "Transpose"}
+"""Operations whose output has the values of its input, each once, at other positions."""
+_PASSING = {"Concat", "MaxPool", "Resize", "Slice", "Split", *_MOVING}
 """Operations whose output values are input values. (Resize is darknet's upsampling to the nearest pixel.)"""
 
 PIXELS = "images_float"
@@ -90,8 +92,23 @@ def convolution_inputs(model: onnx.ModelProto, info: DetectorInfo) -> list[str]:
     return list(dict.fromkeys(node.input[0] for node in nodes_before_heads(model, info) if node.op_type == "Conv"))
 
 
+def value_sources(model: onnx.ModelProto, info: DetectorInfo) -> dict[str, str]:
+    """Maps each tensor to calibrate to the one that its values come from: itself, or what a [reorg] moves to other positions.
+
+    Between the nodes of a [reorg] are tensors of six dimensions, whose positions are none of the image.
+
+    Raises:
+        DarktrtError: as :func:`tensors_to_calibrate`.
+    """
+    sources = {name: name for name in tensors_to_calibrate(model, info)}
+    for node in model.graph.node:
+        if node.op_type in _MOVING and {node.input[0], node.output[0]} <= set(sources):
+            sources[node.output[0]] = sources[node.input[0]]
+    return sources
+
+
 def passing_groups(model: onnx.ModelProto, info: DetectorInfo, tensors: Sequence[str]) -> list[list[str]]:
-    """Groups of two or more of ``tensors`` that are connected by max pools, concats, slices and upsamples, in graph order."""
+    """Groups of two or more of ``tensors`` that are connected by max pools, concats, slices, upsamples and reorgs, in graph order."""
     group_of = {name: [name] for name in tensors}
     for node in nodes_before_heads(model, info):
         if node.op_type in _PASSING:

@@ -75,6 +75,11 @@ class Outputs:
         for path in (*self.files, self.channel_means, self.fp_layers):
             path.unlink(missing_ok=True)
 
+    def discard_all(self) -> None:
+        """Delete the histograms too."""
+        self.discard()
+        self.histograms.unlink(missing_ok=True)
+
     def check(self, inputs: Iterable[str | Path]) -> None:
         """Check before any work that every file can be written, and that none of them is an input or another output.
 
