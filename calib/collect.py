@@ -154,6 +154,7 @@ def _prepared(
         mish=mish_outputs(model, names),
     )
     network = _Trunk(model_path, model, info, list(dict.fromkeys(sources.values())), batch)
+    fit(np.zeros((1, 1, 3), np.uint8), network.info)  # a network that takes no images is refused at once
     if resume is None:
         return network, sources, histograms
     if resume.model != histograms.model:

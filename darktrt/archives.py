@@ -104,9 +104,7 @@ def header_of(arrays: Mapping[str, NDArray[Any]], where: str, advice: str) -> An
     return parse_json(arrays["header"].tobytes().decode(), where, advice)
 
 
-def array_of(
-    arrays: Mapping[str, NDArray[Any]], name: str, dtype: type[np.generic], shape: tuple[int, ...]
-) -> NDArray[Any]:
+def array_of(arrays: Mapping[str, NDArray[Any]], name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
     """An array that has this type and shape.
 
     Raises:

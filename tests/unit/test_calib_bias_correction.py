@@ -169,7 +169,9 @@ def _header(**values: Any) -> Callable[[Path], object]:
 def test_damaged_channel_means_are_named(table: Path, damage: Any) -> None:
     save_channel_means(MEANS, table)
     damage(channel_means_path(table))
-    with pytest.raises(DarktrtError, match=r"my\.means\.npz: is damaged .*\(.+\); calibrate again, or delete the file of the means"):
+    with pytest.raises(
+        DarktrtError, match=r"my\.means\.npz: is damaged .*\(.+\); calibrate again, or delete the file of the means"
+    ):
         load_channel_means(table)
 
 
