@@ -133,7 +133,7 @@ def load_channel_means(table: str | Path) -> dict[str, ChannelMeans]:
     except (ValueError, TypeError) as error:
         raise DarktrtError(f"{path}: is damaged ({quote(str(error))}); {_ADVICE}") from error
     if header.table != sha256_of(table):
-        raise DarktrtError(f"{path}: was measured with another {table}; {_ADVICE}")
+        raise DarktrtError(f"{path}: was measured with another {table}; calibrate again, or delete this file")
     ends = np.cumsum(list(header.channels.values()))
     parts = [np.split(part, ends[:-1]) for part in columns]
     return {name: ChannelMeans(*means) for name, *means in zip(header.channels, *parts, strict=True)}

@@ -102,7 +102,9 @@ def load_fp_layers(table: str | Path) -> tuple[str, ...] | None:
     except DarktrtError as error:
         raise DarktrtError(str(error), "fp_layers") from error
     if content.table != sha256_of(table):
-        raise DarktrtError(f"{path}: was measured with another {table}; {_ADVICE}", "fp_layers")
+        raise DarktrtError(
+            f"{path}: was measured with another {table}; calibrate again, delete it, or name the layers", "fp_layers"
+        )
     return FpLayers(content.always, content.costs).names
 
 

@@ -267,7 +267,7 @@ class _Header:
     def __post_init__(self) -> None:
         named = {*self.head_inputs, *self.mish, *self.mish.values(), *(name for group in self.groups for name in group)}
         if len(set(self.tensors)) < len(self.tensors) or not named <= set(self.tensors):
-            raise ValueError("its tensors have no histogram each")
+            raise ValueError("a tensor is named twice, or has no histogram")
         if self.tensors and not self.images:
             raise ValueError("it names no images")
 

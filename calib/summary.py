@@ -99,7 +99,7 @@ class Outputs:
         if self.plot:
             keep_inputs(self.plot, self.table, self.cache, *beside)
             check_drawable(self.plot)
-        for path in self.files:
+        for path in (*self.files, self.histograms, self.channel_means, self.fp_layers):
             check_writable(path)
 
 
