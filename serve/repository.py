@@ -257,7 +257,7 @@ def _write_onnx(source: Path, target: Path, options: BackendOptions) -> None:
     import onnx
 
     from darktrt.onnx_file import load_model
-    from darktrt.surgery.functions import inline_bodies
+    from darktrt.plugins.functions import inline_bodies
 
     onnx.save(inline_bodies(load_model(source)[0]), str(target))
 

@@ -309,20 +309,43 @@ class NetworkDetector:
 
 
 def checked_outputs(outputs: Arrays, info: DetectorInfo, count: int) -> Arrays:
-    """The outputs for ``count`` images that detections are read from.
+    """The outputs for ``count`` images that detections are read from, of the shapes that :func:`read_outputs` states.
 
     Raises:
-        DarktrtError: one is missing, or has another number of rows.
+        DarktrtError: one is missing, has another shape, or is not of numbers; a count of detections or a class is impossible.
     """
-    names = ["boxes", "scores"]
-    if info.head == "nms":
-        names += ["classes", "num_detections"]
-    for name in names:
+    for name in _OUTPUTS[info.head == "nms"]:
         if name not in outputs:
             raise DarktrtError(f"{info.name}: has no output '{name}', only {', '.join(outputs) or 'none'}")
-        if len(outputs[name]) != count:
-            raise DarktrtError(f"{info.name}: '{name}' has {len(outputs[name])} rows for a batch of {count}")
-    return {name: outputs[name] for name in names}
+        if (rows := outputs[name].shape[0] if outputs[name].ndim else 0) != count:
+            raise DarktrtError(f"{info.name}: '{name}' has {rows} rows for a batch of {count}")
+    checked = {name: outputs[name] for name in _OUTPUTS[info.head == "nms"]}
+    rows, classes = checked["scores"].shape[1] if checked["scores"].ndim > 1 else 0, len(info.class_names)
+    wanted: dict[str, tuple[int, ...]] = {"boxes": (count, rows, 4), "scores": (count, rows, classes)}
+    if info.head == "nms":
+        wanted |= {"scores": (count, rows), "classes": (count, rows), "num_detections": (count, 1)}
+    for name, shape in wanted.items():
+        kinds = "iu" if name in ("classes", "num_detections") else "f"
+        if checked[name].shape != shape or checked[name].dtype.kind not in kinds:
+            found = f"{checked[name].shape} {checked[name].dtype}"
+            raise DarktrtError(f"{info.name}: '{name}' is {found}, not {shape} of the network's detections")
+    if info.head == "nms":
+        _check_detections(checked, info, rows)
+    return checked
+
+
+_OUTPUTS = (("boxes", "scores"), ("boxes", "scores", "classes", "num_detections"))
+"""What detections are read from, without and with NMS in the model."""
+
+
+def _check_detections(outputs: Arrays, info: DetectorInfo, rows: int) -> None:
+    counts, classes = outputs["num_detections"][:, 0], outputs["classes"]
+    if ((counts < 0) | (counts > rows)).any():
+        raise DarktrtError(f"{info.name}: 'num_detections' has {counts.tolist()}, but there are {rows} rows")
+    given = classes[np.arange(rows) < counts[:, np.newaxis]]
+    wrong = given[(given < 0) | (given >= len(info.class_names))]
+    if wrong.size:
+        raise DarktrtError(f"{info.name}: 'classes' has {wrong[0]}, but there are {len(info.class_names)} classes")
 
 
 def _finished(batches: deque[_Batch]) -> Iterator[tuple[list[Frame], list[Detections]]]:
