@@ -62,8 +62,11 @@ def _parsed(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
     import onnx
     from google.protobuf.message import DecodeError
 
+    content = read_bytes(path, MOST_FILE_BYTES, "make it with 'darktrt convert'")
+    if not content:
+        raise DarktrtError(f"{path}: is empty; make it with 'darktrt convert'")
     try:
-        model = onnx.load_from_string(read_bytes(path, MOST_FILE_BYTES), format="protobuf")
+        model = onnx.load_from_string(content, format="protobuf")
     except DecodeError as error:
         raise DarktrtError(f"{path}: is no ONNX file, or a damaged one; make it with 'darktrt convert'") from error
     try:

@@ -219,14 +219,23 @@ class NetworkDetector:
         Args:
             batches: images as for :meth:`detect`; a batch larger than the model's largest runs in parts.
         """
-        with closing(self.detect_frames(batches)) as results:
+        sizes: deque[int] = deque()
+        found: list[Detections] = []
+        with closing(self.detect_frames(_noted(batches, sizes))) as results:
             for _, detections in results:
-                yield detections
+                found += detections
+                if len(found) == sizes[0]:
+                    sizes.popleft()
+                    yield found
+                    found = []
 
     def detect_frames(
         self, batches: Iterable[Sequence[ImageLike]]
     ) -> Generator[tuple[list[Frame], list[Detections]], None, None]:
-        """As :meth:`detect_batches`, with the decoded images."""
+        """As :meth:`detect_batches`, with the decoded images.
+
+        A batch of files comes in parts where its pixels are more than :data:`darktrt.vision.decode.MOST_BATCH_BYTES`.
+        """
         network = _network_of(self.run)
         under_way: deque[_Part] = deque()
         waiting: deque[_Batch] = deque()
@@ -346,6 +355,13 @@ def _check_detections(outputs: Arrays, info: DetectorInfo, rows: int) -> None:
     wrong = given[(given < 0) | (given >= len(info.class_names))]
     if wrong.size:
         raise DarktrtError(f"{info.name}: 'classes' has {wrong[0]}, but there are {len(info.class_names)} classes")
+
+
+def _noted(batches: Iterable[Sequence[ImageLike]], sizes: deque[int]) -> Iterator[Sequence[ImageLike]]:
+    """Pass batches on and note how many images they have."""
+    for batch in batches:
+        sizes.append(len(batch))
+        yield batch
 
 
 def _finished(batches: deque[_Batch]) -> Iterator[tuple[list[Frame], list[Detections]]]:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from PIL import Image
 from darktrt import progress
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, NmsInfo
+from darktrt.vision import detector as detector_module
 from darktrt.vision import video
+from darktrt.vision.decode import read_ahead
 from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.files import FileResult, detect_files, write_image
 from darktrt.vision.video import open_video, video_length, video_writer
@@ -268,6 +271,22 @@ def test_detections_that_no_network_has(change: dict[str, np.ndarray], message: 
     assert found.class_ids.tolist() == [0, 2, 1]
     with pytest.raises(DarktrtError, match=f"colours.*{message}"):
         NetworkDetector(lambda _: {**outputs, **change}, info).detect([photo()])
+
+
+def test_a_batch_of_large_files_is_one_batch_to_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in parts, so that its images are never in memory together; batches and order are the caller's."""
+    paths = [save(tmp_path / f"{i}.png", photo(channel=i % 3)) for i in range(8)]
+    size = photo().nbytes
+    monkeypatch.setattr(detector_module, "read_ahead", partial(read_ahead, most_batch_bytes=2 * size))
+    network = ColourNetwork(made_info(batch=(1, 8, 8)))
+    detector = NetworkDetector(network, network.info)
+    batches = list(detector.detect_batches([paths[:5], [], paths[5:]]))
+    assert [len(batch) for batch in batches] == [5, 0, 3]
+    assert [one.names for batch in batches for one in batch] == [[NAMES[i % 3]] for i in range(8)]
+    parts = [len(frames) for frames, _ in detector.detect_frames([paths[:5], paths[5:]])]
+    assert parts == [2, 2, 1, 2, 1]
+    found = list(detect_files(detector, [tmp_path]))
+    assert [(one.path, one.detections.names) for one in found] == [(path, [NAMES[i % 3]]) for i, path in enumerate(paths)]
 
 
 # Files
