@@ -16,18 +16,8 @@ from helpers import ROOT
 PACKAGE = ROOT / "darktrt"
 
 GROUND = {
-    "errors",
-    "files",
-    "records",
-    "archives",
-    "metadata",
-    "progress",
-    "memory",
-    "onnx_file",
-    "onnx_cost",
-    "onnx_session",
-    "cuda",
-    "kernel_types",
+    *("errors", "files", "records", "archives", "metadata", "progress", "memory", "wheels"),
+    *("onnx_file", "onnx_cost", "onnx_session", "cuda", "kernel_types"),
 }
 """Modules of the package below all rooms."""
 
