@@ -27,7 +27,7 @@ from darktrt.engine.manifest import read_plan_manifest
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.serve import install, server, server_log, supervisor
-from darktrt.serve.access import is_loopback, is_mended
+from darktrt.serve.access import caveat, is_loopback, is_mended
 from darktrt.serve.config import TensorRTBackend
 from darktrt.serve.containers import NEWEST, TENSORRT, container_for, docker_command
 from darktrt.serve.program import Program
@@ -697,13 +697,20 @@ def test_docker_commands(made: Made, tmp_path: Path) -> None:
     models = tmp_path / "my models"
     for name in ("a", "b"):
         publish(plan, models, TensorRTBackend(), name, plugins=library)
-    command = docker_command(models, StartOptions(address="10.0.0.1"))
-    assert command.warnings == () and str(command) == (
+    wide = StartOptions(address="10.0.0.1")
+    with pytest.raises(
+        DarktrtError, match=r"tritonserver:24\.08-py3 has security holes .* not started at 10\.0\.0\.1, where other"
+    ):
+        docker_command(models, wide)
+    command = docker_command(models, replace(wide, insecure=True))
+    assert command.warnings == (caveat("nvcr.io/nvidia/tritonserver:24.08-py3"),) and str(command) == (
         "docker run --rm --gpus all --shm-size=1g --ulimit=stack=1073741824 "
         "-p=10.0.0.1:8000:8000 -p=10.0.0.1:8001:8001 -p=10.0.0.1:8002:8002 "
         f"-v='{models}:/models:ro' nvcr.io/nvidia/tritonserver:24.08-py3 tritonserver --model-repository=/models "
         "--http-address=0.0.0.0 --http-port=8000 --grpc-address=0.0.0.0 --grpc-port=8001 --metrics-address=0.0.0.0 "
         "--metrics-port=8002 --exit-timeout-secs=10 --model-control-mode=none "
+        "--http-restricted-api=trace,logging,shared-memory:closed:=nobody "
+        "--grpc-restricted-protocol=trace,logging,shared-memory:closed:=nobody "
         "'--backend-config=tensorrt,plugins=/models/a/1/libdarktrt_plugins.so;/models/b/1/libdarktrt_plugins.so'"
     ).replace(f"-v='{models}:/models:ro'", f"'-v={models}:/models:ro'")
 
@@ -718,14 +725,26 @@ def test_docker_commands_of_the_python_backend(made: Made, tmp_path: Path) -> No
     assert command.warnings == (
         f"made: no container up to {NEWEST} carries TensorRT 8.6.0; nearest is nvcr.io/nvidia/tritonserver:24.01-py3 with "
         "TensorRT 8.6.1, in which the plan must be built again, because TensorRT loads only plans of its own version",
+        caveat("nvcr.io/nvidia/tritonserver:24.01-py3"),
     )
+
+
+def test_a_container_without_holes_may_be_reached_and_limits_requests(made: Made, tmp_path: Path) -> None:
+    publish(write_plan(tmp_path, nms_info(made), target="TensorRT 10.16.0"), tmp_path / "models", name="made")
+    command = docker_command(tmp_path / "models", StartOptions(address="10.0.0.1", max_request_bytes=1000))
+    assert "tritonserver:26.03-py3 " in str(command) and "--http-max-input-size=1000" in str(command)
+    assert command.warnings == ()
+    with pytest.raises(DarktrtError, match="a container shares no memory with clients outside it") as caught:
+        docker_command(tmp_path / "models", StartOptions(shared_memory=True))
+    assert caught.value.argument == "shared_memory"
 
 
 def test_plans_for_later_versions_need_an_option(made: Made, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, nms_info(made), target="TensorRT 10.12.0", version_compatible=True)
     publish(plan, tmp_path / "models", TensorRTBackend(), "made")
     command = docker_command(tmp_path / "models", StartOptions())
-    assert command.words[-1] == "--backend-config=tensorrt,version-compatible=true" and not command.warnings
+    assert command.words[-1] == "--backend-config=tensorrt,version-compatible=true"
+    assert command.warnings == (caveat("nvcr.io/nvidia/tritonserver:25.08-py3"),)
 
 
 def test_plans_of_two_tensorrts_need_two_servers(made: Made, tmp_path: Path) -> None:
@@ -750,4 +769,6 @@ def test_the_server_of_docker_compose_gets_the_plugins_of_all_models(tmp_path: P
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
     plugins = [f"--backend-config=tensorrt,plugins={';'.join(map(str, libraries))}"] if models else []
-    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", *plugins]
+    nobody = "trace,logging,shared-memory:closed:=nobody"
+    closed = [f"--http-restricted-api={nobody}", f"--grpc-restricted-protocol={nobody}"]
+    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", *closed, *plugins]
