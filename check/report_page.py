@@ -36,6 +36,12 @@ def check_folder(folder: str | Path) -> None:
         DarktrtError: it cannot.
     """
     path = Path(folder).absolute()
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DarktrtError(f"{folder}: cannot make this folder: {error.strerror}; choose another", "output") from error
     existing = next(one for one in (path, *path.parents) if os.path.exists(one))
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise DarktrtError(f"{folder}: cannot make this folder in {existing}; choose another output", "output")
