@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ def read_report(text: str) -> DiffInput:
         DarktrtError: there is none, it is damaged, or has no such variant.
     """
     path, variant = _split(text)
-    file = path / REPORT if path.is_dir() else path
+    file = path / REPORT if os.path.isdir(path) else path
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
@@ -65,10 +66,10 @@ def read_report(text: str) -> DiffInput:
 
 def _split(text: str) -> tuple[Path, str]:
     """Path and variant of ``PATH[:VARIANT]``; the path may have colons too."""
-    if Path(text).exists():
+    if os.path.exists(text):
         return Path(text), ""
     path, _, variant = text.rpartition(":")
-    return (Path(path), variant) if path and Path(path).exists() else (Path(text), "")
+    return (Path(path), variant) if path and os.path.exists(path) else (Path(text), "")
 
 
 def _figures(values: Mapping[str, Any]) -> Figures:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from darktrt.check.tolerance import TOLERANCES
 from darktrt.engine.target import gpu_name
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, sha256_of
+from darktrt.files import atomic_output, check_input, sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.records import record
 from darktrt.vision.boxes import detection_rows
@@ -289,8 +289,7 @@ def load_results(path: str | Path) -> list[VariantResults]:
     """
     from polygraphy.comparator import RunResults
 
-    if not Path(path).is_file():
-        raise DarktrtError(f"{path}: cannot read: no such file; make it by saving outputs")
+    check_input(path, advice="make it by saving outputs")
     try:
         with quiet():
             results = [_checked(f"{name} in {path}", iterations) for name, iterations in RunResults.load(str(path)).items()]

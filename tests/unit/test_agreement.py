@@ -310,7 +310,7 @@ def test_files_that_are_no_results_are_refused(made: Made, tmp_path: Path) -> No
         (tmp_path / "damaged.json").write_text(damage)
         with pytest.raises(DarktrtError, match=r"damaged.json: has no (saved outputs|results)"):
             load_results(tmp_path / "damaged.json")
-    with pytest.raises(DarktrtError, match="no such file; make it by saving outputs"):
+    with pytest.raises(DarktrtError, match="No such file or directory; make it by saving outputs"):
         load_results(tmp_path / "missing.json")
 
 

@@ -374,7 +374,7 @@ COMMANDS = [
     ("detect a.png --model portable.onnx -o a.png", "a.png: is one of the sources and would be overwritten"),
     ("detect a.png --model portable.onnx -o out.mp4", "out.mp4: the source a.png is an image"),
     ("detect a.png --model portable.onnx -o none/out.png", "none/out.png: cannot write: No such file or directory"),
-    ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this output folder"),
+    ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this folder"),
     ("detect a.png", "one of the arguments --model --engine is required"),
     # inspect
     ("inspect none.cfg", "none.cfg: cannot read: No such file"),
@@ -387,7 +387,7 @@ COMMANDS = [
     ("inspect model.plan", "model.plan: is not the plan that model.json describes"),
     # fetch
     ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4, samples)"),
-    ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make the folder: Not a directory"),
+    ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make this folder: Not a directory"),
 ]
 
 
