@@ -151,6 +151,7 @@ def test_activations(tmp_path: Path, name: str) -> None:
         ("[sam]\nfrom=-2\nactivation=mish\n", Sam(2, 22, "sam", (1, 0), "mish")),
         ("[scale_channels]\nfrom=-2\nscale_wh=1\n", ScaleChannels(2, 22, "scale_channels", (1, 0), True, "linear")),
         ("[dropout]\nprobability=.5\n", Dropout(2, 22, "dropout", (1,))),
+        ("[reorg]\n", Reorg(2, 22, "reorg", (1,), 1, False)),
         ("[reorg]\nstride=2\n", Reorg(2, 22, "reorg", (1,), 2, False)),
         ("[reorg3d]\nstride=2\nreverse=1\n", Reorg(2, 22, "reorg3d", (1,), 2, True)),
     ],
