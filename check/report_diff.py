@@ -168,9 +168,8 @@ def diff_reports(a: DiffInput, b: DiffInput) -> ReportDiff:
     pairs = tuple((a.variants[name], b.variants[name]) for name in a.variants if name in b.variants)
     if not pairs:
         names = [quote(", ".join(one.variants)) for one in (a, b)]
-        raise DarktrtError(
-            f"{a.name} has the variants {names[0]}, {b.name} has {names[1]}; name one of each: {a.name}:{next(iter(a.variants))}"
-        )
+        example = f"{a.name}:{next(iter(a.variants))}"
+        raise DarktrtError(f"{a.name} has the variants {names[0]}, {b.name} has {names[1]}; name one of each: {example}")
     return ReportDiff(a, b, pairs)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,36 @@ def _replace(path: Path, **arrays: Any) -> None:
     np.savez(path, **{**saved, **arrays})
 
 
+def _array(name: str, value: Any) -> Callable[[Path], object]:
+    return lambda path: _replace(path, **{name: value})
+
+
+def _header(**values: Any) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        with np.load(path) as archive:
+            header = json.loads(archive["header"].tobytes()) | values
+        _replace(path, header=np.frombuffer(json.dumps(header).encode(), np.uint8))
+
+    return damage
+
+
+def _changed(name: str, change: Callable[[Array], Array]) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        with np.load(path) as archive:
+            array = archive[name]
+        _replace(path, **{name: change(array)})
+
+    return damage
+
+
+def _at(index: Any, value: Any) -> Callable[[Array], Array]:
+    def change(array: Array) -> Array:
+        array[index] = value
+        return array
+
+    return change
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -221,18 +252,72 @@ def _replace(path: Path, **arrays: Any) -> None:
         lambda path: path.write_text("TRT-8600-EntropyCalibration2\n"),
         lambda path: np.savez(path, other=np.zeros(3)),
         lambda path: np.save(path.open("wb"), np.zeros(3)),
-        lambda path: _replace(path, counts=np.zeros((2, 7), np.int64)),
-        lambda path: _replace(path, weighted=np.zeros((2, 7), np.int64)),
-        lambda path: _replace(path, zeros=np.zeros(1, np.int64)),
-        lambda path: _replace(path, header=np.frombuffer(b'{"format": "darktrt histograms 0"}', np.uint8)),
+        _array("counts", np.zeros((2, 7), np.int64)),
+        _array("counts", np.zeros((2, BINS), np.int64)),
+        _array("counts", np.zeros((2, BINS))),
+        _array("counts", np.zeros((1, BINS), np.int64)),
+        _changed("counts", _at((0, BINS - 1), 1)),
+        _changed("counts", _at((0, 0), -1)),
+        _changed("counts", _at((1, 0), 2**62)),
+        _changed("counts", lambda counts: counts[:, ::-1]),
+        _array("weighted", np.zeros((2, 7), np.int64)),
+        _changed("weighted", _at((0, 0), -1)),
+        _changed("weighted", _at((0, 0), 2**62)),
+        _changed("weighted", _at((1, BINS - 1), 1)),
+        _array("zeros", np.zeros(1, np.int64)),
+        _changed("zeros", _at(0, -1)),
+        _changed("zeros", _at(0, 2**53)),
+        _array("exponents", np.zeros((2, 1), np.int64)),
+        _changed("exponents", _at(0, 5000)),
+        _changed("exponents", _at(1, -5000)),
+        _changed("exponents", lambda exponents: exponents + 1),
+        _array("limits", np.zeros((2, 3))),
+        _changed("limits", _at((0, 1), np.inf)),
+        _changed("limits", _at((0, 0), -np.inf)),
+        _changed("limits", _at((1, 0), np.nan)),
+        _changed("limits", _at((1, 1), 1e300)),
+        _changed("limits", lambda limits: limits[:, ::-1]),
+        _array("header", np.frombuffer(b'{"format": "darktrt histograms 0"}', np.uint8)),
+        _array("header", np.frombuffer(b"[" * 100_000, np.uint8)),
+        _array("header", np.frombuffer(b"\xff", np.uint8)),
+        _header(format="darktrt histograms 2"),
+        _header(model=None),
+        _header(tensors=["a: b"]),
+        _header(tensors=["a: b", "a: b"]),
+        _header(tensors=["a: b", 7]),
+        _header(tensors=7),
+        _header(images={}),
+        _header(images={"digest": 7}),
+        _header(groups=7),
+        _header(groups=[["a: b", "other"]]),
+        _header(groups=[[["a: b"]]]),
+        _header(head_inputs=["other"]),
+        _header(mish={"a: b": "other"}),
+        _header(mish={"other": "a: b"}),
+        _header(mish=[]),
     ],
 )
 def test_damaged_files_are_named(damage: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     made_set().save(path)
     damage(path)
-    with pytest.raises(DarktrtError, match=r"a\.npz: holds no histograms"):
+    with pytest.raises(DarktrtError, match=r"a\.npz: is damaged .*\(.+\); name the histograms \(\.npz\) of a"):
         HistogramSet.load(path)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-40, 2.0**-100, 3.4028235e38])
+def test_histograms_of_numbers_at_the_ends_survive_the_disk(value: float, tmp_path: Path) -> None:
+    made = HistogramSet("aa")
+    made.add({"positive": np.full((2, 2), value, np.float32), "negative": np.full(3, -value, np.float32)}, {"digest": "a.jpg"})
+    made.save(tmp_path / "a.npz")
+    assert same_sets(HistogramSet.load(tmp_path / "a.npz"), made)
+
+
+def test_a_path_that_is_no_text_is_saved_with_escapes(tmp_path: Path) -> None:
+    made = made_set(CHUNKS[:1])
+    made.images = {"digest": "a\udcff.jpg", "other": "größe.jpg"}
+    made.save(tmp_path / "a.npz")
+    assert HistogramSet.load(tmp_path / "a.npz").images == {"digest": r"a\xff.jpg", "other": "größe.jpg"}
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
