@@ -25,7 +25,7 @@ from darktrt.check.ground_truth import GroundTruth
 from darktrt.check.sensitivity import Sensitivity, sensitivity
 from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network, quantized
 from darktrt.metadata import DetectorInfo
-from darktrt.records import Excerpt, read_record
+from darktrt.records import Excerpt, finite, read_record
 from darktrt.surgery.qdq import Calibration
 
 FEW = 500
@@ -157,21 +157,12 @@ class Report:
             "disagreements": {"images": self.disagreements, "worst": [asdict(one.about) for one in self.shown]},
             "notes": list(self.notes),
         }
-        finite: dict[str, Any] = _finite(values)
-        return finite
+        figures: dict[str, Any] = finite(values)
+        return figures
 
     def to_json(self) -> str:
         """The text of ``report.json``."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for NaN and infinite numbers, which JSON does not have, and lists for tuples."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _model(info: DetectorInfo) -> dict[str, Any]:

@@ -108,6 +108,15 @@ def _refused(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no finite number")
 
 
+def finite(value: Any) -> Any:
+    """The value with None for NaN and infinite numbers, which JSON does not have, and lists for tuples."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def record(kind: type[Record], values: Any) -> Record:
     """A record of the dataclass ``kind`` from a JSON object.
 
