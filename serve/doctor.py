@@ -35,7 +35,15 @@ from darktrt.serve.config import (
 )
 from darktrt.serve.containers import container_for
 from darktrt.serve.program import program_on_path
-from darktrt.serve.repository import MODULES_NAME, loaded_versions, model_info, models_of, read_config
+from darktrt.serve.repository import (
+    MODULES_NAME,
+    loaded_versions,
+    model_info,
+    models_of,
+    no_models,
+    read_config,
+    unfinished_models,
+)
 from darktrt.serve.rows import RowRunner, Runner
 from darktrt.vision.images import read_image
 
@@ -101,9 +109,21 @@ def diagnose_repository(
     Raises:
         DarktrtError: there are no models, or the reference or the image cannot be read.
     """
+    models = models_of(repository)
     expected = OnnxRunner(reference) if reference else None
     pixels = read_image(image) if image else None
-    return [finding for model in models_of(repository) for finding in _model(model, expected, pixels)]
+    return [*_strays(Path(repository)), *(finding for model in models for finding in _model(model, expected, pixels))]
+
+
+def _strays(repository: Path) -> Iterator[Finding]:
+    """What lies in the repository, or beside it, and is no model."""
+    for path in no_models(repository):
+        left = (
+            "may be left of a run that was killed" if path.name.startswith(".") else f"has neither {CONFIG_NAME} nor a version"
+        )
+        yield Finding(path.name, f"is a folder that Triton takes for a model, and {left}; remove {path}", bad=True)
+    for path in unfinished_models(repository):
+        yield Finding(path.name, f"was left of a run that was killed, and no server reads it; remove {path}")
 
 
 def _model(model: Path, reference: OnnxRunner | None, image: NDArray[np.uint8] | None) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, Made, as_float, batch_of_images, run, with_outputs
+from helpers import Array, Made, as_float, batch_of_images, declare, run, with_outputs
 
 from darktrt.calib.bias_correction import (
     ChannelMeanMeter,
@@ -172,6 +172,13 @@ def test_damaged_channel_means_are_named(table: Path, damage: Any) -> None:
     with pytest.raises(
         DarktrtError, match=r"my\.means\.npz: is damaged .*\(.+\); calibrate again, or delete the file of the means"
     ):
+        load_channel_means(table)
+
+
+def test_arrays_larger_than_those_of_any_network_are_refused_by_their_declared_size(table: Path) -> None:
+    save_channel_means(MEANS, table)
+    declare(channel_means_path(table), "mean.npy", 128 << 20)
+    with pytest.raises(DarktrtError, match="its arrays have 134 MB, more than 134 MB"):
         load_channel_means(table)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array
+from helpers import Array, declare
 
 from darktrt.calib.histogram import BINS, LEAST_EXPONENT, Histogram, HistogramSet
 from darktrt.errors import DarktrtError
@@ -104,6 +104,21 @@ def test_a_value_counts_as_often_as_the_weight_of_its_position() -> None:
     histogram = Histogram()
     histogram.add(values, weights)
     times = weights.repeat(2, 1).repeat(2, 2)[:, np.newaxis].repeat(5, 1)
+    bins = np.floor(np.abs(values.astype(np.float64)) / histogram.bin_width).astype(int)
+    assert np.array_equal(histogram.weighted, np.bincount(bins.ravel(), times.ravel(), BINS))
+    assert np.array_equal(histogram.counts, np.bincount(bins.ravel(), minlength=BINS))
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid"), [((1, 9, 128, 160), (64, 80)), ((2, 3, 300, 300), (300, 300)), ((1, 70_000, 1, 1), (1, 1))]
+)
+def test_weights_count_once_in_tensors_of_many_blocks(shape: tuple[int, ...], grid: tuple[int, int]) -> None:
+    """Real networks have tensors of a million values, which are counted block by block."""
+    values = RANDOM.normal(0, 3, shape).astype(np.float32)
+    weights = RANDOM.integers(1, 21, (shape[0], *grid)).astype(np.uint8)
+    histogram = Histogram()
+    histogram.add(values, weights)
+    times = weights.repeat(shape[2] // grid[0], 1).repeat(shape[3] // grid[1], 2)[:, np.newaxis].repeat(shape[1], 1)
     bins = np.floor(np.abs(values.astype(np.float64)) / histogram.bin_width).astype(int)
     assert np.array_equal(histogram.weighted, np.bincount(bins.ravel(), times.ravel(), BINS))
     assert np.array_equal(histogram.counts, np.bincount(bins.ravel(), minlength=BINS))
@@ -267,6 +282,7 @@ def _at(index: Any, value: Any) -> Callable[[Array], Array]:
         _array("zeros", np.zeros(1, np.int64)),
         _changed("zeros", _at(0, -1)),
         _changed("zeros", _at(0, 2**53)),
+        _changed("zeros", lambda zeros: zeros * 0 + 2**40),
         _array("exponents", np.zeros((2, 1), np.int64)),
         _changed("exponents", _at(0, 5000)),
         _changed("exponents", _at(1, -5000)),
@@ -311,6 +327,34 @@ def test_histograms_of_numbers_at_the_ends_survive_the_disk(value: float, tmp_pa
     made.add({"positive": np.full((2, 2), value, np.float32), "negative": np.full(3, -value, np.float32)}, {"digest": "a.jpg"})
     made.save(tmp_path / "a.npz")
     assert same_sets(HistogramSet.load(tmp_path / "a.npz"), made)
+
+
+def test_counts_and_zeros_at_their_limits(tmp_path: Path) -> None:
+    """More values of a tensor than doubles count exactly, and more zeros than values near zero, are no histogram."""
+    path = tmp_path / "a.npz"
+    made_set(CHUNKS[2:3]).save(path)
+    with np.load(path) as archive:
+        counts, zeros = archive["counts"], archive["zeros"]
+    rest = counts[0, 1:].sum()
+    for near_zero, accepted in ((2**53 - rest, True), (2**54 - rest, False)):
+        _changed("counts", _at((0, 0), near_zero))(path)
+        if accepted:
+            assert HistogramSet.load(path).histograms["a: b"].count == 2**53
+        else:
+            with pytest.raises(DarktrtError, match="a count is negative or too large"):
+                HistogramSet.load(path)
+    _replace(path, counts=counts, zeros=np.array([counts[0, 0], zeros[1]]))
+    assert HistogramSet.load(path).histograms["a: b"].zeros == counts[0, 0]
+    _replace(path, zeros=np.array([counts[0, 0] + 1, zeros[1]]))
+    with pytest.raises(DarktrtError, match="more zeros than values near zero"):
+        HistogramSet.load(path)
+
+
+def test_arrays_larger_than_those_of_any_network_are_refused_by_their_declared_size(tmp_path: Path) -> None:
+    made_set(CHUNKS[:1]).save(tmp_path / "a.npz")
+    declare(tmp_path / "a.npz", "counts.npy", 1 << 30)
+    with pytest.raises(DarktrtError, match=r"its arrays have 1,07[4-9] MB, more than 1,074 MB"):
+        HistogramSet.load(tmp_path / "a.npz")
 
 
 def test_a_path_that_is_no_text_is_saved_with_escapes(tmp_path: Path) -> None:

@@ -225,6 +225,22 @@ def test_few_objects_are_seen_with_random_weights(made: Made) -> None:
     assert (found > 0.25).mean() < 0.02
 
 
+def test_random_weights_are_finite_where_a_layer_sees_only_zeros(tmp_path: Path) -> None:
+    zeros = section("upsample", stride=1, scale=0)
+    network = network_of(tmp_path, net(32, 32) + conv(8) + zeros + conv(8, normalize=0) + conv(8) + head())
+    for values in random_weights(network, 0):
+        assert all(np.isfinite(array).all() for array in values.values())
+        assert (values.get("variance", np.ones(1)) > 0).all()
+
+
+def test_no_variance_is_far_below_those_of_a_layers_other_filters(tmp_path: Path) -> None:
+    """A filter that hardly answers to the noise of the fit may answer to images, and would explode."""
+    network = network_of(tmp_path, net(32, 32, 1) + conv(64, 1) + head())
+    variance = random_weights(network, 0)[0]["variance"]
+    assert variance.min() >= variance.mean() / 3
+    assert (variance == variance.min()).sum() > 10
+
+
 def test_random_weights_of_a_made_head_alone(tmp_path: Path) -> None:
     network = network_of(tmp_path, net(32, 32) + section("convolutional", filters=24, size=1) + yolo())
     assert len(random_weights(network, 0)[0]["bias"]) == 24

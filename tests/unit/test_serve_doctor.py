@@ -159,6 +159,32 @@ def test_one_bad_model_does_not_hide_the_others(models: Path, portable: Path) ->
     assert {finding.model for finding in found if not finding.bad} == {"better/1"}
 
 
+def test_folders_that_keep_a_server_from_starting_are_named(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(models / "made", models / ".made.90ebb18a")
+    (models / "lost+found").mkdir()
+    (models / "of-others" / "1").mkdir(parents=True)
+    (models / "readme.txt").touch()
+    found = {finding.model: finding.text for finding in diagnose_repository(models) if finding.bad}
+    assert found == {
+        ".made.90ebb18a": "is a folder that Triton takes for a model, and may be left of a run that was killed; remove "
+        f"{models}/.made.90ebb18a",
+        "lost+found": "is a folder that Triton takes for a model, and has neither config.pbtxt nor a version; remove "
+        f"{models}/lost+found",
+    }
+    assert main(["serve", "doctor", str(models)]) == 1
+    assert "--  lost+found: is a folder" in capsys.readouterr().out
+
+
+def test_what_a_killed_writer_left_beside_the_repository_is_named_and_harms_nothing(models: Path) -> None:
+    (models.parent / ".models+made.darktrt-0").mkdir()
+    first, *_ = diagnose_repository(models)
+    assert str(first) == (
+        "ok  .models+made.darktrt-0: was left of a run that was killed, and no server reads it; remove "
+        f"{models.parent}/.models+made.darktrt-0"
+    )
+    assert main(["serve", "doctor", str(models)]) == 0
+
+
 @pytest.fixture
 def plans(made: Made, tmp_path: Path) -> Callable[..., Path]:
     """Writes a repository with a plan for Triton's own TensorRT."""
