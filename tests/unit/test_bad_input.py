@@ -380,8 +380,8 @@ COMMANDS = [
     ("inspect none.cfg", "none.cfg: cannot read: No such file"),
     ("inspect none.weights", "none.weights: cannot read: No such file"),
     ("inspect none.onnx", "none.onnx: cannot read: No such file"),
-    ("inspect none.json", "none.json: cannot read the manifest: No such file"),
-    ("inspect none.plan", "none.json: cannot read the manifest: No such file"),
+    ("inspect none.json", "none.json: cannot read: No such file"),
+    ("inspect none.plan", "none.json: cannot read: No such file"),
     ("inspect net.names", "net.names: is of unknown type; it should end in .cfg .weights"),
     ("inspect sub", "sub: is of unknown type"),
     ("inspect model.plan", "model.plan: is not the plan that model.json describes"),
@@ -503,9 +503,9 @@ def test_a_model_with_an_unknown_operator(place: Path, capfd: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("{", "", "is no manifest"),
+        ("{", "", "is damaged or no JSON"),
         ('"fp16"', "16", "is damaged"),
-        ('"format": 1', '"format": 9', "of this version"),
+        ('"format": 1', '"format": 9', "is of another kind or version (its format is 9, not 1)"),
         ('"gpu"', '"tpu"', "unknown field 'tpu'"),
     ],
 )
