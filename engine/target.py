@@ -155,6 +155,10 @@ class Target:
     def builds_without_gpu(self) -> bool:
         return self.flavour == "rtx"
 
+    def runs_on(self, capability: int) -> bool:
+        """Whether its engines run on GPUs of a compute capability, times ten; TensorRT for RTX knows no data centre after 8.0."""
+        return self.flavour == "trt" or not 90 <= capability < 120
+
     def load(self) -> TensorRT:
         """Import the Python module, which loads the library.
 
