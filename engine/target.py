@@ -156,7 +156,7 @@ class Target:
         return self.flavour == "rtx"
 
     def runs_on(self, capability: int) -> bool:
-        """Whether its engines run on GPUs of a compute capability, times ten; TensorRT for RTX knows no data centre after 8.0."""
+        """Whether its engines run on a GPU of this compute capability, times ten: TensorRT for RTX leaves 9.0 to 11.x out."""
         return self.flavour == "trt" or not 90 <= capability < 120
 
     def load(self) -> TensorRT:

@@ -14,9 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from darktrt.check.runs import Variant, onnx_variant, plan_variant, run, save_results
 from darktrt.cuda import dotted_capability, first_gpu
@@ -28,7 +25,6 @@ from darktrt.engine.target import find_target
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output
 from darktrt.metadata import Thresholds
-from darktrt.onnx_file import load_model
 from darktrt.records import read_record
 from darktrt.selftest import network
 from darktrt.selftest.routes import Route, Stage
@@ -157,7 +153,6 @@ def _cannot_run(route: Route) -> str:
 @contextmanager
 def _variant(request: Request, folder: Path) -> Iterator[Variant]:
     route = request.route
-    model = Path(request.models) / route.model
     if route.flavour:
         with PlanRunner(folder / PLAN, request.plugins, cuda_graph=True) as runner:
             yield plan_variant(runner, route.name)
@@ -167,23 +162,14 @@ def _variant(request: Request, folder: Path) -> Iterator[Variant]:
         reference = TorchReference(network.CFG, network.WEIGHTS)
         yield Variant(route.name, reference.info, route.precision, reference.run)
     else:
-        yield onnx_variant(model, name=route.name) if route.runs_in == "ONNX Runtime" else evaluator_variant(model, route.name)
+        yield onnx_variant(Path(request.models) / route.model, name=route.name)
 
 
-def evaluator_variant(path: Path, name: str) -> Variant:
-    """An ONNX file in ONNX's own evaluator, which computes in NumPy: the reference where nothing else is installed."""
-    from onnx.reference import ReferenceEvaluator
-
-    model, info = load_model(path)
-    evaluator = ReferenceEvaluator(model)
-    names = [output.name for output in model.graph.output]
-
-    def run_model(inputs: Any) -> dict[str, np.ndarray[Any, Any]]:
-        return dict(zip(names, evaluator.run(None, dict(inputs)), strict=True))
-
-    return Variant(name, info, "int8" if info.int8_convolutions else "fp32", run_model)
+def end_with_parent() -> None:
+    """See that the kernel kills this process as soon as the one that started it has ended, in whatever way."""
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)  # no process stays behind one that was killed
+    end_with_parent()
     main(Path(sys.argv[1]))

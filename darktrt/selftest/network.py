@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,23 +27,29 @@ WEIGHTS = FOLDER / "selftest.weights"
 PLAIN = FOLDER / "selftest.onnx"
 """What PyTorch made of cfg and weights; machines without PyTorch start here."""
 TABLE = FOLDER / "selftest.table"
-"""The calibration table; channel means and floating-point layers lie beside it."""
+"""The calibration table; the channel means lie beside it."""
+OUTPUTS = FOLDER / "selftest.outputs.json"
+"""PyTorch's outputs for :func:`images`, which all others are compared with, in Polygraphy's format."""
 
 
-def images(info: DetectorInfo, count: int = 4) -> list[InputImage]:
-    """Images for the network, the same on every machine."""
+def images(info: DetectorInfo, count: int = 2) -> list[InputImage]:
+    """Images for the network, the same bits on every machine."""
     size = info.width, info.height
     return [InputImage(f"image {i}", rectangles(info.width, info.height, i), size) for i in range(count)]
 
 
 def rectangles(width: int, height: int, seed: int) -> NDArray[np.uint8]:
     """Coloured rectangles before a gradient, ``(height, width, 3)``."""
-    random = np.random.default_rng(seed)
+    drawn = random.Random(seed)
+
+    def below(limit: int) -> int:
+        return int(drawn.random() * limit)  # of all that draws numbers, Python promises only this for later versions
+
     rows, columns = np.mgrid[0:height, 0:width]
     pixels = np.stack([(rows * (i + 1) + columns * (3 - i)) // 2 % 256 for i in range(3)], 2).astype(np.uint8)
     for _ in range(12):
-        y, x = random.integers(0, height - 12), random.integers(0, width - 12)
-        pixels[y : y + random.integers(12, 64), x : x + random.integers(12, 96)] = random.integers(0, 256, 3)
+        y, x = below(height - 12), below(width - 12)
+        pixels[y : y + 12 + below(52), x : x + 12 + below(84)] = [below(256) for _ in range(3)]
     return pixels
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from darktrt.engine.bench import Timing
 from darktrt.errors import quote
 
-Result = Literal["reference", "passed", "built", "failed", "not tried"]
+Result = Literal["passed", "built", "failed", "not tried"]
 
 _WORDS = 1500
 """The most characters of the words of one failure in the Markdown; GitHub accepts 65,536 in an issue."""
@@ -19,7 +19,7 @@ _WORDS = 1500
 
 @dataclass(frozen=True)
 class Errors:
-    """How far the outputs are from the reference's, over all images."""
+    """How far the outputs are from PyTorch's, over all images."""
 
     worst: float | None
     """The largest error of boxes, scores and raw heads, relative to the largest value of the reference; None for a model that
@@ -46,7 +46,7 @@ class Row:
     words: str = ""
     """Why it failed, in the words of whatever failed; or why the engine was not run."""
     stage: str = ""
-    """The stage that failed: load, build, run, compare or time."""
+    """The stage that failed: load, build, run, compare or time; end, where its process failed behind all of them."""
     log: str = ""
     """The end of what TensorRT wrote by itself, of a route that failed."""
     build_seconds: float | None = None
@@ -80,7 +80,9 @@ class SelftestReport:
     def to_markdown(self) -> str:
         """Facts, a table with a row a route, and the words of what failed."""
         counts = Counter(row.result for row in self.rows)
-        summary = ", ".join(f"{counts[result]} {result}" for result in ("passed", "built", "failed", "not tried") if counts[result])
+        summary = ", ".join(
+            f"{counts[result]} {result}" for result in ("passed", "built", "failed", "not tried") if counts[result]
+        )
         parts = [f"### darktrt selftest: {summary or 'nothing to compare'}", self._facts(), _table(self.rows)]
         parts += [_failure(row) for row in self.rows if row.result == "failed"]
         parts.append(self._remarks())
@@ -90,11 +92,15 @@ class SelftestReport:
         return "; ".join(f"{name} {_cell(value)}" for name, value in self.facts.items()) + f"; {self.seconds:.0f} s in all"
 
     def _remarks(self) -> str:
-        remarks = {f"{row.runs_in}: {row.name}": row.words for row in self.rows if row.result in ("built", "not tried")}
-        by_reason: dict[str, list[str]] = {}
-        for name, reason in {**remarks, **self.impossible}.items():
-            by_reason.setdefault(reason, []).append(name)
-        return "\n".join(f"- {_cell('; '.join(names))}: {_cell(reason, 400)}" for reason, names in by_reason.items())
+        """A line for each reason why something was not run or does not exist."""
+        left = [(row.words, f"{row.runs_in}: {row.name}") for row in self.rows if row.result == "not tried"]
+        left += [(reason, name) for name, reason in self.impossible.items()]
+        names = {reason: "; ".join(name for other, name in left if other == reason) for reason, _ in left}
+        built = Counter((row.runs_in, row.words) for row in self.rows if row.result == "built")
+        lines = [
+            f"- {_cell(runs_in)}: {count} engines built and not run: {_cell(why)}" for (runs_in, why), count in built.items()
+        ]
+        return "\n".join([*lines, *(f"- {_cell(named, 400)}: {_cell(reason, 400)}" for reason, named in names.items())])
 
 
 def _table(rows: Sequence[Row]) -> str:
@@ -108,7 +114,14 @@ def _table(rows: Sequence[Row]) -> str:
 def _cells(row: Row) -> list[str]:
     result = f"**failed** ({row.stage})" if row.result == "failed" else row.result
     int8 = f"{row.int8[0]} of {row.int8[1]}" if row.int8 else ""
-    texts = [_cell(row.runs_in), _cell(row.name), result, _number(row.build_seconds, ".1f"), _number(row.mebibytes, ".2f"), int8]
+    texts = [
+        _cell(row.runs_in),
+        _cell(row.name),
+        result,
+        _number(row.build_seconds, ".1f"),
+        _number(row.mebibytes, ".2f"),
+        int8,
+    ]
     return [*texts, *_error_cells(row.errors), *_time_cells(row.timings)]
 
 
@@ -133,8 +146,12 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _failure(row: Row) -> str:
-    words = "\n".join(filter(None, [row.words, row.log]))[:_WORDS].replace("```", "'''")
-    return f"**{_cell(row.runs_in)}: {_cell(row.name)}** failed ({row.stage}) after {row.seconds:.0f} s:\n\n```text\n{words}\n```"
+    words = row.words[:_WORDS]
+    log = row.log[len(words) - _WORDS :] if len(words) < _WORDS else ""
+    words = "\n".join(filter(None, [words, log])).replace("```", "'''")
+    return (
+        f"**{_cell(row.runs_in)}: {_cell(row.name)}** failed ({row.stage}) after {row.seconds:.0f} s:\n\n```text\n{words}\n```"
+    )
 
 
 def _cell(text: str, most: int = 120) -> str:

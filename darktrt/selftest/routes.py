@@ -18,7 +18,7 @@ Scales = Literal["none", "table", "own", "file"]
 """Where INT8 comes from: a calibration table, TensorRT's own calibration, or Q/DQ nodes that the ONNX file has."""
 
 Stage = Literal["load", "build", "run", "time"]
-RunsIn = Literal["PyTorch", "ONNX Runtime", "ONNX's evaluator", "rtx", "trt"]
+RunsIn = Literal["PyTorch", "ONNX Runtime", "rtx", "trt"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Route:
     @property
     def flavour(self) -> Flavour | None:
         """The TensorRT that builds; None for what runs an ONNX file or PyTorch on the CPU."""
-        return self.runs_in if self.runs_in in ("rtx", "trt") else None  # type: ignore[return-value]
+        return self.runs_in if self.runs_in in ("rtx", "trt") else None
 
     @property
     def model(self) -> str:
@@ -63,17 +63,21 @@ class Routes:
 
 
 def cpu_routes() -> Routes:
-    """The routes without TensorRT; the first whose outputs come is the reference of all others."""
-    missing = [name for name in ("torch", "onnxruntime") if importlib.util.find_spec(name) is None]
-    routes = [] if "torch" in missing else [Route("PyTorch", "FP32", ("run",))]
-    runs_in: RunsIn = "ONNX's evaluator" if "onnxruntime" in missing else "ONNX Runtime"
-    routes += [
-        Route(runs_in, "FP32, standard ops", ("run",)),
-        Route(runs_in, "FP32, bodies", ("run",), "bodies"),
-        Route(runs_in, "FP32, bodies, images of any size", ("run",), "bodies", any_size=True),
-        Route(runs_in, "INT8, Q/DQ nodes of the file, bodies", ("run",), "bodies", "int8", "file"),
-    ]
-    return Routes(tuple(routes), {f"{name} on the CPU": "is not installed" for name in missing})
+    """The routes without TensorRT."""
+    routes = {
+        "torch": (Route("PyTorch", "FP32", ("run",)),),
+        "onnxruntime": (
+            Route("ONNX Runtime", "FP32, standard ops", ("run",)),
+            Route("ONNX Runtime", "FP32, bodies", ("run",), "bodies"),
+            Route("ONNX Runtime", "FP32, images of any size, bodies", ("run",), "bodies", any_size=True),
+            Route("ONNX Runtime", "INT8, Q/DQ nodes of the file, bodies", ("run",), "bodies", "int8", "file"),
+        ),
+    }
+    missing = [package for package in routes if importlib.util.find_spec(package) is None]
+    possible = tuple(route for package, those in routes.items() if package not in missing for route in those)
+    return Routes(
+        possible, {f"{those[0].runs_in} on the CPU": "is not installed" for name, those in routes.items() if name in missing}
+    )
 
 
 def loading(flavour: Flavour) -> Route:

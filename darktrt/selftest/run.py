@@ -8,30 +8,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import darktrt
 from darktrt.check.agreement import VariantAgreement, compare
-from darktrt.check.runs import load_results
-from darktrt.engine.callbacks import build_clock
+from darktrt.check.runs import VariantResults, load_results
 from darktrt.engine.target import INSTALL, Flavour, Target, gpu_name, installed_version
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, check_outputs, scratch_folder
-from darktrt.plugins.library import find_library
+from darktrt.plugins.library import VARIABLE, find_library
 from darktrt.progress import LOGGER, progress
 from darktrt.records import read_record
 from darktrt.selftest import attempt, network
 from darktrt.selftest.attempt import Outcome, Request
 from darktrt.selftest.machine import facts
-from darktrt.selftest.report import Errors, Result, Row, SelftestReport
+from darktrt.selftest.report import Errors, Row, SelftestReport
 from darktrt.selftest.routes import Route, Routes, cpu_routes, engine_routes, loading
 
 _LEAST_SECONDS = 120.0
 """Of one route, as long as there is time; more is a third of the time that is left."""
+LOG = "log"
+"""The file of what a process writes by itself."""
 _LOG_BYTES = 4000
 """Of the end of a log."""
 _NAMES: dict[Flavour, str] = {"rtx": "TensorRT for RTX", "trt": "TensorRT"}
@@ -51,8 +51,9 @@ def run_selftest(
 ) -> SelftestReport:
     """Try every way to build an engine that this machine has, with a small network, and write a report.
 
-    Each route builds an engine, runs it where that is possible, compares its outputs with those of PyTorch, ONNX Runtime or
-    ONNX's evaluator, and times it. Each is a process of its own: one that crashes or hangs is a line of the report.
+    Each route builds an engine, runs it where that is possible, compares its outputs with PyTorch's, and times it. PyTorch and
+    ONNX Runtime are compared too, where they are installed. Each route is a process of its own: one that crashes or hangs is a
+    line of the report.
 
     Args:
         output: the JSON file to write; the same as Markdown goes beside it (``.md``).
@@ -70,7 +71,8 @@ def run_selftest(
     check_outputs([output, markdown_path(output)], [plugins])
     started = time.monotonic()
     with scratch_folder() as folder:
-        series = _Series(folder, str(plugins) if plugins else None, tactic_sources, started + 60 * minutes)
+        named = plugins or os.environ.get(VARIABLE)  # a path of this folder, which the processes do not work in
+        series = _Series(folder, os.path.abspath(named) if named else None, tactic_sources, started + 60 * minutes)
         series.try_all()
     report = SelftestReport(facts(plugins), tuple(series.rows), series.impossible, round(time.monotonic() - started, 1))
     _write(report, output)
@@ -94,8 +96,9 @@ class _Series:
     """By the monotonic clock."""
     rows: list[Row] = field(default_factory=list)
     impossible: dict[str, str] = field(default_factory=dict)
-    _reference: Any = None
-    """The first results, which all others are compared with."""
+    versions: dict[Flavour, str] = field(default_factory=dict)
+    """Of each TensorRT that loads."""
+    reference: VariantResults = field(default_factory=lambda: load_results(network.OUTPUTS)[0])
 
     def try_all(self) -> None:
         """Try every route; the list of them grows as each TensorRT states its version."""
@@ -119,8 +122,8 @@ class _Series:
             self.impossible["engines"] = f"no TensorRT is installed; {INSTALL['rtx']}, or {INSTALL['trt']}"
         for flavour in installed:
             yield _NAMES[flavour], Routes((loading(flavour),), {})
-            if self.rows[-1].result == "passed":
-                yield self._engines(flavour, self.rows[-1].words)
+            if flavour in self.versions:
+                yield self._engines(flavour, self.versions[flavour])
 
     def _engines(self, flavour: Flavour, version: str) -> tuple[str, Routes]:
         target = Target(flavour, tuple(int(part) for part in version.split(".")))
@@ -138,8 +141,7 @@ class _Series:
         folder.mkdir()
         attempt.write(folder / attempt.REQUEST, Request(route, str(self.folder), self.plugins, self.tactic_sources))
         started = time.monotonic()
-        with build_clock(f"{row.runs_in}: {row.name}"):
-            problem = run_process(folder, min(left, max(_LEAST_SECONDS, left / 3)))
+        problem = run_process(folder, min(left, max(_LEAST_SECONDS, left / 3)))
         row = replace(row, seconds=round(time.monotonic() - started, 1))
         return self._judged(row, route, _outcome(folder), problem, folder)
 
@@ -156,19 +158,17 @@ class _Series:
             row = replace(row, result="failed", words=words, stage=missing[0] if missing else "end", log=log_of(folder))
         elif outcome.not_run:
             return replace(row, result="built", words=outcome.not_run)
-        elif route.stages == ("load",):
-            return replace(row, result="passed", words=outcome.version)
+        elif route.flavour and outcome.version:
+            self.versions[route.flavour] = outcome.version
+            return replace(row, result="passed")
         return self._compared(row, folder) if "run" in outcome.done else row
 
     def _compared(self, row: Row, folder: Path) -> Row:
-        """The row with the differences from the reference, which the first results become."""
+        """The row with the differences from the reference."""
         try:
             (results,) = load_results(folder / attempt.OUTPUTS)
             results = replace(results, name=f"{row.runs_in}: {row.name}")
-            if self._reference is None:
-                self._reference = results
-                return replace(row, result="reference")
-            agreement = compare([], [], [self._reference, results])
+            agreement = compare([], [], [self.reference, results])
         except DarktrtError as error:
             return row if row.result == "failed" else replace(row, result="failed", stage="compare", words=str(error))
         row = replace(row, errors=_errors(agreement.variants[0]))
@@ -181,18 +181,10 @@ class _Series:
 
 def run_process(folder: Path, seconds: float) -> str:
     """Try the route of a folder in a process of its own, for so many seconds; how it ended, empty if well."""
-    root = Path(darktrt.__file__).resolve().parent.parent
-    paths = [str(root), *(os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
     command = [sys.executable, "-m", attempt.__name__, str(folder)]
-    with open(folder / "log", "wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
+    with open(folder / LOG, "wb") as log:
+        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+        process = subprocess.Popen(command, cwd=folder, env=_environment(), **streams)  # type: ignore[call-overload]
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -205,6 +197,13 @@ def run_process(folder: Path, seconds: float) -> str:
     return f"its process ended with status {status}" if status else ""
 
 
+def _environment() -> dict[str, str]:
+    """The environment of this process, in which Python finds the same darktrt from any folder."""
+    root = Path(darktrt.__file__).resolve().parent.parent
+    paths = [str(root), *(os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def _outcome(folder: Path) -> Outcome:
     file = folder / attempt.OUTCOME
     return read_record(Outcome, file, "start the selftest again") if file.is_file() else Outcome()
@@ -212,7 +211,7 @@ def _outcome(folder: Path) -> Outcome:
 
 def log_of(folder: Path) -> str:
     """The end of what the process of a folder wrote, in whole lines."""
-    with open(folder / "log", "rb") as file:
+    with open(folder / LOG, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _LOG_BYTES))
         text = file.read().decode("utf-8", "replace")
