@@ -28,6 +28,7 @@ NVCC      ?=
 TENSORRT_INCLUDE ?=
 TENSORRT_VERSION ?=
 TENSORRT_OSS_URL ?=
+SECONDS ?= 60
 
 NAME := $(if $(CFG),$(basename $(notdir $(CFG))),$(MODEL))
 SIZE ?= $(if $(CFG),,416)
@@ -60,7 +61,7 @@ endif
 endif
 
 .DELETE_ON_ERROR:
-.PHONY: help wheel engine plugins calib check report bench triton serve load surgery onnx fetch venv test lint docs clean always
+.PHONY: help wheel engine plugins calib check report bench triton serve load surgery onnx fetch venv test fuzz lint docs clean always
 
 help: ## list targets and variables
 	@echo 'Targets:'
@@ -84,6 +85,7 @@ help: ## list targets and variables
 	@echo '  KIND=$(KIND) FORM=$(FORM)    for triton and serve, see darktrt serve repository --help (its --kind and --input)'
 	@echo '  SERVER=$(SERVER)    for load, a server that runs already, as host:port'
 	@echo '  PYTHON=$(PYTHON) VENV=$(VENV)    interpreter and virtual environment'
+	@echo '  SECONDS=$(SECONDS)    for fuzz, how long; about 150 cases a second and core'
 	@echo '  SM=$(SM)    for plugins, compute capabilities such as "75 86 90" (without: those of the GPUs here, else the usual ones)'
 	@echo '  NVCC=$(NVCC)    for plugins, the CUDA compiler (without: the one found)'
 	@echo '  TENSORRT_INCLUDE=$(TENSORRT_INCLUDE)    for plugins, the folder of NvInfer.h (without: found in the system, else downloaded)'
@@ -127,6 +129,9 @@ venv: $(VENV)/.installed-$(TENSORRT) ## set up the virtual environment
 
 test: $(VENV)/.installed-dev ## run the tests
 	$(VENV)/bin/python -m pytest
+
+fuzz: $(VENV)/.installed-dev ## read damaged files of every kind, for SECONDS; what fails goes to tests/fuzz/corpus
+	cd tests && $(abspath $(VENV))/bin/python -m fuzz --seconds $(SECONDS)
 
 lint: $(VENV)/.installed-dev $(STUBS) ## run ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -16,7 +16,8 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
+from darktrt.files import TEXT_BYTES, read_bytes
 from darktrt.metadata import NmsKind
 
 if TYPE_CHECKING:
@@ -201,10 +202,7 @@ def read_cfg(path: str | Path) -> Network:
 
 
 def _read_text(path: str | Path) -> str:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+    data = read_bytes(path, TEXT_BYTES)
     if b"\0" in data:
         raise DarktrtError(f"{path}: is a binary file, not a cfg; are cfg and weights swapped?")
     text = data.decode("utf-8-sig", errors="replace")
@@ -228,14 +226,15 @@ def _sections(path: str, text: str) -> list[_Section]:
             continue
         if line[0] == "[":
             if not re.fullmatch(r"\[\w+\]", line):
-                raise DarktrtError(f"{path}:{number}: '{raw.strip()}' is no section header; write [name] alone on its line")
+                found = quote(raw.strip())
+                raise DarktrtError(f"{path}:{number}: '{found}' is no section header; write [name] alone on its line")
             sections.append(_Section(line[1:-1], number, {}))
             continue
         key, equals, value = line.partition("=")
         if not equals or not key or not value:
-            raise DarktrtError(f"{path}:{number}: '{raw.strip()[:60]}' is neither a [section] nor key=value")
+            raise DarktrtError(f"{path}:{number}: '{quote(raw.strip(), 60)}' is neither a [section] nor key=value")
         if not sections:
-            raise DarktrtError(f"{path}:{number}: '{key}' precedes the first section; a cfg begins with [net]")
+            raise DarktrtError(f"{path}:{number}: '{quote(key)}' precedes the first section; a cfg begins with [net]")
         sections[-1].options.setdefault(key, (value, number))
     if not sections:
         raise DarktrtError(f"{path}: is empty; a cfg begins with [net]")
@@ -251,7 +250,7 @@ class _Options:
 
     def error(self, message: str, key: str | None = None) -> DarktrtError:
         line = self.section.options[key][1] if key in self.section.options else self.section.line
-        return DarktrtError(f"{self.path}:{line}: [{self.section.kind}] {message}")
+        return DarktrtError(f"{self.path}:{line}: [{quote(self.section.kind)}] {message}")
 
     def text(self, key: str, default: str | None = None) -> str:
         self.asked.add(key)
@@ -259,7 +258,7 @@ class _Options:
             return self.section.options[key][0]
         if default is None:
             close = get_close_matches(key, self.section.options, n=1)
-            hint = f"; is '{close[0]}' a misspelling?" if close else ""
+            hint = f"; is '{quote(close[0])}' a misspelling?" if close else ""
             raise self.error(f"needs '{key}='{hint}")
         return default
 
@@ -288,7 +287,7 @@ class _Options:
         if value not in choices:
             close = get_close_matches(value, choices, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(choices)}"
-            raise self.error(f"'{key}={value}' is not known; {hint}", key)
+            raise self.error(f"'{key}={quote(value)}' is not known; {hint}", key)
         return choices[value]
 
     def activation(self, default: str) -> str:
@@ -299,13 +298,13 @@ class _Options:
         refused = refused or {}
         for key, neutral in refused.items():
             if key in self.section.options and self.integer(key) != neutral:
-                raise self.error(f"'{key}={self.text(key)}' changes what the network computes and is not supported", key)
+                raise self.error(f"'{key}={quote(self.text(key))}' changes what the network computes and is not supported", key)
         known = self.asked | ignored | set(refused)
         for key in self.section.options:
             if key not in known:
                 close = get_close_matches(key, known, n=1)
                 hint = f"; did you mean '{close[0]}'?" if close else "; remove it if it only matters for training"
-                raise self.error(f"has no '{key}'{hint}", key)
+                raise self.error(f"has no '{quote(key)}'{hint}", key)
 
     def _parts(self, key: str, default: str | None = None) -> list[str]:
         text = self.text(key, default).partition("#")[0]
@@ -315,7 +314,7 @@ class _Options:
         # darknet's atoi and atof stop at the first character they do not know, so `size=3 # x` is 3
         match = re.fullmatch(rf"({pattern})(?:[#;].*)?", text)
         if not match or not isfinite(value := kind(match[1])):
-            raise self.error(f"'{key}={text[:40]}' is not {noun}", key)
+            raise self.error(f"'{key}={quote(text, 40)}' is not {noun}", key)
         return value
 
 

@@ -10,7 +10,7 @@ from darktrt.convert.cfg import Convolutional, Layer, Route, Shortcut, Yolo, rea
 from darktrt.convert.shapes import gflops
 from darktrt.convert.weights import WeightReader, parameter_count
 from darktrt.convert.zoo import MODELS
-from darktrt.files import sha256_of
+from darktrt.files import open_input, sha256_of
 
 
 def describe_cfg(path: str | Path) -> str:
@@ -67,7 +67,7 @@ def describe_weights(path: str | Path) -> str:
         DarktrtError: the file is no weights file.
     """
     count = WeightReader(path).left
-    with open(path, "rb") as file:
+    with open_input(path) as file:
         header = file.read(20)
     major, minor, revision = struct.unpack_from("<3i", header)
     seen = struct.unpack_from("<Q" if major * 10 + minor >= 2 else "<I", header, 12)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +19,7 @@ from darktrt.convert.model import random_weights as draw_weights
 from darktrt.convert.shapes import gflops
 from darktrt.convert.weights import LayerWeights, dump_weights, parameter_count, read_weights
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, keep_inputs, sha256_of
+from darktrt.files import atomic_output, keep_inputs, read_text, sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, HeadInfo, LayerInfo, NmsInfo
 
 OPSET = 17
@@ -101,12 +102,7 @@ def class_names(network: Network, path: str | Path | None) -> tuple[str, ...]:
     if path is None:
         coco = (Path(__file__).parent / "data" / "coco.names").read_text().split("\n")
         return tuple(coco[:80]) if classes == 80 else tuple(f"class {i}" for i in range(classes))
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DarktrtError(f"{path}: is no UTF-8 text; write one class name a line") from error
+    text = read_text(path, advice="write one class name a line")
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) != classes:
         raise DarktrtError(f"{path}: has {len(names)} names, but {network.path} has {classes} classes; write one name a line")
@@ -135,7 +131,7 @@ def detector_info(
         for layer in yolos
     )
     return DetectorInfo(
-        name=Path(network.path).stem,
+        name=os.fsencode(Path(network.path).stem).decode(errors="replace"),
         width=network.width,
         height=network.height,
         channels=network.channels,

@@ -21,7 +21,7 @@ from darktrt.convert.cfg import (
     Upsample,
     Yolo,
 )
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 
 
 @dataclass(frozen=True)
@@ -127,10 +127,14 @@ def _(layer: Upsample, inputs: Sequence[Shape]) -> Shape:
     return Shape(inputs[0].channels, inputs[0].height * layer.stride, inputs[0].width * layer.stride)
 
 
+def _sizes(layer: Layer, inputs: Sequence[Shape]) -> str:
+    return quote(", ".join(f"layer {s}: {i.width}x{i.height}" for s, i in zip(layer.sources, inputs, strict=True)))
+
+
 @output_shape.register
 def _(layer: Route, inputs: Sequence[Shape]) -> Shape:
     if not same_size(inputs):
-        sizes = ", ".join(f"layer {s}: {i.width}x{i.height}" for s, i in zip(layer.sources, inputs, strict=True))
+        sizes = _sizes(layer, inputs)
         raise _MisfitError(
             f"joins layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?"
         )
@@ -142,7 +146,7 @@ def _(layer: Route, inputs: Sequence[Shape]) -> Shape:
 @output_shape.register
 def _(layer: Shortcut, inputs: Sequence[Shape]) -> Shape:
     if not same_size(inputs):
-        sizes = ", ".join(f"layer {s}: {i.width}x{i.height}" for s, i in zip(layer.sources, inputs, strict=True))
+        sizes = _sizes(layer, inputs)
         raise _MisfitError(f"adds layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?")
     return inputs[0]
 

@@ -6,6 +6,7 @@ but little-endian float32, layer by layer in cfg order (``load_weights_upto`` in
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from darktrt.convert.cfg import Layer, Network
 from darktrt.convert.shapes import weight_arrays
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output
+from darktrt.files import atomic_output, open_input
 
 LayerWeights = Mapping[str, npt.NDArray[np.float32]]
 """Arrays of one layer by role: ``weight`` and ``bias``, with batch normalisation also ``scale``, ``mean``, ``variance``."""
@@ -44,12 +45,8 @@ class WeightReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        try:
-            size = Path(path).stat().st_size
-            with open(path, "rb") as file:
-                start = file.read(256)
-        except OSError as error:
-            raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+        with open_input(path) as file:
+            size, start = os.fstat(file.fileno()).st_size, file.read(256)
         offset = self._header(start, size)
         if (size - offset) % 4:
             raise DarktrtError(

@@ -10,14 +10,12 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from secrets import token_hex
 from typing import BinaryIO
 
 from darktrt.errors import DarktrtError
@@ -27,6 +25,9 @@ TEXT_BYTES = 64 << 20
 
 _NAME_BYTES = 180
 """The longest name of an output that its temporary name repeats; file systems allow 255 bytes."""
+
+_AT_ONCE = 16
+"""How many runs may write one output at the same time; each has a temporary name of its own."""
 
 
 def cache_folder() -> Path:
@@ -147,7 +148,7 @@ def _replace_folder(target: Path, new: Path) -> None:
     if not target.exists():
         new.rename(target)
         return
-    old = new.with_name(f"{new.name}.old")
+    old = _aside(new)
     descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _lock(descriptor)  # so that no other run takes it for a stray
@@ -163,31 +164,52 @@ def _replace_folder(target: Path, new: Path) -> None:
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """A folder for intermediate files; it vanishes when the block ends, and at the next run where this one is killed."""
-    with _unfinished(Path(tempfile.gettempdir()) / f"darktrt-{os.getuid()}", _new_folder) as folder:
+    with _unfinished(Path(tempfile.gettempdir()) / f"darktrt-{os.getuid()}", _new_private_folder) as folder:
         yield folder
 
 
 @contextmanager
 def _unfinished(target: Path, create: Callable[[Path], int]) -> Iterator[Path]:
     """A locked temporary file or folder beside ``target``, which vanishes unless the block renames it."""
-    temporary: Path | None = None
-    descriptor = -1
-    try:  # around the creation too, so that Ctrl-C at any moment leaves nothing
+    with ExitStack() as held:
         try:
-            _remove_strays(target)
-            while descriptor < 0:
-                temporary = target.parent / _temporary_name(target)
-                descriptor = _locked(create(temporary), temporary)
+            temporary = _claimed(target, create, held)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DarktrtError(f"{target}: cannot write: {reason}; does the folder exist, and may you write there?") from error
-        yield temporary  # type: ignore[misc]  # the loop ran
-    except OSError as error:
-        raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
+        try:
+            yield temporary
+        except OSError as error:
+            raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
+
+
+def _claimed(target: Path, create: Callable[[Path], int], held: ExitStack) -> Path:
+    """The first temporary name of a target that no other run has; ``held`` frees it."""
+    names = _temporaries(target)
+    for name in names:
+        _remove_stray(name)
+        _remove_stray(_aside(name), instead=target)
+    for name in names:
+        if held.enter_context(_claim(name, create)):
+            return name
+    unfinished = f"if there are none, remove the unfinished files such as {names[0]}"
+    raise DarktrtError(f"{target}: cannot write: {_AT_ONCE} other runs write it; {unfinished}")
+
+
+@contextmanager
+def _claim(path: Path, create: Callable[[Path], int]) -> Iterator[bool]:
+    """Create and lock what a temporary name stands for; yield whether no other run has it. An interrupt leaves nothing."""
+    descriptor = -1
+    try:
+        with suppress(FileExistsError):
+            descriptor = create(path)
+        yield descriptor >= 0 and _lock(descriptor) is not False and _same(descriptor, path)  # another may take it for a stray
     finally:
-        if temporary:
-            _remove(temporary)
-        if descriptor >= 0:
+        if descriptor < 0:
+            _remove_stray(path)  # an interrupt may come between the creation and its descriptor
+        else:
+            if _same(descriptor, path):
+                _remove(path)
             os.close(descriptor)
 
 
@@ -195,17 +217,13 @@ def _new_file(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
 
 
-def _new_folder(path: Path) -> int:
-    path.mkdir()
+def _new_folder(path: Path, mode: int = 0o777) -> int:
+    path.mkdir(mode)
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _locked(descriptor: int, path: Path) -> int:
-    """The descriptor, locked; -1 where another run took what is new for a stray before it was locked."""
-    if _lock(descriptor) is not False and _same(descriptor, path):
-        return descriptor
-    os.close(descriptor)
-    return -1
+def _new_private_folder(path: Path) -> int:
+    return _new_folder(path, 0o700)
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -227,38 +245,37 @@ def _same(descriptor: int, path: Path) -> bool:
         return False
 
 
-def _affixes(target: Path) -> tuple[str, str]:
-    """What the temporary names of a target begin and end with."""
+def _temporaries(target: Path) -> list[Path]:
+    """The temporary names of a target, one for each run that may write it at the same time.
+
+    They are few and fixed, so that what killed runs left is found without a search of the folder, which may be large.
+    """
     name, suffix = target.name, target.suffix
     if len(os.fsencode(name)) > _NAME_BYTES:
         name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-    return f".{name}.darktrt-", suffix if len(os.fsencode(suffix)) < 20 else ""
+    if len(os.fsencode(suffix)) > 20:
+        suffix = ""
+    return [target.parent / f".{name}.darktrt-{number}{suffix}" for number in range(_AT_ONCE)]
 
 
-def _temporary_name(target: Path) -> str:
-    start, end = _affixes(target)
-    return f"{start}{token_hex(4)}{end}"
+def _aside(temporary: Path) -> Path:
+    """The name of the folder that a new one replaces, while it does."""
+    return temporary.with_name(f"{temporary.name}.old")
 
 
-def _remove_strays(target: Path) -> None:
-    """Remove what killed runs left beside a target; an old folder comes back where its successor never came."""
-    start, end = _affixes(target)
-    form = re.compile(rf"{re.escape(start)}[0-9a-f]{{8}}{re.escape(end)}(\.old)?", re.DOTALL)
-    for stray in [Path(entry.path) for entry in os.scandir(target.parent) if form.fullmatch(entry.name)]:
-        with suppress(OSError):  # another run removes it too
-            descriptor = os.open(stray, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                if _lock(descriptor) and _same(descriptor, stray):
-                    _restore_or_remove(stray, target)
-            finally:
-                os.close(descriptor)
-
-
-def _restore_or_remove(stray: Path, target: Path) -> None:
-    if stray.name.endswith(".old") and not target.exists():
-        stray.rename(target)
-    else:
-        _remove(stray)
+def _remove_stray(path: Path, instead: Path | None = None) -> None:
+    """Remove what a killed run left under a temporary name; where ``instead`` is missing, it becomes that."""
+    with suppress(OSError):  # mostly there is nothing
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            if not _lock(descriptor) or not _same(descriptor, path):
+                return
+            if instead and not instead.exists():
+                path.rename(instead)
+            else:
+                _remove(path)
+        finally:
+            os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
+from darktrt.files import open_input
 from darktrt.metadata import METADATA_KEY, DetectorInfo
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ def load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
     from google.protobuf.message import DecodeError
 
     try:
-        model = onnx.load(str(path), format="protobuf", load_external_data=False)  # all that darktrt writes
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
+        with open_input(path) as file:
+            model = onnx.load(file, format="protobuf", load_external_data=False)  # all that darktrt writes
     except DecodeError as error:
         raise DarktrtError(f"{path}: is no ONNX file, or a damaged one; make it with 'darktrt convert'") from error
     try:

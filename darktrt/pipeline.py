@@ -6,6 +6,7 @@ warnings go where :mod:`darktrt.progress` sends them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -109,7 +110,7 @@ def merge_calibrations(
     outputs = Outputs(Path(output), Path(plot) if plot else None)
     outputs.check(histograms)
     together = merged(histograms)
-    if [Path(path).resolve() for path in histograms] != [outputs.histograms.resolve()]:
+    if [os.path.realpath(path) for path in histograms] != [os.path.realpath(outputs.histograms)]:
         keep_inputs(outputs.histograms, *histograms)
         together.save(outputs.histograms)
     _choose(together, outputs, options or CalibrationOptions(), {"merged": ", ".join(map(str, histograms))})

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
+from darktrt.errors import quote
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
@@ -73,7 +75,7 @@ class Progress:
         """Around output of the caller: a bar on a terminal steps aside for it."""
         if self._bar is None or not sys.stderr.isatty():
             return nullcontext()
-        return type(self._bar).external_write_mode()  # type: ignore[no-any-return]
+        return type(self._bar).external_write_mode(_terminal())  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -96,13 +98,18 @@ def progress(total: int | None, unit: str, description: str = "", *, least: int 
     terminal = sys.stderr.isatty()
     with tqdm(
         total=total,
-        desc=description or None,
+        desc=quote(description) or None,
         unit=f" {unit}",
         unit_scale=scale,
-        file=sys.stderr,
+        file=_terminal(),
         mininterval=0.1 if terminal else 10,
         delay=0 if terminal else 10,
         leave=not terminal,
         bar_format="{desc}, {elapsed}" if total is None and not scale else None,
     ) as bar:
         yield Progress(total, description, bar)
+
+
+def _terminal() -> Any:
+    """stderr under what the command line puts over it to escape control characters: a bar moves the cursor."""
+    return getattr(sys.stderr, "unescaped", sys.stderr)

@@ -21,6 +21,7 @@ from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.target import Target, find_target, flavour_of
 from darktrt.engine.trt_types import shape_of
 from darktrt.errors import DarktrtError
+from darktrt.files import open_input
 from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.plugins.library import find_library, load_plugins
 from darktrt.progress import LOGGER
@@ -501,7 +502,8 @@ def _deserialize(trt: TensorRT, manifest: Manifest, path: Path) -> tuple[Engine,
     runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
     if manifest.version_compatible:
         runtime.engine_host_code_allowed = True  # such a plan contains the runtime of its own version
-    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    with open_input(path) as file:
+        engine = runtime.deserialize_cuda_engine(file.read())
     context = engine.create_execution_context() if engine else None
     if context is None:
         raise DarktrtError(f"{path}: TensorRT cannot load the plan; see its message above")

@@ -14,7 +14,7 @@ from typing import Any
 
 from darktrt.cuda import dotted_capability, first_gpu
 from darktrt.errors import DarktrtError
-from darktrt.files import cache_folder, sha256_of
+from darktrt.files import cache_folder, open_input, sha256_of
 
 FILE_NAME = "libdarktrt_plugins.so"
 VARIABLE = "DARKTRT_PLUGINS"
@@ -97,12 +97,12 @@ def read_library(path: str | Path) -> PluginLibrary:
     Raises:
         DarktrtError: there is no such file, or it is no plugin library.
     """
+    if not os.path.exists(path):
+        raise DarktrtError(f"{path}: there is no plugin library; compile it with 'darktrt plugins'", "plugins")
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_input(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             begin = content.find(_MARK) + len(_MARK)
             text = content[begin : content.find(b"\0", begin)] if begin >= len(_MARK) else b""
-    except FileNotFoundError as error:
-        raise DarktrtError(f"{path}: there is no plugin library; compile it with 'darktrt plugins'", "plugins") from error
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise DarktrtError(f"{path}: cannot read the plugin library: {error}", "plugins") from error
     if not text:

@@ -22,7 +22,7 @@ import pytest
 from test_layers import ROOMS
 
 import darktrt
-from darktrt import cli
+from darktrt.cli.commands import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -180,7 +180,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
                 yield from parsers(child)
 
 
-PARSERS = {parser.prog: parser for parser in parsers(cli.parser())}
+PARSERS = {parser.prog: parser for parser in parsers(parser())}
 OPTIONS = {name: set(parser._option_string_actions) for name, parser in PARSERS.items()}
 """The options of every command, by its words."""
 

@@ -17,8 +17,9 @@ from typing import Literal, NamedTuple, TypeVar
 
 from darktrt.cuda import Frame
 from darktrt.errors import DarktrtError
+from darktrt.files import read_bytes
 from darktrt.vision.gpu_jpeg import GpuJpegDecoder, JpegHeader, read_header
-from darktrt.vision.images import QUIET, Admit, load_image
+from darktrt.vision.images import MOST_FILE_BYTES, QUIET, Admit, load_image
 
 Device = Literal["cpu", "gpu", "auto"]
 
@@ -311,8 +312,8 @@ class _JpegThread:
 
     def _jpeg(self, image: _Image) -> _Jpeg | None:
         try:
-            data = image.source if isinstance(image.source, bytes) else image.source.read_bytes()
-        except OSError:
+            data = image.source if isinstance(image.source, bytes) else read_bytes(image.source, MOST_FILE_BYTES)
+        except DarktrtError:
             return None  # Pillow fails too, and its words count
         header = read_header(data)
         if header is None:

@@ -219,9 +219,9 @@ def _targets(sources: dict[Path, Path], output: Path | None) -> list[Path | None
     if output is None:
         return [None] * len(sources)
     targets = _targets_in(output, sources) if _is_folder(output) else [_single_target(output, list(sources))]
-    originals = {file.resolve() for file in sources}
+    originals = {os.path.realpath(file) for file in sources}
     for target in targets:
-        if target.resolve() in originals:
+        if os.path.realpath(target) in originals:
             raise DarktrtError(f"{target}: is one of the sources and would be overwritten; choose another output")
     return [*targets]
 

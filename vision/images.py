@@ -22,11 +22,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from darktrt.errors import DarktrtError
+from darktrt.files import open_input
 from darktrt.metadata import InputForm, ResizePolicy
 from darktrt.vision import native
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow's names of the formats that are read. Other decoders are off: one of them would run Ghostscript on untrusted files."""
+
+MOST_FILE_BYTES = 1 << 30
+"""The largest image file that is read."""
 
 LETTERBOX_FILL = np.float32(0.5)
 
@@ -76,7 +80,7 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Width and height of the image that :func:`read_image` reads, from its header; None for a file that it refuses."""
-    with suppress(OSError, Image.DecompressionBombError), open_image(path) as image:
+    with suppress(DarktrtError, OSError, Image.DecompressionBombError), open_input(path) as file, open_image(file) as image:
         width, height = image.size
         return (height, width) if image.getexif().get(ORIENTATION) in _QUARTER_TURNS else (width, height)
     return None
@@ -102,14 +106,19 @@ def load_image(source: Path | bytes, name: str, admit: Admit | None = None) -> N
     Raises:
         DarktrtError: as :func:`read_image`, or from ``admit``, with the name in front.
     """
+    if isinstance(source, bytes):
+        return _decoded(BytesIO(source), name, admit)
+    with open_input(source, MOST_FILE_BYTES) as file:
+        return _decoded(file, name, admit)
+
+
+def _decoded(file: IO[bytes], name: str, admit: Admit | None) -> NDArray[np.uint8]:
     try:
-        return _read(BytesIO(source) if isinstance(source, bytes) else source, admit)
+        return _read(file, admit)
     except DarktrtError as error:
         raise DarktrtError(f"{name}: {error}") from error
     except Exception as error:  # on damaged files Pillow's decoders raise anything from SyntaxError to struct.error
-        missing = isinstance(error, OSError) and error.errno
-        empty = not (source if isinstance(source, bytes) else missing or source.stat().st_size)
-        raise DarktrtError(f"{name}: {_reason(error, empty)}") from error
+        raise DarktrtError(f"{name}: {_reason(error, empty=not file.seek(0, os.SEEK_END))}") from error
 
 
 def check_pixels(width: int, height: int, most_pixels: int) -> None:
@@ -157,8 +166,8 @@ class _Quiet:
 QUIET = _Quiet()
 
 
-def _read(source: Path | IO[bytes], admit: Admit | None) -> NDArray[np.uint8]:
-    with open_image(source) as image:
+def _read(file: IO[bytes], admit: Admit | None) -> NDArray[np.uint8]:
+    with open_image(file) as image:
         if admit:
             admit(*image.size)
         ImageOps.exif_transpose(image, in_place=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from darktrt.errors import DarktrtError
+from darktrt.files import read_text
+from darktrt.records import read_json
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -41,7 +42,7 @@ def find_images(data: Sequence[str | Path], limit: int | None = None, seed: int 
         raise DarktrtError(f"the limit is {limit}; it must be at least 1", argument="limit")
     if not data:
         raise DarktrtError("there are no images; name a folder, list, COCO json or pattern", argument="data")
-    paths = {path.resolve(): path for entry in reversed(data) for path in reversed(_images_of(str(entry)))}
+    paths = {os.path.realpath(path): path for entry in reversed(data) for path in reversed(_images_of(str(entry)))}
     images = sorted(paths.values())
     if limit is not None and limit < len(images):
         images = sorted(random.Random(seed).sample(images, limit))
@@ -80,9 +81,9 @@ def _media_of(source: Path, exclude: Path | None) -> dict[Path, Path]:
         return {source: Path(source.name)}
     else:
         folder, pattern = split_pattern(source)
-    skipped = exclude.resolve() if exclude and exclude.resolve() != folder.resolve() else None
+    skipped = Path(os.path.realpath(exclude)) if exclude and os.path.realpath(exclude) != os.path.realpath(folder) else None
     files = sorted(matching_files(folder, pattern, IMAGE_SUFFIXES + VIDEO_SUFFIXES))
-    return {file: file.relative_to(folder) for file in files if skipped not in file.resolve().parents}
+    return {file: file.relative_to(folder) for file in files if skipped not in Path(os.path.realpath(file)).parents}
 
 
 def path_of(entry: str) -> Path:
@@ -162,10 +163,8 @@ def _file(path: Path) -> list[Path]:
 
 
 def _listed(path: Path) -> list[Path]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise DarktrtError(f"{path}: is neither an image nor a list of images, a path a line") from error
+    advice = "it should be an image, or a list of images, a path a line"
+    lines = [line.strip() for line in read_text(path, advice=advice).splitlines()]
     images = [path.parent / line for line in lines if line and not line.startswith("#")]
     for image in images:
         if image.suffix.lower() not in IMAGE_SUFFIXES:
@@ -179,9 +178,8 @@ def _coco(entry: str) -> list[Path]:
 
 
 def _coco_names(path: Path) -> list[str]:
+    values = read_json(path, "a COCO file has images with a file_name")
     try:
-        return [str(image["file_name"]) for image in json.loads(path.read_text(encoding="utf-8"))["images"]]
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return [str(image["file_name"]) for image in values["images"]]
+    except (KeyError, TypeError) as error:
         raise DarktrtError(f"{path}: is no COCO file, which has images with a file_name") from error

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from darktrt.cuda import Frame
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output
+from darktrt.files import atomic_output, check_input
 from darktrt.progress import LOGGER
 from darktrt.vision.decode import Device
 from darktrt.vision.gpu_video import GpuVideoError, gpu_frames, has_same_colours, import_codec
@@ -69,6 +69,8 @@ def _video_stream(source: Path | LiveSource) -> Iterator[tuple[av.container.Inpu
 
     # "file:", for a colon could be a protocol
     live = source if isinstance(source, LiveSource) else LiveSource(f"file:{source}")
+    if isinstance(source, Path):
+        check_input(source)
     try:
         with av.open(live.address, format=live.form, options=dict(live.options), metadata_errors="replace") as container:
             if not container.streams.video:

@@ -1,83 +1,89 @@
-"""The command ``darktrt``: each sub-command, a file here, is a thin call of one function, whose room is imported only then."""
+"""The command ``darktrt``. This module is all that is imported before Ctrl-C and kill are heeded, so it is small."""
 
 from __future__ import annotations
 
-import argparse
-import errno
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
-from darktrt import __version__
-from darktrt.cli import (
-    bench,
-    calib,
-    check,
-    client,
-    convert,
-    detect,
-    doctor,
-    engine,
-    fetch,
-    inspect,
-    layers,
-    load,
-    plugins,
-    selftest,
-    serve,
-    surgery,
-)
-from darktrt.errors import DarktrtError
-from darktrt.progress import show_on_stderr
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals of Ctrl-C, of kill and of a terminal that is closed: each ends a command so that no half-written file stays."""
 
-_OPTIONS = {"calibration": "table", "calibration_images": "data"}
-"""Arguments whose option has another name."""
+INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; users' errors become one sentence on stderr and exit status 2."""
-    args = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
-    show_on_stderr()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as with Ctrl-C, so that no half-written file stays
+    """Run the command; users' errors become one sentence on stderr and exit status 2.
+
+    Args:
+        arguments: the words behind ``darktrt``. None are those of the process, which ends with the command: a signal after its
+            work is done ends it at once.
+    """
+    _fill_standard_descriptors()
+    with _interruptible(of_process=arguments is None) as came:
+        try:
+            from darktrt.cli.commands import run
+
+            return run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt:
+            pass
+        except Exception:  # an import of C code answers a signal with an ImportError
+            if not came:
+                raise
+        return interrupted("darktrt")
+
+
+def interrupted(command: str) -> int:
+    """Say that a command was interrupted; its exit status."""
+    with suppress(OSError):
+        print(f"{command}: interrupted", file=sys.stderr)
+    exec("")  # CPython ends by SIGINT, not with this status, after one in an exec (of dataclasses, say) until the next
+    return INTERRUPTED
+
+
+def _fill_standard_descriptors() -> None:
+    """Open what the shell closed (``>&-``) on the null device; else the first file that is opened would get what is printed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
+
+
+@contextmanager
+def _interruptible(of_process: bool) -> Iterator[list[int]]:
+    """Let the signals that end a command raise KeyboardInterrupt in the block; yields the list of those that came.
+
+    Those that were ignored before, as nohup and a shell's background jobs have them, stay ignored.
+    """
+    came: list[int] = []
+
+    def interrupt(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    def raise_again(unraisable: Any) -> None:  # Python has swallowed it in a destructor or a callback
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        else:
+            hook(unraisable)
+
     try:
-        status = args.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, head for one, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"darktrt {args.command}: cannot write the output: {error.strerror}", file=sys.stderr)
-        return 2
-    except DarktrtError as error:
-        print(f"darktrt {args.command}: {error}{_option(args, error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"darktrt {args.command}: interrupted", file=sys.stderr)
-        exec("")  # CPython ends by SIGINT, not with this status, after one in an exec (of dataclasses, say) until the next
-        return 130
-    return status or 0
-
-
-def _option(args: argparse.Namespace, error: DarktrtError) -> str:
-    """The option of the argument that an error names, if the command has it."""
-    name = _OPTIONS.get(error.argument or "", error.argument)
-    return f" [--{name.replace('_', '-')}]" if name and hasattr(args, name) else ""
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of the command and all its sub-commands."""
-    root = argparse.ArgumentParser(
-        prog="darktrt",
-        description="Turn a darknet detector (.cfg + .weights) into a TensorRT engine, stage by stage.",
-        epilog="Each command has examples in its own help: darktrt convert --help",
-    )
-    root.add_argument("--version", action="version", version=f"darktrt {__version__}")
-    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    stages = (fetch, convert, surgery, calib, engine, layers, plugins)
-    for module in (*stages, check, detect, serve, client, load, bench, inspect, doctor, selftest):
-        module.add(commands)
-    return root
+        before = {number: signal.signal(number, interrupt) for number in ENDING if signal.getsignal(number) != signal.SIG_IGN}
+    except ValueError:  # not the main thread, which signals go to
+        yield came
+        return
+    hook, sys.unraisablehook = sys.unraisablehook, raise_again
+    try:
+        yield came
+    finally:
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if of_process else handler)

@@ -7,13 +7,13 @@ import html
 from collections.abc import Iterator
 from typing import Any
 
-from darktrt import cli
+from darktrt.cli.commands import parser
 
 MARK = "<!-- commands -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    return markdown.replace(MARK, "\n\n".join(commands(cli.parser()))) if MARK in markdown else markdown
+    return markdown.replace(MARK, "\n\n".join(commands(parser()))) if MARK in markdown else markdown
 
 
 def commands(parser: argparse.ArgumentParser, help_: str = "") -> Iterator[str]:

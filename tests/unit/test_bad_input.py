@@ -216,8 +216,8 @@ COMMANDS = [
     # convert
     ("convert none.cfg net.weights -o out.onnx", "none.cfg: cannot read: No such file or directory"),
     ("convert net.cfg none.weights -o out.onnx", "none.weights: cannot read: No such file or directory"),
-    ("convert sub net.weights -o out.onnx", "sub: cannot read: Is a directory"),
-    ("convert net.cfg sub -o out.onnx", "sub: cannot read: Is a directory"),
+    ("convert sub net.weights -o out.onnx", "sub: is a folder; name a file"),
+    ("convert net.cfg sub -o out.onnx", "sub: is a folder; name a file"),
     ("convert net.weights net.cfg -o out.onnx", "net.weights: is a binary file, not a cfg; are cfg and weights swapped?"),
     ("convert net.cfg plain.onnx -o out.onnx", "plain.onnx: "),
     ("convert a.png net.weights -o out.onnx", "a.png: is a binary file"),
@@ -258,8 +258,8 @@ COMMANDS = [
     ("convert net.cfg net.weights -o out.onnx --batch many", "--batch many: write a number"),
     ("convert net.cfg net.weights -o out.onnx --batch 99999999999999999999", "--batch 99999999999999999999: write a number"),
     ("convert net.cfg net.weights -o out.onnx --names none.names", "none.names: cannot read: No such file"),
-    ("convert net.cfg net.weights -o out.onnx --names sub", "sub: cannot read: Is a directory"),
-    ("convert net.cfg net.weights -o out.onnx --names a.png", "a.png: is no UTF-8 text; write one class name a line"),
+    ("convert net.cfg net.weights -o out.onnx --names sub", "sub: is a folder; name a file"),
+    ("convert net.cfg net.weights -o out.onnx --names a.png", "a.png: is no UTF-8 text (byte 0); write one class name a line"),
     ("convert net.cfg net.weights -o out.onnx --names net.cfg", "net.cfg: has 106 names, but net.cfg has 3 classes"),
     ("convert net.cfg --random-weights 0 --save-weights new.weights --names net.cfg -o out.onnx", "has 106 names"),
     (
@@ -282,7 +282,7 @@ COMMANDS = [
     ),
     # surgery
     ("surgery none.onnx -o out.onnx", "none.onnx: cannot read: No such file or directory"),
-    ("surgery sub -o out.onnx", "sub: cannot read: Is a directory"),
+    ("surgery sub -o out.onnx", "sub: is a folder; name a file"),
     ("surgery net.cfg -o out.onnx", f"net.cfg: {ONNX}"),
     ("surgery a.png -o out.onnx", f"a.png: {ONNX}"),
     ("surgery net.weights -o out.onnx", "net.weights: "),
@@ -313,7 +313,10 @@ COMMANDS = [
     ("calib run portable.onnx sub -o t.table", "sub: no images here (.bmp"),
     ("calib run portable.onnx none -o t.table", "none: no such file or folder"),
     ("calib run portable.onnx net.names -o t.table", "net.names: lists 'cat', which is no image"),
-    ("calib run portable.onnx net.weights -o t.table", "net.weights: is neither an image nor a list of images"),
+    (
+        "calib run portable.onnx net.weights -o t.table",
+        "net.weights: is no UTF-8 text (byte 21); it should be an image, or a list",
+    ),
     ("calib run portable.onnx model.json -o t.table", "model.json: is no COCO file"),
     ("calib run portable.onnx a.png", "the following arguments are required: -o/--output"),
     ("calib run portable.onnx a.png -o none/t.table", "none/t.table: cannot write: No such file or directory"),

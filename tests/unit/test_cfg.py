@@ -317,5 +317,5 @@ def test_refusals_name_the_line(tmp_path: Path, text: str | bytes, message: str)
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match=r"none\.cfg: cannot read: No such file"):
         read_cfg(tmp_path / "none.cfg")
-    with pytest.raises(DarktrtError, match="cannot read: Is a directory"):
+    with pytest.raises(DarktrtError, match="is a folder; name a file"):
         read_cfg(tmp_path)

@@ -18,12 +18,12 @@ from helpers import MADE_CFG, ROOT, Made, files_in, made_image, net, section
 from onnx import numpy_helper
 from PIL import Image
 
-from darktrt import __version__, cli
+from darktrt import __version__
 from darktrt.calib.bias_correction import load_channel_means
 from darktrt.calib.fp_layers import load_fp_layers
 from darktrt.calib.samples import SAMPLES_WARNING
 from darktrt.calib.table import CalibrationTable
-from darktrt.cli import main
+from darktrt.cli import commands, main
 from darktrt.convert import zoo
 from darktrt.files import sha256_of
 
@@ -65,7 +65,7 @@ def test_examples_parse(capsys: pytest.CaptureFixture[str]) -> None:
         for example in capsys.readouterr().out.partition("examples:\n")[2].splitlines():
             words = example.partition("darktrt ")[2].partition(" > ")[0].split()
             if words[-1] != "--help":
-                assert cli.parser().parse_args(words).command.partition(" ")[0] == command
+                assert commands.parser().parse_args(words).command.partition(" ")[0] == command
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -342,19 +342,19 @@ def test_ctrl_c_is_status_130(made: Made, capsys: pytest.CaptureFixture[str], mo
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.doctor, "_doctor", interrupted)
+    monkeypatch.setattr(commands.doctor, "_doctor", interrupted)
     assert said(capsys, "doctor", status=130)[1] == "darktrt doctor: interrupted\n"
 
 
 INTERRUPTED = """
 import sys
-from darktrt import cli
+from darktrt.cli import commands, main
 
 def interrupted(args):
     exec("raise KeyboardInterrupt")
 
-cli.doctor._doctor = interrupted
-sys.exit(cli.main(["doctor"]))
+commands.doctor._doctor = interrupted
+sys.exit(main(["doctor"]))
 """
 
 
@@ -370,7 +370,7 @@ def test_bugs_are_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli.doctor, "_doctor", broken)
+    monkeypatch.setattr(commands.doctor, "_doctor", broken)
     with pytest.raises(ZeroDivisionError):
         main(["doctor"])
 

@@ -161,7 +161,7 @@ def test_an_error_comes_when_its_turn_comes(decoder: Decoder, tmp_path: Path) ->
         given.extend(read_ahead([paths[i : i + 2] for i in range(0, 12, 2)], decoder))
     assert str(caught.value) == str(expected.value)
     assert len(given) == 3
-    with pytest.raises(DarktrtError, match=r"none\.png: cannot be read: no such file"):
+    with pytest.raises(DarktrtError, match=r"none\.png: cannot read: No such file"):
         decoder.read(paths[8:])
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,8 @@ def test_the_next_run_removes_the_scratch_folder_of_a_killed_one(tmp_path: Path,
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with scratch_folder() as folder:
         assert _names(tmp_path) == [folder.name]
-        assert folder.name != left
+        assert folder.name == left
+        assert _names(folder) == []
     assert _names(tmp_path) == []
 
 
@@ -85,12 +87,60 @@ def test_a_run_that_lives_keeps_its_temporary_file(tmp_path: Path) -> None:
     assert target.read_text() == "half"  # whoever ends last
 
 
+def test_sixteen_runs_may_write_one_output_at_once(tmp_path: Path) -> None:
+    with ExitStack() as runs:
+        names = {runs.enter_context(atomic_output(tmp_path / "out.plan")) for _ in range(16)}
+        assert len(names) == 16
+        with pytest.raises(
+            DarktrtError, match=r"16 other runs write it; if there are none, remove .*\.out\.plan\.darktrt-0\.plan"
+        ):
+            runs.enter_context(atomic_output(tmp_path / "out.plan"))
+        assert len(_names(tmp_path)) == 16
+    assert _names(tmp_path) == ["out.plan"]
+
+
+def test_an_interrupt_at_the_creation_takes_no_file_of_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with atomic_output(tmp_path / "out.plan") as others:
+        monkeypatch.setattr("darktrt.files._new_file", _interrupted)
+        with pytest.raises(KeyboardInterrupt), atomic_output(tmp_path / "out.plan"):
+            pass
+        assert _names(tmp_path) == [others.name]
+
+
+def _interrupted(path: Path) -> int:
+    if not path.exists():
+        path.touch()
+        raise KeyboardInterrupt
+    raise FileExistsError
+
+
+def test_a_file_system_without_locks_keeps_what_may_be_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(95, "Operation not supported")
+
+    (tmp_path / ".out.plan.darktrt-0.plan").write_text("of a run that may live")
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with atomic_output(tmp_path / "out.plan") as temporary:
+        temporary.write_text("mine")
+    assert _names(tmp_path) == [".out.plan.darktrt-0.plan", "out.plan"]
+
+
+def test_what_others_put_under_a_temporary_name_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".out.plan.darktrt-0.plan")
+    (tmp_path / "elsewhere").write_text("kept")
+    (tmp_path / ".out.plan.darktrt-1.plan").symlink_to("elsewhere")
+    with atomic_output(tmp_path / "out.plan") as temporary:
+        temporary.write_text("mine")
+    assert (tmp_path / "elsewhere").read_text() == "kept"
+    assert (tmp_path / "out.plan").read_text() == "mine"
+
+
 def test_files_of_others_stay(tmp_path: Path) -> None:
     for name in (
         ".out.onnx",
-        ".out.onnx.darktrt-1234abcd",
-        ".other.onnx.darktrt-1234abcd.onnx",
-        "out.onnx.darktrt-1234abcd.onnx",
+        ".out.onnx.darktrt-0",
+        ".other.onnx.darktrt-0.onnx",
+        "out.onnx.darktrt-0.onnx",
     ):
         (tmp_path / name).write_text("")
     before = _names(tmp_path)
@@ -100,7 +150,7 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
 
 
 def test_a_folder_moved_aside_by_a_killed_run_comes_back(tmp_path: Path) -> None:
-    aside = tmp_path / ".report.darktrt-1234abcd.old"
+    aside = tmp_path / ".report.darktrt-3.old"
     aside.mkdir()
     (aside / "index.html").write_text("before")
     with pytest.raises(DarktrtError, match="nothing was kept"), atomic_folder(tmp_path / "report"):

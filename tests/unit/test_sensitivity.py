@@ -12,7 +12,6 @@ import pytest
 from helpers import MADE_CFG, SHARED, Array, Made, files_in, made_image, make, run
 from PIL import Image
 
-from darktrt import cli
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.coco import Accuracy
 from darktrt.check.sensitivity import LayerCost, Sensitivity, measure_each, plot, sensitivity
@@ -26,7 +25,7 @@ from darktrt.check.simulate import (
     quantized,
     up_to_scores,
 )
-from darktrt.cli import main
+from darktrt.cli import commands, main
 from darktrt.convert.export import convert_darknet
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
@@ -263,14 +262,14 @@ def test_help_has_examples_that_parse(capsys: pytest.CaptureFixture[str]) -> Non
     examples = capsys.readouterr().out.partition("examples:\n")[2].splitlines()
     assert len(examples) == 3
     for example in examples:
-        assert cli.parser().parse_args(example.split()[1:]).command == "calib sensitivity"
+        assert commands.parser().parse_args(example.split()[1:]).command == "calib sensitivity"
 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int | None]]:
     """The progress of a command."""
     made: list[tuple[str, int, int | None]] = []
-    monkeypatch.setattr("darktrt.cli.show_on_stderr", lambda: None)
+    monkeypatch.setattr("darktrt.cli.commands.show_on_stderr", lambda: None)
     monkeypatch.setattr("darktrt.progress._shown", lambda *step: made.append(step))
     return made
 

@@ -112,7 +112,7 @@ def test_numbers_that_are_none_are_placed(network: Network, value: float, place:
 def test_unreadable_files_are_named(network: Network, tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match=r"none\.weights: cannot read: No such file"):
         read_weights(tmp_path / "none.weights", network)
-    with pytest.raises(DarktrtError, match="cannot read: Is a directory"):
+    with pytest.raises(DarktrtError, match="is a folder; name a file"):
         read_weights(tmp_path, network)
 
 
