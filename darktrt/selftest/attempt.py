@@ -1,69 +1,35 @@
 """One route, tried in a process of its own: whatever TensorRT does to that process, the others go on.
 
-``python -m darktrt.selftest.attempt FOLDER`` reads ``request.json`` there. It writes ``outcome.json`` after each stage, and the
-outputs of the network in Polygraphy's format as ``outputs.json``.
+In a folder of its own it reads ``request.json``, and writes ``outcome.json`` after each stage.
 """
 
 from __future__ import annotations
 
-import ctypes
-import json
-import signal
-import sys
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from darktrt.check.runs import Variant, onnx_variant, plan_variant, run, save_results
+from darktrt.check.agreement import VariantAgreement, compare
+from darktrt.check.runs import Variant, load_results, onnx_variant, plan_variant, run, save_results
 from darktrt.cuda import dotted_capability, first_gpu
-from darktrt.engine.bench import Timing, measure
+from darktrt.engine.bench import measure
 from darktrt.engine.build import build_file
 from darktrt.engine.options import BuildOptions
 from darktrt.engine.runtime import PlanRunner
 from darktrt.engine.target import find_target
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output
 from darktrt.metadata import Thresholds
 from darktrt.records import read_record
 from darktrt.selftest import network
+from darktrt.selftest.outcome import OUTCOME, REQUEST, Errors, Outcome, Request, write
 from darktrt.selftest.routes import Route, Stage
 
-REQUEST, OUTCOME, OUTPUTS, PLAN = "request.json", "outcome.json", "outputs.json", "engine.plan"
+OUTPUTS, PLAN = "outputs.json", "engine.plan"
 BATCHES = 1, 4
 """That engines are timed with."""
 _TURNS = 5
-_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to try, and with which files."""
-
-    route: Route
-    models: str
-    """The folder of the ONNX files, where times of kernels are kept too."""
-    plugins: str | None = None
-    tactic_sources: str | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of it so far."""
-
-    done: tuple[Stage, ...] = ()
-    error: str = ""
-    """The sentence of the stage that failed."""
-    version: str = ""
-    """Of the TensorRT that was loaded."""
-    build_seconds: float | None = None
-    mebibytes: float | None = None
-    """Of the engine."""
-    int8: tuple[int, int] | None = None
-    """Convolutions in INT8, and all."""
-    not_run: str = ""
-    """Why the engine cannot run on this machine."""
-    timings: tuple[Timing, ...] = ()
 
 
 def main(folder: Path) -> None:
@@ -80,10 +46,9 @@ def main(folder: Path) -> None:
         write(folder / OUTCOME, replace(outcome, error=str(error)))
 
 
-def write(path: Path, values: Request | Outcome) -> None:
-    """Write a record as JSON."""
-    with atomic_output(path) as temporary:
-        temporary.write_text(json.dumps(asdict(values)), encoding="utf-8")
+def _models(request: Request, folder: Path, outcome: Outcome) -> Outcome:
+    network.write_models(Path(request.models))
+    return outcome
 
 
 def _load(request: Request, folder: Path, outcome: Outcome) -> Outcome:
@@ -125,15 +90,25 @@ def _run(request: Request, folder: Path, outcome: Outcome) -> Outcome:
     return outcome
 
 
+def _compare(request: Request, folder: Path, outcome: Outcome) -> Outcome:
+    """Compare with what PyTorch computed where the network was made."""
+    (reference,), (results,) = load_results(network.OUTPUTS), load_results(folder / OUTPUTS)
+    agreement = compare([], [], [replace(reference, name="recorded PyTorch"), results])
+    beyond = "" if agreement.passed else agreement.to_table()
+    return replace(outcome, errors=_errors(agreement.variants[0]), beyond=beyond)
+
+
 def _time(request: Request, folder: Path, outcome: Outcome) -> Outcome:
     timings = measure({request.route.name: folder / PLAN}, BATCHES, _TURNS, request.plugins)
     return replace(outcome, timings=timings)
 
 
 _STAGES: dict[Stage, Callable[[Request, Path, Outcome], Outcome]] = {
+    "models": _models,
     "load": _load,
     "build": _build,
     "run": _run,
+    "compare": _compare,
     "time": _time,
 }
 
@@ -165,11 +140,18 @@ def _variant(request: Request, folder: Path) -> Iterator[Variant]:
         yield onnx_variant(Path(request.models) / route.model, name=route.name)
 
 
-def end_with_parent() -> None:
-    """See that the kernel kills this process as soon as the one that started it has ended, in whatever way."""
-    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+def _errors(found: VariantAgreement) -> Errors:
+    matches = found.detections
+    worst = max((error.worst for error in found.tensors.values()), default=math.nan)
+    return Errors(
+        worst=_finite(worst),
+        expected=matches.expected if matches else 0,
+        matched=matches.expected - len(matches.missing) if matches else 0,
+        extra=len(matches.extra) if matches else 0,
+        score=_finite(matches.score) if matches else None,
+        least_iou=matches.iou if matches else 1.0,
+    )
 
 
-if __name__ == "__main__":
-    end_with_parent()
-    main(Path(sys.argv[1]))
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

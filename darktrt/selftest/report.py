@@ -10,28 +10,12 @@ from typing import Literal
 
 from darktrt.engine.bench import Timing
 from darktrt.errors import quote
+from darktrt.selftest.outcome import Errors
 
 Result = Literal["passed", "built", "failed", "not tried"]
 
 _WORDS = 1500
 """The most characters of the words of one failure in the Markdown; GitHub accepts 65,536 in an issue."""
-
-
-@dataclass(frozen=True)
-class Errors:
-    """How far the outputs are from PyTorch's, over all images."""
-
-    worst: float | None
-    """The largest error of boxes, scores and raw heads, relative to the largest value of the reference; None for a model that
-    outputs only detections, or where an output is no number."""
-    expected: int
-    """Detections of the reference."""
-    matched: int
-    extra: int
-    """Detections that the reference lacks."""
-    score: float | None
-    """The largest difference of the scores of matched detections."""
-    least_iou: float
 
 
 @dataclass(frozen=True)

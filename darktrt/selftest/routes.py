@@ -17,8 +17,11 @@ Nodes = Literal["standard ops", "bodies", "plugins"]
 Scales = Literal["none", "table", "own", "file"]
 """Where INT8 comes from: a calibration table, TensorRT's own calibration, or Q/DQ nodes that the ONNX file has."""
 
-Stage = Literal["load", "build", "run", "time"]
-RunsIn = Literal["PyTorch", "ONNX Runtime", "rtx", "trt"]
+Stage = Literal["models", "load", "build", "run", "compare", "time"]
+RunsIn = Literal["surgery", "PyTorch", "ONNX Runtime", "rtx", "trt"]
+
+
+_ON_CPU: tuple[Stage, ...] = ("run", "compare")
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,12 @@ class Routes:
 def cpu_routes() -> Routes:
     """The routes without TensorRT."""
     routes = {
-        "torch": (Route("PyTorch", "FP32", ("run",)),),
+        "torch": (Route("PyTorch", "FP32", _ON_CPU),),
         "onnxruntime": (
-            Route("ONNX Runtime", "FP32, standard ops", ("run",)),
-            Route("ONNX Runtime", "FP32, bodies", ("run",), "bodies"),
-            Route("ONNX Runtime", "FP32, images of any size, bodies", ("run",), "bodies", any_size=True),
-            Route("ONNX Runtime", "INT8, Q/DQ nodes of the file, bodies", ("run",), "bodies", "int8", "file"),
+            Route("ONNX Runtime", "FP32, standard ops", _ON_CPU),
+            Route("ONNX Runtime", "FP32, bodies", _ON_CPU, "bodies"),
+            Route("ONNX Runtime", "FP32, images of any size, bodies", _ON_CPU, "bodies", any_size=True),
+            Route("ONNX Runtime", "INT8, Q/DQ nodes of the file, bodies", _ON_CPU, "bodies", "int8", "file"),
         ),
     }
     missing = [package for package in routes if importlib.util.find_spec(package) is None]
@@ -78,6 +81,11 @@ def cpu_routes() -> Routes:
     return Routes(
         possible, {f"{those[0].runs_in} on the CPU": "is not installed" for name, those in routes.items() if name in missing}
     )
+
+
+def surgery() -> Route:
+    """The first route of all, which writes the ONNX files of the others."""
+    return Route("surgery", "ONNX files", ("models",))
 
 
 def loading(flavour: Flavour) -> Route:
@@ -155,5 +163,5 @@ def _engine(
     any_size: bool = False,
     strongly_typed: bool = False,
 ) -> Route:
-    stages: tuple[Stage, ...] = ("build", "run", "time")
+    stages: tuple[Stage, ...] = ("build", "run", "compare", "time")
     return Route(target.flavour, f"{name}, {nodes}", stages, nodes, precision, scales, any_size, strongly_typed)

@@ -14,22 +14,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import darktrt
-from darktrt.check.agreement import VariantAgreement, compare
-from darktrt.check.runs import VariantResults, load_results
 from darktrt.engine.target import INSTALL, Flavour, Target, gpu_name, installed_version
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, check_outputs, scratch_folder
 from darktrt.plugins.library import VARIABLE, find_library
 from darktrt.progress import LOGGER, progress
 from darktrt.records import read_record
-from darktrt.selftest import attempt, network
-from darktrt.selftest.attempt import Outcome, Request
 from darktrt.selftest.machine import facts
-from darktrt.selftest.report import Errors, Row, SelftestReport
-from darktrt.selftest.routes import Route, Routes, cpu_routes, engine_routes, loading
+from darktrt.selftest.outcome import OUTCOME, REQUEST, Outcome, Request, write
+from darktrt.selftest.report import Row, SelftestReport
+from darktrt.selftest.routes import Route, Routes, cpu_routes, engine_routes, loading, surgery
 
 _LEAST_SECONDS = 120.0
 """Of one route, as long as there is time; more is a third of the time that is left."""
+_MODULE = "darktrt.selftest"
 LOG = "log"
 """The file of what a process writes by itself."""
 _LOG_BYTES = 4000
@@ -98,11 +96,9 @@ class _Series:
     impossible: dict[str, str] = field(default_factory=dict)
     versions: dict[Flavour, str] = field(default_factory=dict)
     """Of each TensorRT that loads."""
-    reference: VariantResults = field(default_factory=lambda: load_results(network.OUTPUTS)[0])
 
     def try_all(self) -> None:
         """Try every route; the list of them grows as each TensorRT states its version."""
-        network.write_models(self.folder)
         with progress(0, "routes", "selftest", least=0) as bar:
             for name, routes in self._groups():
                 self.impossible.update(routes.impossible)
@@ -116,6 +112,9 @@ class _Series:
 
     def _groups(self) -> Iterator[tuple[str, Routes]]:
         """The routes by what they run in."""
+        yield "", Routes((surgery(),), {})
+        if self.rows[-1].result != "passed":
+            return
         yield "", cpu_routes()
         installed = [flavour for flavour in _NAMES if installed_version(flavour)]
         if not installed:
@@ -139,49 +138,31 @@ class _Series:
             return replace(row, words="the time was over")
         folder = self.folder / str(len(self.rows))
         folder.mkdir()
-        attempt.write(folder / attempt.REQUEST, Request(route, str(self.folder), self.plugins, self.tactic_sources))
+        write(folder / REQUEST, Request(route, str(self.folder), self.plugins, self.tactic_sources))
         started = time.monotonic()
         problem = run_process(folder, min(left, max(_LEAST_SECONDS, left / 3)))
         row = replace(row, seconds=round(time.monotonic() - started, 1))
         return self._judged(row, route, _outcome(folder), problem, folder)
 
     def _judged(self, row: Row, route: Route, outcome: Outcome, problem: str, folder: Path) -> Row:
-        row = replace(
-            row,
-            build_seconds=outcome.build_seconds,
-            mebibytes=outcome.mebibytes,
-            int8=outcome.int8,
-            timings=outcome.timings,
-        )
+        """The row with what came of the route."""
+        facts = ("build_seconds", "mebibytes", "int8", "errors", "timings")
+        row = replace(row, **{name: getattr(outcome, name) for name in facts})
         if words := outcome.error or problem:
             missing = [stage for stage in route.stages if stage not in outcome.done]
-            row = replace(row, result="failed", words=words, stage=missing[0] if missing else "end", log=log_of(folder))
-        elif outcome.not_run:
+            return replace(row, result="failed", words=words, stage=missing[0] if missing else "end", log=log_of(folder))
+        if outcome.beyond:
+            return replace(row, result="failed", words=outcome.beyond, stage="compare")
+        if outcome.not_run:
             return replace(row, result="built", words=outcome.not_run)
-        elif route.flavour and outcome.version:
+        if route.flavour and outcome.version:
             self.versions[route.flavour] = outcome.version
-            return replace(row, result="passed")
-        return self._compared(row, folder) if "run" in outcome.done else row
-
-    def _compared(self, row: Row, folder: Path) -> Row:
-        """The row with the differences from the reference."""
-        try:
-            (results,) = load_results(folder / attempt.OUTPUTS)
-            results = replace(results, name=f"{row.runs_in}: {row.name}")
-            agreement = compare([], [], [self.reference, results])
-        except DarktrtError as error:
-            return row if row.result == "failed" else replace(row, result="failed", stage="compare", words=str(error))
-        row = replace(row, errors=_errors(agreement.variants[0]))
-        if row.result == "failed":
-            return row
-        if agreement.passed:
-            return replace(row, result="passed")
-        return replace(row, result="failed", stage="compare", words=agreement.to_table())
+        return replace(row, result="passed")
 
 
 def run_process(folder: Path, seconds: float) -> str:
     """Try the route of a folder in a process of its own, for so many seconds; how it ended, empty if well."""
-    command = [sys.executable, "-m", attempt.__name__, str(folder)]
+    command = [sys.executable, "-m", _MODULE, str(folder), str(os.getpid())]
     with open(folder / LOG, "wb") as log:
         streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
         process = subprocess.Popen(command, cwd=folder, env=_environment(), **streams)  # type: ignore[call-overload]
@@ -205,7 +186,7 @@ def _environment() -> dict[str, str]:
 
 
 def _outcome(folder: Path) -> Outcome:
-    file = folder / attempt.OUTCOME
+    file = folder / OUTCOME
     return read_record(Outcome, file, "start the selftest again") if file.is_file() else Outcome()
 
 
@@ -216,23 +197,6 @@ def log_of(folder: Path) -> str:
         file.seek(max(0, size - _LOG_BYTES))
         text = file.read().decode("utf-8", "replace")
     return (text if size <= _LOG_BYTES else text.partition("\n")[2]).strip()
-
-
-def _errors(found: VariantAgreement) -> Errors:
-    matches = found.detections
-    worst = max((error.worst for error in found.tensors.values()), default=math.nan)
-    return Errors(
-        worst=_finite(worst),
-        expected=matches.expected if matches else 0,
-        matched=matches.expected - len(matches.missing) if matches else 0,
-        extra=len(matches.extra) if matches else 0,
-        score=_finite(matches.score) if matches else None,
-        least_iou=matches.iou if matches else 1.0,
-    )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _short(row: Row) -> str:

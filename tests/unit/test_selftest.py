@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,8 +42,9 @@ from darktrt.onnx_file import load_model
 from darktrt.pipeline import load_calibration
 from darktrt.plugins.ops import OPS
 from darktrt.records import read_record, record
-from darktrt.selftest import attempt, machine, network, run
-from darktrt.selftest.report import Errors, Row, SelftestReport
+from darktrt.selftest import attempt, machine, network, outcome, run
+from darktrt.selftest.outcome import Errors
+from darktrt.selftest.report import Row, SelftestReport
 from darktrt.selftest.routes import Routes, cpu_routes, engine_routes
 
 PLUGINS = tuple(OPS)
@@ -204,7 +204,7 @@ class Standing:
     def __init__(self, path: Path, plugins: Any = None, cuda_graph: bool = False) -> None:
         assert cuda_graph
         self.path, self.manifest = str(path), read_plan_manifest(path)
-        request = read_record(attempt.Request, path.parent / attempt.REQUEST, "")
+        request = read_record(outcome.Request, path.parent / outcome.REQUEST, "")
         self._runner = OnnxRunner(Path(request.models) / request.route.model)
         self.info = self.manifest.info
 
@@ -256,7 +256,7 @@ def test_every_route_is_built_run_compared_and_timed(
     trt = full(monkeypatch, version)
     report = darktrt.run_selftest()
     assert [(row.name, row.result, row.words) for row in report.rows if row.result != "passed"] == []
-    rows = [row for row in report.rows if row.name != "loads"]
+    rows = [row for row in report.rows if row.name not in ("loads", "ONNX files")]
     assert len(rows) == count and {row.runs_in for row in rows} == {f"TensorRT {version}"}
     assert all(row.errors and row.errors.matched > 80 and row.timings == TIMINGS and row.mebibytes == 0 for row in rows)
     assert {row.int8 is not None for row in rows if "INT8" in row.name} == {True}
@@ -327,7 +327,7 @@ def test_an_engine_that_cannot_be_timed_fails_though_its_outputs_are_right(
 def test_without_a_gpu_full_tensorrt_has_no_engines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     full(monkeypatch, "10.14.1", gpu=None)
     report = darktrt.run_selftest(tmp_path / "s.json")
-    assert [(row.name, row.result) for row in report.rows] == [("loads", "passed")]
+    assert [(row.name, row.result) for row in report.rows] == [("ONNX files", "passed"), ("loads", "passed")]
     assert "beside an NVIDIA GPU" in report.impossible["engines of TensorRT 10.14.1"]
     assert report.passed
 
@@ -354,7 +354,7 @@ def test_a_tensorrt_that_does_not_load_is_a_row(monkeypatch: pytest.MonkeyPatch,
     full(monkeypatch, "10.14.1")
     monkeypatch.setattr(target_module, "_load", fails)
     report = darktrt.run_selftest(tmp_path / "s.json")
-    (row,) = report.rows
+    row = report.rows[-1]
     assert (row.runs_in, row.result, row.stage) == ("TensorRT", "failed", "load") and "libnvinfer.so.10" in row.words
     assert not report.passed
 
@@ -397,7 +397,7 @@ def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], P
     def make(text: str) -> Path:
         (tmp_path / "stand_in.py").write_text(text)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        monkeypatch.setattr(run, "attempt", SimpleNamespace(__name__="stand_in"))
+        monkeypatch.setattr(run, "_MODULE", "stand_in")
         return tmp_path
 
     return make
@@ -451,7 +451,7 @@ def alive(process: int) -> bool:
 def test_no_process_stays_behind_one_that_was_killed(tmp_path: Path) -> None:
     """SIGKILL lets nobody clean up."""
     child = (
-        "import os, time, darktrt.selftest.attempt as attempt; attempt.end_with_parent(); print(os.getpid(), flush=True); "
+        "import os, time, darktrt.selftest.__main__ as main; main.end_with(os.getppid()); print(os.getpid(), flush=True); "
         "time.sleep(60)"
     )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -466,6 +466,12 @@ def test_no_process_stays_behind_one_that_was_killed(tmp_path: Path) -> None:
     assert not alive(number)
 
 
+def test_a_process_whose_parent_is_gone_already_does_nothing(module: Callable[[str], Path]) -> None:
+    """It may be killed while this one starts."""
+    folder = module("import darktrt.selftest.__main__ as main; main.end_with(1); print('goes on')")
+    assert (run.run_process(folder, 60), run.log_of(folder)) == ("", "")
+
+
 def test_the_end_of_a_long_log_is_kept_in_whole_lines(tmp_path: Path) -> None:
     (tmp_path / run.LOG).write_bytes(b"".join(b"line %d of TensorRT \xff\n" % i for i in range(1000)))
     log = run.log_of(tmp_path).splitlines()
@@ -476,7 +482,7 @@ def test_a_crash_does_not_end_the_selftest(monkeypatch: pytest.MonkeyPatch, tmp_
     full(monkeypatch, "8.6.0")
 
     def crash(folder: Path, seconds: float) -> str:
-        if read_record(attempt.Request, folder / attempt.REQUEST, "").route.name != "FP16, standard ops":
+        if read_record(outcome.Request, folder / outcome.REQUEST, "").route.name != "FP16, standard ops":
             return here(folder, seconds)
         (folder / run.LOG).write_text("what TensorRT wrote\n")
         return "its process was ended by SIGSEGV"
@@ -484,7 +490,7 @@ def test_a_crash_does_not_end_the_selftest(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(run, "run_process", crash)
     report = darktrt.run_selftest(tmp_path / "s.json")
     assert [row.name for row in report.rows if row.result == "failed"] == ["FP16, standard ops"]
-    assert len(report.rows) == 10
+    assert len(report.rows) == 11
     text = (tmp_path / "s.md").read_text()
     assert "its process was ended by SIGSEGV\nwhat TensorRT wrote" in text
 
@@ -552,7 +558,7 @@ def test_paths_of_the_plugin_library_reach_processes_that_work_elsewhere(monkeyp
     monkeypatch.setattr(run, "engine_routes", lambda *_: Routes((), {}))
 
     def note(place: Path, seconds: float) -> str:
-        given.append(read_record(attempt.Request, place / attempt.REQUEST, "").plugins)
+        given.append(read_record(outcome.Request, place / outcome.REQUEST, "").plugins)
         return here(place, seconds)
 
     monkeypatch.setattr(run, "run_process", note)
@@ -561,7 +567,7 @@ def test_paths_of_the_plugin_library_reach_processes_that_work_elsewhere(monkeyp
     darktrt.run_selftest(plugins="mine.so")
     monkeypatch.setenv("DARKTRT_PLUGINS", "theirs.so")
     darktrt.run_selftest()
-    assert given == [None, str(folder / "mine.so"), str(folder / "theirs.so")]
+    assert list(dict.fromkeys(given)) == [None, str(folder / "mine.so"), str(folder / "theirs.so")]
 
 
 ROW = Row("TensorRT 10.3.0", "FP16, plugins", "passed", 3.2, build_seconds=2.5, mebibytes=1.25, int8=(7, 9))
