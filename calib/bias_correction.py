@@ -9,19 +9,22 @@ ones.
 
 from __future__ import annotations
 
-import json
-import zipfile
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.errors import DarktrtError
+from darktrt.archives import array_of, header_array, header_of, read_arrays
+from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output, sha256_of
+from darktrt.records import record
 
 _FORMAT = "darktrt channel means 1"
+_ADVICE = "calibrate again, or delete the file of the means to leave biases uncorrected"
 
 
 class ChannelMeans(NamedTuple):
@@ -60,7 +63,7 @@ class ChannelMeanMeter:
 
 
 def corrected_bias(
-    bias: NDArray[Any], weight: NDArray[Any], quantized_weight: NDArray[Any], means: ChannelMeans
+    bias: NDArray[Any], weight: NDArray[Any], quantized_weight: NDArray[Any], means: ChannelMeans, groups: int = 1
 ) -> NDArray[np.float32]:
     """The bias ``(O,)`` that restores the mean output of a convolution with quantized input and weights.
 
@@ -71,12 +74,22 @@ def corrected_bias(
         weight: ``(O, C / groups, kh, kw)``.
         quantized_weight: the same weights, quantized and expanded again.
         means: of the input's C channels.
+        groups: of the convolution.
+
+    Raises:
+        DarktrtError: the means are of another number of channels, or the corrected bias is not finite.
     """
     outputs, inputs = weight.shape[:2]
-    groups = len(means.mean) // inputs
+    if len(means.mean) != inputs * groups:
+        raise DarktrtError(
+            f"the means are of {len(means.mean)} channels where a convolution reads {inputs * groups}; {_ADVICE}"
+        )
     mean, quantized = (part.reshape(groups, inputs).repeat(outputs // groups, 0) for part in means)
     before, after = (w.astype(np.float64).sum((2, 3)) for w in (weight, quantized_weight))
-    corrected: NDArray[np.float32] = (bias + (before * mean - after * quantized).sum(1)).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        corrected: NDArray[np.float32] = (bias + (before * mean - after * quantized).sum(1)).astype(np.float32)
+    if not np.isfinite(corrected).all():
+        raise DarktrtError(f"the means of the channels make a bias that is not finite; {_ADVICE}")
     return corrected
 
 
@@ -98,9 +111,7 @@ def save_channel_means(channel_means: Mapping[str, ChannelMeans], table: str | P
     }
     columns = [np.concatenate([np.zeros(0), *(means[i] for means in channel_means.values())]) for i in range(2)]
     with atomic_output(channel_means_path(table)) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(
-            file, header=np.frombuffer(json.dumps(header).encode(), np.uint8), mean=columns[0], quantized=columns[1]
-        )
+        np.savez_compressed(file, header=header_array(header), mean=columns[0], quantized=columns[1])
 
 
 def load_channel_means(table: str | Path) -> dict[str, ChannelMeans]:
@@ -110,19 +121,37 @@ def load_channel_means(table: str | Path) -> dict[str, ChannelMeans]:
         DarktrtError: the file is damaged, or was measured with another table.
     """
     path = channel_means_path(table)
-    if not path.exists():
+    if not os.path.exists(path):  # where Path.exists raises an error at a name that is too long
         return {}
+    arrays = read_arrays(path, _MOST_BYTES, _ADVICE)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            header, columns = json.loads(archive["header"].tobytes()), (archive["mean"], archive["quantized"])
-        if header["format"] != _FORMAT or any(len(part) != sum(header["channels"].values()) for part in columns):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise DarktrtError(f"{path}: is damaged; calibrate again, or delete it to leave biases uncorrected") from error
-    if header["table"] != sha256_of(table):
-        raise DarktrtError(
-            f"{path}: was measured with another {table}; calibrate again, or delete it to leave biases uncorrected"
-        )
-    ends = np.cumsum(list(header["channels"].values()))
-    parts = [np.split(part.astype(np.float64), ends[:-1]) for part in columns]
-    return {name: ChannelMeans(*means) for name, *means in zip(header["channels"], *parts, strict=True)}
+        header = record(_Header, header_of(arrays, str(path), _ADVICE))
+        total = (sum(header.channels.values()),)
+        columns = [array_of(arrays, name, np.float64, total) for name in ("mean", "quantized")]
+        if not np.isfinite(columns).all():
+            raise ValueError("a mean is not finite")
+    except (ValueError, TypeError) as error:
+        raise DarktrtError(f"{path}: is damaged ({quote(str(error))}); {_ADVICE}") from error
+    if header.table != sha256_of(table):
+        raise DarktrtError(f"{path}: was measured with another {table}; calibrate again, or delete this file")
+    ends = np.cumsum(list(header.channels.values()))
+    parts = [np.split(part, ends[:-1]) for part in columns]
+    return {name: ChannelMeans(*means) for name, *means in zip(header.channels, *parts, strict=True)}
+
+
+_MOST_BYTES = 128 << 20
+"""Of the arrays of a file; those of yolov4 have 0.5 MB."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file of channel means says in JSON."""
+
+    format: Literal["darktrt channel means 1"]
+    table: str
+    channels: dict[str, int]
+    """The number of channels by tensor."""
+
+    def __post_init__(self) -> None:
+        if not self.channels or min(self.channels.values()) < 1:
+            raise ValueError("a tensor has no channels")

@@ -23,12 +23,13 @@ from darktrt.calib.graph import (
     mish_outputs,
     passing_groups,
     tensors_to_calibrate,
+    value_sources,
 )
 from darktrt.calib.histogram import HistogramSet
 from darktrt.calib.importance import Weights, weights_of
 from darktrt.calib.options import CalibrationOptions
 from darktrt.calib.summary import Outputs
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.files import keep_inputs, sha256_of
 from darktrt.metadata import DetectorInfo
 from darktrt.onnx_file import load_model
@@ -81,8 +82,8 @@ def collect(
     """
     if not images:
         raise DarktrtError("there are no images; name a folder, list, COCO json or pattern", argument="images")
-    network, histograms = _prepared(model_path, tensors, batch, resume)
-    _Collector(network, histograms, _Saves(histograms, save_to, save_every), skip_bad).count(images)
+    network, sources, histograms = _prepared(model_path, tensors, batch, resume)
+    _Collector(network, sources, histograms, _Saves(histograms, save_to, save_every), skip_bad).count(images)
     if not histograms.images:
         raise DarktrtError(f"none of the {len(images)} images can be read; first: {histograms.skipped[0]}")
     return histograms
@@ -140,32 +141,41 @@ def _readable(images: Sequence[Path], info: DetectorInfo) -> Iterator[NDArray[An
 
 def _prepared(
     model_path: str | Path, tensors: Sequence[str] | None, batch: int, resume: HistogramSet | None
-) -> tuple[_Trunk, HistogramSet]:
-    """The network, ready to run, and the histograms to add to."""
+) -> tuple[_Trunk, dict[str, str], HistogramSet]:
+    """The network, ready to run; the tensors to count, each with the one that its values come from; what to add to."""
     model, info = load_model(model_path)
     names = tensors_to_calibrate(model, info) if tensors is None else list(tensors)
+    origins = value_sources(model, info)
+    sources = {name: origins.get(name, name) for name in names}
     histograms = HistogramSet(
         sha256_of(model_path),
         groups=passing_groups(model, info, names),
         head_inputs=[name for name in head_inputs(model, info) if name in names],
         mish=mish_outputs(model, names),
     )
-    network = _Trunk(model_path, model, info, names, batch)
+    network = _Trunk(model_path, model, info, list(dict.fromkeys(sources.values())), batch)
+    fit(np.zeros((1, 1, 3), np.uint8), network.info)  # a network that takes no images is refused at once
     if resume is None:
-        return network, histograms
+        return network, sources, histograms
     if resume.model != histograms.model:
         raise DarktrtError(f"{model_path}: is not the model of the histograms to resume; start afresh", argument="resume")
     if resume.images and set(resume.histograms) != set(names):
         raise DarktrtError(f"{model_path}: the histograms to resume are of other tensors; start afresh", argument="resume")
     resume.skipped = []
-    return network, resume
+    return network, sources, resume
 
 
 class _Collector:
-    """Counts the activations of images, and saves the histograms as it goes."""
+    """Counts the activations of images, and saves the histograms as it goes.
 
-    def __init__(self, network: _Trunk, histograms: HistogramSet, saves: _Saves, skip_bad: bool) -> None:
-        self.network, self.histograms, self.saves, self.skip_bad = network, histograms, saves, skip_bad
+    Args:
+        sources: maps each tensor to count to the one of the network that its values come from.
+    """
+
+    def __init__(
+        self, network: _Trunk, sources: Mapping[str, str], histograms: HistogramSet, saves: _Saves, skip_bad: bool
+    ) -> None:
+        self.network, self.sources, self.histograms, self.saves, self.skip_bad = network, sources, histograms, saves, skip_bad
 
     def count(self, images: Sequence[Path]) -> None:
         """Run the network on every new image."""
@@ -185,7 +195,8 @@ class _Collector:
             raise KeyboardInterrupt
 
     def _count(self, group: list[Image]) -> None:
-        activations, weights = self.network.run([array for _, _, array in group])
+        values, weights = self.network.run([array for _, _, array in group])
+        activations = {name: values[source] for name, source in self.sources.items()}
         self.histograms.add(activations, {digest: str(path) for digest, path, _ in group}, weights)
 
     def _new(self, images: Sequence[Path], bar: Progress) -> Iterator[Image]:
@@ -290,9 +301,20 @@ class _Trunk:
         A batch below the model's smallest one is filled up with its first image; the results are cut back.
         """
         filled = np.stack(images + images[:1] * (self.least - len(images)))
-        values = {self.input: filled, **dict(zip(self.outputs, self._run(filled), strict=True))}
-        cut = {name: value[: len(images)] for name, value in values.items()}
+        values = dict(zip(self.outputs, self._run(filled), strict=True))
+        self._check(values, len(filled))
+        cut = {name: value[: len(images)] for name, value in {self.input: filled, **values}.items()}
         return {name: cut[name] for name in self.tensors}, weights_of(cut, self.info.heads)
+
+    def _check(self, values: Arrays, images: int) -> None:
+        channels = {head.tensor: len(head.anchors) * (5 + head.classes) for head in self.info.heads}
+        for name, value in values.items():
+            maps = value.dtype.kind == "f" and value.ndim == 4 and len(value) == images and value.size
+            if not maps or value.shape[1] != channels.get(name, value.shape[1]):
+                raise DarktrtError(
+                    f"{self.path}: tensor '{quote(name)}' is {value.dtype} {value.shape}, and does not fit the metadata of a "
+                    "network that darktrt converts; convert it again"
+                )
 
     def _run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
         try:

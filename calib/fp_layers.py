@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, sha256_of
-from darktrt.records import record
+from darktrt.records import read_record
 
 LEAST_RATIO = 2.0
 """The least ratio between the share of the noise and the share of the operations of a layer in floating point."""
@@ -93,18 +95,28 @@ def load_fp_layers(table: str | Path) -> tuple[str, ...] | None:
         DarktrtError: the file is damaged, or was measured with another table.
     """
     path = fp_layers_path(table)
-    if not path.exists():
+    if not os.path.exists(path):  # where Path.exists raises an error at a name that is too long
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != _FORMAT:
-            raise ValueError(content["format"])
-        of_table = content["table"]
-        layers = record(FpLayers, {"always": content["always"], "costs": content["costs"]})
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DarktrtError(f"{path}: is damaged; calibrate again, delete it, or name the layers", "fp_layers") from error
-    if of_table != sha256_of(table):
+        content = read_record(_Content, path, _ADVICE)
+    except DarktrtError as error:
+        raise DarktrtError(str(error), "fp_layers") from error
+    if content.table != sha256_of(table):
         raise DarktrtError(
             f"{path}: was measured with another {table}; calibrate again, delete it, or name the layers", "fp_layers"
         )
-    return layers.names
+    return FpLayers(content.always, content.costs).names
+
+
+_ADVICE = "calibrate again, delete it, or name the layers"
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What the file says."""
+
+    format: Literal["darktrt fp_layers 1"]
+    table: str
+    fp_layers: tuple[str, ...]
+    always: tuple[str, ...]
+    costs: tuple[Cost, ...]

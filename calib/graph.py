@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
@@ -12,7 +12,9 @@ from darktrt.metadata import DetectorInfo
 if TYPE_CHECKING:
     import onnx
 
-_PASSING = {"Concat", "MaxPool", "Resize", "Slice", "Split"}
+_MOVING = {"Reshape", "Transpose"}
+"""Operations whose output has the values of its input, each once, at other positions."""
+_PASSING = {"Concat", "MaxPool", "Resize", "Slice", "Split", *_MOVING}
 """Operations whose output values are input values. (Resize is darknet's upsampling to the nearest pixel.)"""
 
 PIXELS = "images_float"
@@ -30,17 +32,30 @@ def tensors_to_calibrate(model: onnx.ModelProto, info: DetectorInfo) -> list[str
     """
     from onnx import TensorProto
 
+    opsets = {opset.domain: opset.version for opset in model.opset_import}
     image = "images" if info.input == "float" else PIXELS
     not_float = {v.name for v in model.graph.value_info if v.type.tensor_type.elem_type not in (0, TensorProto.FLOAT)}
     from_image = {image}
     for node in model.graph.node:
         if from_image.intersection(node.input):
             from_image.update(node.output)
-    needed = {output for node in nodes_before_heads(model, info) for output in node.output if output}
+    needed = {
+        output for node in nodes_before_heads(model, info) if _gives_floats(node, opsets) for output in node.output if output
+    }
     if image not in needed | {i.name for i in model.graph.input}:
         raise DarktrtError(f"{info.name}: the graph has no tensor '{image}' on the way to the heads; convert it again")
     produced = [output for node in model.graph.node for output in node.output if output in needed & from_image]
     return [name for name in dict.fromkeys([image, *produced]) if name not in not_float]
+
+
+def _gives_floats(node: onnx.NodeProto, opsets: Mapping[str, int]) -> bool:
+    """Whether the outputs of an operation can be floats, which those of comparisons, for one, cannot."""
+    from onnx import defs
+
+    if not defs.has(node.op_type, node.domain):
+        return True
+    schema = defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+    return "tensor(float)" in schema.outputs[0].types
 
 
 def nodes_before_heads(model: onnx.ModelProto, info: DetectorInfo, start: str = "") -> list[onnx.NodeProto]:
@@ -90,8 +105,23 @@ def convolution_inputs(model: onnx.ModelProto, info: DetectorInfo) -> list[str]:
     return list(dict.fromkeys(node.input[0] for node in nodes_before_heads(model, info) if node.op_type == "Conv"))
 
 
+def value_sources(model: onnx.ModelProto, info: DetectorInfo) -> dict[str, str]:
+    """Maps each tensor to calibrate to the one that its values come from: itself, or what a [reorg] moves to other positions.
+
+    Between the nodes of a [reorg] are tensors of six dimensions, whose positions are none of the image.
+
+    Raises:
+        DarktrtError: as :func:`tensors_to_calibrate`.
+    """
+    sources = {name: name for name in tensors_to_calibrate(model, info)}
+    for node in model.graph.node:
+        if node.op_type in _MOVING and {node.input[0], node.output[0]} <= set(sources):
+            sources[node.output[0]] = sources[node.input[0]]
+    return sources
+
+
 def passing_groups(model: onnx.ModelProto, info: DetectorInfo, tensors: Sequence[str]) -> list[list[str]]:
-    """Groups of two or more of ``tensors`` that are connected by max pools, concats, slices and upsamples, in graph order."""
+    """Groups of two or more of ``tensors`` that operations connect which only choose or move values, in graph order."""
     group_of = {name: [name] for name in tensors}
     for node in nodes_before_heads(model, info):
         if node.op_type in _PASSING:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import zipfile
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from darktrt.archives import array_of, header_array, header_of, read_arrays
 from darktrt.calib.importance import Weights, resampled
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output
+from darktrt.records import record
 
 BINS = 1 << 14
 LEAST_EXPONENT = -100
@@ -23,6 +24,7 @@ LEAST_EXPONENT = -100
 
 _BLOCK = 1 << 16
 _FORMAT = "darktrt histograms 3"
+_MOST_FLOAT = float(np.finfo(np.float32).max)
 
 
 @dataclass(eq=False)
@@ -113,10 +115,14 @@ class Histogram:
 
     def _extend(self, minimum: float, maximum: float) -> None:
         self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
-        exponent = max(math.frexp(self.amax)[1], LEAST_EXPONENT) if self.amax else LEAST_EXPONENT  # frexp(0) is (0, 0)
+        exponent = _exponent(self.amax)
         self.counts = _widened(self.counts, exponent - self.exponent)
         self.weighted = _widened(self.weighted, exponent - self.exponent)
         self.exponent = exponent
+
+
+def _exponent(amax: float) -> int:
+    return max(math.frexp(amax)[1], LEAST_EXPONENT) if amax else LEAST_EXPONENT  # frexp(0) is (0, 0)
 
 
 def _widened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
@@ -210,13 +216,13 @@ class HistogramSet:
             "format": _FORMAT,
             "model": self.model,
             "tensors": list(self.histograms),
-            "images": self.images,
+            "images": {digest: _unicode(path) for digest, path in self.images.items()},
         }
         header |= {role: getattr(self, role) for role in _ROLES}
         with atomic_output(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(
                 file,
-                header=np.frombuffer(json.dumps(header).encode(), np.uint8),
+                header=header_array(header),
                 counts=np.array([h.counts for h in all_], np.int64).reshape(-1, BINS),
                 weighted=np.array([h.weighted for h in all_], np.int64).reshape(-1, BINS),
                 exponents=np.array([h.exponent for h in all_], np.int64),
@@ -231,43 +237,80 @@ class HistogramSet:
         Raises:
             DarktrtError: the file cannot be read, is no such file, or is damaged.
         """
+        arrays = read_arrays(path, _MOST_BYTES, _ADVICE)
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                return _from_arrays({name: archive[name] for name in archive.files})
-        except OSError as error:
-            if error.errno:
-                raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
-            raise DarktrtError(f"{path}: {_NO_HISTOGRAMS}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-            raise DarktrtError(f"{path}: {_NO_HISTOGRAMS}") from error
+            return _from_arrays(arrays, str(path))
+        except (ValueError, TypeError) as error:
+            raise DarktrtError(f"{path}: is damaged ({quote(str(error))}); {_ADVICE}") from error
 
 
 _ROLES = ("groups", "head_inputs", "mish")
-_ARRAYS = ("counts", "weighted", "exponents", "limits", "zeros")
-_NO_HISTOGRAMS = "holds no histograms of 'darktrt calib run', or is damaged; calibrate again"
+_ADVICE = "name the histograms (.npz) of a 'darktrt calib run', or calibrate again"
+_MOST_BYTES = 1 << 30
+"""Of the arrays of a file: the histograms of 4,000 tensors, some ten times what the largest networks have."""
+_MOST_VALUES = float(1 << 53)
+"""Of one tensor; up to here sums are exact in doubles."""
 
 
-def _from_arrays(arrays: dict[str, NDArray[Any]]) -> HistogramSet:
-    header = json.loads(arrays["header"].tobytes())
-    if header["format"] != _FORMAT:
-        raise ValueError(header["format"])
-    counts, weighted, exponents, limits, zeros = (arrays[name] for name in _ARRAYS)
-    names, number = header["tensors"], len(header["tensors"])
-    shapes = [array.shape for array in (counts, weighted, exponents, limits, zeros)]
-    if shapes != [(number, BINS), (number, BINS), (number,), (number, 2), (number,)]:
-        raise ValueError("shapes")
-    histograms = {
-        name: Histogram(
-            counts[i].astype(np.int64),
-            int(exponents[i]),
-            float(limits[i, 0]),
-            float(limits[i, 1]),
-            int(zeros[i]),
-            weighted[i].astype(np.int64),
-        )
-        for i, name in enumerate(names)
-    }
-    return HistogramSet(header["model"], histograms, header["images"], **{role: header[role] for role in _ROLES})
+@dataclass(frozen=True)
+class _Header:
+    """What a file of histograms says in JSON."""
+
+    format: Literal["darktrt histograms 3"]
+    model: str
+    tensors: tuple[str, ...]
+    images: dict[str, str]
+    groups: tuple[tuple[str, ...], ...]
+    head_inputs: tuple[str, ...]
+    mish: dict[str, str]
+
+    def __post_init__(self) -> None:
+        named = {*self.head_inputs, *self.mish, *self.mish.values(), *(name for group in self.groups for name in group)}
+        if len(set(self.tensors)) < len(self.tensors) or not named <= set(self.tensors):
+            raise ValueError("a tensor is named twice, or has no histogram")
+        if self.tensors and not self.images:
+            raise ValueError("it names no images")
+
+
+def _unicode(path: str) -> str:
+    """A path with the bytes that are no UTF-8 as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: str) -> HistogramSet:
+    header = record(_Header, header_of(arrays, path, _ADVICE))
+    number = len(header.tensors)
+    columns = [
+        array_of(arrays, "counts", np.int64, (number, BINS)),
+        array_of(arrays, "exponents", np.int64, (number,)),
+        *array_of(arrays, "limits", np.float64, (number, 2)).T,
+        array_of(arrays, "zeros", np.int64, (number,)),
+        array_of(arrays, "weighted", np.int64, (number, BINS)),
+    ]
+    histograms = {name: _histogram(*row) for name, *row in zip(header.tensors, *columns, strict=True)}
+    groups = [list(group) for group in header.groups]
+    return HistogramSet(header.model, histograms, header.images, [], groups, list(header.head_inputs), header.mish)
+
+
+def _histogram(
+    counts: NDArray[np.int64], exponent: np.int64, minimum: float, maximum: float, zeros: np.int64, weighted: NDArray[np.int64]
+) -> Histogram:
+    """A histogram that can be one of values.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    result = Histogram(counts, int(exponent), float(minimum), float(maximum), int(zeros), weighted)
+    if not -_MOST_FLOAT <= minimum <= maximum <= _MOST_FLOAT or exponent != _exponent(result.amax):
+        raise ValueError("the range of a histogram is not that of its values")
+    if min(counts.min(), weighted.min()) < 0 or max(part.sum(dtype=np.float64) for part in (counts, weighted)) > _MOST_VALUES:
+        raise ValueError("a count is negative or too large")
+    filled = np.flatnonzero(counts)
+    if not len(filled) or filled[-1] != int(result.amax / result.bin_width) or weighted[counts == 0].any():
+        raise ValueError("the counts of a histogram do not fit its values")
+    if not 0 <= zeros <= counts[0]:
+        raise ValueError("a histogram has more zeros than values near zero")
+    return result
 
 
 def merged(paths: Sequence[str | Path]) -> HistogramSet:
@@ -276,6 +319,7 @@ def merged(paths: Sequence[str | Path]) -> HistogramSet:
     Raises:
         DarktrtError: a file cannot be read, or the runs cannot be merged.
     """
-    first, *others = (HistogramSet.load(path) for path in paths)
-    first.merge(others)
-    return first
+    first, *others = paths
+    result = HistogramSet.load(first)
+    result.merge(HistogramSet.load(path) for path in others)  # one at a time in memory
+    return result

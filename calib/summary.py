@@ -75,6 +75,11 @@ class Outputs:
         for path in (*self.files, self.channel_means, self.fp_layers):
             path.unlink(missing_ok=True)
 
+    def discard_all(self) -> None:
+        """Delete the histograms too."""
+        self.discard()
+        self.histograms.unlink(missing_ok=True)
+
     def check(self, inputs: Iterable[str | Path]) -> None:
         """Check before any work that every file can be written, and that none of them is an input or another output.
 
@@ -94,7 +99,7 @@ class Outputs:
         if self.plot:
             keep_inputs(self.plot, self.table, self.cache, *beside)
             check_drawable(self.plot)
-        for path in self.files:
+        for path in (*self.files, self.histograms, self.channel_means, self.fp_layers):
             check_writable(path)
 
 

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from darktrt.calib.threshold import DEAD_SCALE_AMAX, LEVELS, Choice
-from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output
+from darktrt.errors import DarktrtError, quote
+from darktrt.files import atomic_output, read_text
 
 CACHE_VERSION = "8600"
 """TensorRT 8.6.0, in the header of tables made here."""
 
-_HEADER = re.compile(r"TRT-(\d+)-((?:Entropy|MinMax|Legacy)Calibration2?)")
+_HEADER = re.compile(r"TRT-([0-9]{1,9})-((?:Entropy|MinMax|Legacy)Calibration2?)")
 _HEX = re.compile(r"[0-9a-fA-F]{1,8}")
 _WHOLE = re.compile(r": [0-9a-fA-F]{8}\s*$")
 """The end of a last line that has no line end; with fewer digits it may have been cut."""
@@ -59,8 +59,8 @@ class CalibrationTable:
             raise DarktrtError(f"'TRT-{self.version}-{self.calibrator}' is no header of a calibration cache")
         for name, scale in self.scales.items():
             if not name or "\n" in name or "\r" in name:
-                raise DarktrtError(f"tensor {name!r}: such a name does not fit into a calibration cache")
-            _check_scale(name, float(scale))
+                raise DarktrtError(f"tensor '{quote(name)}': such a name does not fit into a calibration cache")
+            _check_scale(quote(name), float(scale))
 
     def text(self) -> str:
         """The cache: a header, then a line ``name: hex`` for each tensor; hex is the scale as a big-endian float32."""
@@ -86,17 +86,7 @@ class CalibrationTable:
         Raises:
             DarktrtError: the file cannot be read, is no such text, or a line of it is wrong; the line is named.
         """
-        try:
-            with open(path, "rb") as file:
-                content = file.read(_MOST_BYTES + 1)
-        except OSError as error:
-            raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
-        if len(content) > _MOST_BYTES:
-            raise DarktrtError(f"{path}: is larger than {_MOST_BYTES >> 20} MiB, so no calibration cache")
-        try:
-            text = content.decode("utf-8-sig")  # some editors put a byte order mark before the header
-        except UnicodeDecodeError as error:
-            raise DarktrtError(f"{path}: is not text, so no calibration cache") from error
+        text = read_text(path, _MOST_BYTES, "name a calibration table or cache")
         return parse_table(text, str(path))
 
     def compare(self, names: Iterable[str]) -> Comparison:
@@ -127,7 +117,7 @@ def parse_table(text: str, where: str) -> CalibrationTable:
         if line.strip():
             name, scale = _parse_line(line, f"{where}:{number}")
             if name in scales:
-                raise DarktrtError(f"{where}:{number}: tensor '{name}' has a scale already; delete one of the two lines")
+                raise DarktrtError(f"{where}:{number}: tensor '{quote(name)}' has a scale already; delete one of the two lines")
             scales[name] = scale
     if not scales:
         raise DarktrtError(f"{where}: holds no scales, only a header; calibrate again")
@@ -142,7 +132,7 @@ def _parse_line(line: str, where: str) -> tuple[str, np.float32]:
         raise DarktrtError(f"{where}: {line[:80]!r} is not 'tensor: scale' with the scale as up to 8 hexadecimal digits")
     scale = np.float32(struct.unpack(">f", bytes.fromhex(digits.strip().zfill(8)))[0])
     if scale != 0:
-        _check_scale(f"{where}: {name}", float(scale))
+        _check_scale(f"{where}: {quote(name)}", float(scale))
     return name, scale
 
 

@@ -77,9 +77,11 @@ def choose_thresholds(histograms: HistogramSet, method: Method = "auto", percent
         percentile: for the method of that name, above 0 and at most 100.
 
     Raises:
-        DarktrtError: the method or the percentile is invalid, or a histogram is empty.
+        DarktrtError: the method or the percentile is invalid, there are no histograms, or one is empty.
     """
     check_method(method, percentile)
+    if not histograms.histograms:
+        raise DarktrtError("there are no histograms to choose scales from; calibrate on images first")
     choices = {
         name: choose_amax(histogram, method, percentile, for_head=name in histograms.head_inputs)
         for name, histogram in histograms.histograms.items()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import warnings
 import zipfile
 import zlib
+from collections.abc import Mapping
 from tokenize import TokenError
 from typing import IO, Any
 
@@ -15,14 +17,15 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError, quote
-from darktrt.files import open_input
+from darktrt.files import TEXT_BYTES, open_input
+from darktrt.records import parse_json
 
 _ENCRYPTED = 1
 _DAMAGES = (
     *(ValueError, TypeError, SyntaxError, EOFError, OverflowError, MemoryError),
     *(RuntimeError, TokenError, UserWarning, zipfile.BadZipFile, zlib.error),
 )
-"""What zipfile and NumPy raise at damaged bytes; RuntimeError also at encryption, at other compressions and at deep nesting."""
+"""What zipfile and NumPy raise at damaged bytes; RuntimeError at deep nesting."""
 
 
 def read_arrays(path: str | os.PathLike[str], most_bytes: int, advice: str) -> dict[str, NDArray[Any]]:
@@ -54,6 +57,8 @@ def _checked(members: list[zipfile.ZipInfo], most_bytes: int) -> dict[str, zipfi
         raise ValueError("its members are no arrays")
     if any(member.flag_bits & _ENCRYPTED for member in members):
         raise ValueError("it is encrypted")
+    if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+        raise ValueError("it has a compression that NumPy does not write")
     if (total := sum(member.file_size for member in members)) > most_bytes:
         raise ValueError(f"its arrays have {total / 1e6:,.0f} MB, more than {most_bytes / 1e6:,.0f} MB")
     return named
@@ -80,3 +85,32 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if any(side < 0 for side in shape):
         raise ValueError("an array with a negative size")
     return shape, fortran, dtype
+
+
+def header_array(values: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """JSON as the array ``header``, which says in words what the other arrays hold."""
+    return np.frombuffer(json.dumps(values).encode(), np.uint8)
+
+
+def header_of(arrays: Mapping[str, NDArray[Any]], where: str, advice: str) -> Any:
+    """The JSON of the array ``header``.
+
+    Raises:
+        ValueError: there is none.
+        DarktrtError: it is damaged; see :func:`darktrt.records.parse_json`.
+    """
+    if "header" not in arrays or arrays["header"].nbytes > TEXT_BYTES:
+        raise ValueError("it has no header")
+    return parse_json(arrays["header"].tobytes().decode(), where, advice)
+
+
+def array_of(arrays: Mapping[str, NDArray[Any]], name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array that has this type and shape.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = arrays.get(name)
+    if found is None or found.dtype != dtype or found.shape != shape:
+        raise ValueError(f"its '{name}' have another type or shape")
+    return found

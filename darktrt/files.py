@@ -123,11 +123,15 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_folder(path: str | os.PathLike[str], unfinished: Path | None = None) -> Iterator[Path]:
     """Yield a new folder beside ``path``; it takes the place of ``path`` when the block ends well, and vanishes otherwise.
 
     Missing parents are made. Temporary folders of killed runs for the same ``path`` are removed first; where one was killed
     between the two renames, the old folder comes back.
+
+    Args:
+        unfinished: the name beside which the new folder lies instead, in a folder of the same file system; no other ``path``
+            may have it.
 
     Raises:
         DarktrtError: the place is not writable, the disk is full, or ``path`` is a file.
@@ -139,9 +143,26 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         raise DarktrtError(f"{target}: cannot write: {getattr(error, 'strerror', None) or error}") from error
-    with _unfinished(target, _new_folder) as temporary:
+    with _unfinished(target, _new_folder, unfinished) as temporary:
         yield temporary
         _replace_folder(target, temporary)
+
+
+def abandoned(names: Path) -> list[Path]:
+    """What killed runs left beside the names of a pattern, such as ``folder / "*"``."""
+    return [path for path in sorted(names.parent.glob(f".{names.name}.darktrt-*")) if _is_abandoned(path)]
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether no process holds the lock of something unfinished."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return _lock(descriptor) is True
+    finally:
+        os.close(descriptor)
 
 
 def _replace_folder(target: Path, new: Path) -> None:
@@ -169,11 +190,11 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def _unfinished(target: Path, create: Callable[[Path], int]) -> Iterator[Path]:
+def _unfinished(target: Path, create: Callable[[Path], int], beside: Path | None = None) -> Iterator[Path]:
     """A locked temporary file or folder beside ``target``, which vanishes unless the block renames it."""
     with ExitStack() as held:
         try:
-            temporary = _claimed(target, create, held)
+            temporary = _claimed(target, _temporaries(beside or target), create, held)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise DarktrtError(f"{target}: cannot write: {reason}; does the folder exist, and may you write there?") from error
@@ -183,9 +204,8 @@ def _unfinished(target: Path, create: Callable[[Path], int]) -> Iterator[Path]:
             raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
 
 
-def _claimed(target: Path, create: Callable[[Path], int], held: ExitStack) -> Path:
-    """The first temporary name of a target that no other run has; ``held`` frees it."""
-    names = _temporaries(target)
+def _claimed(target: Path, names: list[Path], create: Callable[[Path], int], held: ExitStack) -> Path:
+    """The first of a target's temporary names that no other run has; ``held`` frees it."""
     for name in names:
         _remove_stray(name)
         _remove_stray(_aside(name), instead=target)
@@ -279,8 +299,8 @@ def _remove_stray(path: Path, instead: Path | None = None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder if it is there."""
-    if path.is_dir():
+    """Remove a file, link or folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):

@@ -7,7 +7,7 @@ warnings go where :mod:`darktrt.progress` sends them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from darktrt.calib.histogram import HistogramSet
     from darktrt.calib.options import CalibrationOptions
     from darktrt.calib.summary import Outputs
+    from darktrt.calib.threshold import Choice
     from darktrt.check.agreement import Agreement
     from darktrt.check.evaluation import Evaluation
     from darktrt.check.runs import Variant
@@ -72,12 +73,11 @@ def calibrate(
     outputs = Outputs(Path(output), Path(plot) if plot else None)
     outputs.check([model, *(path_of(str(entry)) for entry in data)])
     histograms, about = _count(model, data, outputs, options)
-    scales = _choose(histograms, outputs, options, about)
-    try:
+    choices = _choose(histograms, options)
+    with _whole(outputs.discard):
+        _write(histograms, choices, outputs, options, about)
+        scales = {name: choice.scale for name, choice in choices.items()}
         _measure(model, data, histograms, scales, outputs, options)
-    except BaseException:  # Ctrl-C too: a table is whole, or there is none
-        outputs.discard()
-        raise
     for sentence in histograms.skipped:
         LOGGER.warning("skipped %s", sentence)
     return load_calibration(output)
@@ -109,11 +109,16 @@ def merge_calibrations(
         raise DarktrtError("there is nothing to merge; name the .npz files that several calibrations left", "histograms")
     outputs = Outputs(Path(output), Path(plot) if plot else None)
     outputs.check(histograms)
-    together = merged(histograms)
-    if [os.path.realpath(path) for path in histograms] != [os.path.realpath(outputs.histograms)]:
+    is_input = [os.path.realpath(path) for path in histograms] == [os.path.realpath(outputs.histograms)]
+    if not is_input:
         keep_inputs(outputs.histograms, *histograms)
-        together.save(outputs.histograms)
-    _choose(together, outputs, options or CalibrationOptions(), {"merged": ", ".join(map(str, histograms))})
+    options = options or CalibrationOptions()
+    together = merged(histograms)
+    choices = _choose(together, options)
+    with _whole(outputs.discard if is_input else outputs.discard_all):
+        if not is_input:
+            together.save(outputs.histograms)
+        _write(together, choices, outputs, options, {"merged": ", ".join(map(str, histograms))})
     return load_calibration(output)
 
 
@@ -158,17 +163,34 @@ def _count(
     return histograms_of(model, images, outputs, options), about
 
 
-def _choose(
-    histograms: HistogramSet, outputs: Outputs, options: CalibrationOptions, about: Mapping[str, str]
-) -> dict[str, np.float32]:
-    """Choose thresholds and write the table with its summary; return the scales."""
-    from darktrt.calib.summary import save
+def _choose(histograms: HistogramSet, options: CalibrationOptions) -> dict[str, Choice]:
     from darktrt.calib.threshold import choose_thresholds
 
-    choices = choose_thresholds(histograms, options.method, options.percentile)
+    return choose_thresholds(histograms, options.method, options.percentile)
+
+
+def _write(
+    histograms: HistogramSet,
+    choices: Mapping[str, Choice],
+    outputs: Outputs,
+    options: CalibrationOptions,
+    about: Mapping[str, str],
+) -> None:
+    """Write the table with its summary."""
+    from darktrt.calib.summary import save
+
     method = f"percentile {options.percentile:g}" if options.method == "percentile" else options.method
     save(histograms, choices, outputs, {**about, "method": method})
-    return {name: choice.scale for name, choice in choices.items()}
+
+
+@contextmanager
+def _whole(discard: Callable[[], None]) -> Iterator[None]:
+    """Call ``discard`` where the block fails or is interrupted: a table is whole, or there is none."""
+    try:
+        yield
+    except BaseException:
+        discard()
+        raise
 
 
 def _measure(
@@ -188,7 +210,7 @@ def _measure(
     from darktrt.onnx_file import load_model
     from darktrt.vision.sources import find_images
 
-    counted = [path for path in map(Path, histograms.images.values()) if path.is_file()]
+    counted = [Path(path) for path in histograms.images.values() if os.path.isfile(path)]
     paths = counted or find_images(data, options.limit, options.seed)  # merged histograms name the paths of other machines
     if options.bias_images:
         sample = _every_nth(paths, options.bias_images)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from darktrt.errors import DarktrtError, quote
@@ -91,6 +91,9 @@ def record(kind: type[Record], values: Any) -> Record:
     for name in values:
         if name not in names:
             raise ValueError(f"unknown field '{quote(name)}'")
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"'{field.name}' is missing")
     return kind(**{name: _value(name, hints[name], value) for name, value in values.items()})
 
 

@@ -9,20 +9,20 @@ has it; a server of another machine type leaves it, and NumPy resizes.
 from __future__ import annotations
 
 import ast
+import glob
 import os
+import re
 import shutil
 import struct
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING
 
 import darktrt
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
+from darktrt.files import abandoned, atomic_folder, read_text
 from darktrt.metadata import DetectorInfo
 from darktrt.serve.backend import ONNX_NAME, PLAN_NAME, PLUGINS_NAME
 from darktrt.serve.config import (
@@ -48,6 +48,12 @@ PACKAGE = Path(darktrt.__file__).parent
 BACKEND_MODULE = "darktrt.serve.backend"
 MODULES_NAME = "darktrt.zip"
 """The zip file of the modules that a model of the Python backend runs."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+"""Of a model: a folder, a part of the server's URLs, and a word of its command line."""
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+"""Of the folders that Triton takes for versions."""
 
 MODEL_PY = '''"""darktrt's model for Triton's Python backend; the code is in darktrt.zip."""
 
@@ -84,7 +90,8 @@ def publish(
 ) -> Path:
     """Put a model into a repository, which is made if there is none; return the model's folder.
 
-    An existing version of that number is replaced, others stay. The folder appears, or changes, only when it is complete.
+    An existing version of that number is replaced, others stay. The folder appears, or changes, only when it is complete. Until
+    then it lies beside the repository, because Triton takes every folder in there for a model.
 
     Args:
         source: an engine (``.plan``) or an ONNX file that ends in NMS.
@@ -100,19 +107,57 @@ def publish(
     file = read_source(source, options, plugins)
     if file.manifest and not options.gpus:
         options = replace(options, gpus=(0,))
-    name = name or file.info.name
-    if not name or set(name) & set("/\\ ") or name.startswith("."):
-        raise DarktrtError(f"'{name}' cannot be a model's name in Triton; choose another", "name")
+    name = file.info.name if name is None else name
+    _check_name(name)
     if version < 1:
         raise DarktrtError(f"version {version}: Triton counts versions from 1", "version")
     config = make_config(name, file.info, options)
     target = Path(repository) / name
     _check_other_versions(target, version, config)
-    with _replaced_folder(target) as folder:
+    with atomic_folder(target, _unfinished(repository, name)) as folder:
         _link_versions(target, folder, version)
         _write_version(folder / str(version), file, options)
         _write_beside(folder, file.info, config)
     return target
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise DarktrtError(
+            f"'{quote(name)}' cannot be a model's name in Triton; choose one of at most 100 letters, digits, '_', '-' and '.' "
+            "that begins with a letter or digit",
+            "name",
+        )
+
+
+def _unfinished(repository: str | Path, model: str) -> Path:
+    """What an unfinished model lies beside; no model's name has a '+'.
+
+    Raises:
+        DarktrtError: models cannot be moved from there into the repository.
+    """
+    real = Path(os.path.realpath(repository))
+    if os.path.ismount(real):
+        raise DarktrtError(
+            f"{repository}: is the root of a file system; a model is finished beside its repository and then moved into it, so "
+            "name a folder inside this one"
+        )
+    return real.with_name(f"{real.name}+{model}")
+
+
+def unfinished_models(repository: str | Path) -> list[Path]:
+    """What writers that were killed left beside a repository; the next writer of a model removes what is left of that."""
+    real = Path(os.path.realpath(repository))
+    left = abandoned(real.parent / f"{glob.escape(real.name)}+*")
+    return [path for path in left if path.name.count("+") == real.name.count("+") + 1]
+
+
+def no_models(repository: str | Path) -> list[Path]:
+    """The folders of a repository that are no models; Triton takes them for models, and they keep it from starting."""
+    folders = sorted(path for path in Path(repository).iterdir() if path.is_dir())
+    return [
+        path for path in folders if path.name.startswith(".") or not ((path / CONFIG_NAME).is_file() or version_numbers(path))
+    ]
 
 
 def read_source(path: str | Path, options: BackendOptions, plugins: str | Path | None = None) -> ModelFile:
@@ -164,7 +209,7 @@ def _library(plan: str | Path, plugins: str | Path | None, tensorrt: str) -> Pat
 
 def _check_other_versions(target: Path, version: int, config: ModelConfig) -> None:
     """Versions of a model share one config: other inputs or outputs need another model."""
-    if not target.exists():
+    if not os.path.exists(target):
         return
     if not (target / CONFIG_NAME).is_file():
         raise DarktrtError(f"{target}: exists already and is no model of Triton; choose another name or folder", "name")
@@ -185,12 +230,11 @@ def read_config(path: str | Path) -> ModelConfig:
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+    text = read_text(path, advice="is this a model repository?")
     try:
-        return text_format.Parse(Path(path).read_text(encoding="utf-8"), ModelConfig())
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot read: {error.strerror}; is this a model repository?") from error
-    except (UnicodeDecodeError, text_format.ParseError) as error:
-        raise DarktrtError(f"{path}: is no config of Triton ({error})") from error
+        return text_format.Parse(text, ModelConfig())
+    except text_format.ParseError as error:
+        raise DarktrtError(f"{path}: is no config of Triton ({quote(str(error))})") from error
 
 
 def model_info(config: ModelConfig, where: str | Path) -> ModelInfo:
@@ -205,26 +249,6 @@ def model_info(config: ModelConfig, where: str | Path) -> ModelInfo:
     from google.protobuf.json_format import MessageToDict
 
     return ModelInfo.from_config(MessageToDict(config, preserving_proto_field_name=True), str(where))
-
-
-@contextmanager
-def _replaced_folder(target: Path) -> Iterator[Path]:
-    """A new folder, which replaces ``target`` when the block ends well and vanishes otherwise."""
-    new = target.parent / f".{target.name}.{token_hex(4)}"
-    old = new.with_name(f"{new.name}.old")
-    try:
-        new.mkdir(parents=True)
-        yield new
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
-    except OSError as error:
-        raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
-    finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _link_versions(target: Path, folder: Path, version: int) -> None:
@@ -345,7 +369,7 @@ def models_of(repository: str | Path) -> list[Path]:
         DarktrtError: there is no such folder, or there are no models in it.
     """
     folder = Path(repository)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DarktrtError(f"{repository}: no such folder; make a repository with 'darktrt serve repository'")
     models = sorted(path.parent for path in folder.glob(f"*/{CONFIG_NAME}") if not path.parent.name.startswith("."))
     if not models:
@@ -388,7 +412,7 @@ def tensorrt_arguments(repository: str | Path, root: str | Path) -> list[str]:
 
 def version_numbers(model: Path) -> list[int]:
     """The versions in a model's folder, the newest last; none where there is no such folder."""
-    return sorted(int(path.name) for path in model.glob("[0-9]*") if path.is_dir() and path.name.isdigit())
+    return sorted(int(path.name) for path in model.glob("[1-9]*") if path.is_dir() and _VERSION.fullmatch(path.name))
 
 
 def loaded_versions(model: Path, config: ModelConfig) -> list[int]:

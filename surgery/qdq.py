@@ -12,10 +12,11 @@ import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 
 from darktrt.calib.bias_correction import ChannelMeans, corrected_bias
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.metadata import DetectorInfo
 from darktrt.surgery.precision import backbone, ends
 
+_MOST_HALF = float(np.finfo(np.float16).max)
 LEVELS = 127
 """Of one sign: the quantization is symmetric, as TensorRT's."""
 
@@ -109,7 +110,7 @@ def fp_layer_names(graph: gs.Graph, info: DetectorInfo, fp_layers: tuple[str, ..
     names = {node.name for node in _convolutions(graph, info)}
     if unknown := sorted(set(fp_layers or ()) - names):
         raise DarktrtError(
-            f"'{unknown[0]}' is no convolution of this network; the names are like '{min(names)}'", argument="fp_layers"
+            f"'{quote(unknown[0])}' is no convolution of this network; the names are like '{min(names)}'", argument="fp_layers"
         )
     return default_fp_layers(graph, info) if fp_layers is None else list(fp_layers)
 
@@ -138,8 +139,8 @@ def _nearest_convolutions(tensors: Sequence[gs.Tensor]) -> set[str]:
 
 
 def half_scale(scale: npt.NDArray[np.float32] | np.float32) -> npt.NDArray[np.float32]:
-    """Scales rounded to FP16, so that a graph lowered to FP16 quantizes by the same numbers; never 0."""
-    rounded: npt.NDArray[np.float32] = np.maximum(np.asarray(scale).astype(np.float16), np.float16(2**-24)).astype(np.float32)
+    """Scales rounded to FP16, so that a graph lowered to FP16 quantizes by the same numbers; neither 0 nor infinite."""
+    rounded: npt.NDArray[np.float32] = np.clip(np.asarray(scale), 2.0**-24, _MOST_HALF).astype(np.float16).astype(np.float32)
     return rounded
 
 
@@ -173,7 +174,7 @@ def _restored(levels: npt.NDArray[np.int8], step: npt.NDArray[np.float32]) -> np
 def _correct_bias(node: gs.Node, quantized: npt.NDArray[np.float32], means: ChannelMeans) -> None:
     weight = node.inputs[1].values
     old = node.inputs[2].values if len(node.inputs) > 2 else np.zeros(len(weight), np.float32)
-    bias = gs.Constant(f"{node.name}_bias_corrected", corrected_bias(old, weight, quantized, means))
+    bias = gs.Constant(f"{node.name}_bias_corrected", corrected_bias(old, weight, quantized, means, node.attrs.get("group", 1)))
     node.inputs = [*node.inputs[:2], bias]
 
 
@@ -191,7 +192,8 @@ def correct_biases(model: onnx.ModelProto, channel_means: Mapping[str, ChannelMe
             weight = numpy_helper.to_array(stored[node.input[1]])
             old = numpy_helper.to_array(stored[node.input[2]]) if len(node.input) > 2 else np.zeros(len(weight), np.float32)
             step = _steps(weight)
-            bias = corrected_bias(old, weight, _restored(_levels(weight, step), step), channel_means[node.name])
+            groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+            bias = corrected_bias(old, weight, _restored(_levels(weight, step), step), channel_means[node.name], groups)
             name = f"{node.name}_bias_corrected"
             model.graph.initializer.append(numpy_helper.from_array(bias, name))
             node.input[:] = [*node.input[:2], name]

@@ -168,6 +168,16 @@ def weights_bytes(floats: Iterable[float] | Array, version: tuple[int, int, int]
     return header + np.asarray(floats, "<f4").tobytes()
 
 
+def declare(archive: Path, member: str, size: int) -> None:
+    """Let an archive declare another unpacked size of a member."""
+    content = bytearray(archive.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    while not content.startswith(member.encode(), entry + 46):
+        entry = content.index(b"PK\x01\x02", entry + 4)
+    content[entry + 24 : entry + 28] = struct.pack("<I", size)
+    archive.write_bytes(content)
+
+
 def files_in(folder: Path) -> list[str]:
     """Everything below a folder, hidden files too."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

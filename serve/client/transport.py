@@ -49,6 +49,10 @@ class UnreachableError(DarktrtError):
     """The server cannot be reached at the moment; the same request may succeed later."""
 
 
+class BackendEndedError(UnreachableError):
+    """The model's process of the Python backend has ended; some versions of Triton start another one."""
+
+
 class RegionLostError(DarktrtError):
     """The server does not know a region of shared memory: it was restarted after the registration."""
 
@@ -249,7 +253,11 @@ class Transport:
         if not isinstance(error, InferenceServerException):
             return None
         text = " ".join(str(error.message()).split())
-        if error.status() in ("StatusCode.UNAVAILABLE", "502", "503", "504") or "Stub process" in text:
+        if "is restricted, expecting header" in text or "hared memory is disabled" in text:
+            return DarktrtError(f"{self.endpoint}: {text}; shared memory needs 'darktrt serve start --shared-memory'")
+        if "Stub process" in text:
+            return BackendEndedError(str(self._unreachable(text)))
+        if error.status() in ("StatusCode.UNAVAILABLE", "502", "503", "504"):
             return self._unreachable(text)
         kind = RegionLostError if "shared memory region" in text and "nable to find" in text else DarktrtError
         return kind(f"{self.endpoint}: {text}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from darktrt.archives import read_arrays
+from darktrt.archives import array_of, header_array, header_of, read_arrays
 from darktrt.errors import DarktrtError
 
 
@@ -67,13 +67,12 @@ def test_damaged_archives_are_refused(tmp_path: Path, content: bytes) -> None:
         read_arrays(path, 1 << 40, "calibrate again")
 
 
-@pytest.mark.parametrize("place", ["flags", "method"])
-def test_encrypted_members_and_unknown_compressions_are_refused(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99), (10, zipfile.ZIP_LZMA)])
+def test_encrypted_members_and_other_compressions_are_refused(tmp_path: Path, place: int, value: int) -> None:
     content = bytearray(_saved(tmp_path / "a.npz"))
-    start = content.index(b"PK\x01\x02")
-    content[start + (8 if place == "flags" else 10)] = 1 if place == "flags" else 99
+    content[content.index(b"PK\x01\x02") + place] = value
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DarktrtError, match=r"is damaged \(.+\)"):
+    with pytest.raises(DarktrtError, match=r"is damaged \(it (is encrypted|has a compression that NumPy does not write)\)"):
         read_arrays(tmp_path / "a.npz", 1000, "x")
 
 
@@ -107,3 +106,32 @@ def test_every_damaged_byte_ends_in_arrays_or_a_sentence(tmp_path: Path, damage:
             read_arrays(tmp_path / "b.npz", 1000, "x")
         except DarktrtError:
             pass
+
+
+# --- what the arrays of a file of darktrt say ---
+
+
+def test_the_header_comes_back() -> None:
+    values = {"tensors": ["a: b", "größe"], "count": 3}
+    assert header_of({"header": header_array(values)}, "a.npz", "x") == values
+
+
+def test_a_file_without_a_header_it_can_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="it has no header"):
+        header_of({"counts": np.zeros(3)}, "a.npz", "x")
+    with pytest.raises(DarktrtError, match=r"^a\.npz: is damaged \(it is nested too deeply\); make it again$"):
+        header_of({"header": np.frombuffer(b"[" * 100_000, np.uint8)}, "a.npz", "make it again")
+    with pytest.raises(ValueError, match="utf-8"):
+        header_of({"header": np.array([0xFF], np.uint8)}, "a.npz", "x")
+    monkeypatch.setattr("darktrt.archives.TEXT_BYTES", 17)
+    assert header_of({"header": header_array({"a": "12345678"})}, "a.npz", "x") == {"a": "12345678"}
+    with pytest.raises(ValueError, match="it has no header"):
+        header_of({"header": header_array({"a": "123456789"})}, "a.npz", "x")
+
+
+def test_an_array_is_of_the_type_and_shape_that_are_asked_for() -> None:
+    arrays = {"counts": np.zeros((2, 3), np.int64)}
+    assert array_of(arrays, "counts", np.int64, (2, 3)) is arrays["counts"]
+    for name, dtype, shape in (("zeros", np.int64, (2, 3)), ("counts", np.float64, (2, 3)), ("counts", np.int64, (3, 2))):
+        with pytest.raises(ValueError, match=f"its '{name}' have another type or shape"):
+            array_of(arrays, name, dtype, shape)

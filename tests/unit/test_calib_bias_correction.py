@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, Made, as_float, batch_of_images, run, with_outputs
+from helpers import Array, Made, as_float, batch_of_images, declare, run, with_outputs
 
 from darktrt.calib.bias_correction import (
     ChannelMeanMeter,
@@ -53,9 +55,19 @@ def test_corrected_bias_restores_the_old_mean(groups: int) -> None:
         channels = x.mean((0, 2, 3)).reshape(groups, -1).repeat(12 // groups, 0)
         return np.asarray((w[:, :, 0, 0] * channels).sum(1) + b)
 
-    corrected = corrected_bias(bias, weight, coarse, measured(values, 0.3))
+    corrected = corrected_bias(bias, weight, coarse, measured(values, 0.3), groups)
     assert np.abs(corrected - bias).max() > 0.01
     np.testing.assert_allclose(means(steps, coarse, corrected), means(values, weight, bias), atol=1e-5)
+
+
+def test_means_that_are_not_those_of_the_input_are_refused() -> None:
+    weight, bias = np.ones((4, 3, 1, 1), np.float32), np.zeros(4, np.float32)
+    for channels, groups in ((2, 1), (6, 1), (3, 2)):
+        with pytest.raises(DarktrtError, match=f"are of {channels} channels where a convolution reads {3 * groups}; calibrate"):
+            corrected_bias(bias, weight, weight, ChannelMeans(np.ones(channels), np.ones(channels)), groups)
+    for mean, quantized in ((1e300, 0.0), (1e308, -1e308)):
+        with pytest.raises(DarktrtError, match="make a bias that is not finite"):
+            corrected_bias(bias, weight, weight, ChannelMeans(np.full(3, mean), np.full(3, quantized)))
 
 
 def test_a_quantized_network_keeps_its_means(made: Made) -> None:
@@ -108,6 +120,23 @@ def test_channel_means_of_another_table_are_refused(table: Path) -> None:
         load_channel_means(table)
 
 
+def _saved(path: Path) -> dict[str, Any]:
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def _array(name: str, value: Any) -> Callable[[Path], object]:
+    return lambda path: np.savez(path, **{**_saved(path), name: value})
+
+
+def _header(**values: Any) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        header = json.loads(_saved(path)["header"].tobytes()) | values
+        _array("header", np.frombuffer(json.dumps(header).encode(), np.uint8))(path)
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -115,10 +144,43 @@ def test_channel_means_of_another_table_are_refused(table: Path) -> None:
         lambda path: path.write_bytes(path.read_bytes()[:-90]),
         lambda path: np.savez(path.open("wb"), mean=np.zeros(2)),
         lambda path: path.write_text("x"),
+        _array("header", np.frombuffer(b"[" * 100_000, np.uint8)),
+        _array("header", np.frombuffer(b"{}", np.uint8)),
+        _array("header", np.frombuffer(b"\xff", np.uint8)),
+        _array("mean", np.zeros(2)),
+        _array("quantized", np.zeros(4)),
+        _array("mean", np.zeros((3, 1))),
+        _array("mean", np.zeros(3, np.float32)),
+        _array("mean", np.array(["a", "b", "c"])),
+        _array("mean", np.array([1, np.nan, 2])),
+        _array("quantized", np.array([1, 2, np.inf])),
+        _header(format="darktrt channel means 2"),
+        _header(table=None),
+        _header(channels=[2, 1]),
+        _header(channels={}),
+        _header(channels={"a": 4, "b: c": -1}),
+        _header(channels={"a": 3, "b: c": 0}),
+        _header(channels={"a": 2, "b: c": 2}),
+        _header(channels={"a": 2.5, "b: c": 0.5}),
+        _header(channels={"a": "2", "b: c": 1}),
+        _header(channels={"a": 2**62, "b: c": 2**62}),
     ],
 )
 def test_damaged_channel_means_are_named(table: Path, damage: Any) -> None:
     save_channel_means(MEANS, table)
     damage(channel_means_path(table))
-    with pytest.raises(DarktrtError, match=r"my\.means\.npz: is damaged; calibrate again, or delete it"):
+    with pytest.raises(
+        DarktrtError, match=r"my\.means\.npz: is damaged .*\(.+\); calibrate again, or delete the file of the means"
+    ):
         load_channel_means(table)
+
+
+def test_arrays_larger_than_those_of_any_network_are_refused_by_their_declared_size(table: Path) -> None:
+    save_channel_means(MEANS, table)
+    declare(channel_means_path(table), "mean.npy", 128 << 20)
+    with pytest.raises(DarktrtError, match="its arrays have 134 MB, more than 134 MB"):
+        load_channel_means(table)
+
+
+def test_a_table_with_a_name_too_long_for_a_file_beside_it_has_no_means(tmp_path: Path) -> None:
+    assert load_channel_means(tmp_path / f"{'a' * 249}.table") == {}

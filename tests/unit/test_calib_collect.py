@@ -24,6 +24,7 @@ from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.importance import weights_of
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
+from darktrt.progress import set_progress
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, save_model, transform
 from darktrt.vision.images import preprocess, read_image
 
@@ -229,6 +230,21 @@ def test_unreadable_images_are_skipped_and_listed(
         collect(portable, [corrupt], skip_bad=True)
     with pytest.raises(DarktrtError, match="there are no images; name a folder"):
         collect(portable, [])
+
+
+def test_progress_ends_at_its_total_whatever_is_left_out(
+    tmp_path: Path, portable: Path, images: list[Path], corrupt: Path
+) -> None:
+    copy = tmp_path / "copy.png"
+    shutil.copy(images[0], copy)
+    steps: list[tuple[int, int | None]] = []
+    set_progress(lambda _, done, total: steps.append((done, total)))
+    try:
+        collect(portable, [corrupt, images[0], copy, *images[1:3]], skip_bad=True)
+    finally:
+        set_progress(None)
+    assert [done for done, _ in steps] == [1, 2, 3]
+    assert steps[-1] == (3, 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

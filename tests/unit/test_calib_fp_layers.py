@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,27 +163,63 @@ def test_ranking_and_budget_start_from_the_layers(files: Path) -> None:
     assert [layer.convolution.node for layer in ranked.layers if layer.in_fp] == [names[2]]
 
 
-def _other_format(path: Path) -> None:
-    path.write_text(path.read_text().replace("darktrt fp_layers 1", "darktrt fp_layers 9"))
+def _without(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.pop(name)
 
 
-def _no_share(path: Path) -> None:
-    path.write_text(path.read_text().replace("0.25", "NaN"))
+def _with(**values: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content.update(values)
 
 
-def _no_name(path: Path) -> None:
-    path.write_text(path.read_text().replace('"a"', "7"))
+COST = {"nodes": ["a"], "noise": 0.25, "operations": 0.05}
 
 
-@pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), _other_format, _no_share, _no_name])
-def test_damage_is_reported(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(_without(name) for name in ("format", "table", "always", "costs")),
+        _with(format="darktrt fp_layers 9"),
+        _with(table=None),
+        _with(always="first"),
+        _with(always=[["first"]]),
+        _with(costs=[{**COST, "noise": 1.5}]),
+        _with(costs=[{**COST, "noise": -0.5}]),
+        _with(costs=[{**COST, "operations": 1.5}]),
+        _with(costs=[{**COST, "operations": -0.5}]),
+        _with(costs=[{**COST, "operations": "0.5"}]),
+        _with(costs=[{**COST, "nodes": []}]),
+        _with(costs=[{**COST, "nodes": [7]}]),
+        _with(more=1),
+    ],
+)
+def test_damaged_content_is_reported(tmp_path: Path, damage: Callable[[dict[str, Any]], object]) -> None:
     table = tmp_path / "a.table"
     CalibrationTable({"x": np.float32(1)}, "8600").save(table)
     save_fp_layers(FpLayers(ALWAYS, (Cost(("a",), 0.25, 0.05),)), table)
     assert load_fp_layers(table) == (*ALWAYS, "a")
-    damage(fp_layers_path(table))
-    with pytest.raises(DarktrtError, match=r"a\.fp_layers\.json: is damaged; calibrate again, delete it, or name the layers"):
+    content = json.loads(fp_layers_path(table).read_text())
+    damage(content)
+    fp_layers_path(table).write_text(json.dumps(content))
+    with pytest.raises(DarktrtError, match=DAMAGED) as raised:
         load_fp_layers(table)
+    assert raised.value.argument == "fp_layers"
+
+
+DAMAGED = r"a\.fp_layers\.json: is damaged .*\(.+\); calibrate again, delete it, or name the layers$"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 100_000, '{"format": NaN}', '{"format": 1e999}', r'"\ud800"'])
+def test_a_file_that_is_no_such_json_is_reported(tmp_path: Path, text: str) -> None:
+    table = tmp_path / "a.table"
+    fp_layers_path(table).write_text(text)
+    with pytest.raises(DarktrtError, match=DAMAGED):
+        load_fp_layers(table)
+
+
+def test_a_table_with_a_name_too_long_for_a_file_beside_it_has_no_layers(tmp_path: Path) -> None:
+    table = tmp_path / f"{'a' * 249}.table"
+    CalibrationTable({"x": np.float32(1)}, "8600").save(table)
+    assert load_fp_layers(table) is None
 
 
 def test_what_was_measured_with_another_table_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx
 import pytest
-from helpers import Made
+from helpers import Made, conv, head, make, net, section
 
 from darktrt.calib.graph import head_inputs, mish_outputs, passing_groups, tensors_to_calibrate
 from darktrt.errors import DarktrtError
@@ -81,6 +81,13 @@ def test_groups_are_tensors_with_common_values(made: Made) -> None:
     assert len(groups) >= 2
     assert sum(map(len, groups)) == len(together), "a tensor is in two groups"
     assert passing_groups(model, made.info, []) == []
+
+
+def test_two_tensors_are_a_group(tmp_path: Path) -> None:
+    """A max pool between two convolutions: with one scale its input is quantized once."""
+    made = make(tmp_path, net() + conv(8, activation="leaky") + section("maxpool", size=2, stride=2) + head())
+    model = made.model()
+    assert passing_groups(model, made.info, tensors_to_calibrate(model, made.info)) == [["layer0", "layer1"]]
 
 
 def test_inputs_of_the_heads(made: Made, portable: Path) -> None:

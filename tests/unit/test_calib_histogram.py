@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array
+from helpers import Array, declare
 
 from darktrt.calib.histogram import BINS, LEAST_EXPONENT, Histogram, HistogramSet
 from darktrt.errors import DarktrtError
@@ -103,6 +104,21 @@ def test_a_value_counts_as_often_as_the_weight_of_its_position() -> None:
     histogram = Histogram()
     histogram.add(values, weights)
     times = weights.repeat(2, 1).repeat(2, 2)[:, np.newaxis].repeat(5, 1)
+    bins = np.floor(np.abs(values.astype(np.float64)) / histogram.bin_width).astype(int)
+    assert np.array_equal(histogram.weighted, np.bincount(bins.ravel(), times.ravel(), BINS))
+    assert np.array_equal(histogram.counts, np.bincount(bins.ravel(), minlength=BINS))
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid"), [((1, 9, 128, 160), (64, 80)), ((2, 3, 300, 300), (300, 300)), ((1, 70_000, 1, 1), (1, 1))]
+)
+def test_weights_count_once_in_tensors_of_many_blocks(shape: tuple[int, ...], grid: tuple[int, int]) -> None:
+    """Real networks have tensors of a million values, which are counted block by block."""
+    values = RANDOM.normal(0, 3, shape).astype(np.float32)
+    weights = RANDOM.integers(1, 21, (shape[0], *grid)).astype(np.uint8)
+    histogram = Histogram()
+    histogram.add(values, weights)
+    times = weights.repeat(shape[2] // grid[0], 1).repeat(shape[3] // grid[1], 2)[:, np.newaxis].repeat(shape[1], 1)
     bins = np.floor(np.abs(values.astype(np.float64)) / histogram.bin_width).astype(int)
     assert np.array_equal(histogram.weighted, np.bincount(bins.ravel(), times.ravel(), BINS))
     assert np.array_equal(histogram.counts, np.bincount(bins.ravel(), minlength=BINS))
@@ -213,6 +229,36 @@ def _replace(path: Path, **arrays: Any) -> None:
     np.savez(path, **{**saved, **arrays})
 
 
+def _array(name: str, value: Any) -> Callable[[Path], object]:
+    return lambda path: _replace(path, **{name: value})
+
+
+def _header(**values: Any) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        with np.load(path) as archive:
+            header = json.loads(archive["header"].tobytes()) | values
+        _replace(path, header=np.frombuffer(json.dumps(header).encode(), np.uint8))
+
+    return damage
+
+
+def _changed(name: str, change: Callable[[Array], Array]) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        with np.load(path) as archive:
+            array = archive[name]
+        _replace(path, **{name: change(array)})
+
+    return damage
+
+
+def _at(index: Any, value: Any) -> Callable[[Array], Array]:
+    def change(array: Array) -> Array:
+        array[index] = value
+        return array
+
+    return change
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -221,18 +267,101 @@ def _replace(path: Path, **arrays: Any) -> None:
         lambda path: path.write_text("TRT-8600-EntropyCalibration2\n"),
         lambda path: np.savez(path, other=np.zeros(3)),
         lambda path: np.save(path.open("wb"), np.zeros(3)),
-        lambda path: _replace(path, counts=np.zeros((2, 7), np.int64)),
-        lambda path: _replace(path, weighted=np.zeros((2, 7), np.int64)),
-        lambda path: _replace(path, zeros=np.zeros(1, np.int64)),
-        lambda path: _replace(path, header=np.frombuffer(b'{"format": "darktrt histograms 0"}', np.uint8)),
+        _array("counts", np.zeros((2, 7), np.int64)),
+        _array("counts", np.zeros((2, BINS), np.int64)),
+        _array("counts", np.zeros((2, BINS))),
+        _array("counts", np.zeros((1, BINS), np.int64)),
+        _changed("counts", _at((0, BINS - 1), 1)),
+        _changed("counts", _at((0, 0), -1)),
+        _changed("counts", _at((1, 0), 2**62)),
+        _changed("counts", lambda counts: counts[:, ::-1]),
+        _array("weighted", np.zeros((2, 7), np.int64)),
+        _changed("weighted", _at((0, 0), -1)),
+        _changed("weighted", _at((0, 0), 2**62)),
+        _changed("weighted", _at((1, BINS - 1), 1)),
+        _array("zeros", np.zeros(1, np.int64)),
+        _changed("zeros", _at(0, -1)),
+        _changed("zeros", _at(0, 2**53)),
+        _changed("zeros", lambda zeros: zeros * 0 + 2**40),
+        _array("exponents", np.zeros((2, 1), np.int64)),
+        _changed("exponents", _at(0, 5000)),
+        _changed("exponents", _at(1, -5000)),
+        _changed("exponents", lambda exponents: exponents + 1),
+        _array("limits", np.zeros((2, 3))),
+        _changed("limits", _at((0, 1), np.inf)),
+        _changed("limits", _at((0, 0), -np.inf)),
+        _changed("limits", _at((1, 0), np.nan)),
+        _changed("limits", _at((1, 1), 1e300)),
+        _changed("limits", lambda limits: limits[:, ::-1]),
+        _array("header", np.frombuffer(b'{"format": "darktrt histograms 0"}', np.uint8)),
+        _array("header", np.frombuffer(b"[" * 100_000, np.uint8)),
+        _array("header", np.frombuffer(b"\xff", np.uint8)),
+        _header(format="darktrt histograms 2"),
+        _header(model=None),
+        _header(tensors=["a: b"]),
+        _header(tensors=["a: b", "a: b"]),
+        _header(tensors=["a: b", 7]),
+        _header(tensors=7),
+        _header(images={}),
+        _header(images={"digest": 7}),
+        _header(groups=7),
+        _header(groups=[["a: b", "other"]]),
+        _header(groups=[[["a: b"]]]),
+        _header(head_inputs=["other"]),
+        _header(mish={"a: b": "other"}),
+        _header(mish={"other": "a: b"}),
+        _header(mish=[]),
     ],
 )
 def test_damaged_files_are_named(damage: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     made_set().save(path)
     damage(path)
-    with pytest.raises(DarktrtError, match=r"a\.npz: holds no histograms"):
+    with pytest.raises(DarktrtError, match=r"a\.npz: is damaged .*\(.+\); name the histograms \(\.npz\) of a"):
         HistogramSet.load(path)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-40, 2.0**-100, 3.4028235e38])
+def test_histograms_of_numbers_at_the_ends_survive_the_disk(value: float, tmp_path: Path) -> None:
+    made = HistogramSet("aa")
+    made.add({"positive": np.full((2, 2), value, np.float32), "negative": np.full(3, -value, np.float32)}, {"digest": "a.jpg"})
+    made.save(tmp_path / "a.npz")
+    assert same_sets(HistogramSet.load(tmp_path / "a.npz"), made)
+
+
+def test_counts_and_zeros_at_their_limits(tmp_path: Path) -> None:
+    """More values of a tensor than doubles count exactly, and more zeros than values near zero, are no histogram."""
+    path = tmp_path / "a.npz"
+    made_set(CHUNKS[2:3]).save(path)
+    with np.load(path) as archive:
+        counts, zeros = archive["counts"], archive["zeros"]
+    rest = counts[0, 1:].sum()
+    for near_zero, accepted in ((2**53 - rest, True), (2**54 - rest, False)):
+        _changed("counts", _at((0, 0), near_zero))(path)
+        if accepted:
+            assert HistogramSet.load(path).histograms["a: b"].count == 2**53
+        else:
+            with pytest.raises(DarktrtError, match="a count is negative or too large"):
+                HistogramSet.load(path)
+    _replace(path, counts=counts, zeros=np.array([counts[0, 0], zeros[1]]))
+    assert HistogramSet.load(path).histograms["a: b"].zeros == counts[0, 0]
+    _replace(path, zeros=np.array([counts[0, 0] + 1, zeros[1]]))
+    with pytest.raises(DarktrtError, match="more zeros than values near zero"):
+        HistogramSet.load(path)
+
+
+def test_arrays_larger_than_those_of_any_network_are_refused_by_their_declared_size(tmp_path: Path) -> None:
+    made_set(CHUNKS[:1]).save(tmp_path / "a.npz")
+    declare(tmp_path / "a.npz", "counts.npy", 1 << 30)
+    with pytest.raises(DarktrtError, match=r"its arrays have 1,07[4-9] MB, more than 1,074 MB"):
+        HistogramSet.load(tmp_path / "a.npz")
+
+
+def test_a_path_that_is_no_text_is_saved_with_escapes(tmp_path: Path) -> None:
+    made = made_set(CHUNKS[:1])
+    made.images = {"digest": "a\udcff.jpg", "other": "größe.jpg"}
+    made.save(tmp_path / "a.npz")
+    assert HistogramSet.load(tmp_path / "a.npz").images == {"digest": r"a\xff.jpg", "other": "größe.jpg"}
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -119,12 +119,15 @@ def test_the_table_may_be_named_as_a_cache(counted: tuple[HistogramSet, dict[str
         ("sub", None, "sub: is a folder"),
         ("taken.table", None, r"taken\.txt: is a folder"),
         (".", None, "is a folder"),
+        (f"{'a' * 249}.table", None, r"\.means\.npz: cannot write: File name too long"),
+        ("held.table", None, r"held\.npz: is a folder"),
+        ("kept.table", None, r"kept\.means\.npz: is a folder"),
     ],
 )
 def test_outputs_are_refused_before_the_work(folder: Path, table: str, plot_to: str | None, message: str) -> None:
     for name in ("model.onnx", "list.txt"):
         Path(name).touch()
-    for name in ("sub", "taken.txt"):
+    for name in ("sub", "taken.txt", "held.npz", "kept.means.npz"):
         Path(name).mkdir()
     before = files_in(folder)
     with pytest.raises(DarktrtError, match=message):

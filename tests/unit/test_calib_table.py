@@ -71,6 +71,7 @@ def test_short_hex_line_ends_and_empty_lines_are_read() -> None:
         ("TRT-8600-EntropyCalibration2\na: 3c010a14\nb: 3c010", "here:3: ends inside the line 'b: 3c010'"),
         ("TRT-8600-EntropyCalibration2\na: 3c010a14\nb", "here:3: ends inside the line 'b'"),
         ("TRT-8XXX-EntropyCalibration2\na: 3c010a14\n", "begins with 'TRT-8XXX-EntropyCalibration2'"),
+        (f"TRT-{'8' * 10}-EntropyCalibration2\na: 3c010a14\n", "is it a calibration cache"),
         ("TRT-8600-EntropyCalibration2\na: bc010a14\n", "the scale is -0.0"),
         ("TRT-8600-EntropyCalibration2\na: 3c010a14\nb: 3c010a14\na: 3c010a14\n", "here:4: tensor 'a' has a scale already"),
     ],
@@ -100,13 +101,13 @@ def test_what_editors_and_tools_add_changes_nothing(tmp_path: Path) -> None:
 
 def test_files_that_are_no_text_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff\xfe\x00plan")
-    with pytest.raises(DarktrtError, match="not text"):
+    with pytest.raises(DarktrtError, match=r"a: is no UTF-8 text \(byte 0\); name a calibration table"):
         CalibrationTable.load(tmp_path / "a")
     with open(tmp_path / "big", "wb") as file:
         file.truncate(2 << 30)  # occupies no disk space
-    with pytest.raises(DarktrtError, match="larger than 16 MiB"):
+    with pytest.raises(DarktrtError, match="has 2,147,483,648 bytes, and such a file may have 16,777,216"):
         CalibrationTable.load(tmp_path / "big")
-    with pytest.raises(DarktrtError, match="Is a directory"):
+    with pytest.raises(DarktrtError, match="is a folder; name a file"):
         CalibrationTable.load(tmp_path)
     with pytest.raises(DarktrtError, match="No such file"):
         CalibrationTable.load(tmp_path / "none")
@@ -125,6 +126,16 @@ def test_files_that_are_no_text_or_not_there(tmp_path: Path) -> None:
 def test_a_wrong_table_cannot_be_made(scales: dict[str, np.float32], version: str, message: str) -> None:
     with pytest.raises(DarktrtError, match=message):
         CalibrationTable(scales, version)
+
+
+def test_a_sentence_quotes_no_more_of_a_name_than_fits_on_a_line() -> None:
+    name = f"{'a' * 5000}\x1b"
+    for lines in (f"{name}: 3c010a14\n{name}: 3c010a14\n", f"{name}: 7fc00000\n", f"{name}: no\n"):
+        with pytest.raises(DarktrtError) as error:
+            parse_table(f"TRT-8600-EntropyCalibration2\n{lines}", "here")
+        assert len(str(error.value)) < 200
+    with pytest.raises(DarktrtError, match=r"^tensor '\\nx{76}\.\.\.'"):
+        CalibrationTable({"\n" + 5000 * "x": np.float32(1)}, "8600")
 
 
 def test_comparison_with_a_network() -> None:

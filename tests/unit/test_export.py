@@ -168,6 +168,17 @@ def test_random_weights_equal_their_file(made: Made, tmp_path: Path) -> None:
     np.testing.assert_array_equal(drawn["boxes"], read["boxes"])
 
 
+def test_seeds_are_of_32_bits(tmp_path: Path) -> None:
+    (tmp_path / "a.cfg").write_text(net(32, 32) + conv(4, stride=8) + head())
+    for seed in (0, 2**32 - 1):
+        info = convert_darknet(tmp_path / "a.cfg", None, tmp_path / "a.onnx", random_weights=seed)
+        assert info.sources["weights"] == f"random, seed {seed}"
+    for seed in (-1, 2**32):
+        with pytest.raises(DarktrtError, match=f"the seed of random weights is {seed}; it must lie in 0..4294967295"):
+            convert_darknet(tmp_path / "a.cfg", None, tmp_path / "b.onnx", random_weights=seed)
+    assert files_in(tmp_path) == ["a.cfg", "a.onnx"]
+
+
 @pytest.mark.parametrize(
     ("content", "names"),
     [

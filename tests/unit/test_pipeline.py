@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from helpers import ROOT, Made, files_in, made_image
 from PIL import Image
 
 import darktrt
+from darktrt.calib.histogram import HistogramSet
 from darktrt.cli import main
 from darktrt.pipeline import load_calibration
 
@@ -63,6 +66,81 @@ def test_calibration_is_that_of_the_command(made: Made, images: Path, capfd: pyt
     assert load_calibration("cli.table").fp_layers == calibration.fp_layers
     merged = darktrt.merge_calibrations(["api.npz"], "merged.table")
     assert merged.scales == calibration.scales and not merged.channel_means
+
+
+def _fail_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) -> None:
+    """Let ``owner.name`` fail as on a full disk, after so many calls that work."""
+    work, left = getattr(owner, name), iter(range(calls))
+
+    def act(*arguments: Any, **named: Any) -> Any:
+        if next(left, None) is None:
+            raise darktrt.DarktrtError("no room")
+        return work(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, act)
+
+
+FAILURES = [
+    ("darktrt.calib.threshold", "mse_amax", 0),
+    ("darktrt.calib.table", "CalibrationTable.save", 0),
+    ("darktrt.calib.table", "CalibrationTable.save", 1),
+    ("darktrt.calib.summary", "summary", 0),
+    ("darktrt.calib.summary", "save_figure", 0),
+]
+MEASURING = [("darktrt.calib.bias_correction", "save_channel_means", 0), ("darktrt.calib.summary", "add_to_summary", 0)]
+
+
+@pytest.mark.parametrize("failure", [*FAILURES, *MEASURING], ids=str)
+def test_a_calibration_that_fails_leaves_only_histograms_to_resume_from(
+    made: Made, images: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, failure: tuple[str, str, int]
+) -> None:
+    darktrt.insert_plugins(made.plain, "portable.onnx")
+    module, name, calls = failure
+    *owners, name = name.split(".")
+    owner = importlib.import_module(module)
+    _fail_after(monkeypatch, getattr(owner, owners[0]) if owners else owner, name, calls)
+    before = files_in(folder)
+    with pytest.raises(darktrt.DarktrtError, match="no room"):
+        darktrt.calibrate("portable.onnx", ["in"], "my.table", OPTIONS, plot="page.png")
+    assert set(files_in(folder)) - set(before) == {"my.npz"}
+
+
+@pytest.mark.parametrize("failure", [*FAILURES, ("darktrt.calib.histogram", "HistogramSet.save", 0)], ids=str)
+def test_a_merge_that_fails_leaves_nothing(
+    labelled: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, failure: tuple[str, str, int]
+) -> None:
+    shutil.copy(labelled / "my.npz", "shard.npz")
+    module, name, calls = failure
+    *owners, name = name.split(".")
+    owner = importlib.import_module(module)
+    _fail_after(monkeypatch, getattr(owner, owners[0]) if owners else owner, name, calls)
+    with pytest.raises(darktrt.DarktrtError, match="no room"):
+        darktrt.merge_calibrations(["shard.npz"], "merged.table", plot="page.png")
+    assert files_in(folder) == ["shard.npz"]
+
+
+def test_a_merge_that_fails_keeps_histograms_that_are_its_input(
+    labelled: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(labelled / "my.npz", "my.npz")
+    _fail_after(monkeypatch, importlib.import_module("darktrt.calib.summary"), "summary", 0)
+    with pytest.raises(darktrt.DarktrtError, match="no room"):
+        darktrt.merge_calibrations(["my.npz"], "my.table")
+    assert files_in(folder) == ["my.npz"]
+
+
+def test_a_merge_of_a_damaged_file_or_of_one_without_tensors_leaves_nothing(labelled: Path, folder: Path) -> None:
+    shutil.copy(labelled / "my.npz", "good.npz")
+    Path("bad.npz").write_bytes(Path("good.npz").read_bytes()[:-700])
+    HistogramSet("aa").save("empty.npz")
+    before = files_in(folder)
+    for shards, sentence in (
+        (["good.npz", "bad.npz"], r"bad\.npz: is damaged"),
+        (["empty.npz"], "there are no histograms to choose scales from"),
+    ):
+        with pytest.raises(darktrt.DarktrtError, match=sentence):
+            darktrt.merge_calibrations(shards, "merged.table")
+        assert files_in(folder) == before
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")

@@ -62,6 +62,11 @@ def test_other_values_are_refused(values: Any) -> None:
         record(_Box, values)
 
 
+def test_a_field_that_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^'sides' is missing$"):
+        record(_Box, {"name": "a"})
+
+
 def test_a_sentence_quotes_at_most_a_line() -> None:
     with pytest.raises(ValueError, match=r"^unknown field 'x{77}\.\.\.'$"):
         record(_Box, {"x" * 100_000: 1})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -38,8 +39,11 @@ from darktrt.serve.repository import (
     model_info,
     models_of,
     modules_of,
+    no_models,
     publish,
     read_config,
+    unfinished_models,
+    version_numbers,
 )
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import NetworkDetector
@@ -319,6 +323,9 @@ def test_models_of_other_classes_stand_side_by_side(made: Made, portable: Path, 
     assert [len(one.class_names) for one in infos] == [3, 2]
 
 
+WRONG_NAMES = ["", "a/b", ".hidden", "-v", "a b", "a\nb", "a\n", "a\x1b[2J", "a?b", "a#b", "a%2fb", "a+b", "größe", "a" * 101]
+
+
 @pytest.mark.parametrize(
     ("source", "options", "name", "said"),
     [
@@ -326,8 +333,7 @@ def test_models_of_other_classes_stand_side_by_side(made: Made, portable: Path, 
         ("portable.onnx", {"kind": "tensorrt_plan"}, None, "the backend tensorrt runs files that end in .plan .engine"),
         ("missing.onnx", {}, None, "cannot read"),
         ("missing.plan", {}, None, "cannot read the manifest"),
-        ("portable.onnx", {}, "a/b", "cannot be a model's name"),
-        ("portable.onnx", {}, ".hidden", "cannot be a model's name"),
+        *(("portable.onnx", {}, name, "cannot be a model's name") for name in WRONG_NAMES),
         ("plugins.plan", {}, None, "needs plugins; compile their library with 'darktrt plugins --tensorrt 8.6.1'"),
     ],
 )
@@ -348,9 +354,20 @@ def test_sources_and_names_that_are_refused(
     Path("fp16.json").rename("plugins.json")
     write_plan(folder, info)
     before = files_in(folder)
-    with pytest.raises(DarktrtError, match=said):
+    with pytest.raises(DarktrtError, match=said) as caught:
         publish(source, folder / "repository", BACKENDS[options.pop("kind", "python")](**options), name)
+    assert str(caught.value).isprintable()
     assert files_in(folder) == before
+
+
+@pytest.mark.parametrize("name", ["7", "Yolo_v4-tiny.2", "a" * 100])
+def test_names_of_models(portable: Path, tmp_path: Path, name: str) -> None:
+    assert publish(portable, tmp_path / "repository", name=name) == tmp_path / "repository" / name
+
+
+def test_a_repository_that_models_cannot_be_moved_into(portable: Path) -> None:
+    with pytest.raises(DarktrtError, match=r"/dev/shm: is the root of a file system; .* name a folder inside this one"):
+        publish(portable, "/dev/shm", name="made")
 
 
 def test_a_folder_that_is_no_model_stays(portable: Path, tmp_path: Path) -> None:
@@ -370,6 +387,61 @@ def test_what_fails_half_way_leaves_the_old_model(portable: Path, tmp_path: Path
     with pytest.raises(DarktrtError, match="No space left on device; nothing was kept"):
         publish(portable, tmp_path, name="made")
     assert {name: (tmp_path / name).stat().st_ino for name in files_in(tmp_path)} == before
+
+
+KILLED = """
+import os, signal, sys
+from darktrt.serve import repository
+setattr(repository, sys.argv[4], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+repository.publish(sys.argv[1], sys.argv[2], name=sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("moment", ["_link_versions", "_write_beside"])
+@pytest.mark.parametrize("name", ["made", "other"])
+def test_a_writer_that_is_killed_leaves_nothing_that_a_server_reads(
+    portable: Path, tmp_path: Path, name: str, moment: str
+) -> None:
+    """Triton takes each folder of a repository for a model, hidden ones too, so that unfinished ones lie beside it."""
+    repository = tmp_path / "models"
+    publish(portable, repository, name="made")
+    before = {file: (repository / file).stat().st_ino for file in files_in(repository)}
+    words = [sys.executable, "-c", KILLED, str(portable), str(repository), name, moment]
+    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    assert {file: (repository / file).stat().st_ino for file in files_in(repository)} == before
+    (left,) = unfinished_models(repository)
+    assert {path.name for path in tmp_path.iterdir()} == {"models", left.name}
+    publish(portable, repository, name=name, version=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+    assert version_numbers(repository / name) == ([1, 2] if name == "made" else [2])
+    assert no_models(repository) == []
+
+
+def test_what_a_writer_at_work_has_is_not_left_over(portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[Path]] = []
+    monkeypatch.setattr("darktrt.serve.repository._write_beside", lambda *_: seen.append(unfinished_models(tmp_path / "a")))
+    publish(portable, tmp_path / "a", name="made")
+    assert seen == [[]]
+
+
+def test_unfinished_models_are_of_their_own_repository(portable: Path, tmp_path: Path) -> None:
+    """Whatever the names of repositories that lie side by side; links are followed."""
+    for name in ("a", "a+b", "[a]"):
+        publish(portable, tmp_path / name, name="made")
+        (tmp_path / f".{name}+made.darktrt-3").mkdir()
+    (tmp_path / "link").symlink_to("[a]")
+    assert [path.name for path in unfinished_models(tmp_path / "a")] == [".a+made.darktrt-3"]
+    assert [path.name for path in unfinished_models(tmp_path / "link")] == [".[a]+made.darktrt-3"]
+    publish(portable, tmp_path / "link", name="made")
+    assert unfinished_models(tmp_path / "link") == []
+    assert len(unfinished_models(tmp_path / "a+b")) == 1
+
+
+def test_only_numbers_are_versions(tmp_path: Path) -> None:
+    for name in ("1", "12", "02", "1²", "3x", "1٣", "warmup", "9" * 30):
+        (tmp_path / name).mkdir()
+    (tmp_path / "4").touch()
+    assert version_numbers(tmp_path) == [1, 12]
 
 
 @pytest.mark.parametrize(

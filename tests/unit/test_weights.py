@@ -99,6 +99,17 @@ def test_what_is_no_weights_file_is_named(network: Network, content: bytes, said
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("version", [(999, 0, 0), (0, 999, 0), (999, 999, -1)])
+def test_versions_up_to_999_are_read(network: Network, version: tuple[int, int, int]) -> None:
+    assert read_weights(written(network, weights_bytes(np.zeros(COUNT), version)), network)
+
+
+@pytest.mark.parametrize("version", [(1000, 0, 0), (0, 1000, 0), (-1, 0, 0), (0, -1, 0)])
+def test_other_versions_are_refused(network: Network, version: tuple[int, int, int]) -> None:
+    said = f"has version {version[0]}.{version[1]}, which no darknet wrote; is this a .weights file?"
+    assert said in refused(network, weights_bytes(np.zeros(COUNT), version))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
     ("place", "where"), [(13, "variance of layer 0"), (127, "bias of layer 1"), (COUNT - 1, "weight of layer 2")]
@@ -159,6 +170,21 @@ def test_random_weights_travel_through_a_file(made: Made) -> None:
     for before, after in zip(drawn, read, strict=True):
         for role, array in before.items():
             np.testing.assert_array_equal(array, after[role])
+
+
+def test_random_weights_of_a_weighted_shortcut_halve_its_terms(tmp_path: Path) -> None:
+    """Positive and below 1: a hundred such sums neither die nor explode, whatever normalises them."""
+    text = net() + conv(8) + conv(8)
+    for kind in ("per_feature", "per_channel"):
+        weighted = {"from": -2, "weights_type": kind, "weights_normalization": "relu"}
+        text += section("shortcut", activation="linear", **weighted)
+    (tmp_path / "net.cfg").write_text(text + head())
+    weights = random_weights(read_cfg(tmp_path / "net.cfg"), 0)
+    assert [weights[i]["weight"].shape for i in (2, 3)] == [(2, 1), (2, 8)]
+    for i in (2, 3):
+        assert list(weights[i]) == ["weight"]
+        assert (weights[i]["weight"] >= 0.4).all()
+        assert (weights[i]["weight"] < 0.8).all()
 
 
 # --- folding ---
