@@ -83,7 +83,8 @@ def test_the_layers_of_a_cfg_in_words(tmp_path: Path) -> None:
         "Mish          1",
         "parameters    491",
         "GFLOPs        0.001",
-        "head          layer 6, line 43: 24 x 32 cells, anchors 11x8, 2 classes, new_coords, scale_x_y 1, diounms NMS, beta 0.7",
+        "head          layer 6, line 43: 24 x 32 cells, anchors 11x8, 2 classes, new_coords, scale_x_y 1, "
+        "diounms NMS, beta 0.7",
         "",
         "layer   line  kind             what                               output",
         "    0      6  convolutional    3x3/2 mish                         8 x 32 x 48",
