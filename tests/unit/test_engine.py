@@ -1048,5 +1048,5 @@ def test_a_runner_names_what_it_cannot_load(made: Made, tmp_path: Path) -> None:
                 OnnxRunner(tmp_path / "a.onnx")
             assert said in str(caught.value)
             assert "\n" not in str(caught.value)
-    with pytest.raises(DarktrtError, match=r"none\.onnx: cannot read: no such file"):
+    with pytest.raises(DarktrtError, match=r"none\.onnx: cannot read: No such file"):
         OnnxRunner(tmp_path / "none.onnx")
