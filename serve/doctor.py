@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -51,6 +52,12 @@ if TYPE_CHECKING:
     from tritonclient.grpc.model_config_pb2 import ModelConfig
 
     from darktrt.engine.manifest import Manifest
+
+SHARED_MEMORY = Path("/dev/shm")
+_POOL_BYTES = 1 << 20
+"""Of an instance without requests; Triton's default."""
+
+_ENCODED_BYTES = 1 << 20
 
 THRESHOLDS = Thresholds(0.1)
 """Of the first inference, where they are not fixed in the model."""
@@ -112,7 +119,17 @@ def diagnose_repository(
     models = models_of(repository)
     expected = OnnxRunner(reference) if reference else None
     pixels = read_image(image) if image else None
-    return [*_strays(Path(repository)), *(finding for model in models for finding in _model(model, expected, pixels))]
+    findings = list(_strays(Path(repository)))
+    served: list[_Version] = []
+    for model in models:
+        try:
+            versions = _versions(model)
+        except DarktrtError as error:
+            findings.append(Finding(model.name, str(error), bad=True))
+            continue
+        findings += _model(versions, expected, pixels)
+        served += versions
+    return [*findings, *_shared_memory(served)]
 
 
 def _strays(repository: Path) -> Iterator[Finding]:
@@ -126,12 +143,7 @@ def _strays(repository: Path) -> Iterator[Finding]:
         yield Finding(path.name, f"was left of a run that was killed, and no server reads it; remove {path}")
 
 
-def _model(model: Path, reference: OnnxRunner | None, image: NDArray[np.uint8] | None) -> Iterator[Finding]:
-    try:
-        versions = _versions(model)
-    except DarktrtError as error:
-        yield Finding(model.name, str(error), bad=True)
-        return
+def _model(versions: list[_Version], reference: OnnxRunner | None, image: NDArray[np.uint8] | None) -> Iterator[Finding]:
     for version in versions:
         checks: list[Callable[[_Version], str]] = [_check_files, _check_config, _check_labels, _check_tensorrt, _check_plugins]
         for check in (*checks, _check_python, lambda one: _check_inference(one, reference, image)):
@@ -146,6 +158,36 @@ def _versions(model: Path) -> list[_Version]:
     if not numbers:
         raise DarktrtError("has no version that Triton would load; write one with 'darktrt serve repository'")
     return [_Version(model, number, config, options, described.info) for number in numbers]
+
+
+def _shared_memory(versions: list[_Version]) -> Iterator[Finding]:
+    """Whether there is room for the requests of all models of the Python backend, which holds them in shared memory."""
+    needed = sum(map(_backend_bytes, versions))
+    if not needed:
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    sizes = f"{SHARED_MEMORY} has {free / 1e6:,.0f} MB free, and a full batch in each instance takes {needed / 1e6:,.0f} MB"
+    advice = "; make it larger, or write the models with fewer instances or a smaller max_batch" if free < needed else ""
+    yield Finding("shared memory", sizes + advice, bad=free < needed)
+
+
+def _backend_bytes(one: _Version) -> int:
+    """What a model's instances of the Python backend need of shared memory; encoded images have a megabyte each."""
+    if not isinstance(one.options, PythonBackend):
+        return 0
+    specs = [*input_specs(one.info, one.options), *output_specs(one.info, one.options)]
+    image = sum(_image_bytes(spec, one.info) for spec in specs)
+    instances = sum(group.count * max(1, len(group.gpus)) for group in one.config.instance_group)
+    return int(instances * (_POOL_BYTES + one.config.max_batch_size * image))
+
+
+def _image_bytes(spec: TensorSpec, info: DetectorInfo) -> int:
+    """Of a tensor's part for one image of the usual size."""
+    if spec.type == "STRING":
+        return _ENCODED_BYTES
+    dims = [*reversed(info.usual_image), 3] if spec.name == "images" and info.input == "image" else spec.dims
+    rows = [info.max_detections if size < 0 else size for size in dims]
+    return math.prod(rows) * (1 if spec.type == "UINT8" else 4)
 
 
 def _report(version: _Version, check: Callable[[_Version], str]) -> Iterator[Finding]:

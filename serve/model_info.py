@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 
 InputKind = Literal["tensor", "jpeg"]
@@ -25,7 +25,7 @@ ENCODED_INPUT = "image"
 SCORE_THRESHOLD_KEY, IOU_THRESHOLD_KEY, CUDA_GRAPH_KEY = "score_threshold", "iou_threshold", "cuda_graph"
 """Parameters of a model of the Python backend, beside the metadata."""
 
-_DTYPES = {
+DTYPES = {
     "TYPE_BOOL": "bool",
     "TYPE_UINT8": "uint8",
     "TYPE_INT32": "int32",
@@ -114,23 +114,39 @@ class ModelInfo:
             where: the file or server of the configuration, for errors.
 
         Raises:
-            DarktrtError: the model was not made by darktrt.
+            DarktrtError: the model was not made by darktrt, or the configuration is damaged.
         """
-        name = str(config.get("name", ""))
-        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        if METADATA_KEY not in parameters:
-            raise DarktrtError(f"{where}: model '{name}' has no darktrt metadata; make it with 'darktrt serve repository'")
-        return ModelInfo(
-            name,
-            version,
-            config.get("backend") or config.get("platform", ""),
-            DetectorInfo.from_json(parameters[METADATA_KEY], f"{where}: model '{name}'"),
-            int(config.get("max_batch_size", 0)),
-            _tensors(config.get("input", []), where),
-            _tensors(config.get("output", []), where),
-            _thresholds(parameters),
-            parameters.get(CUDA_GRAPH_KEY) == "true",
-        )
+        name, parameters = str(config.get("name", "")), config.get("parameters")
+        texts = _texts(parameters) if isinstance(parameters, Mapping) else {}
+        if METADATA_KEY not in texts:
+            raise DarktrtError(
+                f"{where}: model '{quote(name)}' has no darktrt metadata; make it with 'darktrt serve repository'"
+            )
+        where = f"{where}: model '{quote(name)}'"
+        info = DetectorInfo.from_json(texts[METADATA_KEY], where)
+        try:
+            model = ModelInfo(
+                name,
+                version,
+                str(config.get("backend") or config.get("platform", "")),
+                info,
+                integer(config.get("max_batch_size", 0)),
+                _tensors(config.get("input", []), where),
+                _tensors(config.get("output", []), where),
+                _thresholds(texts),
+                texts.get(CUDA_GRAPH_KEY) == "true",
+            )
+            if model.max_batch < 0 or not model.inputs.keys() & {"images", ENCODED_INPUT}:
+                raise ValueError(f"max_batch_size is {model.max_batch}, the inputs are {quote(', '.join(model.inputs))}")
+            return model
+        except ValueError as error:
+            raise DarktrtError(f"{where}: its configuration is damaged ({error}); was it made by darktrt?") from error
+
+
+def _texts(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """The parameters that are texts."""
+    values = {name: value.get("string_value") for name, value in parameters.items() if isinstance(value, Mapping)}
+    return {name: value for name, value in values.items() if isinstance(value, str)}
 
 
 def _thresholds(parameters: Mapping[str, str]) -> Thresholds:
@@ -138,11 +154,32 @@ def _thresholds(parameters: Mapping[str, str]) -> Thresholds:
     return Thresholds(**{field: float(parameters[key]) for field, key in keys.items() if key in parameters})
 
 
-def _tensors(entries: list[Mapping[str, Any]], where: str) -> dict[str, TensorInfo]:
-    tensors = {}
-    for entry in entries:
-        kind, name = str(entry["data_type"]), str(entry["name"])
-        if kind not in _DTYPES:
-            raise DarktrtError(f"{where}: '{name}' is {kind}, which no detector of darktrt has; is this another model?")
-        tensors[name] = TensorInfo(name, np.dtype(_DTYPES[kind]), tuple(int(size) for size in entry["dims"]))
-    return tensors
+def _tensors(entries: Any, where: str) -> dict[str, TensorInfo]:
+    if not isinstance(entries, list):
+        raise ValueError(f"the tensors are {quote(repr(entries), 40)}")
+    tensors = [_tensor(entry, where) for entry in entries]
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def _tensor(entry: Any, where: str) -> TensorInfo:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("dims"), list) or not entry["dims"]:
+        raise ValueError(f"a tensor is {quote(repr(entry), 40)}")
+    kind, name = str(entry.get("data_type", "")), str(entry.get("name", ""))
+    if kind not in DTYPES:
+        raise DarktrtError(
+            f"{where}: '{quote(name)}' is {quote(kind)}, which no detector of darktrt has; is this another model?"
+        )
+    return TensorInfo(name, np.dtype(DTYPES[kind]), tuple(integer(size) for size in entry["dims"]))
+
+
+def integer(value: Any) -> int:
+    """A whole number of a server's JSON, which gRPC writes as text.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, str) and len(value) < 20:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{quote(repr(value), 40)} is no whole number")
+    return value

@@ -36,9 +36,10 @@ ROOMS: dict[str, set[str]] = {
         "vision",
     },
     "pipeline": {"check", "engine", "calib", "surgery", "convert.zoo", "vision"},
-    "cli": {"pipeline", "serve", "check", "engine", "calib", "surgery", "convert", "vision", "plugins.build"},
+    "selftest": {"pipeline", "check", "engine", "calib", "surgery", "convert.reference", "plugins.library"},
+    "cli": {"pipeline", "selftest", "serve", "check", "engine", "calib", "surgery", "convert", "vision", "plugins.build"},
     "__main__": {"cli"},
-    "": {"pipeline", "serve", "check", "engine", "calib", "surgery", "convert", "vision"},
+    "": {"pipeline", "selftest", "serve", "check", "engine", "calib", "surgery", "convert", "vision"},
 }
 """What each room may import of the others; every room may import itself and the ground modules, which import one another."""
 

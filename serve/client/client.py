@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from darktrt.cuda import Frame, host_pixels
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo
+from darktrt.serve.client.calls import LARGEST_ANSWER, damaged
 from darktrt.serve.client.shared_memory import free_abandoned
 from darktrt.serve.client.slots import SharedMemory, Slot
 from darktrt.serve.client.statistics import ModelStatistics
@@ -127,7 +128,10 @@ class Client:
     def statistics(self) -> list[ModelStatistics]:
         """The server's counts of the model, one record a version."""
         records = _wait(self._connection.transport.statistics(self.model.name, self.model.version))
-        return [ModelStatistics.of(record) for record in records]
+        try:
+            return [ModelStatistics.of(record) for record in records]
+        except ValueError as error:
+            raise damaged(self.endpoint, str(error)) from error
 
     def close(self) -> None:
         """Cancel requests under way, and release the shared memory; may be called twice."""
@@ -163,6 +167,8 @@ def _client_info(model: ModelInfo, batch: int) -> DetectorInfo:
     if not smallest <= batch <= largest and batch != 1:
         raise DarktrtError(f"model '{model.name}' accepts {smallest} to {largest} images a request, not {batch}", "batch")
     most = max(batch, smallest)
+    if (size := (model.size(model.inputs["images"], most) if "images" in model.inputs else 0) or 0) > 4 * LARGEST_ANSWER:
+        raise DarktrtError(f"model '{model.name}': {most} images of its input have {size:,} bytes; ask for fewer", "batch")
     return replace(model.info, batch=(smallest, most, most))
 
 
@@ -270,7 +276,7 @@ class _Connection:
         if name is None:
             names = await self.transport.models()
             if len(names) != 1:
-                has = f"has the models {', '.join(names)}; name one" if names else "has no model that is ready"
+                has = f"has the models {quote(', '.join(names), 400)}; name one" if names else "has no model that is ready"
                 raise DarktrtError(f"{endpoint}: {has}", "model")
             name = names[0]
         return ModelInfo.from_config(await self.transport.config(name, version), str(endpoint), version)

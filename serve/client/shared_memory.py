@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import ctypes
 import fcntl
-import mmap
 import os
 import zlib
 from collections.abc import Mapping
@@ -24,7 +23,8 @@ from numpy.typing import NDArray
 
 from darktrt.cuda import Driver
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.transport import MemoryKind, MemorySlice, Transport
+from darktrt.serve.client.calls import MemoryKind
+from darktrt.serve.client.transport import MemorySlice, RegionLostError, Transport
 
 FOLDER = Path("/dev/shm")
 PREFIX = "darktrt-"
@@ -44,7 +44,11 @@ class Memory(Protocol):
     def write(self, offset: int, array: NDArray[Any]) -> None: ...
 
     def read(self, offset: int, array: NDArray[Any]) -> None:
-        """Fill a contiguous array."""
+        """Fill a contiguous array.
+
+        Raises:
+            RegionLostError: the region has fewer bytes than it had.
+        """
 
     async def register(self, transport: Transport) -> None: ...
 
@@ -84,6 +88,8 @@ class _OwnedFile:
 class SystemMemory:
     """A region in the machine's memory.
 
+    It is read and written as a file and not mapped, so that a change of its size is an error and no signal.
+
     Raises:
         DarktrtError: there is not enough of it.
     """
@@ -91,17 +97,27 @@ class SystemMemory:
     def __init__(self, endpoint: object, size: int) -> None:
         self._file = _OwnedFile(endpoint, size)
         self.name, self.size = self._file.name, size
-        self._map = mmap.mmap(self._file.descriptor, size)
 
     def write(self, offset: int, array: NDArray[Any]) -> None:
-        self._view(offset, array)[...] = array
+        self._restore()
+        rest = _bytes(np.ascontiguousarray(array))
+        while rest:
+            done = os.pwrite(self._file.descriptor, rest, offset)
+            rest, offset = rest[done:], offset + done
 
     def read(self, offset: int, array: NDArray[Any]) -> None:
-        array[...] = self._view(offset, array)
+        rest = _bytes(array)
+        while rest:
+            done = os.preadv(self._file.descriptor, [rest], offset)
+            if done == 0:
+                raise RegionLostError(f"{self._file.path}: became smaller than {self.size} bytes while it was in use")
+            rest, offset = rest[done:], offset + done
 
-    def _view(self, offset: int, like: NDArray[Any]) -> NDArray[Any]:
-        view: NDArray[Any] = np.ndarray(like.shape, like.dtype, self._map, offset)
-        return view
+    def _restore(self) -> None:
+        """Give the file its size again, which another program of this user may have changed: without the bytes that it has
+        mapped, the server would be ended by a signal."""
+        if os.fstat(self._file.descriptor).st_size < self.size:
+            os.posix_fallocate(self._file.descriptor, 0, self.size)
 
     async def register(self, transport: Transport) -> None:
         await _register(transport, "system", self.name, lambda: transport.register_system(self.name, self.size))
@@ -110,8 +126,12 @@ class SystemMemory:
         await transport.unregister("system", self.name)
 
     def close(self) -> None:
-        self._map.close()
         self._file.close()
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    """The bytes of a contiguous array."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 class CudaMemory:

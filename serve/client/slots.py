@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError
+from darktrt.serve.client.calls import LARGEST_ANSWER, damaged
 from darktrt.serve.client.shared_memory import Memory, layout, make_memory
-from darktrt.serve.client.transport import MemorySlice, RegionLostError, TimedOutError, Transport
+from darktrt.serve.client.transport import MemorySlice, RegionLostError, TimedOutError, Transport, UnreachableError
 from darktrt.serve.model_info import ModelInfo, TensorInfo
 from darktrt.vision.detector import Arrays
 
@@ -37,6 +38,7 @@ class Slot:
         self._memories: list[Memory] = []
         """The last one is in use; the server may still write into the others."""
         self._slices: dict[str, MemorySlice] = {}
+        _check_outputs(model, batch)
         images = {} if model.encoded else {"images": model.size(model.inputs["images"], batch) or _usual_bytes(model, batch)}
         self._sizes = images | {one.name: size for one in model.outputs.values() if (size := model.size(one, batch))}
 
@@ -62,11 +64,13 @@ class Slot:
     async def run(self, transport: Transport, inputs: Arrays) -> Arrays:
         """All outputs by name, except strings, which repeat the others as text."""
         prepared = await self.prepare(transport, inputs)
-        result = await self.send(transport, prepared)
-        return {
-            one.name: self._read(one, prepared.batch) if one.name in prepared.slices else result.as_numpy(one.name)
-            for one in self._requested()
-        }
+        try:
+            arrays = await self.send(transport, prepared)
+            return self._outputs(transport, prepared, arrays)
+        except RegionLostError:  # again and again: somebody else takes the memory away
+            prepared = self._request(transport, inputs, {})
+            arrays = await transport.infer(self._model.name, self._model.version, prepared.inputs, prepared.outputs)
+            return self._outputs(transport, prepared, arrays)
 
     async def prepare(self, transport: Transport, inputs: Arrays) -> PreparedRequest:
         """A request with these inputs, as far as the model has them; tensors without shared memory travel in the message.
@@ -77,29 +81,41 @@ class Slot:
             self._sizes["images"], self._slices = inputs["images"].nbytes, {}  # no region any more if allocating fails
             await self._release(transport, self._memories.pop())
             await self.allocate(transport)
+        return self._request(transport, inputs, self._slices)
+
+    def _request(self, transport: Transport, inputs: Arrays, memory: Mapping[str, MemorySlice]) -> PreparedRequest:
+        """A request whose tensors lie in shared memory as far as they have some, and fit."""
         batch = len(next(iter(inputs.values())))
         inputs = {name: array for name, array in inputs.items() if name in self._model.inputs}
         outputs = [(one.name, self._model.size(one, batch)) for one in self._requested()]
         sizes = {**{name: array.nbytes for name, array in inputs.items()}, **{name: size or 0 for name, size in outputs}}
-        fitting = [name for name, memory in self._slices.items() if 0 < sizes.get(name, 0) <= memory.size]
-        slices = {name: replace(self._slices[name], size=sizes[name]) for name in fitting}
+        fitting = [name for name, region in memory.items() if 0 < sizes.get(name, 0) <= region.size]
+        slices = {name: replace(memory[name], size=sizes[name]) for name in fitting}
         for name in inputs.keys() & slices.keys():
             self._memories[-1].write(slices[name].offset, inputs[name])
         sent = [transport.input(name, array, slices.get(name)) for name, array in self._batched(inputs, batch).items()]
         return PreparedRequest(batch, sent, [transport.output(name, slices.get(name)) for name, _ in outputs], slices)
 
-    async def send(self, transport: Transport, prepared: PreparedRequest) -> Any:
-        """tritonclient's ``InferResult``; memory that a late answer could still write into is not used again."""
+    async def send(self, transport: Transport, prepared: PreparedRequest) -> Arrays:
+        """The outputs that are not in shared memory; memory that a late answer could still write into is not used again."""
         model, version = self._model.name, self._model.version
         try:
             try:
                 return await transport.infer(model, version, prepared.inputs, prepared.outputs)
             except RegionLostError:
-                await self._memories[-1].register(transport)
+                await self._register_again(transport)
                 return await transport.infer(model, version, prepared.inputs, prepared.outputs)
         except TimedOutError:
             await self.allocate(transport)
             raise
+
+    async def _register_again(self, transport: Transport) -> None:
+        try:
+            await self._memories[-1].register(transport)
+        except UnreachableError:
+            raise
+        except DarktrtError as error:  # the file is gone, or the server allows no shared memory any more
+            raise RegionLostError(str(error)) from error
 
     def _requested(self) -> list[TensorInfo]:
         return [one for one in self._model.outputs.values() if one.dtype != object]
@@ -110,10 +126,40 @@ class Slot:
             return inputs
         return {name: np.repeat(array[np.newaxis], batch, 0) if array.ndim == 1 else array for name, array in inputs.items()}
 
-    def _read(self, output: TensorInfo, batch: int) -> NDArray[Any]:
-        array = np.empty(self._model.shape(output, batch), output.dtype)
-        self._memories[-1].read(self._slices[output.name].offset, array)
-        return array
+    def _outputs(self, transport: Transport, prepared: PreparedRequest, arrays: Arrays) -> Arrays:
+        """All outputs of a request.
+
+        Raises:
+            DarktrtError: the answer lacks one, or has it in another shape or type than the model.
+            RegionLostError: the memory became smaller.
+        """
+        found = {}
+        for one in self._requested():
+            shape = self._model.shape(one, prepared.batch)
+            if one.name in prepared.slices:
+                found[one.name] = np.empty(shape, one.dtype)
+                self._memories[-1].read(self._slices[one.name].offset, found[one.name])
+            elif (array := arrays.get(one.name)) is not None and array.dtype == one.dtype and _fits(array.shape, shape):
+                found[one.name] = array
+            else:
+                has = "no" if array is None else f"{array.dtype} {list(array.shape)} as"
+                raise damaged(transport.endpoint, f"it has {has} output '{one.name}', not {one.dtype} {list(shape)}")
+        return found
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+    """Whether a shape is one that a model declares, which may leave sizes open."""
+    return len(shape) == len(declared) and all(one < 0 or size == one for one, size in zip(declared, shape, strict=True))
+
+
+def _check_outputs(model: ModelInfo, batch: int) -> None:
+    """See that a server declares no outputs that no detector has."""
+    size = sum(model.size(one, batch) or 0 for one in model.outputs.values())
+    if size > LARGEST_ANSWER:
+        raise DarktrtError(
+            f"model '{model.name}': its outputs for a batch of {batch} have {size:,} bytes, more than {LARGEST_ANSWER:,}",
+            "batch",
+        )
 
 
 def _usual_bytes(model: ModelInfo, batch: int) -> int:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from darktrt.errors import quote
+from darktrt.serve.model_info import integer
+
 PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 """Of a request's time in the server, by Triton's names: waiting, copying inputs, running the model, copying outputs."""
 
@@ -47,13 +50,17 @@ class ModelStatistics:
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> ModelStatistics:
-        """From the server's record; gRPC's has numbers as text and omits zeros."""
+        """From the server's record; gRPC's has numbers as text and omits zeros.
+
+        Raises:
+            ValueError: it is none.
+        """
         inner = record.get("inference_stats", {})
         return ModelStatistics(
             str(record.get("version", "")),
-            int(record.get("inference_count", 0)),
-            int(record.get("execution_count", 0)),
-            *(_spent(inner.get(name, {})) for name in ("success", "fail", *PARTS)),
+            integer(record.get("inference_count", 0)),
+            integer(record.get("execution_count", 0)),
+            *(_spent(inner, name) for name in ("success", "fail", *PARTS)),
         )
 
     def __sub__(self, earlier: ModelStatistics) -> ModelStatistics:
@@ -61,8 +68,11 @@ class ModelStatistics:
         return ModelStatistics(self.version, **changes)
 
 
-def _spent(record: Mapping[str, Any]) -> Spent:
-    return Spent(int(record.get("count", 0)), int(record.get("ns", 0)))
+def _spent(inner: Any, name: str) -> Spent:
+    values = inner.get(name, {}) if isinstance(inner, Mapping) else None
+    if not isinstance(values, Mapping):
+        raise ValueError(f"'{name}' is {quote(repr(values), 40)}")
+    return Spent(integer(values.get("count", 0)), integer(values.get("ns", 0)))
 
 
 def to_table(statistics: Sequence[ModelStatistics], batches: bool = True) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import random
-import ssl
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from urllib.parse import urlsplit
 
 from numpy.typing import NDArray
 
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
+from darktrt.serve.client.calls import JsonObject, MemoryKind, connect
 
 Protocol = Literal["grpc", "http"]
-MemoryKind = Literal["system", "cuda"]
 
 PORTS: dict[Protocol, int] = {"grpc": 8001, "http": 8000}
 _SCHEMES: dict[str, tuple[Protocol, bool]] = {
@@ -29,24 +28,28 @@ _SCHEMES: dict[str, tuple[Protocol, bool]] = {
 }
 """The schemes of a URL: the protocol, and whether TLS is on."""
 
-_LARGEST_MESSAGE = 2**31 - 1
-_CHANNEL = [
-    ("grpc.max_send_message_length", _LARGEST_MESSAGE),
-    ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    ("grpc.enable_http_proxy", 0),
-]
-"""By default gRPC's pause between two tries to connect grows to two minutes, and it uses a proxy even for this machine."""
-
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between two tries: doubled each time, and then a random part, so that clients do not return all at once."""
+
+_AWAY = re.compile(r"Request for unknown model|not at ready state|[Ss]erver (is )?(not ready|exiting|stopping)")
+"""What a server says of its models while it stops."""
+
+_LONGEST_REASON = 500
+"""Characters of a server's message in an error."""
 
 _Value = TypeVar("_Value")
 
 
 class UnreachableError(DarktrtError):
     """The server cannot be reached at the moment; the same request may succeed later."""
+
+
+class BackendEndedError(UnreachableError):
+    """The model's process of the Python backend has ended; some versions of Triton start another one."""
+
+
+class ModelAwayError(UnreachableError):
+    """The server has no such model at the moment: a server that stops unloads its models before it closes its ports."""
 
 
 class RegionLostError(DarktrtError):
@@ -139,7 +142,7 @@ class Transport:
         self.retry_seconds = retry_seconds
         self.retries = 0
         """How many calls were repeated so far."""
-        self._library, self._client = _connect(endpoint)
+        self._library, self._client = connect(endpoint)
 
     async def close(self) -> None:
         await self._client.close()
@@ -148,44 +151,36 @@ class Transport:
 
     async def models(self) -> list[str]:
         """Names of the models that are ready."""
-        index = await self._json("get_model_repository_index")
-        entries = index if isinstance(index, list) else index.get("models", [])
-        return sorted({str(entry["name"]) for entry in entries if entry.get("state", "READY") == "READY"})
+        index = await self._call(self._client.index)
+        return sorted({str(entry.get("name", "")) for entry in index if entry.get("state", "READY") == "READY"})
 
-    async def config(self, model: str, version: str) -> dict[str, Any]:
+    async def config(self, model: str, version: str) -> JsonObject:
         """The model's configuration as the server completed it, with the field names of ``model_config.proto``."""
-        config = await self._json("get_model_config", model, version)
-        inner: dict[str, Any] = config.get("config", config)
-        return inner
+        return await self._call(lambda: self._client.config(model, version))
 
-    async def statistics(self, model: str, version: str) -> list[dict[str, Any]]:
+    async def statistics(self, model: str, version: str) -> list[JsonObject]:
         """The server's counts since it loaded the model, one record a version."""
-        counts = await self._json("get_inference_statistics", model, version)
-        return list(counts.get("model_stats", []))
+        return await self._call(lambda: self._client.statistics(model, version))
 
     # --- shared memory ---
 
     async def regions(self, kind: MemoryKind) -> set[str]:
         """Names of all registered regions of this kind, by any client."""
-        status = await self._json(f"get_{kind}_shared_memory_status")
-        if isinstance(status, list):
-            return {str(region["name"]) for region in status}
-        return set(status.get("regions", {}))
+        return await self._call(lambda: self._client.regions(kind))
 
     async def register_system(self, name: str, size: int) -> None:
         """Let the server map ``/dev/shm/NAME``, under that name."""
-        await self._call(lambda: self._client.register_system_shared_memory(name, f"/{name}", size))
+        await self._call(lambda: self._client.register_system(name, size))
 
     async def register_cuda(self, name: str, handle: bytes, device: int, size: int) -> None:
         """Let the server open memory of a GPU; ``handle`` is CUDA's for other processes, in base64."""
-        raw = handle if self.endpoint.protocol == "grpc" else handle.decode()
-        await self._call(lambda: self._client.register_cuda_shared_memory(name, raw, device, size))
+        await self._call(lambda: self._client.register_cuda(name, handle, device, size))
 
     async def unregister(self, kind: MemoryKind, name: str) -> None:
         """Let the server forget one region; without a name Triton would forget the regions of all clients."""
         if not name:
             raise ValueError("a region has a name")
-        await self._call(lambda: getattr(self._client, f"unregister_{kind}_shared_memory")(name))
+        await self._call(lambda: self._client.unregister(kind, name))
 
     # --- inference ---
 
@@ -207,21 +202,17 @@ class Transport:
             tensor.set_shared_memory(memory.region, memory.size, memory.offset)
         return tensor
 
-    async def infer(self, model: str, version: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> Any:
-        """Run the model once; tritonclient's ``InferResult``.
+    async def infer(self, model: str, version: str, inputs: Sequence[Any], outputs: Sequence[Any]) -> dict[str, NDArray[Any]]:
+        """Run the model once; the outputs by name, without those in shared memory.
 
         Raises:
             TimedOutError: the server does not answer in time.
             RegionLostError: the server does not know a region of shared memory of the request.
             DarktrtError: the server refuses the request, or stays away too long.
         """
-        return await self._call(lambda: self._client.infer(model, inputs, model_version=version, outputs=outputs))
+        return await self._call(lambda: self._client.infer(model, version, inputs, outputs))
 
     # --- how calls are made ---
-
-    async def _json(self, function: str, *arguments: str) -> Any:
-        options = {"as_json": True} if self.endpoint.protocol == "grpc" else {}
-        return await self._call(lambda: getattr(self._client, function)(*arguments, **options))
 
     async def _call(self, call: Callable[[], Awaitable[_Value]]) -> _Value:
         deadline = time.monotonic() + self.retry_seconds
@@ -245,12 +236,18 @@ class Transport:
         from tritonclient.utils import InferenceServerException
 
         if self.endpoint.protocol == "http" and _is_aiohttp(error):
-            return self._unreachable(str(error) or type(error).__name__)
+            return self._unreachable(quote(str(error) or type(error).__name__, _LONGEST_REASON))
         if not isinstance(error, InferenceServerException):
             return None
-        text = " ".join(str(error.message()).split())
-        if error.status() in ("StatusCode.UNAVAILABLE", "502", "503", "504") or "Stub process" in text:
+        text = quote(" ".join(str(error.message()).split()), _LONGEST_REASON)
+        if "is restricted, expecting header" in text or "hared memory is disabled" in text:
+            return DarktrtError(f"{self.endpoint}: {text}; shared memory needs 'darktrt serve start --shared-memory'")
+        if "Stub process" in text:
+            return BackendEndedError(str(self._unreachable(text)))
+        if error.status() in ("StatusCode.UNAVAILABLE", "502", "503", "504"):
             return self._unreachable(text)
+        if _AWAY.search(text):
+            return ModelAwayError(f"{self.endpoint}: {text}")
         kind = RegionLostError if "shared memory region" in text and "nable to find" in text else DarktrtError
         return kind(f"{self.endpoint}: {text}")
 
@@ -269,27 +266,3 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause * random.uniform(0.5, 1)
         pause = min(2 * pause, LONGEST_PAUSE)
-
-
-def _connect(endpoint: Endpoint) -> tuple[Any, Any]:
-    """tritonclient's module of the protocol, and its client."""
-    try:
-        library = importlib.import_module(f"tritonclient.{endpoint.protocol}")
-        calls = importlib.import_module(f"tritonclient.{endpoint.protocol}.aio")
-    except ImportError as error:
-        raise DarktrtError(f"talking to Triton needs tritonclient ({error}): pip install 'darktrt[serve]'") from error
-    if endpoint.protocol == "grpc":
-        files = (endpoint.root_certificates, endpoint.key, endpoint.certificate)
-        return library, calls.InferenceServerClient(endpoint.address, False, endpoint.tls, *files, channel_args=_CHANNEL)
-    context = _ssl_context(endpoint) if endpoint.tls else None
-    return library, calls.InferenceServerClient(endpoint.address, conn_timeout=None, ssl=endpoint.tls, ssl_context=context)
-
-
-def _ssl_context(endpoint: Endpoint) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=endpoint.root_certificates)
-        if endpoint.certificate:
-            context.load_cert_chain(endpoint.certificate, endpoint.key)
-    except OSError as error:  # ssl.SSLError is one
-        raise DarktrtError(f"{endpoint}: its certificates cannot be used ({error}); are they PEM files?") from error
-    return context

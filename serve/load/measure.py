@@ -30,7 +30,7 @@ from darktrt.serve.load.worker import Latency, Task, Workers, workers
 from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
 from darktrt.serve.repository import find_model, models_of
 from darktrt.serve.rows import MOST_PIXELS
-from darktrt.serve.server import running_on_free_ports
+from darktrt.serve.server import StartOptions, running_on_free_ports
 from darktrt.vision.detector import Arrays, fit
 from darktrt.vision.images import Placement, decode_image
 
@@ -169,7 +169,7 @@ def measure_repository(
         DarktrtError: as :func:`darktrt.serve.server.running` and :func:`measure_load`.
     """
     folders = [find_model(repository, name) for name in models] or models_of(repository)
-    with running_on_free_ports(repository) as server:
+    with running_on_free_ports(repository, StartOptions(shared_memory=options.shared_memory != "none")) as server:
         options = replace(options, metrics=f"http://{server.metrics}/metrics")
         return [measure_load(server.grpc, folder.name, "", options) for folder in folders]
 

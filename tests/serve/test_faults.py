@@ -31,7 +31,7 @@ GROWTH = 0.05
 def ports(server: Server) -> StartOptions:
     """To start another one in its place."""
     numbers = [int(one.rpartition(":")[2]) for one in (server.http, server.grpc, server.metrics)]
-    return StartOptions(http_port=numbers[0], grpc_port=numbers[1], metrics_port=numbers[2])
+    return StartOptions(http_port=numbers[0], grpc_port=numbers[1], metrics_port=numbers[2], shared_memory=True)
 
 
 @pytest.mark.parametrize(("protocol", "memory"), [("grpc", "none"), ("grpc", "system"), ("http", "none"), ("http", "system")])

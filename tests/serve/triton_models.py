@@ -55,8 +55,8 @@ def portable_model(made: Made, **options: object) -> Path:
 
 @contextmanager
 def server_of(repository: Path, options: StartOptions | None = None) -> Iterator[Server]:
-    """A server on free ports."""
-    with running_on_free_ports(repository, options, a_program()) as server:
+    """A server on free ports; by default its clients may register shared memory."""
+    with running_on_free_ports(repository, options or StartOptions(shared_memory=True), a_program()) as server:
         yield server
 
 

@@ -374,20 +374,20 @@ COMMANDS = [
     ("detect a.png --model portable.onnx -o a.png", "a.png: is one of the sources and would be overwritten"),
     ("detect a.png --model portable.onnx -o out.mp4", "out.mp4: the source a.png is an image"),
     ("detect a.png --model portable.onnx -o none/out.png", "none/out.png: cannot write: No such file or directory"),
-    ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this output folder"),
+    ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this folder"),
     ("detect a.png", "one of the arguments --model --engine is required"),
     # inspect
     ("inspect none.cfg", "none.cfg: cannot read: No such file"),
     ("inspect none.weights", "none.weights: cannot read: No such file"),
     ("inspect none.onnx", "none.onnx: cannot read: No such file"),
-    ("inspect none.json", "none.json: cannot read the manifest: No such file"),
-    ("inspect none.plan", "none.json: cannot read the manifest: No such file"),
+    ("inspect none.json", "none.json: cannot read: No such file"),
+    ("inspect none.plan", "none.json: cannot read: No such file"),
     ("inspect net.names", "net.names: is of unknown type; it should end in .cfg .weights"),
     ("inspect sub", "sub: is of unknown type"),
     ("inspect model.plan", "model.plan: is not the plan that model.json describes"),
     # fetch
     ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4, samples)"),
-    ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make the folder: Not a directory"),
+    ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make this folder: Not a directory"),
 ]
 
 
@@ -503,9 +503,9 @@ def test_a_model_with_an_unknown_operator(place: Path, capfd: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("{", "", "is no manifest"),
+        ("{", "", "is damaged or no JSON"),
         ('"fp16"', "16", "is damaged"),
-        ('"format": 1', '"format": 9', "of this version"),
+        ('"format": 1', '"format": 9', "is of another kind or version (its format is 9, not 1)"),
         ('"gpu"', '"tpu"', "unknown field 'tpu'"),
     ],
 )

@@ -23,14 +23,6 @@ from darktrt.serve.model_info import ModelInfo, TensorInfo
 from darktrt.vision.detector import Arrays
 
 
-class Answer:
-    def __init__(self, outputs: Arrays) -> None:
-        self.outputs = outputs
-
-    def as_numpy(self, name: str) -> Any:
-        return self.outputs[name]
-
-
 class Standing:
     """Stands for the transport and the server behind it, which sees shared memory as the kernel shows it."""
 
@@ -50,7 +42,7 @@ class Standing:
     def output(self, name: str, place: MemorySlice | None = None) -> tuple[str, MemorySlice | None]:
         return name, place
 
-    async def infer(self, model: str, version: str, inputs: Any, outputs: Any) -> Answer:
+    async def infer(self, model: str, version: str, inputs: Any, outputs: Any) -> Arrays:
         if self.fail:
             raise self.fail.pop(0)
         self.asked = {name: self.read(array, place) if place else array for name, array, place in inputs}
@@ -58,7 +50,7 @@ class Standing:
         for name, place in outputs:
             if place:
                 self.write(found.pop(name), place)
-        return Answer(found)
+        return found
 
     def read(self, like: np.ndarray, place: MemorySlice) -> np.ndarray:
         assert place.region in self.registered

@@ -282,7 +282,7 @@ def test_a_single_variant(labelled: Path, folder: Path) -> None:
 BAD = {
     "photos": "nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections",
     "photos --model net.onnx --bench none.json": "none.json: cannot read: No such file",
-    "photos --model net.onnx --bench net.json": "net.json: has no timings of 'darktrt bench'",
+    "photos --model net.onnx --bench net.json": "net.json: is damaged ('batch' is missing); make it with 'darktrt bench'",
     "photos --model net.onnx --show-images -1": "--show-images -1: it must be at least 0",
     "photos --model net.onnx -o net.onnx/report": "net.onnx/report: cannot make this folder",
     "empty --model net.onnx": "empty: no images here",

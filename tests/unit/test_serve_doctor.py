@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ def test_what_is_right(models: Path, portable: Path, tmp_path: Path, capsys: pyt
         "ok  made/1: a first inference",
         "ok  other/1: made, kind onnxruntime, input tensor, max_batch_size 0",
         "ok  other/1: a first inference",
+        f"ok  shared memory: /dev/shm has {lines[-1].split()[5]} MB free, and a full batch in each instance takes 7 MB",
     ]
 
 
@@ -156,7 +158,39 @@ def test_one_bad_model_does_not_hide_the_others(models: Path, portable: Path) ->
     (models / "made/config.pbtxt").write_text("x")
     found = diagnose_repository(models)
     assert {finding.model for finding in found if finding.bad} == {"made"}
-    assert {finding.model for finding in found if not finding.bad} == {"better/1"}
+    assert {finding.model for finding in found if not finding.bad} == {"better/1", "shared memory"}
+
+
+POOL = 1 << 20
+IMAGE = 64 * 96 * 3
+ANSWER = 2 * 4 + 4 + 300 * 6 * 4
+"""The thresholds, the number of detections, and 300 boxes, scores and classes."""
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        (PythonBackend(), POOL + 3 * (IMAGE + ANSWER)),
+        (PythonBackend(instances=4), 4 * (POOL + 3 * (IMAGE + ANSWER))),
+        (PythonBackend(max_batch=16), POOL + 16 * (IMAGE + ANSWER)),
+        (PythonBackend(input="jpeg"), POOL + 3 * (2 * POOL + ANSWER)),
+    ],
+)
+def test_a_full_batch_in_each_instance_fits_into_shared_memory(
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: PythonBackend, needed: int
+) -> None:
+    publish(portable, tmp_path / "models", options, "made")
+    free = needed
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert diagnose_repository(tmp_path / "models")[-1] == Finding(
+        "shared memory",
+        f"/dev/shm has {free / 1e6:,.0f} MB free, and a full batch in each instance takes {needed / 1e6:,.0f} MB",
+    )
+    free = needed - 1
+    found = diagnose_repository(tmp_path / "models")[-1]
+    assert found.bad and found.text.endswith(
+        "; make it larger, or write the models with fewer instances or a smaller max_batch"
+    )
 
 
 def test_folders_that_keep_a_server_from_starting_are_named(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,11 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,15 +27,17 @@ from darktrt.cli import main
 from darktrt.engine.manifest import read_plan_manifest
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
-from darktrt.serve import install, server
+from darktrt.serve import install, server, server_log, supervisor
+from darktrt.serve.access import caveat, is_loopback, is_mended
 from darktrt.serve.config import TensorRTBackend
 from darktrt.serve.containers import NEWEST, TENSORRT, container_for, docker_command
 from darktrt.serve.program import Program
 from darktrt.serve.repository import publish
-from darktrt.serve.server import StartOptions, relevant_lines, running, server_command
+from darktrt.serve.server import Server, StartOptions, last_words, relevant_lines, running, server_command
+from darktrt.serve.server_log import ServerLog
 
 STAND_IN = """#!{python}
-import http.server, os, signal, sys, time
+import http.server, os, signal, subprocess, sys, time
 options = dict(word[2:].partition("=")[::2] for word in sys.argv[1:])
 open({folder!r} + "/started", "a").write(" ".join(sys.argv[1:]) + "\\n")
 print("I1125 07:00:00.000000 1 main.cc:1] \\"loading\\"", flush=True)
@@ -43,8 +47,11 @@ if {fails!r}:
     sys.exit(1)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if time.time() > began + 0.3 else 400)
+        known = self.path in ("/v2", "/v2/health/ready")
+        self.send_response(404 if not known else 200 if time.time() > began + 0.3 else 400)
         self.end_headers()
+        if known:
+            self.wfile.write(b'{{"name": "triton", "version": "{version}"}}')
     def log_message(self, *_):
         pass
 def stop(*_):
@@ -53,6 +60,8 @@ def stop(*_):
     sys.exit(0)
 began = time.time()
 signal.signal(signal.SIGTERM, {stop})
+if {helper}:
+    subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
 http.server.HTTPServer((options["http-address"], int(options["http-port"])), Handler).serve_forever()
 """
 
@@ -61,11 +70,12 @@ MakeProgram = Callable[..., Program]
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> MakeProgram:
-    """Writes a program that answers as tritonserver does, or fails, or does not stop."""
+    """Writes a program that answers as tritonserver does, or fails, or does not stop; ``helper`` gives it a child process."""
 
-    def write(fails: str = "", stop: str = "stop") -> Program:
+    def write(fails: str = "", stop: str = "stop", version: str = "2.51.0", helper: bool = False) -> Program:
         path = tmp_path / "tritonserver"
-        path.write_text(STAND_IN.format(python=sys.executable, folder=str(tmp_path), fails=fails, stop=stop))
+        values = {"fails": fails, "stop": stop, "version": version, "helper": helper}
+        path.write_text(STAND_IN.format(python=sys.executable, folder=str(tmp_path), **values))
         path.chmod(0o755)
         return Program(str(path))
 
@@ -96,7 +106,7 @@ def nms_info(made: Made) -> DetectorInfo:
 def test_a_server_is_ready_inside_the_block_and_gone_behind_it(
     stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path
 ) -> None:
-    with open(tmp_path / "log", "w") as log, running(repository, options, stand_in(), log) as one:
+    with running(repository, options, stand_in(), tmp_path / "log") as one:
         assert one.http == f"127.0.0.1:{options.http_port}" and one.ready()
     assert one.process.poll() == 0 and (tmp_path / "stopped").exists()
     assert "loading" in (tmp_path / "log").read_text() and "stopping" in (tmp_path / "log").read_text()
@@ -128,19 +138,13 @@ def test_a_model_that_does_not_load_is_reported(stand_in: MakeProgram, options: 
 
 
 def test_a_server_that_is_never_ready(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
-    one = server.start(repository, options, stand_in())
+    one = server.make_server(repository, options, stand_in())
+    one.start(ServerLog())
     try:
         with pytest.raises(DarktrtError, match=r"not ready after 0.1 s:\n(.*loading|\(it wrote nothing)"):
             server.wait_until_ready(one, 0.1)
     finally:
         one.kill()
-
-
-def test_a_server_that_ends_by_itself(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
-    with running(repository, options, stand_in()) as one:
-        one.kill()
-        with pytest.raises(DarktrtError, match="tritonserver ended with status -9"):
-            one.watch()
 
 
 @pytest.mark.parametrize("which", ["http_port", "grpc_port", "metrics_port"])
@@ -159,21 +163,27 @@ def test_ports_that_are_taken(
 def test_what_a_killed_server_left_is_removed(
     stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a server at these ports, and nothing else."""
+    """Of a server at this address and these ports, and nothing else."""
     memory = tmp_path / "shm"
     memory.mkdir()
     monkeypatch.setattr(server, "_SHARED_MEMORY", memory)
-    for name in (f"darktrt_{options.http_port}_abc", f"darktrt_{options.http_port + 1}_abc", "other"):
+    names = {
+        f"triton_python_backend_shm_region_darktrt_{address}_{options.http_port + further}_abc"
+        for address in ("127.0.0.1", "127.0.0.2")
+        for further in (0, 1)
+    }
+    own = f"triton_python_backend_shm_region_darktrt_127.0.0.1_{options.http_port}_abc"
+    for name in {*names, "other"}:
         (memory / name).touch()
     with running(repository, options, stand_in()):
-        assert files_in(memory) == sorted([f"darktrt_{options.http_port + 1}_abc", "other"])
-        (memory / f"darktrt_{options.http_port}_def").touch()
-    assert files_in(memory) == sorted([f"darktrt_{options.http_port + 1}_abc", "other"])
+        assert files_in(memory) == sorted({*names, "other"} - {own})
+        (memory / own).touch()
+    assert files_in(memory) == sorted({*names, "other"} - {own})
 
 
 def test_the_command(repository: Path, tmp_path: Path) -> None:
     program = tmp_path / "tritonserver"
-    program.write_bytes(b"... --http-max-input-size ...")
+    program.write_bytes(b"... --http-max-input-size --http-restricted-api ...")
     options = StartOptions(models=("a", "b"), max_request_bytes=1000, cache_bytes=5000, arguments=("--log-verbose=1",))
     words = server_command(repository, options, Program(str(program), backends=tmp_path / "backends"))
     assert words == [
@@ -190,7 +200,9 @@ def test_the_command(repository: Path, tmp_path: Path) -> None:
         "--load-model=a",
         "--load-model=b",
         "--cache-config=local,size=5000",
-        "--backend-config=python,shm-region-prefix-name=darktrt_8000_",
+        "--backend-config=python,shm-region-prefix-name=triton_python_backend_shm_region_darktrt_127.0.0.1_8000_",
+        "--http-restricted-api=trace,logging,shared-memory:closed:=nobody",
+        "--grpc-restricted-protocol=trace,logging,shared-memory:closed:=nobody",
         f"--backend-directory={tmp_path / 'backends'}",
         f"--cache-directory={tmp_path / 'caches'}",
         "--http-max-input-size=1000",
@@ -198,7 +210,8 @@ def test_the_command(repository: Path, tmp_path: Path) -> None:
     ]
     program.write_bytes(b"an older one")
     plain = server_command(repository, StartOptions(), Program(str(program)))
-    assert "--model-control-mode=none" in plain and not any("max-input" in word or "cache" in word for word in plain)
+    assert "--model-control-mode=none" in plain
+    assert not any("max-input" in word or "cache" in word or "restricted" in word for word in plain)
 
 
 def test_the_environment_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,6 +271,304 @@ def test_relevant_lines_of_a_log() -> None:
     again = [f"I1125 07:00:00 1 a.cc:1] \"failed to load 'x{i}'\"" for i in range(12)]
     assert relevant_lines([*reasons, *again]).splitlines() == reasons
     assert relevant_lines([]) == "(it wrote nothing)"
+
+
+# --- keeping it serving ---
+
+
+@contextmanager
+def supervised(one: Server, silent_seconds: float = 60.0) -> Iterator[None]:
+    """In a thread while the block lasts."""
+    done = threading.Event()
+    thread = threading.Thread(target=supervisor.supervise, args=(one, silent_seconds, done))
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(20)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.02)
+
+
+def wait_for_starts(caplog: pytest.LogCaptureFixture, count: int) -> None:
+    wait_for(lambda: sum("serves again" in text for text in told(caplog)) == count)
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_server_that_ends_is_started_again_with_longer_and_longer_pauses(
+    stand_in: MakeProgram,
+    options: StartOptions,
+    repository: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "PAUSES", (0.0, 0.2, 0.4))
+    with running(repository, options, stand_in()) as one, supervised(one):
+        for number in range(1, 5):
+            assert one.ready()
+            one.process.kill()
+            wait_for_starts(caplog, number)
+        assert one.ready() and one.process.poll() is None
+    failures = [text for text in told(caplog) if "ended" in text]
+    said = "tritonserver ended with signal 9, SIGKILL; it is started again"
+    assert failures == [said, f"{said} in 0.2 s", f"{said} in 0.4 s", f"{said} in 0.4 s"]
+
+
+def test_after_steady_service_the_pauses_begin_anew(
+    stand_in: MakeProgram,
+    options: StartOptions,
+    repository: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.5)
+    with running(repository, options, stand_in()) as one, supervised(one):
+        for number in (1, 2):
+            time.sleep(0.8)
+            one.process.kill()
+            wait_for_starts(caplog, number)
+    assert [text for text in told(caplog) if text.endswith("started again")] == told(caplog)[::2]
+
+
+def test_a_server_whose_model_is_silent_is_started_again(
+    stand_in: MakeProgram, options: StartOptions, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is ready all the while: the stand-in answers no inference."""
+    with running(repository, options, stand_in()) as one, supervised(one, 1.0):
+        first = one.process
+        wait_for_starts(caplog, 1)
+        assert first.poll() == -signal.SIGKILL and one.process is not first
+    assert told(caplog)[0] == "model 'made' answered no inference for 1 s; it is started again"
+
+
+def test_a_model_that_a_client_unloaded_is_not_silent(
+    stand_in: MakeProgram, options: StartOptions, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The stand-in reports that it is not ready, which is no failure where clients unload models."""
+    with running(repository, replace(options, models=("made",)), stand_in()) as one, supervised(one, 1.0):
+        time.sleep(2.5)
+        assert one.process.poll() is None
+    assert told(caplog) == []
+
+
+def test_a_start_that_fails_is_tried_again(
+    stand_in: MakeProgram,
+    options: StartOptions,
+    repository: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "PAUSES", (0.1,))
+    with running(repository, options, stand_in()) as one, supervised(one):
+        stand_in(fails="Internal: no GPU")
+        one.process.kill()
+        wait_for(lambda: any("no GPU" in text for text in told(caplog)))
+        stand_in()
+        wait_for_starts(caplog, 1)
+
+
+def group_of(one: Server) -> set[int]:
+    """The living processes of the server's group."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(group) == one.process.pid and state != "Z":
+                found.add(int(stat.parent.name))
+    return found
+
+
+def test_what_a_server_started_is_gone_with_it(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
+    """Also where the server itself has ended before, by an abort or for want of memory."""
+    with running(repository, options, stand_in(helper=True)) as one:
+        wait_for(lambda: len(group_of(one)) == 3)  # with the process that waits for the end of this one
+        one.process.kill()
+        one.process.wait()
+        assert len(group_of(one)) == 2
+    wait_for(lambda: not group_of(one), 5)
+
+
+OWNER = """
+import sys, time
+from darktrt.serve.program import Program
+from darktrt.serve.server import StartOptions, running
+with running(sys.argv[1], StartOptions("127.0.0.1", *map(int, sys.argv[3:])), Program(sys.argv[2])) as one:
+    print(one.process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_server_is_gone_with_the_process_that_started_it(
+    stand_in: MakeProgram, options: StartOptions, repository: Path
+) -> None:
+    """However that ended: here by SIGKILL, so that it could not stop the server."""
+    ports = [str(port) for port in (options.http_port, options.grpc_port, options.metrics_port)]
+    words = [sys.executable, "-c", OWNER, str(repository), stand_in(helper=True).path, *ports]
+    owner = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert owner.stdout
+    server_process = int(owner.stdout.readline())
+    owner.kill()
+    owner.communicate()
+    wait_for(lambda: not Path(f"/proc/{server_process}").exists() or " Z " in Path(f"/proc/{server_process}/stat").read_text())
+
+
+# --- its log ---
+
+
+def written_by(log: ServerLog, text: str) -> None:
+    """Let the log follow a process that writes the text."""
+    process = subprocess.Popen(["printf", "%s", text], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    log.follow(process.stdout)
+    process.wait()
+
+
+def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit of the file's size stands for the disk."""
+    path, (soft, hard) = tmp_path / "log", resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = ServerLog(path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        written_by(log, "".join(f"line {i:04}\n" for i in range(200)))
+        wait_for(lambda: log.lines and log.lines[-1] == "line 0199")
+        wait_for(lambda: log._lost == 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    written_by(log, "after\n")
+    wait_for(lambda: "after" in path.read_text())
+    log.close()
+    kept = path.read_text().splitlines()
+    assert kept == [*(f"line {i:04}" for i in range(100)), "(100 lines were lost here)", "after"]
+    assert told(caplog) == [f"{path}: cannot write the log: File too large; the server goes on, and lines are lost"]
+
+
+def test_a_file_that_holds_up_its_writer_does_not_hold_up_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_log, "_WAITING", 5)
+    goes_on = threading.Event()
+    monkeypatch.setattr(ServerLog, "_write", lambda *_: goes_on.wait(30))
+    log = ServerLog(tmp_path / "log")
+    written_by(log, "line\n" * 50)
+    wait_for(lambda: len(log.lines) == 50)
+    assert log._lost >= 44
+    goes_on.set()
+    log.close()
+
+
+def test_a_long_line_of_the_log_is_cut(tmp_path: Path) -> None:
+    log = ServerLog()
+    written_by(log, "x" * 100_000)
+    wait_for(lambda: sum(map(len, log.lines)) == 100_000)
+    assert max(map(len, log.lines)) <= 1 << 14
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "missing", "long"])
+def test_files_that_are_no_log(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / {"missing": "missing/log", "long": "x" * 300}.get(kind, "log")
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    said = {"folder": "Is a directory", "fifo": "is a pipe or device", "missing": "No such file", "long": "File name too long"}
+    with pytest.raises(DarktrtError, match=f"log.*{said[kind]}|x: cannot write the log: {said[kind]}"):
+        ServerLog(path)
+    if kind == "fifo":
+        os.close(reader)
+
+
+def test_the_last_words_of_a_server() -> None:
+    log = [
+        "I1125 07:00:00 1 a.cc:1] ready",
+        "terminate called",
+        "  what():  too long",
+        "Signal (6) received.",
+        " 0# 0x1 in a",
+        "",
+    ]
+    assert last_words(log) == "terminate called what():  too long Signal (6) received."
+    assert last_words(log[:1]) == last_words([]) == ""
+
+
+# --- who may reach it ---
+
+
+@pytest.mark.parametrize(("address", "alone"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.1", False)])
+def test_addresses_of_this_machine_alone(address: str, alone: bool) -> None:
+    assert is_loopback(address) is alone
+    with pytest.raises(DarktrtError, match="'no such' is no address to listen at"):
+        is_loopback("no such")
+
+
+@pytest.mark.parametrize(
+    ("version", "mended"),
+    [("2.51.0", False), ("2.66.9", False), ("2.67.0", True), ("2.100.0dev", True), ("3.0.0", True), ("unknown", False)],
+)
+def test_versions_with_holes(version: str, mended: bool) -> None:
+    assert is_mended(version) is mended
+
+
+def test_other_machines_reach_only_a_server_without_holes(
+    stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path
+) -> None:
+    wide = replace(options, address="0.0.0.0")
+    said = r"tritonserver 2.51.0 has security holes that Triton 2.67 \(container 26.03\) mends, so it is not started at 0.0.0.0"
+    with pytest.raises(DarktrtError, match=said) as caught, running(repository, wide, stand_in()):
+        pass
+    assert caught.value.argument == "insecure" and (tmp_path / "started").read_text().count("address=127.0.0.1") == 3
+    with running(repository, replace(wide, insecure=True), stand_in()) as one:
+        assert one.ready() and len(server.caveats(one)) == 2
+    with running(repository, wide, stand_in(version="2.67.0")) as one:
+        assert one.ready() and "holes" not in " ".join(server.caveats(one))
+
+
+def test_shared_memory_is_opened_to_clients_by_an_option(repository: Path, tmp_path: Path) -> None:
+    """In the way of the server's version; what a user closes himself is left to him."""
+    program = tmp_path / "tritonserver"
+    program.write_bytes(b"http-restricted-api allow-client-shm")
+    words = server_command(repository, StartOptions(shared_memory=True), Program(str(program)))
+    assert "--http-restricted-api=trace,logging:closed:=nobody" in words and "--allow-client-shm=true" in words
+    own = ("--http-restricted-api=statistics:a=b",)
+    words = server_command(repository, StartOptions(arguments=own), Program(str(program)))
+    assert [word for word in words if "restricted" in word] == [
+        "--grpc-restricted-protocol=trace,logging,shared-memory:closed:=nobody",
+        *own,
+    ]
+    assert "--allow-client-shm=true" not in words
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 70000])
+def test_numbers_that_are_no_ports(port: int) -> None:
+    with pytest.raises(DarktrtError, match=f"grpc_port is {port}; ports are 1 to 65535") as caught:
+        StartOptions(grpc_port=port)
+    assert caught.value.argument == "grpc_port"
+
+
+def test_memory_of_the_backend_is_its_user_s_alone(
+    stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its mode; in versions whose clients could register it, it has no name any more once the models are ready."""
+    memory = tmp_path / "shm"
+    memory.mkdir()
+    monkeypatch.setattr(server, "_SHARED_MEMORY", memory)
+    own = memory / f"triton_python_backend_shm_region_darktrt_127.0.0.1_{options.http_port}_abc"
+    program = stand_in()
+    with monkeypatch.context() as patch:
+        patch.setattr(server, "wait_until_ready", lambda _: own.touch(0o644))
+        with running(repository, options, program):
+            assert not own.exists()
+        Path(program.path).write_text(Path(program.path).read_text() + "# the key contains the reserved prefix\n")
+        with running(repository, options, program):
+            assert own.stat().st_mode & 0o777 == 0o600
+    assert not own.exists()
 
 
 # --- the command line ---
@@ -416,13 +727,20 @@ def test_docker_commands(made: Made, tmp_path: Path) -> None:
     models = tmp_path / "my models"
     for name in ("a", "b"):
         publish(plan, models, TensorRTBackend(), name, plugins=library)
-    command = docker_command(models, StartOptions(address="10.0.0.1"))
-    assert command.warnings == () and str(command) == (
+    wide = StartOptions(address="10.0.0.1")
+    with pytest.raises(
+        DarktrtError, match=r"tritonserver:24\.08-py3 has security holes .* not started at 10\.0\.0\.1, where other"
+    ):
+        docker_command(models, wide)
+    command = docker_command(models, replace(wide, insecure=True))
+    assert command.warnings == (caveat("nvcr.io/nvidia/tritonserver:24.08-py3"),) and str(command) == (
         "docker run --rm --gpus all --shm-size=1g --ulimit=stack=1073741824 "
         "-p=10.0.0.1:8000:8000 -p=10.0.0.1:8001:8001 -p=10.0.0.1:8002:8002 "
         f"-v='{models}:/models:ro' nvcr.io/nvidia/tritonserver:24.08-py3 tritonserver --model-repository=/models "
         "--http-address=0.0.0.0 --http-port=8000 --grpc-address=0.0.0.0 --grpc-port=8001 --metrics-address=0.0.0.0 "
         "--metrics-port=8002 --exit-timeout-secs=10 --model-control-mode=none "
+        "--http-restricted-api=trace,logging,shared-memory:closed:=nobody "
+        "--grpc-restricted-protocol=trace,logging,shared-memory:closed:=nobody "
         "'--backend-config=tensorrt,plugins=/models/a/1/libdarktrt_plugins.so;/models/b/1/libdarktrt_plugins.so'"
     ).replace(f"-v='{models}:/models:ro'", f"'-v={models}:/models:ro'")
 
@@ -439,14 +757,26 @@ def test_docker_commands_of_the_python_backend(made: Made, tmp_path: Path) -> No
     assert command.warnings == (
         f"made: no container up to {NEWEST} carries TensorRT 8.6.0; nearest is nvcr.io/nvidia/tritonserver:24.01-py3 with "
         "TensorRT 8.6.1, in which the plan must be built again, because TensorRT loads only plans of its own version",
+        caveat("nvcr.io/nvidia/tritonserver:24.01-py3"),
     )
+
+
+def test_a_container_without_holes_may_be_reached_and_limits_requests(made: Made, tmp_path: Path) -> None:
+    publish(write_plan(tmp_path, nms_info(made), target="TensorRT 10.16.0"), tmp_path / "models", name="made")
+    command = docker_command(tmp_path / "models", StartOptions(address="10.0.0.1", max_request_bytes=1000))
+    assert "tritonserver:26.03-py3 " in str(command) and "--http-max-input-size=1000" in str(command)
+    assert command.warnings == ()
+    with pytest.raises(DarktrtError, match="a container shares no memory with clients outside it") as caught:
+        docker_command(tmp_path / "models", StartOptions(shared_memory=True))
+    assert caught.value.argument == "shared_memory"
 
 
 def test_plans_for_later_versions_need_an_option(made: Made, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, nms_info(made), target="TensorRT 10.12.0", version_compatible=True)
     publish(plan, tmp_path / "models", TensorRTBackend(), "made")
     command = docker_command(tmp_path / "models", StartOptions())
-    assert command.words[-1] == "--backend-config=tensorrt,version-compatible=true" and not command.warnings
+    assert command.words[-1] == "--backend-config=tensorrt,version-compatible=true"
+    assert command.warnings == (caveat("nvcr.io/nvidia/tritonserver:25.08-py3"),)
 
 
 def test_plans_of_two_tensorrts_need_two_servers(made: Made, tmp_path: Path) -> None:
@@ -471,4 +801,6 @@ def test_the_server_of_docker_compose_gets_the_plugins_of_all_models(tmp_path: P
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, env=environment)
     plugins = [f"--backend-config=tensorrt,plugins={';'.join(map(str, libraries))}"] if models else []
-    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", *plugins]
+    nobody = "trace,logging,shared-memory:closed:=nobody"
+    closed = [f"--http-restricted-api={nobody}", f"--grpc-restricted-protocol={nobody}"]
+    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", *closed, *plugins]

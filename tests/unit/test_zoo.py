@@ -197,7 +197,7 @@ def test_unknown_names_list_the_known(tmp_path: Path) -> None:
 
 def test_a_file_in_the_folders_place(world: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DarktrtError, match=r"file/out: cannot make the folder"):
+    with pytest.raises(DarktrtError, match=r"file/out: cannot make this folder"):
         fetch("toy", tmp_path / "file/out")
 
 
