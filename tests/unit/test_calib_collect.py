@@ -172,15 +172,23 @@ def signals_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_read", read_and_interrupt)
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """As at a terminal: the tests themselves may run in the background of a shell, where SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_leaves_a_file_to_resume_from(
     tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         signals_after(3, patch)
         with pytest.raises(KeyboardInterrupt):
             collect(portable, images, save_to=tmp_path / "a.npz")
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     saved = HistogramSet.load(tmp_path / "a.npz")
     assert list(saved.images.values()) == [str(p) for p in images[:3]]
     assert same_sets(saved, collect(portable, images[:3]))
