@@ -157,6 +157,10 @@ class Target:
     def builds_without_gpu(self) -> bool:
         return self.flavour == "rtx"
 
+    def runs_on(self, capability: int) -> bool:
+        """Whether its engines run on a GPU of this compute capability, times ten: TensorRT for RTX leaves 9.0 to 11.x out."""
+        return self.flavour == "trt" or not 90 <= capability < 120
+
     def load(self) -> TensorRT:
         """Import the Python module, which loads the library.
 

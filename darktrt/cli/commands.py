@@ -23,6 +23,7 @@ from darktrt.cli import (
     layers,
     load,
     plugins,
+    selftest,
     serve,
     surgery,
 )
@@ -90,6 +91,6 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     stages = (fetch, convert, surgery, calib, engine, layers, plugins)
-    for module in (*stages, check, detect, serve, client, load, bench, inspect, doctor):
+    for module in (*stages, check, detect, serve, client, load, bench, inspect, doctor, selftest):
         module.add(commands)
     return root
