@@ -53,6 +53,7 @@ class OnnxRunner:
         if gpu is not None and "CUDAExecutionProvider" not in available_providers():
             raise DarktrtError(f"{path}: this ONNX Runtime knows no GPU; install onnxruntime-gpu, or run the model on the CPU")
         if trusted:
+            check_input(path, advice="make it with 'darktrt surgery'")
             self._session = OnnxSession(self.path, self.path, threads, device)
             self.info = _info_of(self._session)
         else:
