@@ -28,6 +28,7 @@ NVCC      ?=
 TENSORRT_INCLUDE ?=
 TENSORRT_VERSION ?=
 TENSORRT_OSS_URL ?=
+TENSORRT_COMMIT ?=
 SECONDS ?= 60
 
 NAME := $(if $(CFG),$(basename $(notdir $(CFG))),$(MODEL))
@@ -91,6 +92,7 @@ help: ## list targets and variables
 	@echo '  TENSORRT_INCLUDE=$(TENSORRT_INCLUDE)    for plugins, the folder of NvInfer.h (without: found in the system, else downloaded)'
 	@echo '  TENSORRT_VERSION=$(TENSORRT_VERSION)    which headers those are (without: of the installed TensorRT, else those of the system, else 10.16)'
 	@echo '  TENSORRT_OSS_URL=$(TENSORRT_OSS_URL)    where they are downloaded from, by git (without: from NVIDIA at GitHub)'
+	@echo '  TENSORRT_COMMIT=$(TENSORRT_COMMIT)    the commit that the download must be (without: that of NVIDIA'"'"'s release)'
 
 engine: $(PLAN) ## everything: get a network, convert, insert plugin nodes, build an engine
 	@echo

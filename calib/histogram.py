@@ -246,8 +246,8 @@ class HistogramSet:
 
 _ROLES = ("groups", "head_inputs", "mish")
 _ADVICE = "name the histograms (.npz) of a 'darktrt calib run', or calibrate again"
-_MOST_BYTES = 1 << 30
-"""Of the arrays of a file: the histograms of 4,000 tensors, some ten times what the largest networks have."""
+_MOST_BYTES = 1 << 29
+"""Of the arrays of a file: the histograms of 2,000 tensors, four times what the largest networks have."""
 _MOST_VALUES = float(1 << 53)
 """Of one tensor; up to here sums are exact in doubles."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 from itertools import chain
@@ -18,6 +17,7 @@ from darktrt.check.tolerance import Matches, TensorError, Tolerance, match, tens
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, LayerInfo, Thresholds
 from darktrt.progress import progress
+from darktrt.records import finite
 
 _ALL = ""
 """No tensor's name: for a tensor Polygraphy would compute statistics, only to log them, in as much time as comparing needs."""
@@ -122,16 +122,12 @@ class Agreement:
         variants = [
             {
                 **asdict(variant),
-                "tensors": [{"tensor": name, "line": lines.get(name), **_numbers(e)} for name, e in variant.tensors.items()],
+                "tensors": [{"tensor": name, "line": lines.get(name), **asdict(e)} for name, e in variant.tensors.items()],
                 "failures": variant.failures(),
             }
             for variant in self.variants
         ]
-        return json.dumps({**about, "variants": variants}, indent=2, allow_nan=False) + "\n"
-
-
-def _numbers(error: TensorError) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in asdict(error).items()}
+        return json.dumps(finite({**about, "variants": variants}), indent=2, allow_nan=False) + "\n"
 
 
 def _detections_line(matches: Matches, tolerance: Tolerance) -> str:

@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from darktrt.check.coco import THRESHOLDS, detect_all
 from darktrt.check.ground_truth import GroundTruth
 from darktrt.check.runs import Variant
 from darktrt.check.tolerance import TOLERANCES
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output
 from darktrt.metadata import DetectorInfo, Thresholds
-from darktrt.records import record
+from darktrt.records import read_record
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import NetworkDetector
 
 _FORMAT = "darktrt detections 2"
+_ADVICE = "make it by saving detections"
+
+MOST_BYTES = 1 << 30
+"""The largest file of detections that is read; those of one variant in COCO's 5,000 images take about 50 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,33 +118,60 @@ def _numbers(detections: Detections) -> dict[str, list[Any]]:
     }
 
 
+@dataclass(frozen=True)
+class _SavedVariant:
+    name: str
+    precision: str
+    thresholds: Thresholds
+    about: dict[str, str]
+    info: DetectorInfo
+    images: dict[str, _SavedImage]
+
+
+@dataclass(frozen=True)
+class _SavedImage:
+    """Its rows are many, so NumPy checks them at once, in :func:`_detections`."""
+
+    boxes: Any
+    scores: Any
+    classes: Any
+
+
+@dataclass(frozen=True)
+class _Saved:
+    format: str
+    variants: tuple[_SavedVariant, ...]
+
+
 def load_detections(path: str | Path) -> list[VariantDetections]:
     """Read what :func:`save_detections` wrote.
 
     Raises:
-        DarktrtError: the file cannot be read, or is no such file.
+        DarktrtError: the file cannot be read, is damaged or is no such file.
     """
+    saved = read_record(_Saved, path, _ADVICE, MOST_BYTES, _FORMAT)
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        if values["format"] != _FORMAT:
-            raise ValueError(values["format"])
-        return [_variant(one, str(path)) for one in values["variants"]]
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot read: {error.strerror}; make it by saving detections") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, DarktrtError) as error:
-        raise DarktrtError(f"{path}: has no saved detections, or damaged ones; make it again") from error
+        return [_variant(one) for one in saved.variants]
+    except (ValueError, DarktrtError) as error:
+        raise DarktrtError(f"{path}: is damaged ({error}); {_ADVICE}") from error
 
 
-def _variant(values: Mapping[str, Any], path: str) -> VariantDetections:
-    if values["precision"] not in TOLERANCES:
-        raise ValueError(values["precision"])
-    info = DetectorInfo.from_json(json.dumps(values["info"]), path)
-    images = {str(digest): _detections(one, info) for digest, one in values["images"].items()}
-    about = {str(key): str(value) for key, value in values["about"].items()}
-    thresholds = record(Thresholds, values["thresholds"])
-    return VariantDetections(str(values["name"]), info, values["precision"], thresholds, images, about)
+def _variant(saved: _SavedVariant) -> VariantDetections:
+    if saved.precision not in TOLERANCES:
+        raise ValueError(f"'precision' is {quote(repr(saved.precision), 40)}")
+    images = {digest: _detections(one, saved.info) for digest, one in saved.images.items()}
+    return VariantDetections(saved.name, saved.info, saved.precision, saved.thresholds, images, saved.about)
 
 
-def _detections(values: Mapping[str, Any], info: DetectorInfo) -> Detections:
-    boxes = np.array(values["boxes"], np.float32).reshape(-1, 4)
-    return Detections(boxes, np.array(values["scores"], np.float32), np.array(values["classes"], np.int32), info.class_names)
+def _detections(saved: _SavedImage, info: DetectorInfo) -> Detections:
+    boxes, scores, classes = (np.array(rows) for rows in (saved.boxes, saved.scores, saved.classes))
+    if any(rows.size and rows.dtype.kind not in kinds for rows, kinds in ((boxes, "if"), (scores, "if"), (classes, "i"))):
+        raise ValueError("boxes, scores or classes are no numbers")
+    if classes.size and not 0 <= classes.min() <= classes.max() < len(info.class_names):
+        raise ValueError(f"classes are {classes.min()} to {classes.max()}, and there are {len(info.class_names)}")
+    with np.errstate(over="ignore"):  # Detections refuses infinite ones
+        return Detections(_as(boxes, np.float32, (-1, 4)), _as(scores, np.float32), _as(classes, np.int32), info.class_names)
+
+
+def _as(rows: NDArray[Any], dtype: type[np.generic], shape: tuple[int, ...] = (-1,)) -> NDArray[Any]:
+    return rows.reshape(shape).astype(dtype)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import random
 import sys
 from collections import Counter
@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from darktrt.errors import DarktrtError
-from darktrt.files import sha256_of
+from darktrt.errors import DarktrtError, quote
+from darktrt.files import read_text, sha256_of
 from darktrt.progress import LOGGER
+from darktrt.records import Excerpt, read_record
 from darktrt.vision.images import image_size
-from darktrt.vision.sources import IMAGE_SUFFIXES, coco_images, find_images, path_of
+from darktrt.vision.sources import COCO_BYTES, IMAGE_SUFFIXES, coco_images, find_images, path_of
 
 SYNONYMS = {
     "aeroplane": "airplane",
@@ -32,6 +33,9 @@ SYNONYMS = {
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
 """Image folders that darknet replaces with ``labels`` to find label files."""
+
+_LARGEST = 1e12
+"""Coordinates and areas beyond it are no pixels."""
 
 
 class LabelledObject(NamedTuple):
@@ -128,7 +132,7 @@ def has_labels(entry: str) -> bool:
     path = _json_path(entry)
     if path is None:
         return any(_label_file(image) for image in find_images([entry], None, 0))
-    return path.is_file() and bool(_coco_json(path).get("annotations"))
+    return os.path.isfile(path) and bool(_read_coco(path).annotations)
 
 
 def load_ground_truth(
@@ -206,12 +210,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     Raises:
         DarktrtError: the file cannot be read, or is no text.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DarktrtError(f"{path}: is no UTF-8 text") from error
+    text = read_text(path)
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     return [(number, line) for number, line in lines if line and not line.startswith("#")]
 
@@ -222,12 +221,12 @@ def _present(ground_truth: GroundTruth, notes: _Notes) -> GroundTruth:
     Raises:
         DarktrtError: no file exists.
     """
-    present = tuple(image for image in ground_truth.images if image.path.is_file())
-    missing = [image.path for image in ground_truth.images if not image.path.is_file()]
+    present = tuple(image for image in ground_truth.images if os.path.isfile(image.path))
+    missing = [image.path for image in ground_truth.images if not os.path.isfile(image.path)]
     if not missing:
         return ground_truth
     count = len(ground_truth.images)
-    sentence = f"{ground_truth.name}: {len(missing)} of its {count} images are missing, '{missing[0]}' for example"
+    sentence = f"{ground_truth.name}: {len(missing)} of its {count} images are missing, '{quote(str(missing[0]))}' for example"
     if not present:
         raise DarktrtError(sentence)
     notes.flaw(sentence)
@@ -242,70 +241,85 @@ def _json_path(entry: str) -> Path | None:
     return path if path.suffix.lower() == ".json" else None
 
 
-def _coco_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DarktrtError(f"{path}: is no JSON, so no COCO file ({error})") from error
-    if not isinstance(values, dict):
-        raise DarktrtError(f"{path}: is no COCO file, which has images, annotations and categories")
-    return values
+@dataclass(frozen=True)
+class _CocoImage(Excerpt):
+    id: int | str
+    file_name: str
+    width: float | None = None
+    height: float | None = None
+
+    def __post_init__(self) -> None:
+        if max(self.width or 0, self.height or 0) > _LARGEST:
+            raise ValueError(f"an image is {self.width:g} x {self.height:g}")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return None if self.width is None or self.height is None else (int(self.width), int(self.height))
+
+
+@dataclass(frozen=True)
+class _CocoAnnotation(Excerpt):
+    """Tools other than COCO's own leave out the area and the crowd flag."""
+
+    image_id: int | str
+    category_id: int | str
+    bbox: tuple[float, float, float, float]
+    area: float | None = None
+    iscrowd: int | bool = 0
+
+    def __post_init__(self) -> None:
+        if max(map(abs, (*self.bbox, self.area or 0))) > _LARGEST:
+            raise ValueError(f"a bbox is {self.bbox} and its area {self.area}")
+
+
+@dataclass(frozen=True)
+class _CocoCategory(Excerpt):
+    id: int | str
+    name: int | str
+
+
+@dataclass(frozen=True)
+class _CocoFile(Excerpt):
+    images: tuple[_CocoImage, ...]
+    annotations: tuple[_CocoAnnotation, ...] | None = None
+    categories: tuple[_CocoCategory, ...] | None = None
+
+
+def _read_coco(path: Path) -> _CocoFile:
+    return read_record(_CocoFile, path, "a COCO file has images, annotations and categories; get it again", COCO_BYTES)
 
 
 def _coco(entry: str, notes: _Notes) -> GroundTruth:
     path = path_of(entry)
     folder, _ = coco_images(entry)
-    values = _coco_json(path)
-    for key in ("annotations", "categories"):
-        if not values.get(key):
-            notes.flaw(f"{path}: has no {key}, so there is nothing to compare detections with; name a COCO file with labels")
-    try:
-        return _parse(values, path, folder, notes)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DarktrtError(f"{path}: is a damaged COCO file ({type(error).__name__}: {error}); get it again") from error
-
-
-def _parse(values: dict[str, Any], path: Path, folder: Path, notes: _Notes) -> GroundTruth:
-    categories = sorted(values.get("categories") or [], key=lambda one: one["id"])
-    class_ids = {category["id"]: i for i, category in enumerate(categories)}
-    objects = _objects(values, class_ids, path, notes)
-    images = [LabelledImage(folder / image["file_name"], _size(image), objects[image["id"]]) for image in values["images"]]
-    return GroundTruth(str(path), tuple(str(category["name"]) for category in categories), tuple(images))
+    coco = _read_coco(path)
+    for name, values in (("annotations", coco.annotations), ("categories", coco.categories)):
+        if not values:
+            notes.flaw(f"{path}: has no {name}, so there is nothing to compare detections with; name a COCO file with labels")
+    categories = sorted(coco.categories or (), key=lambda one: (isinstance(one.id, str), one.id))
+    objects = _objects(coco, {category.id: i for i, category in enumerate(categories)}, path, notes)
+    images = [LabelledImage(folder / image.file_name, image.size, objects[image.id]) for image in coco.images]
+    return GroundTruth(str(path), tuple(str(category.name) for category in categories), tuple(images))
 
 
 def _objects(
-    values: dict[str, Any], class_ids: Mapping[Any, int], path: Path, notes: _Notes
-) -> dict[Any, tuple[LabelledObject, ...]]:
+    coco: _CocoFile, class_ids: Mapping[int | str, int], path: Path, notes: _Notes
+) -> dict[int | str, tuple[LabelledObject, ...]]:
     """The objects by the image's id; annotations of images and categories that the file does not list are noted."""
-    objects: dict[Any, list[LabelledObject]] = {image["id"]: [] for image in values["images"]}
+    objects: dict[int | str, list[LabelledObject]] = {image.id: [] for image in coco.images}
     unlisted: list[str] = []
-    for annotation in values.get("annotations") or []:
-        image_id, category_id = annotation["image_id"], annotation["category_id"]
-        if image_id not in objects:
-            unlisted.append(f"image_id {image_id}")
-        elif category_id not in class_ids:
-            unlisted.append(f"category_id {category_id}")
+    for one in coco.annotations or ():
+        if one.image_id not in objects:
+            unlisted.append(f"image_id {quote(str(one.image_id))}")
+        elif one.category_id not in class_ids:
+            unlisted.append(f"category_id {quote(str(one.category_id))}")
         else:
-            objects[image_id].append(_labelled(annotation, class_ids[category_id]))
+            area = one.bbox[2] * one.bbox[3] if one.area is None else one.area
+            objects[one.image_id].append(LabelledObject(class_ids[one.category_id], one.bbox, area, bool(one.iscrowd)))
     if unlisted:
         others = f", as have {len(unlisted) - 1} others" if len(unlisted) > 1 else ""
         notes.flaw(f"{path}: an annotation has {unlisted[0]}, which the file does not list{others}; get it again")
     return {image_id: tuple(labelled) for image_id, labelled in objects.items()}
-
-
-def _labelled(annotation: dict[str, Any], class_id: int) -> LabelledObject:
-    """An annotation; tools other than COCO's own leave out the area and the crowd flag."""
-    x, y, width, height = (float(value) for value in annotation["bbox"])
-    if not all(map(math.isfinite, (x, y, width, height))):
-        raise ValueError(f"a bbox is {annotation['bbox']}")
-    area = float(annotation.get("area", width * height))
-    return LabelledObject(class_id, (x, y, width, height), area, bool(annotation.get("iscrowd", 0)))
-
-
-def _size(image: dict[str, Any]) -> tuple[int, int] | None:
-    return (int(image["width"]), int(image["height"])) if {"width", "height"} <= image.keys() else None
 
 
 # --- darknet ---
@@ -346,7 +360,7 @@ def _note_unlabelled(ground_truth: GroundTruth, unlabelled: Sequence[Path], note
 
 def _label_file(image: Path) -> Path | None:
     """Darknet's label file of an image, if it exists."""
-    return next((path for path in _label_paths(image.with_suffix(".txt")) if path.is_file()), None)
+    return next((path for path in _label_paths(image.with_suffix(".txt")) if os.path.isfile(path)), None)
 
 
 def _label_paths(path: Path) -> list[Path]:

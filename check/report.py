@@ -24,8 +24,8 @@ from darktrt.check.evaluation import EvaluatedVariant, Evaluation
 from darktrt.check.ground_truth import GroundTruth
 from darktrt.check.sensitivity import Sensitivity, sensitivity
 from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network, quantized
-from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
+from darktrt.records import Excerpt, finite, read_record
 from darktrt.surgery.qdq import Calibration
 
 FEW = 500
@@ -157,21 +157,12 @@ class Report:
             "disagreements": {"images": self.disagreements, "worst": [asdict(one.about) for one in self.shown]},
             "notes": list(self.notes),
         }
-        finite: dict[str, Any] = _finite(values)
-        return finite
+        figures: dict[str, Any] = finite(values)
+        return figures
 
     def to_json(self) -> str:
         """The text of ``report.json``."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    """The value with None for NaN and infinite numbers, which JSON does not have, and lists for tuples."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _model(info: DetectorInfo) -> dict[str, Any]:
@@ -402,33 +393,42 @@ def _range(name: str, line: int | None, histogram: Histogram, scale: float) -> T
 # --- latency ---
 
 
+@dataclass(frozen=True)
+class _Median(Excerpt):
+    median: float
+
+
+@dataclass(frozen=True)
+class _Timing(Excerpt):
+    name: str
+    batch: int
+    cuda_graph: bool
+    end_to_end: _Median
+    images_per_second: float
+    plan_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class _Bench(Excerpt):
+    """What a report shows of a :class:`darktrt.engine.bench.BenchReport`."""
+
+    timings: tuple[_Timing, ...]
+    gpu: str | None = None
+
+
 def read_timings(paths: Iterable[str | Path]) -> dict[str, Latency]:
     """Latencies from files of ``darktrt bench``, by the engine's name and, where the file has it, the SHA-256 of its plan.
 
     Raises:
-        DarktrtError: a file cannot be read, or is something else.
+        DarktrtError: a file cannot be read, is damaged, or is something else.
     """
     timings: dict[str, Latency] = {}
     for path in paths:
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-            rows = [(one, _latency(one, values)) for one in values["timings"]]
-        except OSError as error:
-            raise DarktrtError(f"{path}: cannot read: {error.strerror}; make it with 'darktrt bench'") from error
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise DarktrtError(f"{path}: has no timings of 'darktrt bench'; make it again") from error
-        for timing, latency in sorted(rows, key=lambda row: (row[1].batch, not row[1].cuda_graph)):
-            for key in (timing["name"], timing.get("plan_sha256")):
-                if key:
-                    timings.setdefault(key, latency)
+        bench = read_record(_Bench, path, "make it with 'darktrt bench'")
+        for timing in sorted(bench.timings, key=lambda one: (one.batch, not one.cuda_graph)):
+            latency = Latency(
+                timing.end_to_end.median, timing.batch, timing.cuda_graph, timing.images_per_second, bench.gpu or "unknown GPU"
+            )
+            for key in filter(None, (timing.name, timing.plan_sha256)):
+                timings.setdefault(key, latency)
     return timings
-
-
-def _latency(timing: Mapping[str, Any], values: Mapping[str, Any]) -> Latency:
-    return Latency(
-        float(timing["end_to_end"]["median"]),
-        int(timing["batch"]),
-        bool(timing["cuda_graph"]),
-        float(timing["images_per_second"]),
-        str(values.get("gpu") or "unknown GPU"),
-    )

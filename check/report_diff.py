@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from darktrt.check.evaluation import EvaluatedVariant
 from darktrt.check.report import FORMAT
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
+from darktrt.records import Excerpt, read_record
 
 REPORT = "report.json"
 _NUMBERS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -47,33 +47,70 @@ def read_report(text: str) -> DiffInput:
         DarktrtError: there is none, it is damaged, or has no such variant.
     """
     path, variant = _split(text)
-    file = path / REPORT if path.is_dir() else path
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if values["format"] != FORMAT:
-            raise ValueError(values["format"])
-        variants = {one["name"]: _figures(one) for one in values["variants"]}
-        digest = str(values["evaluation"]["digest"])
-    except OSError as error:
-        raise DarktrtError(f"{file}: cannot read: {error.strerror}; make it with 'darktrt check report'") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DarktrtError(f"{file}: is no report of 'darktrt check report' or a damaged one; make it again") from error
+    file = path / REPORT if os.path.isdir(path) else path
+    report = read_record(_Report, file, "make it with 'darktrt check report'", file_format=FORMAT)
+    variants = {one.name: one.figures() for one in report.variants}
     if variant and variant not in variants:
-        raise DarktrtError(f"{file}: has no variant '{variant}', only {', '.join(variants)}")
-    return DiffInput(text, {variant: variants[variant]} if variant else variants, digest)
+        raise DarktrtError(f"{file}: has no variant '{quote(variant)}', only {quote(', '.join(variants))}")
+    return DiffInput(text, {variant: variants[variant]} if variant else variants, report.evaluation.digest)
 
 
 def _split(text: str) -> tuple[Path, str]:
     """Path and variant of ``PATH[:VARIANT]``; the path may have colons too."""
-    if Path(text).exists():
+    if os.path.exists(text):
         return Path(text), ""
     path, _, variant = text.rpartition(":")
-    return (Path(path), variant) if path and Path(path).exists() else (Path(text), "")
+    return (Path(path), variant) if path and os.path.exists(path) else (Path(text), "")
 
 
-def _figures(values: Mapping[str, Any]) -> Figures:
-    numbers = {name: values["accuracy"][name] for name in _NUMBERS}
-    return Figures(str(values["name"]), numbers, {one["name"]: one["ap"] for one in values["classes"] if one["objects"]})
+@dataclass(frozen=True)
+class _Accuracy(Excerpt):
+    """COCO's numbers, 0..1; None where no such object is labelled."""
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+
+    def __post_init__(self) -> None:
+        if wrong := next((value for value in asdict(self).values() if value is not None and not 0 <= value <= 1), None):
+            raise ValueError(f"an AP is {wrong:g}")
+
+
+@dataclass(frozen=True)
+class _Class(Excerpt):
+    name: str
+    objects: int
+    ap: float | None
+
+
+@dataclass(frozen=True)
+class _Variant(Excerpt):
+    name: str
+    accuracy: _Accuracy
+    classes: tuple[_Class, ...]
+
+    def figures(self) -> Figures:
+        return Figures(self.name, asdict(self.accuracy), {one.name: one.ap for one in self.classes if one.objects})
+
+
+@dataclass(frozen=True)
+class _Evaluation(Excerpt):
+    digest: str
+
+
+@dataclass(frozen=True)
+class _Report(Excerpt):
+    """What is compared of a :class:`darktrt.check.report.Report`."""
+
+    evaluation: _Evaluation
+    variants: tuple[_Variant, ...]
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise ValueError("it has no variants")
 
 
 def diff_input(variant: EvaluatedVariant, digest: str) -> DiffInput:
@@ -130,10 +167,9 @@ def diff_reports(a: DiffInput, b: DiffInput) -> ReportDiff:
         return ReportDiff(a, b, tuple(zip(a.variants.values(), b.variants.values(), strict=True)))
     pairs = tuple((a.variants[name], b.variants[name]) for name in a.variants if name in b.variants)
     if not pairs:
-        raise DarktrtError(
-            f"{a.name} has the variants {', '.join(a.variants)}, {b.name} has {', '.join(b.variants)}; name one of each: "
-            f"{a.name}:{next(iter(a.variants))}"
-        )
+        names = [quote(", ".join(one.variants)) for one in (a, b)]
+        example = f"{a.name}:{next(iter(a.variants))}"
+        raise DarktrtError(f"{a.name} has the variants {names[0]}, {b.name} has {names[1]}; name one of each: {example}")
     return ReportDiff(a, b, pairs)
 
 

@@ -9,6 +9,7 @@ term of its NMS is then relative to the whole input.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import time
@@ -16,19 +17,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from darktrt.archives import parse_array
 from darktrt.check.tolerance import TOLERANCES
 from darktrt.engine.target import gpu_name
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output, sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
-from darktrt.records import record
+from darktrt.records import Excerpt, parse_json, read_record, record
 from darktrt.vision.boxes import detection_rows
-from darktrt.vision.detector import Arrays, Network, Run, read_outputs
+from darktrt.vision.detector import Arrays, Network, Run, checked_outputs, read_outputs
 from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 
 DETECTIONS = "detections"
 """``(n, 6)`` float32, best first: x1 y1 x2 y2 in pixels of the network input and clipped to it, score, class."""
+
+MOST_BYTES = 4 << 30
+"""The largest file of results that is read; it has the tensors of every image in base64."""
+
+_ADVICE = "make it by saving outputs"
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ class Origin:
 
     def __post_init__(self) -> None:
         if self.precision not in TOLERANCES:
-            raise ValueError(f"the precision is {self.precision!r}")
+            raise ValueError(f"the precision is {quote(self.precision, 40)!r}")
+        Thresholds(self.score_threshold, self.iou_threshold)  # refuses what no thresholds can be
 
     @property
     def thresholds(self) -> Thresholds:
@@ -95,13 +103,14 @@ class Origin:
         return np.frombuffer(json.dumps(asdict(self), sort_keys=True).encode(), np.uint8)
 
     @staticmethod
-    def from_array(array: NDArray[np.uint8]) -> Origin:
-        """Read what :meth:`to_array` wrote.
+    def from_array(array: NDArray[np.uint8], where: str) -> Origin:
+        """Read what :meth:`to_array` wrote; ``where`` names the file in errors.
 
         Raises:
-            ValueError, TypeError: the bytes are something else.
+            DarktrtError: the bytes are no JSON.
+            ValueError: they are something else.
         """
-        return record(Origin, json.loads(array.tobytes()))
+        return record(Origin, parse_json(array.tobytes().decode(), where, _ADVICE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +153,12 @@ def onnx_variant(path: str | Path, layers: bool = False, name: str = "") -> Vari
         DarktrtError: it is no ONNX file of darktrt.
     """
     from darktrt.check.simulate import session
+    from darktrt.onnx_cost import limit_batch
     from darktrt.onnx_file import load_model
     from darktrt.surgery.outputs import add_outputs
 
     model, info = load_model(path)
+    info = limit_batch(model, info, str(path))
     add_outputs(model, inner_tensors(info, layers))
     precision = "int8" if info.int8_convolutions else "fp32"
     about = {"runs in": "ONNX Runtime", "sha256": sha256_of(path)}
@@ -232,6 +243,8 @@ def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
             started = time.perf_counter()
             outputs = variant.run(inputs)
             self.inference_time = time.perf_counter() - started
+            if info.head != "raw":
+                checked_outputs(outputs, info, len(inputs["images"]))
             first = {name: values[0] for name, values in outputs.items()}  # a static batch repeats the image
             return _named_outputs(variant, first, (width, height), thresholds, layers)
 
@@ -281,27 +294,72 @@ def save_results(results: Mapping[str, Sequence[Any]], path: str | Path) -> None
         RunResults([(name, list(iterations)) for name, iterations in results.items()]).save(str(temporary))
 
 
+@dataclass(frozen=True)
+class _SavedArray:
+    array: str
+    """A ``.npy`` file in base64."""
+    polygraphy_class: Literal["ndarray"]
+
+    def to_array(self) -> NDArray[Any]:
+        return parse_array(base64.b64decode(self.array, validate=True))
+
+
+@dataclass(frozen=True)
+class _SavedOutput(Excerpt):
+    values: _SavedArray
+
+
+@dataclass(frozen=True)
+class _SavedIteration(Excerpt):
+    outputs: dict[str, _SavedOutput]
+
+
+@dataclass(frozen=True)
+class _SavedResults(Excerpt):
+    """Polygraphy's RunResults. Its own reader would also unpack archives and load pickles of PyTorch."""
+
+    lst: tuple[tuple[str, tuple[_SavedIteration, ...]], ...]
+
+
 def load_results(path: str | Path) -> list[VariantResults]:
     """Read what :func:`save_results` wrote, on this machine or another.
 
     Raises:
-        DarktrtError: the file cannot be read, or is something else.
+        DarktrtError: the file cannot be read, is damaged, or is something else.
     """
-    from polygraphy.comparator import RunResults
-
-    if not Path(path).is_file():
-        raise DarktrtError(f"{path}: cannot read: no such file; make it by saving outputs")
+    saved = read_record(_SavedResults, path, _ADVICE, MOST_BYTES)
+    if not saved.lst:
+        raise DarktrtError(f"{path}: has no results; {_ADVICE}")
     try:
-        with quiet():
-            results = [_checked(f"{name} in {path}", iterations) for name, iterations in RunResults.load(str(path)).items()]
-    except Exception as error:  # Polygraphy's, JSON's and NumPy's exceptions share no base class
-        raise DarktrtError(f"{path}: has no saved outputs, or damaged ones; make it again") from error
-    if not results:
-        raise DarktrtError(f"{path}: has no results; make it again by saving outputs")
-    return results
+        return [_variant_results(f"{name} in {path}", iterations, str(path)) for name, iterations in saved.lst]
+    except (ValueError, TypeError, DarktrtError) as error:
+        raise DarktrtError(f"{path}: is damaged ({error}); {_ADVICE}") from error
 
 
-def _checked(name: str, iterations: Sequence[Any]) -> VariantResults:
-    origins = [Origin.from_array(iteration[METADATA_KEY]) for iteration in iterations]
-    by_digest = {origin.digest: iteration for origin, iteration in zip(origins, iterations, strict=True)}
-    return VariantResults(name, origins[0], by_digest)
+def _variant_results(name: str, iterations: Sequence[_SavedIteration], where: str) -> VariantResults:
+    from polygraphy.comparator import IterationResult
+
+    outputs = [_outputs(one) for one in iterations]
+    if not all(METADATA_KEY in one for one in outputs):
+        raise ValueError(f"its tensor '{METADATA_KEY}' is missing")
+    origins = [Origin.from_array(one[METADATA_KEY], where) for one in outputs]
+    if not origins:
+        raise ValueError(f"{quote(name)} has no images")
+    results = {origin.digest: IterationResult(one) for origin, one in zip(origins, outputs, strict=True)}
+    return VariantResults(name, origins[0], results)
+
+
+def _outputs(iteration: _SavedIteration) -> dict[str, NDArray[Any]]:
+    """The tensors of one image, by name.
+
+    Raises:
+        ValueError: one is not of the form that :func:`run` gives it.
+    """
+    outputs = {name: output.values.to_array() for name, output in iteration.outputs.items()}
+    for name, array in outputs.items():
+        if array.dtype != (np.uint8 if name == METADATA_KEY else np.float32) or not (array.size or name == DETECTIONS):
+            raise ValueError(f"'{quote(name)}' is {array.shape} {array.dtype}")
+    rows = outputs.get(DETECTIONS)
+    if rows is not None and not (rows.ndim == 2 and rows.shape[1] == 6 and np.isfinite(rows).all()):
+        raise ValueError(f"'{DETECTIONS}' are {rows.shape}, or not finite")
+    return outputs

@@ -124,7 +124,8 @@ def match(actual: NDArray[np.float32], expected: NDArray[np.float32], threshold:
     """Match the detections ``(n, 6)`` of an image to those expected, by :func:`pair`."""
     pairs = pair(actual, expected)
     matched = [(i, partner) for i, partner in enumerate(pairs) if partner]
-    scores = [abs(float(actual[j, 4] - expected[i, 4])) for i, (j, _) in matched]
+    with np.errstate(over="ignore"):
+        scores = [abs(float(actual[j, 4] - expected[i, 4])) for i, (j, _) in matched]
     missing = tuple(float(expected[i, 4]) - threshold for i, partner in enumerate(pairs) if partner is None)
     extra = tuple(float(actual[j, 4]) - threshold for j in unpaired(pairs, len(actual)))
     return Matches(len(expected), max([0.0, *scores]), min([1.0, *(iou for _, (_, iou) in matched)]), missing, extra)

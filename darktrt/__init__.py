@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from darktrt.metadata import DetectorInfo, Thresholds
     from darktrt.pipeline import Detector, DropBudget, build_engine, calibrate, compare, evaluate, merge_calibrations
     from darktrt.progress import set_progress
+    from darktrt.selftest.report import SelftestReport
+    from darktrt.selftest.run import run_selftest
     from darktrt.serve.client.client import Client
     from darktrt.serve.config import OnnxRuntimeBackend, PythonBackend, TensorRTBackend
     from darktrt.serve.repository import publish
@@ -45,6 +47,7 @@ _HOMES = {
     "Manifest": "engine.manifest",
     "OnnxRuntimeBackend": "serve.config",
     "PythonBackend": "serve.config",
+    "SelftestReport": "selftest.report",
     "SurgeryOptions": "surgery.rewrite",
     "SurgeryReport": "surgery.rewrite",
     "TensorRTBackend": "serve.config",
@@ -58,6 +61,7 @@ _HOMES = {
     "insert_plugins": "surgery.rewrite",
     "merge_calibrations": "pipeline",
     "publish": "serve.repository",
+    "run_selftest": "selftest.run",
     "set_progress": "progress",
 }
 """Every public name and the module that has it."""
@@ -77,6 +81,7 @@ __all__ = [
     "Manifest",
     "OnnxRuntimeBackend",
     "PythonBackend",
+    "SelftestReport",
     "SurgeryOptions",
     "SurgeryReport",
     "TensorRTBackend",
@@ -91,6 +96,7 @@ __all__ = [
     "insert_plugins",
     "merge_calibrations",
     "publish",
+    "run_selftest",
     "set_progress",
 ]
 

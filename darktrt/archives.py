@@ -1,4 +1,4 @@
-"""Arrays of ``.npz`` files that anybody may have written."""
+"""Arrays that anybody may have written: NumPy's ``.npz`` files, and single arrays as bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from io import BytesIO
 from tokenize import TokenError
 from typing import IO, Any
 
@@ -44,7 +45,7 @@ def read_arrays(path: str | os.PathLike[str], most_bytes: int, advice: str) -> d
         try:
             with zipfile.ZipFile(file) as archive:
                 members = _checked(archive.infolist(), most_bytes)
-                return {name: _array(archive, member) for name, member in members.items()}
+                return {name: _member(archive, member) for name, member in members.items()}
         except _DAMAGES as error:
             reason = quote(str(error)) or type(error).__name__
             raise DarktrtError(f"{os.fspath(path)}: is damaged ({reason}); {advice}") from error
@@ -64,13 +65,29 @@ def _checked(members: list[zipfile.ZipInfo], most_bytes: int) -> dict[str, zipfi
     return named
 
 
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     with archive.open(member) as file:
-        shape, fortran, dtype = _header(file)
-        declared = math.prod(shape) * dtype.itemsize
-        content = file.read()  # at most the declared size of the member
+        return _array(file, member.filename)
+
+
+def parse_array(content: bytes) -> NDArray[Any]:
+    """The array of a ``.npy`` file's bytes; no pickle is read.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    try:
+        return _array(BytesIO(content), "the array")
+    except _DAMAGES as error:
+        raise ValueError(f"an array is damaged: {quote(str(error)) or type(error).__name__}") from error
+
+
+def _array(file: IO[bytes], name: str) -> NDArray[Any]:
+    shape, fortran, dtype = _header(file)
+    declared = math.prod(shape) * dtype.itemsize
+    content = file.read()  # at most the declared size of the member
     if dtype.hasobject or declared != len(content):
-        raise ValueError(f"'{quote(member.filename)}' holds another number of bytes than it declares")
+        raise ValueError(f"'{quote(name)}' holds another number of bytes than it declares")
     return np.frombuffer(bytearray(content), dtype).reshape(shape, order="F" if fortran else "C")
 
 

@@ -31,8 +31,28 @@ _AT_ONCE = 16
 
 
 def cache_folder() -> Path:
-    """The folder of everything that darktrt keeps between runs: timing caches, plugin libraries, TensorRT's headers."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darktrt"
+    """The folder of everything that darktrt keeps between runs: timing caches, plugin libraries, TensorRT's headers.
+
+    Raises:
+        DarktrtError: the user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "darktrt"
+    except RuntimeError as error:
+        raise DarktrtError("there is no home folder to keep files in; set XDG_CACHE_HOME to a folder") from error
+
+
+def make_folder(path: str | os.PathLike[str]) -> None:
+    """Make a folder and its parents where they are missing.
+
+    Raises:
+        DarktrtError: it cannot be made.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DarktrtError(f"{os.fspath(path)}: cannot make this folder: {reason}; choose another") from error
 
 
 @contextmanager

@@ -7,12 +7,23 @@ import math
 import os
 import types
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import TEXT_BYTES, read_text
 
 Record = TypeVar("Record")
+
+MOST_MEMORY = 3 << 30
+"""The most that the values of a JSON text may take of the memory, in bytes."""
+
+_MEMORY = {"{": 240, "[": 96, ",": 32, '"': 28}
+"""About what CPython needs for an object, a list, a value and half a text."""
+
+
+class Excerpt:
+    """Base of records of only some fields of a JSON object, as of another program's file; its other fields are skipped."""
 
 
 def read_json(path: str | os.PathLike[str], advice: str, most_bytes: int = TEXT_BYTES) -> Any:
@@ -32,8 +43,11 @@ def parse_json(text: str, where: str, advice: str) -> Any:
         advice: what to do about it, for errors.
 
     Raises:
-        DarktrtError: it is none.
+        DarktrtError: it is none, or it would take more than :data:`MOST_MEMORY`.
     """
+    if (memory := sum(cost * text.count(mark) for mark, cost in _MEMORY.items())) > MOST_MEMORY:
+        needed = f"its values would take {memory / 1e9:.1f} GB of memory, and may take {MOST_MEMORY / 1e9:.1f} GB"
+        raise DarktrtError(f"{where}: {needed}; {advice}")
     try:
         values = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=_refused)
         if "\\u" in text:
@@ -47,16 +61,34 @@ def parse_json(text: str, where: str, advice: str) -> Any:
     return values
 
 
-def read_record(kind: type[Record], path: str | os.PathLike[str], advice: str) -> Record:
+def read_record(
+    kind: type[Record],
+    path: str | os.PathLike[str],
+    advice: str,
+    most_bytes: int = TEXT_BYTES,
+    file_format: str | int | None = None,
+) -> Record:
     """The record of a JSON file.
 
+    Args:
+        kind: a dataclass.
+        path: the file.
+        advice: what to do about a file that holds no such record, for errors.
+        most_bytes: the largest size of the file.
+        file_format: what the file must have as its ``format``; None for files without one.
+
     Raises:
-        DarktrtError: the file cannot be read, or holds no such record.
+        DarktrtError: the file cannot be read, is larger, or holds no such record.
     """
-    values = read_json(path, advice)
+    values = read_json(path, advice, most_bytes)
+    if file_format is not None and (not isinstance(values, dict) or values.get("format") != file_format):
+        own = quote(repr(values.get("format") if isinstance(values, dict) else None), 40)
+        raise DarktrtError(
+            f"{os.fspath(path)}: is of another kind or version (its format is {own}, not {file_format!r}); {advice}"
+        )
     try:
         return record(kind, values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, DarktrtError) as error:
         raise DarktrtError(f"{os.fspath(path)}: is damaged ({error}); {advice}") from error
 
 
@@ -76,6 +108,15 @@ def _refused(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no finite number")
 
 
+def finite(value: Any) -> Any:
+    """The value with None for NaN and infinite numbers, which JSON does not have, and lists for tuples."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def record(kind: type[Record], values: Any) -> Record:
     """A record of the dataclass ``kind`` from a JSON object.
 
@@ -85,22 +126,32 @@ def record(kind: type[Record], values: Any) -> Record:
         ValueError, TypeError: a field is missing, unknown or of another type, or the record refuses its value.
     """
     if not isinstance(values, dict):
-        raise ValueError(f"{kind.__name__} is {quote(repr(values), 40)}")
-    hints = get_type_hints(kind)
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass
-    for name in values:
-        if name not in names:
-            raise ValueError(f"unknown field '{quote(name)}'")
-    for field in fields(kind):  # type: ignore[arg-type]
-        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"'{field.name}' is missing")
+        raise ValueError(f"{kind.__name__.strip('_')} is {quote(repr(values), 40)}")
+    hints, needed = _fields(kind)  # type: ignore[arg-type]  # a class is hashable
+    if issubclass(kind, Excerpt):
+        values = {name: values[name] for name in hints if name in values}
+    if unknown := next((name for name in values if name not in hints), None):
+        raise ValueError(f"unknown field '{quote(unknown)}'")
+    if missing := next((name for name in needed if name not in values), None):
+        raise ValueError(f"'{missing}' is missing")
     return kind(**{name: _value(name, hints[name], value) for name, value in values.items()})
 
 
+@cache
+def _fields(kind: type) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The types by name, and the names of those that have no default."""
+    hints = get_type_hints(kind)
+    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    return {one.name: hints[one.name] for one in fields(kind)}, tuple(needed)
+
+
 def _value(name: str, hint: Any, value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is Any or (hint is float and number) or (isinstance(hint, type) and type(value) is hint):
+        return value
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return _optional(name, arguments, value)
+        return _one_of(name, arguments, value)
     if is_dataclass(hint):
         return record(hint, value)  # type: ignore[arg-type]  # a class
     if origin is tuple and isinstance(value, list | tuple):
@@ -109,18 +160,16 @@ def _value(name: str, hint: Any, value: Any) -> Any:
         return {str(key): _value(name, arguments[1], one) for key, one in value.items()}
     if origin is Literal and value in arguments:
         return value
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if (hint is float and number) or (isinstance(hint, type) and type(value) is hint):
-        return value
     raise ValueError(f"{name!r} is {quote(repr(value), 40)}")
 
 
-def _optional(name: str, kinds: tuple[Any, ...], value: Any) -> Any:
-    """A value of ``kind | None``."""
+def _one_of(name: str, kinds: tuple[Any, ...], value: Any) -> Any:
+    """A value of ``kind | None``, or of one of several types that are no records."""
     if value is None and type(None) in kinds:
         return None
-    (kind,) = (one for one in kinds if one is not type(None))
-    return _value(name, kind, value)
+    if type(value) in kinds:
+        return value
+    return _value(name, next(one for one in kinds if one is not type(None)), value)
 
 
 def _tuple(name: str, kinds: tuple[Any, ...], values: Any) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown, as TensorRT's list of layers does not report it"
 
 _HEADER = "Layers:\n"
-_SECTION = re.compile(r"/layers\.(\d+)/")
+_SECTION = re.compile(r"/layers\.(\d{1,9})/", re.ASCII)
 _NODES = re.compile(r"\[ONNX Layer: (.+?)\]")
 _TEXT = re.compile(
     "Name: (?P<name>.*?), LayerType: (?P<type>.*?), Inputs: (?P<inputs>.*?), Constants: (?P<constants>.*?), "
@@ -202,20 +202,20 @@ def _precision(name: str, asked: bool, types: Collection[frozenset[str]], target
 def _json_layers(text: str) -> list[dict[str, Any]]:
     try:
         layers = json.loads(text, strict=False)["Layers"]  # a raw control character separates the names in Metadata
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []
     # without details there are names alone
     return [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
 
 
 def _field(layer: Any, *path: str | int) -> str:
-    """The value at a path of keys and indices; empty where there is none."""
+    """The text at a path of keys and indices; empty where there is none."""
     try:
         for step in path:
             layer = layer[step]
     except (KeyError, IndexError, TypeError):
         return ""
-    return str(layer)
+    return layer if isinstance(layer, str) else ""
 
 
 def summary(int8: Collection[str], others: Mapping[str, str]) -> str:

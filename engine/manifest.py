@@ -7,12 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from darktrt.engine.layer_list import EngineLayer
+from darktrt.engine.target import check_target_text
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.metadata import DetectorInfo
-from darktrt.records import record
+from darktrt.records import read_record
 
 FORMAT = 1
+_ADVICE = "keep the manifest of a plan beside it, or build the engine again"
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,7 @@ class Manifest:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        names = (
-            *self.plugins,
-            *self.int8_convolutions,
-            *self.other_convolutions,
-            *self.other_convolutions.values(),
-            *self.corrected_biases,
-        )
-        if odd := [name for name in names if not isinstance(name, str)]:
-            raise ValueError(f"{odd[0]!r:.40} is no name")
+        check_target_text(self.target)
 
     def to_json(self) -> str:
         """The text of the manifest's file."""
@@ -101,21 +95,9 @@ def read_manifest(path: str | Path) -> Manifest:
     """Read a manifest from its file.
 
     Raises:
-        DarktrtError: the file cannot be read, or is no manifest of this version of darktrt.
+        DarktrtError: the file cannot be read, is damaged, or is no manifest of this version of darktrt.
     """
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DarktrtError(f"{path}: cannot read the manifest: {error.strerror}; keep it beside its plan") from error
-    except (ValueError, RecursionError) as error:
-        raise DarktrtError(f"{path}: is no manifest ({error}); build the engine again") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise DarktrtError(f"{path}: is no manifest of this version of darktrt; build the engine again")
-    try:
-        manifest = record(Manifest, values)
-    except (ValueError, TypeError) as error:
-        raise DarktrtError(f"{path}: the manifest is damaged ({error}); build the engine again") from error
-    return manifest
+    return read_record(Manifest, path, _ADVICE, file_format=FORMAT)
 
 
 def read_plan_manifest(plan: str | Path) -> Manifest:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from darktrt.cuda import first_gpu
 from darktrt.engine.options import TargetChoice
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.metadata import MishForm
 from darktrt.plugins.library import is_registered
 
@@ -26,6 +27,7 @@ INSTALL: dict[Flavour, str] = {
 _MISH_FORMS: dict[str, MishForm] = {"fp32": "native", "fp16": "fused", "int8": "fused"}
 """The best form by precision, as measured in benchmarks/h200.md: the fastest, but in INT8 the most accurate."""
 _NAMES: dict[Flavour, str] = {"rtx": "TensorRT for RTX", "trt": "TensorRT"}
+_TEXT = re.compile(rf"({'|'.join(_NAMES.values())}) \d{{1,6}}(\.\d{{1,6}}){{0,3}}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,10 @@ class Target:
     def builds_without_gpu(self) -> bool:
         return self.flavour == "rtx"
 
+    def runs_on(self, capability: int) -> bool:
+        """Whether its engines run on a GPU of this compute capability, times ten: TensorRT for RTX leaves 9.0 to 11.x out."""
+        return self.flavour == "trt" or not 90 <= capability < 120
+
     def load(self) -> TensorRT:
         """Import the Python module, which loads the library.
 
@@ -181,6 +187,16 @@ def find_target(choice: TargetChoice = "auto") -> Target:
     if installed_version("trt"):
         raise DarktrtError(f"TensorRT is installed, but builds only on an NVIDIA GPU and none is usable here; {INSTALL['rtx']}")
     raise DarktrtError(f"no TensorRT is installed; {INSTALL['rtx']}, or {INSTALL['trt']}")
+
+
+def check_target_text(target: str) -> None:
+    """See that a text is a target as :class:`Target` writes it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _TEXT.fullmatch(target):
+        raise ValueError(f"the target is '{quote(target, 40)}', not such as '{_NAMES['trt']} 8.6.0'")
 
 
 def flavour_of(target: str) -> Flavour:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt.engine.options import NONE
 from darktrt.engine.target import Target, gpu_name
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, cache_folder
+from darktrt.files import atomic_output, cache_folder, make_folder, read_bytes
 from darktrt.progress import LOGGER
 
 if TYPE_CHECKING:
     from darktrt.engine.trt_types import Config
+
+
+_MOST_BYTES = 1 << 30
+"""The largest timing cache that is read; a large network's has some megabytes."""
 
 
 def default_timing_cache(target: Target) -> Path:
@@ -42,14 +47,14 @@ def load_timing_cache(config: Config, named: str | Path | None, target: Target, 
 def _load_file(config: Config, named: str | Path | None, target: Target) -> None:
     path = Path(named or default_timing_cache(target))
     try:
-        if _set(config, path.read_bytes() if path.exists() else b""):
+        if _set(config, read_bytes(path, _MOST_BYTES) if os.path.exists(path) else b""):
             return
-        problem = f"is no timing cache of {target} on this GPU"
-    except OSError as error:
-        problem = f"cannot read: {error.strerror}"
+        problem = f"{path}: is no timing cache of {target} on this GPU"
+    except DarktrtError as error:
+        problem = str(error)
     if named is not None:
-        raise DarktrtError(f"{path}: {problem}; delete it or name another file", "timing_cache")
-    LOGGER.warning(f"{path}: {problem}; all times are measured anew")
+        raise DarktrtError(f"{problem}; delete it or name another file", "timing_cache")
+    LOGGER.warning(f"{problem}; all times are measured anew")
     _set(config, b"")
 
 
@@ -78,10 +83,10 @@ def _save_file(times: bytes, named: str | Path | None, target: Target) -> None:
     path = Path(named or default_timing_cache(target))
     try:
         if named is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         with atomic_output(path) as temporary:
             temporary.write_bytes(times)
-    except (OSError, DarktrtError) as error:
+    except DarktrtError as error:
         if named is not None:
             raise
-        LOGGER.warning(f"{path}: the measured times cannot be kept: {error}")
+        LOGGER.warning(f"the measured times cannot be kept: {error}")

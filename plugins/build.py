@@ -12,7 +12,7 @@ from pathlib import Path
 
 from darktrt import __version__
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, cache_folder, check_writable, sha256_of
+from darktrt.files import atomic_output, cache_folder, check_writable, make_folder, sha256_of
 from darktrt.plugins.library import FILE_NAME, PluginLibrary, cached_path, installed_tensorrt, major_version, read_library
 from darktrt.progress import LOGGER
 
@@ -96,7 +96,7 @@ def _headers(version: str, include: str | Path | None) -> Path:
 def _build_folder() -> Iterator[Path]:
     """The folder of object files, which only one process uses at a time."""
     folder = cache_folder() / "objects" / __version__
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield folder
@@ -121,9 +121,9 @@ def _check_version(library: PluginLibrary, version: str, headers: Path) -> None:
 
 def _copy(library: PluginLibrary, target: Path, new_folder: bool) -> None:
     """Copy the library, unless the very same one is there: engines that depend on it are not built again for nothing."""
-    if target.is_file() and sha256_of(target) == library.sha256:
+    if os.path.isfile(target) and sha256_of(target) == library.sha256:
         return
     if new_folder:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
     with atomic_output(target) as temporary:
         shutil.copyfile(library.path, temporary)

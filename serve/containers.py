@@ -12,11 +12,15 @@ from darktrt.errors import DarktrtError
 from darktrt.serve.access import MENDED_RELEASE, caveat, closed_protocols, exposure_error, is_loopback
 from darktrt.serve.backend import PLAN_NAME
 from darktrt.serve.config import CONFIG_NAME
+from darktrt.serve.install import BACKEND_REQUIREMENTS
 from darktrt.serve.repository import check_target, loaded_versions, models_of, read_config, tensorrt_arguments
 from darktrt.serve.server import STACK_BYTES, StartOptions, listen_arguments
+from darktrt.wheels import PINNED
 
 IMAGE = "nvcr.io/nvidia/tritonserver"
 MOUNT = "/models"
+REQUIREMENTS = "/requirements.txt"
+"""Where a container finds what to install for the Python backend."""
 
 TENSORRT = {
     "23.03": (8, 5, 3),
@@ -135,7 +139,6 @@ def docker_command(repository: str | Path, options: StartOptions) -> DockerComma
     listen = listen_arguments(replace(options, address="0.0.0.0"))
     server = ["tritonserver", f"--model-repository={MOUNT}", *listen, *_limits(container, options), *options.arguments]
     server += tensorrt_arguments(repository, MOUNT)
-    packages = _packages(needs)
     words = [
         "docker",
         "run",
@@ -145,10 +148,11 @@ def docker_command(repository: str | Path, options: StartOptions) -> DockerComma
         f"--ulimit=stack={STACK_BYTES}",
         *(f"-p={one}" for one in publish),
     ]
-    words += [f"-v={Path(repository).resolve()}:{MOUNT}:ro", container.tag]
-    if packages:
-        server = ["bash", "-c", f"pip install {shlex.join(packages)} && exec {shlex.join(server)}"]
-    return DockerCommand((*words, *server), tuple(warnings))
+    words += [f"-v={Path(repository).resolve()}:{MOUNT}:ro"]
+    if installs := _installs(needs):
+        words += [f"-v={BACKEND_REQUIREMENTS}:{REQUIREMENTS}:ro"]
+        server = ["bash", "-c", " && ".join([*map(shlex.join, installs), f"exec {shlex.join(server)}"])]
+    return DockerCommand((*words, container.tag, *server), tuple(warnings))
 
 
 def _limits(container: Container, options: StartOptions) -> list[str]:
@@ -175,11 +179,12 @@ def _container(needs: list[_Needs]) -> tuple[Container, list[str]]:
     return container, [] if container.loads else [f"{name}: {container.advice(manifest.target)}"]
 
 
-def _packages(needs: list[_Needs]) -> list[str]:
-    """The packages that the Python backend imports and a stock container lacks."""
+def _installs(needs: list[_Needs]) -> list[list[str]]:
+    """The commands of pip for what the Python backend imports and a stock container lacks.
+
+    TensorRT's Python package has no stated SHA-256: on pip's index it is an sdist, for most versions.
+    """
     python = [one for one in needs if one.backend == "python"]
-    packages = ["pillow"] if python else []
-    if any(one.manifest is None for one in python):
-        packages.append("onnxruntime")
-    packages += sorted({f"tensorrt=={one.manifest.target.split()[-1]}" for one in python if one.manifest})
-    return packages
+    bindings = sorted({f"tensorrt=={one.manifest.target.split()[-1]}" for one in python if one.manifest})
+    packages = [["pip", "install", *PINNED, f"--requirement={REQUIREMENTS}"]] if python else []
+    return [*packages, *(["pip", "install", binding] for binding in bindings)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,18 @@ from darktrt.errors import DarktrtError
 from darktrt.files import cache_folder
 from darktrt.progress import LOGGER
 from darktrt.serve.program import Program, docker_runs, program_on_path
+from darktrt.wheels import new_environment
 
 PACKAGE = "nvidia-pytriton"
 PACKAGE_VERSION = "0.7.0"
 """The pip package with the ``tritonserver``; of Triton's backends it has only the Python backend."""
 
-_BACKEND_REQUIREMENTS = ("numpy<2", "onnxruntime>=1.18", "pillow>=10.1")
-"""What darktrt's backend imports. The package's Python backend is built for NumPy 1: NumPy 2 crashes it on encoded images."""
+_REQUIREMENTS = Path(__file__).parent / "requirements"
+BACKEND_REQUIREMENTS = _REQUIREMENTS / "backend.txt"
+"""What darktrt's backend imports beside NumPy, with hashes. ONNX Runtime's other dependencies serve its tools only."""
+SERVER_REQUIREMENTS = _REQUIREMENTS / "server.txt"
+"""The package, whose dependencies belong to its own Python API, and NumPy 1, for which its Python backend is built: NumPy 2
+crashes it on encoded images."""
 
 _PYTHONS = ("3.12", "3.11", "3.10")
 """The versions with NumPy 1 and a stub of the Python backend."""
@@ -77,8 +83,9 @@ class Interpreter:
 
     @property
     def folder(self) -> Path:
-        """The virtual environment of the package for this Python."""
-        return cache_folder() / f"triton-{PACKAGE_VERSION}-python{self.version}"
+        """The virtual environment of the package for this Python; another one where other wheels are asked for."""
+        wheels = hashlib.sha256(SERVER_REQUIREMENTS.read_bytes() + BACKEND_REQUIREMENTS.read_bytes()).hexdigest()[:8]
+        return cache_folder() / f"triton-{PACKAGE_VERSION}-python{self.version}-{wheels}"
 
     @property
     def complete(self) -> Path:
@@ -120,24 +127,13 @@ def _install(python: Interpreter) -> None:
     """Make the virtual environment, and a folder of backends whose Python backend starts this Python."""
     LOGGER.info(f"installing {PACKAGE} {PACKAGE_VERSION} into {python.folder}")
     shutil.rmtree(python.folder, ignore_errors=True)
-    _run([python.path, "-m", "venv", str(python.folder)])
-    _pip(python, "--no-deps", f"{PACKAGE}=={PACKAGE_VERSION}")  # its dependencies belong to its own Python API
-    _pip(python, *_BACKEND_REQUIREMENTS)
+    try:
+        new_environment(python.path, python.folder, SERVER_REQUIREMENTS, BACKEND_REQUIREMENTS)
+    except DarktrtError as error:
+        raise DarktrtError(f"cannot install {PACKAGE} ({error}); put a tritonserver on PATH, or use Docker") from error
     package = python.packages / "pytriton" / "tritonserver"
     for name in ("backends", "caches"):
         shutil.copytree(package / name, python.folder / name)
     stub = package / "python_backend_stubs" / python.version / "triton_python_backend_stub"
     shutil.copy(stub, python.folder / "backends" / "python")
     python.complete.touch()
-
-
-def _pip(python: Interpreter, *requirements: str) -> None:
-    program = str(python.folder / "bin" / "python")
-    _run([program, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements])
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = ([line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"])[-1]
-        raise DarktrtError(f"cannot install {PACKAGE} ({reason}); put a tritonserver on PATH, or use Docker")

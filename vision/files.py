@@ -19,7 +19,7 @@ from PIL import Image
 
 from darktrt.cuda import Frame, host_pixels
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output
+from darktrt.files import atomic_output, make_folder
 from darktrt.progress import progress
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import NetworkDetector
@@ -117,7 +117,7 @@ def _detect_images(detector: NetworkDetector, jobs: Iterable[_Job], in_flight: i
             for job, image, detections in zip(batch, images, detected, strict=True):
                 if job.target and image is not None:
                     if job.in_folder:
-                        _make_folder(job.target.parent)
+                        make_folder(job.target.parent)
                     write_image(job.target, draw(host_pixels(image), detections))
                 yield FileResult(job.path, detections, image=job.target)
 
@@ -128,8 +128,10 @@ def _read_and_detect(
     """The jobs in batches with their images, which may be None where no copy is wanted, and detections."""
     batches = list(_batches(jobs, detector.info.batch[2]))
     if in_flight is None:
-        with closing(detector.detect_frames([job.path for job in batch] for batch in batches)) as frames:
-            yield from ((batch, *result) for batch, result in zip(batches, frames, strict=True))
+        rest = (job for batch in batches for job in batch)
+        with closing(detector.detect_frames([job.path for job in batch] for batch in batches)) as parts:
+            for frames, detections in parts:  # of a whole batch, or of a part of one with large images
+                yield list(islice(rest, len(frames))), frames, detections
         return
 
     def detect(batch: list[_Job]) -> tuple[Sequence[Frame | None], list[Detections]]:
@@ -143,7 +145,7 @@ def _detect_video(detector: NetworkDetector, job: _Job, in_flight: int | None) -
     with ExitStack() as stack:
         rate, frames = stack.enter_context(open_video(job.path, detector._decodes_on))
         if job.target and job.in_folder:
-            _make_folder(job.target.parent)
+            make_folder(job.target.parent)
         write = stack.enter_context(video_writer(job.target, rate)) if job.target else None
         results = stack.enter_context(closing(detect_frames(detector, enumerate(frames), in_flight)))
         for number, image, detections in results:
@@ -227,10 +229,7 @@ def _targets(sources: dict[Path, Path], output: Path | None) -> list[Path | None
 
 
 def _is_folder(output: Path) -> bool:
-    try:
-        return output.is_dir() or not output.suffix
-    except OSError as error:
-        raise DarktrtError(f"{output}: cannot be written: {error}") from error
+    return os.path.isdir(output) or not output.suffix
 
 
 def _single_target(output: Path, sources: list[Path]) -> Path:
@@ -260,14 +259,6 @@ def _targets_in(folder: Path, sources: dict[Path, Path]) -> list[Path]:
         used.add(str(target).casefold())
         targets.append(target)
     return targets
-
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder when a file is ready for it, so that an unreadable source leaves no empty folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DarktrtError(f"{folder}: cannot make this output folder ({error.strerror})") from error
 
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:

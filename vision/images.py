@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,8 @@ LETTERBOX_FILL = np.float32(0.5)
 
 ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 """EXIF's orientation tag, and its values for images that are displayed turned by 90 degrees."""
+
+_Read = TypeVar("_Read")
 
 Admit = Callable[[int, int], None]
 """Takes the width and height of an image before it is decoded; what it raises ends the reading."""
@@ -80,10 +82,14 @@ def read_image(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Width and height of the image that :func:`read_image` reads, from its header; None for a file that it refuses."""
-    with suppress(DarktrtError, OSError, Image.DecompressionBombError), open_input(path) as file, open_image(file) as image:
-        width, height = image.size
-        return (height, width) if image.getexif().get(ORIENTATION) in _QUARTER_TURNS else (width, height)
+    with suppress(DarktrtError), open_input(path, MOST_FILE_BYTES) as file:
+        return _opened(file, os.fspath(path), _upright_size)
     return None
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if image.getexif().get(ORIENTATION) in _QUARTER_TURNS else (width, height)
 
 
 def decode_image(data: bytes, name: str, most_pixels: int) -> NDArray[np.uint8]:
@@ -107,14 +113,20 @@ def load_image(source: Path | bytes, name: str, admit: Admit | None = None) -> N
         DarktrtError: as :func:`read_image`, or from ``admit``, with the name in front.
     """
     if isinstance(source, bytes):
-        return _decoded(BytesIO(source), name, admit)
+        return _opened(BytesIO(source), name, partial(_pixels, admit=admit))
     with open_input(source, MOST_FILE_BYTES) as file:
-        return _decoded(file, name, admit)
+        return _opened(file, name, partial(_pixels, admit=admit))
 
 
-def _decoded(file: IO[bytes], name: str, admit: Admit | None) -> NDArray[np.uint8]:
+def _opened(file: IO[bytes], name: str, read: Callable[[Image.Image], _Read]) -> _Read:
+    """What ``read`` reads of an image.
+
+    Raises:
+        DarktrtError: it is no image or a damaged one, or from ``read``, with the name in front.
+    """
     try:
-        return _read(file, admit)
+        with open_image(file) as image:
+            return read(image)
     except DarktrtError as error:
         raise DarktrtError(f"{name}: {error}") from error
     except Exception as error:  # on damaged files Pillow's decoders raise anything from SyntaxError to struct.error
@@ -166,12 +178,11 @@ class _Quiet:
 QUIET = _Quiet()
 
 
-def _read(file: IO[bytes], admit: Admit | None) -> NDArray[np.uint8]:
-    with open_image(file) as image:
-        if admit:
-            admit(*image.size)
-        ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image)
+def _pixels(image: Image.Image, admit: Admit | None) -> NDArray[np.uint8]:
+    if admit:
+        admit(*image.size)
+    ImageOps.exif_transpose(image, in_place=True)
+    return _rgb(image)
 
 
 def _reason(error: Exception, empty: bool) -> str:
@@ -186,9 +197,26 @@ def _reason(error: Exception, empty: bool) -> str:
     return f"cannot be decoded ({error or type(error).__name__}); is it damaged or truncated?"
 
 
+_BAND = 1 << 24
+"""Pixels that are converted at a time: the copies that this takes are small beside a large image."""
+
+
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "F":
         raise ValueError("its pixels are floats; save it with 8 bits a channel")
+    width, height = image.size
+    if width * height <= _BAND:
+        return _band(image)
+    image.load()
+    rows = max(1, _BAND // width)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = _band(image.crop((0, top, width, bottom)))
+    return pixels
+
+
+def _band(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16-bit gray: convert() would clip at 255, not scale
         gray = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(gray[:, :, np.newaxis], 3, axis=2)

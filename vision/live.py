@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
@@ -31,7 +32,7 @@ def camera(device: str) -> LiveSource:
         DarktrtError: there is no such camera.
     """
     path = f"/dev/video{device}" if device.isdigit() else device
-    if not Path(path).exists():
+    if not os.path.exists(path):
         raise DarktrtError(f"{path}: there is no such camera; 'ls /dev/video*' lists those there are")
     return LiveSource(path, "v4l2")
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.files import read_text
-from darktrt.records import read_json
+from darktrt.records import Excerpt, read_record
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+COCO_BYTES = 1 << 30
+"""The largest COCO file that is read; that of train2017 has half a billion bytes."""
+COCO_ADVICE = "a COCO file has images with a file_name"
+
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
@@ -62,6 +67,8 @@ def find_media(sources: Sequence[str | os.PathLike[str]], exclude: Path | None =
     if not sources:
         raise DarktrtError("no sources; name images, videos or folders")
     files: dict[Path, Path] = {}
+    if "" in [os.fspath(source) for source in sources]:
+        raise DarktrtError("a source has an empty name; name images, videos or folders")
     for source in map(Path, sources):
         try:
             media = _media_of(source, exclude)
@@ -108,10 +115,10 @@ def coco_images(entry: str) -> tuple[Path, list[str]]:
     split = path.stem.removeprefix("instances_")
     guesses = [path.parent, path.parent / "images", path.parent / split, path.parent.parent / split]
     for candidate in [Path(folder)] if folder else guesses:
-        if any((candidate / name).is_file() for name in names):
+        if any(os.path.isfile(candidate / name) for name in names):
             return candidate, names
     where = f"'{folder}'" if folder else "its folder, nor in one named like it"
-    raise DarktrtError(f"{path}: its image '{names[0]}' is not in {where}; name the images' folder as {path}:FOLDER")
+    raise DarktrtError(f"{path}: its image '{quote(names[0])}' is not in {where}; name the images' folder as {path}:FOLDER")
 
 
 def matching_files(folder: Path, pattern: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Iterator[Path]:
@@ -177,9 +184,15 @@ def _coco(entry: str) -> list[Path]:
     return [folder / name for name in names]
 
 
+@dataclass(frozen=True)
+class _CocoImage(Excerpt):
+    file_name: str
+
+
+@dataclass(frozen=True)
+class _CocoImages(Excerpt):
+    images: tuple[_CocoImage, ...]
+
+
 def _coco_names(path: Path) -> list[str]:
-    values = read_json(path, "a COCO file has images with a file_name")
-    try:
-        return [str(image["file_name"]) for image in values["images"]]
-    except (KeyError, TypeError) as error:
-        raise DarktrtError(f"{path}: is no COCO file, which has images with a file_name") from error
+    return [image.file_name for image in read_record(_CocoImages, path, COCO_ADVICE, COCO_BYTES).images]

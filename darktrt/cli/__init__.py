@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from threading import Timer
 from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -69,9 +70,9 @@ def _interruptible(of_process: bool) -> Iterator[list[int]]:
         came.append(number)
         raise KeyboardInterrupt
 
-    def raise_again(unraisable: Any) -> None:  # Python has swallowed it in a destructor or a callback
+    def send_again(unraisable: Any) -> None:  # Python has swallowed it in a destructor or a callback
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+            Timer(0.01, os.kill, (os.getpid(), signal.SIGINT)).start()
         else:
             hook(unraisable)
 
@@ -80,7 +81,7 @@ def _interruptible(of_process: bool) -> Iterator[list[int]]:
     except ValueError:  # not the main thread, which signals go to
         yield came
         return
-    hook, sys.unraisablehook = sys.unraisablehook, raise_again
+    hook, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         yield came
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from darktrt import __version__
 from darktrt.cli import (
@@ -22,6 +23,7 @@ from darktrt.cli import (
     layers,
     load,
     plugins,
+    selftest,
     serve,
     surgery,
 )
@@ -31,6 +33,8 @@ from darktrt.progress import show_on_stderr
 
 _OPTIONS = {"calibration": "table", "calibration_images": "data"}
 """Arguments whose option has another name."""
+
+_MAY_BE_EMPTY = ("--fp-layers", "--simulate", "--version")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -52,10 +56,19 @@ def run(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str], args: argparse.Namespace) -> int | None:
     try:
         parser().parse_args(arguments, args)
+        _refuse_empty(arguments)
         show_on_stderr()
         return args.run(args)  # type: ignore[no-any-return]
     finally:
         sys.stdout.flush()  # also where argparse ends the process, after --help
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse the empty name, which would be the current folder or no file at all."""
+    for before, word in pairwise(["darktrt", *arguments]):
+        option, equals, value = word.partition("=") if word.startswith("--") else (before, "=", word)
+        if equals and not value and option not in _MAY_BE_EMPTY:
+            raise DarktrtError(f"the word behind '{option}' is empty; is a variable of the shell not set?")
 
 
 def _name(args: argparse.Namespace) -> str:
@@ -78,6 +91,6 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=f"darktrt {__version__}")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     stages = (fetch, convert, surgery, calib, engine, layers, plugins)
-    for module in (*stages, check, detect, serve, client, load, bench, inspect, doctor):
+    for module in (*stages, check, detect, serve, client, load, bench, inspect, doctor, selftest):
         module.add(commands)
     return root

@@ -34,6 +34,7 @@ class Output:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        codecs.register_error(_ESCAPED, _escaped)
 
     def write(self, text: str) -> int:
         encoding = self._stream.encoding or "utf-8"
@@ -82,7 +83,6 @@ class Messages(Output):
 @contextmanager
 def readable_streams() -> Iterator[None]:
     """Put :class:`Output` and :class:`Messages` over standard output and error in the block."""
-    codecs.register_error(_ESCAPED, _escaped)
     stdout, stderr = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = Output(stdout), Messages(stderr)
     try:

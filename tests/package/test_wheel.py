@@ -48,14 +48,22 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as file:
         names = file.namelist()
     assert {name.partition("/")[0] for name in names} == {"darktrt", f"darktrt-{wheel.name.split('-')[1]}.dist-info"}
-    for name in ("py.typed", "convert/data/coco.names", "check/templates/page.html", "plugins/csrc/Makefile"):
+    for name in (
+        "py.typed",
+        "convert/data/coco.names",
+        "check/templates/page.html",
+        "plugins/csrc/Makefile",
+        "serve/requirements/server.txt",
+    ):
         assert f"darktrt/{name}" in names
     sources = {path.relative_to(ROOT / "darktrt").as_posix() for room in ROOT.glob("darktrt/*") for path in room.rglob("*.py")}
     packaged = {name.removeprefix("darktrt/") for name in names if name.endswith(".py")}
     assert sources <= packaged
     assert ("darktrt/vision/libdarktrt_fit.so" in names) == has_compiler()
     assert wheel.name.partition("-py3-none-linux_")[2]
-    csrc = {path.name for path in (ROOT / "plugins/csrc").rglob("*") if path.suffix in (".h", ".cu", ".cpp", ".sh", ".map")}
+    csrc = {
+        path.name for path in (ROOT / "plugins/csrc").rglob("*") if path.suffix in (".h", ".cu", ".cpp", ".sh", ".map", ".txt")
+    }
     assert csrc <= {name.rpartition("/")[2] for name in names}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -190,14 +191,15 @@ def headers(**environment: str) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr).strip()
 
 
-def released(folder: Path, *tags: str) -> str:
-    """Address of a repository with headers and these tags."""
+def released(folder: Path, *tags: str) -> tuple[str, str]:
+    """Address of a repository with headers and these tags, and the commit that all of them name."""
     (folder / "include").mkdir(parents=True)
     (folder / "include" / "NvInfer.h").touch()
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-qm", "a"], *(["tag", tag] for tag in tags)):
         subprocess.run(["git", "-C", str(folder), *command], check=True)
-    return folder.as_uri()
+    head = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    return folder.as_uri(), head.stdout.strip()
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
@@ -206,8 +208,8 @@ def released(folder: Path, *tags: str) -> str:
 )
 def test_headers_of_a_release_are_cloned_once(tmp_path: Path, asked: str, tag: str | None) -> None:
     """Tags have two numbers or three; packages up to four."""
-    url = released(tmp_path / "repository", "v99.1.0", "v99.2")
-    known = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TENSORRT_VERSION": asked}
+    url, commit = released(tmp_path / "repository", "v99.1.0", "v99.2")
+    known = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TENSORRT_VERSION": asked, "TENSORRT_COMMIT": commit}
     status, said = headers(TENSORRT_OSS_URL=url, **known)
     if tag is None:
         assert status == 1
@@ -218,6 +220,31 @@ def test_headers_of_a_release_are_cloned_once(tmp_path: Path, asked: str, tag: s
     assert (status, said) == (0, str(include))
     assert (include / "NvInfer.h").is_file()
     assert headers(TENSORRT_OSS_URL="file:///nowhere", **known) == (0, str(include))
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git")
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("10.16.0", "v10.16 is commit {commit} there, not 52399f555c2f80cb690a4a558b604e1a5f227e7c as NVIDIA released it"),
+        ("99.1", "no headers of TensorRT 99.1: {advice}; its commit is not known: set TENSORRT_COMMIT to the one that NVIDIA"),
+    ],
+)
+def test_headers_are_those_of_a_known_commit(tmp_path: Path, asked: str, said: str) -> None:
+    """A tag can be moved, and a mirror can hold anything: nothing of another commit is compiled or kept."""
+    url, commit = released(tmp_path / "repository", "v10.16", "v99.1")
+    status, message = headers(TENSORRT_OSS_URL=url, TENSORRT_VERSION=asked, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    advice = "set TENSORRT_INCLUDE to the folder of NvInfer.h, or TENSORRT_VERSION to a release"
+    assert status == 1
+    assert said.format(commit=commit, advice=advice) in message
+    assert not list((tmp_path / "cache" / "darktrt").iterdir())
+
+
+def test_every_usual_release_has_its_commit() -> None:
+    """The release that is used where no TensorRT is installed, and each that the adapters are compiled against here."""
+    commits = dict(line.split() for line in (SOURCES / "commits.txt").read_text().splitlines())
+    assert all(re.fullmatch("[0-9a-f]{40}", commit) for commit in commits.values())
+    assert {"v8.6.0", "v8.6.1", "v10.3.0", "v10.16", "v11.1"} <= set(commits)
 
 
 def test_a_folder_of_headers_can_be_named(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from helpers import MADE_BODY, MADE_CFG, MADE_NET, Made, files_in, made_image, make, net, relative_error
+from numpy.typing import NDArray
 from PIL import Image
 
 from darktrt.check.agreement import Agreement, compare
@@ -35,8 +39,9 @@ from darktrt.cli import main
 from darktrt.convert.reference import TorchReference
 from darktrt.engine.manifest import Manifest
 from darktrt.errors import DarktrtError
+from darktrt.metadata import METADATA_KEY
 from darktrt.onnx_file import load_model
-from darktrt.surgery.functions import embed
+from darktrt.plugins.functions import embed
 from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.precision import halve
 from darktrt.surgery.rewrite import SurgeryOptions, import_graph, insert_plugins, save_model
@@ -308,10 +313,105 @@ def test_files_that_are_no_results_are_refused(made: Made, tmp_path: Path) -> No
     damages = ("", "[]", "{}", text[: len(text) // 2], text.replace('"darktrt"', '"other"'), text.replace("ndarray", "nothing"))
     for damage in damages:
         (tmp_path / "damaged.json").write_text(damage)
-        with pytest.raises(DarktrtError, match=r"damaged.json: has no (saved outputs|results)"):
+        with pytest.raises(DarktrtError, match=r"damaged\.json: (is damaged.*|has no results); make it by saving outputs$"):
             load_results(tmp_path / "damaged.json")
-    with pytest.raises(DarktrtError, match="no such file; make it by saving outputs"):
+    with pytest.raises(DarktrtError, match="No such file or directory; make it by saving outputs"):
         load_results(tmp_path / "missing.json")
+
+
+@pytest.fixture(scope="module")
+def results(made: Made, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The text of saved results."""
+    path = tmp_path_factory.mktemp("results") / "torch.json"
+    saved(made, path, torch_of(made))
+    return path.read_text()
+
+
+def base64_of(array: NDArray[Any], save: Callable[..., None] = np.save) -> str:
+    file = io.BytesIO()
+    save(file, array)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def header_only(shape: str) -> str:
+    """An array that declares numbers which are not there."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return base64.b64encode(b"\x93NUMPY\x01\x00\x76\x00" + text.encode()).decode()
+
+
+DAMAGES: dict[str, tuple[str, str]] = {
+    "an archive": (base64_of(np.zeros(9, np.float32), np.savez_compressed), "an array is damaged: .*magic string"),
+    "4 TB that are not there": (header_only("(1099511627776,)"), "holds another number of bytes than it declares"),
+    "a negative side": (header_only("(-1,)"), "a negative size"),
+    "objects": (base64_of(np.array([{}], object)), "Object arrays cannot be loaded|another number of bytes"),
+    "double": (base64_of(np.zeros(9)), r"'head0_raw' is \(9,\) float64"),
+    "text": (base64_of(np.array(["a"])), r"'head0_raw' is \(1,\) <U1"),
+    "nothing": (base64_of(np.zeros((0, 4), np.float32)), r"'head0_raw' is \(0, 4\)"),
+    "no base64": ("%%%", "Only base64 data is allowed"),
+    "no text": ("\u00e4", "only contain ASCII|ASCII"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_a_tensor_that_is_none_is_refused(case: str, results: str, tmp_path: Path) -> None:
+    values = json.loads(results)
+    text, message = DAMAGES[case]
+    values["lst"][0][1][0]["outputs"]["head0_raw"]["values"]["array"] = text
+    (tmp_path / "a.json").write_text(json.dumps(values))
+    with pytest.raises(DarktrtError, match=rf"a\.json: is damaged \(.*({message}).*; make it by saving outputs$"):
+        load_results(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [np.zeros((2, 5)), np.zeros(6), np.full((1, 6), np.nan), np.full((1, 6), np.inf)],
+    ids=["five", "flat", "nan", "inf"],
+)
+def test_detections_that_are_none_are_refused(rows: NDArray[Any], results: str, tmp_path: Path) -> None:
+    values = json.loads(results)
+    values["lst"][0][1][0]["outputs"][DETECTIONS]["values"]["array"] = base64_of(rows.astype(np.float32))
+    (tmp_path / "a.json").write_text(json.dumps(values))
+    with pytest.raises(DarktrtError, match=r"a\.json: is damaged \('detections' are "):
+        load_results(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("precision", "fp4", "the precision is 'fp4'"),
+        ("score_threshold", 2.0, "the score threshold is 2"),
+        ("score_threshold", "x", "'score_threshold' is 'x'"),
+        ("digest", 3, "'digest' is 3"),
+        ("info", {}, "is missing"),
+    ],
+)
+def test_an_origin_that_is_none_is_refused(key: str, value: Any, message: str, results: str, tmp_path: Path) -> None:
+    values = json.loads(results)
+    place = values["lst"][0][1][1]["outputs"][METADATA_KEY]["values"]
+    origin = json.loads(np.load(io.BytesIO(base64.b64decode(place["array"]))).tobytes())
+    place["array"] = base64_of(np.frombuffer(json.dumps({**origin, key: value}).encode(), np.uint8))
+    (tmp_path / "a.json").write_text(json.dumps(values))
+    with pytest.raises(DarktrtError, match=rf"a\.json: is damaged \(.*{message}"):
+        load_results(tmp_path / "a.json")
+
+
+def test_results_without_images_are_refused(results: str, tmp_path: Path) -> None:
+    values = json.loads(results)
+    for lst, message in (([], "has no results"), ([["PyTorch", []]], "has no images"), ([["PyTorch"]], "'lst' is")):
+        (tmp_path / "a.json").write_text(json.dumps({**values, "lst": lst}))
+        with pytest.raises(DarktrtError, match=message):
+            load_results(tmp_path / "a.json")
+
+
+def test_numbers_beyond_float32_are_null(results: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(results)
+    (one,), (other,) = (load_results(tmp_path / "a.json") for _ in range(2))
+    for loaded, score in ((one, 3e38), (other, -3e38)):
+        for iteration in loaded.iterations.values():
+            iteration[DETECTIONS] = rows((0, 0, 10, 10, score, 1))
+    agreement = compare([], [], [one, replace(other, name="other")])
+    assert not agreement.passed
+    assert json.loads(agreement.to_json())["variants"][0]["detections"]["score"] is None
 
 
 # --- mistakes ---

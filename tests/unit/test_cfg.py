@@ -151,6 +151,7 @@ def test_activations(tmp_path: Path, name: str) -> None:
         ("[sam]\nfrom=-2\nactivation=mish\n", Sam(2, 22, "sam", (1, 0), "mish")),
         ("[scale_channels]\nfrom=-2\nscale_wh=1\n", ScaleChannels(2, 22, "scale_channels", (1, 0), True, "linear")),
         ("[dropout]\nprobability=.5\n", Dropout(2, 22, "dropout", (1,))),
+        ("[reorg]\n", Reorg(2, 22, "reorg", (1,), 1, False)),
         ("[reorg]\nstride=2\n", Reorg(2, 22, "reorg", (1,), 2, False)),
         ("[reorg3d]\nstride=2\nreverse=1\n", Reorg(2, 22, "reorg3d", (1,), 2, True)),
     ],
@@ -169,6 +170,11 @@ def test_yolo(tmp_path: Path) -> None:
 def test_yolo_defaults(tmp_path: Path) -> None:
     record = parsed(tmp_path, net() + conv(8, 1) + "[yolo]\nanchors=1,2, 3.5,4, 5,6\nnum=2\n").layers[1]
     assert record == Yolo(1, 14, "yolo", (0,), (0, 1), ((1.0, 2.0), (3.5, 4.0)), 20, 1.0, False, "plain", 0.6, 1.0)
+
+
+def test_one_anchor_is_the_default(tmp_path: Path) -> None:
+    record = parsed(tmp_path, net() + conv(8, 1) + "[yolo]\nanchors=3,4\n").layers[1]
+    assert (record.mask, record.anchors) == ((0,), ((3.0, 4.0),))  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("value", "on"), [(0, False), (1, True), (2, True)])
@@ -195,6 +201,7 @@ def test_what_passes_its_input_on_says_so(tmp_path: Path) -> None:
         "[net]\nwidth=64\nheight=64\nchannels=3\nmax_batches=500200\npolicy=steps\nmosaic=1\nsubdivisions=8\nburn_in=1000\n",
         net() + "[convolutional]\nantialiasing=0\nbinary=0\nxnor=0\nlearning_rate=1\nstopbackward=800\n",
         net() + "[maxpool]\nsize=2\nantialiasing=0\nmaxpool_depth=0\n",
+        net() + "[convolutional]\ndontload=0\ndontloadscales=0\nsway=0\ncoordconv=0\n",
     ],
 )
 def test_keys_for_training_and_switched_off_ones_are_passed_over(tmp_path: Path, keys: str) -> None:
@@ -284,6 +291,7 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body(conv(4) + "[route]\nlayers=-5\n"), "[route] 'layers' names layer -5"),
         (body(conv(4) + "[route]\n"), "net.cfg:14: [route] needs 'layers='"),
         (body(conv(4) + "[route]\nlayers=0\ngroups=2\ngroup_id=2\n"), "net.cfg:17: [route] 'group_id=2' must lie in 0..1"),
+        (body(conv(4) + "[route]\nlayers=0\ngroup_id=-1\n"), "net.cfg:16: [route] 'group_id=-1' must lie in 0..0"),
         (body(conv(4) + "[shortcut]\nfrom=x\n"), "net.cfg:15: [shortcut] 'from=x' is not a whole number"),
         (body(conv(4) + "[sam]\nfrom=0,0\n"), "net.cfg:15: [sam] 'from' names 2 layers; it accepts one"),
         (body(conv(4) + "[scale_channels]\n"), "net.cfg:14: [scale_channels] needs 'from='"),
@@ -296,12 +304,16 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body("[convolutional]\nshare_index=0\n"), "'share_index=0' changes what the network computes"),
         (body("[maxpool]\nsize=2\nmaxpool_depth=1\n"), "'maxpool_depth=1' changes what the network computes"),
         (body("[convolutional]\ndontload=1\n"), "'dontload=1' changes what the network computes"),
+        (body("[maxpool]\nsize=2\ndontloadscales=1\n"), "'dontloadscales=1' changes what the network computes"),
         # heads
         (net() + conv(4) + head(mask="0,6"), "[yolo] 'mask' names anchor 6, but 'num=6' allows 0..5"),
         (net() + conv(4) + head(num=9), "[yolo] 'anchors' has 12 numbers, but 'num=9' needs 18"),
         (net() + conv(4) + head(anchors="1,2,3", num=2), "[yolo] 'anchors' has 3 numbers, but 'num=2' needs 4"),
         (net() + conv(4) + head(anchors="1,2,0,4", num=2), "[yolo] 'anchors' must be greater than 0"),
         (net() + conv(4) + head(anchors="1,2,x,4", num=2), "[yolo] 'anchors=x' is not a number"),
+        (net() + conv(4) + head(mask="-1,0"), "[yolo] 'mask' names anchor -1, but 'num=6' allows 0..5"),
+        (net() + conv(4) + head(scale_x_y=0), "[yolo] 'scale_x_y=0' must be greater than 0"),
+        (net() + conv(4) + head(scale_x_y=-1.5), "[yolo] 'scale_x_y=-1.5' must be greater than 0"),
         (net() + conv(4) + head(classes=0), "[yolo] 'classes=0' must be at least 1"),
         # files
         ("", "net.cfg: is empty; a cfg begins with [net]"),

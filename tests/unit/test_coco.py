@@ -220,19 +220,31 @@ WRONG = {
     "no key of annotations": ({"images": GOOD["images"]}, "has no annotations"),
     "no categories": ({**GOOD, "categories": []}, "has no categories"),
     "no images": ({**GOOD, "images": []}, "no images here"),
-    "images without names": ({**GOOD, "images": [{"id": 1}]}, "is no COCO file, which has images with a file_name"),
-    "a list": ([1, 2], "is no COCO file"),
+    "images without names": (
+        {**GOOD, "images": [{"id": 1}]},
+        "'file_name' is missing.; a COCO file has images with a file_name",
+    ),
+    "a list": ([1, 2], r"is damaged .*\[1, 2\]"),
+    "a number": (3, "is damaged"),
+    "null": (None, "is damaged"),
     "an image is missing": (
         {**GOOD, "images": [*GOOD["images"], {"id": 41, "file_name": "x.png"}]},
         r"1 of its 2 images are missing, '.*x\.png' for example",
     ),
     "an unknown image": ({**GOOD, "annotations": [label(99, (0, 0, 9, 9))]}, "an annotation has image_id 99"),
     "an unknown category": ({**GOOD, "annotations": [label(40, (0, 0, 9, 9), 1)]}, "an annotation has category_id 1"),
-    "three numbers": ({**GOOD, "annotations": [{**label(40, (0, 0, 9, 9)), "bbox": [1, 2, 3]}]}, "is a damaged COCO file"),
-    "a box of NaN": ({**GOOD, "annotations": [label(40, (0, 0, math.nan, 9))]}, r"is a damaged COCO file .*a bbox is \["),
-    "a box of words": ({**GOOD, "annotations": [{**label(40, (0, 0, 9, 9)), "bbox": "abcd"}]}, "is a damaged COCO file"),
-    "annotations of text": ({**GOOD, "annotations": "many"}, "is a damaged COCO file"),
-    "images without ids": ({**GOOD, "images": [{"file_name": "0.png"}]}, r"is a damaged COCO file \(KeyError: 'id'\)"),
+    "three numbers": ({**GOOD, "annotations": [{**label(40, (0, 0, 9, 9)), "bbox": [1, 2, 3]}]}, r"'bbox' is \[1, 2, 3\]"),
+    "a box of NaN": ({**GOOD, "annotations": [label(40, (0, 0, math.nan, 9))]}, "NaN is no finite number"),
+    "a box of words": ({**GOOD, "annotations": [{**label(40, (0, 0, 9, 9)), "bbox": "abcd"}]}, "'bbox' is 'abcd'"),
+    "annotations of text": ({**GOOD, "annotations": "many"}, "'annotations' is 'many'"),
+    "images without ids": ({**GOOD, "images": [{"file_name": "0.png"}]}, "'id' is missing"),
+    "a box of the universe": ({**GOOD, "annotations": [label(40, (0, 0, 1e300, 9))]}, r"a bbox is \("),
+    "an area of the universe": ({**GOOD, "annotations": [{**label(40, (0, 0, 9, 9)), "area": 1e300}]}, "its area 1e"),
+    "an infinite width": ({**GOOD, "images": [{**GOOD["images"][0], "width": math.inf, "height": 1}]}, "Infinity is no finite"),
+    "a width of the universe": ({**GOOD, "images": [{**GOOD["images"][0], "width": 1e300, "height": 1}]}, "an image is 1e"),
+    "a long name": ({**GOOD, "images": [*GOOD["images"], {"id": 41, "file_name": "x" * 5000}]}, r"'.{1,80}' for example$"),
+    "half a character": ({**GOOD, "images": [{"id": 40, "file_name": "\ud800"}]}, "half a character"),
+    "an id of a list": ({**GOOD, "images": [{"id": [], "file_name": "0.png"}]}, r"'id' is \[\]"),
 }
 
 
@@ -244,18 +256,27 @@ def test_wrong_files_are_refused(case: str, tmp_path: Path) -> None:
     path.write_text(json.dumps(values))
     with pytest.raises(DarktrtError, match=message) as raised:
         load_ground_truth([str(path)], NAMES)
-    assert str(raised.value).startswith(f"{path}: ")
+    assert str(raised.value).startswith(f"{path}: ") and len(str(raised.value)) < 400
     path.write_text(json.dumps(GOOD))
     assert len(load_ground_truth([str(path)], NAMES).images) == 1
 
 
+def test_ids_may_be_text_too(tmp_path: Path) -> None:
+    Image.fromarray(made_image(150, 200)).save(tmp_path / "0.png")
+    categories = [{"id": "b", "name": "dog"}, {"id": 3, "name": "cat"}, {"id": "a", "name": 7}]
+    values = {"images": [{"id": "x", "file_name": "0.png"}], "annotations": [label("x", (0, 0, 9, 9), "b")]}  # type: ignore[arg-type]
+    (tmp_path / "val.json").write_text(json.dumps({**values, "categories": categories}))
+    (image,) = load_ground_truth([str(tmp_path / "val.json")], ("cat", "7", "dog")).images
+    assert image.objects == ((2, (0, 0, 9, 9), 81, False),)
+
+
 def test_files_that_are_no_json_are_refused(tmp_path: Path) -> None:
     (tmp_path / "val.json").write_text("{")
-    cases = {tmp_path / "val.json": "is no COCO file", tmp_path: "no images here", Path("none.json"): "No such file"}
+    cases = {tmp_path / "val.json": "is damaged or no JSON", tmp_path: "no images here", Path("none.json"): "No such file"}
     for entry, message in cases.items():
         with pytest.raises(DarktrtError, match=message):
             load_ground_truth([str(entry)], NAMES)
-    with pytest.raises(DarktrtError, match=r"val\.json: is no JSON"):
+    with pytest.raises(DarktrtError, match=r"val\.json: is damaged or no JSON"):
         has_labels(str(tmp_path / "val.json"))
 
 

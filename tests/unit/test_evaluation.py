@@ -136,7 +136,7 @@ BAD = {
     "photos --simulate fp16": "--simulate rounds what an ONNX file computes; name one by --model",
     "photos --model net.onnx --model net.onnx": "net.onnx: is given twice; name each variant once",
     "photos --load-detections none.json": "none.json: cannot read: No such file",
-    "photos --load-detections broken.json": "broken.json: has no saved detections, or damaged ones",
+    "photos --load-detections broken.json": "broken.json: is damaged (",
     "photos --load-detections classes.json --model net.onnx": "A: has other classes than net.onnx",
     "photos --load-detections thresholds.json --model net.onnx": "A: was made with score threshold 0.5",
     "photos/0.png --load-detections good.json --save-detections good.json": "good.json: is given twice",

@@ -43,8 +43,9 @@ from micro import (
 
 from darktrt.convert.cfg import Network, Yolo, read_cfg
 from darktrt.convert.export import convert_darknet
-from darktrt.convert.layers import ACTIVATIONS
-from darktrt.convert.model import Darknet, load_darknet, random_weights
+from darktrt.convert.layers import ACTIVATIONS, Convolution
+from darktrt.convert.model import Darknet, _noise, _shrunk, load_darknet, random_weights
+from darktrt.convert.weights import initial_weights
 from darktrt.errors import DarktrtError
 
 POINTS = [-1e4, -700, -104, -88.8, -50, -20.1, -19.9, -6.5, -4.1, -3.9, -2.1, -1.9, -1, -0.3, -1e-3, 0, 1e-3, 0.7, 1.1, 2.5]
@@ -178,6 +179,31 @@ def test_one_seed_gives_the_same_bits_and_another_others(tmp_path: Path) -> None
     assert flat(network, 5) != flat(network, 6)
 
 
+def test_random_weights_do_not_depend_on_the_size_of_the_input(tmp_path: Path) -> None:
+    """They are fitted on four cells of the coarsest head, and 64 pixels at least."""
+    network = network_of(tmp_path, net(416, 416) + "".join(conv(4, stride=2) for _ in range(5)) + head())
+    assert flat(network, 0) == flat(network.resized(608, 160), 0) == flat(network.resized(128, 128), 0)
+    assert flat(network, 0) != flat(network.resized(96, 128), 0)
+    for stride, side in ((1, 64), (8, 64), (16, 64), (32, 128)):
+        for size in ((640, 320), (side, side)):
+            one = network_of(tmp_path, net(*size) + conv(4, stride=stride) + head())
+            assert (_shrunk(one).width, _shrunk(one).height) == (side, side)
+    unpadded = section("convolutional", filters=4, size=7, activation="leaky") + section("reorg3d", stride=4)
+    whole = network_of(tmp_path, net(102, 102) + unpadded + head())
+    assert _shrunk(whole) is whole
+
+
+def test_objectness_of_random_weights_is_lowered(tmp_path: Path) -> None:
+    network = network_of(tmp_path, net() + conv(8, stride=2) + head(3) + section("route", layers=0) + head(3, "3,4"))
+    fitted, drawn = random_weights(network, 2), list(initial_weights(network, 2))
+    for index in (1, 4):
+        lowered = drawn[index]["bias"] - fitted[index]["bias"]
+        expected = np.zeros(len(lowered))
+        expected[4::8] = 3
+        np.testing.assert_allclose(lowered, expected, atol=1e-6)
+    np.testing.assert_array_equal(fitted[0]["bias"], drawn[0]["bias"])
+
+
 def spreads(network: Network, seed: int) -> dict[str, list[float]]:
     """Root mean square of each layer's output by the image shown: noise, and one with shades and rectangles."""
     model = Darknet(network).eval()
@@ -231,6 +257,40 @@ def test_random_weights_are_finite_where_a_layer_sees_only_zeros(tmp_path: Path)
     for values in random_weights(network, 0):
         assert all(np.isfinite(array).all() for array in values.values())
         assert (values.get("variance", np.ones(1)) > 0).all()
+
+
+@pytest.mark.parametrize("normalize", [0, 1])
+def test_random_weights_make_the_mean_square_of_each_filter_one(tmp_path: Path, normalize: int) -> None:
+    """Over the images of the fit; half of it where a filter answers so weakly that it is not trusted."""
+    network = network_of(tmp_path, net() + conv(16) + conv(64, stride=2, normalize=normalize) + conv(8) + head())
+    weights = random_weights(network, 3)
+    model = Darknet(network).eval()
+    model.load(weights)
+    seen: dict[int, torch.Tensor] = {}
+    with torch.inference_mode():
+        model.run(_noise(network, 3), set(), lambda layer, inputs: seen.setdefault(layer.index, inputs[0]))
+        convolution = model.layers[1]
+        assert isinstance(convolution, Convolution)
+        values = weights[1]
+        plain = {"weight": values["weight"], "bias": np.zeros(64, np.float32)}
+        convolution.load(plain)
+        square = convolution.convolve(seen[1]).square().mean((0, 2, 3)).numpy()
+    square = square / values["variance"] if normalize else square
+    assert square.max() == pytest.approx(1, rel=1e-4)
+    assert (np.abs(square - 1) < 1e-4).sum() > 20
+
+
+def test_the_images_of_the_fit_are_smooth_and_white(tmp_path: Path) -> None:
+    network = network_of(tmp_path, net(48, 40, 2) + conv(8, stride=8) + head())
+    images = _noise(network, 1)
+    assert images.shape == (8, 2, 40, 48)
+    assert images.min() >= 0 and images.max() <= 1
+    assert torch.equal(images, _noise(network, 1)) and not torch.equal(images, _noise(network, 2))
+    steps = (images[..., 1:] - images[..., :-1]).square().mean((1, 2, 3)) / images.var((1, 2, 3))
+    assert steps[:4].max() < 0.8 * steps[4:].min()
+    assert steps[4:].min() > 1.7  # neighbours of white noise have nothing in common
+    for i in range(8):
+        assert (images[i, 0] - images[i, 1]).abs().mean() > 0.01, "two channels are the same"
 
 
 def test_no_variance_is_far_below_those_of_a_layers_other_filters(tmp_path: Path) -> None:

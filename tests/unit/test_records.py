@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from darktrt import records
 from darktrt.errors import DarktrtError
-from darktrt.records import parse_json, read_json, read_record, record
+from darktrt.records import Excerpt, parse_json, read_json, read_record, record
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,46 @@ def test_a_field_that_is_missing_is_named() -> None:
 def test_a_sentence_quotes_at_most_a_line() -> None:
     with pytest.raises(ValueError, match=r"^unknown field 'x{77}\.\.\.'$"):
         record(_Box, {"x" * 100_000: 1})
+
+
+@dataclass(frozen=True)
+class _Part(Excerpt):
+    """Some fields of another program's object."""
+
+    id: int | str
+    box: _Box | None = None
+    flag: int | bool = 0
+    anything: Any = None
+
+
+def test_an_excerpt_skips_other_fields() -> None:
+    assert record(_Part, {"id": "a", "other": [1], "flag": True}) == _Part("a", None, True)
+    assert record(_Part, {"id": 7, "box": {"sides": [1, 2]}, "anything": {"x": [None]}}) == _Part(
+        7, _Box((1, 2)), anything={"x": [None]}
+    )
+    for values in ({"id": None}, {"id": 0.5}, {"id": True}, {"id": []}, {"id": 1, "flag": 0.5}, {"id": 1, "box": 2}):
+        with pytest.raises(ValueError, match=" is "):
+            record(_Part, values)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^'sides' is missing$"):
+        record(_Box, {"name": "a"})
+    with pytest.raises(ValueError, match=r"^'id' is missing$"):
+        record(_Part, {"flag": 1})
+
+
+def test_a_file_of_another_format_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for text, own in (('{"format": 2}', "2"), ('{"format": true}', "True"), ("[]", "None"), ('{"sides": [1, 2]}', "None")):
+        path.write_text(text)
+        with pytest.raises(DarktrtError, match=rf"a\.json: is of another kind or version \(its format is {own}, not 3\); x"):
+            read_record(_Box, path, "x", file_format=3)
+
+
+def test_json_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "MOST_MEMORY", 100_000)
+    for text in ("[" + "[]," * 1000 + "0]", "[" + "{}," * 400 + "0]", "[" + "1," * 3200 + "0]", "[" + '"ab",' * 1200 + "0]"):
+        with pytest.raises(DarktrtError, match=r"^f: its values would take 0\.0 GB of memory, and may take 0\.0 GB; x$"):
+            parse_json(text, "f", "x")
+    assert len(parse_json('"' + "a" * 1_000_000 + '"', "f", "x")) == 1_000_000

@@ -107,7 +107,7 @@ def test_the_digest_is_of_images_and_labels(labelled: Path) -> None:
 
 BAD: dict[str, tuple[list[str], str]] = {
     "nothing there": (["{before}", "none"], "none: cannot read: No such file"),
-    "no report": (["{before}", "{net}.json"], "net.onnx.json: is no report of 'darktrt check report'"),
+    "no report": (["{before}", "{net}.json"], "net.onnx.json: is damaged ('evaluation' is missing)"),
     "no such variant": (["{before}:exakt", "{before}"], "has no variant 'exakt', only exact, random"),
     "nothing in common": (["{before}:exact", "{after}"], "has the variants exact, {after} has a, b; name one of each"),
     "other images": (["{before}", "{elsewhere}"], "were measured on different images or labels"),

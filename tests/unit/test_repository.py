@@ -332,7 +332,7 @@ WRONG_NAMES = ["", "a/b", ".hidden", "-v", "a b", "a\nb", "a\n", "a\x1b[2J", "a?
         ("fp16.plan", {"kind": "onnxruntime"}, None, "the backend onnxruntime runs files that end in .onnx"),
         ("portable.onnx", {"kind": "tensorrt_plan"}, None, "the backend tensorrt runs files that end in .plan .engine"),
         ("missing.onnx", {}, None, "cannot read"),
-        ("missing.plan", {}, None, "cannot read the manifest"),
+        ("missing.plan", {}, None, "cannot read: No such file"),
         *(("portable.onnx", {}, name, "cannot be a model's name") for name in WRONG_NAMES),
         ("plugins.plan", {}, None, "needs plugins; compile their library with 'darktrt plugins --tensorrt 8.6.1'"),
     ],

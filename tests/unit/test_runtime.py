@@ -613,7 +613,7 @@ def test_bench_from_the_command_line(
         (["{plan}", "{plan}"], [1], 1, "two engines are called 'net'; give them names: a="),
         (["{plan}"], [0], 1, "0 is below 1"),
         (["{plan}"], [1], 0, "0 is below 1"),
-        (["none.plan"], [1], 1, "none.json: cannot read the manifest"),
+        (["none.plan"], [1], 1, "none.json: cannot read: No such file"),
         (["{plan}"], [4], 1, "a batch of 4 images; the model accepts 1 to 3"),
     ],
 )

@@ -99,7 +99,7 @@ def test_nothing_there_is_said(shots: Path) -> None:
         "bytes.bin": "should be an image, or a list of images",
         "notes.txt": "lists 'hello', which is no image",
         "broken.json": "a COCO file has images",
-        "other.json": "is no COCO file",
+        "other.json": "a COCO file has images",
         "missing.json:shots": "No such file",
         "x" * 300: "cannot be read",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import signal
@@ -642,13 +643,42 @@ def test_programs_by_choice(monkeypatch: pytest.MonkeyPatch) -> None:
         install.choose_program("path")
 
 
+@pytest.mark.parametrize("file", [install.SERVER_REQUIREMENTS, install.BACKEND_REQUIREMENTS])
+def test_everything_that_is_installed_has_one_version_and_hashes(file: Path) -> None:
+    """For each Python that may run the backend, in containers too."""
+    requirements = re.split(r"\n(?=\w)", re.sub(r"(?m)^#.*\n", "", file.read_text()))
+    names = []
+    for requirement in requirements:
+        first, *hashes = requirement.replace("\\", "").split("\n")
+        assert re.fullmatch(r"[\w-]+==[\d.]+( ; python_full_version [<>]=? '3\.\d+')?\s*", first)
+        assert hashes and all(re.fullmatch(r"\s*--hash=sha256:[0-9a-f]{64}\s*", line) for line in hashes if line)
+        names.append(first.partition("==")[0])
+    wanted = {"server.txt": {"numpy", "nvidia-pytriton"}, "backend.txt": {"onnxruntime", "pillow"}}
+    assert set(names) == wanted[file.name]
+
+
+def test_other_wheels_go_into_another_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was installed before from other versions is not taken for them, and a server that runs from it keeps its files."""
+    python = install.Interpreter("python3.11", "3.11", "")
+    before = python.folder
+    other = tmp_path / "backend.txt"
+    other.write_text(install.BACKEND_REQUIREMENTS.read_text() + "# other\n")
+    monkeypatch.setattr(install, "BACKEND_REQUIREMENTS", other)
+    assert python.folder != before and python.folder.parent == before.parent
+
+
 def test_a_package_that_cannot_be_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(install, "PACKAGE", "no-package-of-this-name-darktrt")
+    listed = tmp_path / "server.txt"
+    listed.write_text(f"no-package-of-this-name-darktrt==1 --hash=sha256:{'0' * 64}\n")
+    monkeypatch.setattr(install, "SERVER_REQUIREMENTS", listed)
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", "")
     monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(DarktrtError, match=r"cannot install no-package.*; put a tritonserver on PATH, or use Docker"):
+    with pytest.raises(
+        DarktrtError,
+        match=r"cannot install nvidia-pytriton \(ERROR: No .* no-package.*; put a tritonserver on",
+    ):
         install.installed_program()
     assert not list(tmp_path.glob("darktrt/*/.complete"))
 
@@ -719,9 +749,11 @@ def test_docker_commands_of_the_python_backend(made: Made, tmp_path: Path) -> No
     """The container's Python gets what it lacks, and a plan of 8.6.0 comes with a warning."""
     publish(write_plan(tmp_path, nms_info(made), target="TensorRT 8.6.0"), tmp_path / "models", name="made")
     command = docker_command(tmp_path / "models", StartOptions())
-    assert "nvcr.io/nvidia/tritonserver:24.01-py3 bash -c 'pip install pillow tensorrt==8.6.0 && exec tritonserver " in str(
-        command
-    )
+    assert f"-v={install.BACKEND_REQUIREMENTS}:/requirements.txt:ro" in command.words
+    assert (
+        "nvcr.io/nvidia/tritonserver:24.01-py3 bash -c 'pip install --no-deps --only-binary=:all: --require-hashes --quiet "
+        "--disable-pip-version-check --requirement=/requirements.txt && pip install tensorrt==8.6.0 && exec tritonserver "
+    ) in str(command)
     assert command.warnings == (
         f"made: no container up to {NEWEST} carries TensorRT 8.6.0; nearest is nvcr.io/nvidia/tritonserver:24.01-py3 with "
         "TensorRT 8.6.1, in which the plan must be built again, because TensorRT loads only plans of its own version",

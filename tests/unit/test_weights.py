@@ -11,7 +11,7 @@ from helpers import MADE_CFG, Array, Made, conv, files_in, head, net, section, w
 
 from darktrt.convert.cfg import Network, read_cfg
 from darktrt.convert.model import random_weights
-from darktrt.convert.weights import WeightReader, fold, parameter_count, read_weights, write_weights
+from darktrt.convert.weights import WeightReader, fold, initial_weights, parameter_count, read_weights, write_weights
 from darktrt.errors import DarktrtError
 
 TEXT = net() + conv(4) + section("convolutional", filters=6, size=1) + head()
@@ -170,6 +170,17 @@ def test_random_weights_travel_through_a_file(made: Made) -> None:
     for before, after in zip(drawn, read, strict=True):
         for role, array in before.items():
             np.testing.assert_array_equal(array, after[role])
+
+
+def test_initial_weights_have_unit_gain_and_biases_of_some_size(tmp_path: Path) -> None:
+    (tmp_path / "net.cfg").write_text(net() + conv(300, 3) + conv(2000, 1) + conv(256, 3, groups=4) + head())
+    for values, inputs in zip(initial_weights(read_cfg(tmp_path / "net.cfg"), 0), (27, 300, 4500), strict=False):
+        assert values["weight"].std() == pytest.approx(inputs**-0.5, rel=0.05)
+        assert values["weight"].mean() == pytest.approx(0, abs=0.1 * inputs**-0.5)
+        assert values["bias"].std() == pytest.approx(0.4, rel=0.15)
+        assert values["mean"].std() == pytest.approx(0.1, rel=0.15)
+        assert (0.4 <= values["scale"]).all() and (values["scale"] < 0.8).all() and np.ptp(values["scale"]) > 0.35
+        assert (values["variance"] == 1).all()
 
 
 def test_random_weights_of_a_weighted_shortcut_halve_its_terms(tmp_path: Path) -> None:

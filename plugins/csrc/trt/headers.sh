@@ -1,7 +1,9 @@
 #!/bin/sh
 # Print the folder of NvInfer.h: TENSORRT_INCLUDE; else a system folder, of the major version of TENSORRT_VERSION where that is
-# set; else a clone of that release from TENSORRT_OSS_URL, which the cache keeps.
+# set; else a clone of that release from TENSORRT_OSS_URL, which the cache keeps. The clone must be the commit that commits.txt has
+# for the release's tag, or TENSORRT_COMMIT.
 set -eu
+here=$(dirname "$0")
 url=${TENSORRT_OSS_URL:-https://github.com/NVIDIA/TensorRT.git}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/darktrt
 asked=${TENSORRT_VERSION:-}
@@ -41,17 +43,26 @@ for tag in $tags; do
     fi
 done
 
+advice="set TENSORRT_INCLUDE to the folder of NvInfer.h"
+commit_of() {
+    echo "${TENSORRT_COMMIT:-$(sed -n "s/^$1 //p" "$here/commits.txt")}"
+}
+
 mkdir -p "$cache"
 clone=$(mktemp -d "$cache/clone.XXXXXX")
 trap 'rm -rf "$clone"' EXIT
+echo "its commit is not known: set TENSORRT_COMMIT to the one that NVIDIA released" >"$clone/log"
 for tag in $tags; do
-    if git clone --quiet --depth 1 --filter=blob:none --sparse --branch "$tag" "$url" "$clone/$tag" 2>"$clone/log" &&
-        git -C "$clone/$tag" sparse-checkout set include 2>>"$clone/log"; then
+    wanted=$(commit_of "$tag")
+    if [ -n "$wanted" ] &&
+        git clone --quiet --depth 1 --filter=blob:none --sparse --branch "$tag" "$url" "$clone/$tag" 2>"$clone/log"; then
+        found=$(git -C "$clone/$tag" rev-parse HEAD)
+        [ "$found" = "$wanted" ] || fail "$url: $tag is commit $found there, not $wanted as NVIDIA released it; $advice"
+        git -C "$clone/$tag" sparse-checkout set include 2>"$clone/log" || break
         mkdir -p "$cache/tensorrt-$tag"
         mv "$clone/$tag/include" "$cache/tensorrt-$tag/"
         echo "$cache/tensorrt-$tag/include"
         exit
     fi
 done
-fail "no headers of TensorRT $release: set TENSORRT_INCLUDE to the folder of NvInfer.h, or TENSORRT_VERSION to a release; \
-git said: $(tail -n 1 "$clone/log")"
+fail "no headers of TensorRT $release: $advice, or TENSORRT_VERSION to a release; $(tail -n 1 "$clone/log")"
