@@ -37,6 +37,7 @@ from kernels import (
 from onnx import helper
 from oracles import decode64, expected_detections, mish64, overlap
 
+from darktrt.plugins.functions import embed
 from darktrt.plugins.ops import (
     DOMAIN,
     FIRST_BODY_OPSET,
@@ -49,7 +50,6 @@ from darktrt.plugins.ops import (
     YoloDecode,
     YoloDetect,
 )
-from darktrt.surgery.functions import embed
 from darktrt.vision import images as images_module
 from darktrt.vision.images import preprocess
 
