@@ -32,7 +32,9 @@ from darktrt.calib.summary import Outputs
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import keep_inputs, sha256_of
 from darktrt.metadata import DetectorInfo
+from darktrt.onnx_cost import limit_batch
 from darktrt.onnx_file import load_model
+from darktrt.onnx_session import OnnxSession, available_providers
 from darktrt.progress import LOGGER, Progress, progress
 from darktrt.vision.detector import fit
 from darktrt.vision.images import read_image
@@ -40,7 +42,6 @@ from darktrt.vision.sources import IMAGE_SUFFIXES, find_images
 
 if TYPE_CHECKING:
     import onnx
-    import onnxruntime
 
 Arrays = dict[str, NDArray[Any]]
 Image = tuple[str, Path, NDArray[Any]]
@@ -287,7 +288,7 @@ class _Trunk:
     ) -> None:
         self.path, self.tensors = path, tensors
         self.info = replace(info, input="float", image_sizes=None) if info.input == "image" else info
-        self.least, _, most = info.batch
+        self.least, _, most = limit_batch(model, info, str(path)).batch
         self.batch = min(max(batch, self.least), most)
         names = dict.fromkeys([*tensors, *(head.tensor for head in info.heads)])
         self.input = {"float": "images", "uint8": "images", "image": PIXELS}[info.input]
@@ -301,7 +302,7 @@ class _Trunk:
         A batch below the model's smallest one is filled up with its first image; the results are cut back.
         """
         filled = np.stack(images + images[:1] * (self.least - len(images)))
-        values = dict(zip(self.outputs, self._run(filled), strict=True))
+        values = self.session.run({self.input: filled})
         self._check(values, len(filled))
         cut = {name: value[: len(images)] for name, value in {self.input: filled, **values}.items()}
         return {name: cut[name] for name in self.tensors}, weights_of(cut, self.info.heads)
@@ -316,23 +317,7 @@ class _Trunk:
                     "network that darktrt converts; convert it again"
                 )
 
-    def _run(self, images: NDArray[Any]) -> list[NDArray[Any]]:
-        try:
-            outputs: list[NDArray[Any]] = self.session.run(self.outputs, {self.input: images})
-        except Exception as error:  # its exceptions share no base class
-            raise DarktrtError(f"{self.path}: ONNX Runtime fails: {str(error).splitlines()[0]}") from error
-        return outputs
 
-
-def _session(model: bytes, path: str | Path) -> onnxruntime.InferenceSession:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # errors come as exceptions
+def _session(model: bytes, path: str | Path) -> OnnxSession:
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=providers)
-    except Exception as error:  # its exceptions share no base class
-        first = str(error).splitlines()[0]
-        raise DarktrtError(f"{path}: ONNX Runtime cannot load it ({first}); make it with 'darktrt convert'") from error
+    return OnnxSession(model, str(path), providers=[name for name in wanted if name in available_providers()])

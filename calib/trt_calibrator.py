@@ -264,8 +264,8 @@ def _image_batches(images: Sequence[Path], info: DetectorInfo, size: int) -> Ite
         Decoder() as decoder,
         closing(read_ahead(batches, decoder)) as decoded,
     ):
-        for frames in decoded:
-            fitted = [fit(host_pixels(frame), fitted_info) for frame in frames]
+        every = (fit(host_pixels(frame), fitted_info) for frames in decoded for frame in frames)
+        while fitted := list(islice(every, size)):
             arrays = np.stack([array for array, _ in fitted])
             arrays = info.images_of_bytes(arrays) if of_bytes else arrays
             yield info.model_inputs(arrays, [placement.inner_size for _, placement in fitted], Thresholds(0.5, 0.5))

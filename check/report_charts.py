@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
-from darktrt.vision.charts import DPI, make_figure
+from darktrt.vision.charts import DPI, literal, make_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,9 @@ def _svg(figure: Figure, title: str) -> str:
 
     buffer = io.StringIO()
     FigureCanvasSVG(figure)
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has it
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     text = re.sub(r"<style type=\"text/css\">.*?</style>", "", text, flags=re.DOTALL)  # it is global to the page
@@ -67,7 +70,7 @@ def precision_recall(curves: Mapping[str, Mapping[str, Sequence[float]]], colour
         for name, points in curves.items():
             values = points[overlap]
             recall = [i / (len(values) - 1) for i in range(len(values))]
-            axes.plot(recall, values, color=colours[name], label=name, linewidth=1.8)
+            axes.plot(recall, values, color=colours[name], label=literal(name), linewidth=1.8)
         axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision", title=f"IoU {overlap}")
         axes.legend(loc="upper right", fontsize=10)
         return _svg(figure, f"Precision over recall at IoU {overlap}")
@@ -86,7 +89,9 @@ def layer_errors(variants: Sequence[Mapping[str, Any]], colours: Mapping[str, st
             points = sorted((index[r["line"]], r["mean"]) for r in variant["tensors"] if r["line"] is not None and r["mean"])
             if points:
                 xs, ys = zip(*points, strict=True)
-                axes.plot(xs, ys, "o-", color=colours[variant["name"]], label=variant["name"], linewidth=1.2, markersize=3.5)
+                axes.plot(
+                    xs, ys, "o-", color=colours[variant["name"]], label=literal(variant["name"]), linewidth=1.2, markersize=3.5
+                )
         _name_worst(axes, variants, index)
         axes.set_yscale("log")
         step = max(1, len(lines) // 24)
@@ -124,7 +129,7 @@ def sensitivity_bars(layers: Sequence[Mapping[str, Any]], fp_layers: Sequence[st
 
     with matplotlib.rc_context({**_STYLE, "axes.grid.axis": "x"}):
         figure, (axes,) = make_figure(430, 46 + 21 * len(layers))
-        names = [f"{one['node']}  (line {one['line']})" for one in layers]
+        names = [literal(f"{one['node']}  (line {one['line']})") for one in layers]
         colours = [FP_LAYER if one["node"] in fp_layers else BAR for one in layers]
         axes.barh(range(len(layers)), [one["scores"] for one in layers], color=colours, height=0.72)
         axes.set_yticks(range(len(layers)), names, fontsize=9.5)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from darktrt.check import report_charts as charts
 from darktrt.check.report import Report
 from darktrt.check.report_diff import REPORT
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output, check_writable, make_folder
 
 PAGE, MARKDOWN = "index.html", "report.md"
@@ -23,6 +25,8 @@ NOTHING = "\N{EN DASH}"
 """Printed for a number that does not exist."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_NAME = 1000
+"""The most characters of a name or sentence in Markdown."""
 _ABOUT = ("runs in", "on", "sha256", "not in INT8")
 """Keys of :attr:`darktrt.check.runs.Variant.about`."""
 _LAYERS, _CLASSES, _CONVOLUTIONS = 5, 8, 15
@@ -50,7 +54,7 @@ def check_folder(folder: str | Path) -> None:
 
 
 def write_report(report: Report, folder: str | Path) -> None:
-    """Write all files of a report, each whole or not at all, into a folder, which is made where it does not exist.
+    """Write all files of a report, or none, into a folder, which is made where it does not exist.
 
     Raises:
         DarktrtError: one cannot be written.
@@ -58,13 +62,14 @@ def write_report(report: Report, folder: str | Path) -> None:
     values = page_values(report)
     texts = {PAGE: render("page.html", values), REPORT: report.to_json(), MARKDOWN: render("report.md", values)}
     make_folder(folder)
-    for name, text in texts.items():
-        with atomic_output(Path(folder) / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    with ExitStack() as outputs:  # all are written before the first is renamed
+        for name, text in texts.items():
+            temporary = outputs.enter_context(atomic_output(Path(folder) / name))
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be no UTF-8
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
-    """A template of this room with these values; HTML is escaped."""
+    """A template of this room with these values; HTML is escaped, Markdown where the filters ``text`` and ``code`` stand."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
@@ -75,7 +80,7 @@ def render(template: str, values: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(ap=_ap, signed=_signed, grade=_grade, small=_small, share=_share, cell=_cell)
+    environment.filters.update(ap=_ap, signed=_signed, grade=_grade, small=_small, share=_share, text=_text, code=_code)
     return environment.get_template(template).render(values)
 
 
@@ -201,6 +206,19 @@ def _share(value: float) -> str:
     return f"{100 * value:.2g}%"
 
 
-def _cell(text: str) -> str:
-    """Text for a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+# --- how names are printed in Markdown ---
+
+_MARKS = str.maketrans({**{mark: f"\\{mark}" for mark in "\\`*[]|~"}, "&": "&amp;", "<": "&lt;", ">": "&gt;"})
+
+
+def _text(name: str) -> str:
+    """A name that is neither HTML nor a link, and fits into a cell of a table."""
+    return quote(name, _NAME).translate(_MARKS)
+
+
+def _code(name: str) -> str:
+    """A name as code, between more backticks than it has itself."""
+    shown = quote(name, _NAME)
+    fence = "`" * (max(map(len, re.findall("`+", shown)), default=0) + 1)
+    room = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{room}{shown}{room}{fence}"

@@ -30,7 +30,7 @@ from darktrt.files import atomic_output, sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.records import Excerpt, parse_json, read_record, record
 from darktrt.vision.boxes import detection_rows
-from darktrt.vision.detector import Arrays, Network, Run, read_outputs
+from darktrt.vision.detector import Arrays, Network, Run, checked_outputs, read_outputs
 from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
@@ -153,10 +153,12 @@ def onnx_variant(path: str | Path, layers: bool = False, name: str = "") -> Vari
         DarktrtError: it is no ONNX file of darktrt.
     """
     from darktrt.check.simulate import session
+    from darktrt.onnx_cost import limit_batch
     from darktrt.onnx_file import load_model
     from darktrt.surgery.outputs import add_outputs
 
     model, info = load_model(path)
+    info = limit_batch(model, info, str(path))
     add_outputs(model, inner_tensors(info, layers))
     precision = "int8" if info.int8_convolutions else "fp32"
     about = {"runs in": "ONNX Runtime", "sha256": sha256_of(path)}
@@ -241,6 +243,8 @@ def _runner(variant: Variant, thresholds: Thresholds, layers: bool) -> Any:
             started = time.perf_counter()
             outputs = variant.run(inputs)
             self.inference_time = time.perf_counter() - started
+            if info.head != "raw":
+                checked_outputs(outputs, info, len(inputs["images"]))
             first = {name: values[0] for name, values in outputs.items()}  # a static batch repeats the image
             return _named_outputs(variant, first, (width, height), thresholds, layers)
 

@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime
 from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
+from darktrt.onnx_cost import limit_batch
 from darktrt.onnx_file import load_model
-from darktrt.surgery.functions import embed
+from darktrt.onnx_session import OnnxSession
+from darktrt.plugins.functions import embed
 from darktrt.surgery.head import decode_heads
 from darktrt.surgery.precision import backbone, ends, halve
 from darktrt.surgery.qdq import Calibration, default_fp_layers, quantize
@@ -62,7 +63,7 @@ def load_network(path: str | Path) -> OnnxNetwork:
         raise DarktrtError(f"{path}: has Q/DQ nodes already; use the ONNX file without them")
     if info.head == "raw":
         raise DarktrtError(f"{path}: ends at its raw heads; make it with head nms or decode")
-    return OnnxNetwork(model, info)
+    return OnnxNetwork(model, limit_batch(model, info, str(path)))
 
 
 def convolutions(network: OnnxNetwork) -> list[Convolution]:
@@ -134,14 +135,12 @@ def _exported(graph: gs.Graph) -> onnx.ModelProto:
 
 
 def session(model: onnx.ModelProto) -> Run:
-    """The model as a function of its named inputs, in ONNX Runtime on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # Weights are dequantized once, not in every run, and nothing goes to integer kernels, of which some saturate.
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    ready = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in ready.get_outputs()]
-    return lambda inputs: dict(zip(names, ready.run(names, inputs), strict=True))
+    """The model as a function of its named inputs, in ONNX Runtime on the CPU.
+
+    Raises:
+        DarktrtError: ONNX Runtime refuses the model; the function raises it where the inputs do not fit.
+    """
+    return OnnxSession(model.SerializeToString(), model.graph.name, dequantize_weights=True).run
 
 
 class Change(NamedTuple):

@@ -450,6 +450,10 @@ def _reorg(options: _Options, position: _Position) -> Reorg:
     return Reorg(*position.at(position.previous), stride=options.positive("stride", 1), reverse=reverse)
 
 
+MOST_CLASSES = 2**16
+"""Each has a name that every file made of the network carries."""
+
+
 def _yolo(options: _Options, position: _Position) -> Yolo:
     total = options.positive("num", 1)
     anchors = _anchors(options, total)
@@ -460,13 +464,20 @@ def _yolo(options: _Options, position: _Position) -> Yolo:
         *position.at(position.previous),
         mask=tuple(mask),
         anchors=anchors,
-        classes=options.positive("classes", 20),
+        classes=_classes(options),
         scale_x_y=_scale_x_y(options),
         new_coords=options.integer("new_coords", 0) != 0,
         nms_kind=options.choice("nms_kind", "default", _NMS_KINDS),
         beta_nms=options.real("beta_nms", 0.6),
         iou_thresh=options.real("iou_thresh", 1.0),
     )
+
+
+def _classes(options: _Options) -> int:
+    value = options.positive("classes", 20)
+    if value > MOST_CLASSES:
+        raise options.error(f"'classes={value}' is more than {MOST_CLASSES}; is it mistyped?", "classes")
+    return value
 
 
 def _scale_x_y(options: _Options) -> float:

@@ -73,6 +73,7 @@ def convert_darknet(
     with ExitStack() as outputs:
         if save_weights:
             dump_weights(outputs.enter_context(atomic_output(save_weights)), original, values)
+        del values  # as large as the file
         export_onnx(model.eval(), info, output)
     return info
 
@@ -181,8 +182,16 @@ class _Exported(nn.Module):
         self.names, self.indices = zip(*sorted(first.items(), key=lambda item: item[1]), strict=True)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.model.run(images, keep={*self.indices, *self.model.heads})
+        outputs = self.model.run(images, keep={*self.indices, *self.model.heads}, after=self._free)
         return *(outputs[i] for i in self.indices), *self.model.join(outputs)
+
+    def _free(self, outputs: dict[int, Tensor], read: set[int]) -> None:
+        """Free the numbers of outputs that no later layer reads: in the traced graph they need only a name."""
+        memory = {index: tensor.untyped_storage() for index, tensor in outputs.items()}
+        used = {memory[index].data_ptr() for index in outputs.keys() - (read - {-1, *self.model.heads})}
+        for index in read:
+            if memory[index].data_ptr() not in used:
+                memory[index].resize_(0)
 
 
 def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:

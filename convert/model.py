@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from darktrt.convert.cfg import Layer, Network, Yolo, read_cfg
 from darktrt.convert.layers import Convolution, DarknetLayer, build
-from darktrt.convert.shapes import input_shapes
+from darktrt.convert.shapes import check_memory, input_shapes
 from darktrt.convert.weights import LayerWeights, initial_weights, read_weights
 from darktrt.errors import DarktrtError
 
@@ -58,18 +58,29 @@ class Darknet(nn.Module):
         return whole[..., :4], whole[..., 4:]
 
     def run(
-        self, images: Tensor, keep: set[int], before: Callable[[Layer, list[Tensor]], None] | None = None
+        self,
+        images: Tensor,
+        keep: set[int],
+        before: Callable[[Layer, list[Tensor]], None] | None = None,
+        after: Callable[[dict[int, Tensor], set[int]], None] | None = None,
     ) -> dict[int, Tensor]:
-        """Outputs of the layers ``keep`` by index; others are freed once read. ``before`` sees each layer and its inputs."""
+        """Outputs of the layers ``keep`` by index; others are freed once read.
+
+        Args:
+            before: is called with each layer and its inputs.
+            after: is called behind each layer with the outputs so far, and the layers among them that no later one reads.
+        """
         outputs = {-1: images}
         for layer, module in zip(self.network.layers, self.layers, strict=True):
             inputs = [outputs[source] for source in layer.sources]
             if before:
                 before(layer, inputs)
             outputs[layer.index] = module(*inputs)
-            for index in {*layer.sources, layer.index} - keep:
-                if self._last_reader.get(index, index) <= layer.index:
-                    outputs.pop(index, None)
+            read = {i for i in outputs if self._last_reader.get(i, i) <= layer.index}
+            if after:
+                after(outputs, read)
+            for index in read - keep:
+                outputs.pop(index, None)
         return outputs
 
 
@@ -91,8 +102,12 @@ def random_weights(network: Network, seed: int) -> list[LayerWeights]:
     Each layer is fitted in turn to eight images of noise: the variance of a convolution's batch normalisation, or the weights
     where there is none, make the mean square of each filter's output 1. Objectness is then lowered so that few boxes pass, as
     in a trained network.
+
+    Raises:
+        DarktrtError: the eight images need more memory than :mod:`darktrt.memory` allows.
     """
     network = _shrunk(network)
+    check_memory(network, network.shapes, images=8)
     model = Darknet(network).eval()
     drawn = initial_weights(network, seed)
     heads = {layer.sources[0]: layer for layer in network.layers if isinstance(layer, Yolo)}

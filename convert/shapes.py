@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import singledispatch
 from itertools import pairwise
+from math import prod
 
 from darktrt.convert.cfg import (
     Convolutional,
@@ -22,6 +23,7 @@ from darktrt.convert.cfg import (
     Yolo,
 )
 from darktrt.errors import DarktrtError, quote
+from darktrt.memory import MOST_NETWORK_BYTES, MOST_OPERATIONS, gibibytes, most_at_once, network_bytes
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Shape:
         return f"{self.channels} x {self.height} x {self.width}"
 
     @property
+    def numbers(self) -> int:
+        return self.channels * self.height * self.width
+
+    @property
     def spatial(self) -> tuple[int, int]:
         return self.height, self.width
 
@@ -48,7 +54,8 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
     """Output shape of every layer.
 
     Raises:
-        DarktrtError: a layer's inputs do not fit; the message names the line of its section.
+        DarktrtError: a layer's inputs do not fit; the message names the line of its section. Or the network needs more memory
+            or work than :mod:`darktrt.memory` allows.
     """
     shapes: list[Shape] = []
     if network.channels * network.height * network.width > LARGEST:
@@ -67,7 +74,30 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
         if shape.channels * shape.height * shape.width > LARGEST:
             raise network.error(layer, f"would output {shape}, more than 2 GiB for one image; is a number here mistyped?")
         shapes.append(shape)
+    check_memory(network, shapes)
+    if (total := sum(operations(network, shapes))) > MOST_OPERATIONS:
+        raise DarktrtError(
+            f"{network.path}: one image of {network.width}x{network.height} would take {total / 1e9:,.0f} billion operations, "
+            f"more than {MOST_OPERATIONS / 1e9:,.0f}; convert it for smaller images"
+        )
     return tuple(shapes)
+
+
+def check_memory(network: Network, shapes: Sequence[Shape], images: int = 1) -> None:
+    """See that a network that runs on so many images at a time stays within the memory that darktrt may use.
+
+    Raises:
+        DarktrtError: it does not.
+    """
+    weights = sum(4 * prod(array.shape) for layer in network.layers for array in weight_arrays(network, shapes, layer))
+    steps = (({layer.index: 4 * shape.numbers}, layer.sources) for layer, shape in zip(network.layers, shapes, strict=True))
+    needed = network_bytes(weights, images * most_at_once(steps))
+    if needed > MOST_NETWORK_BYTES:
+        what = f"{'an image' if images == 1 else f'{images} images'} of {network.width}x{network.height}"
+        raise DarktrtError(
+            f"{network.path}: would take {gibibytes(needed)} of memory for {what}, more than {gibibytes(MOST_NETWORK_BYTES)}; "
+            "convert it for smaller images, or is a number mistyped?"
+        )
 
 
 def input_shapes(network: Network, shapes: Sequence[Shape], layer: Layer) -> list[Shape]:
@@ -211,12 +241,17 @@ def weight_arrays(network: Network, shapes: Sequence[Shape], layer: Layer) -> tu
     return ()
 
 
-def gflops(network: Network) -> float:
-    """Billions of floating point operations for one image, counted as darknet's BFLOPs: 2 per multiply-add of convolutions."""
-    shapes = network.shapes
-    total = 0
+def operations(network: Network, shapes: Sequence[Shape]) -> Iterator[int]:
+    """Of every layer for one image: 2 per multiply-add of a convolution, 1 per number that a pool reads, 1 per output else."""
     for layer, shape in zip(network.layers, shapes, strict=True):
         if isinstance(layer, Convolutional):
             inputs = input_shapes(network, shapes, layer)[0].channels // layer.groups
-            total += 2 * layer.filters * inputs * layer.size**2 * shape.height * shape.width
-    return total / 1e9
+            yield 2 * inputs * layer.size**2 * shape.numbers
+        else:
+            yield shape.numbers * (layer.size**2 if isinstance(layer, Pool) else 1)
+
+
+def gflops(network: Network) -> float:
+    """Billions of floating point operations for one image, counted as darknet's BFLOPs: those of its convolutions alone."""
+    pairs = zip(network.layers, operations(network, network.shapes), strict=True)
+    return sum(count for layer, count in pairs if isinstance(layer, Convolutional)) / 1e9

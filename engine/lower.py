@@ -12,8 +12,8 @@ from darktrt.engine.target import Target
 from darktrt.engine.weak_typing import GpuCalibration
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, MishForm
+from darktrt.plugins.functions import drop_bodies, embed, inline_bodies
 from darktrt.plugins.ops import MISH_OPS, PLUGIN_NAMESPACE, PLUGIN_VERSION, Preprocess
-from darktrt.surgery.functions import drop_bodies, embed, inline_bodies
 from darktrt.surgery.mish import fuse_mish
 from darktrt.surgery.precision import halve
 from darktrt.surgery.qdq import Calibration, choose_precisions, fp_layer_names, quantize

@@ -21,8 +21,9 @@ from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.target import Target, find_target, flavour_of
 from darktrt.engine.trt_types import shape_of
 from darktrt.errors import DarktrtError
-from darktrt.files import check_input, open_input
+from darktrt.files import open_input
 from darktrt.metadata import METADATA_KEY, DetectorInfo
+from darktrt.onnx_session import OnnxSession, Provider, available_providers
 from darktrt.plugins.library import find_library, load_plugins
 from darktrt.progress import LOGGER
 
@@ -33,40 +34,34 @@ Tensors = dict[str, npt.NDArray]  # type: ignore[type-arg]
 
 
 class OnnxRunner:
-    """An ONNX Runtime session, to be used as a context; ``info`` is the model's metadata.
+    """A model in ONNX Runtime, to be used as a context; ``info`` is the model's metadata.
 
     Args:
+        path: an ONNX file of darktrt.
         threads: the number of threads; by default one for each core.
         gpu: the number of the GPU to run on, with onnxruntime-gpu; by default the CPU.
+        trusted: the file is one that ``serve repository`` has checked and written: it is run as it is. Other files are checked
+            here, which needs onnx, and their largest batch in ``info`` is what the CPU's memory allows.
 
     Raises:
         DarktrtError: the file cannot be read, is no ONNX, or was not made by darktrt; there is no such GPU.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0, gpu: int | None = None) -> None:
-        import onnxruntime
-
+    def __init__(self, path: str | Path, threads: int = 0, gpu: int | None = None, trusted: bool = False) -> None:
         self.path = str(path)
-        check_input(path, advice="make it with 'darktrt surgery'")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
-        options.intra_op_num_threads = threads
-        device: list[Any] = ["CPUExecutionProvider"] if gpu is None else [("CUDAExecutionProvider", {"device_id": gpu})]
-        if gpu is not None and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        device: list[Provider] = ["CPUExecutionProvider"] if gpu is None else [("CUDAExecutionProvider", {"device_id": gpu})]
+        if gpu is not None and "CUDAExecutionProvider" not in available_providers():
             raise DarktrtError(f"{path}: this ONNX Runtime knows no GPU; install onnxruntime-gpu, or run the model on the CPU")
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=device)
-        except Exception as error:  # its exceptions share no base class
-            first = str(error).splitlines()[0]
-            raise DarktrtError(f"{path}: ONNX Runtime cannot load it ({first}); is it an ONNX file?") from error
-        try:
-            metadata = self._session.get_modelmeta().custom_metadata_map
-        except UnicodeDecodeError as error:
-            raise DarktrtError(f"{path}: its metadata is damaged; make it with 'darktrt surgery'") from error
-        if METADATA_KEY not in metadata:
-            raise DarktrtError(f"{path}: has no darktrt metadata; make it with 'darktrt convert' and 'darktrt surgery'")
-        self.info = DetectorInfo.from_json(metadata[METADATA_KEY], str(path))
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        if trusted:
+            self._session = OnnxSession(self.path, self.path, threads, device)
+            self.info = _info_of(self._session)
+        else:
+            from darktrt.onnx_cost import limit_batch
+            from darktrt.onnx_file import load_model
+
+            model, info = load_model(path)
+            self.info = info if gpu is not None else limit_batch(model, info, self.path)
+            self._session = OnnxSession(model.SerializeToString(), self.path, threads, device)
 
     def run(self, inputs: Mapping[str, npt.NDArray]) -> Tensors:  # type: ignore[type-arg]
         """Run the model on all its inputs, by name, and return all outputs by name.
@@ -74,11 +69,7 @@ class OnnxRunner:
         Raises:
             DarktrtError: ONNX Runtime refuses the inputs, or fails inside a damaged model.
         """
-        try:
-            outputs = self._session.run(self._outputs, dict(inputs))
-        except Exception as error:  # its exceptions share no base class
-            raise DarktrtError(f"{self.path}: ONNX Runtime fails: {str(error).splitlines()[0]}") from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        return self._session.run(inputs)
 
     def buffer(self, batch: int) -> npt.NDArray[Any]:
         """An array of the shape and type of the input ``images`` for ``batch`` images, to write them into."""
@@ -89,6 +80,12 @@ class OnnxRunner:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         del self._session
+
+
+def _info_of(session: OnnxSession) -> DetectorInfo:
+    if METADATA_KEY not in session.metadata:
+        raise DarktrtError(f"{session.name}: has no darktrt metadata; make it with 'darktrt convert' and 'darktrt surgery'")
+    return DetectorInfo.from_json(session.metadata[METADATA_KEY], session.name)
 
 
 @dataclass(frozen=True)

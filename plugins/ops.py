@@ -11,7 +11,7 @@ as 32-bit floats, a string as characters whose length counts a closing NUL. The 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, ClassVar, get_args
@@ -71,6 +71,14 @@ class PluginOp(ABC):
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in own.items()}
         return {"plugin_version": PLUGIN_VERSION, "plugin_namespace": PLUGIN_NAMESPACE, **plain}
 
+    @abstractmethod
+    def working_numbers(self, inputs: Sequence[int]) -> int:
+        """How many numbers the body holds at once besides its inputs, at most.
+
+        Args:
+            inputs: the count of numbers of each tensor that the node reads, for one image.
+        """
+
     def body(self, opset: int) -> FunctionProto:
         """The ONNX function of the op, the same for all nodes of a model whatever their attributes.
 
@@ -104,6 +112,9 @@ class Mish(PluginOp):
     def statements(self, opset: int) -> str:
         return bodies.mish()
 
+    def working_numbers(self, inputs: Sequence[int]) -> int:
+        return 2 * sum(inputs)
+
 
 @dataclass(frozen=True)
 class MishAdd(PluginOp):
@@ -119,6 +130,9 @@ class MishAdd(PluginOp):
     def statements(self, opset: int) -> str:
         return bodies.mish_add()
 
+    def working_numbers(self, inputs: Sequence[int]) -> int:
+        return 2 * sum(inputs)
+
 
 @dataclass(frozen=True)
 class MishConcat(PluginOp):
@@ -133,6 +147,9 @@ class MishConcat(PluginOp):
 
     def statements(self, opset: int) -> str:
         return bodies.mish_concat()
+
+    def working_numbers(self, inputs: Sequence[int]) -> int:
+        return 2 * sum(inputs)
 
 
 MISH_OPS: tuple[type[PluginOp], ...] = (Mish, MishAdd, MishConcat)
@@ -184,6 +201,9 @@ class YoloHeads(PluginOp):
     def statements(self, opset: int) -> str:
         """From the heads to ``boxes`` and ``scores``."""
         return bodies.decode(len(self.anchors_per_head))
+
+    def working_numbers(self, inputs: Sequence[int]) -> int:
+        return 4 * sum(inputs)
 
 
 @dataclass(frozen=True)
@@ -253,6 +273,11 @@ class YoloDetect(YoloHeads):
     def statements(self, opset: int) -> str:
         return super().statements(opset) + bodies.suppress(self.kind, self.letterbox, opset)
 
+    def working_numbers(self, inputs: Sequence[int]) -> int:
+        """The candidates are compared in pairs; a dozen of these squares are in use at once."""
+        pairs = min(self.max_candidates, sum(inputs)) ** 2
+        return super().working_numbers(inputs) + 12 * pairs
+
 
 @dataclass(frozen=True)
 class Preprocess(PluginOp):
@@ -288,6 +313,10 @@ class Preprocess(PluginOp):
     def statements(self, opset: int) -> str:
         return bodies.preprocess(self.channels, self.letterbox)
 
+    def working_numbers(self, inputs: Sequence[int]) -> int:
+        """Four neighbours and three channels of every pixel."""
+        return 16 * self.input_size[0] * self.input_size[1]
+
 
 @dataclass(frozen=True)
 class PlaceBoxes(PluginOp):
@@ -305,6 +334,9 @@ class PlaceBoxes(PluginOp):
 
     def statements(self, opset: int) -> str:
         return bodies.place_boxes()
+
+    def working_numbers(self, inputs: Sequence[int]) -> int:
+        return 2 * sum(inputs)
 
 
 IMAGE_OPS: tuple[type[PluginOp], ...] = (Preprocess, PlaceBoxes)

@@ -42,7 +42,7 @@ def make_runner(folder: Path, threads: int = 0, gpu: int | None = None, cuda_gra
     if (folder / PLAN_NAME).is_file():
         library = folder / PLUGINS_NAME
         return PlanRunner(folder / PLAN_NAME, library if library.is_file() else None, cuda_graph, gpu or 0)
-    return OnnxRunner(folder / ONNX_NAME, threads, gpu)
+    return OnnxRunner(folder / ONNX_NAME, threads, gpu, trusted=True)
 
 
 def make_decoder(runner: OnnxRunner | PlanRunner, threads: int, gpu: int | None) -> Decoder:

@@ -232,9 +232,9 @@ def _model_info(one: _Version) -> DetectorInfo:
     manifest = one.manifest()
     if manifest:
         return manifest.info
-    from darktrt.onnx_file import load_model
+    from darktrt.onnx_file import load_info
 
-    return load_model(one.folder / ONNX_NAME)[1]
+    return load_info(one.folder / ONNX_NAME)
 
 
 def _text(spec: TensorSpec) -> str:

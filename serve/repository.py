@@ -274,16 +274,14 @@ def _write_version(folder: Path, source: ModelFile, options: BackendOptions) -> 
 
 
 def _write_onnx(source: Path, target: Path, options: BackendOptions) -> None:
-    """Unchanged for the Python backend; for Triton's ONNX Runtime without functions, which old versions do not know."""
-    if isinstance(options, PythonBackend):
-        shutil.copyfile(source, target)
-        return
+    """The model as it was checked; for Triton's ONNX Runtime without functions, which old versions do not know."""
     import onnx
 
     from darktrt.onnx_file import load_model
-    from darktrt.surgery.functions import inline_bodies
+    from darktrt.plugins.functions import inline_bodies
 
-    onnx.save(inline_bodies(load_model(source)[0]), str(target))
+    model, _ = load_model(source)
+    onnx.save(model if isinstance(options, PythonBackend) else inline_bodies(model), str(target))
 
 
 def write_modules(path: Path) -> None:

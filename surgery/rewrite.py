@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output, keep_inputs
 from darktrt.metadata import (
     IMAGE_SIZES,
@@ -22,7 +22,7 @@ from darktrt.metadata import (
     check_image_sizes,
 )
 from darktrt.onnx_file import load_model
-from darktrt.surgery.functions import embed
+from darktrt.plugins.functions import embed
 from darktrt.surgery.head import accept_bytes, accept_images, fix_thresholds, replace_head
 from darktrt.surgery.mish import Fused, fuse_mish, replace_mish
 from darktrt.surgery.outputs import add_outputs
@@ -126,10 +126,16 @@ def save_model(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> 
     """Check the model, all shapes included, and write it with its metadata.
 
     Raises:
-        DarktrtError: the file cannot be written.
+        DarktrtError: the model contradicts its metadata, or the file cannot be written.
     """
     onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = quote(str(error).strip().partition("\n")[0], 200)
+        raise DarktrtError(
+            f"{info.name}: its graph and its metadata contradict each other ({reason}); convert it again"
+        ) from error
     with atomic_output(path) as temporary:
         onnx.save(model, str(temporary), format="protobuf")
 

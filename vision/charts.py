@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from darktrt.errors import DarktrtError
+from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ def check_drawable(path: str | Path) -> None:
     """
     if Path(path).suffix.lower() not in FORMATS:
         raise DarktrtError(f"{path}: cannot draw to that format; name a .png file")
+
+
+def literal(text: str) -> str:
+    """A name for a chart; matplotlib would read what is between dollars as mathematics, and leave ``_x`` out of the legend."""
+    shown = quote(text).replace("$", r"\$")
+    return f"\N{ZERO WIDTH SPACE}{shown}" if shown.startswith("_") else shown
 
 
 def make_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Figure, list[Axes]]:
@@ -80,12 +86,14 @@ def draw_bars(title: str, bars: Sequence[Bar], path: str | Path, legend: Mapping
     figure, (axes,) = make_figure(_WIDTH, _MARGIN + _ROW * len(bars))
     rows = range(len(bars))
     axes.barh(rows, [bar.value for bar in bars], color=[bar.colour for bar in bars], height=0.75)
-    axes.set_yticks(rows, [bar.label for bar in bars])
-    axes.set(title=title, xlim=(0, 1.2 * max([bar.value for bar in bars], default=0) or 1), ylim=(len(bars) - 0.4, -0.6))
+    axes.set_yticks(rows, [literal(bar.label) for bar in bars])
+    axes.set(
+        title=literal(title), xlim=(0, 1.2 * max([bar.value for bar in bars], default=0) or 1), ylim=(len(bars) - 0.4, -0.6)
+    )
     for row, (bar, label) in enumerate(zip(bars, axes.get_yticklabels(), strict=True)):
         ink = _FAINT if bar.colour == GRAY else _INK
         label.set_color(ink)
-        axes.annotate(bar.text, (bar.value, row), (6, 0), textcoords="offset points", va="center", color=ink)
+        axes.annotate(literal(bar.text), (bar.value, row), (6, 0), textcoords="offset points", va="center", color=ink)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)
     if legend:

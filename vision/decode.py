@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -28,6 +28,9 @@ _Value = TypeVar("_Value")
 MOST_THREADS = 8
 MOST_IMAGES, MOST_BYTES = 64, 2**29
 """How far :func:`read_ahead` reads by default: images, and bytes of their pixels."""
+
+MOST_BATCH_BYTES = 2**29
+"""Of the pixels of images that :func:`read_ahead` yields together: about those of the largest image that is read at all."""
 
 _GPU_BATCH = 64
 
@@ -111,7 +114,11 @@ def _results(futures: Sequence[Future[Frame]]) -> list[Frame]:
 
 
 def read_ahead(
-    batches: Iterable[Sequence[Path]], decoder: Decoder, most_images: int = MOST_IMAGES, most_bytes: int = MOST_BYTES
+    batches: Iterable[Sequence[Path]],
+    decoder: Decoder,
+    most_images: int = MOST_IMAGES,
+    most_bytes: int = MOST_BYTES,
+    most_batch_bytes: int = MOST_BATCH_BYTES,
 ) -> Generator[list[Frame], None, None]:
     """Yield the images of each batch of files, in order; those of later batches are decoded meanwhile.
 
@@ -120,6 +127,7 @@ def read_ahead(
         decoder: decodes them.
         most_images: how many images are decoded or being decoded besides those yielded last.
         most_bytes: how many bytes their pixels may have. A batch that has more is decoded when its turn comes.
+        most_batch_bytes: how many bytes the images that are yielded together may have. A batch that has more comes in parts.
 
     Raises:
         DarktrtError: a file cannot be read, when the turn of its batch comes. Close the generator if you stop before its end.
@@ -128,10 +136,18 @@ def read_ahead(
         waiting: deque[list[Ticket]] = deque()
         for batch in batches:
             while waiting and sum(map(len, waiting)) + len(batch) > most_images:
-                yield ahead.finish(waiting.popleft())
+                yield from _in_parts(ahead, waiting.popleft(), most_batch_bytes)
             waiting.append([ahead.start(path, str(path)) for path in batch])
         while waiting:
-            yield ahead.finish(waiting.popleft())
+            yield from _in_parts(ahead, waiting.popleft(), most_batch_bytes)
+
+
+def _in_parts(ahead: Ahead, tickets: list[Ticket], most_bytes: int) -> Iterator[list[Frame]]:
+    """The images in as few parts as have no more bytes; one image is a part whatever it has."""
+    while (count := ahead.count_within(tickets, most_bytes)) < len(tickets):
+        yield ahead.finish(tickets[:count])
+        tickets = tickets[count:]
+    yield ahead.finish(tickets)
 
 
 @dataclass(eq=False)
@@ -164,6 +180,7 @@ class Ahead:
     def __init__(self, decoder: Decoder, most_bytes: int = MOST_BYTES) -> None:
         self._decoder = decoder
         self._lock = threading.Lock()
+        self._sized = threading.Condition(self._lock)
         self._free = most_bytes
         self._parked: list[Ticket] = []
         self._running: set[Future[Frame]] = set()
@@ -174,6 +191,17 @@ class Ahead:
         ticket = Ticket(source, name, admit)
         self._submit([ticket])
         return ticket
+
+    def count_within(self, tickets: Sequence[Ticket], most_bytes: int) -> int:
+        """Wait for the sizes of images: how many of the first have no more bytes together, but one at least."""
+        total = 0
+        for count, ticket in enumerate(tickets):
+            with self._sized:
+                self._sized.wait_for(lambda one=ticket: one.size or one.future.done())  # type: ignore[misc]  # a default
+            total += ticket.size
+            if count and total > most_bytes:
+                return count
+        return len(tickets)
 
     def finish(self, tickets: list[Ticket]) -> list[Frame]:
         """Wait for images; their memory is the caller's from now on.
@@ -215,6 +243,7 @@ class Ahead:
                 raise _Parked
             if not ticket.admitted:
                 ticket.size = 3 * width * height
+                self._sized.notify_all()
                 if not self._take(ticket):
                     self._parked.append(ticket)
                     raise _Parked
@@ -239,6 +268,8 @@ class Ahead:
             ticket.future.cancel()
         elif not isinstance(future.exception(), _Parked):
             settle(ticket.future, future.result)
+        with self._lock:
+            self._sized.notify_all()
 
 
 def settle(future: Future[_Value], function: Callable[[], _Value]) -> None:

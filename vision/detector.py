@@ -219,14 +219,23 @@ class NetworkDetector:
         Args:
             batches: images as for :meth:`detect`; a batch larger than the model's largest runs in parts.
         """
-        with closing(self.detect_frames(batches)) as results:
+        sizes: deque[int] = deque()
+        found: list[Detections] = []
+        with closing(self.detect_frames(_noted(batches, sizes))) as results:
             for _, detections in results:
-                yield detections
+                found += detections
+                if len(found) == sizes[0]:
+                    sizes.popleft()
+                    yield found
+                    found = []
 
     def detect_frames(
         self, batches: Iterable[Sequence[ImageLike]]
     ) -> Generator[tuple[list[Frame], list[Detections]], None, None]:
-        """As :meth:`detect_batches`, with the decoded images."""
+        """As :meth:`detect_batches`, with the decoded images.
+
+        A batch of files comes in parts where its pixels are more than :data:`darktrt.vision.decode.MOST_BATCH_BYTES`.
+        """
         network = _network_of(self.run)
         under_way: deque[_Part] = deque()
         waiting: deque[_Batch] = deque()
@@ -309,20 +318,50 @@ class NetworkDetector:
 
 
 def checked_outputs(outputs: Arrays, info: DetectorInfo, count: int) -> Arrays:
-    """The outputs for ``count`` images that detections are read from.
+    """The outputs for ``count`` images that detections are read from, of the shapes that :func:`read_outputs` states.
 
     Raises:
-        DarktrtError: one is missing, or has another number of rows.
+        DarktrtError: one is missing, has another shape, or is not of numbers; a count of detections or a class is impossible.
     """
-    names = ["boxes", "scores"]
-    if info.head == "nms":
-        names += ["classes", "num_detections"]
-    for name in names:
+    for name in _OUTPUTS[info.head == "nms"]:
         if name not in outputs:
             raise DarktrtError(f"{info.name}: has no output '{name}', only {', '.join(outputs) or 'none'}")
-        if len(outputs[name]) != count:
-            raise DarktrtError(f"{info.name}: '{name}' has {len(outputs[name])} rows for a batch of {count}")
-    return {name: outputs[name] for name in names}
+        if (rows := outputs[name].shape[0] if outputs[name].ndim else 0) != count:
+            raise DarktrtError(f"{info.name}: '{name}' has {rows} rows for a batch of {count}")
+    checked = {name: outputs[name] for name in _OUTPUTS[info.head == "nms"]}
+    rows, classes = checked["scores"].shape[1] if checked["scores"].ndim > 1 else 0, len(info.class_names)
+    wanted: dict[str, tuple[int, ...]] = {"boxes": (count, rows, 4), "scores": (count, rows, classes)}
+    if info.head == "nms":
+        wanted |= {"scores": (count, rows), "classes": (count, rows), "num_detections": (count, 1)}
+    for name, shape in wanted.items():
+        kinds = "iu" if name in ("classes", "num_detections") else "f"
+        if checked[name].shape != shape or checked[name].dtype.kind not in kinds:
+            found = f"{checked[name].shape} {checked[name].dtype}"
+            raise DarktrtError(f"{info.name}: '{name}' is {found}, not {shape} of the network's detections")
+    if info.head == "nms":
+        _check_detections(checked, info, rows)
+    return checked
+
+
+_OUTPUTS = (("boxes", "scores"), ("boxes", "scores", "classes", "num_detections"))
+"""What detections are read from, without and with NMS in the model."""
+
+
+def _check_detections(outputs: Arrays, info: DetectorInfo, rows: int) -> None:
+    counts, classes = outputs["num_detections"][:, 0], outputs["classes"]
+    if ((counts < 0) | (counts > rows)).any():
+        raise DarktrtError(f"{info.name}: 'num_detections' has {counts.tolist()}, but there are {rows} rows")
+    given = classes[np.arange(rows) < counts[:, np.newaxis]]
+    wrong = given[(given < 0) | (given >= len(info.class_names))]
+    if wrong.size:
+        raise DarktrtError(f"{info.name}: 'classes' has {wrong[0]}, but there are {len(info.class_names)} classes")
+
+
+def _noted(batches: Iterable[Sequence[ImageLike]], sizes: deque[int]) -> Iterator[Sequence[ImageLike]]:
+    """Pass batches on and note how many images they have."""
+    for batch in batches:
+        sizes.append(len(batch))
+        yield batch
 
 
 def _finished(batches: deque[_Batch]) -> Iterator[tuple[list[Frame], list[Detections]]]:

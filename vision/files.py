@@ -128,8 +128,10 @@ def _read_and_detect(
     """The jobs in batches with their images, which may be None where no copy is wanted, and detections."""
     batches = list(_batches(jobs, detector.info.batch[2]))
     if in_flight is None:
-        with closing(detector.detect_frames([job.path for job in batch] for batch in batches)) as frames:
-            yield from ((batch, *result) for batch, result in zip(batches, frames, strict=True))
+        rest = (job for batch in batches for job in batch)
+        with closing(detector.detect_frames([job.path for job in batch] for batch in batches)) as parts:
+            for frames, detections in parts:  # of a whole batch, or of a part of one with large images
+                yield list(islice(rest, len(frames))), frames, detections
         return
 
     def detect(batch: list[_Job]) -> tuple[Sequence[Frame | None], list[Detections]]:

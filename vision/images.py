@@ -197,9 +197,26 @@ def _reason(error: Exception, empty: bool) -> str:
     return f"cannot be decoded ({error or type(error).__name__}); is it damaged or truncated?"
 
 
+_BAND = 1 << 24
+"""Pixels that are converted at a time: the copies that this takes are small beside a large image."""
+
+
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "F":
         raise ValueError("its pixels are floats; save it with 8 bits a channel")
+    width, height = image.size
+    if width * height <= _BAND:
+        return _band(image)
+    image.load()
+    rows = max(1, _BAND // width)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = _band(image.crop((0, top, width, bottom)))
+    return pixels
+
+
+def _band(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16-bit gray: convert() would clip at 255, not scale
         gray = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(gray[:, :, np.newaxis], 3, axis=2)

@@ -115,7 +115,7 @@ class GrpcCalls:
         return {
             output.name: _array(self._endpoint, output.name, output.datatype, list(output.shape), content)
             for output, content in zip(answer.outputs, contents, strict=False)
-            if "shared_memory_region" not in output.parameters
+            if content or 0 in output.shape
         }
 
 

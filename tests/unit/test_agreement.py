@@ -41,7 +41,7 @@ from darktrt.engine.manifest import Manifest
 from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY
 from darktrt.onnx_file import load_model
-from darktrt.surgery.functions import embed
+from darktrt.plugins.functions import embed
 from darktrt.surgery.outputs import add_outputs
 from darktrt.surgery.precision import halve
 from darktrt.surgery.rewrite import SurgeryOptions, import_graph, insert_plugins, save_model

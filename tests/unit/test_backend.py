@@ -364,6 +364,26 @@ def test_a_plan_runs_on_the_gpu_of_its_instance(made: Made, tmp_path: Path, monk
     assert given == [(plan, None, True, 2), (plan, tmp_path / "libdarktrt_plugins.so", True, 2)]
 
 
+@pytest.mark.parametrize(("stated", "graph"), [("true", True), ("false", False)])
+@pytest.mark.parametrize(("kind", "gpu"), [("GPU", 1), ("CPU", None)])
+def test_an_instance_runs_what_its_config_states(
+    portable: Path, monkeypatch: pytest.MonkeyPatch, stated: str, graph: bool, kind: str, gpu: int | None
+) -> None:
+    """On its GPU, with a CUDA graph or without, and with its share of the cores."""
+    given: list[tuple[Any, ...]] = []
+    runner = OnnxRunner(portable)
+    monkeypatch.setattr(backend, "make_runner", lambda *arguments: given.append(arguments) or runner)
+    monkeypatch.setattr(backend.os, "cpu_count", lambda: 12)
+    words = arguments(portable, runner.info, kind=kind)
+    config = json.loads(words["model_config"])
+    config["parameters"]["cuda_graph"]["string_value"] = stated
+    config["instance_group"] = [{"count": 2, "gpus": [0, 1]}, {"count": 1}]
+    model = TritonPythonModel()
+    model.initialize({**words, "model_config": json.dumps(config)})
+    model.finalize()
+    assert given == [(portable.parent, 12 // 5, gpu, graph)]
+
+
 def test_an_onnx_file_on_a_gpu_needs_an_onnx_runtime_for_it(portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DarktrtError, match="knows no GPU; install onnxruntime-gpu"):
         OnnxRunner(portable, 1, gpu=0)

@@ -137,6 +137,14 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
         MADE_CFG.replace("width=96", "width=999999999"),
         "bad.cfg: an input of 3 x 64 x 999999999 is more than 2 GiB",
     ),
+    "layers that are too much together": (
+        net(4096, 4096) + 3 * conv(30, 1) + head(),
+        "bad.cfg: would take 7.5 GiB of memory for an image of 4096x4096, more than 3.0 GiB",
+    ),
+    "classes beyond memory": (
+        MADE_CFG.replace("classes=3", "classes=99999999", 1),
+        "bad.cfg:79: [yolo] 'classes=99999999' is more than 65536; is it mistyped?",
+    ),
     "region": (
         net() + conv(30) + section("region", anchors="1,2", classes=1, num=1),
         "bad.cfg:14: [region] is the head of YOLOv2",

@@ -18,6 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import NmsKind, ResizePolicy
+from darktrt.plugins.functions import drop_bodies, embed, inline_bodies
 from darktrt.plugins.ops import (
     DOMAIN,
     MAX_ANCHORS,
@@ -33,7 +34,6 @@ from darktrt.plugins.ops import (
     YoloDetect,
     op_from_node,
 )
-from darktrt.surgery.functions import drop_bodies, embed, inline_bodies
 from darktrt.vision import images as images_module
 from darktrt.vision.images import preprocess
 

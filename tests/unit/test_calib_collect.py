@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import MADE_CFG, RESIDUAL_CFG, Array, Made, made_image, make, run, with_outputs
+from helpers import MADE_CFG, RESIDUAL_CFG, Array, Made, conv, head, made_image, make, net, run, with_outputs
 from onnx import numpy_helper
 from PIL import Image
 from test_calib_histogram import same_sets
 
 from darktrt.calib import collect as module
-from darktrt.calib.collect import collect, measure_channel_means
+from darktrt.calib.collect import collect, histograms_of, measure_channel_means
 from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.importance import weights_of
+from darktrt.calib.options import CalibrationOptions
+from darktrt.calib.summary import Outputs
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.progress import set_progress
@@ -170,15 +172,23 @@ def signals_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_read", read_and_interrupt)
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """As at a terminal: the tests themselves may run in the background of a shell, where SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_leaves_a_file_to_resume_from(
     tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         signals_after(3, patch)
         with pytest.raises(KeyboardInterrupt):
             collect(portable, images, save_to=tmp_path / "a.npz")
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     saved = HistogramSet.load(tmp_path / "a.npz")
     assert list(saved.images.values()) == [str(p) for p in images[:3]]
     assert same_sets(saved, collect(portable, images[:3]))
@@ -279,6 +289,74 @@ def test_wrong_models(tmp_path: Path, made: Made, portable: Path, images: list[P
     onnx.save(foreign, str(tmp_path / "foreign.onnx"))
     with pytest.raises(DarktrtError, match="has no darktrt metadata"):
         collect(tmp_path / "foreign.onnx", images)
+
+
+# --- saving on the way, and the pass over a user's images ---
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of a convolution and a head, for many images."""
+    return make(tmp_path_factory.mktemp("small"), net(16, 16) + conv(4, stride=8) + head()).plain
+
+
+def many(folder: Path, count: int) -> list[Path]:
+    folder.mkdir()
+    paths = [folder / f"{i:02}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.full((8, 8, 3), 3 * i, np.uint8)).save(path)
+    return paths
+
+
+def test_histograms_are_saved_every_32_images_and_at_the_end(
+    tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(HistogramSet, "save", lambda self, path: saved.append(len(self.images)))
+    collect(small, many(tmp_path / "in", 65), save_to=tmp_path / "a.npz")
+    assert saved == [32, 64, 65]
+
+
+@pytest.mark.parametrize(("count", "few"), [(15, True), (16, False)])
+def test_a_warning_of_few_images(tmp_path: Path, small: Path, caplog: pytest.LogCaptureFixture, count: int, few: bool) -> None:
+    many(tmp_path / "in", count)
+    histograms_of(small, [tmp_path / "in"], Outputs(tmp_path / "a.table"), CalibrationOptions())
+    assert (f"{count} images are few to calibrate on" in caplog.text) is few
+
+
+def test_a_run_adds_to_an_earlier_one_only_where_it_resumes(tmp_path: Path, small: Path) -> None:
+    paths = many(tmp_path / "in", 4)
+    outputs = Outputs(tmp_path / "a.table")
+    for images, resume, counted in (
+        (paths[:2], True, paths[:2]),
+        (paths[2:], True, paths),
+        (paths[1:3], False, paths[1:3]),
+        (paths[3:], False, paths[3:]),
+    ):
+        result = histograms_of(small, images, outputs, CalibrationOptions(resume=resume))
+        assert list(result.images.values()) == list(map(str, counted))
+        assert same_sets(HistogramSet.load(outputs.histograms), collect(small, counted))
+
+
+def test_a_random_sample_depends_on_the_seed(tmp_path: Path, small: Path) -> None:
+    many(tmp_path / "in", 12)
+    samples = [
+        list(histograms_of(small, [tmp_path / "in"], Outputs(tmp_path / "a.table"), CalibrationOptions(5, seed)).images)
+        for seed in (0, 0, 1)
+    ]
+    assert samples[0] == samples[1] != samples[2]
+    assert [len(sample) for sample in samples] == [5, 5, 5]
+
+
+def test_an_output_that_is_one_of_the_images_is_refused(tmp_path: Path, small: Path) -> None:
+    paths = many(tmp_path / "in", 2)
+    before = paths[1].read_bytes()
+    with pytest.raises(DarktrtError, match=r"01\.png: is given twice and would be overwritten"):
+        histograms_of(small, [tmp_path / "in"], Outputs(tmp_path / "a.table", paths[1]), CalibrationOptions())
+    model = shutil.copy(small, tmp_path / "b.npz")
+    with pytest.raises(DarktrtError, match=r"b\.npz: is given twice and would be overwritten"):
+        histograms_of(model, [tmp_path / "in"], Outputs(tmp_path / "b.table"), CalibrationOptions())
+    assert paths[1].read_bytes() == before
 
 
 # --- channel means ---

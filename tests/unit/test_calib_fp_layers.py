@@ -44,6 +44,10 @@ def test_no_more_than_a_tenth_of_the_operations_is_given_up() -> None:
     assert chosen(("a", 0.9, 0.11), ("b", 0.1, 0.89)) == []
 
 
+def test_noise_without_operations_comes_first() -> None:
+    assert chosen(("a", 0.9, 0.1), ("b", 0.0001, 0.0), ("c", 0.0999, 0.9)) == ["b", "a"]
+
+
 def test_no_layer_is_chosen_where_nothing_is_lost() -> None:
     assert chosen(("a", 0.0, 0.0), ("b", 0.0, 1.0)) == []
 

@@ -66,6 +66,28 @@ def test_integers_and_constants_on_the_way_are_no_activations(made: Made) -> Non
     assert tensors_to_calibrate(model, made.info)[:2] == ["images", "again"]
 
 
+def test_a_tensor_of_undeclared_type_is_an_activation(made: Made) -> None:
+    model = made.model()
+    expected = tensors_to_calibrate(model, made.info)
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(onnx.ValueInfoProto(name=name) for name in expected)
+    assert tensors_to_calibrate(model, made.info) == expected
+
+
+@pytest.mark.parametrize("operation", ["Equal", "Greater", "Less"])
+def test_comparisons_are_no_activations(made: Made, operation: str) -> None:
+    """Some activations choose among values by one; its output is no number."""
+    model = made.model()
+    first = model.graph.node[0]
+    compared = onnx.helper.make_node(operation, ["images", "images"], ["compared"])
+    chosen = onnx.helper.make_node("Where", ["compared", "images", "images"], ["chosen"])
+    first.input[0] = "chosen"
+    nodes = [compared, chosen, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    assert tensors_to_calibrate(model, made.info)[:2] == ["images", "chosen"]
+
+
 def test_groups_are_tensors_with_common_values(made: Made) -> None:
     """Of the made network: a slice of layer 1's, concats of routes, max pools, the upsampling."""
     model = made.model()
@@ -109,6 +131,7 @@ def test_outputs_of_mish_that_are_the_only_readers(made: Made, portable: Path) -
     assert result == {node.input[0]: node.output[0] for node in nodes} != {}
     first, *others = result
     assert list(mish_outputs(model, [name for name in tensors if name != result[first]])) == others
+    assert mish_outputs(model, [first, result[first]]) == {first: result[first]}
     model.graph.node.add(op_type="Relu", input=[first], output=["other"])
     assert list(mish_outputs(model, tensors)) == others
     assert mish_outputs(made.model(), tensors_to_calibrate(made.model(), made.info)) == {}

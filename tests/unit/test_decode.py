@@ -142,6 +142,53 @@ def test_a_batch_of_more_bytes_is_read_in_its_turn(decoder: Decoder, tmp_path: P
     equal([frame for frames in done for frame in frames], paths)
 
 
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(10**9, [8, 4]), (3 * 48 * 3, [3, 3, 2, 3, 1]), (3 * 48 * 3 - 1, [2, 2, 2, 2, 2, 2]), (0, 12 * [1])]
+)
+@pytest.mark.parametrize("most_bytes", [0, 500, 10**9])
+def test_a_batch_of_large_images_comes_in_parts(
+    decoder: Decoder, tmp_path: Path, most: int, sizes: list[int], most_bytes: int
+) -> None:
+    """So a batch never takes more memory than that, whatever images a folder has; the images come in order, each once."""
+    paths = numbered(tmp_path, 12)
+    batches = read_ahead([paths[:8], paths[8:]], decoder, most_bytes=most_bytes, most_batch_bytes=most)
+    done = list(batches)
+    assert [len(frames) for frames in done] == sizes
+    equal([frame for frames in done for frame in frames], paths)
+
+
+def test_large_images_are_decoded_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a batch that is too large for memory as a whole do not exist at the same time."""
+    paths = numbered(tmp_path, 8)
+    alive = most = 0
+    lock = threading.Lock()
+
+    def counted(*arguments: object) -> Frame:
+        nonlocal alive, most
+        image = load_image(*arguments)  # type: ignore[arg-type]
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return image
+
+    monkeypatch.setattr(decode, "load_image", counted)
+    with Decoder(8) as decoder:
+        for frames in read_ahead([paths], decoder, most_bytes=3 * 48, most_batch_bytes=2 * 3 * 48):
+            time.sleep(0.02)
+            with lock:
+                alive -= len(frames)
+    assert most <= 4  # two of a part and one ahead, while the part before is still used
+
+
+def test_an_unreadable_image_of_a_part_is_named(decoder: Decoder, tmp_path: Path) -> None:
+    paths = numbered(tmp_path, 4)
+    paths[2].write_bytes(b"no image")
+    frames = read_ahead([paths], decoder, most_batch_bytes=1)
+    assert [len(next(frames)), len(next(frames))] == [1, 1]
+    with pytest.raises(DarktrtError, match=r"2\.png: is not an image"):
+        next(frames)
+
+
 def test_images_that_wait_for_memory_hold_up_no_thread(tmp_path: Path) -> None:
     paths = numbered(tmp_path, 20)
     with Decoder(2) as decoder:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from PIL import Image
 from darktrt import progress
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, NmsInfo
+from darktrt.vision import detector as detector_module
 from darktrt.vision import video
+from darktrt.vision.decode import read_ahead
 from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.files import FileResult, detect_files, write_image
 from darktrt.vision.video import open_video, video_length, video_writer
@@ -230,11 +233,60 @@ def test_thresholds_outside_0_1_are_refused(thresholds: tuple[float, float]) -> 
         ({"scores": np.zeros((1, 5, 3), np.float32)}, "has no output 'boxes', only scores"),
         ({"boxes": np.zeros((2, 5, 4), np.float32), "scores": np.zeros((2, 5, 3), np.float32)}, "2 rows for a batch of 1"),
         ({"boxes": np.zeros((1, 5, 4), np.float32), "scores": np.full((1, 5, 3), np.nan, np.float32)}, "not numbers"),
+        ({"boxes": np.zeros((1, 4, 4), np.float32), "scores": np.zeros((1, 5, 3), np.float32)}, r"'boxes' is \(1, 4, 4\)"),
+        ({"boxes": np.zeros((1, 5, 5), np.float32), "scores": np.zeros((1, 5, 3), np.float32)}, r"'boxes' is \(1, 5, 5\)"),
+        ({"boxes": np.zeros((1, 5, 4), np.float32), "scores": np.zeros((1, 5, 4), np.float32)}, r"not \(1, 5, 3\) of the"),
+        ({"boxes": np.zeros((1, 5, 4), np.float32), "scores": np.zeros((1,), np.float32)}, r"'boxes' is"),
+        ({"boxes": np.zeros((1, 5, 4), np.float32), "scores": np.zeros((1, 5, 3), np.int64)}, r"'scores' is .* int64, not"),
+        ({"boxes": np.zeros((), np.float32), "scores": np.zeros((1, 5, 3), np.float32)}, "'boxes' has 0 rows for a batch of 1"),
     ],
 )
 def test_outputs_that_do_not_fit_are_named(outputs: dict[str, np.ndarray], message: str) -> None:
     with pytest.raises(DarktrtError, match=f"colours.*{message}"):
         NetworkDetector(lambda _: outputs, made_info()).detect([photo()])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_detections": np.array([[6]], np.int32)}, r"'num_detections' has \[6\], but there are 5 rows"),
+        ({"num_detections": np.array([[-1]], np.int32)}, r"'num_detections' has \[-1\], but there are 5 rows"),
+        ({"num_detections": np.array([[1, 1]], np.int32)}, r"'num_detections' is \(1, 2\) int32, not \(1, 1\)"),
+        ({"classes": np.array([[0, 3, 0, 0, 0]], np.int32)}, r"'classes' has 3, but there are 3 classes"),
+        ({"classes": np.array([[0, -1, 0, 0, 0]], np.int32)}, r"'classes' has -1, but there are 3 classes"),
+        ({"classes": np.zeros((1, 5), np.float32)}, r"'classes' is \(1, 5\) float32"),
+        ({"scores": np.zeros((1, 4), np.float32)}, r"'boxes' is \(1, 5, 4\)"),
+    ],
+)
+def test_detections_that_no_network_has(change: dict[str, np.ndarray], message: str) -> None:
+    """Of a damaged model or a server that lies; a class behind the last detection means nothing."""
+    outputs = {
+        "boxes": np.zeros((1, 5, 4), np.float32),
+        "scores": np.full((1, 5), 0.5, np.float32),
+        "classes": np.array([[0, 2, 1, 9, -9]], np.int32),
+        "num_detections": np.array([[3]], np.int32),
+    }
+    info = made_info(head="nms", max_detections=5)
+    (found,) = NetworkDetector(lambda _: outputs, info).detect([photo()])
+    assert found.class_ids.tolist() == [0, 2, 1]
+    with pytest.raises(DarktrtError, match=f"colours.*{message}"):
+        NetworkDetector(lambda _: {**outputs, **change}, info).detect([photo()])
+
+
+def test_a_batch_of_large_files_is_one_batch_to_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs in parts, so that its images are never in memory together; batches and order are the caller's."""
+    paths = [save(tmp_path / f"{i}.png", photo(channel=i % 3)) for i in range(8)]
+    size = photo().nbytes
+    monkeypatch.setattr(detector_module, "read_ahead", partial(read_ahead, most_batch_bytes=2 * size))
+    network = ColourNetwork(made_info(batch=(1, 8, 8)))
+    detector = NetworkDetector(network, network.info)
+    batches = list(detector.detect_batches([paths[:5], [], paths[5:]]))
+    assert [len(batch) for batch in batches] == [5, 0, 3]
+    assert [one.names for batch in batches for one in batch] == [[NAMES[i % 3]] for i in range(8)]
+    parts = [len(frames) for frames, _ in detector.detect_frames([paths[:5], paths[5:]])]
+    assert parts == [2, 2, 1, 2, 1]
+    found = list(detect_files(detector, [tmp_path]))
+    assert [(one.path, one.detections.names) for one in found] == [(path, [NAMES[i % 3]]) for i, path in enumerate(paths)]
 
 
 # Files

@@ -1037,7 +1037,8 @@ def test_a_runner_names_what_it_cannot_load(made: Made, tmp_path: Path) -> None:
     damaged = made.model()
     damaged.metadata_props[0].value = "{"
     contents = {
-        "is it an ONNX file": [b"", b"hello", whole[:2000], b"\x89PNG\r\n\x1a\n" * 9],
+        "is empty; make it with": [b""],
+        "is no ONNX file, or a damaged one": [b"hello", whole[:2000], b"\x89PNG\r\n\x1a\n" * 9],
         "has no darktrt metadata": [foreign.SerializeToString()],
         "the darktrt metadata is damaged": [damaged.SerializeToString()],
     }

@@ -29,8 +29,10 @@ from helpers import (
     yolo,
 )
 
+from darktrt.convert.cfg import read_cfg
 from darktrt.convert.export import convert_darknet
 from darktrt.convert.model import load_darknet
+from darktrt.convert.shapes import gflops
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.metadata import IMAGE_SIZES, METADATA_KEY, DetectorInfo, Thresholds
@@ -151,6 +153,7 @@ def test_metadata_says_what_the_cfg_says(made: Made) -> None:
     assert (info.nms.kind, info.nms.beta) == ("greedynms", 0.6)
     assert info.class_names == ("class 0", "class 1", "class 2")
     assert info.parameters == (made.weights.stat().st_size - 20) / 4
+    assert info.gflops == round(gflops(read_cfg(made.cfg)), 3)
     assert info.sources == {"cfg": sha256_of(made.cfg), "weights": "random, seed 1"}
     assert [layer.kind for layer in info.layers][-2:] == ["convolutional", "yolo"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from darktrt.check.ground_truth import GroundTruth, LabelClasses, has_labels, load_ground_truth, read_names
 from darktrt.errors import DarktrtError
+from darktrt.vision.images import read_image
 
 NAMES = ("cat", "dog")
 
@@ -172,3 +174,26 @@ def test_unknown_classes_are_noted(folder: Path) -> None:
     truth, notes = noted(coco(), names=("cow", "pig", "hen"))
     assert truth.count == 0
     assert "has 2 categories without the network's class 'cow' among them" in notes
+
+
+# --- images that are none ---
+
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+NO_IMAGES = {
+    "of 3,600,000,000 pixels": PNG + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0) + b"\x00" * 4,
+    "of a negative size": b"P6\n-3 4\n255\n" + bytes(36),
+    "without a size": b"P6\nabc 4\n255\n",
+    "in PostScript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n",
+    "damaged": b"\x89PNG\r\n\x1a\n" + b"\xff" * 30,
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("kind", NO_IMAGES)
+def test_labels_of_an_image_that_is_none_are_refused_with_it(kind: str, folder: Path) -> None:
+    """The labels need the size of the image; the image itself is refused where it is read."""
+    photos(Path("photos"), {"a": "0 0.5 0.5 0.5 0.5", "b": "1 0.5 0.5 0.5 0.5"})
+    Path("photos/b.png").write_bytes(NO_IMAGES[kind])
+    assert [len(image.objects) for image in noted("photos")[0].images] == [1, 0]
+    with pytest.raises(DarktrtError, match=r"^photos/b\.png: (is|has|cannot be) "):
+        read_image("photos/b.png")

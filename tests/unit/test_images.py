@@ -372,6 +372,19 @@ def test_an_image_in_memory_is_that_of_the_file(tmp_path: Path) -> None:
         decode_image(content, "upload 3", 9)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "CMYK", "I;16"])
+@pytest.mark.parametrize("band", [1, 60, 7 * 20, 7 * 20 + 1, 10**9])
+def test_a_large_image_is_converted_in_bands(tmp_path: Path, mode: str, band: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bands keep the memory of a hundred megapixels at one copy; the pixels are those of one band."""
+    levels = np.random.default_rng(0).integers(0, 256, (23, 20, 3), dtype=np.uint8)
+    deep = Image.fromarray(levels[:, :, 0].astype(np.uint16) * 257 - 255)
+    path = tmp_path / ("a.tif" if mode in ("CMYK", "LA") else "a.png")
+    (deep if mode == "I;16" else Image.fromarray(levels).convert(mode)).save(path)
+    whole = read_image(path)
+    monkeypatch.setattr(images, "_BAND", band)
+    assert np.array_equal(read_image(path), whole) and whole.shape == (23, 20, 3)
+
+
 def test_float_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(DarktrtError, match=r"a\.tif: .*floats"):

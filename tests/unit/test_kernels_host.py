@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kernels import (
     UNSUPPORTED,
     Array,
     CImage,
+    CNms,
     Detections,
     Fit,
     Format,
@@ -35,6 +37,7 @@ from kernels import (
 from onnx import helper
 from oracles import decode64, expected_detections, mish64, overlap
 
+from darktrt.plugins.functions import embed
 from darktrt.plugins.ops import (
     DOMAIN,
     FIRST_BODY_OPSET,
@@ -47,7 +50,6 @@ from darktrt.plugins.ops import (
     YoloDecode,
     YoloDetect,
 )
-from darktrt.surgery.functions import embed
 from darktrt.vision import images as images_module
 from darktrt.vision.images import preprocess
 
@@ -232,9 +234,56 @@ def test_what_no_kernel_supports(host: Library) -> None:
         (Format(0, 0, 0, 1), Format(0, 0, 0, 1)),
     ):
         assert host.call("mish", shape, None, x, None, y) == UNSUPPORTED
+    for bad in (Shape(-1, 3, 4), Shape(1, -1, 4), Shape(1, 3, -1)):
+        assert host.call("mish", bad, None, Format(0, 1, 0, 1), None, Format(0, 1, 0, 1)) == UNSUPPORTED
     slots = Format(1, 16, 0, 1)
     assert host.call("mish_concat", shape, None, slots, None, slots, 16, None, slots) == UNSUPPORTED
     assert host.mish(np.zeros((0, 3, 4), np.float32), layout=LINEAR)[0].size == 0
+
+
+EMPTY = Shape(0, 3, 4)
+"""Of no image: a function says whether it supports the formats, and reads nothing."""
+
+
+@pytest.mark.parametrize("kind", range(-1, 5))
+def test_types_that_mish_supports(host: Library, kind: int) -> None:
+    """float, half and INT8 to themselves, and half to INT8; never the uint8 of images."""
+    for y_kind in range(-1, 5):
+        supported = (kind == y_kind and kind in (0, 1, 2)) or (kind, y_kind) == (1, 2)
+        x, y = Format(kind, 4, 0, 1), Format(y_kind, 4, 0, 1)
+        assert host.call("mish", EMPTY, None, x, None, y) == (0 if supported else UNSUPPORTED)
+        assert host.call("mish_add", EMPTY, None, x, None, x, None, y) == (0 if supported else UNSUPPORTED)
+        if kind != y_kind:
+            assert host.call("mish_add", EMPTY, None, x, None, y, None, x) == UNSUPPORTED, "of the residual"
+
+
+def test_layouts_that_mish_supports(host: Library) -> None:
+    """One for all tensors; any number but 0 says that channels are last."""
+    last = Format(1, 8, 1, 1)
+    for other, status in (
+        (Format(1, 8, 1, 1), 0),
+        (Format(1, 8, 2, 1), 0),
+        (Format(1, 8, 0, 1), UNSUPPORTED),
+        (Format(1, 4, 1, 1), UNSUPPORTED),
+        (Format(1, -8, 1, 1), UNSUPPORTED),
+    ):
+        assert host.call("mish", EMPTY, None, last, None, other) == status
+        assert host.call("mish", EMPTY, None, other, None, last) == status
+        assert host.call("mish_add", EMPTY, None, last, None, other, None, last) == status
+    assert host.call("mish", EMPTY, None, Format(1, -8, 1, 1), None, Format(1, -8, 1, 1)) == UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("scale", "supported"),
+    [(2.0**-40, True), (2.0**40, True), (2.0**-41, False), (2.0**41, False), (0, False), (-1, False), (np.nan, False)],
+)
+def test_scales_from_2_to_the_minus_40_to_2_to_the_40(host: Library, scale: float, supported: bool) -> None:
+    """Where quotients of them stay normal floats. Other types have no scale."""
+    status, good = 0 if supported else UNSUPPORTED, Format(2, 1, 0, 1)
+    odd = Format(2, 1, 0, scale)
+    assert host.call("mish", EMPTY, None, odd, None, good) == host.call("mish", EMPTY, None, good, None, odd) == status
+    assert host.call("mish_add", EMPTY, None, good, None, odd, None, good) == status
+    assert host.call("mish", EMPTY, None, Format(1, 1, 0, scale), None, Format(1, 1, 0, scale)) == 0
 
 
 # --- decode ---
@@ -395,6 +444,85 @@ def test_no_anchor_no_image_and_what_is_not_supported(host: Library) -> None:
             host.detect(SMALL, nms, heads)
 
 
+@pytest.mark.parametrize(
+    ("nms", "supported"),
+    [
+        (Nms(max_candidates=3840, max_detections=3840), True),
+        (Nms(max_candidates=3841), False),
+        (Nms(max_candidates=1, max_detections=1), True),
+        (Nms(max_candidates=5, max_detections=6), False),
+        (Nms(max_candidates=0, max_detections=0), False),
+        (Nms(max_candidates=5, max_detections=0), False),
+        (Nms("diounms", 1e-3), True),
+        (Nms("diounms", -1.0), False),
+        (Nms("plain", 0.0), True),
+    ],
+)
+def test_limits_of_nms(host: Library, nms: Nms, supported: bool) -> None:
+    """The numbers that the plugin documents: 1 to 3840 candidates, and no more detections than that."""
+    heads = [np.zeros(shape, np.float32) for shape in SMALL.shapes(1)]
+    if supported:
+        check_detections(host, SMALL, nms, heads, 0.1, 0.45)
+    else:
+        with pytest.raises(AssertionError, match="returned -1"):
+            host.detect(SMALL, nms, heads, 0.1)
+
+
+def test_an_unknown_kind_of_nms(host: Library) -> None:
+    yolo, number = SMALL.struct(0), host.address(np.zeros(1, np.float32))
+    heads, unused = host.addresses([]), [None] * 5
+    for kind, status in ((0, 0), (1, 0), (2, UNSUPPORTED), (-1, UNSUPPORTED)):
+        nms = CNms(kind, 0.6, 10, 5)
+        assert host.call("detect", ctypes.byref(yolo), ctypes.byref(nms), 0, heads, number, number, *unused) == status
+
+
+GRID = 1 << 13
+HALF_OF_ALL = Head(ANCHORS[:1] * 16, GRID, GRID)
+
+
+@pytest.mark.parametrize(
+    ("heads", "classes", "size", "supported"),
+    [
+        ((Head(ANCHORS, 2, 2),), 1, (1, 1), True),
+        ((Head(ANCHORS, 2, 2),), 0, (1, 1), False),
+        ((Head(ANCHORS, 2, 2),), 1, (0, 1), False),
+        ((Head(ANCHORS, 2, 2),), 1, (1, 0), False),
+        ((), 1, (1, 1), False),
+        ((Head((), 2, 2),), 1, (1, 1), False),
+        ((Head(ANCHORS, 2, 2), Head(ANCHORS, -1, 2)), 1, (1, 1), False),
+        ((Head(ANCHORS, 2, 2), Head(ANCHORS, 2, -1)), 1, (1, 1), False),
+        ((Head(ANCHORS, 0, 0),), 1, (1, 1), True),
+        ((Head(ANCHORS, 1, 1),), 1 << 20, (1, 1), True),
+        ((Head(ANCHORS, 1, 1),), (1 << 20) + 1, (1, 1), False),
+        ((Head(ANCHORS[:1] * 32, 1, 1),) * 5, 1, (1, 1), True),
+        ((Head(ANCHORS, GRID, 1),), 1, (1, 1), True),
+        ((Head(ANCHORS, 1, GRID),), 1, (1, 1), True),
+        ((Head(ANCHORS, GRID + 1, 1),), 1, (1, 1), False),
+        ((Head(ANCHORS, 1, GRID + 1),), 1, (1, 1), False),
+        # anchors below 2^31: GRID x GRID cells have 2^26
+        ((HALF_OF_ALL, Head(ANCHORS[:1] * 15, GRID, GRID), Head(ANCHORS[:1], GRID, GRID - 1)), 1, (1, 1), True),
+        ((HALF_OF_ALL, HALF_OF_ALL), 1, (1, 1), False),
+        # anchors times classes below 2^32 - 1 = 15 * (8 * 4369 * 8192 + 4369)
+        ((Head(ANCHORS[:1] * 8, 4369, GRID), Head(ANCHORS[:1], 4368, 1)), 15, (1, 1), True),
+        ((Head(ANCHORS[:1] * 8, 4369, GRID), Head(ANCHORS[:1], 4369, 1)), 15, (1, 1), False),
+    ],
+)
+def test_limits_of_heads(host: Library, heads: tuple[Head, ...], classes: int, size: tuple[int, int], supported: bool) -> None:
+    """Indices of candidates fit into 32 bits. A batch of none says so without reading a head."""
+    yolo = Yolo(heads, classes, *size).struct(0)
+    assert host.call("decode", ctypes.byref(yolo), 0, host.addresses([]), None, None) == (0 if supported else UNSUPPORTED)
+    yolo.batch = -1
+    assert host.call("decode", ctypes.byref(yolo), 0, host.addresses([]), None, None) == UNSUPPORTED
+
+
+def test_more_heads_or_anchors_than_the_structure_holds(host: Library) -> None:
+    yolo = Yolo((Head(ANCHORS, 1, 1),) * 5, 1, 1, 1).struct(0)
+    yolo.heads = 6
+    assert host.call("decode", ctypes.byref(yolo), 0, host.addresses([]), None, None) == UNSUPPORTED
+    yolo.heads, yolo.head[4].anchors = 5, 33
+    assert host.call("decode", ctypes.byref(yolo), 0, host.addresses([]), None, None) == UNSUPPORTED
+
+
 # --- images ---
 
 IMAGE_SIZES = ((1, 1), (1, 7), (9, 1), (2, 2), (53, 37), (64, 48), (197, 256), (20, 333), (8192, 3), (5, 4097))
@@ -485,8 +613,14 @@ def test_what_is_no_image_or_input_is_not_fitted(host: Library) -> None:
         return host.call("fit", fit.struct(), 1, images, kind, host.address(y), y_kind)
 
     assert status() == 0
-    for fit in (Fit(0, 2), Fit(2, -1), Fit(2, 2, 2), Fit(2, 2, 3, 2)):
+    for fit in (Fit(0, 2), Fit(2, 0), Fit(2, -1), Fit(2, 2, 2), Fit(2, 2, 3, 2), Fit(2, 2, 3, -1), Fit(2, 2, 0)):
         assert status(fit) == UNSUPPORTED
+    for fit, expected in (
+        (Fit(1 << 24, 1 << 24), 0),
+        (Fit((1 << 24) + 1, 1), UNSUPPORTED),
+        (Fit(1, (1 << 24) + 1), UNSUPPORTED),
+    ):
+        assert host.call("fit", fit.struct(), 0, None, 3, host.address(y), 0) == expected
     assert status(width=0) == status(height=(1 << 24) + 1) == status(pixels=None) == UNSUPPORTED
     assert status(kind=2) == status(y_kind=2) == status(kind=4) == UNSUPPORTED
     batch = small.struct(), 1, CImage(image.ctypes.data, 0, 4), 3, host.address(y), 0, host.address(y), host.address(y)

@@ -24,8 +24,8 @@ from helpers import (
 from onnx import helper, parser
 
 from darktrt.errors import DarktrtError
+from darktrt.plugins.functions import embed, inline_bodies
 from darktrt.plugins.ops import DOMAIN, Mish
-from darktrt.surgery.functions import embed, inline_bodies
 from darktrt.surgery.mish import Fused, fuse_mish, mish_input, replace_mish
 from darktrt.surgery.rewrite import SurgeryOptions, transform
 

@@ -44,7 +44,8 @@ from micro import (
 from darktrt.convert.cfg import Network, Yolo, read_cfg
 from darktrt.convert.export import convert_darknet
 from darktrt.convert.layers import ACTIVATIONS, Convolution
-from darktrt.convert.model import Darknet, _noise, load_darknet, random_weights
+from darktrt.convert.model import Darknet, _noise, _shrunk, load_darknet, random_weights
+from darktrt.convert.weights import initial_weights
 from darktrt.errors import DarktrtError
 
 POINTS = [-1e4, -700, -104, -88.8, -50, -20.1, -19.9, -6.5, -4.1, -3.9, -2.1, -1.9, -1, -0.3, -1e-3, 0, 1e-3, 0.7, 1.1, 2.5]
@@ -176,6 +177,31 @@ def test_one_seed_gives_the_same_bits_and_another_others(tmp_path: Path) -> None
     network = network_of(tmp_path, MADE_CFG)
     assert flat(network, 5) == flat(network, 5)
     assert flat(network, 5) != flat(network, 6)
+
+
+def test_random_weights_do_not_depend_on_the_size_of_the_input(tmp_path: Path) -> None:
+    """They are fitted on four cells of the coarsest head, and 64 pixels at least."""
+    network = network_of(tmp_path, net(416, 416) + "".join(conv(4, stride=2) for _ in range(5)) + head())
+    assert flat(network, 0) == flat(network.resized(608, 160), 0) == flat(network.resized(128, 128), 0)
+    assert flat(network, 0) != flat(network.resized(96, 128), 0)
+    for stride, side in ((1, 64), (8, 64), (16, 64), (32, 128)):
+        for size in ((640, 320), (side, side)):
+            one = network_of(tmp_path, net(*size) + conv(4, stride=stride) + head())
+            assert (_shrunk(one).width, _shrunk(one).height) == (side, side)
+    unpadded = section("convolutional", filters=4, size=7, activation="leaky") + section("reorg3d", stride=4)
+    whole = network_of(tmp_path, net(102, 102) + unpadded + head())
+    assert _shrunk(whole) is whole
+
+
+def test_objectness_of_random_weights_is_lowered(tmp_path: Path) -> None:
+    network = network_of(tmp_path, net() + conv(8, stride=2) + head(3) + section("route", layers=0) + head(3, "3,4"))
+    fitted, drawn = random_weights(network, 2), list(initial_weights(network, 2))
+    for index in (1, 4):
+        lowered = drawn[index]["bias"] - fitted[index]["bias"]
+        expected = np.zeros(len(lowered))
+        expected[4::8] = 3
+        np.testing.assert_allclose(lowered, expected, atol=1e-6)
+    np.testing.assert_array_equal(fitted[0]["bias"], drawn[0]["bias"])
 
 
 def spreads(network: Network, seed: int) -> dict[str, list[float]]:

@@ -18,7 +18,7 @@ from PIL import Image
 import darktrt
 from darktrt.calib.histogram import HistogramSet
 from darktrt.cli import main
-from darktrt.pipeline import load_calibration
+from darktrt.pipeline import _every_nth, load_calibration
 
 
 @pytest.fixture
@@ -141,6 +141,12 @@ def test_a_merge_of_a_damaged_file_or_of_one_without_tensors_leaves_nothing(labe
         with pytest.raises(darktrt.DarktrtError, match=sentence):
             darktrt.merge_calibrations(shards, "merged.table")
         assert files_in(folder) == before
+
+
+def test_the_sample_of_a_later_pass_is_spread_over_the_images() -> None:
+    paths = [Path(str(i)) for i in range(7)]
+    for number, chosen in ((1, [0]), (2, [0, 4]), (3, [0, 3, 6]), (4, [0, 2, 4, 6]), (7, range(7)), (64, range(7))):
+        assert _every_nth(paths, number) == [paths[i] for i in chosen]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")

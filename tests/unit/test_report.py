@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
+import os
 import re
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +22,14 @@ from PIL import Image
 from darktrt.calib.fp_layers import load_fp_layers
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.table import CalibrationTable
+from darktrt.check import report_page
 from darktrt.check.coco import coco_metrics
 from darktrt.check.detections import VariantDetections, save_detections
 from darktrt.check.disagreements import disagreement, labels_of, panels
 from darktrt.check.evaluation import evaluate_detections
 from darktrt.check.ground_truth import LabelledImage, LabelledObject, load_ground_truth
 from darktrt.check.report import Parts, calibration_sources, make_report, read_timings
-from darktrt.check.report_page import page_values, render, write_report
+from darktrt.check.report_page import FILES, page_values, render, write_report
 from darktrt.check.simulate import chosen_fp_layers, load_network
 from darktrt.cli import main
 from darktrt.errors import DarktrtError
@@ -122,7 +126,77 @@ def test_names_cannot_break_the_page(labelled: Path, folder: Path) -> None:
     assert main(["check", "report", str(labelled / "photos"), "--load-detections", "odd.json", "-o", "report", *QUICK]) == 0
     page = Path("report/index.html").read_text()
     assert "<script>alert" not in page and "&lt;script&gt;alert(1)&lt;/script&gt;|x" in page
-    assert "| <script>alert(1)</script>\\|x |" in Path("report/report.md").read_text()
+    assert "\n| &lt;script&gt;alert(1)&lt;/script&gt;\\|x |" in Path("report/report.md").read_text()
+
+
+NAMES = [
+    "<img src=x onerror=alert(1)>",
+    "[a](javascript:alert(1))",
+    "a | b",
+    "a\nb",
+    "\x1b[31mred",
+    "`code`",
+    r"\<b>",
+    "x" * 5000,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_text_in_markdown(name: str) -> None:
+    """Neither as text nor as code does a name become a tag, a link or another line, and backticks of its own do not end it."""
+    text, code = (render_text("{{ name | " + kind + " }}", name) for kind in ("text", "code"))
+    for shown in (text, code):
+        assert "\n" not in shown and "\x1b" not in shown and len(shown) < 1100
+    assert not re.search(r"<|(?<!\\)[\[|`]", text)
+    fence = re.match("`+", code)[0]  # type: ignore[index]
+    assert code.endswith(fence) and fence not in code[len(fence) : -len(fence)].strip("` ")
+
+
+def render_text(template: str, name: str) -> str:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report_page, "_TEMPLATES", folder)
+        Path(folder, "a.md").write_text(template)
+        return render("a.md", {"name": name})
+
+
+def test_dollars_in_a_name_are_no_mathematics(labelled: Path, folder: Path) -> None:
+    words = ["--model", f"A$x^$={labelled}/net.onnx", "--model", f"_B={labelled}/net.onnx", "-o", "report", *QUICK]
+    assert main(["check", "report", str(labelled / "photos"), *words]) == 0
+    labels = re.findall(r">([^<>]*)</text>", Path("report/index.html").read_text())
+    assert labels.count("A$x^$") == labels.count("\N{ZERO WIDTH SPACE}_B") == 2
+
+
+def test_names_that_are_no_utf8_are_printed_all_the_same(labelled: Path, folder: Path) -> None:
+    save_detections([made_detections(labelled, name="A", precision="fp32")], "odd.json")
+    Path("photos").mkdir()
+    for file in (labelled / "photos").iterdir():
+        Path(os.fsdecode(b"photos/\xff" + file.name.encode())).write_bytes(file.read_bytes())
+    words = ["--load-detections", "odd.json", "--model", f"{labelled}/net.onnx", "--show-images", "1", "-o", "report"]
+    assert main(["check", "report", "photos", *words, "--compare-images", "0"]) == 0
+    assert r"\udcff" in Path("report/index.html").read_text() and r"\udcff" in Path("report/report.json").read_text()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_report_is_written_whole_or_not_at_all(
+    name: str, report: Path, labelled: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full at one of the files: the old report stays as it was."""
+    Path("report").mkdir()
+    for file in FILES:
+        Path("report", file).write_text("old")
+    write = Path.write_text
+
+    def full(path: Path, text: str, **options: Any) -> int:
+        if name in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    command = ["check", "report", str(labelled / "photos"), "--model", str(labelled / "net.onnx"), "-o", "report", *QUICK]
+    assert main(command) == 2
+    assert "cannot write: No space left on device; nothing was kept" in capsys.readouterr().err
+    assert files_in(Path("report")) == sorted(FILES)
+    assert [Path("report", file).read_text() for file in FILES] == ["old"] * 3
 
 
 def test_the_page_begins_with_a_verdict(report: Path) -> None:
