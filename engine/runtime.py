@@ -21,7 +21,7 @@ from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.target import Target, find_target, flavour_of
 from darktrt.engine.trt_types import shape_of
 from darktrt.errors import DarktrtError
-from darktrt.files import open_input
+from darktrt.files import check_input, open_input
 from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.onnx_session import OnnxSession, Provider, available_providers
 from darktrt.plugins.library import find_library, load_plugins
