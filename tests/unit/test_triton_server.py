@@ -273,6 +273,17 @@ def test_relevant_lines_of_a_log() -> None:
     assert relevant_lines([]) == "(it wrote nothing)"
 
 
+def test_what_answers_no_http_is_not_ready(repository: Path, options: StartOptions) -> None:
+    """Another program at the port, say."""
+    one = server.make_server(repository, options, Program("/bin/true"))
+    with socket.create_server(("127.0.0.1", options.http_port)) as listener:
+        thread = threading.Thread(target=lambda: listener.accept()[0].sendall(b"what?\r\n\r\n"))
+        thread.start()
+        assert not one.ready()
+        thread.join()
+    assert not one.ready()
+
+
 # --- keeping it serving ---
 
 
