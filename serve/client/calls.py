@@ -235,6 +235,9 @@ class HttpCalls:
         return damaged(self._endpoint, problem)
 
 
+_MOST_SIZES = 8
+"""Of a tensor."""
+
 _HEAD_LENGTH = "Inference-Header-Content-Length"
 _ADVICE = "is this a Triton server?"
 
@@ -278,6 +281,7 @@ def _array(endpoint: Endpoint, name: str, kind: str, shape: Any, content: bytes 
 def _is_shape(values: Any) -> bool:
     return (
         isinstance(values, list)
+        and len(values) <= _MOST_SIZES
         and all(isinstance(one, int) and one >= 0 for one in values)
         and math.prod(one or 1 for one in values) <= LARGEST_ANSWER
     )

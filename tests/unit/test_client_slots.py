@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.serve.client.shared_memory import FOLDER, prefix_of
 from darktrt.serve.client.slots import SharedMemory, Slot
-from darktrt.serve.client.transport import MemorySlice, RegionLostError, TimedOutError
+from darktrt.serve.client.transport import MemorySlice, RegionLostError, TimedOutError, UnreachableError
 from darktrt.serve.model_info import ModelInfo, TensorInfo
 from darktrt.vision.detector import Arrays
 
@@ -33,6 +34,8 @@ class Standing:
         self.registered: list[str] = []
         self.asked: Arrays = {}
         self.fail: list[Exception] = []
+        self.sent: list[Any] = []
+        self.away = self.truncate = False
 
     def input(
         self, name: str, array: np.ndarray, place: MemorySlice | None = None
@@ -45,11 +48,16 @@ class Standing:
     async def infer(self, model: str, version: str, inputs: Any, outputs: Any) -> Arrays:
         if self.fail:
             raise self.fail.pop(0)
+        if any(place and place.region not in self.registered for *_, place in [*inputs, *outputs]):
+            raise RegionLostError("lost")
+        self.sent = list(inputs)
         self.asked = {name: self.read(array, place) if place else array for name, array, place in inputs}
         found = self.answer(self.asked)
         for name, place in outputs:
             if place:
                 self.write(found.pop(name), place)
+                if self.truncate:
+                    os.truncate(FOLDER / place.region, 0)
         return found
 
     def read(self, like: np.ndarray, place: MemorySlice) -> np.ndarray:
@@ -64,7 +72,14 @@ class Standing:
             file.write(array.tobytes())
 
     async def register_system(self, name: str, size: int) -> None:
+        if self.away:
+            raise UnreachableError("cannot be reached")
         self.registered.append(name)
+
+    async def regions(self, kind: str) -> set[str]:
+        if self.away:
+            raise UnreachableError("cannot be reached")
+        return set(self.registered)
 
     async def unregister(self, kind: str, name: str) -> None:
         self.registered.remove(name)
@@ -166,6 +181,81 @@ def test_a_region_that_was_lost_is_registered_again() -> None:
     server.fail = [RegionLostError("lost")]
     assert run(made, server, inputs(2))["scores"][:, 0].tolist() == [1, 2]
     close(made, server)
+
+
+@pytest.mark.parametrize("again", [None, DarktrtError("shared memory is disabled")])
+def test_memory_that_is_taken_away_again_costs_no_answer(monkeypatch: pytest.MonkeyPatch, again: DarktrtError | None) -> None:
+    """Any client can make the server forget all regions: such a request goes without, and the next one tries again."""
+    server = Standing(boxes_of)
+    made = slot(server, remote_model(), "system")
+    server.registered.clear()
+    server.fail = [] if again else 2 * [RegionLostError("lost")]
+    with monkeypatch.context() as patch:
+        if again:
+            patch.setattr(server, "register_system", Mock(side_effect=again))
+        assert run(made, server, inputs(2))["scores"][:, 0].tolist() == [1, 2]
+    assert all(place is None for _, _, place in server.sent)
+    assert run(made, server, inputs(2, 5))["scores"][:, 0].tolist() == [5, 6]
+    assert any(place for _, _, place in server.sent)
+    close(made, server)
+
+
+def test_a_server_that_goes_while_memory_is_registered_again_is_said_to_be_away() -> None:
+    server = Standing(boxes_of)
+    made = slot(server, remote_model(), "system")
+    server.registered.clear()
+    server.away = True
+    with pytest.raises(DarktrtError, match="cannot be reached"):
+        run(made, server, inputs(2))
+    server.away = False
+    assert run(made, server, inputs(2))["scores"][:, 0].tolist() == [1, 2]
+    close(made, server)
+
+
+def test_memory_that_becomes_smaller_costs_no_answer() -> None:
+    """Whoever has this user's rights can do it, before a request or during one; it would end a process that maps the file."""
+    server = Standing(boxes_of)
+    made = slot(server, remote_model(), "system")
+    (region,) = server.registered
+    size = (FOLDER / region).stat().st_size
+    os.truncate(FOLDER / region, 0)
+    assert run(made, server, inputs(2))["scores"][:, 0].tolist() == [1, 2]
+    assert (FOLDER / region).stat().st_size == size
+    assert any(place for _, _, place in server.sent)
+    server.truncate = True
+    assert run(made, server, inputs(2, 3))["scores"][:, 0].tolist() == [3, 4]
+    assert all(place is None for _, _, place in server.sent)
+    close(made, server)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        ({"boxes": np.zeros((2, 300, 4), np.float32)}, "it has no output 'scores', not float32 [2, 300]"),
+        (
+            {"boxes": np.zeros((2, 299, 4), np.float32), "scores": np.zeros((2, 300), np.float32)},
+            "it has float32 [2, 299, 4] as output 'boxes', not float32 [2, 300, 4]",
+        ),
+        (
+            {"boxes": np.zeros((2, 300, 4), np.float64), "scores": np.zeros((2, 300), np.float32)},
+            "it has float64 [2, 300, 4] as output 'boxes', not float32 [2, 300, 4]",
+        ),
+    ],
+)
+def test_answers_of_other_shapes(outputs: Arrays, said: str) -> None:
+    server = Standing(lambda _: outputs)
+    made = slot(server, remote_model(), "none")
+    with pytest.raises(DarktrtError, match=re.escape(said)):
+        run(made, server, inputs(2))
+
+
+def test_sizes_that_a_model_leaves_open_may_be_any() -> None:
+    model = remote_model()
+    boxes = TensorInfo("boxes", np.dtype(np.float32), (-1, 4))
+    for rows in (0, 7):
+        server = Standing(lambda _, rows=rows: {"boxes": np.zeros((2, rows, 4), np.float32)})  # type: ignore[misc]
+        made = slot(server, replace(model, outputs={"boxes": boxes}), "none")
+        assert run(made, server, inputs(2))["boxes"].shape == (2, rows, 4)
 
 
 def test_memory_that_a_late_answer_may_reach_is_used_no_more() -> None:

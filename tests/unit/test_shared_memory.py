@@ -29,7 +29,7 @@ from darktrt.serve.client.shared_memory import (
     make_memory,
     prefix_of,
 )
-from darktrt.serve.client.transport import MemorySlice
+from darktrt.serve.client.transport import MemorySlice, RegionLostError
 
 
 class Register:
@@ -75,6 +75,36 @@ def test_what_is_written_is_there_for_others() -> None:
         assert (FOLDER / memory.name).stat().st_mode & 0o777 == 0o600
     finally:
         memory.close()
+        memory.close()
+
+
+def test_memory_that_becomes_smaller_is_an_error_and_no_signal() -> None:
+    """A process that maps the file would be ended by SIGBUS; the next write gives the file its size again."""
+    memory = SystemMemory(Register.usual, 10_000)
+    back = np.zeros(2500, np.float32)
+    try:
+        memory.write(0, np.ones(2500, np.float32))
+        os.truncate(FOLDER / memory.name, 5000)
+        with pytest.raises(RegionLostError, match=f"{memory.name}: became smaller than 10000 bytes while it was in use"):
+            memory.read(0, back)
+        memory.write(0, np.ones(10, np.float32))
+        assert (FOLDER / memory.name).stat().st_size == 10_000
+        memory.read(0, back)
+        assert back.sum() == 1250
+    finally:
+        memory.close()
+
+
+def test_arrays_of_any_layout_and_size_are_written() -> None:
+    memory = SystemMemory(Register.usual, 1000)
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    try:
+        for array in (values.T, values[:, ::2], values[:0], values > 3):
+            memory.write(16, array)
+            back = np.empty(array.shape, array.dtype)
+            memory.read(16, back)
+            np.testing.assert_array_equal(back, array)
+    finally:
         memory.close()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.transport import Endpoint, RegionLostError, TimedOutError, Transport, UnreachableError
+from darktrt.serve.client.transport import Endpoint, ModelAwayError, RegionLostError, TimedOutError, Transport, UnreachableError
 
 pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'darktrt[serve]'")
 
@@ -110,15 +110,25 @@ def infer(client: Moody, url: str = "a", **options: Any) -> tuple[Any, int]:
         ("a", lambda: refusal("Stub process is not healthy", "StatusCode.INTERNAL")),
         ("http://a", dropped),
         ("http://a", lambda: refusal("not ready", "503")),
+        ("a", lambda: refusal("Request for unknown model: 'm' has no available versions", "StatusCode.NOT_FOUND")),
+        ("http://a", lambda: refusal("Request for unknown model: 'm' is not found", "404")),
+        ("a", lambda: refusal("Model 'm' version 1 is not at ready state", "StatusCode.INTERNAL")),
+        ("http://a", lambda: refusal("Server is stopping, scheduler for model has stopped", "400")),
     ],
 )
 def test_a_server_that_is_away_is_asked_again(url: str, failure: Callable[[], Exception]) -> None:
     client = Moody(failure(), failure(), failure(), "answer")
     assert infer(client, url, retry_seconds=10) == ("answer", 3)
     client = Moody(failure(), "answer")
-    with pytest.raises(UnreachableError, match=r"a:800.: cannot be reached \(.*\); is the server running there\?"):
+    with pytest.raises(UnreachableError, match=r"a:800.: (cannot be reached \(.*\); is the server running there\?$|\w)"):
         infer(client, url, retry_seconds=0)
     assert client.calls == 1
+
+
+def test_a_model_that_the_server_does_not_have_is_named() -> None:
+    text = "Request for unknown model: 'm' is not found"
+    with pytest.raises(ModelAwayError, match=f"^grpc://a:8001: {text}$"):
+        infer(Moody(refusal(text, "StatusCode.NOT_FOUND")), retry_seconds=0)
 
 
 def test_pauses_grow_and_time_is_kept() -> None:
@@ -136,6 +146,13 @@ def test_a_refusal_is_final_and_one_line() -> None:
         infer(client)
     assert type(caught.value) is DarktrtError
     assert client.calls == 1
+
+
+def test_what_a_server_says_is_a_line_that_can_be_shown() -> None:
+    with pytest.raises(DarktrtError) as caught:
+        infer(Moody(refusal("\x1b[2J" + "x" * 10_000, "StatusCode.INTERNAL")))
+    assert str(caught.value).startswith("grpc://a:8001: \\x1b[2Jxxx")
+    assert len(str(caught.value)) < 600
 
 
 def test_a_lost_region_has_an_error_of_its_own() -> None:
