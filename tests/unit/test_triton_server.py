@@ -343,11 +343,14 @@ def test_after_steady_service_the_pauses_begin_anew(
 ) -> None:
     monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.5)
     with running(repository, options, stand_in()) as one, supervised(one):
-        for number in (1, 2):
+        for number, how in enumerate((signal.SIGKILL, signal.SIGTERM), 1):
             time.sleep(0.8)
-            one.process.kill()
+            one.process.send_signal(how)
             wait_for_starts(caplog, number)
-    assert [text for text in told(caplog) if text.endswith("started again")] == told(caplog)[::2]
+    assert told(caplog)[::2] == [
+        "tritonserver ended with signal 9, SIGKILL; it is started again",
+        "tritonserver ended with status 0 (stopping); it is started again",
+    ]
 
 
 def test_a_server_whose_model_is_silent_is_started_again(
@@ -456,6 +459,7 @@ def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(tmp_path: Path, cap
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     written_by(log, "after\n")
     wait_for(lambda: "after" in path.read_text())
+    assert list(log.lines) == ["after"], "of the latest process"
     log.close()
     kept = path.read_text().splitlines()
     assert kept == [*(f"line {i:04}" for i in range(100)), "(100 lines were lost here)", "after"]
@@ -564,6 +568,7 @@ def test_numbers_that_are_no_ports(port: int) -> None:
     with pytest.raises(DarktrtError, match=f"grpc_port is {port}; ports are 1 to 65535") as caught:
         StartOptions(grpc_port=port)
     assert caught.value.argument == "grpc_port"
+    assert StartOptions(grpc_port=1, http_port=65535).grpc_port == 1
 
 
 def test_memory_of_the_backend_is_its_user_s_alone(
