@@ -9,6 +9,7 @@ WEIGHTS   ?=
 NAMES     ?=
 DATA      ?=
 DIST      ?= dist
+JOBS      ?= 2
 MAX_DROP  ?=
 CALIBRATE_ON ?=
 EVAL      ?=
@@ -79,6 +80,7 @@ help: ## list targets and variables
 	@echo '  SIZE=$(SIZE)    network input, 416 or WIDTHxHEIGHT (with CFG: the size in the cfg)'
 	@echo '  BATCH=$(BATCH)    4 for a static batch, 1..8 for a dynamic one'
 	@echo '  DIST=$(DIST)    where make wheel puts the wheel and the sdist'
+	@echo '  JOBS=$(JOBS)    processes of make test; each needs some 3 GB of memory'
 	@echo '  OUT=$(OUT)    results go to $(DIR)/'
 	@echo '  HEAD=$(HEAD) INPUT=$(INPUT) MISH=$(MISH)    see darktrt surgery --help'
 	@echo '  IMAGE_SIZES=$(IMAGE_SIZES)    with INPUT=image, smallest, usual and largest image: "32x32 1920x1080 4096x4096"'
@@ -129,8 +131,8 @@ onnx: $(DIR)/plain.onnx ## convert the darknet files to ONNX
 fetch: $(if $(CFG),,$(WEIGHTS_FILE)) ## get the network's cfg, weights and class names
 venv: $(VENV)/.installed-$(TENSORRT) ## set up the virtual environment
 
-test: $(VENV)/.installed-dev ## run the tests
-	$(VENV)/bin/python -m pytest
+test: $(VENV)/.installed-dev ## run the tests, in JOBS processes
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.installed-dev ## read damaged files of every kind, for SECONDS; what fails goes to tests/fuzz/corpus
 	cd tests && $(abspath $(VENV))/bin/python -m fuzz --seconds $(SECONDS)

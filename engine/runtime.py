@@ -21,7 +21,7 @@ from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.target import Target, find_target, flavour_of
 from darktrt.engine.trt_types import shape_of
 from darktrt.errors import DarktrtError
-from darktrt.files import open_input
+from darktrt.files import check_input, open_input
 from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.onnx_session import OnnxSession, Provider, available_providers
 from darktrt.plugins.library import find_library, load_plugins
@@ -53,6 +53,7 @@ class OnnxRunner:
         if gpu is not None and "CUDAExecutionProvider" not in available_providers():
             raise DarktrtError(f"{path}: this ONNX Runtime knows no GPU; install onnxruntime-gpu, or run the model on the CPU")
         if trusted:
+            check_input(path, advice="make it with 'darktrt surgery'")
             self._session = OnnxSession(self.path, self.path, threads, device)
             self.info = _info_of(self._session)
         else:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
+from itertools import takewhile
 from pathlib import Path
 
 from darktrt.errors import DarktrtError
@@ -43,7 +44,7 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 _SHARED_MEMORY = Path("/dev/shm")
 _LINES_SHOWN, _WORDS_SHOWN = 12, 3
-_ORDINARY = re.compile(r"[IWEF]\d{4} |\s*\d+# ")
+_LOGGED, _FRAME = re.compile(r"[IWEF]\d{4} "), re.compile(r"[|+]|\s*\d+# ")
 _ANSWER_BYTES = 1 << 20
 _LARGEST_PORT = 65535
 _SHELL = """\
@@ -366,8 +367,9 @@ def relevant_lines(lines: Sequence[str]) -> str:
 
 
 def last_words(lines: Sequence[str]) -> str:
-    """What a program that ended wrote last, beside the lines of Triton's log and the frames of a stack."""
-    return " ".join([line.strip() for line in lines if line.strip() and not _ORDINARY.match(line)][-_WORDS_SHOWN:])
+    """What a program that ended wrote after the last line of Triton's log, without tables and the frames of a stack."""
+    last = takewhile(lambda line: not _LOGGED.match(line), reversed(lines))
+    return " ".join([line.strip() for line in reversed(list(last)) if line.strip() and not _FRAME.match(line)][-_WORDS_SHOWN:])
 
 
 def _in_its_shell(command: Sequence[str]) -> list[str]:

@@ -24,8 +24,8 @@ from darktrt.serve.server import Server, last_words
 SILENT_SECONDS = 60.0
 """How long a model may answer no inference before its server is started again."""
 
-PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Seconds before the first start again, the second one, and so on; the last one is for all further ones."""
+PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds before the first start again, the second one, and so on; the last one, which clients wait for, before all further."""
 
 STEADY_SECONDS = 120.0
 """A server that serves as long as this has its pauses begin anew."""

@@ -132,10 +132,9 @@ def _number(value: float | None, form: str) -> str:
 def _failure(row: Row) -> str:
     words = row.words[:_WORDS]
     log = row.log[len(words) - _WORDS :] if len(words) < _WORDS else ""
-    words = "\n".join(filter(None, [words, log])).replace("```", "'''")
-    return (
-        f"**{_cell(row.runs_in)}: {_cell(row.name)}** failed ({row.stage}) after {row.seconds:.0f} s:\n\n```text\n{words}\n```"
-    )
+    lines = [quote(line, _WORDS).replace("```", "'''") for line in [*words.splitlines(), *log.splitlines()]]
+    text = "\n".join(["```text", *lines, "```"])
+    return f"**{_cell(row.runs_in)}: {_cell(row.name)}** failed ({row.stage}) after {row.seconds:.0f} s:\n\n{text}"
 
 
 def _cell(text: str, most: int = 120) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from helpers import MADE_CFG, Made, labelled_images, made_detections, made_image, make, timing
 from hypothesis import strategies as st
 
+from darktrt.calib.collect import collect
 from darktrt.check import agreement, evaluation
 from darktrt.check.detections import load_detections, save_detections
 from darktrt.check.ground_truth import load_ground_truth, read_class_map, read_names
@@ -161,6 +162,10 @@ def _onnx(path: Path) -> None:
         NetworkDetector(runner.run, runner.info, 0.1, 0.45).detect([made_image(64, 64)])
 
 
+def _calibration(path: Path) -> None:
+    collect(path, [path.parent / "others" / "50.png"])
+
+
 def _surgery(path: Path) -> None:
     insert_plugins(path, path.parent / "after.onnx")
 
@@ -199,6 +204,7 @@ TARGETS: dict[str, Target] = {
     "class-map": Target("classes.map", mutations.of_bytes, read_class_map),
     "model-config": Target("repository/net/config.pbtxt", mutations.of_bytes, _config),
     "onnx": Target("net.onnx", mutations.of_onnx, _onnx),
+    "onnx-calibration": Target("net.onnx", mutations.of_onnx, _calibration),
     "onnx-surgery": Target("made.onnx", mutations.of_onnx, _surgery),
     "onnx-int8": Target("net.onnx", mutations.of_onnx, _network),
     "cfg": Target("made.cfg", mutations.of_bytes, _cfg),

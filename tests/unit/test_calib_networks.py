@@ -19,7 +19,7 @@ from darktrt.convert import cfg
 from darktrt.convert.export import convert_darknet
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
-from darktrt.surgery.rewrite import SurgeryOptions, transform
+from darktrt.surgery.rewrite import SurgeryOptions, save_model, transform
 
 OPTIONS = darktrt.CalibrationOptions(bias_images=1, fp_layer_images=1)
 NOISE_TOLERANCE = 0.15
@@ -113,6 +113,30 @@ def test_values_that_only_move_have_one_histogram_and_one_scale(tmp_path: Path, 
     assert not np.array_equal(result[source].weighted, result[source].counts)
     (group,) = [group for group in passing_groups(model, info, list(result)) if source in group]
     assert set(group) == {source, *moved}
+
+
+def test_a_tensor_that_no_network_of_darknet_has_is_named(tmp_path: Path) -> None:
+    """A file that was changed: the positions of such a tensor are none of the image."""
+    _, images = made(tmp_path, MICRO["mish"])
+    model, info = load_model(tmp_path / "plain.onnx")
+    reader = next(node for node in model.graph.node if "layer0" in node.input)
+    shape = next(list(v.type.tensor_type.shape.dim) for v in model.graph.value_info if v.name == "layer0")
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, *(d.dim_value for d in shape[1:])]), "shape"))
+    flat = onnx.helper.make_node("Flatten", ["layer0"], ["flat"])
+    back = onnx.helper.make_node("Reshape", ["flat", "shape"], ["back"])
+    reader.input[0] = "back"
+    nodes = [*model.graph.node]
+    nodes[nodes.index(reader) : nodes.index(reader)] = [flat, back]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    save_model(model, info, tmp_path / "flat.onnx")
+    with pytest.raises(darktrt.DarktrtError, match=r"flat\.onnx: tensor 'flat' is float32 \(1, 576\), and does not fit"):
+        collect(tmp_path / "flat.onnx", images)
+    (head,) = info.heads
+    model, info = load_model(tmp_path / "plain.onnx")
+    save_model(model, replace(info, heads=(replace(head, anchors=head.anchors[:2]),)), tmp_path / "other.onnx")
+    with pytest.raises(darktrt.DarktrtError, match=r"other\.onnx: "):
+        collect(tmp_path / "other.onnx", images)
 
 
 def test_a_network_that_takes_no_images_is_refused_without_advice_about_images(tmp_path: Path) -> None:

@@ -368,6 +368,13 @@ def test_the_same_values_have_the_same_thresholds_in_every_release(name: str) ->
     assert choose_amax(histogram, "percentile", 99).clipped_share == pytest.approx(0.01, abs=1e-4)
 
 
+def test_a_tensor_counts_as_zero_below_the_smallest_range() -> None:
+    for amax, dead in ((0.99 * 2**-100, True), (2.0**-100, False)):
+        choice = choose_amax(histogram_of(np.array([0, amax], np.float32)), "minmax")
+        assert choice.dead is dead
+        assert choice.amax == (1 if dead else amax)
+
+
 def test_thresholds_join_up_to_a_quarter_apart() -> None:
     for amax, joined in ((1.25, True), (1.26, False)):
         assert join_groups({"a": chosen(1), "b": chosen(amax)}, [["a", "b"]])["a"].joined is joined

@@ -197,6 +197,7 @@ def test_a_limit_draws_a_sample_by_its_seed(tmp_path: Path) -> None:
     samples = [load_ground_truth([entry], NAMES, 4, seed).images for seed in (0, 0, 1)]
     assert [len({image.path for image in sample}) for sample in samples] == [4, 4, 4]
     assert samples[0] == samples[1] != samples[2]
+    assert len(load_ground_truth([entry], NAMES, 1).images) == 1
     assert load_ground_truth([entry], NAMES, 99).images == load_ground_truth([entry], NAMES).images
     with pytest.raises(DarktrtError, match="the limit is 0; evaluate on at least 1 image"):
         load_ground_truth([entry], NAMES, 0)

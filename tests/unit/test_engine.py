@@ -21,7 +21,7 @@ from typing import Any, get_args
 import numpy as np
 import onnx
 import pytest
-from fake_tensorrt import FakeDriver, FakeTensorRT, Network
+from fake_tensorrt import Config, FakeDriver, FakeTensorRT, Network
 from helpers import MADE_CFG, Made, batch_of_images, files_in, made_image, make, run, thresholds
 from onnx import parser
 from PIL import Image
@@ -41,7 +41,7 @@ from darktrt.engine.options import BuildOptions, Precision
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.engine.target import Target, find_target, gpu_name, installed_version
 from darktrt.engine.trt_builder import Built, build
-from darktrt.engine.weak_typing import Calibrated, GpuCalibration, NetworkMap
+from darktrt.engine.weak_typing import Calibrated, GpuCalibration, NetworkMap, set_precision
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.metadata import METADATA_KEY, DetectorInfo, Thresholds
@@ -497,6 +497,33 @@ def test_a_head_that_later_layers_read_divides_nothing(made: Made) -> None:
     assert [layer.get_output(0).name for layer in found.fp_layers(["head0"])] == ["head0", "b"]
     with pytest.raises(DarktrtError, match="TensorRT's network has no tensor 'other', a head"):
         NetworkMap(network, replace(made.info, heads=(replace(head, tensor="other"),)))
+
+
+def test_layers_without_a_float_output_are_not_pinned(made: Made) -> None:
+    """Behind the heads there are shapes, indices and casts too; TensorRT refuses a precision for some of them."""
+    text = """<ir_version: 8, opset_import: ["": 17]> g (float[1,8,8,8] images)
+        => (float[1,8,8,8] y, int64[1,1,8,8] best, int64[4] sides, float16[1,8,8,8] half) <float[8,8,1,1] k> {
+            head0 = Conv (images, k)
+            y = Sigmoid (head0)
+            best = ArgMax <axis = 1> (head0)
+            sides = Shape (head0)
+            half = Cast <to = 10> (head0)
+        }"""
+    trt, network, config = FakeTensorRT("8.6.1"), Network(), Config()
+    network.add(parser.parse_model(text))
+    info = replace(made.info, heads=(replace(made.info.heads[0], tensor="head0"),))
+    set_precision(trt, config, NetworkMap(network, info), int8=False)
+    assert [one.get_output(0).name for one in network.layers if one.precision is not None] == ["y"]
+    assert [one.get_output(0).name for one in network.layers if one.output_types] == ["y"]
+    assert config.asked == ["FP16", OBEY]
+
+
+def test_the_manifest_has_the_seconds_of_the_build(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full(monkeypatch, "8.6.1")
+    clock = iter([1000.0, 1003.26])
+    monkeypatch.setattr(build_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    manifest = build_file(made.plain, tmp_path / "a.plan", BuildOptions("fp32", "trt"))
+    assert manifest.build_seconds == 3.3 == read_plan_manifest(tmp_path / "a.plan").build_seconds
 
 
 def raw(made: Made, folder: Path, **options: Any) -> tuple[Path, dict[str, np.float32]]:

@@ -126,7 +126,8 @@ def test_labels_without_images_are_noted(folder: Path) -> None:
     Path("data/labels").mkdir()
     for name in ("data/images/gone.txt", "data/labels/away.txt"):
         Path(name).write_text("0 0.5 0.5 0.5 0.5")
-    Path("data/images/classes.txt").write_text("cat\ndog\n")  # no label file
+    for name, text in (("classes", "cat\ndog\n"), ("empty", ""), ("notes", "0 0.5 0.5 0.5 0.5\n3 boxes are missing\n")):
+        Path(f"data/images/{name}.txt").write_text(text)  # no label files
     _, notes = noted("data/images")
     assert "2 label files have no image, 'data/images/gone.txt' for example" in notes
 

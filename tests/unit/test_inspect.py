@@ -72,6 +72,36 @@ def test_rarer_things_in_a_cfg_are_reported(tmp_path: Path) -> None:
     assert "1 classes, new_coords, scale_x_y 1, diounms NMS, beta 0.7" in shown
 
 
+def test_the_layers_of_a_cfg_in_words(tmp_path: Path) -> None:
+    uneven = section("convolutional", filters=8, size=3, stride_x=2, stride_y=1, groups=4, pad=1, activation="leaky")
+    text = net(96, 64) + conv(8, stride=2) + uneven + section("route", layers=-1, groups=2, group_id=1)
+    text += section("route", layers="-1,1") + section("shortcut", **{"from": -1, "activation": "swish"})
+    (tmp_path / "a.cfg").write_text(text + head(2, "1", nms_kind="diounms", beta_nms=0.7, new_coords=1))
+    assert describe_cfg(tmp_path / "a.cfg").splitlines()[1:] == [
+        "input         96 x 64, 3 channels, stretched",
+        "layers        7: 3 convolutional, 2 route, 1 shortcut, 1 yolo",
+        "Mish          1",
+        "parameters    491",
+        "GFLOPs        0.001",
+        "head          layer 6, line 43: 24 x 32 cells, anchors 11x8, 2 classes, new_coords, scale_x_y 1, "
+        "diounms NMS, beta 0.7",
+        "",
+        "layer   line  kind             what                               output",
+        "    0      6  convolutional    3x3/2 mish                         8 x 32 x 48",
+        "    1     14  convolutional    3x3/2x1 groups 4 leaky             8 x 32 x 24",
+        "    2     23  route            of 1 group 1 of 2                  4 x 32 x 24",
+        "    3     28  route            of 2, 1                            12 x 32 x 24",
+        "    4     31  shortcut         3 + 3 swish                        12 x 32 x 24",
+        "    5     35  convolutional    1x1/1 linear                       7 x 32 x 24",
+        "    6     43  yolo                                                7 x 32 x 24",
+    ]
+
+
+def test_the_size_of_weights_is_in_mebibytes(tmp_path: Path) -> None:
+    (tmp_path / "a.weights").write_bytes(weights_bytes(np.zeros(300_000)))
+    assert "parameters       300,000 (1.1 MiB)" in describe_weights(tmp_path / "a.weights")
+
+
 @pytest.mark.parametrize(
     ("version", "seen", "shown"),
     [((0, 2, 5), 32013312, "32,013,312"), ((0, 1, 0), 5000, "5,000"), ((0, 2, 5), 2**40, "1,099,511,627,776")],

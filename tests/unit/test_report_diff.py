@@ -13,6 +13,7 @@ from helpers import made_detections
 
 from darktrt.check.detections import save_detections
 from darktrt.check.ground_truth import load_ground_truth
+from darktrt.check.report_diff import DiffInput, Figures, diff_reports
 from darktrt.cli import main
 
 Change = Callable[[dict[str, Any]], None]
@@ -93,6 +94,24 @@ def test_models_are_measured(labelled: Path, before: Path, capsys: pytest.Captur
     assert "largest drop of AP 0.0000" in capsys.readouterr().out
     assert main(["check", "diff", f"{before}:random", net, "--data", photos, "--max-drop", "0"]) == 0
     assert main(["check", "diff", net, f"{before}:random", "--data", photos, "--max-drop", "0.1"]) == 1
+
+
+def test_the_classes_that_lose_most_are_listed() -> None:
+    """The five worst of those that lose; one that the other report does not have is no loss."""
+    before = dict.fromkeys("abcdefghij", 0.5)
+    after = {**before, "a": 0.45, "b": 0.2, "c": 0.4, "d": 0.49, "e": 0.3, "f": 0.1, "g": 0.6, "h": None}
+    del after["j"]
+    first, second = (
+        DiffInput(
+            name,
+            {"v": Figures("v", dict.fromkeys(("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"), 0.5), classes)},
+            "digest",
+        )
+        for name, classes in (("A", before), ("B", after))
+    )
+    lines = diff_reports(first, second).to_table().splitlines()
+    assert lines[-1] == "lose most: f -0.400, b -0.300, e -0.200, c -0.100, a -0.050"
+    assert "lose most" not in diff_reports(first, replace(first, name="B")).to_table()
 
 
 def test_the_digest_is_of_images_and_labels(labelled: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from fake_gpu import FakeGpu
 from fake_tensorrt import FakeTensorRT
@@ -23,8 +24,9 @@ from helpers import files_in, session, timing
 
 import darktrt
 from darktrt.calib.graph import tensors_to_calibrate
-from darktrt.check.agreement import compare
+from darktrt.check.agreement import VariantAgreement, compare
 from darktrt.check.runs import Variant, load_results
+from darktrt.check.tolerance import Matches, TensorError, tolerance_of
 from darktrt.cli import main
 from darktrt.convert.export import convert_darknet
 from darktrt.convert.reference import TorchReference
@@ -40,7 +42,7 @@ from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 from darktrt.onnx_file import load_model
 from darktrt.pipeline import load_calibration
-from darktrt.plugins.ops import OPS
+from darktrt.plugins.ops import DOMAIN, OPS
 from darktrt.records import read_record, record
 from darktrt.selftest import attempt, machine, network, outcome, run
 from darktrt.selftest.outcome import Errors
@@ -262,7 +264,28 @@ def test_every_route_is_built_run_compared_and_timed(
     assert {row.int8 is not None for row in rows if "INT8" in row.name} == {True}
     assert {row.int8 for row in rows if "INT8" not in row.name} == {None}
     assert (len(trt.parsed) > count) is (version != "11.0.0")  # INT8 by a cache is built twice
+    assert tuple(sum(map(has, trt.parsed)) for has in (custom_nodes, levels, halves)) == MODELS[version]
+    assert len(trt.fed) == (0 if version == "11.0.0" else 16)  # images of TensorRT's own calibration
     assert report.passed and files_in(folder) == ["selftest.json", "selftest.md"]
+
+
+def custom_nodes(model: onnx.ModelProto) -> bool:
+    return any(node.domain == DOMAIN for node in model.graph.node)
+
+
+def levels(model: onnx.ModelProto) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def halves(model: onnx.ModelProto) -> bool:
+    return any(constant.data_type == onnx.TensorProto.FLOAT16 for constant in model.graph.initializer)
+
+
+MODELS = {"8.6.0": (7, 1, 0), "10.14.1": (9, 2, 2), "11.0.0": (4, 3, 7)}
+"""Of the models that a TensorRT parsed: those with custom nodes, with Q/DQ nodes and with weights in FP16.
+
+An INT8 engine from a cache is two of them. TensorRT 8.6 gets plugins in FP32, FP16 and twice INT8, with images of any size, its
+own calibration and Q/DQ nodes; TensorRT 10 also with types from the file; and TensorRT 11 nothing else."""
 
 
 def attempt_one(monkeypatch: pytest.MonkeyPatch, folder: Path, **changes: Any) -> Row:
@@ -272,6 +295,16 @@ def attempt_one(monkeypatch: pytest.MonkeyPatch, folder: Path, **changes: Any) -
     report = darktrt.run_selftest(folder / "s.json")
     assert json.loads((folder / "s.json").read_text())["rows"][-1]["name"] == report.rows[-1].name
     return report.rows[-1]
+
+
+def test_the_errors_are_the_worst_of_all_tensors() -> None:
+    tensors = {"boxes": TensorError(0.1, 0.01, 1.0), "scores": TensorError(0.3, 0.02, 0.9)}
+    found = Matches(9, 0.25, 0.75, (0.1, 0.2), (0.1,))
+    agreement = VariantAgreement("engine", "fp16", tolerance_of(("fp32", "fp16")), tensors, found)
+    assert attempt._errors(agreement) == Errors(0.3, 9, 7, 1, 0.25, 0.75)
+    nothing = attempt._errors(replace(agreement, tensors={}, detections=None))
+    assert nothing == Errors(None, 0, 0, 0, None, 1.0)
+    assert attempt._errors(replace(agreement, tensors={"boxes": TensorError(np.nan, 0, 0)})).worst is None
 
 
 def test_the_build_is_as_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -598,6 +631,13 @@ def test_odd_names_and_words_keep_the_markdown_whole() -> None:
     text = report_of(row).to_markdown()
     assert "<script>" not in text and r"a\|b" in text
     assert text.count("```") == 2 and len(text) < 4000
+
+
+def test_control_characters_of_words_stay_out_of_the_markdown() -> None:
+    row = replace(ROW, result="failed", stage="run", words="\x1b[31mred\nsecond \udc80 line", log="\x07bell")
+    text = report_of(row).to_markdown()
+    assert "\\x1b[31mred\nsecond \\udc80 line\n\\x07bell\n" in text
+    text.encode()
 
 
 def test_words_come_before_the_end_of_the_log() -> None:

@@ -8,6 +8,7 @@ import pytest
 from helpers import MADE_CFG, conv, head, net, section, yolo
 
 from darktrt.cli.groups import parse_batch, parse_size
+from darktrt.convert import shapes
 from darktrt.convert.cfg import Network, read_cfg
 from darktrt.convert.shapes import Shape, gflops, infer_shapes, weight_arrays
 from darktrt.convert.weights import parameter_count
@@ -52,6 +53,36 @@ def test_shapes_of_the_made_network(tmp_path: Path) -> None:
 )
 def test_a_layer_on_9_rows_and_13_columns(tmp_path: Path, text: str, shape: str) -> None:
     assert shapes_of(tmp_path, net(13, 9) + text + head())[0] == shape
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "said"),
+    [
+        (
+            net(8, 4, 30) + head(),
+            30 * 8 * 4,
+            "net.cfg: an input of 30 x 4 x 8 is more than 2 GiB; is a number in [net] mistyped?",
+        ),
+        (net(8, 4) + head(), 24 * 8 * 4, "would output 24 x 4 x 8, more than 2 GiB for one image; is a number here mistyped?"),
+        (net(8, 4) + conv(10, 9) + head(), 10 * 3 * 9 * 9, "with 10 filters of size 9 has 2 GiB of weights; is a number"),
+        (net(8, 4) + conv(12, 9, groups=3) + head(), 12 * 1 * 9 * 9, "with 12 filters of size 9 has 2 GiB of weights"),
+        (
+            net(8, 4) + section("maxpool", size=13, stride=1) + head(),
+            3 * 20 * 16,
+            "of size 13 pads 3 x 4 x 8 to more than 2 GiB",
+        ),
+    ],
+)
+def test_the_largest_tensor_is_accepted_and_a_larger_one_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, numbers: int, said: str
+) -> None:
+    assert shapes.LARGEST * 4 == 2 << 30
+    monkeypatch.setattr(shapes, "LARGEST", numbers)
+    assert shapes_of(tmp_path, text)
+    monkeypatch.setattr(shapes, "LARGEST", numbers - 1)
+    with pytest.raises(DarktrtError) as caught:
+        shapes_of(tmp_path, text)
+    assert said in str(caught.value)
 
 
 def test_reorganizations(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_sample_depends_on_the_seed_alone(folder: Path) -> None:
     assert len(set(first)) == 20
     assert paths_of("*.jpg", ".", limit=20, seed=1) == first
     assert paths_of(".", limit=20, seed=2) != first
+    assert len(paths_of(".", limit=1)) == 1
     assert len(paths_of(".", limit=60)) == len(paths_of(".", limit=99)) == 60
 
 

@@ -487,7 +487,10 @@ def test_files_that_are_no_log(kind: str, tmp_path: Path) -> None:
 
 def test_the_last_words_of_a_server() -> None:
     log = [
+        "before it",
         "I1125 07:00:00 1 a.cc:1] ready",
+        "+----+",
+        "| id |",
         "terminate called",
         "  what():  too long",
         "Signal (6) received.",
@@ -495,7 +498,7 @@ def test_the_last_words_of_a_server() -> None:
         "",
     ]
     assert last_words(log) == "terminate called what():  too long Signal (6) received."
-    assert last_words(log[:1]) == last_words([]) == ""
+    assert last_words(log[:4]) == last_words([]) == ""
 
 
 # --- who may reach it ---
