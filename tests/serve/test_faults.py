@@ -99,11 +99,11 @@ def test_memory_that_another_client_takes_away_costs_nothing(triton: Server, mod
         thief = threading.Thread(target=release)
         thief.start()
         try:
-            found = [client.detect_all(photos()) for _ in range(20)]
+            found = [client.detect_all(photos()) for _ in range(6)]
         finally:
             done.set()
             thief.join()
-    assert released > 5
+    assert released > 2
     for each in found:
         assert_same(each, direct(models.made, photos()))
     assert regions_of(triton) == []
