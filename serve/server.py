@@ -25,7 +25,7 @@ from darktrt.serve.access import RESERVED_PREFIX, caveat, closed_protocols, expo
 from darktrt.serve.config import CONFIG_NAME
 from darktrt.serve.install import PACKAGE, installed_program
 from darktrt.serve.program import Program, program_on_path
-from darktrt.serve.repository import models_of, read_config, tensorrt_arguments
+from darktrt.serve.repository import models_of, no_models, read_config, tensorrt_arguments
 from darktrt.serve.server_log import ServerLog
 
 READY_SECONDS = 300
@@ -254,10 +254,14 @@ def make_server(repository: str | Path, options: StartOptions, program: Program)
     """A server that is not started yet.
 
     Raises:
-        DarktrtError: the repository has no models, or the server lacks the backend of one.
+        DarktrtError: the repository has no models, or other folders, or the server lacks the backend of a model.
     """
     for model in models_of(repository):
         _check_backend(model, program)
+    if options.models is None and (others := no_models(repository)):
+        raise DarktrtError(
+            f"{others[0]}: is no model, and Triton takes every folder of a repository for one; remove it, or move it elsewhere"
+        )
     return Server(Path(repository), options, program, server_command(Path(repository), options, program))
 
 

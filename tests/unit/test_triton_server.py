@@ -261,6 +261,18 @@ def test_a_server_without_the_backend_is_not_started(
         pass
 
 
+def test_folders_that_are_no_models_are_named_before_a_start(
+    stand_in: MakeProgram, options: StartOptions, repository: Path
+) -> None:
+    """Triton would end with a message about one of its backends; it loads only what is asked for with --load."""
+    (repository / ".made.90ebb18a").mkdir()
+    with pytest.raises(
+        DarktrtError, match=r"\.made\.90ebb18a: is no model, and Triton takes every folder of a repository for one"
+    ):
+        server.make_server(repository, options, stand_in())
+    server.make_server(repository, replace(options, models=("made",)), stand_in())
+
+
 def test_relevant_lines_of_a_log() -> None:
     lines = [f"I1125 07:00:00 1 a.cc:1] line {i}" for i in range(30)]
     assert relevant_lines(deque(lines)).splitlines() == lines[-12:]
