@@ -10,6 +10,7 @@ term of its NMS is then relative to the whole input.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import time
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 
 from darktrt.archives import parse_array
 from darktrt.check.tolerance import TOLERANCES
+from darktrt.engine.callbacks import deferred_interrupt
 from darktrt.engine.target import gpu_name
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output, sha256_of
@@ -275,8 +278,21 @@ def quiet() -> Iterator[None]:
     """Silence Polygraphy's log in the block; its errors are raised."""
     from polygraphy.logger import G_LOGGER
 
+    _import_whole()
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL + 1):
         yield
+
+
+@functools.cache
+def _import_whole() -> None:
+    """Let Polygraphy import what it looks for, PyTorch among it, and hold Ctrl-C back until that is done.
+
+    It does so inside a bare ``except``, which would swallow the interrupt and go on with half a library.
+    """
+    from polygraphy.json import to_json
+
+    with deferred_interrupt(Event()):
+        to_json([])
 
 
 # --- files ---

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import re
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from helpers import MADE_BODY, MADE_CFG, MADE_NET, Made, files_in, made_image, m
 from numpy.typing import NDArray
 from PIL import Image
 
+from darktrt.check import runs
 from darktrt.check.agreement import Agreement, compare
 from darktrt.check.runs import (
     DETECTIONS,
@@ -451,3 +454,17 @@ def test_a_missing_gpu_is_reported(made: Made, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(DarktrtError, match="cannot use a GPU"):
         TorchReference(made.cfg, made.weights, device="cuda")
+
+
+def test_an_interrupt_while_polygraphy_imports_libraries_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C would be lost, and the process would crash at its end with half of PyTorch."""
+    import polygraphy.json
+
+    def imports(_: object) -> None:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(polygraphy.json, "to_json", imports)
+    runs._import_whole.cache_clear()
+    with pytest.raises(KeyboardInterrupt), runs.quiet():
+        pytest.fail("the work goes on")
