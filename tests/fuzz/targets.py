@@ -130,7 +130,8 @@ def _labels(path: Path) -> None:
 
 def _detections(path: Path) -> None:
     loaded = load_detections(path)
-    ground_truth = load_ground_truth([str(path.parent / "photos")], loaded[0].info.class_names)
+    class_names = loaded[0].info.class_names if loaded else ("person",)
+    ground_truth = load_ground_truth([str(path.parent / "photos")], class_names)
     evaluation.check_comparable([], ground_truth, loaded)
     evaluation.evaluate_detections(loaded, ground_truth).to_table()
 

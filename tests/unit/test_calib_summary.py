@@ -84,6 +84,9 @@ def test_a_panel_names_its_tensor_and_its_method_and_ends_at_amax(
         amax = histograms.histograms[name].amax
         title, method = (text.get_text() for text in panel.texts)
         assert title == (name if len(name) <= 56 else f"…{name[-55:]}") and len(title) <= 56
+        assert [text.get_position() for text in panel.texts] == [(0, 1.18), (0, 1.04)]
+        assert all(text.get_transform() == panel.transAxes and text.get_fontsize() == 8 for text in panel.texts)
+        assert [text.get_color() for text in panel.texts] == ["black", "#c83228"]
         assert method.startswith("always zero" if choice.dead else f"percentile {choice.amax:.4g}, ")
         assert panel.get_yscale() == "log" and panel.get_ylim()[0] == 0.5
         assert panel.get_xlim() == (0, pytest.approx(1.01 * (amax or 1)))
@@ -92,6 +95,12 @@ def test_a_panel_names_its_tensor_and_its_method_and_ends_at_amax(
         assert [line.get_xdata()[0] for line in panel.lines] == ([] if choice.dead else [choice.amax])
         assert not any(panel.spines[side].get_visible() for side in ("left", "right", "top"))
         assert panel.spines["bottom"].get_visible()
+        assert all(line.get_color() == "#c83228" and line.get_linewidth() == 1.5 for line in panel.lines)
+        assert all(label.get_fontsize() == 8 and label.get_color() == "#828282" for label in panel.get_xticklabels())
+    edges = [panel.get_position() for panel in panels]
+    assert [(round(1600 * e.x0), round(380 * (1 - e.y1))) for e in edges[::4]] == [(16, 42), (16, 234)]
+    assert [(round(1600 * e.x1), round(380 * e.y0)) for e in edges[3:]] == [(1584, 214), (391, 22)]
+    assert round(1600 * (edges[1].x0 - edges[0].x1)) == 23
 
 
 def test_the_names_of_a_page_that_fit_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
