@@ -376,7 +376,7 @@ def _read_label_file(path: Path, size: tuple[int, int], classes: int, wrong: lis
         try:
             objects.append(_object(line, size, classes))
         except ValueError as error:
-            wrong.append(f"{path}:{number}: '{line:.60}' is no label: {error}")
+            wrong.append(f"{path}:{number}: '{quote(line, 60)}' is no label: {quote(str(error))}")
     return objects
 
 

@@ -25,7 +25,7 @@ from darktrt.serve.access import RESERVED_PREFIX, caveat, closed_protocols, expo
 from darktrt.serve.config import CONFIG_NAME
 from darktrt.serve.install import PACKAGE, installed_program
 from darktrt.serve.program import Program, program_on_path
-from darktrt.serve.repository import models_of, read_config, tensorrt_arguments
+from darktrt.serve.repository import models_of, no_models, read_config, tensorrt_arguments
 from darktrt.serve.server_log import ServerLog
 
 READY_SECONDS = 300
@@ -48,7 +48,6 @@ _LOGGED, _FRAME = re.compile(r"[IWEF]\d{4} "), re.compile(r"[|+]|\s*\d+# ")
 _ANSWER_BYTES = 1 << 20
 _LARGEST_PORT = 65535
 _SHELL = """\
-umask 077
 ulimit -S -s "$0"
 exec 3<&0
 (trap '' INT TERM; read -r _ <&3; kill -s KILL 0) </dev/null >/dev/null 2>&1 &
@@ -255,10 +254,14 @@ def make_server(repository: str | Path, options: StartOptions, program: Program)
     """A server that is not started yet.
 
     Raises:
-        DarktrtError: the repository has no models, or the server lacks the backend of one.
+        DarktrtError: the repository has no models, or other folders, or the server lacks the backend of a model.
     """
     for model in models_of(repository):
         _check_backend(model, program)
+    if options.models is None and (others := no_models(repository)):
+        raise DarktrtError(
+            f"{others[0]}: is no model, and Triton takes every folder of a repository for one; remove it, or move it elsewhere"
+        )
     return Server(Path(repository), options, program, server_command(Path(repository), options, program))
 
 
@@ -377,7 +380,6 @@ def _in_its_shell(command: Sequence[str]) -> list[str]:
 
     - Its threads have stacks for the bodies of requests: the C library reads the limit when a program starts, so that a shell
       sets it and then becomes the server.
-    - Its files are its user's alone.
     - It ends, with all that it started, when this process has ended however that came about, and its standard input with it.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)

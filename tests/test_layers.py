@@ -65,6 +65,7 @@ HOMES: dict[str, set[str]] = {
     "matplotlib": {"calib", "check", "vision"},
     "jinja2": {"check"},
     "tritonclient": {"serve"},
+    "aiohttp": {"serve"},
 }
 """Rooms or modules that may import a large or optional library at all."""
 
@@ -76,6 +77,7 @@ INSIDE_FUNCTIONS = {
     "nvidia",
     "PyNvVideoCodec",
     "tritonclient",
+    "aiohttp",
     "pycocotools",
     "matplotlib",
     "jinja2",

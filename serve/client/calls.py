@@ -143,16 +143,18 @@ class HttpCalls:
         await self._session.close()
 
     async def index(self) -> list[JsonObject]:
-        return self._objects(await self._report("repository/index", {}))
+        return _objects(self._endpoint, _json(self._endpoint, await self._content_of("repository/index", {})))
 
     async def config(self, model: str, version: str) -> JsonObject:
-        return self._object(await self._report(f"{_model_path(model, version)}/config"))
+        return read_object(self._endpoint, await self._content_of(f"{_model_path(model, version)}/config"))
 
     async def statistics(self, model: str, version: str) -> list[JsonObject]:
-        return self._objects(self._object(await self._report(f"{_model_path(model, version)}/stats")).get("model_stats"))
+        counts = read_object(self._endpoint, await self._content_of(f"{_model_path(model, version)}/stats"))
+        return _objects(self._endpoint, counts.get("model_stats"))
 
     async def regions(self, kind: MemoryKind) -> set[str]:
-        return {str(region.get("name")) for region in self._objects(await self._report(f"{kind}sharedmemory/status"))}
+        status = _json(self._endpoint, await self._content_of(f"{kind}sharedmemory/status"))
+        return {str(region.get("name")) for region in _objects(self._endpoint, status)}
 
     async def register_system(self, name: str, size: int) -> None:
         await self._change(f"systemsharedmemory/region/{name}/register", {"key": f"/{name}", "offset": 0, "byte_size": size})
@@ -170,13 +172,11 @@ class HttpCalls:
         body, length = InferenceServerClient.generate_request_body(inputs, outputs=outputs)
         headers = {} if length is None else {_HEAD_LENGTH: str(length)}
         answer, content = await self._exchange("POST", f"{_model_path(model, version)}/infer", headers, data=body)
-        return self._arrays(content, answer.headers.get(_HEAD_LENGTH, ""))
+        return read_inference(self._endpoint, content, answer.headers.get(_HEAD_LENGTH, ""))
 
-    # --- answers ---
-
-    async def _report(self, path: str, body: JsonObject | None = None) -> Any:
+    async def _content_of(self, path: str, body: JsonObject | None = None) -> bytes:
         _, content = await self._exchange("GET" if body is None else "POST", path, {}, json=body)
-        return self._json(content)
+        return content
 
     async def _change(self, path: str, body: JsonObject) -> None:
         await self._exchange("POST", path, {}, json=body)
@@ -199,47 +199,66 @@ class HttpCalls:
             blocks.append(block)
             size += len(block)
             if size > LARGEST_ANSWER:
-                raise self._damaged(f"it has more than {LARGEST_ANSWER:,} bytes")
+                raise damaged(self._endpoint, f"it has more than {LARGEST_ANSWER:,} bytes")
         return b"".join(blocks)
 
-    def _arrays(self, content: bytes, head_length: str) -> dict[str, NDArray[Any]]:
-        """The outputs of an inference: a head in JSON, then the bytes of all tensors that are not in shared memory."""
-        length = int(head_length) if head_length.isascii() and head_length.isdigit() else len(content)
-        arrays, offset, tensors = {}, length, memoryview(content)
-        for output in self._objects(self._object(self._json(content[:length])).get("outputs")):
-            parameters = output.get("parameters", {})
-            size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
-            if size is None:  # in shared memory
-                continue
-            if not isinstance(size, int) or not 0 <= size <= len(content) - offset:
-                raise self._damaged(f"an output has {quote(repr(size), 40)} bytes, and {len(content) - offset} are left")
-            name, kind, shape = (output.get(key) for key in ("name", "datatype", "shape"))
-            arrays[str(name)] = _array(self._endpoint, str(name), str(kind), shape, tensors[offset : offset + size])
-            offset += size
-        return arrays
 
-    def _json(self, content: bytes) -> Any:
-        return parse_json(content.decode(errors="replace"), f"{self._endpoint}: the answer", _ADVICE)
-
-    def _object(self, value: Any) -> JsonObject:
-        if not isinstance(value, dict):
-            raise self._damaged(f"{quote(repr(value), 40)} is no object")
-        return value
-
-    def _objects(self, value: Any) -> list[JsonObject]:
-        if not isinstance(value, list):
-            raise self._damaged(f"{quote(repr(value), 40)} is no list")
-        return [self._object(one) for one in value]
-
-    def _damaged(self, problem: str) -> DarktrtError:
-        return damaged(self._endpoint, problem)
-
+# --- answers ---
 
 _MOST_SIZES = 8
 """Of a tensor."""
 
 _HEAD_LENGTH = "Inference-Header-Content-Length"
 _ADVICE = "is this a Triton server?"
+
+
+def read_inference(endpoint: object, content: bytes, head_length: str) -> dict[str, NDArray[Any]]:
+    """The outputs of an inference over HTTP: a head in JSON, then the bytes of all tensors that are not in shared memory.
+
+    Args:
+        head_length: the number of bytes of the head, as the server states it.
+
+    Raises:
+        DarktrtError: it is none.
+    """
+    length = int(head_length) if head_length.isascii() and head_length.isdigit() else len(content)
+    arrays, offset, tensors = {}, length, memoryview(content)
+    for output in _objects(endpoint, read_object(endpoint, content[:length]).get("outputs")):
+        parameters = output.get("parameters", {})
+        size = parameters.get("binary_data_size") if isinstance(parameters, dict) else None
+        if size is None:  # in shared memory
+            continue
+        if not isinstance(size, int) or not 0 <= size <= len(content) - offset:
+            raise damaged(endpoint, f"an output has {quote(repr(size), 40)} bytes, and {len(content) - offset} are left")
+        name, kind, shape = (output.get(key) for key in ("name", "datatype", "shape"))
+        arrays[str(name)] = _array(endpoint, str(name), str(kind), shape, tensors[offset : offset + size])
+        offset += size
+    return arrays
+
+
+def read_object(endpoint: object, content: bytes) -> JsonObject:
+    """An answer that is a JSON object.
+
+    Raises:
+        DarktrtError: it is none.
+    """
+    return _object(endpoint, _json(endpoint, content))
+
+
+def _json(endpoint: object, content: bytes) -> Any:
+    return parse_json(content.decode(errors="replace"), f"{endpoint}: the answer", _ADVICE)
+
+
+def _object(endpoint: object, value: Any) -> JsonObject:
+    if not isinstance(value, dict):
+        raise damaged(endpoint, f"{quote(repr(value), 40)} is no object")
+    return value
+
+
+def _objects(endpoint: object, value: Any) -> list[JsonObject]:
+    if not isinstance(value, list):
+        raise damaged(endpoint, f"{quote(repr(value), 40)} is no list")
+    return [_object(endpoint, one) for one in value]
 
 
 def damaged(where: object, problem: str) -> DarktrtError:
@@ -262,7 +281,7 @@ def _reason(content: bytes) -> str:
     return str(values.get("error", text)) if isinstance(values, dict) else text
 
 
-def _array(endpoint: Endpoint, name: str, kind: str, shape: Any, content: bytes | memoryview) -> NDArray[Any]:
+def _array(endpoint: object, name: str, kind: str, shape: Any, content: bytes | memoryview) -> NDArray[Any]:
     """A tensor of an answer, a view of its bytes.
 
     Raises:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from google.protobuf.json_format import MessageToDict
 from helpers import MADE_CFG, Made, labelled_images, made_detections, made_image, make, timing
 from hypothesis import strategies as st
 
@@ -26,9 +28,14 @@ from darktrt.engine.layer_list import convolution_precisions, engine_layers
 from darktrt.engine.manifest import Manifest, read_manifest
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.engine.target import Target as EngineTarget
+from darktrt.onnx_file import load_model
 from darktrt.pipeline import calibrate, load_calibration, merge_calibrations
+from darktrt.serve.client.calls import read_inference, read_object
+from darktrt.serve.client.slots import Slot
 from darktrt.serve.config import OnnxRuntimeBackend
 from darktrt.serve.containers import container_for
+from darktrt.serve.doctor import diagnose_repository
+from darktrt.serve.model_info import ModelInfo
 from darktrt.serve.repository import model_info, publish, read_config
 from darktrt.surgery.rewrite import insert_plugins
 from darktrt.vision.detector import NetworkDetector
@@ -66,6 +73,30 @@ def make_files(folder: Path) -> None:
     (folder / "classes.names").write_text("\n".join(made.info.class_names))
     (folder / "classes.map").write_text(f"cat = {made.info.class_names[0]}\n# comment\n")
     publish(folder / "net.onnx", folder / "repository", OnnxRuntimeBackend(), name="net")
+    config = MessageToDict(read_config(folder / "repository/net/config.pbtxt"), preserving_proto_field_name=True)
+    (folder / "server-config.json").write_text(json.dumps(config))
+    (folder / "server-answer").write_bytes(_answer())
+
+
+def _answer() -> bytes:
+    """The length of the head, and an inference over HTTP."""
+    arrays = {
+        "num_detections": np.array([[2]], np.int32),
+        "boxes": np.float32([[[1, 2, 30, 40], [5, 6, 7, 8], [0, 0, 0, 0]]]),
+        "scores": np.float32([[0.9, 0.5, 0]]),
+        "classes": np.array([[1, 2, 0]], np.int32),
+    }
+    outputs = [
+        {
+            "name": name,
+            "datatype": {"i": "INT32", "f": "FP32"}[array.dtype.kind],
+            "shape": array.shape,
+            "parameters": {"binary_data_size": array.nbytes},
+        }
+        for name, array in arrays.items()
+    ]
+    head = json.dumps({"outputs": outputs}).encode()
+    return b"%d\n" % len(head) + head + b"".join(array.tobytes() for array in arrays.values())
 
 
 def _write_results(made: Made, folder: Path) -> None:
@@ -130,7 +161,8 @@ def _labels(path: Path) -> None:
 
 def _detections(path: Path) -> None:
     loaded = load_detections(path)
-    ground_truth = load_ground_truth([str(path.parent / "photos")], loaded[0].info.class_names)
+    class_names = loaded[0].info.class_names if loaded else ("person",)
+    ground_truth = load_ground_truth([str(path.parent / "photos")], class_names)
     evaluation.check_comparable([], ground_truth, loaded)
     evaluation.evaluate_detections(loaded, ground_truth).to_table()
 
@@ -176,6 +208,7 @@ def _network(path: Path) -> None:
 
 def _config(path: Path) -> None:
     model_info(read_config(path), path)
+    diagnose_repository(path.parent.parent)
 
 
 def _cfg(path: Path) -> None:
@@ -184,6 +217,19 @@ def _cfg(path: Path) -> None:
 
 def _weights(path: Path) -> None:
     convert_darknet(path.with_suffix(".cfg"), path, path.parent / "out.onnx")
+
+
+def _server_config(path: Path) -> None:
+    model = ModelInfo.from_config(read_object("http://server", path.read_bytes()), "http://server")
+    Slot(model, 1, "none")
+    model.to_text()
+
+
+def _server_answer(path: Path) -> None:
+    length, _, content = path.read_bytes().partition(b"\n")
+    info = replace(load_model(path.parent / "net.onnx")[1], head="nms")
+    arrays = read_inference("http://server", content, length.decode("latin-1"))
+    NetworkDetector(lambda _: arrays, info).detect([made_image(64, 64)])
 
 
 TARGETS: dict[str, Target] = {
@@ -203,6 +249,8 @@ TARGETS: dict[str, Target] = {
     "names": Target("classes.names", mutations.of_bytes, read_names),
     "class-map": Target("classes.map", mutations.of_bytes, read_class_map),
     "model-config": Target("repository/net/config.pbtxt", mutations.of_bytes, _config),
+    "server-config": Target("server-config.json", mutations.of_json, _server_config),
+    "server-answer": Target("server-answer", mutations.of_bytes, _server_answer),
     "onnx": Target("net.onnx", mutations.of_onnx, _onnx),
     "onnx-calibration": Target("net.onnx", mutations.of_onnx, _calibration),
     "onnx-surgery": Target("made.onnx", mutations.of_onnx, _surgery),

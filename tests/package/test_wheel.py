@@ -52,6 +52,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "py.typed",
         "convert/data/coco.names",
         "check/templates/page.html",
+        "selftest/data/selftest.onnx",
+        "selftest/data/selftest.outputs.json",
         "plugins/csrc/Makefile",
         "serve/requirements/server.txt",
     ):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,55 @@ def test_a_server_that_is_killed_and_started_anew_costs_nothing(
     assert_same([one.detections for one in found], (9 * direct(models.made, photos()))[:60])
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [path.name for path in paths]
     assert regions_of(first) == []
+
+
+def test_a_server_that_is_stopped_in_order_and_started_anew_costs_nothing(models: Models, tmp_path: Path) -> None:
+    """While it stops it answers that it has no such model, because it unloads the models before it closes its ports."""
+    paths = save_images(tmp_path)
+    with server_of(models.repository) as first, ExitStack() as stack:
+
+        def restart() -> None:
+            first.stop()
+            stack.enter_context(running(models.repository, ports(first)))
+
+        with Client(first.grpc, "made", score_threshold=SCORE, shared_memory="system", retry_seconds=120) as client:
+            found = client.detect_all(paths)
+            restarting = threading.Thread(target=restart)
+            restarting.start()
+            while restarting.is_alive() or not client.retries:
+                found = client.detect_all(paths)
+                assert len(found) == len(paths)
+            restarting.join()
+            found = client.detect_all(paths)
+    assert_same(found, direct(models.made, photos()))
+
+
+def test_memory_that_another_client_takes_away_costs_nothing(triton: Server, models: Models) -> None:
+    """Triton lets each client list and release the regions of all."""
+    import tritonclient.http
+    import tritonclient.utils
+
+    other, done, released = tritonclient.http.InferenceServerClient(triton.http), threading.Event(), 0
+    with Client(triton.grpc, "made", score_threshold=SCORE, shared_memory="system") as client:
+
+        def release() -> None:
+            nonlocal released
+            while not done.is_set():
+                with suppress(tritonclient.utils.InferenceServerException):  # of regions in use
+                    other.unregister_system_shared_memory()
+                    released += 1
+
+        thief = threading.Thread(target=release)
+        thief.start()
+        try:
+            found = [client.detect_all(photos()) for _ in range(6)]
+        finally:
+            done.set()
+            thief.join()
+    assert released > 2
+    for each in found:
+        assert_same(each, direct(models.made, photos()))
+    assert regions_of(triton) == []
 
 
 def test_a_server_that_stays_away_is_reported(models: Models, tmp_path: Path) -> None:

@@ -1014,6 +1014,14 @@ def test_missing_files_are_named(planned: Path) -> None:
         ('"build_seconds": 12.5', '"build_seconds": "x"', "is damaged ('build_seconds' is 'x')"),
         ('"info": {', '"info": [], "inf": {', "is damaged"),
         ('"width": 96', '"width": null', "is damaged ('width' is None)"),
+        ('"target": "TensorRT 10.3.0"', '"target": "TensorRT x.y"', "is damaged (the target is 'TensorRT x.y', not such as"),
+        ('"target": "TensorRT 10.3.0"', '"target": "Tensor 10.3.0"', "is damaged (the target is 'Tensor 10.3.0'"),
+        ('"build_seconds": 12.5', '"build_seconds": 1e999', "1e999 is no finite number"),
+        ('"MishPlugin:1"', "1", "is damaged ('plugins' is 1)"),
+        ('"engine_layers": []', '"engine_layers": [{}]', "is damaged ('name' is missing)"),
+        ('"engine_layers": []', '"engine_layers": {}', "is damaged ('engine_layers' is {})"),
+        ('"other_convolutions": {}', '"other_convolutions": {"a": [1]}', "is damaged ('other_convolutions' is [1])"),
+        ('"engine_layers": []', '"engine_layers": ' + "[" * 100_000, "nested too deeply"),
     ],
 )
 def test_damaged_manifests_are_named(planned: Path, old: str, new: str, said: str) -> None:

@@ -24,7 +24,7 @@ from darktrt.engine import target as target_module
 from darktrt.engine import timing_cache
 from darktrt.engine.build import build_file
 from darktrt.engine.describe import describe_plan
-from darktrt.engine.layer_list import UNKNOWN, asked_for, convolution_precisions, engine_layers, summary
+from darktrt.engine.layer_list import UNKNOWN, EngineLayer, asked_for, convolution_precisions, engine_layers, summary
 from darktrt.engine.manifest import read_plan_manifest
 from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
@@ -412,6 +412,34 @@ def test_a_damaged_manifest_is_reported(
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
     with pytest.raises(DarktrtError, match=r"a\.json: is damaged \(.+\); keep the manifest"):
         read_plan_manifest(tmp_path / "a.plan")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        {"Name": [1]},
+        {"Name": 7, "Metadata": {}},
+        {"Inputs": 3, "Weights": [], "Outputs": [[]]},
+        {"Metadata": ["[ONNX Layer: a]"]},
+        3,
+        [],
+    ],
+)
+def test_values_of_other_types_are_left_out_of_a_layer(layer: Any) -> None:
+    text = json.dumps({"Layers": [layer, {"Name": "whole"}]})
+    *_, whole = layers = engine_layers(text, Target("trt", (8, 6, 0)))
+    assert whole.name == "whole"
+    assert all(one.name == "" and one.nodes == () for one in layers[:-1])
+    assert convolution_precisions(text, {"a": True}, Target("trt", (8, 6, 0)))[0].int8 is None
+
+
+def test_a_list_that_is_nested_deeply_has_no_layers() -> None:
+    assert engine_layers('{"Layers": ' + "[" * 100_000, Target("trt", (8, 6, 0))) == ()
+
+
+def test_a_section_has_a_number_that_a_cfg_can_have() -> None:
+    layer = EngineLayer("a", "b", "", "", (f"/layers.{'9' * 5000}/Conv", "/layers.12/Conv", "/layers.\u0663/Conv"))
+    assert layer.sections == (12,)
 
 
 # --- biases, where TensorRT chooses what runs in INT8 ---

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.metadata import Thresholds
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
+from darktrt.vision.boxes import Detections
 
 
 def numbers(text: str, name: str) -> list[float]:
@@ -112,6 +114,42 @@ def test_files_keep_every_bit(labelled: Path, folder: Path) -> None:
         assert np.array_equal(one.class_ids, other.class_ids)
     assert empty.name == "B" and not empty.images
     assert np.array_equal(again.in_order(digests[::-1])[0].boxes, again.images[digests[-1]].boxes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("classes", [10**12], "classes are 1000000000000 to 1000000000000, and there are 3"),
+        ("classes", [-1], "classes are -1 to -1"),
+        ("classes", [3], "classes are 3 to 3"),
+        ("classes", [1.5], "are no numbers"),
+        ("classes", ["1"], "are no numbers"),
+        ("classes", [float("inf")], "Infinity is no finite number"),
+        ("scores", ["0.5"], "are no numbers"),
+        ("scores", [0.5, 0.4], "boxes must be"),
+        ("scores", {"a": 1}, "are no numbers"),
+        ("boxes", [[1, 2, 3]], "cannot reshape"),
+        ("boxes", [[1, 2, 3, 4], [5]], "inhomogeneous"),
+        ("boxes", [[1, 2, 1e300, 4]], "boxes must be finite"),
+        ("boxes", [[5, 2, 3, 4]], "ends before it begins"),
+        ("precision", "fp4", "'precision' is 'fp4'"),
+        ("thresholds", {"score": 7.0}, "the score threshold is 7"),
+        ("about", {"on": 3}, "'on' is 3|'about' is 3"),
+        ("info", {}, "is missing"),
+        ("images", [], r"'images' is \[\]"),
+    ],
+)
+def test_damaged_detections_are_refused(labelled: Path, folder: Path, key: str, value: Any, message: str) -> None:
+    found = made_detections(labelled)
+    box, (digest, *_) = np.array([[1, 2, 3, 4]], np.float32), found.images
+    one = Detections(box, np.array([0.5], np.float32), np.array([0], np.int32), found.info.class_names)
+    save_detections([replace(found, images={digest: one})], "found.json")
+    values = json.loads(Path("found.json").read_text())
+    (variant,) = values["variants"]
+    (variant if key in variant else variant["images"][digest])[key] = value
+    Path("found.json").write_text(json.dumps(values))
+    with pytest.raises(DarktrtError, match=rf"^found\.json: is damaged.*\(.*({message}).*\); make it by saving detections$"):
+        load_detections("found.json")
 
 
 def test_the_mean_of_the_classes_is_the_ap(labelled: Path) -> None:

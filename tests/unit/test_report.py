@@ -386,6 +386,25 @@ def test_of_several_timings_the_smallest_batch_with_a_graph_counts(tmp_path: Pat
     assert (found["b"].milliseconds, found["b"].cuda_graph) == (5, False)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": None}, "'name' is None"),
+        ({"batch": 1.5}, "'batch' is 1.5"),
+        ({"cuda_graph": "yes"}, "'cuda_graph' is 'yes'"),
+        ({"end_to_end": {"median": "x"}}, "'median' is 'x'"),
+        ({"end_to_end": {}}, "'median' is missing"),
+        ({"end_to_end": []}, r"Median is \[\]"),
+        ({"images_per_second": float("inf")}, "Infinity is no finite number"),
+        ({"plan_sha256": [1]}, r"'plan_sha256' is \[1\]"),
+    ],
+)
+def test_timings_that_are_none_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "times.json").write_text(json.dumps({"timings": [{**timing("a"), **change}]}))
+    with pytest.raises(DarktrtError, match=rf"times\.json: is damaged.*\({message}\); make it with 'darktrt bench'$"):
+        read_timings([tmp_path / "times.json"])
+
+
 # --- disagreement ---
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ from helpers import made_detections
 
 from darktrt.check.detections import save_detections
 from darktrt.check.ground_truth import load_ground_truth
-from darktrt.check.report_diff import DiffInput, Figures, diff_reports
+from darktrt.check.report_diff import DiffInput, Figures, diff_reports, read_report
 from darktrt.cli import main
+from darktrt.errors import DarktrtError
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -122,6 +124,33 @@ def test_the_digest_is_of_images_and_labels(labelled: Path) -> None:
     swapped = replace(truth, images=tuple(i._replace(objects=o) for i, o in zip(truth.images, (*rest, labels), strict=True)))
     assert truth.digest == other.digest
     assert len({truth.digest, fewer.digest, swapped.digest}) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("variants", [], "it has no variants"),
+        ("variants", [{}], "'name' is missing"),
+        ("variants", {"name": "A"}, "'variants' is {'name': 'A'}"),
+        ("evaluation", {"digest": 3}, "'digest' is 3"),
+        ("format", "darktrt report 1", "its format is 'darktrt report 1', not 'darktrt report 2'"),
+        ("accuracy", {"ap": "x"}, "'ap' is 'x'"),
+        ("accuracy", {"ap75": 5.0}, "an AP is 5"),
+        ("accuracy", {"ap_large": -0.5}, "an AP is -0.5"),
+        ("classes", [{"name": "a", "objects": "many", "ap": 0.5}], "'objects' is 'many'"),
+        ("classes", [{"name": ["a"], "objects": 1, "ap": 0.5}], "'name' is ['a']"),
+    ],
+)
+def test_a_damaged_report_is_refused(before: Path, folder: Path, key: str, value: Any, message: str) -> None:
+    def change(values: dict[str, Any]) -> None:
+        first = values["variants"][0]
+        if key == "accuracy":
+            first["accuracy"] |= value
+        else:
+            (first if key in first else values)[key] = value
+
+    with pytest.raises(DarktrtError, match=f"{re.escape(message)}.*; make it with 'darktrt check report'$"):
+        read_report(str(changed(before, folder, change)))
 
 
 BAD: dict[str, tuple[list[str], str]] = {
