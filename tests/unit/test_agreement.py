@@ -208,9 +208,13 @@ def test_nan_is_beyond_every_tolerance(made: Made, tmp_path: Path) -> None:
 
 def test_scores_that_are_nan_are_refused(made: Made) -> None:
     reference = torch_of(made)
-    blind = replace(reference, run=lambda inputs: {**reference.run(inputs), "scores": np.full((1, 1, 3), np.nan)})
+
+    def blind(inputs: Any) -> Any:
+        outputs = reference.run(inputs)
+        return {**outputs, "scores": np.full_like(outputs["scores"], np.nan)}
+
     with pytest.raises(DarktrtError, match="PyTorch: its scores are not numbers"):
-        run([blind], images_of(made)[0], LOOSE, layers=False)
+        run([replace(reference, run=blind)], images_of(made)[0], LOOSE, layers=False)
 
 
 # --- measures ---

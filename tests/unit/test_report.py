@@ -230,7 +230,7 @@ def test_calibration_images_in_the_evaluation_are_noted(report: Path, labelled: 
 
 def test_the_noise_of_a_tensor_is_that_of_its_values(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
-    histograms = HistogramSet("model")
+    histograms = HistogramSet("model", images={"0" * 64: "photos/a.png"})
     for name, factor in (("a", 1), ("b", 5), ("unread", 1)):
         histograms.histograms[name] = Histogram()
         histograms.histograms[name].add(values * np.float32(factor))
