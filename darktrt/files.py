@@ -338,7 +338,15 @@ def _remove_stray(path: Path, instead: Path | None = None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, link or folder if it is there."""
+    """Remove a file, link or folder if it is there, and also where Ctrl-C comes meanwhile."""
+    try:
+        _try_to_remove(path)
+    except KeyboardInterrupt:
+        _try_to_remove(path)
+        raise
+
+
+def _try_to_remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -123,6 +123,20 @@ def _interrupted(path: Path) -> int:
     raise FileExistsError
 
 
+def test_an_interrupt_at_the_removal_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, interrupts = Path.unlink, [KeyboardInterrupt()]
+
+    def interrupted(path: Path) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_output(tmp_path / "out.plan"):
+        raise ZeroDivisionError
+    assert _names(tmp_path) == []
+
+
 def test_a_file_system_without_locks_keeps_what_may_be_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
