@@ -56,6 +56,25 @@ def make_folder(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
+def one_process_at_a_time(lock: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait until no other process is in a block with this lock file, whose folder is made where it is missing.
+
+    Raises:
+        DarktrtError: the file cannot be made.
+    """
+    make_folder(Path(lock).parent)
+    try:
+        descriptor = os.open(lock, os.O_WRONLY | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DarktrtError(f"{os.fspath(lock)}: cannot write: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def open_input(path: str | os.PathLike[str], most_bytes: int | None = None, advice: str = "") -> Iterator[BinaryIO]:
     """Open a regular file to read its bytes; a pipe or a device, which may never end, is refused without waiting for it.
 
@@ -319,7 +338,15 @@ def _remove_stray(path: Path, instead: Path | None = None) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, link or folder if it is there."""
+    """Remove a file, link or folder if it is there, and also where Ctrl-C comes meanwhile."""
+    try:
+        _try_to_remove(path)
+    except KeyboardInterrupt:
+        _try_to_remove(path)
+        raise
+
+
+def _try_to_remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from darktrt import __version__
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, cache_folder, check_writable, make_folder, sha256_of
+from darktrt.files import atomic_output, cache_folder, check_writable, make_folder, one_process_at_a_time, sha256_of
 from darktrt.plugins.library import FILE_NAME, PluginLibrary, cached_path, installed_tensorrt, major_version, read_library
 from darktrt.progress import LOGGER
 
@@ -96,9 +95,7 @@ def _headers(version: str, include: str | Path | None) -> Path:
 def _build_folder() -> Iterator[Path]:
     """The folder of object files, which only one process uses at a time."""
     folder = cache_folder() / "objects" / __version__
-    make_folder(folder)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_process_at_a_time(folder / "lock"):
         yield folder
 
 

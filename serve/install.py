@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from darktrt.errors import DarktrtError
-from darktrt.files import cache_folder
+from darktrt.files import cache_folder, one_process_at_a_time
 from darktrt.progress import LOGGER
 from darktrt.serve.program import Program, docker_runs, program_on_path
 from darktrt.wheels import new_environment
@@ -61,9 +60,7 @@ def installed_program() -> Program:
         DarktrtError: it cannot be installed.
     """
     python = find_interpreter()
-    python.folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{python.folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with one_process_at_a_time(f"{python.folder}.lock"):
         if not python.complete.is_file():
             _install(python)
     server = python.packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"

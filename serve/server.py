@@ -48,7 +48,6 @@ _LOGGED, _FRAME = re.compile(r"[IWEF]\d{4} "), re.compile(r"[|+]|\s*\d+# ")
 _ANSWER_BYTES = 1 << 20
 _LARGEST_PORT = 65535
 _SHELL = """\
-umask 077
 ulimit -S -s "$0"
 exec 3<&0
 (trap '' INT TERM; read -r _ <&3; kill -s KILL 0) </dev/null >/dev/null 2>&1 &
@@ -381,7 +380,6 @@ def _in_its_shell(command: Sequence[str]) -> list[str]:
 
     - Its threads have stacks for the bodies of requests: the C library reads the limit when a program starts, so that a shell
       sets it and then becomes the server.
-    - Its files are its user's alone.
     - It ends, with all that it started, when this process has ended however that came about, and its standard input with it.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)

@@ -99,6 +99,18 @@ def test_a_server_that_is_harmed_serves_again(watched: Server, harm: Callable[[S
     assert not [one for one in helpers if Path(f"/proc/{one}").exists()], "a backend outlived its server"
 
 
+def test_a_server_that_nobody_asks_stays(watched: Server) -> None:
+    """It is asked by the watch itself, and counts as well as long as that is answered."""
+    process, asked = watched.process, inferences(watched)
+    time.sleep(SILENT_SECONDS + 2)
+    assert watched.process is process and process.poll() is None
+    assert inferences(watched) >= asked + 3, "of each model once and more"
+
+
+def inferences(server: Server) -> int:
+    return sum(int(model["inference_count"]) for model in json.loads(server.get("v2/models/stats"))["model_stats"])
+
+
 def test_clients_change_nothing_that_others_see(watched: Server) -> None:
     """Neither the log, nor tracing, nor shared memory; by neither protocol, nor with the header that would open them."""
     settings = [

@@ -64,7 +64,17 @@ def test_the_command_and_its_files(triton: Server, tmp_path: Path, capsys: pytes
 
 
 def test_a_repository_is_served_and_measured(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["load", "--repository", str(models.repository), "--concurrency", "2", "--seconds", "1"]
+    command = [
+        "load",
+        "--repository",
+        str(models.repository),
+        "--concurrency",
+        "2",
+        "--seconds",
+        "1",
+        "--shared-memory",
+        "system",
+    ]
     assert main([*command, "--model", "none"]) == 2
     assert "has no model 'none'; name one of files, letterbox, made [--model]" in capsys.readouterr().err
     assert main([*command, "--model", "made"]) == 0

@@ -325,7 +325,10 @@ COMMANDS = [
         "calib run portable.onnx net.weights -o t.table",
         "net.weights: is no UTF-8 text (byte 21); it should be an image, or a list",
     ),
-    ("calib run portable.onnx model.json -o t.table", "model.json: is no COCO file"),
+    (
+        "calib run portable.onnx model.json -o t.table",
+        "model.json: is damaged ('images' is missing); a COCO file has images with a file_name",
+    ),
     ("calib run portable.onnx a.png", "the following arguments are required: -o/--output"),
     ("calib run portable.onnx a.png -o none/t.table", "none/t.table: cannot write: No such file or directory"),
     ("calib run portable.onnx a.png -o sub", "sub: is a folder; name a file to write"),
@@ -370,9 +373,9 @@ COMMANDS = [
     ("detect net.weights --model portable.onnx -o out.jpg", "net.weights: is not an image"),
     ("detect a.png --model none.onnx", "none.onnx: cannot read: No such file or directory"),
     ("detect a.png --model sub", "sub: is a folder; name a file"),
-    ("detect a.png --model a.png -o out.png", "a.png: ONNX Runtime cannot load it"),
-    ("detect a.png --model net.cfg", "net.cfg: ONNX Runtime cannot load it"),
-    ("detect a.png --model model.plan", "model.plan: ONNX Runtime cannot load it"),
+    ("detect a.png --model a.png -o out.png", f"a.png: {ONNX}"),
+    ("detect a.png --model net.cfg", f"net.cfg: {ONNX}"),
+    ("detect a.png --model model.plan", f"model.plan: {ONNX}"),
     ("detect a.png --model raw.onnx", "ends at its raw heads; to detect, make it with head nms or decode"),
     ("detect a.png --model portable.onnx --score-threshold 2", "the score threshold is 2; it must be between 0 and 1"),
     ("detect a.png --model portable.onnx --iou-threshold nan", "the IoU threshold is nan; it must be between 0 and 1"),
@@ -428,48 +431,31 @@ def drop_a_node(model: onnx.ModelProto) -> None:
     model.graph.node.remove(next(node for node in model.graph.node if node.op_type == "Tanh"))
 
 
-DAMAGES: dict[str, tuple[Callable[[str], bytes], str, str]] = {  # what, said to surgery and engine, said to detect
-    "empty": (lambda _: b"", "has no darktrt metadata", "ONNX Runtime cannot load it"),
-    "cut": (
-        lambda source: Path(source).read_bytes()[:5000],
-        "is no ONNX file, or a damaged one",
-        "ONNX Runtime cannot load it",
-    ),
-    "no metadata": (
-        lambda s: edited(s, lambda m: m.metadata_props.pop()),
-        "has no darktrt metadata",
-        "has no darktrt metadata",
-    ),
-    "metadata cut": (lambda s: edited(s, replace_metadata("}", "")), "the darktrt metadata is damaged", "metadata is damaged"),
-    "a field missing": (
-        lambda s: edited(s, replace_metadata('"channels": 3, ', "")),
-        "metadata is damaged (",
-        "the darktrt metadata is damaged",
-    ),
-    "another type": (
-        lambda s: edited(s, replace_metadata('"width": 96', '"width": "96"')),
-        "damaged ('width' is '96')",
-        "damaged ('width' is '96')",
-    ),
+DAMAGES: dict[str, tuple[Callable[[str], bytes], str]] = {
+    "empty": (lambda _: b"", "is empty; make it with 'darktrt convert'"),
+    "cut": (lambda source: Path(source).read_bytes()[:5000], ONNX),
+    "no metadata": (lambda s: edited(s, lambda m: m.metadata_props.pop()), "has no darktrt metadata"),
+    "metadata cut": (lambda s: edited(s, replace_metadata("}", "")), "the darktrt metadata is damaged"),
+    "a field missing": (lambda s: edited(s, replace_metadata('"channels": 3, ', "")), "metadata is damaged ("),
+    "another type": (lambda s: edited(s, replace_metadata('"width": 96', '"width": "96"')), "damaged ('width' is '96')"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_model(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
-    spoil, said, said_to_detect = DAMAGES[name]
+    """One reader: every command says the same of it."""
+    spoil, said = DAMAGES[name]
     Path("bad.onnx").write_bytes(spoil("plain.onnx"))
     for command in (
         "surgery bad.onnx -o out.onnx",
         "engine bad.onnx -o out.plan",
         "inspect bad.onnx",
         "calib run bad.onnx a.png -o t.table",
+        "detect a.png --model bad.onnx -o out.png",
     ):
         message = refused(capfd, place, *command.split())
         assert message.startswith("bad.onnx: ")
         assert said in message
-    message = refused(capfd, place, "detect", "a.png", "--model", "bad.onnx", "-o", "out.png")
-    assert message.startswith("bad.onnx: ")
-    assert said_to_detect in message
 
 
 MISFITS: dict[str, tuple[Callable[[onnx.ModelProto], object], str]] = {

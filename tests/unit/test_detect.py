@@ -19,7 +19,7 @@ from PIL import Image
 
 from darktrt import progress
 from darktrt.errors import DarktrtError
-from darktrt.metadata import DetectorInfo, NmsInfo
+from darktrt.metadata import DetectorInfo, NmsInfo, Thresholds
 from darktrt.vision import detector as detector_module
 from darktrt.vision import video
 from darktrt.vision.decode import read_ahead
@@ -219,6 +219,10 @@ def test_results_are_copies_of_the_engines_memory() -> None:
 def test_raw_heads_are_refused() -> None:
     with pytest.raises(DarktrtError, match=r"colours: ends at its raw heads; .* nms or decode"):
         made_detector(head="raw")
+
+
+def test_the_thresholds_are_darknets_unless_named() -> None:
+    assert made_detector().thresholds == Thresholds(0.25, 0.45)
 
 
 @pytest.mark.parametrize("thresholds", [(25, 0.45), (-0.1, 0.45), (0.25, 1.5), (float("nan"), 0.5)])

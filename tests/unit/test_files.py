@@ -12,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from darktrt.errors import DarktrtError, quote
-from darktrt.files import atomic_folder, atomic_output, check_input, keep_inputs, read_bytes, read_text, scratch_folder
+from darktrt.files import (
+    atomic_folder,
+    atomic_output,
+    check_input,
+    keep_inputs,
+    one_process_at_a_time,
+    read_bytes,
+    read_text,
+    scratch_folder,
+)
 
 _DIES = """
 import os, signal, sys
@@ -112,6 +121,20 @@ def _interrupted(path: Path) -> int:
         path.touch()
         raise KeyboardInterrupt
     raise FileExistsError
+
+
+def test_an_interrupt_at_the_removal_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, interrupts = Path.unlink, [KeyboardInterrupt()]
+
+    def interrupted(path: Path) -> None:
+        if interrupts:
+            raise interrupts.pop()
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt), atomic_output(tmp_path / "out.plan"):
+        raise ZeroDivisionError
+    assert _names(tmp_path) == []
 
 
 def test_a_file_system_without_locks_keeps_what_may_be_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,3 +272,27 @@ def test_quotes_are_a_line_without_control_characters() -> None:
     assert quote("\x1b[31mred\n") == r"\x1b[31mred\n"
     assert quote([1, None]) == "[1, None]"
     assert quote("bücher 图") == "bücher 图"
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / "lock"
+    code = f"""
+from darktrt.files import one_process_at_a_time
+print("asks", flush=True)
+with one_process_at_a_time({str(lock)!r}):
+    print("inside", flush=True)
+"""
+    with one_process_at_a_time(lock):
+        other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert other.stdout
+        assert other.stdout.readline() == "asks\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.5)
+    assert other.communicate(timeout=30)[0] == "inside\n"
+    with (
+        pytest.raises(DarktrtError, match="lock: cannot make this folder"),
+        one_process_at_a_time(lock / "lock"),
+    ):
+        pass
+    with pytest.raises(DarktrtError, match="new: cannot write: Is a directory"), one_process_at_a_time(tmp_path / "new"):
+        pass

@@ -234,6 +234,8 @@ def test_what_no_kernel_supports(host: Library) -> None:
         (Format(0, 0, 0, 1), Format(0, 0, 0, 1)),
     ):
         assert host.call("mish", shape, None, x, None, y) == UNSUPPORTED
+    for empty in (Shape(0, 3, 4), Shape(1, 0, 4), Shape(1, 3, 0)):
+        assert host.call("mish", empty, None, Format(0, 1, 0, 1), None, Format(0, 1, 0, 1)) == 0
     for bad in (Shape(-1, 3, 4), Shape(1, -1, 4), Shape(1, 3, -1)):
         assert host.call("mish", bad, None, Format(0, 1, 0, 1), None, Format(0, 1, 0, 1)) == UNSUPPORTED
     slots = Format(1, 16, 0, 1)

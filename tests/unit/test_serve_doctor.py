@@ -193,6 +193,16 @@ def test_a_full_batch_in_each_instance_fits_into_shared_memory(
     )
 
 
+def test_images_of_any_size_need_the_room_of_the_usual_one(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "model.onnx"
+    insert_plugins(made.plain, model, SurgeryOptions(input="image", image_sizes=((8, 8), (640, 480), (2000, 2000))))
+    publish(model, tmp_path / "models", PythonBackend(max_batch=2), "made")
+    needed = POOL + 2 * (640 * 480 * 3 + ANSWER)
+    for free, bad in ((needed, False), (needed - 1, True)):
+        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert diagnose_repository(tmp_path / "models")[-1].bad == bad
+
+
 def test_folders_that_keep_a_server_from_starting_are_named(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(models / "made", models / ".made.90ebb18a")
     (models / "lost+found").mkdir()

@@ -285,6 +285,17 @@ def test_relevant_lines_of_a_log() -> None:
     assert relevant_lines([]) == "(it wrote nothing)"
 
 
+def test_what_answers_no_http_is_not_ready(repository: Path, options: StartOptions) -> None:
+    """Another program at the port, say."""
+    one = server.make_server(repository, options, Program("/bin/true"))
+    with socket.create_server(("127.0.0.1", options.http_port)) as listener:
+        thread = threading.Thread(target=lambda: listener.accept()[0].sendall(b"what?\r\n\r\n"))
+        thread.start()
+        assert not one.ready()
+        thread.join()
+    assert not one.ready()
+
+
 # --- keeping it serving ---
 
 
@@ -344,11 +355,14 @@ def test_after_steady_service_the_pauses_begin_anew(
 ) -> None:
     monkeypatch.setattr(supervisor, "STEADY_SECONDS", 0.5)
     with running(repository, options, stand_in()) as one, supervised(one):
-        for number in (1, 2):
+        for number, how in enumerate((signal.SIGKILL, signal.SIGTERM), 1):
             time.sleep(0.8)
-            one.process.kill()
+            one.process.send_signal(how)
             wait_for_starts(caplog, number)
-    assert [text for text in told(caplog) if text.endswith("started again")] == told(caplog)[::2]
+    assert told(caplog)[::2] == [
+        "tritonserver ended with signal 9, SIGKILL; it is started again",
+        "tritonserver ended with status 0 (stopping); it is started again",
+    ]
 
 
 def test_a_server_whose_model_is_silent_is_started_again(
@@ -457,6 +471,7 @@ def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(tmp_path: Path, cap
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     written_by(log, "after\n")
     wait_for(lambda: "after" in path.read_text())
+    assert list(log.lines) == ["after"], "of the latest process"
     log.close()
     kept = path.read_text().splitlines()
     assert kept == [*(f"line {i:04}" for i in range(100)), "(100 lines were lost here)", "after"]
@@ -565,6 +580,7 @@ def test_numbers_that_are_no_ports(port: int) -> None:
     with pytest.raises(DarktrtError, match=f"grpc_port is {port}; ports are 1 to 65535") as caught:
         StartOptions(grpc_port=port)
     assert caught.value.argument == "grpc_port"
+    assert StartOptions(grpc_port=1, http_port=65535).grpc_port == 1
 
 
 def test_memory_of_the_backend_is_its_user_s_alone(
