@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.table import table_of
 from darktrt.calib.threshold import Choice
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, check_writable, keep_inputs
+from darktrt.files import atomic_output, check_writable, keep_inputs, unfinished_folder
 from darktrt.vision.charts import check_drawable, save_figure
 
 if TYPE_CHECKING:
@@ -70,15 +70,26 @@ class Outputs:
         """The files written at the end; the histograms are written before."""
         return [path for path in (self.table, self.cache, self.summary, self.plot) if path]
 
-    def discard(self) -> None:
-        """Delete all but the histograms, from which a run can be resumed."""
-        for path in (*self.files, self.channel_means, self.fp_layers):
-            path.unlink(missing_ok=True)
+    @contextmanager
+    def unfinished(self) -> Iterator[Outputs]:
+        """The same files, without a page, in a folder of their own; they take these places when the block ends well.
 
-    def discard_all(self) -> None:
-        """Delete the histograms too."""
-        self.discard()
-        self.histograms.unlink(missing_ok=True)
+        The table comes last, so that a run that is killed between leaves an earlier one, and the files beside it that do not
+        fit are refused. Where the block fails, everything stays as it was.
+
+        Raises:
+            DarktrtError: the place is not writable, or the disk is full.
+        """
+        with unfinished_folder(self.table) as folder:
+            new = Outputs(folder / self.table.name)
+            yield new
+            for path, place in ((new.channel_means, self.channel_means), (new.fp_layers, self.fp_layers)):
+                if not path.exists():  # that of an earlier table
+                    place.unlink(missing_ok=True)
+            places = (self.histograms, self.channel_means, self.fp_layers, self.cache, self.summary, self.table)
+            for place in places:
+                if (path := folder / place.name).exists():
+                    path.replace(place)
 
     def check(self, inputs: Iterable[str | Path]) -> None:
         """Check before any work that every file can be written, and that none of them is an input or another output.
@@ -104,9 +115,7 @@ class Outputs:
 
 
 def save(histograms: HistogramSet, choices: Mapping[str, Choice], outputs: Outputs, about: Mapping[str, str]) -> None:
-    """Write the table, the cache, the summary and, where ``outputs`` names one, the page of histograms.
-
-    The channel means and floating-point layers of an earlier table are deleted.
+    """Write the table, the cache and the summary.
 
     Args:
         about: further lines of the summary, by name.
@@ -115,15 +124,10 @@ def save(histograms: HistogramSet, choices: Mapping[str, Choice], outputs: Outpu
         DarktrtError: one of them cannot be written.
     """
     table = table_of(choices)
-    for path in (outputs.channel_means, outputs.fp_layers):
-        with suppress(FileNotFoundError):
-            path.unlink()
     table.save(outputs.table)
     table.save(outputs.cache)
     with atomic_output(outputs.summary) as temporary:
         temporary.write_text(summary(histograms, choices, about), encoding="utf-8")
-    if outputs.plot:
-        plot(histograms, choices, outputs.plot)
 
 
 def add_to_summary(text: str, outputs: Outputs) -> None:

@@ -229,6 +229,17 @@ def scratch_folder() -> Iterator[Path]:
 
 
 @contextmanager
+def unfinished_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder beside ``path`` for files that are moved to their places when all are whole; it vanishes when the block ends.
+
+    Raises:
+        DarktrtError: the place is not writable, or the disk is full.
+    """
+    with _unfinished(Path(path), _new_folder) as folder:
+        yield folder
+
+
+@contextmanager
 def _unfinished(target: Path, create: Callable[[Path], int], beside: Path | None = None) -> Iterator[Path]:
     """A locked temporary file or folder beside ``target``, which vanishes unless the block renames it."""
     with ExitStack() as held:

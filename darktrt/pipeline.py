@@ -7,7 +7,7 @@ warnings go where :mod:`darktrt.progress` sends them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,7 +63,8 @@ def calibrate(
         plot: an image file to draw the histograms with their thresholds into.
 
     Raises:
-        DarktrtError: the model or an image cannot be read, or an output cannot be written. No table is left then.
+        DarktrtError: the model or an image cannot be read, or an output cannot be written. An earlier table
+            stays then, with the files beside it.
     """
     from darktrt.calib.options import CalibrationOptions
     from darktrt.calib.summary import Outputs
@@ -74,10 +75,11 @@ def calibrate(
     outputs.check([model, *(path_of(str(entry)) for entry in data)])
     histograms, about = _count(model, data, outputs, options)
     choices = _choose(histograms, options)
-    with _whole(outputs.discard):
-        _write(histograms, choices, outputs, options, about)
+    with outputs.unfinished() as new:
+        _write(histograms, choices, new, options, about)
         scales = {name: choice.scale for name, choice in choices.items()}
-        _measure(model, data, histograms, scales, outputs, options)
+        _measure(model, data, histograms, scales, new, options)
+        _draw(histograms, choices, outputs)
     for sentence in histograms.skipped:
         LOGGER.warning("skipped %s", sentence)
     return load_calibration(output)
@@ -115,10 +117,11 @@ def merge_calibrations(
     options = options or CalibrationOptions()
     together = merged(histograms)
     choices = _choose(together, options)
-    with _whole(outputs.discard if is_input else outputs.discard_all):
+    with outputs.unfinished() as new:
         if not is_input:
-            together.save(outputs.histograms)
-        _write(together, choices, outputs, options, {"merged": ", ".join(map(str, histograms))})
+            together.save(new.histograms)
+        _write(together, choices, new, options, {"merged": ", ".join(map(str, histograms))})
+        _draw(together, choices, outputs)
     return load_calibration(output)
 
 
@@ -183,14 +186,12 @@ def _write(
     save(histograms, choices, outputs, {**about, "method": method})
 
 
-@contextmanager
-def _whole(discard: Callable[[], None]) -> Iterator[None]:
-    """Call ``discard`` where the block fails or is interrupted: a table is whole, or there is none."""
-    try:
-        yield
-    except BaseException:
-        discard()
-        raise
+def _draw(histograms: HistogramSet, choices: Mapping[str, Choice], outputs: Outputs) -> None:
+    """Draw the page of histograms, where one is asked for."""
+    from darktrt.calib.summary import plot
+
+    if outputs.plot:
+        plot(histograms, choices, outputs.plot)
 
 
 def _measure(

@@ -547,7 +547,7 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
 
 
 @pytest.mark.parametrize("error", [DarktrtError("the third pass fails"), KeyboardInterrupt()])
-def test_a_table_is_whole_or_there_is_none(
+def test_a_table_is_whole_or_the_earlier_one_stays(
     place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     """What was counted is kept, and --resume makes the table of it."""
@@ -555,14 +555,32 @@ def test_a_table_is_whole_or_there_is_none(
     def fails(*_: object) -> None:
         raise error
 
+    def failed(*words: str) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr("darktrt.check.sensitivity.find_fp_layers", fails)
+            assert main(["calib", "run", "portable.onnx", *words, "-o", "t.table"]) in (2, 130)
+
     before = files_in(place)
-    command = ["calib", "run", "portable.onnx", "a.png", "-o", "t.table"]
-    with monkeypatch.context() as patched:
-        patched.setattr("darktrt.check.sensitivity.find_fp_layers", fails)
-        assert main(command) in (2, 130)
+    failed("a.png")
     assert set(files_in(place)) - set(before) == {"t.npz"}
-    assert main([*command, "--resume"]) == 0
-    assert {"t.table", "t.means.npz", "t.fp_layers.json"} <= set(files_in(place))
+    assert main(["calib", "run", "portable.onnx", "a.png", "-o", "t.table", "--resume"]) == 0
+    earlier = {name: Path(name).read_bytes() for name in set(files_in(place)) - set(before)}
+    assert earlier.keys() == {"t.npz", "t.table", "t.cache", "t.txt", "t.means.npz", "t.fp_layers.json"}
+    failed("b.jpg")
+    assert set(files_in(place)) - set(before) == earlier.keys()
+    assert [name for name, content in earlier.items() if Path(name).read_bytes() != content] == ["t.npz"]
+    capfd.readouterr()
+
+
+def test_a_table_of_a_merge_has_nothing_of_the_earlier_one(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["calib", "run", "portable.onnx", "a.png", "-o", "t.table"]) == 0
+    assert main(["calib", "run", "portable.onnx", "b.jpg", "-o", "other.table"]) == 0
+    assert main(["calib", "merge", "other.npz", "-o", "t.table", "--plot", "t.png"]) == 0
+    for suffix in ("table", "cache", "npz"):
+        assert Path(f"t.{suffix}").read_bytes() == Path(f"other.{suffix}").read_bytes()
+    assert Path("t.png").is_file()
+    assert not Path("t.means.npz").exists()
+    assert not Path("t.fp_layers.json").exists()
     capfd.readouterr()
 
 

@@ -139,11 +139,11 @@ def test_plot_refuses_what_it_cannot_write(counted: tuple[HistogramSet, dict[str
 def test_files_beside_the_table(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
     histograms, choices = counted
     histograms.skipped = ["x.jpg: is empty"]
-    outputs = Outputs(tmp_path / "my.table", tmp_path / "page.png")
+    outputs = Outputs(tmp_path / "my.table")
     outputs.check([])
     assert files_in(tmp_path) == []
     save(histograms, choices, outputs, {"network": "my"})
-    assert files_in(tmp_path) == ["my.cache", "my.table", "my.txt", "page.png"]
+    assert files_in(tmp_path) == ["my.cache", "my.table", "my.txt"]
     assert outputs.cache.read_bytes() == outputs.table.read_bytes()
     assert CalibrationTable.load(outputs.cache).scales == {name: choice.scale for name, choice in choices.items()}
     text = outputs.summary.read_text()

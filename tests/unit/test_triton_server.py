@@ -265,12 +265,14 @@ def test_folders_that_are_no_models_are_named_before_a_start(
     stand_in: MakeProgram, options: StartOptions, repository: Path
 ) -> None:
     """Triton would end with a message about one of its backends; it loads only what is asked for with --load."""
-    (repository / ".made.90ebb18a").mkdir()
+    stray = repository / ".made.90ebb18a"
+    stray.mkdir()
     with pytest.raises(
         DarktrtError, match=r"\.made\.90ebb18a: is no model, and Triton takes every folder of a repository for one"
     ):
         server.make_server(repository, options, stand_in())
     server.make_server(repository, replace(options, models=("made",)), stand_in())
+    stray.rmdir()
 
 
 def test_relevant_lines_of_a_log() -> None:
