@@ -2,7 +2,7 @@
 
 Needs onnx, onnx-graphsurgeon, polygraphy and numpy beside TensorRT, neither torch nor ONNX Runtime:
 
-    PYTHONPATH=. python -m pytest --confcutdir=tests/trt tests/trt/test_selftest.py
+    PYTHONPATH=. python -m pytest --confcutdir=tests/trt tests/trt/test_selftest_routes.py
 
 DARKTRT_TACTIC_SOURCES is given to every build, as ``--tactic-sources`` is.
 """
