@@ -130,7 +130,7 @@ def record(kind: type[Record], values: Any) -> Record:
     hints, needed = _fields(kind)  # type: ignore[arg-type]  # a class is hashable
     if issubclass(kind, Excerpt):
         values = {name: values[name] for name in hints if name in values}
-    if unknown := next((name for name in values if name not in hints), None):
+    if (unknown := next((name for name in values if name not in hints), None)) is not None:
         raise ValueError(f"unknown field '{quote(unknown)}'")
     if missing := next((name for name in needed if name not in values), None):
         raise ValueError(f"'{missing}' is missing")

@@ -166,6 +166,10 @@ CASES: dict[str, tuple[Change, str]] = {
         lambda model: add(model, helper.make_node("SoftPlugin", ["images"], ["x"], domain=DOMAIN, name="soft")),
         "node 'soft': darktrt has no op SoftPlugin; it was made by another version of darktrt",
     ),
+    "weights of another size": (
+        lambda model: next(one for one in model.graph.initializer if len(one.dims) == 4).dims.__setitem__(1, 1),
+        "is a damaged ONNX file (cannot reshape array of size",
+    ),
     "sparse weights": (
         lambda model: model.graph.sparse_initializer.add(dims=[3]),
         "is a damaged ONNX file (it has sparse weights or training)",

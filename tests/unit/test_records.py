@@ -68,6 +68,11 @@ def test_a_field_that_is_missing_is_named() -> None:
         record(_Box, {"name": "a"})
 
 
+def test_a_field_without_a_name_is_unknown() -> None:
+    with pytest.raises(ValueError, match=r"^unknown field ''$"):
+        record(_Box, {"sides": [1, 2], "": 1})
+
+
 def test_a_sentence_quotes_at_most_a_line() -> None:
     with pytest.raises(ValueError, match=r"^unknown field 'x{77}\.\.\.'$"):
         record(_Box, {"x" * 100_000: 1})
