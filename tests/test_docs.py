@@ -160,6 +160,7 @@ def test_make_knows_what_to_do(line: str, tmp_path: Path) -> None:
         "check": "check compare",
         "report": "check report",
         "engine": "darktrt engine",
+        "fuzz": "-m fuzz --seconds 600",
         "load": "darktrt load",
         "plugins": "darktrt plugins",
         "serve": "serve start",

@@ -329,6 +329,14 @@ def test_no_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 # --- signals ---
 
+_HEEDED = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""
+"""Before a program, in case that nohup or a shell in the background has started the tests, so that signals are ignored."""
+
 _WAITS = """
 import signal, sys, time
 from darktrt.cli import commands, main
@@ -346,7 +354,7 @@ sys.exit(status)
 
 
 def interrupted(number: signal.Signals, body: str = "time.sleep(60)", arguments: str = "None") -> tuple[int, str, str]:
-    code = _WAITS.format(body=body, arguments=arguments, after=0)
+    code = _HEEDED + _WAITS.format(body=body, arguments=arguments, after=0)
     with subprocess.Popen([sys.executable, "-c", code, "doctor"], stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "started\n"
@@ -363,7 +371,7 @@ def test_a_signal_ends_a_command_with_a_sentence(number: signal.Signals) -> None
 def test_a_signal_that_breaks_an_import_is_an_interruption() -> None:
     """C code answers KeyboardInterrupt with an error of its own."""
     body = "try: signal.raise_signal(signal.SIGTERM)\n    except KeyboardInterrupt: raise ImportError('initialization failed')"
-    code = _WAITS.format(body=body, arguments="None", after=0)
+    code = _HEEDED + _WAITS.format(body=body, arguments="None", after=0)
     run = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (130, "started\nstatus 130\n", "darktrt: interrupted\n")
 
@@ -379,7 +387,7 @@ def test_a_signal_in_a_destructor_is_not_lost() -> None:
 
 def test_a_signal_while_the_process_ends_is_no_trace() -> None:
     """The work is done then; libraries that are being unloaded must not meet a KeyboardInterrupt."""
-    code = _WAITS.format(body="return 0", arguments="None", after=60)
+    code = _HEEDED + _WAITS.format(body="return 0", arguments="None", after=60)
     with subprocess.Popen([sys.executable, "-c", code, "doctor"], stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "started\n"
