@@ -55,12 +55,15 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
     quantized inputs would add rounding errors block after block to the sum that all later blocks read.
 
     Raises:
-        DarktrtError: a tensor has no scale, or ``fp_layers`` contains a name that is no convolution.
+        DarktrtError: a tensor has no scale, a weight is NaN or infinite, or ``fp_layers`` contains a name that is no
+            convolution.
     """
     report = choose_precisions(graph, info, calibration)
     dequantized: dict[str, gs.Tensor] = {}
     for node in [node for node in _convolutions(graph, info) if node.name in report.quantized]:
         x, weight = node.inputs[:2]
+        if not np.isfinite(weight.values).all():
+            raise DarktrtError(f"the weights of '{quote(node.name)}' are NaN or infinite; convert the network again")
         if x.name not in dequantized:
             dequantized[x.name] = _quantize_activation(graph, x, half_scale(calibration.scales[x.name]))
         step = half_scale(_steps(weight.values))
