@@ -214,6 +214,10 @@ def test_mistakes_are_reported(made: Made, scales: dict[str, np.float32]) -> Non
         quantize(graph, made.info, Calibration({}, ()))
     with pytest.raises(DarktrtError, match="'/no/Conv' is no convolution of this network"):
         quantize(graph, made.info, Calibration(scales, ("/no/Conv",)))
+    damaged = gs.import_onnx(made.model())
+    next(node for node in damaged.nodes if node.op == "Conv").inputs[1].values[0, 0, 0, 0] = np.nan
+    with pytest.raises(DarktrtError, match=r"the weights of '/layers\.0/Conv' are NaN or infinite; convert the network again"):
+        quantize(damaged, made.info, Calibration(scales, ()))
     model, report = transform(made.model(), made.info, SurgeryOptions())
     with pytest.raises(DarktrtError, match="INT8 needs a calibration table"):
         lower(model, report.info, RTX, "int8")
