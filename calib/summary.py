@@ -81,15 +81,13 @@ class Outputs:
             DarktrtError: the place is not writable, or the disk is full.
         """
         with unfinished_folder(self.table) as folder:
-            new = Outputs(folder / self.table.name)
-            yield new
-            for path, place in ((new.channel_means, self.channel_means), (new.fp_layers, self.fp_layers)):
-                if not path.exists():  # that of an earlier table
+            yield Outputs(folder / self.table.name)
+            for place in (self.channel_means, self.fp_layers):
+                if not (folder / place.name).exists():  # that of an earlier table
                     place.unlink(missing_ok=True)
-            places = (self.histograms, self.channel_means, self.fp_layers, self.cache, self.summary, self.table)
-            for place in places:
-                if (path := folder / place.name).exists():
-                    path.replace(place)
+            for place in (self.histograms, self.channel_means, self.fp_layers, self.cache, self.summary, self.table):
+                if (folder / place.name).exists():
+                    (folder / place.name).replace(place)
 
     def check(self, inputs: Iterable[str | Path]) -> None:
         """Check before any work that every file can be written, and that none of them is an input or another output.

@@ -51,8 +51,7 @@ def make_folder(path: str | os.PathLike[str]) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DarktrtError(f"{os.fspath(path)}: cannot make this folder: {reason}; choose another") from error
+        raise DarktrtError(f"{os.fspath(path)}: cannot make this folder: {_reason(error)}; choose another") from error
 
 
 @contextmanager
@@ -90,8 +89,7 @@ def open_input(path: str | os.PathLike[str], most_bytes: int | None = None, advi
         _check_regular(os.stat(path), path, most_bytes)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DarktrtError(f"{os.fspath(path)}: cannot read: {reason}{then}") from error
+        raise DarktrtError(f"{os.fspath(path)}: cannot read: {_reason(error)}{then}") from error
     with open(descriptor, "rb") as file:
         _check_regular(os.fstat(descriptor), path, most_bytes)
         try:
@@ -99,7 +97,7 @@ def open_input(path: str | os.PathLike[str], most_bytes: int | None = None, advi
         except OSError as error:
             if error.filename is not None:  # of another file
                 raise
-            raise DarktrtError(f"{os.fspath(path)}: cannot read: {error.strerror or error}{then}") from error
+            raise DarktrtError(f"{os.fspath(path)}: cannot read: {_reason(error)}{then}") from error
 
 
 def check_input(path: str | os.PathLike[str], most_bytes: int | None = None, advice: str = "") -> None:
@@ -134,6 +132,11 @@ def read_text(path: str | os.PathLike[str], most_bytes: int = TEXT_BYTES, advice
     except UnicodeDecodeError as error:
         then = advice or "save it as UTF-8"
         raise DarktrtError(f"{os.fspath(path)}: is no UTF-8 text (byte {error.start}); {then}") from error
+
+
+def _reason(error: Exception) -> str:
+    """The system's words about a file, without its name."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _check_regular(status: os.stat_result, path: str | os.PathLike[str], most_bytes: int | None) -> None:
@@ -181,7 +184,7 @@ def atomic_folder(path: str | os.PathLike[str], unfinished: Path | None = None) 
             raise DarktrtError(f"{target}: is a file; name a folder to write")
         target.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
-        raise DarktrtError(f"{target}: cannot write: {getattr(error, 'strerror', None) or error}") from error
+        raise DarktrtError(f"{target}: cannot write: {_reason(error)}") from error
     with _unfinished(target, _new_folder, unfinished) as temporary:
         yield temporary
         _replace_folder(target, temporary)
@@ -246,12 +249,13 @@ def _unfinished(target: Path, create: Callable[[Path], int], beside: Path | None
         try:
             temporary = _claimed(target, _temporaries(beside or target), create, held)
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise DarktrtError(f"{target}: cannot write: {reason}; does the folder exist, and may you write there?") from error
+            raise DarktrtError(
+                f"{target}: cannot write: {_reason(error)}; does the folder exist, and may you write there?"
+            ) from error
         try:
             yield temporary
         except OSError as error:
-            raise DarktrtError(f"{target}: cannot write: {error.strerror or error}; nothing was kept") from error
+            raise DarktrtError(f"{target}: cannot write: {_reason(error)}; nothing was kept") from error
 
 
 def _claimed(target: Path, names: list[Path], create: Callable[[Path], int], held: ExitStack) -> Path:
@@ -387,7 +391,7 @@ def _check_target(target: Path, path: str | os.PathLike[str]) -> None:
         if target.exists() and not target.is_file():
             raise DarktrtError(f"{target}: is a device, which would be replaced; name a file to write")
     except (OSError, ValueError) as error:
-        raise DarktrtError(f"{target}: cannot write: {getattr(error, 'strerror', None) or error}") from error
+        raise DarktrtError(f"{target}: cannot write: {_reason(error)}") from error
 
 
 def keep_inputs(output: str | os.PathLike[str], *inputs: str | os.PathLike[str] | None) -> None:

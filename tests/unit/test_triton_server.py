@@ -160,13 +160,19 @@ def test_ports_that_are_taken(
     assert not (tmp_path / "started").exists()
 
 
+@pytest.fixture
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the system's shared memory."""
+    folder = tmp_path / "shm"
+    folder.mkdir()
+    monkeypatch.setattr(server, "_SHARED_MEMORY", folder)
+    return folder
+
+
 def test_what_a_killed_server_left_is_removed(
-    stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stand_in: MakeProgram, options: StartOptions, repository: Path, memory: Path
 ) -> None:
     """Of a server at this address and these ports, and nothing else."""
-    memory = tmp_path / "shm"
-    memory.mkdir()
-    monkeypatch.setattr(server, "_SHARED_MEMORY", memory)
     names = {
         f"triton_python_backend_shm_region_darktrt_{address}_{options.http_port + further}_abc"
         for address in ("127.0.0.1", "127.0.0.2")
@@ -586,12 +592,9 @@ def test_numbers_that_are_no_ports(port: int) -> None:
 
 
 def test_memory_of_the_backend_is_its_user_s_alone(
-    stand_in: MakeProgram, options: StartOptions, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stand_in: MakeProgram, options: StartOptions, repository: Path, memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By its mode; in versions whose clients could register it, it has no name any more once the models are ready."""
-    memory = tmp_path / "shm"
-    memory.mkdir()
-    monkeypatch.setattr(server, "_SHARED_MEMORY", memory)
     own = memory / f"triton_python_backend_shm_region_darktrt_127.0.0.1_{options.http_port}_abc"
     program = stand_in()
     with monkeypatch.context() as patch:
