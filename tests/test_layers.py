@@ -16,7 +16,7 @@ from helpers import ROOT
 PACKAGE = ROOT / "darktrt"
 
 GROUND = {
-    *("errors", "files", "records", "archives", "metadata", "progress", "memory", "wheels"),
+    *("errors", "files", "records", "archives", "metadata", "progress", "memory", "parallel", "wheels"),
     *("onnx_file", "onnx_cost", "onnx_session", "cuda", "kernel_types"),
 }
 """Modules of the package below all rooms."""
