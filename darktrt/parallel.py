@@ -38,12 +38,17 @@ class Done(Generic[_Item, _Result]):
 class Workers(Protocol):
     """Where work in groups is done."""
 
+    @property
+    def group_size(self) -> int:
+        """How many images a group should have."""
+
     def results(
         self,
         make_worker: Callable[[], Worker[_Item, _Result]],
         groups: Iterable[Sequence[_Item]],
         *,
         bytes_each: int,
+        gpu: bool = False,
         files: Sequence[Path] = (),
     ) -> Generator[Done[_Item, _Result], None, None]:
         """Yield the result of every group once, as they are done.
@@ -56,7 +61,8 @@ class Workers(Protocol):
             groups: are taken as they are needed. Items that are paths are image files, which a worker reads through
                 :func:`darktrt.files.open_input`.
             bytes_each: the memory that one group takes while a worker is at it.
-            files: image files that every worker reads besides.
+            gpu: a worker needs a GPU, and is at one group at a time.
+            files: files that every worker reads besides, through :func:`darktrt.files.open_input`.
 
         Raises:
             DarktrtError: of a worker; the other groups are not finished.
@@ -69,6 +75,7 @@ class Threads:
 
     most: int | None = None
     """No more than so many."""
+    group_size: int = 4
 
     def results(
         self,
@@ -76,11 +83,12 @@ class Threads:
         groups: Iterable[Sequence[_Item]],
         *,
         bytes_each: int,
+        gpu: bool = False,
         files: Sequence[Path] = (),
     ) -> Generator[Done[_Item, _Result], None, None]:
         """As :meth:`Workers.results`."""
         worker, waiting, done = make_worker(), iter(groups), SimpleQueue[Future[Done[_Item, _Result]]]()
-        count = self.count(bytes_each)
+        count = 1 if gpu else self.count(bytes_each)
         pool = ThreadPoolExecutor(count, "worker")
 
         def start(most: int) -> int:
