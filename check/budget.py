@@ -100,7 +100,7 @@ def within_budget(
     calibration: Calibration,
     budget: float,
     evaluation: EvaluationData,
-    table: str | Path | None = None,
+    file: str | Path | None = None,
     show: Callable[[str], None] = LOGGER.info,
 ) -> Trade:
     """Find how many more convolutions must stay in floating point for INT8 to lose no more than ``budget``.
@@ -115,7 +115,7 @@ def within_budget(
         calibration: the scales, and the convolutions that stay in floating point anyway.
         budget: the largest drop of AP, or without labels the largest change of the scores.
         evaluation: the images to measure that on.
-        table: the file of the scales; with histograms beside it, images that calibration used too are warned of.
+        file: of the calibration; images that it was made of too are warned of, as far as it lists them.
         show: is called with each line of the table of trials.
 
     Raises:
@@ -125,10 +125,10 @@ def within_budget(
     network = load_network(source)
     ground_truth = _labels(network, evaluation)
     images = _images(ground_truth, evaluation)
-    if table:
-        _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, table)
+    if file:
+        _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, file)
     fp_layers = tuple(chosen_fp_layers(network, calibration))
-    quantized(network, calibration, fp_layers)  # refuses the table of another network before the work begins
+    quantized(network, calibration, fp_layers)  # refuses the calibration of another network before the work begins
     reference = cache(lambda: FloatReference(network, images))
     measure = _AccuracyMeasure(network, calibration, ground_truth) if ground_truth else _ScoreMeasure(reference(), calibration)
     for line in measure.header(budget):

@@ -192,7 +192,7 @@ def simulated_variant(
     network = load_network(path)
     about = {"runs in": f"ONNX Runtime, rounding as {precision.upper()}"}
     if precision == "int8" and calibration is None:
-        raise DarktrtError("simulating INT8 needs a calibration table", "table")
+        raise DarktrtError("simulating INT8 needs a calibration", "calibration")
     if precision == "int8" and calibration:
         fp_layers = chosen_fp_layers(network, calibration)
         about["not in INT8"] = ", ".join(fp_layers)

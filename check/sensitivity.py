@@ -129,7 +129,7 @@ def sensitivity(
         DarktrtError: a file cannot be used, or the calibration is of another network.
     """
     network = load_network(source)
-    quantized(network, calibration, [])  # refuses the table of another network before the work begins
+    quantized(network, calibration, [])  # refuses the calibration of another network before the work begins
     labels = load_ground_truth([ground_truth], network.info.class_names) if ground_truth else None
     reference = FloatReference(network, find_images(data, limit, seed))
     fp_layers = chosen_fp_layers(network, calibration)

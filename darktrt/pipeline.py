@@ -260,7 +260,7 @@ def build_engine(
         output: the engine (plan) to write.
         options: how TensorRT builds; by default as :class:`darktrt.BuildOptions` says.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``, in place of that of ``options``.
-        calibration: the INT8 scales: what :func:`calibrate` returns, or the path of a calibration table or TensorRT cache.
+        calibration: the INT8 scales: what :func:`calibrate` returns, or the path of its file or of a TensorRT cache.
         calibration_images: images for TensorRT's own entropy calibration on the GPU, in place of ``calibration``; the scales
             that it finds go beside the plan (``.cache``).
         fp_layers: node names of the convolutions that INT8 leaves in floating point; by default those of the calibration.
@@ -280,15 +280,15 @@ def build_engine(
     options = options or BuildOptions()
     options = replace(options, precision=precision) if precision else options
     _check_int8(options, calibration, calibration_images, budget)
-    table = calibration if isinstance(calibration, str | Path) else None
-    _check_engine_files(source, output, options, table, calibration_images, budget)
+    file = calibration if isinstance(calibration, str | Path) else None
+    _check_engine_files(source, output, options, file, calibration_images, budget)
     if calibration_images:
         with _gpu_calibration(source, calibration_images, fp_layers) as on_gpu:
             return build_file(source, output, options, on_gpu)
     scales = load_calibration(calibration, fp_layers) if isinstance(calibration, str | Path) else calibration
     cost = None
     if scales and budget:
-        scales, cost = _within_budget(source, scales, options, budget, table)
+        scales, cost = _within_budget(source, scales, options, budget, file)
     return build_file(source, output, options, scales, cost)
 
 
@@ -311,7 +311,7 @@ def _check_engine_files(
     source: str | Path,
     output: str | Path,
     options: BuildOptions,
-    table: str | Path | None,
+    calibration: str | Path | None,
     calibration_images: Sequence[str | Path],
     budget: DropBudget | None,
 ) -> None:
@@ -320,7 +320,7 @@ def _check_engine_files(
     from darktrt.vision.sources import path_of
 
     data = [*calibration_images, *(budget.data if budget else ())]
-    inputs = [source, table, options.plugins, *(path_of(str(entry)) for entry in data)]
+    inputs = [source, calibration, options.plugins, *(path_of(str(entry)) for entry in data)]
     check_files(output, options, *inputs, calibrates=bool(calibration_images))
 
 
@@ -339,7 +339,7 @@ def _gpu_calibration(
 
 
 def _within_budget(
-    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget, table: str | Path | None
+    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget, file: str | Path | None
 ) -> tuple[Calibration, Int8Cost]:
     """The calibration with the layers in floating point that keep INT8 within the budget, and what it costs then."""
     from darktrt.check.budget import EvaluationData, within_budget
@@ -347,7 +347,7 @@ def _within_budget(
 
     find_target(options.target)  # what would stop the build later is reported before this long work
     data = [str(entry) for entry in budget.data]
-    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), table, LOGGER.info)
+    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), file, LOGGER.info)
     return replace(calibration, fp_layers=trade.chosen.fp_layers), trade.cost(", ".join(data))
 
 

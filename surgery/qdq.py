@@ -1,4 +1,4 @@
-"""INT8 stated in the graph: QuantizeLinear and DequantizeLinear where TensorRT fuses them, scales from a calibration table."""
+"""INT8 stated in the graph: QuantizeLinear and DequantizeLinear where TensorRT fuses them, scales from a calibration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Calibration:
     """Node names of the convolutions to leave in floating point; None for those of :func:`default_fp_layers`."""
     channel_means: Mapping[str, ChannelMeans] = field(default_factory=dict)
     """The channel means of tensors before and after quantization, by which biases are corrected; may lack tensors."""
-    table_sha256: str = ""
+    sha256: str = ""
     """The SHA-256 of the file that the scales come from, for an engine's manifest."""
 
 
@@ -99,7 +99,7 @@ def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapp
         else ""
     )
     raise DarktrtError(
-        f"the calibration table has no scale for {len(missing)} tensors of this network, '{missing[0]}' among them{hint}; "
+        f"the calibration has no scale for {len(missing)} tensors of this network, '{missing[0]}' among them{hint}; "
         "calibrate this very network"
     )
 

@@ -14,7 +14,7 @@ def add(commands: groups.Commands) -> None:
         commands,
         "map",
         "measure the average precision, as COCO does, of a network's variants, and its drop against the first",
-        "darktrt check map val.json --model portable.onnx --simulate fp16,int8 --table calibration.table",
+        "darktrt check map val.json --model portable.onnx --simulate fp16,int8 --calibration calibration.calib",
         "darktrt check map photos/ --model portable.onnx --plan fp16.plan",
         "darktrt check map val.json:val2017 --plan FP16=fp16.plan --plan INT8=int8.plan --save-detections gpu.json",
         "darktrt check map val.json --model portable.onnx --load-detections gpu.json",

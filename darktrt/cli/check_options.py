@@ -31,7 +31,7 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (default: cpu)")
     onnx = f"run this ONNX file in ONNX Runtime; may be repeated{named}"
     parser.add_argument("--model", metavar="ONNX", action="append", default=[], help=onnx)
-    simulate = "fp16, int8 or fp16,int8: also run each ONNX file with the rounding of such engines; int8 needs --table"
+    simulate = "fp16, int8 or fp16,int8: also run each ONNX file with the rounding of such engines; int8 needs --calibration"
     parser.add_argument("--simulate", metavar="PRECISION,...", default="", help=simulate)
     groups.add_calibration(parser)
     plan = f"run this engine; may be repeated{named}"
@@ -82,7 +82,7 @@ def _pytorch_variant(args: argparse.Namespace, layers: bool, models: Sequence[De
 def variant_files(args: argparse.Namespace) -> list[str | None]:
     """The files that :func:`variants` reads."""
     models = [path for _, path in map(split_name, args.model + args.plan)]
-    return [args.cfg, args.weights, args.class_names, args.table, *models]
+    return [args.cfg, args.weights, args.class_names, args.calibration, *models]
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -117,7 +117,7 @@ def _simulated(args: argparse.Namespace, layers: bool) -> list[Variant]:
         raise DarktrtError(f"--simulate {args.simulate}: '{odd[0]}' is neither fp16 nor int8")
     if not args.model:
         raise DarktrtError("--simulate rounds what an ONNX file computes; name one by --model")
-    scales = groups.calibration(args.table, args.fp_layers) if args.table else None
+    scales = groups.calibration(args.calibration, args.fp_layers) if args.calibration else None
     files = [(name, path, precision) for name, path in map(split_name, args.model) for precision in precisions]
     return [simulated_variant(path, precision, scales, layers, name) for name, path, precision in files]
 

@@ -23,7 +23,7 @@ def add(commands: groups.Commands) -> None:
         commands,
         "report",
         "write a page about the accuracy of a network's variants and the origin of their errors",
-        "darktrt check report val.json --model portable.onnx --simulate fp16,int8 --table calibration.table -o report",
+        "darktrt check report val.json --model portable.onnx --simulate fp16,int8 --calibration calibration.calib -o report",
         "darktrt check report photos/ --cfg my.cfg --weights my.weights --model portable.onnx --plan fp16.plan",
         "darktrt check report val.json --model ONNX=portable.onnx --load-detections gpu.json --bench times.json",
     )
@@ -86,7 +86,7 @@ def _measure(args: argparse.Namespace) -> Parts:
         compared = args.compare_images > 0 and len(variants) > 1
         if compared:
             check_same_network(variants)
-        int8 = _int8_parts(args, ground_truth) if args.table and args.model else None
+        int8 = _int8_parts(args, ground_truth) if args.calibration and args.model else None
         agreement = _agreement(args, ground_truth) if compared else None
         return Parts(ground_truth, evaluate(variants, ground_truth, loaded), agreement, int8, timings)
 
@@ -107,5 +107,5 @@ def _int8_parts(args: argparse.Namespace, ground_truth: GroundTruth) -> Int8Part
     from darktrt.check.report import int8_parts
 
     source = check_options.split_name(args.model[0])[1]
-    calibration = groups.calibration(args.table, args.fp_layers)
-    return int8_parts(source, calibration, args.table, ground_truth, args.sensitivity_images)
+    calibration = groups.calibration(args.calibration, args.fp_layers)
+    return int8_parts(source, calibration, args.calibration, ground_truth, args.sensitivity_images)

@@ -82,11 +82,11 @@ def thresholds(args: argparse.Namespace) -> Thresholds:
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--table", metavar="TABLE", help="calibration table of 'darktrt calib run', or a TensorRT calibration cache"
+        "--calibration", metavar="CALIB", help="a calibration of 'darktrt calib run' (.calib), or a TensorRT calibration cache"
     )
     fp_layers = (
-        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib run' left beside the table; "
-        "without such a file the first, and those of the heads)"
+        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib run' found; "
+        "for a TensorRT cache the first, and those of the heads)"
     )
     parser.add_argument("--fp-layers", metavar="NAME,...", help=fp_layers)
 
