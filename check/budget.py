@@ -14,6 +14,7 @@ from darktrt.calib.histogram import HistogramSet
 from darktrt.calib.summary import Outputs
 from darktrt.check.coco import Accuracy, measure_accuracy
 from darktrt.check.ground_truth import GroundTruth, has_labels, load_ground_truth
+from darktrt.check.model import OnnxModel
 from darktrt.check.sensitivity import LIMIT, measure_each
 from darktrt.check.simulate import (
     FloatReference,
@@ -22,7 +23,6 @@ from darktrt.check.simulate import (
     convolutions,
     load_network,
     quantized,
-    session,
 )
 from darktrt.engine.manifest import Int8Cost
 from darktrt.errors import DarktrtError
@@ -186,7 +186,7 @@ class _AccuracyMeasure(_Measure):
         self.network, self.calibration, self.ground_truth = network, calibration, ground_truth
 
     def header(self, budget: float) -> list[str]:
-        self.exact = exact = measure_accuracy(session(self.network.model), self.network.info, self.ground_truth, "FP32")
+        self.exact = exact = measure_accuracy(OnnxModel.of(self.network.model, self.network.info), self.ground_truth, "FP32")
         images = f"{len(self.ground_truth.images)} images of {self.ground_truth.name}"
         if exact.ap <= budget:
             raise DarktrtError(
@@ -197,9 +197,8 @@ class _AccuracyMeasure(_Measure):
         return [title, f"{'in FP16':>7}  {'AP':>6}  {'drop':>7}  {'AP50':>6}  {'drop':>7}  added"]
 
     def trial(self, fp_layers: tuple[str, ...]) -> Trial:
-        run = session(quantized(self.network, self.calibration, fp_layers))
-        label = f"INT8, {len(fp_layers)} in FP16"
-        accuracy = measure_accuracy(run, self.network.info, self.ground_truth, label)
+        model = OnnxModel.of(quantized(self.network, self.calibration, fp_layers), self.network.info)
+        accuracy = measure_accuracy(model, self.ground_truth, f"INT8, {len(fp_layers)} in FP16")
         return Trial(fp_layers, self.exact.ap - accuracy.ap, accuracy)
 
     def row(self, trial: Trial, added: str) -> str:

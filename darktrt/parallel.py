@@ -58,7 +58,7 @@ class Workers(Protocol):
         Args:
             make_worker: makes a worker. It is pickled where workers are processes, and makes one in each. What it needs of a
                 model it has itself, for the file may not be there.
-            groups: are taken as they are needed. Items that are paths are image files, which a worker reads through
+            groups: are taken as they are needed. Their images, as :func:`images_of` finds them, are read by a worker through
                 :func:`darktrt.files.open_input`.
             bytes_each: the memory that one group takes while a worker is at it.
             gpu: a worker needs a GPU, and is at one group at a time.
@@ -110,6 +110,11 @@ class Threads:
         """How many threads work."""
         fit = available_bytes() // 2 // max(bytes_each, 1)
         return max(1, min(fit, len(os.sched_getaffinity(0)), *([self.most] if self.most else [])))
+
+
+def images_of(group: Iterable[object]) -> list[Path]:
+    """The image files of a group, whose items are paths, or tuples with a path."""
+    return [part for item in group for part in (item if isinstance(item, tuple) else (item,)) if isinstance(part, Path)]
 
 
 def in_groups(items: Sequence[Any], size: int) -> Generator[Sequence[Any], None, None]:

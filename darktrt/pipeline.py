@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from darktrt.check.agreement import Agreement
     from darktrt.check.evaluation import Evaluation
     from darktrt.check.runs import Variant
+    from darktrt.cluster.cluster import Cluster
     from darktrt.engine.manifest import Int8Cost, Manifest
     from darktrt.engine.options import BuildOptions, Precision
     from darktrt.engine.weak_typing import GpuCalibration
@@ -404,6 +405,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     plugins: str | Path | None = None,
+    cluster: Cluster | None = None,
 ) -> Evaluation:
     """Measure the average precision of models on labelled images, as COCO defines it, and what is lost against the first.
 
@@ -415,6 +417,7 @@ def evaluate(
         limit: the size of a random sample of the images; by default all.
         seed: of that sample.
         plugins: the plugin library of engines.
+        cluster: machines to run the models on.
 
     Raises:
         DarktrtError: a file cannot be read, the models are not variants of one network, or there is nothing labelled.
@@ -425,9 +428,9 @@ def evaluate(
     entries = [str(data)] if isinstance(data, str | Path) else [str(entry) for entry in data]
     classes = LabelClasses(read_names(names) if names else None, read_class_map(class_map) if class_map else None)
     with ExitStack() as stack:
-        variants = _open_variants(models, stack, plugins)
+        variants = _open_variants(models, stack, plugins, on_cluster=cluster is not None)
         ground_truth = load_ground_truth(entries, variants[0].info.class_names, limit, seed, classes)
-        return evaluation.evaluate(variants, ground_truth)
+        return evaluation.evaluate(variants, ground_truth, workers=cluster)
 
 
 def compare(
@@ -473,16 +476,16 @@ def _open_variants(
     stack: ExitStack,
     plugins: str | Path | None,
     layers: bool = False,
+    on_cluster: bool = False,
 ) -> list[Variant]:
-    """The models, ready to run; engines live as long as ``stack``."""
-    from darktrt.check.runs import onnx_variant, plan_variant
-    from darktrt.engine.runtime import PlanRunner
+    """The models, ready to run; engines live as long as ``stack``, or are opened on a cluster alone."""
+    from darktrt.check.runs import engine_variant, onnx_variant
 
     named = models.items() if isinstance(models, Mapping) else [("", model) for model in models]
     if not named:
         raise DarktrtError("there is no model to run; name an ONNX file or an engine", "models")
     return [
-        plan_variant(stack.enter_context(PlanRunner(path, plugins)), name)
+        engine_variant(path, plugins, name, None if on_cluster else stack)
         if Path(path).suffix.lower() in ENGINE_SUFFIXES
         else onnx_variant(path, layers, name)
         for name, path in named

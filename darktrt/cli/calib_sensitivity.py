@@ -27,6 +27,7 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument("--map", metavar="TRUTH", help=truth)
     parser.add_argument("--json", metavar="FILE", help="write the numbers there too")
     parser.add_argument("--plot", metavar="PNG", help="draw a bar for each layer")
+    groups.add_cluster(parser)
     parser.set_defaults(command="calib sensitivity", run=_sensitivity)
 
 
@@ -39,7 +40,8 @@ def _sensitivity(args: argparse.Namespace) -> None:
     check_outputs([args.json, args.plot], inputs)
     if args.plot:
         check_drawable(args.plot)
-    ranking = sensitivity(args.model, args.data, groups.calibration(args.calibration), args.limit, args.seed, args.map)
+    calibration, cluster = groups.calibration(args.calibration), groups.cluster(args)
+    ranking = sensitivity(args.model, args.data, calibration, args.limit, args.seed, args.map, cluster)
     print(ranking.to_table(), flush=True)
     if args.json:
         save_json(ranking, args.json)

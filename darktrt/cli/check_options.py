@@ -42,7 +42,11 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
 
 
 def variants(
-    args: argparse.Namespace, stack: ExitStack, layers: bool = False, loaded: Sequence[DetectorInfo] = ()
+    args: argparse.Namespace,
+    stack: ExitStack,
+    layers: bool = False,
+    loaded: Sequence[DetectorInfo] = (),
+    on_cluster: bool = False,
 ) -> list[Variant]:
     """The variants to run, the reference first; engines live as long as ``stack``.
 
@@ -51,16 +55,16 @@ def variants(
         stack: closes what the variants use.
         layers: with the outputs of all cfg sections.
         loaded: the metadata of loaded results, for PyTorch's size and class names where there is no model.
+        on_cluster: engines run there, so they are not opened here.
     """
-    from darktrt.check.runs import onnx_variant, plan_variant
-    from darktrt.engine.runtime import PlanRunner
+    from darktrt.check.runs import engine_variant, onnx_variant
 
     if (args.cfg is None) != (args.weights is None):
         raise DarktrtError("--cfg CFG and --weights WEIGHTS go together")
     models = [onnx_variant(path, layers, name) for name, path in map(split_name, args.model)]
     models += _simulated(args, layers)
     for name, path in map(split_name, args.plan):
-        models.append(plan_variant(stack.enter_context(PlanRunner(path, args.plugins)), name))
+        models.append(engine_variant(path, args.plugins, name, None if on_cluster else stack))
     models += [_triton_variant(text, stack) for text in args.triton]
     if args.cfg is None:
         return models

@@ -7,12 +7,11 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from darktrt.errors import DarktrtError
 from darktrt.files import sent_files
-from darktrt.parallel import Worker
+from darktrt.parallel import Worker, images_of
 from darktrt.progress import LOGGER
 
 
@@ -86,10 +85,10 @@ class Actor:
 
 
 def _check_shared(group: Sequence[Any]) -> None:
-    for item in group:
-        if isinstance(item, Path) and not os.path.exists(item):
+    for path in images_of(group):
+        if not os.path.exists(path):
             advice = "name images by a path that all nodes share, or send them along"
-            raise DarktrtError(f"{item}: is not on this node; {advice}", "ship_images")
+            raise DarktrtError(f"{path}: is not on this node; {advice}", "ship_images")
 
 
 class _Notes(logging.Handler):

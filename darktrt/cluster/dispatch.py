@@ -9,14 +9,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from darktrt.cluster.actor import Actor, Job, Outcome
 from darktrt.cluster.nodes import Need, Node, Staff, VersionCheck, living_nodes
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import read_bytes
-from darktrt.parallel import Done
+from darktrt.parallel import Done, images_of
 from darktrt.progress import LOGGER
 from darktrt.vision.images import MOST_FILE_BYTES
 
@@ -197,8 +196,7 @@ class Dispatch:
 def _contents(group: Sequence[Any]) -> Mapping[str, bytes]:
     """The images of a group that can be read, by their paths; a worker says what is wrong with the others."""
     contents = {}
-    for item in group:
-        if isinstance(item, Path):
-            with suppress(DarktrtError):
-                contents[str(item)] = read_bytes(item, MOST_FILE_BYTES)
+    for path in images_of(group):
+        with suppress(DarktrtError):
+            contents[str(path)] = read_bytes(path, MOST_FILE_BYTES)
     return contents
