@@ -145,7 +145,7 @@ class TableSource:
         """
         header = self._text.partition(b"\n")[0].decode()
         raise DarktrtError(
-            f"this TensorRT does not accept the calibration table ('{header}') and asks for images, of which there are none"
+            f"this TensorRT does not accept the calibration cache ('{header}') and asks for images, of which there are none"
         )
 
     def read_cache(self) -> bytes:

@@ -14,6 +14,7 @@ from darktrt.calib.histogram import HistogramSet
 from darktrt.calib.summary import Outputs
 from darktrt.check.coco import Accuracy, measure_accuracy
 from darktrt.check.ground_truth import GroundTruth, has_labels, load_ground_truth
+from darktrt.check.model import OnnxModel
 from darktrt.check.sensitivity import LIMIT, measure_each
 from darktrt.check.simulate import (
     FloatReference,
@@ -22,7 +23,6 @@ from darktrt.check.simulate import (
     convolutions,
     load_network,
     quantized,
-    session,
 )
 from darktrt.engine.manifest import Int8Cost
 from darktrt.errors import DarktrtError
@@ -100,7 +100,7 @@ def within_budget(
     calibration: Calibration,
     budget: float,
     evaluation: EvaluationData,
-    table: str | Path | None = None,
+    file: str | Path | None = None,
     show: Callable[[str], None] = LOGGER.info,
 ) -> Trade:
     """Find how many more convolutions must stay in floating point for INT8 to lose no more than ``budget``.
@@ -115,7 +115,7 @@ def within_budget(
         calibration: the scales, and the convolutions that stay in floating point anyway.
         budget: the largest drop of AP, or without labels the largest change of the scores.
         evaluation: the images to measure that on.
-        table: the file of the scales; with histograms beside it, images that calibration used too are warned of.
+        file: of the calibration; images that it was made of too are warned of, as far as it lists them.
         show: is called with each line of the table of trials.
 
     Raises:
@@ -125,10 +125,10 @@ def within_budget(
     network = load_network(source)
     ground_truth = _labels(network, evaluation)
     images = _images(ground_truth, evaluation)
-    if table:
-        _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, table)
+    if file:
+        _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, file)
     fp_layers = tuple(chosen_fp_layers(network, calibration))
-    quantized(network, calibration, fp_layers)  # refuses the table of another network before the work begins
+    quantized(network, calibration, fp_layers)  # refuses the calibration of another network before the work begins
     reference = cache(lambda: FloatReference(network, images))
     measure = _AccuracyMeasure(network, calibration, ground_truth) if ground_truth else _ScoreMeasure(reference(), calibration)
     for line in measure.header(budget):
@@ -186,7 +186,7 @@ class _AccuracyMeasure(_Measure):
         self.network, self.calibration, self.ground_truth = network, calibration, ground_truth
 
     def header(self, budget: float) -> list[str]:
-        self.exact = exact = measure_accuracy(session(self.network.model), self.network.info, self.ground_truth, "FP32")
+        self.exact = exact = measure_accuracy(OnnxModel.of(self.network.model, self.network.info), self.ground_truth, "FP32")
         images = f"{len(self.ground_truth.images)} images of {self.ground_truth.name}"
         if exact.ap <= budget:
             raise DarktrtError(
@@ -197,9 +197,8 @@ class _AccuracyMeasure(_Measure):
         return [title, f"{'in FP16':>7}  {'AP':>6}  {'drop':>7}  {'AP50':>6}  {'drop':>7}  added"]
 
     def trial(self, fp_layers: tuple[str, ...]) -> Trial:
-        run = session(quantized(self.network, self.calibration, fp_layers))
-        label = f"INT8, {len(fp_layers)} in FP16"
-        accuracy = measure_accuracy(run, self.network.info, self.ground_truth, label)
+        model = OnnxModel.of(quantized(self.network, self.calibration, fp_layers), self.network.info)
+        accuracy = measure_accuracy(model, self.ground_truth, f"INT8, {len(fp_layers)} in FP16")
         return Trial(fp_layers, self.exact.ap - accuracy.ap, accuracy)
 
     def row(self, trial: Trial, added: str) -> str:

@@ -6,13 +6,15 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from darktrt.calib.fp_layers import Cost, FpLayers
-from darktrt.check.coco import Accuracy, measure_accuracy
+from darktrt.check.coco import Accuracy, coco_metrics
 from darktrt.check.ground_truth import GroundTruth, load_ground_truth
+from darktrt.check.model import OnnxModel, detect_by_models
 from darktrt.check.simulate import (
     Change,
     Convolution,
@@ -22,9 +24,9 @@ from darktrt.check.simulate import (
     convolutions,
     load_network,
     quantized,
-    session,
 )
 from darktrt.files import atomic_output
+from darktrt.parallel import Workers
 from darktrt.progress import progress
 from darktrt.surgery.qdq import Calibration
 from darktrt.vision.charts import BLUE, GRAY, Bar, draw_bars
@@ -114,6 +116,7 @@ def sensitivity(
     limit: int = LIMIT,
     seed: int = 0,
     ground_truth: str | None = None,
+    workers: Workers | None = None,
 ) -> Sensitivity:
     """Quantize each convolution separately and measure the change.
 
@@ -124,17 +127,18 @@ def sensitivity(
         limit: the size of a sample of the images.
         seed: of that sample.
         ground_truth: a COCO file to measure the average precision on too, with each convolution quantized; this is slow.
+        workers: by default threads of this process.
 
     Raises:
         DarktrtError: a file cannot be used, or the calibration is of another network.
     """
     network = load_network(source)
-    quantized(network, calibration, [])  # refuses the table of another network before the work begins
+    quantized(network, calibration, [])  # refuses the calibration of another network before the work begins
     labels = load_ground_truth([ground_truth], network.info.class_names) if ground_truth else None
     reference = FloatReference(network, find_images(data, limit, seed))
     fp_layers = chosen_fp_layers(network, calibration)
     changes = measure_each(reference, calibration)
-    exact, accuracies = _accuracies(network, calibration, list(changes), labels) if labels else (None, {})
+    exact, accuracies = _accuracies(network, calibration, list(changes), labels, workers) if labels else (None, {})
     layers = tuple(LayerCost(one, change, one.node in fp_layers, accuracies.get(one)) for one, change in changes.items())
     together = reference.change(calibration, fp_layers)
     return Sensitivity(network.info.name, len(reference.inputs), layers, together, exact)
@@ -188,15 +192,26 @@ def _others(every: Iterable[Convolution], convolution: Convolution) -> list[str]
 
 
 def _accuracies(
-    network: OnnxNetwork, calibration: Calibration, every: list[Convolution], ground_truth: GroundTruth
+    network: OnnxNetwork,
+    calibration: Calibration,
+    every: list[Convolution],
+    ground_truth: GroundTruth,
+    workers: Workers | None,
 ) -> tuple[Accuracy, dict[Convolution, Accuracy]]:
     """The accuracy in float, and with only each convolution quantized."""
-    exact = measure_accuracy(session(network.model), network.info, ground_truth, "FP32")
-    accuracies = {}
-    for i, convolution in enumerate(every, 1):
-        run = session(quantized(network, calibration, _others(every, convolution)))
-        accuracies[convolution] = measure_accuracy(run, network.info, ground_truth, f"{i} of {len(every)}")
-    return exact, accuracies
+    ground_truth.check_sizes()
+    models = [partial(OnnxModel.of, network.model, network.info)]
+    models += [partial(_with_one, network, calibration, _others(every, convolution)) for convolution in every]
+    paths = [image.path for image in ground_truth.images]
+    found = {
+        model: coco_metrics(detections, ground_truth).accuracy for model, detections in detect_by_models(models, paths, workers)
+    }
+    return found[0], {convolution: found[i] for i, convolution in enumerate(every, 1)}
+
+
+def _with_one(network: OnnxNetwork, calibration: Calibration, others: list[str]) -> OnnxModel:
+    """The network with all convolutions but ``others`` quantized."""
+    return OnnxModel.of(quantized(network, calibration, others), network.info)
 
 
 def save_json(result: Sensitivity, path: str | Path) -> None:

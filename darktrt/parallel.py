@@ -38,12 +38,17 @@ class Done(Generic[_Item, _Result]):
 class Workers(Protocol):
     """Where work in groups is done."""
 
+    @property
+    def group_size(self) -> int:
+        """How many images a group should have."""
+
     def results(
         self,
         make_worker: Callable[[], Worker[_Item, _Result]],
         groups: Iterable[Sequence[_Item]],
         *,
         bytes_each: int,
+        gpu: bool = False,
         files: Sequence[Path] = (),
     ) -> Generator[Done[_Item, _Result], None, None]:
         """Yield the result of every group once, as they are done.
@@ -53,10 +58,11 @@ class Workers(Protocol):
         Args:
             make_worker: makes a worker. It is pickled where workers are processes, and makes one in each. What it needs of a
                 model it has itself, for the file may not be there.
-            groups: are taken as they are needed. Items that are paths are image files, which a worker reads through
+            groups: are taken as they are needed. Their images, as :func:`images_of` finds them, are read by a worker through
                 :func:`darktrt.files.open_input`.
             bytes_each: the memory that one group takes while a worker is at it.
-            files: image files that every worker reads besides.
+            gpu: a worker needs a GPU, and is at one group at a time.
+            files: files that every worker reads besides, through :func:`darktrt.files.open_input`.
 
         Raises:
             DarktrtError: of a worker; the other groups are not finished.
@@ -69,6 +75,7 @@ class Threads:
 
     most: int | None = None
     """No more than so many."""
+    group_size: int = 4
 
     def results(
         self,
@@ -76,11 +83,12 @@ class Threads:
         groups: Iterable[Sequence[_Item]],
         *,
         bytes_each: int,
+        gpu: bool = False,
         files: Sequence[Path] = (),
     ) -> Generator[Done[_Item, _Result], None, None]:
         """As :meth:`Workers.results`."""
         worker, waiting, done = make_worker(), iter(groups), SimpleQueue[Future[Done[_Item, _Result]]]()
-        count = self.count(bytes_each)
+        count = 1 if gpu else self.count(bytes_each)
         pool = ThreadPoolExecutor(count, "worker")
 
         def start(most: int) -> int:
@@ -102,6 +110,11 @@ class Threads:
         """How many threads work."""
         fit = available_bytes() // 2 // max(bytes_each, 1)
         return max(1, min(fit, len(os.sched_getaffinity(0)), *([self.most] if self.most else [])))
+
+
+def images_of(group: Iterable[object]) -> list[Path]:
+    """The image files of a group, whose items are paths, or tuples with a path."""
+    return [part for item in group for part in (item if isinstance(item, tuple) else (item,)) if isinstance(part, Path)]
 
 
 def in_groups(items: Sequence[Any], size: int) -> Generator[Sequence[Any], None, None]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from darktrt.check.agreement import Agreement
     from darktrt.check.evaluation import Evaluation
     from darktrt.check.runs import Variant
+    from darktrt.cluster.cluster import Cluster
     from darktrt.engine.manifest import Int8Cost, Manifest
     from darktrt.engine.options import BuildOptions, Precision
     from darktrt.engine.weak_typing import GpuCalibration
@@ -298,7 +299,7 @@ def build_engine(
         output: the engine (plan) to write.
         options: how TensorRT builds; by default as :class:`darktrt.BuildOptions` says.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``, in place of that of ``options``.
-        calibration: the INT8 scales: what :func:`calibrate` returns, or the path of a calibration table or TensorRT cache.
+        calibration: the INT8 scales: what :func:`calibrate` returns, or the path of its file or of a TensorRT cache.
         calibration_images: images for TensorRT's own entropy calibration on the GPU, in place of ``calibration``; the scales
             that it finds go beside the plan (``.cache``).
         fp_layers: node names of the convolutions that INT8 leaves in floating point; by default those of the calibration.
@@ -318,15 +319,15 @@ def build_engine(
     options = options or BuildOptions()
     options = replace(options, precision=precision) if precision else options
     _check_int8(options, calibration, calibration_images, budget)
-    table = calibration if isinstance(calibration, str | Path) else None
-    _check_engine_files(source, output, options, table, calibration_images, budget)
+    file = calibration if isinstance(calibration, str | Path) else None
+    _check_engine_files(source, output, options, file, calibration_images, budget)
     if calibration_images:
         with _gpu_calibration(source, calibration_images, fp_layers) as on_gpu:
             return build_file(source, output, options, on_gpu)
     scales = load_calibration(calibration, fp_layers) if isinstance(calibration, str | Path) else calibration
     cost = None
     if scales and budget:
-        scales, cost = _within_budget(source, scales, options, budget, table)
+        scales, cost = _within_budget(source, scales, options, budget, file)
     return build_file(source, output, options, scales, cost)
 
 
@@ -349,7 +350,7 @@ def _check_engine_files(
     source: str | Path,
     output: str | Path,
     options: BuildOptions,
-    table: str | Path | None,
+    calibration: str | Path | None,
     calibration_images: Sequence[str | Path],
     budget: DropBudget | None,
 ) -> None:
@@ -358,7 +359,7 @@ def _check_engine_files(
     from darktrt.vision.sources import path_of
 
     data = [*calibration_images, *(budget.data if budget else ())]
-    inputs = [source, table, options.plugins, *(path_of(str(entry)) for entry in data)]
+    inputs = [source, calibration, options.plugins, *(path_of(str(entry)) for entry in data)]
     check_files(output, options, *inputs, calibrates=bool(calibration_images))
 
 
@@ -377,7 +378,7 @@ def _gpu_calibration(
 
 
 def _within_budget(
-    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget, table: str | Path | None
+    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget, file: str | Path | None
 ) -> tuple[Calibration, Int8Cost]:
     """The calibration with the layers in floating point that keep INT8 within the budget, and what it costs then."""
     from darktrt.check.budget import EvaluationData, within_budget
@@ -385,7 +386,7 @@ def _within_budget(
 
     find_target(options.target)  # what would stop the build later is reported before this long work
     data = [str(entry) for entry in budget.data]
-    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), table, LOGGER.info)
+    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), file, LOGGER.info)
     return replace(calibration, fp_layers=trade.chosen.fp_layers), trade.cost(", ".join(data))
 
 
@@ -442,6 +443,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     plugins: str | Path | None = None,
+    cluster: Cluster | None = None,
 ) -> Evaluation:
     """Measure the average precision of models on labelled images, as COCO defines it, and what is lost against the first.
 
@@ -453,6 +455,7 @@ def evaluate(
         limit: the size of a random sample of the images; by default all.
         seed: of that sample.
         plugins: the plugin library of engines.
+        cluster: machines to run the models on.
 
     Raises:
         DarktrtError: a file cannot be read, the models are not variants of one network, or there is nothing labelled.
@@ -463,9 +466,9 @@ def evaluate(
     entries = [str(data)] if isinstance(data, str | Path) else [str(entry) for entry in data]
     classes = LabelClasses(read_names(names) if names else None, read_class_map(class_map) if class_map else None)
     with ExitStack() as stack:
-        variants = _open_variants(models, stack, plugins)
+        variants = _open_variants(models, stack, plugins, on_cluster=cluster is not None)
         ground_truth = load_ground_truth(entries, variants[0].info.class_names, limit, seed, classes)
-        return evaluation.evaluate(variants, ground_truth)
+        return evaluation.evaluate(variants, ground_truth, workers=cluster)
 
 
 def compare(
@@ -511,16 +514,16 @@ def _open_variants(
     stack: ExitStack,
     plugins: str | Path | None,
     layers: bool = False,
+    on_cluster: bool = False,
 ) -> list[Variant]:
-    """The models, ready to run; engines live as long as ``stack``."""
-    from darktrt.check.runs import onnx_variant, plan_variant
-    from darktrt.engine.runtime import PlanRunner
+    """The models, ready to run; engines live as long as ``stack``, or are opened on a cluster alone."""
+    from darktrt.check.runs import engine_variant, onnx_variant
 
     named = models.items() if isinstance(models, Mapping) else [("", model) for model in models]
     if not named:
         raise DarktrtError("there is no model to run; name an ONNX file or an engine", "models")
     return [
-        plan_variant(stack.enter_context(PlanRunner(path, plugins)), name)
+        engine_variant(path, plugins, name, None if on_cluster else stack)
         if Path(path).suffix.lower() in ENGINE_SUFFIXES
         else onnx_variant(path, layers, name)
         for name, path in named

@@ -1,4 +1,4 @@
-"""INT8 stated in the graph: QuantizeLinear and DequantizeLinear where TensorRT fuses them, scales from a calibration table."""
+"""INT8 stated in the graph: QuantizeLinear and DequantizeLinear where TensorRT fuses them, scales from a calibration."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapp
         else ""
     )
     raise DarktrtError(
-        f"the calibration table has no scale for {len(missing)} tensors of this network, '{missing[0]}' among them{hint}; "
+        f"the calibration has no scale for {len(missing)} tensors of this network, '{missing[0]}' among them{hint}; "
         "calibrate this very network"
     )
 

@@ -226,7 +226,7 @@ def labelled_images(made: Made, folder: Path) -> Path:
         for path in (folder / "photos").iterdir():
             (found,) = detector.detect([read_image(path)])
             path.with_suffix(".txt").write_text(darknet_labels(found.select(slice(6)), 192, 128))
-    arguments = ["calib", "run", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.table")]
+    arguments = ["calib", "run", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.calib")]
     assert main([*arguments, "--bias-images", "0"]) == 0
     return folder
 
@@ -271,7 +271,7 @@ def report_on_everything(made: Made, labelled: Path, folder: Path) -> Path:
     times = {"gpu": "NVIDIA H200", "timings": [timing("other", plan_sha256="ab" * 32)]}
     (folder / "times.json").write_text(json.dumps(times))
     variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
-    variants += ["--simulate", "fp16,int8", "--table", str(labelled / "my.table")]
+    variants += ["--simulate", "fp16,int8", "--calibration", str(labelled / "my.calib")]
     variants += ["--load-detections", str(folder / "gpu.json"), "--bench", str(folder / "times.json")]
     images = ["--compare-images", "2", "--sensitivity-images", "2", "--show-images", "3"]
     assert main(["check", "report", str(labelled / "photos"), *variants, *images, "-o", str(folder / "report")]) == 0

@@ -12,7 +12,7 @@ def add(commands: groups.Commands) -> None:
         "choose INT8 scales from images: calib run, merge, sensitivity",
         "darktrt calib run portable.onnx photos/ -o calibration.table",
         "darktrt calib merge shard1.npz shard2.npz -o calibration.table",
-        "darktrt calib sensitivity portable.onnx photos/ --table calibration.table",
+        "darktrt calib sensitivity portable.onnx photos/ --calibration calibration.calib",
         "darktrt calib run --help",
     )
     calibs = parser.add_subparsers(metavar="STEP", required=True)

@@ -31,7 +31,7 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (default: cpu)")
     onnx = f"run this ONNX file in ONNX Runtime; may be repeated{named}"
     parser.add_argument("--model", metavar="ONNX", action="append", default=[], help=onnx)
-    simulate = "fp16, int8 or fp16,int8: also run each ONNX file with the rounding of such engines; int8 needs --table"
+    simulate = "fp16, int8 or fp16,int8: also run each ONNX file with the rounding of such engines; int8 needs --calibration"
     parser.add_argument("--simulate", metavar="PRECISION,...", default="", help=simulate)
     groups.add_calibration(parser)
     plan = f"run this engine; may be repeated{named}"
@@ -42,7 +42,11 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
 
 
 def variants(
-    args: argparse.Namespace, stack: ExitStack, layers: bool = False, loaded: Sequence[DetectorInfo] = ()
+    args: argparse.Namespace,
+    stack: ExitStack,
+    layers: bool = False,
+    loaded: Sequence[DetectorInfo] = (),
+    on_cluster: bool = False,
 ) -> list[Variant]:
     """The variants to run, the reference first; engines live as long as ``stack``.
 
@@ -51,16 +55,16 @@ def variants(
         stack: closes what the variants use.
         layers: with the outputs of all cfg sections.
         loaded: the metadata of loaded results, for PyTorch's size and class names where there is no model.
+        on_cluster: engines run there, so they are not opened here.
     """
-    from darktrt.check.runs import onnx_variant, plan_variant
-    from darktrt.engine.runtime import PlanRunner
+    from darktrt.check.runs import engine_variant, onnx_variant
 
     if (args.cfg is None) != (args.weights is None):
         raise DarktrtError("--cfg CFG and --weights WEIGHTS go together")
     models = [onnx_variant(path, layers, name) for name, path in map(split_name, args.model)]
     models += _simulated(args, layers)
     for name, path in map(split_name, args.plan):
-        models.append(plan_variant(stack.enter_context(PlanRunner(path, args.plugins)), name))
+        models.append(engine_variant(path, args.plugins, name, None if on_cluster else stack))
     models += [_triton_variant(text, stack) for text in args.triton]
     if args.cfg is None:
         return models
@@ -82,7 +86,7 @@ def _pytorch_variant(args: argparse.Namespace, layers: bool, models: Sequence[De
 def variant_files(args: argparse.Namespace) -> list[str | None]:
     """The files that :func:`variants` reads."""
     models = [path for _, path in map(split_name, args.model + args.plan)]
-    return [args.cfg, args.weights, args.class_names, args.table, *models]
+    return [args.cfg, args.weights, args.class_names, args.calibration, *models]
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -117,7 +121,7 @@ def _simulated(args: argparse.Namespace, layers: bool) -> list[Variant]:
         raise DarktrtError(f"--simulate {args.simulate}: '{odd[0]}' is neither fp16 nor int8")
     if not args.model:
         raise DarktrtError("--simulate rounds what an ONNX file computes; name one by --model")
-    scales = groups.calibration(args.table, args.fp_layers) if args.table else None
+    scales = groups.calibration(args.calibration, args.fp_layers) if args.calibration else None
     files = [(name, path, precision) for name, path in map(split_name, args.model) for precision in precisions]
     return [simulated_variant(path, precision, scales, layers, name) for name, path, precision in files]
 

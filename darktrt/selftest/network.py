@@ -78,7 +78,7 @@ def calibration(scales: Scales, model: Path) -> Iterator[Calibration | GpuCalibr
         with BatchSource(batches, 1) as source:
             yield GpuCalibration(source)
     else:
-        yield load_calibration(TABLE) if scales == "table" else None
+        yield load_calibration(TABLE) if scales == "calibration" else None
 
 
 def _fitted(image: InputImage, info: DetectorInfo) -> tuple[NDArray[Any], list[tuple[int, int]]]:

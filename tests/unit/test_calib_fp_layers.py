@@ -138,7 +138,8 @@ def test_surgery_uses_it_unless_layers_are_named(
     one = names[len(names) // 2]
 
     def in_floating_point(*options: str) -> str:
-        assert main(["surgery", str(made.plain), "-o", str(tmp_path / "q.onnx"), "--qdq", "--table", str(table), *options]) == 0
+        words = ["surgery", str(made.plain), "-o", str(tmp_path / "q.onnx"), "--qdq", "--calibration", str(table)]
+        assert main([*words, *options]) == 0
         return capsys.readouterr().out.strip().rpartition(": ")[2]
 
     usual = in_floating_point()

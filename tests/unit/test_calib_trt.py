@@ -75,7 +75,7 @@ def test_the_text_of_the_table_stays_where_it_is() -> None:
 def test_a_table_that_tensorrt_refuses_fails_the_build(version: str) -> None:
     trt = FakeTensorRT(version)
     trt.takes_caches = False
-    with pytest.raises(DarktrtError, match=r"does not accept the calibration table \('TRT-8600-EntropyCalibration2'\)"):
+    with pytest.raises(DarktrtError, match=r"does not accept the calibration cache \('TRT-8600-EntropyCalibration2'\)"):
         build(TableSource(TABLE), trt)
 
 

@@ -304,7 +304,7 @@ def test_a_tensor_that_is_always_zero(made: Made, images: Path, capsys: pytest.C
     said(capsys, "surgery", "plain.onnx", "-o", "portable.onnx")
     out, _ = said(capsys, "calib", "run", "portable.onnx", "in", "-o", "a.table", "--fp-layer-images", "0")
     assert [line.split()[0] for line in out.splitlines() if line.endswith("always zero")][:1] == ["/layers.0/Conv_output_0"]
-    out, _ = said(capsys, "surgery", "plain.onnx", "-o", "qdq.onnx", "--qdq", "--table", "a.cache")
+    out, _ = said(capsys, "surgery", "plain.onnx", "-o", "qdq.onnx", "--qdq", "--calibration", "a.cache")
     assert "6 convolutions in INT8" in out
 
 

@@ -279,9 +279,9 @@ def test_it_is_calibrated_on_the_pixels_of_the_float_form(files: Path) -> None:
 def tables(files: Path) -> dict[str, Path]:
     """Calibration tables of both forms of byte input."""
     for name in ("image", "uint8"):
-        arguments = ["calib", "run", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(files / f"{name}.table")]
+        arguments = ["calib", "run", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(files / f"{name}.calib")]
         assert main(arguments) == 0
-    return {name: files / f"{name}.table" for name in ("image", "uint8")}
+    return {name: files / f"{name}.calib" for name in ("image", "uint8")}
 
 
 def test_a_table_serves_both_forms(made: Made, files: Path, tables: dict[str, Path], tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_a_table_serves_both_forms(made: Made, files: Path, tables: dict[str, Pa
     for name, table in tables.items():
         for form_ in ("image", "uint8"):
             output = tmp_path / f"{form_}-{name}.onnx"
-            arguments = ["surgery", str(made.plain), "-o", str(output), "--input", form_, "--qdq", "--table", str(table)]
+            arguments = ["surgery", str(made.plain), "-o", str(output), "--input", form_, "--qdq", "--calibration", str(table)]
             assert main(arguments) == 0
             assert load_model(output)[1].int8_convolutions == 5
 
@@ -466,7 +466,7 @@ def test_int8_by_a_table(
         trt = full(monkeypatch, "8.6.1", plugins=PLUGINS)
         arguments = ["engine", str(files / "image.onnx"), "-o", str(tmp_path / "a.plan"), "--target", "trt"]
         sizes = ["--image-sizes", "32", "96x64", "128"]
-        assert main([*arguments, "--precision", "int8", "--table", str(table), *sizes]) == 0
+        assert main([*arguments, "--precision", "int8", "--calibration", str(table), *sizes]) == 0
         assert trt.config.profiles == [{"images": [(1, 32, 32, 3), (3, 64, 96, 3), (3, 128, 128, 3)]}]
         assert trt.config.calibration_profile == {"images": [(3, 64, 96, 3)] * 3}
         assert caplog.messages == []
@@ -517,7 +517,7 @@ def test_rtx_builds_it(tmp_path: Path, files: Path, tables: dict[str, Path], pre
     source, plan = tmp_path / "a.onnx", tmp_path / "a.plan"
     insert_plugins(made.plain, source, SurgeryOptions(input="image"))
     arguments = ["engine", str(source), "-o", str(plan), "--target", "rtx", "--precision", precision]
-    assert main([*arguments, *(["--table", str(tables["image"])] if precision == "int8" else [])]) == 0
+    assert main([*arguments, *(["--calibration", str(tables["image"])] if precision == "int8" else [])]) == 0
     assert plan.stat().st_size > 10_000
 
 

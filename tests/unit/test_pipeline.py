@@ -158,7 +158,7 @@ def test_an_engine_from_a_calibration_in_memory_or_in_its_file(made: Made, image
         darktrt.build_engine("portable.onnx", f"{name}.plan", options, precision="int8", calibration=given)
         for name, given in (("memory", calibration), ("file", "my.table"), ("path", Path("my.table")))
     ]
-    assert len({(m.precision, m.int8_convolutions, m.corrected_biases, m.table_sha256) for m in manifests}) == 1
+    assert len({(m.precision, m.int8_convolutions, m.corrected_biases, m.calibration_sha256) for m in manifests}) == 1
     assert manifests[0].int8_convolutions
 
 

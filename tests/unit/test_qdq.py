@@ -219,7 +219,7 @@ def test_mistakes_are_reported(made: Made, scales: dict[str, np.float32]) -> Non
     with pytest.raises(DarktrtError, match=r"the weights of '/layers\.0/Conv' are NaN or infinite; convert the network again"):
         quantize(damaged, made.info, Calibration(scales, ()))
     model, report = transform(made.model(), made.info, SurgeryOptions())
-    with pytest.raises(DarktrtError, match="INT8 needs a calibration table"):
+    with pytest.raises(DarktrtError, match="INT8 needs a calibration"):
         lower(model, report.info, RTX, "int8")
     assert len(default_fp_layers(graph, made.info)) == 3
 
@@ -231,10 +231,10 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
         Image.fromarray(image).save(f"photos/{i}.png")
     for command in (
         f"surgery {made.plain} -o portable.onnx",
-        "calib run portable.onnx photos -o calibration.table --plot histograms.png",
-        "engine portable.onnx -o int8.plan --precision int8 --table calibration.table",
-        f"surgery {made.plain} -o qdq.onnx --qdq --table calibration.table",
-        "calib merge calibration.npz -o merged.table",
+        "calib run portable.onnx photos -o calibration.calib --plot histograms.png",
+        "engine portable.onnx -o int8.plan --precision int8 --calibration calibration.calib",
+        f"surgery {made.plain} -o qdq.onnx --qdq --calibration calibration.calib",
+        "calib merge calibration.npz -o merged.calib",
     ):
         assert main(command.split()) == 0, capsys.readouterr().err
     output = capsys.readouterr()
@@ -243,13 +243,13 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
         "calib run portable.onnx photos -o portable.onnx",
         "calib run portable.onnx photos -o new.npz",
         "calib merge calibration.npz -o calibration.npz",
-        "calib run portable.onnx photos -o new.table --plot portable.onnx",
+        "calib run portable.onnx photos -o new.calib --plot portable.onnx",
     ):
         assert main(command.split()) == 2
         assert "is given twice and would be overwritten" in capsys.readouterr().err
     assert (files_in(folder), Path("portable.onnx").read_bytes()) == before
     assert "3 images are few to calibrate on" in output.err
     assert "convolutions in INT8; in floating point: " in output.out
-    assert CalibrationTable.load("merged.table") == CalibrationTable.load("calibration.table")
-    assert Path("calibration.table").read_text().startswith("TRT-8600-EntropyCalibration2\n")
+    assert CalibrationTable.load("merged.calib") == CalibrationTable.load("calibration.calib")
+    assert Path("calibration.calib").read_text().startswith("TRT-8600-EntropyCalibration2\n")
     assert {"int8.plan", "int8.json", "qdq.onnx", "histograms.png"} <= set(files_in(folder))
