@@ -32,7 +32,13 @@ class Calibration:
     channel_means: Mapping[str, ChannelMeans] = field(default_factory=dict)
     """The channel means of tensors before and after quantization, by which biases are corrected; may lack tensors."""
     sha256: str = ""
-    """The SHA-256 of the file that the scales come from, for an engine's manifest."""
+    """Of the file that all this comes from, for an engine's manifest."""
+    model_sha256: str = ""
+    """Of the ONNX file that was calibrated; empty where it is not known, as of a TensorRT cache."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """The hashes of cfg and weights of that network, as far as they are known."""
+    images: frozenset[str] = frozenset()
+    """The SHA-256 of the images that it was calibrated on, as far as they are known."""
 
 
 @dataclass(frozen=True)
