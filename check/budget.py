@@ -7,7 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 
 from darktrt.calib.histogram import HistogramSet
@@ -17,6 +17,8 @@ from darktrt.check.ground_truth import GroundTruth, has_labels, load_ground_trut
 from darktrt.check.model import OnnxModel
 from darktrt.check.sensitivity import LIMIT, measure_each
 from darktrt.check.simulate import (
+    Change,
+    Convolution,
     FloatReference,
     OnnxNetwork,
     chosen_fp_layers,
@@ -129,12 +131,13 @@ def within_budget(
         _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, file)
     fp_layers = tuple(chosen_fp_layers(network, calibration))
     quantized(network, calibration, fp_layers)  # refuses the calibration of another network before the work begins
-    reference = cache(lambda: FloatReference(network, images))
-    measure = _AccuracyMeasure(network, calibration, ground_truth) if ground_truth else _ScoreMeasure(reference(), calibration)
+    measure: _Measure = (
+        _AccuracyMeasure(network, calibration, ground_truth) if ground_truth else _ScoreMeasure(network, images, calibration)
+    )
     for line in measure.header(budget):
         show(line)
     trials: list[Trial] = []
-    for names, added in _candidates(fp_layers, calibration, reference):
+    for names, added in _candidates(fp_layers, partial(measure_each, network, images, calibration)):
         trials.append(measure.trial(names))
         show(measure.row(trials[-1], added))
         if trials[-1].drop <= budget:
@@ -145,11 +148,11 @@ def within_budget(
 
 
 def _candidates(
-    fp_layers: tuple[str, ...], calibration: Calibration, reference: Callable[[], FloatReference]
+    fp_layers: tuple[str, ...], measure: Callable[[], dict[Convolution, Change]]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """More and more layers in floating point, and the added ones; layers are ranked only if the first trial fails."""
     yield fp_layers, "the first trial" if fp_layers else "none"
-    changes = measure_each(reference(), calibration)
+    changes = measure()
     worst = [one.node for one in sorted(changes, key=lambda one: -changes[one].scores) if one.node not in fp_layers]
     before = 0
     for count in _counts(len(worst)):
@@ -210,8 +213,8 @@ class _AccuracyMeasure(_Measure):
 class _ScoreMeasure(_Measure):
     """The change of the scores, which needs no labels."""
 
-    def __init__(self, reference: FloatReference, calibration: Calibration) -> None:
-        self.reference, self.calibration = reference, calibration
+    def __init__(self, network: OnnxNetwork, images: Sequence[Path], calibration: Calibration) -> None:
+        self.reference, self.calibration = FloatReference(network, images), calibration
 
     def header(self, budget: float) -> list[str]:
         LOGGER.warning(

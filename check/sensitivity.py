@@ -139,24 +139,27 @@ def sensitivity(
     network = load_network(source)
     quantized(network, calibration, [])  # refuses the calibration of another network before the work begins
     labels = load_ground_truth([ground_truth], network.info.class_names) if ground_truth else None
-    reference = FloatReference(network, find_images(data, limit, seed))
-    fp_layers = chosen_fp_layers(network, calibration)
-    changes = measure_each(reference, calibration)
+    images, fp_layers = find_images(data, limit, seed), chosen_fp_layers(network, calibration)
+    changes = measure_each(network, images, calibration, workers)
+    in_int8 = [one.node for one in changes if one.node not in fp_layers]
+    (together,) = _measured(_NoiseMeter.of(network, images, calibration), [in_int8], workers, "networks")
     exact, accuracies = _accuracies(network, calibration, list(changes), labels, workers) if labels else (None, {})
     layers = tuple(LayerCost(one, change, one.node in fp_layers, accuracies.get(one)) for one, change in changes.items())
-    together = reference.change(calibration, fp_layers)
-    return Sensitivity(network.info.name, len(reference.inputs), layers, together, exact)
+    return Sensitivity(network.info.name, len(images), layers, Change.of(together), exact)
 
 
-def measure_each(reference: FloatReference, calibration: Calibration) -> dict[Convolution, Change]:
-    """The change by each convolution when only it is quantized, in graph order."""
-    every = convolutions(reference.network)
-    changes = {}
-    with progress(len(every), "convolutions") as bar:
-        for convolution in every:
-            changes[convolution] = reference.change(calibration, _others(every, convolution))
-            bar.update()
-    return changes
+def measure_each(
+    network: OnnxNetwork, images: Sequence[Path], calibration: Calibration, workers: Workers | None = None
+) -> dict[Convolution, Change]:
+    """The change by each convolution when only it is quantized, in graph order.
+
+    Raises:
+        DarktrtError: an image cannot be read, or an output of the float network is NaN.
+    """
+    every = convolutions(network)
+    meter = _NoiseMeter.of(network, images, calibration)
+    sums = _measured(meter, [[one.node] for one in every], workers, "convolutions")
+    return dict(zip(every, map(Change.of, sums), strict=True))
 
 
 def measure_noise(
@@ -180,16 +183,10 @@ def measure_noise(
     always, shares = chosen_fp_layers(network), operations(network)
     others = [name for name in shares if name not in always]
     groups = [part.tolist() for part in np.array_split(others, min(len(others), MOST_GROUPS))] if others else []
-    meter = _NoiseMeter(network, tuple(images.values()), calibration, tuple(shares))
-    found = {}
-    results = (workers or Threads()).results(meter, groups, bytes_each=meter.bytes_each, files=meter.images)
-    with progress(len(groups), "layers") as bar, closing(results):
-        for done in results:
-            found[done.group[0]] = done.result
-            bar.update(1, done.node)
+    meter = _NoiseMeter.of(network, list(images.values()), calibration)
     by_image = np.zeros((len(images), len(groups), 4))
-    for i, group in enumerate(groups):
-        by_image[:, i] = found[group[0]]
+    for i, sums in enumerate(_measured(meter, groups, workers, "layers")):
+        by_image[:, i] = sums
     return NoiseSums(
         tuple(always),
         tuple(map(tuple, groups)),
@@ -206,6 +203,11 @@ class _NoiseMeter:
     images: tuple[Path, ...]
     calibration: Calibration
     every: tuple[str, ...]
+    """All convolutions that can be quantized."""
+
+    @staticmethod
+    def of(network: OnnxNetwork, images: Sequence[Path], calibration: Calibration) -> _NoiseMeter:
+        return _NoiseMeter(network, tuple(images), calibration, tuple(one.node for one in convolutions(network)))
 
     def __call__(self) -> Worker[str, NDArray[np.float64]]:
         reference = FloatReference(self.network, self.images, threads=1)
@@ -215,6 +217,19 @@ class _NoiseMeter:
     def bytes_each(self) -> int:
         cost = cost_of(self.network.model, self.network.info)
         return 4 * cost.weights + 2 * cost.tensors
+
+
+def _measured(
+    meter: _NoiseMeter, groups: Sequence[Sequence[str]], workers: Workers | None, unit: str
+) -> list[NDArray[np.float64]]:
+    """What quantizing each group of convolutions does: the sums of :class:`Change`, ``(images, 4)``."""
+    found: dict[int, NDArray[np.float64]] = {}
+    results = (workers or Threads()).results(meter, groups, bytes_each=meter.bytes_each, files=meter.images)
+    with progress(len(groups), unit) as bar, closing(results):
+        for done in results:
+            found[id(done.group)] = done.result
+            bar.update(1, done.node)
+    return [found[id(group)] for group in groups]
 
 
 def _others(every: Iterable[Convolution], convolution: Convolution) -> list[str]:

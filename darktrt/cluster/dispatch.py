@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -24,9 +25,6 @@ MOST_ATTEMPTS = 3
 
 MOST_SENT_BYTES = 1 << 28
 """Of images that are sent along and whose results have not come; beyond it a worker gets one group at a time."""
-
-_LOOKAHEAD = 256
-"""How many groups are known beforehand, so that no more workers start than they keep busy."""
 
 _LOOK_SECONDS = 2.0
 """How often the nodes are looked at."""
@@ -66,7 +64,7 @@ class Dispatch:
     """
 
     def __init__(self, ray: Any, job: Job, groups: Iterable[Sequence[Any]], need: Need, threads: int, most: int | None) -> None:
-        self._ray, self._need, self._threads, self._most = ray, need, threads, most or math.inf
+        self._ray, self._need, self._threads, self._most = ray, need, threads, most or sys.maxsize
         self._sends_images = job.images_are_sent
         self._groups, self._waiting = iter(groups), deque[_Task]()
         self._job = ray.put(job)
@@ -100,9 +98,11 @@ class Dispatch:
         nodes = self._staff.usable(living_nodes(self._ray, self._need), first)
         if not self._hands:
             self._staff.check_room(nodes)
-        wanted = math.ceil(len(self._waiting) / self._threads) - sum(not hand.tasks for hand in self._hands)
-        here = Counter(hand.node.id for hand in self._hands)
-        for node in islice(self._staff.vacancies(nodes, here), int(max(0, min(wanted, self._most - len(self._hands))))):
+        vacancies = self._staff.vacancies(nodes, Counter(hand.node.id for hand in self._hands))
+        free = list(islice(vacancies, max(self._most - len(self._hands), 0)))
+        starting = sum(not hand.opened for hand in self._hands)
+        waiting = self._draw((len(free) + starting) * self._threads)
+        for node in free[: max(math.ceil(waiting / self._threads) - starting, 0)]:
             self._start(node)
 
     def _start(self, node: Node) -> None:
@@ -126,12 +126,16 @@ class Dispatch:
 
     def _hand_out(self) -> bool:
         """Give workers what they have room for; whether anything is left to wait for."""
-        self._waiting.extend(_Task(group) for group in islice(self._groups, max(_LOOKAHEAD - len(self._waiting), 0)))
-        while self._waiting and (hand := self._idlest()):
+        while (hand := self._idlest()) and self._draw(1):
             self._give(hand, self._waiting.popleft())
-        if self._waiting:
+        if self._draw(1):
             self._hire()
         return bool(self._waiting or any(hand.tasks for hand in self._hands))
+
+    def _draw(self, number: int) -> int:
+        """See that so many tasks wait, if there are any more; no sooner than needed, for Ctrl-C ends them. How many do."""
+        self._waiting.extend(_Task(group) for group in islice(self._groups, max(number - len(self._waiting), 0)))
+        return len(self._waiting)
 
     def _idlest(self) -> _Hand | None:
         """The worker with the fewest tasks that may get one more."""

@@ -78,7 +78,7 @@ def readers(made: Made, tensor: str) -> list[str]:
 
 def measured(files: Path, calibration: Calibration, form: str = "nms", limit: int = 5) -> dict[Convolution, Change]:
     network = load_network(files / f"{form}.onnx")
-    return measure_each(FloatReference(network, find_images([str(files / "photos")], limit, 0)), calibration)
+    return measure_each(network, find_images([str(files / "photos")], limit, 0), calibration)
 
 
 # --- the network ---
