@@ -73,6 +73,7 @@ class Dispatch:
         self._awaited: dict[Any, _Hand] = {}
         """By the references of what they are at."""
         self._sent_bytes = 0
+        self._error: BaseException = RuntimeError()
         self._looked = -math.inf
 
     def results(self) -> Generator[Done[Any, Any], None, None]:
@@ -126,7 +127,7 @@ class Dispatch:
 
     def _hand_out(self) -> bool:
         """Give workers what they have room for; whether anything is left to wait for."""
-        while (hand := self._idlest()) and self._draw(1):
+        while self._draw(1) and (hand := self._idlest(self._waiting[0])):
             self._give(hand, self._waiting.popleft())
         if self._draw(1):
             self._hire()
@@ -137,11 +138,15 @@ class Dispatch:
         self._waiting.extend(_Task(group) for group in islice(self._groups, max(number - len(self._waiting), 0)))
         return len(self._waiting)
 
-    def _idlest(self) -> _Hand | None:
-        """The worker with the fewest tasks that may get one more."""
-        depth = self._threads + (self._sent_bytes < MOST_SENT_BYTES)  # one to begin with when another is done
-        free = [hand for hand in self._hands if hand.opened and len(hand.tasks) < depth]
-        return min(free, key=lambda hand: len(hand.tasks), default=None)
+    def _idlest(self, task: _Task) -> _Hand | None:
+        """The worker with the fewest tasks that may get one more; it has one to begin with when another is done.
+
+        A task that a worker died at has its next one for itself, so that no other is blamed for it.
+        """
+        depth = self._threads + (self._sent_bytes < MOST_SENT_BYTES)
+        free = [hand for hand in self._hands if hand.opened and len(hand.tasks) < (1 if task.deaths else depth)]
+        alone = [hand for hand in free if not any(other.deaths for other in hand.tasks.values())]
+        return min(alone, key=lambda hand: len(hand.tasks), default=None)
 
     def _give(self, hand: _Hand, task: _Task) -> None:
         contents = _contents(task.group) if self._sends_images else {}
@@ -152,18 +157,32 @@ class Dispatch:
         self._awaited[reference] = hand
 
     def _take(self, reference: Any) -> Iterator[Done[Any, Any]]:
-        """What a worker returned, or what follows from its death."""
+        """What a worker returned; what follows where it died."""
         hand = self._awaited.get(reference)
-        if hand is None:  # it was one of several that died with their worker
+        if hand is None:  # it was one of several of a worker that died
             return
+        if (outcome := self._outcome(reference)) is not None:
+            yield from self._finish(hand, reference, outcome)
+            return
+        error = self._error
+        for finished in list(hand.tasks):  # before it died
+            if (outcome := self._outcome(finished)) is not None:
+                yield from self._finish(hand, finished, outcome)
+        self._lose(hand, error)
+
+    def _outcome(self, reference: Any) -> Outcome | None:
+        """What a worker returned; None where it died, for the reason ``_error``."""
         errors = self._ray.exceptions
         try:
             outcome: Outcome = self._ray.get(reference)
         except errors.RayError as error:
             if isinstance(error, errors.RayTaskError) and not isinstance(error, MemoryError):
                 raise  # a bug
-            self._lose(hand, error)
-            return
+            self._error = error
+            return None
+        return outcome
+
+    def _finish(self, hand: _Hand, reference: Any, outcome: Outcome) -> Iterator[Done[Any, Any]]:
         del self._awaited[reference]
         for level, text in outcome.notes:
             LOGGER.log(level, f"node {hand.node.name}: {text}")
@@ -188,12 +207,12 @@ class Dispatch:
         for task in tasks[: self._threads]:
             task.deaths += 1
             if task.deaths == MOST_ATTEMPTS:
-                what = (
-                    f"{quote(str(task.group[0]))}: {MOST_ATTEMPTS} workers died at the {len(task.group)} items that begin here"
-                )
-                advice = "leave them out, or give a worker more of its node"
+                first, others = quote(str(task.group[0])), len(task.group) - 1
+                last = f"the last on node {hand.node.name}, because {reason}"
                 raise DarktrtError(
-                    f"{what}, the last on node {hand.node.name}, because {reason}; {advice}", "num_cpus_per_worker"
+                    f"{first}: {MOST_ATTEMPTS} workers died at it or at the {others} items behind it, {last}; leave them out, or "
+                    "give a worker more of its node",
+                    "num_cpus_per_worker",
                 )
         self._sent_bytes -= sum(task.sent_bytes for task in tasks)
         self._waiting.extendleft(reversed(tasks))

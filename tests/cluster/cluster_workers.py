@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from darktrt.errors import DarktrtError
 from darktrt.files import read_bytes
@@ -93,3 +94,9 @@ def bug() -> Worker[int, Squares]:
 
 def _bug(group: Sequence[int]) -> Squares:
     raise ZeroDivisionError("a bug")
+
+
+def with_process(make_worker: Callable[[], Worker[Any, Any]]) -> Worker[Any, tuple[Any, int]]:
+    """Another worker, whose results come with its process."""
+    worker = make_worker()
+    return lambda group: (worker(group), os.getpid())
