@@ -28,7 +28,7 @@ from darktrt.engine.manifest import read_plan_manifest
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.serve import install, server, server_log, supervisor
-from darktrt.serve.access import caveat, is_loopback, is_mended
+from darktrt.serve.access import MENDED_RELEASE, caveat, is_loopback, is_mended
 from darktrt.serve.config import TensorRTBackend
 from darktrt.serve.containers import NEWEST, TENSORRT, container_for, docker_command
 from darktrt.serve.program import Program
@@ -977,4 +977,13 @@ def test_the_server_of_docker_compose_gets_the_plugins_of_all_models(tmp_path: P
     plugins = [f"--backend-config=tensorrt,plugins={';'.join(map(str, libraries))}"] if models else []
     nobody = "trace,logging,shared-memory:closed:=nobody"
     closed = [f"--http-restricted-api={nobody}", f"--grpc-restricted-protocol={nobody}"]
-    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", *closed, *plugins]
+    limit = f"--http-max-input-size={StartOptions().max_request_bytes}"
+    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", limit, *closed, *plugins]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml"])
+def test_the_images_are_fixed_by_their_digests_and_carry_one_tensorrt(name: str) -> None:
+    text = (ROOT / "docker" / name).read_text()
+    images = re.findall(r"nvcr\.io/nvidia/(?:tensorrt|tritonserver):([0-9.]+)-py3(@sha256:[0-9a-f]{64})?", text)
+    assert images and {release for release, _ in images} == {"26.06"} and all(digest for _, digest in images)
+    assert "26.06" >= MENDED_RELEASE and ".".join(map(str, TENSORRT["26.06"])) in text
