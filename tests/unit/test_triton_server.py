@@ -945,6 +945,25 @@ def test_a_container_without_holes_may_be_reached_and_limits_requests(made: Made
     assert caught.value.argument == "shared_memory"
 
 
+@pytest.mark.parametrize(
+    ("target", "release", "closes", "limits"),
+    [
+        ("8.5.3", "23.03", False, False),
+        ("8.6.1", "24.01", True, False),
+        ("10.10.0", "25.05", True, False),
+        ("10.11.0", "25.07", True, True),
+    ],
+)
+def test_a_container_gets_the_options_that_it_knows(
+    made: Made, tmp_path: Path, target: str, release: str, closes: bool, limits: bool
+) -> None:
+    """It would not start with others; none of these releases is without holes."""
+    publish(write_plan(tmp_path, nms_info(made), target=f"TensorRT {target}"), tmp_path / "models", name="made")
+    command = docker_command(tmp_path / "models", StartOptions())
+    assert f"tritonserver:{release}-py3" in str(command) and len(command.warnings) == 1
+    assert ("--http-restricted-api" in str(command), "--http-max-input-size" in str(command)) == (closes, limits)
+
+
 def test_plans_for_later_versions_need_an_option(made: Made, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, nms_info(made), target="TensorRT 10.12.0", version_compatible=True)
     publish(plan, tmp_path / "models", TensorRTBackend(), "made")
