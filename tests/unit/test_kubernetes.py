@@ -193,16 +193,18 @@ def test_the_server_has_the_options_of_serve_start(overlay: list[Resource]) -> N
 
 
 def test_the_container_may_be_reached_by_others(overlay: list[Resource]) -> None:
+    assert all(re.search(r":[0-9.]+(-py3)?@sha256:[0-9a-f]{64}$", one["image"]) for one in containers(overlay))
     image = triton(overlay)["image"]
-    release = image.removeprefix(f"{IMAGE}:").removesuffix("-py3")
+    release = image.removeprefix(f"{IMAGE}:").partition("-py3@")[0]
     assert release in TENSORRT and release >= MENDED_RELEASE
+    assert image in (ROOT / "docker/compose.yaml").read_text(encoding="utf-8"), "its plans would be of another TensorRT"
     dockerfile = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
     assert f"ARG IMAGE={image}\n" in dockerfile
     assert f"COPY {BACKEND_REQUIREMENTS.resolve().relative_to(ROOT)} " in dockerfile
     assert {*PINNED} - {"--quiet", "--disable-pip-version-check"} <= set(dockerfile.split())
     tensorrt = ".".join(map(str, TENSORRT[release]))
     for text in (dockerfile, (DEPLOY / "base/deployment.yaml").read_text(), (ROOT / "docs/kubernetes.md").read_text()):
-        assert set(re.findall(r"\b10\.\d+\.\d+\b", text)) == {tensorrt}
+        assert set(re.findall(r"TensorRT\D{,12}(\d+\.\d+\.\d+)", text, re.IGNORECASE)) == {tensorrt}
 
 
 def test_a_stop_and_a_start_have_their_time(overlay: list[Resource]) -> None:

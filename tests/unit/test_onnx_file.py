@@ -146,7 +146,35 @@ def wide_preprocess(model: onnx.ModelProto) -> None:
             attribute.ints[:] = [100_000, 100_000]
 
 
+def below_zero(model: onnx.ModelProto) -> None:
+    model.graph.value_info.append(helper.make_tensor_value_info("line", TensorProto.FLOAT, [1, -18]))
+
+
+def slice_of_less_than_nothing(model: onnx.ModelProto) -> None:
+    """At such a slice onnx's shape inference ends the process."""
+    constant(model, "line", np.zeros((1, 9)), np.float32)
+    for name, value in (("first", 0), ("last", 3), ("axis", 1)):
+        constant(model, name, [value])
+    constant(model, "cut", [0, 0, 0, -29])
+    cut = helper.make_node("Pad", ["part", "cut"], ["less"], name="cut")
+    slices = [
+        helper.make_node("Slice", [data, "first", "last", "axis"], [part], name=part)
+        for data, part in (("line", "part"), ("less", "end"))
+    ]
+    add(model, slices[0], cut, slices[1])
+
+
+def chain_of_slices(model: onnx.ModelProto) -> None:
+    for name in ("first", "axis"):
+        constant(model, name, [0])
+    names = ["images", *(f"part{i}" for i in range(300))]
+    add(model, *(helper.make_node("Slice", [a, "first", "axis", "axis"], [b]) for a, b in pairwise(names)))
+
+
 CASES: dict[str, tuple[Change, str]] = {
+    "a size below zero": (below_zero, "is a damaged ONNX file ('line' has a size below 0); make it with"),
+    "a slice of less than nothing": (slice_of_less_than_nothing, "is a damaged ONNX file ('less' has a size below 0)"),
+    "a chain of slices": (chain_of_slices, "is a damaged ONNX file (300 slices follow on each other)"),
     "a large tensor": (inflate, "would take 14.9 GiB of memory for an image, more than 3.0 GiB; convert the network for"),
     "a product of vectors": (outer_product, "would take 26.8 GiB of memory for an image"),
     "wide borders": (pad, "would take 215.1 GiB of memory for an image"),

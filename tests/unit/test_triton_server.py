@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -28,7 +29,7 @@ from darktrt.engine.manifest import read_plan_manifest
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.serve import install, server, server_log, supervisor
-from darktrt.serve.access import caveat, is_loopback, is_mended
+from darktrt.serve.access import MENDED_RELEASE, caveat, is_loopback, is_mended
 from darktrt.serve.config import TensorRTBackend
 from darktrt.serve.containers import NEWEST, TENSORRT, container_for, docker_command
 from darktrt.serve.program import Program
@@ -786,10 +787,13 @@ def test_docker_commands_of_the_python_backend(made: Made, tmp_path: Path) -> No
     publish(write_plan(tmp_path, nms_info(made), target="TensorRT 8.6.0"), tmp_path / "models", name="made")
     command = docker_command(tmp_path / "models", StartOptions())
     assert f"-v={install.BACKEND_REQUIREMENTS}:/requirements.txt:ro" in command.words
-    assert (
-        "nvcr.io/nvidia/tritonserver:24.01-py3 bash -c 'pip install --no-deps --only-binary=:all: --require-hashes --quiet "
-        "--disable-pip-version-check --requirement=/requirements.txt && pip install tensorrt==8.6.0 && exec tritonserver "
-    ) in str(command)
+    tag, *shell, script = command.words[-4:]
+    assert (tag, *shell) == ("nvcr.io/nvidia/tritonserver:24.01-py3", "bash", "-c")
+    assert script.startswith(
+        "pip install --no-deps --only-binary=:all: --require-hashes --quiet --disable-pip-version-check "
+        "--requirement=/requirements.txt && pip install 'tensorrt==8.6.0.*' && exec tritonserver "
+    )
+    assert shlex.split(str(command))[-1] == script
     assert command.warnings == (
         f"made: no container up to {NEWEST} carries TensorRT 8.6.0; nearest is nvcr.io/nvidia/tritonserver:24.01-py3 with "
         "TensorRT 8.6.1, in which the plan must be built again, because TensorRT loads only plans of its own version",
@@ -839,4 +843,13 @@ def test_the_server_of_docker_compose_gets_the_plugins_of_all_models(tmp_path: P
     plugins = [f"--backend-config=tensorrt,plugins={';'.join(map(str, libraries))}"] if models else []
     nobody = "trace,logging,shared-memory:closed:=nobody"
     closed = [f"--http-restricted-api={nobody}", f"--grpc-restricted-protocol={nobody}"]
-    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", *closed, *plugins]
+    limit = f"--http-max-input-size={StartOptions().max_request_bytes}"
+    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", limit, *closed, *plugins]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml"])
+def test_the_images_are_fixed_by_their_digests_and_carry_one_tensorrt(name: str) -> None:
+    text = (ROOT / "docker" / name).read_text()
+    images = re.findall(r"nvcr\.io/nvidia/(?:tensorrt|tritonserver):([0-9.]+)-py3(@sha256:[0-9a-f]{64})?", text)
+    assert images and {release for release, _ in images} == {"26.06"} and all(digest for _, digest in images)
+    assert "26.06" >= MENDED_RELEASE and ".".join(map(str, TENSORRT["26.06"])) in text
