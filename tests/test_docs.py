@@ -205,7 +205,17 @@ OPTIONS = {name: set(parser._option_string_actions) for name, parser in PARSERS.
 GROUPS = {name for name, parser in PARSERS.items() if parser._subparsers}
 """Commands that do nothing without a second or third word."""
 
-FOREIGN = {"--calib", "--ipc", "--dynamicPlugins", "--data", "--json", "--http-max-input-size", "--timing-cache", "--strict"}
+FOREIGN = {
+    "--calib",
+    "--ipc",
+    "--dynamicPlugins",
+    "--data",
+    "--json",
+    "--http-max-input-size",
+    "--timing-cache",
+    "--strict",
+    "--backend-config",
+}
 """Options of other programs that the pages speak of, besides those that darktrt has too."""
 
 
