@@ -210,8 +210,8 @@ class Dispatch:
                 first, others = quote(str(task.group[0])), len(task.group) - 1
                 last = f"the last on node {hand.node.name}, because {reason}"
                 raise DarktrtError(
-                    f"{first}: {MOST_ATTEMPTS} workers died at it or at the {others} items behind it, {last}; leave them out, or "
-                    "give a worker more of its node",
+                    f"{first}: {MOST_ATTEMPTS} workers died at it or at the {others} items behind it, {last}; leave them out, "
+                    "or give a worker more of its node",
                     "num_cpus_per_worker",
                 )
         self._sent_bytes -= sum(task.sent_bytes for task in tasks)
