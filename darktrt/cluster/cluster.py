@@ -99,7 +99,7 @@ def connected(address: str | None) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # one that is started here reports to nobody
     try:
         with _handlers_kept():
-            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         ray._private.worker._worker_logs_enabled = False  # it prints deaths on standard output, with pages of raylets' logs
     except (ConnectionError, ValueError, RuntimeError, AssertionError) as error:
         first = str(error).strip().partition("\n")[0]

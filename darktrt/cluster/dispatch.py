@@ -96,9 +96,10 @@ class Dispatch:
         if time.monotonic() < self._looked + _LOOK_SECONDS:
             return
         first, self._looked = self._looked < 0, time.monotonic()
-        nodes = self._staff.usable(living_nodes(self._ray, self._need), first)
+        alive = living_nodes(self._ray, self._need)
         if not self._hands:
-            self._staff.check_room(nodes)
+            self._staff.check_room(alive)
+        nodes = self._staff.usable(alive, first)
         vacancies = self._staff.vacancies(nodes, Counter(hand.node.id for hand in self._hands))
         free = list(islice(vacancies, max(self._most - len(self._hands), 0)))
         starting = sum(not hand.opened for hand in self._hands)

@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from darktrt.cluster import probe
 from darktrt.errors import DarktrtError
@@ -70,27 +70,28 @@ def _room(resources: dict[str, float], need: Need) -> int:
 
 
 class VersionCheck:
-    """Compares each node once with this machine."""
+    """Compares each node once with this machine; nodes are known by their ids from then on."""
+
+    _known: ClassVar[dict[str, str]] = {}
+    """By the node's id what keeps it from working with this machine; empty where nothing does."""
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
-        self._here = probe.node_versions()
-        self._known: dict[str, str | None] = {}
-        """By the node's id what keeps it from working here."""
 
-    def refused(self, nodes: Sequence[Node]) -> dict[str, str]:
-        """The nodes that would compute other bits: a sentence by the id of each. Asks those that are new."""
+    def differences(self, nodes: Sequence[Node]) -> dict[str, str]:
+        """By the id of each node that answers a sentence on why it would compute other bits; empty where it would not."""
         new = [node for node in nodes if node.id not in self._known]
-        for node, versions in zip(new, self._asked(new), strict=True):
-            self._known[node.id] = None if versions is None else self._difference(node.name, versions)
-            if versions is None:
-                del self._known[node.id]  # it died, or is only starting
-            elif self._known[node.id] is None and versions["processor"] != self._here["processor"]:
+        here = probe.node_versions() if new else {}
+        for node, there in zip(new, self._asked(new), strict=True):
+            if there is None:  # it died, or is only starting
+                continue
+            self._known[node.id] = _difference(node.name, there, here)
+            if not self._known[node.id] and there["processor"] != here["processor"]:
                 LOGGER.warning(
                     f"node {node.name}: has another kind of processor than this machine, for which ONNX Runtime may choose "
                     "other kernels; its numbers can differ in their last bits"
                 )
-        return {node.id: sentence for node in nodes if (sentence := self._known.get(node.id))}
+        return {node.id: self._known[node.id] for node in nodes if node.id in self._known}
 
     def _asked(self, nodes: Sequence[Node]) -> list[dict[str, str] | None]:
         """What each node has; None for one that does not answer."""
@@ -112,16 +113,16 @@ class VersionCheck:
                 answers[-1] = self._ray.get(answer, timeout=0.1)
         return answers
 
-    def _difference(self, name: str, versions: dict[str, str]) -> str | None:
-        for package in probe.EXACT:
-            there, here = versions[package], self._here[package]
-            if there == here:
-                continue
-            if package == "sources":
-                return f"node {name}: has darktrt {versions['darktrt']} with other source files than here; install the same one"
-            has = f"has {package} {there}" if there else f"has no {package}"
-            return f"node {name}: {has}, and here is {here}; install the same version on every node"
-        return None
+
+def _difference(name: str, there: dict[str, str], here: dict[str, str]) -> str:
+    for package in probe.EXACT:
+        if there[package] == here[package]:
+            continue
+        if package == "sources":
+            return f"node {name}: has darktrt {there['darktrt']} with other source files than here; install the same one"
+        has = f"has {package} {there[package]}" if there[package] else f"has no {package}"
+        return f"node {name}: {has}, and here is {here[package] or 'none'}; install the same version on every node"
+    return ""
 
 
 class Staff:
@@ -139,19 +140,20 @@ class Staff:
         """Of the last death."""
 
     def usable(self, nodes: Sequence[Node], first: bool) -> list[Node]:
-        """The nodes that compute the same bits and on which workers stay alive.
+        """The nodes with room that compute the same bits and on which workers stay alive.
 
         Raises:
             DarktrtError: at the ``first`` look a node would compute other bits; one that joins later is only left out.
         """
-        refused = self._check.refused(nodes)
-        if first and refused:
-            raise DarktrtError(next(iter(refused.values())))
-        for node, sentence in refused.items():
-            if node not in self._warned:
+        fit = [node for node in nodes if node.room]
+        differences = self._check.differences(fit)
+        for node, sentence in differences.items():
+            if sentence and first:
+                raise DarktrtError(sentence)
+            if sentence and node not in self._warned:
                 LOGGER.warning(f"{sentence}; it gets no work")
                 self._warned.add(node)
-        return [node for node in nodes if node.id not in refused and self._deaths[node.id] < MOST_DEATHS]
+        return [node for node in fit if differences.get(node.id) == "" and self._deaths[node.id] < MOST_DEATHS]
 
     def check_room(self, nodes: Sequence[Node]) -> None:
         """See that a worker fits somewhere.
@@ -159,7 +161,7 @@ class Staff:
         Raises:
             DarktrtError: no node has what a worker takes, or workers die on all of them.
         """
-        if any(node.room for node in nodes):
+        if any(node.room and self._deaths[node.id] < MOST_DEATHS for node in nodes):
             return
         if self._reason:
             raise DarktrtError(f"no node is left that a worker stays alive on; the last one died because {self._reason}")

@@ -9,10 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from darktrt.check.model import EngineModel
+from darktrt.engine import runtime
+from darktrt.engine.manifest import read_plan_manifest
 from darktrt.errors import DarktrtError
 from darktrt.files import read_bytes
+from darktrt.onnx_session import OnnxSession
 from darktrt.parallel import Worker
 from darktrt.progress import LOGGER
+from darktrt.vision.boxes import Detections
+from darktrt.vision.detector import Arrays
 
 Squares = list[tuple[int, int]]
 """The square of each item, and the worker's process."""
@@ -100,3 +106,27 @@ def with_process(make_worker: Callable[[], Worker[Any, Any]]) -> Worker[Any, tup
     """Another worker, whose results come with its process."""
     worker = make_worker()
     return lambda group: (worker(group), os.getpid())
+
+
+class StandInRunner:
+    """What :class:`darktrt.engine.runtime.PlanRunner` is to a detector, for a plan that is an ONNX file."""
+
+    def __init__(self, path: Path, plugins: object) -> None:
+        if os.environ["CUDA_VISIBLE_DEVICES"] not in ("0", "1"):
+            raise DarktrtError("Ray gives this worker no GPU of its own")
+        self.info = read_plan_manifest(path).info
+        self.run = OnnxSession(read_bytes(path, 1 << 30), "plan", threads=1).run
+
+    def __enter__(self) -> StandInRunner:
+        return self
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        return self.run(inputs)
+
+
+class StandInEngine(EngineModel):
+    """An engine without TensorRT."""
+
+    def make_worker(self) -> Worker[Path, list[Detections]]:
+        runtime.PlanRunner = StandInRunner  # type: ignore[assignment, misc]
+        return super().make_worker()

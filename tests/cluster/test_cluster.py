@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,15 +19,21 @@ from helpers import ROOT, Made, labelled_images, made_image
 from PIL import Image
 
 import darktrt
+from darktrt.calib.file import partial_path, read_calibration
 from darktrt.check.detections import VariantDetections, detect_variant
 from darktrt.check.ground_truth import GroundTruth, load_ground_truth
+from darktrt.check.model import detect_by_workers
 from darktrt.check.runs import Variant, onnx_variant
 from darktrt.check.sensitivity import sensitivity
 from darktrt.cluster import dispatch
 from darktrt.cluster.cluster import Cluster, connected
+from darktrt.engine.manifest import Manifest, manifest_path
 from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
+from darktrt.onnx_session import OnnxSession
 from darktrt.parallel import Done, Threads, Workers, in_groups
 from darktrt.pipeline import load_calibration
+from darktrt.vision.detector import NetworkDetector
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray'")
 
@@ -44,22 +53,31 @@ class Nodes:
             self.add(name)
         self.address = self._ray.address
 
-    def add(self, name: str, cpus: int = 2, **environment: str) -> Any:
+    def add(self, name: str, cpus: int = 2, gpus: int = 0, **environment: str) -> Any:
         variables = {"TEST_NODE": name, **environment}
-        return self._ray.add_node(num_cpus=cpus, node_name=name, object_store_memory=100 << 20, env_vars=variables)
+        memory = 100 << 20
+        return self._ray.add_node(num_cpus=cpus, num_gpus=gpus, node_name=name, object_store_memory=memory, env_vars=variables)
 
     def kill(self, node: Any) -> None:
         self._ray.remove_node(node, allow_graceful=False)
 
     @contextlib.contextmanager
-    def another(self, name: str, cpus: int = 2, **environment: str) -> Iterator[Any]:
+    def another(self, name: str, cpus: int = 2, gpus: int = 0, **environment: str) -> Iterator[Any]:
         """One more node in the block."""
-        node = self.add(name, cpus, **environment)
+        node = self.add(name, cpus, gpus, **environment)
         try:
             yield node
         finally:
             if node in self._ray.list_all_nodes():
-                self.kill(node)
+                self._ray.remove_node(node)
+                self._wait_until_gone(name)
+
+    def _wait_until_gone(self, name: str) -> None:
+        import ray
+
+        deadline = time.monotonic() + 30
+        while any(node["Alive"] and node["NodeName"] == name for node in ray.nodes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def close(self) -> None:
         import ray
@@ -80,10 +98,10 @@ def nodes() -> Iterator[Nodes]:
 
 @pytest.fixture(scope="module")
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As ``labelled``, with 40 more images in ``many``."""
+    """As ``labelled``, with 24 more images in ``many``."""
     folder = labelled_images(made, tmp_path_factory.mktemp("cluster"))
     (folder / "many").mkdir()
-    for i in range(40):
+    for i in range(24):
         Image.fromarray(made_image(96 + i, 160, seed=i)).save(folder / "many" / f"{i}.png")
     return folder
 
@@ -141,7 +159,8 @@ def test_what_a_worker_raises_names_its_node(nodes: Nodes) -> None:
 
 def test_what_a_worker_warns_of_is_logged_here(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
     squares_of(Cluster(nodes.address), made_workers.warning, 8)
-    assert len({record.getMessage().partition(": ")[2] for record in caplog.records}) == 4
+    said = {record.getMessage().partition(": ")[2] for record in caplog.records if record.name == "darktrt"}
+    assert said == {f"item {i} is odd" for i in range(0, 8, 2)}
 
 
 # --- nodes that do not fit ---
@@ -240,14 +259,14 @@ def test_a_sensitivity_is_that_of_one_machine(nodes: Nodes, files: Path) -> None
     calibration = load_calibration(files / "my.calib")
     arguments = (files / "net.onnx", [str(files / "photos")], calibration, 4, 0, None)
     plain = sensitivity(*arguments)
-    assert sensitivity(*arguments, Cluster(nodes.address)).to_json() == plain.to_json()
+    assert sensitivity(*arguments, Cluster(nodes.address, workers=3)).to_json() == plain.to_json()
 
 
 def test_average_precision_by_convolution_is_that_of_one_machine(nodes: Nodes, files: Path) -> None:
     calibration = load_calibration(files / "my.calib")
     arguments = (files / "net.onnx", [str(files / "photos")], calibration, 2, 0, str(files / "photos"))
     plain = sensitivity(*arguments)
-    assert plain.accuracy and sensitivity(*arguments, Cluster(nodes.address, group_size=2)).to_json() == plain.to_json()
+    assert plain.accuracy and sensitivity(*arguments, Cluster(nodes.address, group_size=2, workers=2)).to_json() == plain.to_json()
 
 
 def test_a_corrupt_image_names_its_node(nodes: Nodes, files: Path, tmp_path: Path) -> None:
@@ -260,37 +279,79 @@ def test_a_corrupt_image_names_its_node(nodes: Nodes, files: Path, tmp_path: Pat
         detect_variant(variant, truth, Cluster(nodes.address, group_size=2))
 
 
+def test_an_engine_runs_on_the_gpus(nodes: Nodes, files: Path, tmp_path: Path) -> None:
+    """TensorRT is a stand-in; the plan and its manifest are sent along, and batches are those of one machine."""
+    content = (files / "net.onnx").read_bytes()
+    (tmp_path / "net.plan").write_bytes(content)
+    info = onnx_variant(files / "net.onnx").info
+    manifest = Manifest(sha256_of(tmp_path / "net.plan"), "0" * 64, "TensorRT 8.6.0", "GPU", "fp32", (), 1.0, info)
+    manifest_path(tmp_path / "net.plan").write_text(manifest.to_json())
+    paths = sorted((files / "many").glob("*.png"))
+    detector = NetworkDetector(OnnxSession(content, "plan", threads=1).run, info, 0.001, 0.45)
+    expected = [found for batch in detector.detect_batches(in_groups(paths, 3)) for found in batch]
+    model = made_workers.StandInEngine(info, tmp_path / "net.plan")
+    with nodes.another("gpus", gpus=2):
+        cluster = Cluster(nodes.address, group_size=1)
+        found = detect_by_workers(model, paths, workers=cluster)
+        with pytest.raises(DarktrtError, match=r"a worker takes 1 CPUs and 3 GPUs, and no node of the cluster has them"):
+            detect_by_workers(model, paths, workers=Cluster(nodes.address, num_gpus_per_worker=3))
+    assert [one.scores.tobytes() + one.boxes.tobytes() for one in found] == [
+        one.scores.tobytes() + one.boxes.tobytes() for one in expected
+    ]
+
+
 # --- calibration ---
 
 
-def calibrated(files: Path, output: Path, workers: Workers | None) -> bytes:
-    options = darktrt.CalibrationOptions(bias_images=8, fp_layer_images=4)
+@pytest.fixture(scope="module")
+def plain(files: Path) -> bytes:
+    """The calibration of one machine."""
+    return calibrated(files, files / "plain.calib", None)
+
+
+def calibrated(files: Path, output: Path, workers: Workers | None, resume: bool = False) -> bytes:
+    options = darktrt.CalibrationOptions(bias_images=8, fp_layer_images=4, resume=resume)
     darktrt.calibrate(files / "net.onnx", [files / "many"], output, options, cluster=workers)
     return output.read_bytes()
 
 
-def test_a_calibration_is_that_of_one_machine(nodes: Nodes, files: Path, tmp_path: Path) -> None:
-    plain = calibrated(files, tmp_path / "plain.calib", None)
-    for workers in (1, 2, 3, 5):
-        cluster = Cluster(nodes.address, workers=workers, group_size=3, ship_images=workers == 2)
-        assert calibrated(files, tmp_path / "cluster.calib", cluster) == plain, workers
-    killing = Killing(Cluster(nodes.address, group_size=2))
-    assert calibrated(files, tmp_path / "killed.calib", killing) == plain
-    assert killing.killed == 3
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_a_calibration_is_that_of_one_machine(nodes: Nodes, files: Path, plain: bytes, tmp_path: Path, workers: int) -> None:
+    cluster = Cluster(nodes.address, workers=workers, group_size=2, ship_images=workers == 2)
+    killing = Killing(cluster, passes=3 if workers == 3 else 0)
+    assert calibrated(files, tmp_path / "cluster.calib", killing) == plain
+    assert killing.killed == killing.passes
 
 
 class Killing:
-    """A cluster of which a worker is killed in every pass, when it has results."""
+    """A cluster of which a worker is killed in the first passes, when it has results."""
 
-    def __init__(self, cluster: Cluster) -> None:
-        self.cluster, self.killed, self.group_size = cluster, 0, cluster.group_size
+    def __init__(self, cluster: Cluster, passes: int) -> None:
+        self.cluster, self.passes, self.killed, self.group_size = cluster, passes, 0, cluster.group_size
 
     def results(self, make_worker: Any, groups: Any, **more: Any) -> Iterator[Done[Any, Any]]:
         work = self.cluster.results(partial(made_workers.with_process, make_worker), groups, **more)
         with contextlib.closing(work):
             for i, done in enumerate(work):
                 result, process = done.result
-                if i == 1:
+                if i == 1 and self.killed < self.passes:
                     os.kill(process, signal.SIGKILL)
                     self.killed += 1
                 yield Done(done.group, result, done.node)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_driver_that_is_killed_goes_on(nodes: Nodes, files: Path, plain: bytes, tmp_path: Path, number: int) -> None:
+    """What it counted is in the file for --resume; Ctrl-C keeps all of it."""
+    output = tmp_path / "net.calib"
+    arguments = [nodes.address, str(files / "net.onnx"), str(files / "many"), str(output)]
+    driver = subprocess.Popen([sys.executable, str(Path(__file__).with_name("killed_driver.py")), *arguments])
+    deadline = time.monotonic() + 120
+    while not partial_path(output).exists() and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    driver.send_signal(number)
+    assert driver.wait(60) and not output.exists()
+    counted = len(read_calibration(partial_path(output)).histograms.images)
+    assert 4 <= counted < 24
+    assert calibrated(files, output, Cluster(nodes.address, workers=2, group_size=4), resume=True) == plain
+    assert not partial_path(output).exists()
