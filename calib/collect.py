@@ -211,7 +211,9 @@ class _Run:
         for path, digest in counted.digests.items():
             if digest != self.digests[path]:
                 where = f" on {done.node}" if done.node else ""
-                raise DarktrtError(f"{path}: is another file{where} than it was at first; calibrate on files that do not change")
+                raise DarktrtError(
+                    f"{path}: is another file{where} than it was at first; calibrate on files that do not change"
+                )
             self.histograms.files[digest] = self.files[digest]
         for path, sentence in counted.failed.items():
             self._fail(path, f"{sentence} (on {done.node})" if done.node else sentence)
