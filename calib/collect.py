@@ -24,8 +24,6 @@ Save = Callable[[HistogramSet], None]
 SAVE_EVERY = 32
 _MOST_SAVING = 0.05
 """The largest share of the time that goes into saving what was counted."""
-_AT_ONCE = 4
-"""Images of a group: as many as pay for merging its histograms, and few, for Ctrl-C waits for the groups under way."""
 
 
 def collect(
@@ -157,7 +155,7 @@ class _Run:
         for path in images:
             self.histograms.skipped.pop(as_text(path), None)
         try:
-            groups = self._groups(images)
+            groups = self._groups(images, workers.group_size)
             with closing(workers.results(counter, groups, bytes_each=counter.bytes_each)) as results:
                 for done in results:
                     self._add(done)
@@ -171,7 +169,7 @@ class _Run:
         if self.stop.is_set():
             raise KeyboardInterrupt
 
-    def _groups(self, images: Sequence[Path]) -> Iterator[list[Path]]:
+    def _groups(self, images: Sequence[Path], size: int) -> Iterator[list[Path]]:
         """The new images in groups; the others are taken off the bar's total."""
         group: list[Path] = []
         for path in images:
@@ -181,7 +179,7 @@ class _Run:
                 group.append(path)
             else:
                 self.bar.total = (self.bar.total or 1) - 1
-            if len(group) == _AT_ONCE:
+            if len(group) == size:
                 yield group
                 group = []
         if group:

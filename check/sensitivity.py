@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from darktrt.calib.fp_layers import Cost, FpLayers
+from darktrt.calib.fp_layers import NoiseSums
 from darktrt.check.coco import Accuracy, coco_metrics
 from darktrt.check.ground_truth import GroundTruth, load_ground_truth
 from darktrt.check.model import OnnxModel, detect_by_models
@@ -23,10 +25,12 @@ from darktrt.check.simulate import (
     chosen_fp_layers,
     convolutions,
     load_network,
+    operations,
     quantized,
 )
 from darktrt.files import atomic_output
-from darktrt.parallel import Workers
+from darktrt.onnx_cost import cost_of
+from darktrt.parallel import Threads, Worker, Workers
 from darktrt.progress import progress
 from darktrt.surgery.qdq import Calibration
 from darktrt.vision.charts import BLUE, GRAY, Bar, draw_bars
@@ -155,36 +159,62 @@ def measure_each(reference: FloatReference, calibration: Calibration) -> dict[Co
     return changes
 
 
-def find_fp_layers(source: str | Path, images: Sequence[Path], calibration: Calibration) -> FpLayers:
-    """Measure which convolutions INT8 should leave in floating point.
+def measure_noise(
+    source: str | Path, images: Mapping[str, Path], calibration: Calibration, workers: Workers | None = None
+) -> NoiseSums:
+    """Measure what the floating-point layers are chosen by.
 
     Costs of single convolutions add up, for noises of different layers are not correlated. So do those of groups: the
     convolutions of a deep network are measured in :data:`MOST_GROUPS` groups of neighbours.
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        images: to measure the cost on.
-        calibration: the scales.
+        images: to measure on, by their SHA-256.
+        calibration: the scales, and how biases are corrected.
+        workers: by default threads of this process.
 
     Raises:
         DarktrtError: a file cannot be used.
     """
     network = load_network(source)
-    always = chosen_fp_layers(network)
-    reference = FloatReference(network, images)
-    operations = reference.operations()
-    others = [name for name in operations if name not in always]
+    always, shares = chosen_fp_layers(network), operations(network)
+    others = [name for name in shares if name not in always]
     groups = [part.tolist() for part in np.array_split(others, min(len(others), MOST_GROUPS))] if others else []
-    powers = []
-    with progress(len(groups), "layers") as bar:
-        for group in groups:
-            fp_layers = [name for name in operations if name not in group]
-            powers.append(reference.change(calibration, fp_layers).scores ** 2)
-            bar.update()
-    total = sum(powers) or 1
-    shares = [sum(operations[name] for name in group) for group in groups]
-    costs = [Cost(tuple(g), power / total, share) for g, power, share in zip(groups, powers, shares, strict=True)]
-    return FpLayers(tuple(always), tuple(costs))
+    meter = _NoiseMeter(network, tuple(images.values()), calibration, tuple(shares))
+    found = {}
+    results = (workers or Threads()).results(meter, groups, bytes_each=meter.bytes_each, files=meter.images)
+    with progress(len(groups), "layers") as bar, closing(results):
+        for done in results:
+            found[done.group[0]] = done.result
+            bar.update(1, done.node)
+    by_image = np.zeros((len(images), len(groups), 4))
+    for i, group in enumerate(groups):
+        by_image[:, i] = found[group[0]]
+    return NoiseSums(
+        tuple(always),
+        tuple(map(tuple, groups)),
+        tuple(sum(shares[name] for name in group) for group in groups),
+        dict(zip(images, by_image, strict=True)),
+    )
+
+
+@dataclass(frozen=True)
+class _NoiseMeter:
+    """Makes a worker that quantizes convolutions and measures the sums of :class:`Change`, ``(images, 4)``."""
+
+    network: OnnxNetwork
+    images: tuple[Path, ...]
+    calibration: Calibration
+    every: tuple[str, ...]
+
+    def __call__(self) -> Worker[str, NDArray[np.float64]]:
+        reference = FloatReference(self.network, self.images, threads=1)
+        return lambda group: reference.sums(self.calibration, [name for name in self.every if name not in group])
+
+    @property
+    def bytes_each(self) -> int:
+        cost = cost_of(self.network.model, self.network.info)
+        return 4 * cost.weights + 2 * cost.tensors
 
 
 def _others(every: Iterable[Convolution], convolution: Convolution) -> list[str]:

@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
@@ -93,18 +92,8 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fp-layers", metavar="NAME,...", help=fp_layers)
 
 
-def add_calibration_outputs(parser: argparse.ArgumentParser) -> None:
-    """What choosing scales writes, and how it chooses."""
-    beside = (
-        "table to write; beside it go a summary (.txt), TensorRT's cache (.cache), histograms (.npz), channel means "
-        "(.means.npz) and floating-point layers (.fp_layers.json)"
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
-    methods = ["auto", "entropy", "weighted", "mse", "percentile", "minmax"]
-    method = "how to choose (default: auto, the least error where objects are found)"
-    parser.add_argument("--method", choices=methods, default="auto", help=method)
-    parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
-    parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
+def add_calibration_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", required=True, metavar="CALIB", help="calibration to write, such as NAME.calib")
 
 
 def calibration(table: str, fp_layers: str | None = None) -> Calibration:
@@ -114,12 +103,14 @@ def calibration(table: str, fp_layers: str | None = None) -> Calibration:
     return load_calibration(table, names(fp_layers))
 
 
-def print_calibration(table: str, calibration: Calibration) -> None:
-    """Print the summary beside a table that was just written, and the number of its scales."""
-    from darktrt.calib.summary import Outputs
+def print_calibration(path: str) -> None:
+    """Print the summary of a calibration that was just written."""
+    from darktrt.calib.file import read_calibration
+    from darktrt.calib.summary import summary
 
-    print(Outputs(Path(table)).summary.read_text(encoding="utf-8"), end="")
-    print(f"{table}: scales of {len(calibration.scales)} tensors")
+    contents = read_calibration(path)
+    print(summary(contents))
+    print(f"{path}: scales of {len(contents.choices)} tensors")
 
 
 def names(fp_layers: str | None) -> tuple[str, ...] | None:
