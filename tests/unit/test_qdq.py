@@ -246,7 +246,7 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
         "calib run portable.onnx photos -o portable.onnx",
         "calib merge calibration.calib -o calibration.calib",
         "calib export calibration.calib -o calibration.calib",
-        "calib show calibration.calib --plot portable.onnx",
+        "calib show calibration.calib --plot calibration.calib",
     ):
         assert main(command.split()) == 2
         assert "is given twice and would be overwritten" in capsys.readouterr().err
