@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from darktrt.engine.manifest import manifest_path
 from darktrt.metadata import DetectorInfo, Thresholds
-from darktrt.onnx_cost import cost_of
 from darktrt.onnx_session import OnnxSession
 from darktrt.parallel import Threads, Worker, Workers, in_groups
 from darktrt.progress import progress
@@ -77,6 +76,8 @@ class OnnxModel:
     @staticmethod
     def of(model: onnx.ModelProto, info: DetectorInfo) -> OnnxModel:
         """The model as it is now; ``info`` describes it."""
+        from darktrt.onnx_cost import cost_of
+
         bytes_each = 2 * info.batch[0] * cost_of(model, info).tensors
         return OnnxModel(info, model.graph.name, model.SerializeToString(), bytes_each)
 

@@ -17,8 +17,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt.check.detections import VariantDetections, save_detections
-from darktrt.check.ground_truth import load_ground_truth
+from darktrt.check.coco import Accuracy, coco_metrics
+from darktrt.check.detections import VariantDetections, detect_variant, save_detections
+from darktrt.check.ground_truth import GroundTruth, load_ground_truth
+from darktrt.check.runs import Variant
 from darktrt.cli import main
 from darktrt.convert.cfg import read_cfg
 from darktrt.convert.export import convert_darknet
@@ -29,7 +31,7 @@ from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, transform
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import NetworkDetector
+from darktrt.vision.detector import NetworkDetector, Run
 from darktrt.vision.images import read_image
 
 Array = NDArray[Any]
@@ -254,6 +256,12 @@ def made_detections(labelled: Path, seed: int = 0, name: str = "A", precision: s
         ids = np.array([one.class_id for one in image.objects[:4]], np.int32)
         images[digest] = Detections(boxes.astype(np.float32), scores, ids, info.class_names)
     return VariantDetections(name, info, precision, Thresholds(0.001, 0.45), images)
+
+
+def measured_accuracy(run: Run, info: DetectorInfo, truth: GroundTruth) -> Accuracy:
+    """That of a network which only this process can run."""
+    detections = detect_variant(Variant("here", info, "fp32", run), truth).in_order(truth.digests)
+    return coco_metrics(detections, truth).accuracy
 
 
 def timing(name: str, milliseconds: float = 0.25, batch: int = 1, graph: bool = True, **more: str) -> dict[str, Any]:

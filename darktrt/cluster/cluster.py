@@ -100,6 +100,7 @@ def connected(address: str | None) -> Any:
     try:
         with _handlers_kept():
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray._private.worker._worker_logs_enabled = False  # it prints deaths on standard output, with pages of raylets' logs
     except (ConnectionError, ValueError, RuntimeError, AssertionError) as error:
         first = str(error).strip().partition("\n")[0]
         where = address or "the Ray cluster of this machine"

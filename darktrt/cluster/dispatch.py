@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 from darktrt.cluster.actor import Actor, Job, Outcome
-from darktrt.cluster.nodes import Need, Node, Staff, VersionCheck, living_nodes
+from darktrt.cluster.nodes import Need, Node, Staff, living_nodes
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import read_bytes
 from darktrt.parallel import Done, images_of
@@ -70,7 +70,7 @@ class Dispatch:
         self._sends_images = job.images_are_sent
         self._groups, self._waiting = iter(groups), deque[_Task]()
         self._job = ray.put(job)
-        self._staff = Staff(VersionCheck(ray), need)
+        self._staff = Staff(ray, need)
         self._hands: list[_Hand] = []
         self._awaited: dict[Any, _Hand] = {}
         """By the references of what they are at."""
@@ -155,7 +155,9 @@ class Dispatch:
         errors = self._ray.exceptions
         try:
             outcome: Outcome = self._ray.get(reference)
-        except (errors.RayActorError, errors.ObjectLostError, errors.NodeDiedError, MemoryError) as error:
+        except errors.RayError as error:
+            if isinstance(error, errors.RayTaskError) and not isinstance(error, MemoryError):
+                raise  # a bug
             self._lose(hand, error)
             return
         del self._awaited[reference]

@@ -98,10 +98,10 @@ class VersionCheck:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         cloudpickle.register_pickle_by_value(probe)
-        ask = self._ray.remote(probe.node_versions).options(num_cpus=0, max_retries=1)
-        asked = [
-            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote() for node in nodes
-        ]
+        ask, asked = self._ray.remote(probe.node_versions), []
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            asked.append(ask.options(num_cpus=0, max_retries=1, scheduling_strategy=there).remote())
         cloudpickle.unregister_pickle_by_value(probe)
         if asked:
             self._ray.wait(asked, num_returns=len(asked), timeout=_PROBE_SECONDS)
@@ -127,8 +127,9 @@ class VersionCheck:
 class Staff:
     """Which nodes may have workers, and how many."""
 
-    def __init__(self, check: VersionCheck, need: Need) -> None:
-        self._check, self._need = check, need
+    def __init__(self, ray: Any, need: Need) -> None:
+        self._ray, self._need = ray, need
+        self._check = VersionCheck(ray)
         self._deaths: Counter[str] = Counter()
         """Of workers that had not loaded the model yet, by the id of their node."""
         self._exhausted: Counter[str] = Counter()
@@ -180,12 +181,9 @@ class Staff:
     def note_death(self, node: Node, error: BaseException, opened: bool) -> str:
         """Remember that a worker died; the reason in words."""
         self._deaths[node.id] += not opened
-        text = str(error).lower()
-        if isinstance(error, MemoryError) or "out of memory" in text or "oom" in text or "low on memory" in text:
+        if isinstance(error, MemoryError | self._ray.exceptions.OutOfMemoryError):
             self._exhausted[node.id] += 1
             self._reason = "its node ran out of memory"
-        elif "node" in text and ("died" in text or "dead" in text):
-            self._reason = "its node died"
         else:
-            self._reason = "its process ended"
+            self._reason = "its node died" if "node has died" in str(error) else "its process ended"
         return self._reason

@@ -49,6 +49,7 @@ from darktrt.engine.weak_typing import GpuCalibration
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IMAGE_SIZES, METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
+from darktrt.pipeline import load_calibration
 from darktrt.plugins.ops import DOMAIN, Preprocess, op_from_node
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
@@ -276,24 +277,32 @@ def test_it_is_calibrated_on_the_pixels_of_the_float_form(files: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tables(files: Path) -> dict[str, Path]:
-    """Calibration tables of both forms of byte input."""
+def calibrations(files: Path) -> dict[str, Path]:
+    """Calibrations of both forms of byte input."""
     for name in ("image", "uint8"):
         arguments = ["calib", "run", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(files / f"{name}.calib")]
         assert main(arguments) == 0
     return {name: files / f"{name}.calib" for name in ("image", "uint8")}
 
 
-def test_a_table_serves_both_forms(made: Made, files: Path, tables: dict[str, Path], tmp_path: Path) -> None:
-    scales = [
-        {line.split(": ")[0]: line.split(": ")[1] for line in path.read_text().splitlines()[1:]} for path in tables.values()
-    ]
+def test_a_calibration_serves_both_forms(made: Made, files: Path, calibrations: dict[str, Path], tmp_path: Path) -> None:
+    scales = [load_calibration(path).scales for path in calibrations.values()]
     assert scales[0].keys() == scales[1].keys()
     assert scales[0] != scales[1], "the pixels of the image form are not rounded"
-    for name, table in tables.items():
+    for name, calibration in calibrations.items():
         for form_ in ("image", "uint8"):
             output = tmp_path / f"{form_}-{name}.onnx"
-            arguments = ["surgery", str(made.plain), "-o", str(output), "--input", form_, "--qdq", "--calibration", str(table)]
+            arguments = [
+                "surgery",
+                str(made.plain),
+                "-o",
+                str(output),
+                "--input",
+                form_,
+                "--qdq",
+                "--calibration",
+                str(calibration),
+            ]
             assert main(arguments) == 0
             assert load_model(output)[1].int8_convolutions == 5
 
@@ -458,15 +467,19 @@ def test_sizes_of_an_engine_that_has_one_are_refused(files: Path, tmp_path: Path
         BuildOptions(image_sizes=((64, 64), (32, 32), (99, 99)))
 
 
-def test_int8_by_a_table(
-    files: Path, tables: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_int8_by_a_calibration(
+    files: Path,
+    calibrations: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Every tensor of the table is in the network, whichever form it was calibrated with."""
-    for table in tables.values():
+    """Every tensor of the calibration is in the network, whichever form it was calibrated with."""
+    for calibration in calibrations.values():
         trt = full(monkeypatch, "8.6.1", plugins=PLUGINS)
         arguments = ["engine", str(files / "image.onnx"), "-o", str(tmp_path / "a.plan"), "--target", "trt"]
         sizes = ["--image-sizes", "32", "96x64", "128"]
-        assert main([*arguments, "--precision", "int8", "--calibration", str(table), *sizes]) == 0
+        assert main([*arguments, "--precision", "int8", "--calibration", str(calibration), *sizes]) == 0
         assert trt.config.profiles == [{"images": [(1, 32, 32, 3), (3, 64, 96, 3), (3, 128, 128, 3)]}]
         assert trt.config.calibration_profile == {"images": [(3, 64, 96, 3)] * 3}
         assert caplog.messages == []
@@ -511,13 +524,13 @@ def test_a_weakly_typed_engine_fits_and_places_in_float32(made: Made, monkeypatc
 @rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("batch", ["static", "dynamic"])
-def test_rtx_builds_it(tmp_path: Path, files: Path, tables: dict[str, Path], precision: Any, batch: str) -> None:
-    """INT8 from a table; the next test has Q/DQ nodes in the file."""
+def test_rtx_builds_it(tmp_path: Path, files: Path, calibrations: dict[str, Path], precision: Any, batch: str) -> None:
+    """INT8 from a calibration; the next test has Q/DQ nodes in the file."""
     made = make(tmp_path, net(96, 64) + MADE_BODY, batch=(2, 2, 2) if batch == "static" else (1, 2, 4))
     source, plan = tmp_path / "a.onnx", tmp_path / "a.plan"
     insert_plugins(made.plain, source, SurgeryOptions(input="image"))
     arguments = ["engine", str(source), "-o", str(plan), "--target", "rtx", "--precision", precision]
-    assert main([*arguments, *(["--calibration", str(tables["image"])] if precision == "int8" else [])]) == 0
+    assert main([*arguments, *(["--calibration", str(calibrations["image"])] if precision == "int8" else [])]) == 0
     assert plan.stat().st_size > 10_000
 
 
