@@ -315,11 +315,11 @@ COMMANDS = [
     ("surgery plain.onnx -o out.onnx --qdq --calibration a.png", "a.png: is neither a calibration of darktrt nor a TensorRT"),
     (
         "surgery plain.onnx -o out.onnx --qdq --calibration net.cfg",
-        "net.cfg: is neither a calibration of darktrt nor a TensorRT",
+        "net.cfg: is neither a calibration of darktrt nor a Tensor",
     ),
     (
         "surgery plain.onnx -o out.onnx --qdq --calibration bad.cache",
-        "bad.cache: begins with 'TRT-x', not with a header such as",
+        "bad.cache: begins with 'TRT-x', not with a header such",
     ),
     ("surgery plain.onnx -o out.onnx --qdq --calibration foreign.cache", "the calibration has no scale for 6 tensors"),
     # calib
