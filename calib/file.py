@@ -295,7 +295,7 @@ class _Threshold:
 
     def choice(self) -> Choice:
         choice = Choice(self.amax, self.method, self.clipped_share, self.errors, self.dead, self.joined)
-        if not 0 < self.scale <= _MOST_FLOAT or float(choice.scale) != self.scale:
+        if not (0 < self.amax <= _MOST_FLOAT and 0 < self.scale == float(choice.scale)):
             raise ValueError(f"the scale {self.scale} does not fit its threshold")
         return choice
 

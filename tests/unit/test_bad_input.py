@@ -342,10 +342,10 @@ COMMANDS = [
     ("calib run portable.onnx a.png -o sub", "sub: is a folder; name a file to write"),
     ("calib run portable.onnx a.png -o portable.onnx", "portable.onnx: is given twice and would be overwritten"),
     ("calib run portable.onnx . -o b.jpg", "b.jpg: is given twice and would be overwritten"),
-    ("calib run portable.onnx a.png -o t.calib --limit 0", "limit is 0; it must be 1 to "),
+    ("calib run portable.onnx a.png -o t.calib --limit 0", "limit is 0; it must be at least 1 [--limit]"),
     (
         "calib run portable.onnx a.png -o t.calib --fp-layer-images -1",
-        "fp_layer_images is -1; it must be 0 to ",
+        "fp_layer_images is -1; it must be at least 0 [--fp-layer-images]",
     ),
     (
         "calib run portable.onnx a.png -o t.calib --percentile 0",
