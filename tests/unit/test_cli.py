@@ -297,9 +297,9 @@ def test_a_tensor_that_is_always_zero(made: Made, images: Path, capsys: pytest.C
             constant.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(constant), constant.name))
     onnx.save(model, "plain.onnx")
     said(capsys, "surgery", "plain.onnx", "-o", "portable.onnx")
-    out, _ = said(capsys, "calib", "run", "portable.onnx", "in", "-o", "a.table", "--fp-layer-images", "0")
+    out, _ = said(capsys, "calib", "run", "portable.onnx", "in", "-o", "a.calib", "--fp-layer-images", "0")
     assert [line.split()[0] for line in out.splitlines() if line.endswith("always zero")][:1] == ["/layers.0/Conv_output_0"]
-    out, _ = said(capsys, "surgery", "plain.onnx", "-o", "qdq.onnx", "--qdq", "--calibration", "a.cache")
+    out, _ = said(capsys, "surgery", "plain.onnx", "-o", "qdq.onnx", "--qdq", "--calibration", "a.calib")
     assert "6 convolutions in INT8" in out
 
 
@@ -312,7 +312,7 @@ def test_make_calibrates_with_and_without_data(tmp_path: Path) -> None:
 
     output = f"-o {tmp_path}/yolov4-tiny/calibration.calib"
     assert calibrates("DATA=a b.json").split() == ["a", "b.json", *output.split()]
-    assert calibrates().strip() == table
+    assert calibrates().strip() == output
     (tmp_path / "yolov4-tiny").mkdir(exist_ok=True)
     (tmp_path / "yolov4-tiny/CALIB.options").write_text("c d\n")
     assert calibrates().split() == ["c", "d", *output.split()], "those of the last time"
