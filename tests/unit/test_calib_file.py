@@ -113,6 +113,14 @@ def test_images_are_ordered_by_name_and_then_by_content() -> None:
     assert replace(WHOLE, network=replace(NETWORK, head="raw")).noise_sample == []
 
 
+def test_the_sample_of_a_later_pass_is_spread_over_the_images() -> None:
+    images = {str(i): f"{i}.jpg" for i in range(7)}
+    histograms = HistogramSet("model", images=images)
+    for number, chosen in ((0, []), (1, [0]), (2, [0, 4]), (3, [0, 3, 6]), (4, [0, 2, 4, 6]), (7, range(7)), (64, range(7))):
+        contents = CalibrationFile(NETWORK, CalibrationSettings(bias_images=number, fp_layer_images=number), histograms)
+        assert contents.means_sample == contents.noise_sample == [str(i) for i in chosen]
+
+
 def test_counts_alone_are_a_file_too_which_no_later_stage_takes(tmp_path: Path) -> None:
     counts = replace(WHOLE, choices={}, means=MeasuredMeans(), noise=None)
     contents = read_calibration(written(tmp_path, counts))

@@ -266,7 +266,7 @@ def test_a_static_batch_is_filled_up(tmp_path: Path) -> None:
 
 
 def test_it_is_calibrated_on_the_pixels_of_the_float_form(files: Path) -> None:
-    """Images of different sizes; only the name of the image's tensor is that of the uint8 form."""
+    """Images have different sizes; only the name of the image's tensor is that of the uint8 form."""
     images = photos(files)
     result, expected = (collect(files / f"{name}.onnx", images) for name in ("image", "float"))
     as_bytes = collect(files / "uint8.onnx", images)
@@ -299,15 +299,16 @@ def test_a_calibration_serves_both_forms(made: Made, files: Path, calibrations: 
 
 
 def test_channel_means_are_those_of_the_float_form(files: Path) -> None:
-    histograms = collect(files / "image.onnx", photos(files)).histograms
-    ranges = {name: Range(np.float32(0.02), histogram.exponent) for name, histogram in histograms.items()}
+    histograms = collect(files / "image.onnx", photos(files))
+    ranges = {name: Range(np.float32(0.02), one.exponent) for name, one in histograms.histograms.items()}
     ranges["images"] = ranges["images_float"]
-    result, expected = (measure_channel_means(files / f"{name}.onnx", photos(files), ranges) for name in ("image", "float"))
-    assert ["images", *list(result.sums)[1:]] == list(expected.sums)
-    for one, other in zip(result.sums.values(), expected.sums.values(), strict=True):
-        assert one.positions == other.positions
-        np.testing.assert_array_equal(one.means, other.means)
-        np.testing.assert_array_equal(one.levels, other.levels)
+    result, expected = (
+        measure_channel_means(files / f"{name}.onnx", photos(files), ranges).channel_means(ranges)
+        for name in ("image", "float")
+    )
+    assert ["images", *list(result)[1:]] == list(expected)
+    for one, other in zip(result.values(), expected.values(), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_int8_changes_scores_as_in_the_float_form(files: Path) -> None:
