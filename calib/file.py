@@ -39,6 +39,8 @@ _MOST_BYTES = 768 << 20
 """Of the arrays of a file: the histograms of 2,000 tensors, four times what the largest networks have, and the rest."""
 _MOST_TEXT = 512 << 20
 """Of the JSON, which names every image; a million of them take some 150 MB."""
+_CACHE = b"TRT-"
+"""How a TensorRT calibration cache begins."""
 _ADVICE = "name a calibration (.calib) of 'darktrt calib run', or calibrate again"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MOST_POSITIONS = 1 << 30
@@ -232,11 +234,15 @@ def is_cache(path: str | Path) -> bool:
         DarktrtError: it cannot be read, or is neither.
     """
     advice = "name a calibration (.calib) of 'darktrt calib run', or a TensorRT calibration cache"
-    with open_input(path, advice=advice) as file:
-        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith((b"TRT-", b"PK")):
+    start = _start(path, advice)
+    if not start.startswith((_CACHE, b"PK")):
         raise DarktrtError(f"{path}: is neither a calibration of darktrt nor a TensorRT calibration cache; {advice}")
-    return start.startswith(b"TRT-")
+    return start.startswith(_CACHE)
+
+
+def _start(path: str | Path, advice: str) -> bytes:
+    with open_input(path, advice=advice) as file:
+        return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
 
 
 def read_calibration(path: str | Path) -> CalibrationFile:
@@ -245,6 +251,8 @@ def read_calibration(path: str | Path) -> CalibrationFile:
     Raises:
         DarktrtError: the file cannot be read, is no such file or one of a later version, or is damaged.
     """
+    if _start(path, _ADVICE).startswith(_CACHE):
+        raise DarktrtError(f"{path}: is a TensorRT calibration cache, which has scales only; {_ADVICE}")
     with open_archive(path, _TEXT, _ARRAYS, _MOST_BYTES, _MOST_TEXT, _ADVICE) as archive:
         values = parse_json(archive.text, str(path), _ADVICE)
         _check_version(values, path)
@@ -287,7 +295,7 @@ class _Threshold:
 
     def choice(self) -> Choice:
         choice = Choice(self.amax, self.method, self.clipped_share, self.errors, self.dead, self.joined)
-        if not 0 < self.scale <= _MOST_FLOAT or float(choice.scale) != self.scale:
+        if not (0 < self.amax <= _MOST_FLOAT and 0 < self.scale == float(choice.scale)):
             raise ValueError(f"the scale {self.scale} does not fit its threshold")
         return choice
 

@@ -50,7 +50,7 @@ class Histogram:
     @property
     def amax(self) -> float:
         """The largest |x|, exact; 0 for an empty histogram."""
-        return max(-self.minimum, self.maximum, 0.0)
+        return max(-self.minimum, self.maximum, 0.0) + 0.0  # no -0.0
 
     @property
     def bin_width(self) -> float:

@@ -37,8 +37,10 @@ class CalibrationSettings:
             ("bias_images", self.bias_images, 0),
             ("fp_layer_images", self.fp_layer_images, 0),
         ):
-            if value is not None and not least <= value <= MOST_IMAGES:
-                raise DarktrtError(f"{name} is {value}; it must be {least} to {MOST_IMAGES}", argument=name)
+            if value is not None and value < least:
+                raise DarktrtError(f"{name} is {value}; it must be at least {least}", argument=name)
+        if self.bias_images > MOST_IMAGES:
+            raise DarktrtError(f"bias_images is {self.bias_images}; it must be at most {MOST_IMAGES}", argument="bias_images")
 
 
 @dataclass(frozen=True)

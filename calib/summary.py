@@ -37,9 +37,10 @@ def summary(contents: CalibrationFile) -> str:
         ("method", method if contents.choices else "none yet: these are only counts"),
     ]
     heading = [f"{name + ':':10} {value}" for name, value in facts]
+    if not contents.choices:
+        return "\n".join(heading)
     layers = contents.fp_layers()
-    measured = contents.measured() if contents.choices else []
-    return "\n".join([*heading, *measured, "", summary_table(contents), *([str(layers)] if layers else [])])
+    return "\n".join([*heading, *contents.measured(), "", summary_table(contents), *(["", str(layers)] if layers else [])])
 
 
 def summary_table(contents: CalibrationFile) -> str:
@@ -53,7 +54,7 @@ def summary_table(contents: CalibrationFile) -> str:
         lines.append(
             f"{name:{width}}  {amax:10.4g}  {choice.amax:10.4g}  {choice.scale:10.4g}  {choice.clipped_share:9.4%}  {method}"
         )
-    return "\n".join([*lines, ""])
+    return "\n".join(lines)
 
 
 def plot(contents: CalibrationFile, path: str | Path) -> None:

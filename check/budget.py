@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from darktrt.calib.histogram import HistogramSet
-from darktrt.calib.summary import Outputs
 from darktrt.check.coco import Accuracy, measure_accuracy
 from darktrt.check.ground_truth import GroundTruth, has_labels, load_ground_truth
 from darktrt.check.model import OnnxModel
@@ -102,7 +100,6 @@ def within_budget(
     calibration: Calibration,
     budget: float,
     evaluation: EvaluationData,
-    file: str | Path | None = None,
     show: Callable[[str], None] = LOGGER.info,
 ) -> Trade:
     """Find how many more convolutions must stay in floating point for INT8 to lose no more than ``budget``.
@@ -114,10 +111,10 @@ def within_budget(
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        calibration: the scales, and the convolutions that stay in floating point anyway.
+        calibration: the scales, and the convolutions that stay in floating point anyway; images of the evaluation that it was
+            made of are warned of.
         budget: the largest drop of AP, or without labels the largest change of the scores.
         evaluation: the images to measure that on.
-        file: of the calibration; images that it was made of too are warned of, as far as it lists them.
         show: is called with each line of the table of trials.
 
     Raises:
@@ -127,8 +124,7 @@ def within_budget(
     network = load_network(source)
     ground_truth = _labels(network, evaluation)
     images = _images(ground_truth, evaluation)
-    if file:
-        _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, file)
+    _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, calibration)
     fp_layers = tuple(chosen_fp_layers(network, calibration))
     quantized(network, calibration, fp_layers)  # refuses the calibration of another network before the work begins
     measure: _Measure = (
@@ -248,13 +244,9 @@ def _images(ground_truth: GroundTruth | None, evaluation: EvaluationData) -> lis
     return paths if len(paths) <= LIMIT else random.Random(evaluation.seed).sample(paths, LIMIT)
 
 
-def _warn_of_overlap(images: Sequence[Path], table: str | Path) -> None:
-    """Warn of images that calibration used too, as far as there are histograms beside the table."""
-    histograms = Outputs(Path(table)).histograms
-    if not histograms.is_file():
-        return
-    calibrated = HistogramSet.load(histograms).images
-    overlap = sum(sha256_of(path) in calibrated for path in images)
+def _warn_of_overlap(images: Sequence[Path], calibration: Calibration) -> None:
+    """Warn of images that calibration used too; a TensorRT cache does not name its own."""
+    overlap = sum(sha256_of(path) in calibration.images for path in images) if calibration.images else 0
     if overlap:
         LOGGER.warning(
             "INT8 was calibrated on %d of the %d images of the evaluation; on others it may lose more", overlap, len(images)

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from darktrt import __version__
-from darktrt.calib.histogram import Histogram, HistogramSet
-from darktrt.calib.summary import Outputs, bar_heights
+from darktrt.calib.file import is_cache, read_calibration
+from darktrt.calib.histogram import Histogram
+from darktrt.calib.summary import bar_heights
 from darktrt.calib.threshold import LEVELS, expected_error
 from darktrt.check.agreement import Agreement
 from darktrt.check.coco import Accuracy, ClassAccuracy
@@ -365,10 +366,9 @@ def calibration_sources(
         readers: the cfg line of the convolution that reads each tensor that INT8 quantizes.
         digests: SHA-256 of the images of the evaluation.
     """
-    beside = Outputs(Path(file)).histograms
-    if not beside.is_file():
+    if is_cache(file):
         return CalibrationSources(str(file), 0, (), 0, ())
-    histograms = HistogramSet.load(beside)
+    histograms = read_calibration(file).histograms
     folders = tuple(dict.fromkeys(str(Path(path).parent) for path in histograms.images.values()))
     ranges = [
         _range(name, readers[name], histogram, float(scales[name]))

@@ -327,7 +327,7 @@ def build_engine(
     scales = load_calibration(calibration, fp_layers) if isinstance(calibration, str | Path) else calibration
     cost = None
     if scales and budget:
-        scales, cost = _within_budget(source, scales, options, budget, file)
+        scales, cost = _within_budget(source, scales, options, budget)
     return build_file(source, output, options, scales, cost)
 
 
@@ -378,7 +378,7 @@ def _gpu_calibration(
 
 
 def _within_budget(
-    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget, file: str | Path | None
+    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget
 ) -> tuple[Calibration, Int8Cost]:
     """The calibration with the layers in floating point that keep INT8 within the budget, and what it costs then."""
     from darktrt.check.budget import EvaluationData, within_budget
@@ -386,7 +386,7 @@ def _within_budget(
 
     find_target(options.target)  # what would stop the build later is reported before this long work
     data = [str(entry) for entry in budget.data]
-    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), file, LOGGER.info)
+    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), LOGGER.info)
     return replace(calibration, fp_layers=trade.chosen.fp_layers), trade.cost(", ".join(data))
 
 

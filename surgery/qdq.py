@@ -61,8 +61,8 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
     quantized inputs would add rounding errors block after block to the sum that all later blocks read.
 
     Raises:
-        DarktrtError: a tensor has no scale, a weight is NaN or infinite, or ``fp_layers`` contains a name that is no
-            convolution.
+        DarktrtError: the calibration is of other weights, a tensor has no scale, a weight is NaN or infinite, or ``fp_layers``
+            contains a name that is no convolution.
     """
     report = choose_precisions(graph, info, calibration)
     dequantized: dict[str, gs.Tensor] = {}
@@ -87,11 +87,22 @@ def choose_precisions(graph: gs.Graph, info: DetectorInfo, calibration: Calibrat
     Raises:
         DarktrtError: as :func:`quantize`.
     """
+    _check_weights(info, calibration)
     convolutions = _convolutions(graph, info)
     fp_layers = fp_layer_names(graph, info, calibration.fp_layers)
     chosen = [node for node in convolutions if node.name not in fp_layers]
     _check_scales(graph, chosen, calibration.scales)
     return QuantizeReport(tuple(n.name for n in chosen), tuple(n.name for n in convolutions if n.name in fp_layers))
+
+
+def _check_weights(info: DetectorInfo, calibration: Calibration) -> None:
+    own, calibrated = info.sources.get("weights"), calibration.sources.get("weights")
+    if own and calibrated and own != calibrated:
+        raise DarktrtError(
+            f"the calibration is of a network with other weights ({quote(calibrated, 20)}, not {quote(own, 20)}); calibrate "
+            "this very network, or export the scales as a TensorRT cache to use them as they are",
+            "calibration",
+        )
 
 
 def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapping[str, np.float32]) -> None:

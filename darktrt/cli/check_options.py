@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from darktrt.check.ground_truth import GroundTruth
     from darktrt.check.runs import Variant
     from darktrt.metadata import DetectorInfo
+    from darktrt.surgery.qdq import Calibration
 
 
 # --- variants ---
@@ -89,6 +90,13 @@ def variant_files(args: argparse.Namespace) -> list[str | None]:
     return [args.cfg, args.weights, args.class_names, args.calibration, *models]
 
 
+def calibration(args: argparse.Namespace) -> Calibration | None:
+    """The calibration that the options name; it is read once, since what it lacks is a warning."""
+    if args.calibration and "scales" not in args:
+        args.scales = groups.calibration(args.calibration, args.fp_layers)
+    return args.scales if args.calibration else None
+
+
 def split_name(text: str) -> tuple[str, str]:
     """Name and path of ``[NAME=]PATH``; without a name it is empty."""
     name, _, path = text.rpartition("=")
@@ -121,7 +129,7 @@ def _simulated(args: argparse.Namespace, layers: bool) -> list[Variant]:
         raise DarktrtError(f"--simulate {args.simulate}: '{odd[0]}' is neither fp16 nor int8")
     if not args.model:
         raise DarktrtError("--simulate rounds what an ONNX file computes; name one by --model")
-    scales = groups.calibration(args.calibration, args.fp_layers) if args.calibration else None
+    scales = calibration(args)
     files = [(name, path, precision) for name, path in map(split_name, args.model) for precision in precisions]
     return [simulated_variant(path, precision, scales, layers, name) for name, path, precision in files]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from darktrt.check.ground_truth import GroundTruth
     from darktrt.check.report import Int8Parts, Parts
     from darktrt.metadata import DetectorInfo
+    from darktrt.surgery.qdq import Calibration
 
 
 def add(commands: groups.Commands) -> None:
@@ -87,7 +88,8 @@ def _measure(args: argparse.Namespace) -> Parts:
         compared = args.compare_images > 0 and sum(variant.here for variant in variants) > 1
         if compared:
             check_same_network(variants)
-        int8 = _int8_parts(args, ground_truth) if args.calibration and args.model else None
+        calibration = check_options.calibration(args) if args.model else None
+        int8 = _int8_parts(args, calibration, ground_truth) if calibration else None
         agreement = _agreement(args, ground_truth) if compared else None
         return Parts(ground_truth, evaluate(variants, ground_truth, loaded, cluster), agreement, int8, timings)
 
@@ -105,9 +107,8 @@ def _agreement(args: argparse.Namespace, ground_truth: GroundTruth) -> Agreement
         return compare(variants, images, layers=True, partly=True)
 
 
-def _int8_parts(args: argparse.Namespace, ground_truth: GroundTruth) -> Int8Parts:
+def _int8_parts(args: argparse.Namespace, calibration: Calibration, ground_truth: GroundTruth) -> Int8Parts:
     from darktrt.check.report import int8_parts
 
     source = check_options.split_name(args.model[0])[1]
-    calibration = groups.calibration(args.calibration, args.fp_layers)
     return int8_parts(source, calibration, args.calibration, ground_truth, args.sensitivity_images)

@@ -43,6 +43,7 @@ def good(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert_plugins(made.plain, folder / "raw.onnx", SurgeryOptions(head="raw"))
     (folder / "net.names").write_text("cat\ndog\ncow\n")
     CalibrationTable({f"other{i}": np.float32(1) for i in range(9)}, "8600").save(folder / "foreign.cache")
+    (folder / "bad.cache").write_text("TRT-x\n")
     (folder / "model.plan").write_bytes(b"a plan")
     manifest = Manifest("0" * 64, "0" * 64, "TensorRT 10.3.0", None, "fp16", (), 1.0, made.info)
     (folder / "model.json").write_text(manifest.to_json())
@@ -311,8 +312,15 @@ COMMANDS = [
     ("surgery plain.onnx -o out.onnx --qdq", "--qdq and --calibration CALIB go together"),
     ("surgery plain.onnx -o out.onnx --qdq --calibration none.calib", "none.calib: cannot read: No such file or directory"),
     ("surgery plain.onnx -o out.onnx --qdq --calibration sub", "sub: is a folder; name a file"),
-    ("surgery plain.onnx -o out.onnx --qdq --calibration a.png", "a.png: is no UTF-8 text (byte 0); name a calibration table"),
-    ("surgery plain.onnx -o out.onnx --qdq --calibration net.cfg", "net.cfg: begins with '[net]', not with a header such as"),
+    ("surgery plain.onnx -o out.onnx --qdq --calibration a.png", "a.png: is neither a calibration of darktrt nor a TensorRT"),
+    (
+        "surgery plain.onnx -o out.onnx --qdq --calibration net.cfg",
+        "net.cfg: is neither a calibration of darktrt nor a Tensor",
+    ),
+    (
+        "surgery plain.onnx -o out.onnx --qdq --calibration bad.cache",
+        "bad.cache: begins with 'TRT-x', not with a header such",
+    ),
     ("surgery plain.onnx -o out.onnx --qdq --calibration foreign.cache", "the calibration has no scale for 6 tensors"),
     # calib
     ("calib run none.onnx a.png -o t.calib", "none.onnx: cannot read: No such file or directory"),
@@ -334,10 +342,6 @@ COMMANDS = [
     ("calib run portable.onnx a.png -o sub", "sub: is a folder; name a file to write"),
     ("calib run portable.onnx a.png -o portable.onnx", "portable.onnx: is given twice and would be overwritten"),
     ("calib run portable.onnx . -o b.jpg", "b.jpg: is given twice and would be overwritten"),
-    ("calib run portable.onnx . -o t.calib --plot b.jpg", "b.jpg: is given twice and would be overwritten"),
-    ("calib run portable.onnx a.png -o t.txt", "a file beside the table has this name; name the table like t.calib"),
-    ("calib run portable.onnx a.png -o t.calib --plot t.svg", "t.svg: cannot draw to that format; name a .png file"),
-    ("calib run portable.onnx a.png -o t.calib --plot none/t.png", "none/t.png: cannot write: No such file or directory"),
     ("calib run portable.onnx a.png -o t.calib --limit 0", "limit is 0; it must be at least 1 [--limit]"),
     (
         "calib run portable.onnx a.png -o t.calib --fp-layer-images -1",
@@ -348,9 +352,15 @@ COMMANDS = [
         "percentile is 0; it must be above 0 and at most 100 [--percentile]",
     ),
     ("calib run portable.onnx a.png -o t.calib --method kl", "argument --method: invalid choice: 'kl'"),
-    ("calib merge -o t.calib", "the following arguments are required: NPZ"),
-    ("calib merge none.npz -o t.calib", "none.npz: cannot read: No such file or directory"),
-    ("calib merge a.png -o t.calib", "a.png: is damaged (File is not a zip file); name the histograms (.npz) of a"),
+    ("calib merge -o t.calib", "the following arguments are required: CALIB"),
+    ("calib merge none.calib -o t.calib", "none.calib: cannot read: No such file or directory"),
+    ("calib merge a.png -o t.calib", "a.png: is damaged (File is not a zip file); name a calibration (.calib) of"),
+    ("calib merge foreign.cache -o t.calib", "foreign.cache: is a TensorRT calibration cache, which has scales only"),
+    ("calib show none.calib", "none.calib: cannot read: No such file or directory"),
+    ("calib show sub", "sub: is a folder; name a file"),
+    ("calib show foreign.cache", "foreign.cache: is a TensorRT calibration cache, which has scales only"),
+    ("calib export none.calib -o t.cache", "none.calib: cannot read: No such file or directory"),
+    ("calib export foreign.cache -o foreign.cache", "foreign.cache: is given twice and would be overwritten"),
     # engine
     ("engine none.onnx -o out.plan", "none.onnx: cannot read: No such file or directory"),
     ("engine net.names -o out.plan", f"net.names: {ONNX}"),
@@ -539,7 +549,7 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
         err = capfd.readouterr().err
         assert status in (0, 2)
         for name in set(files_in(place)) - {*before, "bad.onnx"}:
-            assert status == 0 or name == "t.npz", (name, err)  # what was counted is kept for --resume
+            assert status == 0 or name == "t.calib.partial", (name, err)  # what was counted is kept for --resume
             Path(name).unlink()
         assert status == 0 or len([line for line in err.splitlines() if line.startswith("darktrt calib run: ")]) == 1
         worked += status == 0
@@ -547,40 +557,36 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
 
 
 @pytest.mark.parametrize("error", [DarktrtError("the third pass fails"), KeyboardInterrupt()])
-def test_a_table_is_whole_or_the_earlier_one_stays(
+def test_a_calibration_is_whole_or_the_earlier_one_stays(
     place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """What was counted is kept, and --resume makes the table of it."""
+    """What was counted is kept, and --resume makes the calibration of it."""
 
     def fails(*_: object) -> None:
         raise error
 
     def failed(*words: str) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr("darktrt.check.sensitivity.find_fp_layers", fails)
+            patched.setattr("darktrt.check.sensitivity.measure_noise", fails)
             assert main(["calib", "run", "portable.onnx", *words, "-o", "t.calib"]) in (2, 130)
 
     before = files_in(place)
     failed("a.png")
-    assert set(files_in(place)) - set(before) == {"t.npz"}
+    assert set(files_in(place)) - set(before) == {"t.calib.partial"}
     assert main(["calib", "run", "portable.onnx", "a.png", "-o", "t.calib", "--resume"]) == 0
-    earlier = {name: Path(name).read_bytes() for name in set(files_in(place)) - set(before)}
-    assert earlier.keys() == {"t.npz", "t.calib", "t.cache", "t.txt", "t.means.npz", "t.fp_layers.json"}
+    assert set(files_in(place)) - set(before) == {"t.calib"}
+    earlier = Path("t.calib").read_bytes()
     failed("b.jpg")
-    assert set(files_in(place)) - set(before) == earlier.keys()
-    assert [name for name, content in earlier.items() if Path(name).read_bytes() != content] == ["t.npz"]
+    assert set(files_in(place)) - set(before) == {"t.calib", "t.calib.partial"}
+    assert Path("t.calib").read_bytes() == earlier
     capfd.readouterr()
 
 
-def test_a_table_of_a_merge_has_nothing_of_the_earlier_one(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_merge_has_nothing_of_the_earlier_calibration(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["calib", "run", "portable.onnx", "a.png", "-o", "t.calib"]) == 0
     assert main(["calib", "run", "portable.onnx", "b.jpg", "-o", "other.calib"]) == 0
-    assert main(["calib", "merge", "other.npz", "-o", "t.calib", "--plot", "t.png"]) == 0
-    for suffix in ("table", "cache", "npz"):
-        assert Path(f"t.{suffix}").read_bytes() == Path(f"other.{suffix}").read_bytes()
-    assert Path("t.png").is_file()
-    assert not Path("t.means.npz").exists()
-    assert not Path("t.fp_layers.json").exists()
+    assert main(["calib", "merge", "other.calib", "-o", "t.calib"]) == 0
+    assert Path("t.calib").read_bytes() == Path("other.calib").read_bytes()
     capfd.readouterr()
 
 
@@ -701,7 +707,7 @@ FULL = {
     ),
     "surgery": ("surgery plain.onnx -o out.onnx", 50_000, "out.onnx: cannot write: "),
     "engine": ("engine portable.onnx -o out.plan --target rtx", 5_000, "cannot write: "),
-    "calib": ("calib run portable.onnx a.png -o t.calib", 5_000, "t.npz: cannot write: "),
+    "calib": ("calib run portable.onnx a.png -o t.calib", 5_000, "t.calib.partial: cannot write: "),
     "an image": ("detect a.png --model portable.onnx -o out.bmp", 5_000, "out.bmp: cannot write: "),
     "images": ("detect a.png b.jpg --model portable.onnx -o new", 1_000, "new/a.png: cannot write: "),
     "a video": ("detect long.mp4 --model portable.onnx -o out.mp4", 5_000, "out.mp4: cannot be written"),

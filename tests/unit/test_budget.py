@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,20 @@ from darktrt.cli import main
 from darktrt.engine.manifest import read_plan_manifest
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
-from darktrt.surgery.qdq import Calibration
+from darktrt.pipeline import load_calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.images import read_image
 
 SPOILT, READER = "layer0", "/layers.1/Conv"
-"""A tensor whose scale is wrong in the table ``bad.cache``, and the one convolution that reads it."""
+"""A tensor whose scale is wrong in ``bad.cache``, and the one convolution that reads it."""
 BUDGET, SCORES = 0.2, 0.01
-"""Of the average precision and of the change of scores: far above what the good table costs, far below the bad one."""
+"""Of the average precision and of the change of scores: far above what the good calibration costs, far below the bad one."""
 
 
 @pytest.fixture(scope="module")
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made network for NMS, images, labels that are what it finds in float, a good table and a bad one."""
+    """The made network for NMS, images, labels that are what it finds in float, a good calibration and a bad one."""
     folder = tmp_path_factory.mktemp("budget")
     insert_plugins(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
@@ -54,7 +55,7 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         == 0
     )
-    scales = CalibrationTable.load(folder / "good.calib").scales
+    scales = load_calibration(folder / "good.calib").scales
     CalibrationTable({**scales, SPOILT: np.float32(scales[SPOILT] / 500)}, "8600").save(folder / "bad.cache")
     return folder
 
@@ -75,12 +76,12 @@ def label_by_the_network(folder: Path) -> None:
 
 
 def trade(
-    files: Path, table: str, budget: float, data: str = "val.json:{}/photos", fp_layers: tuple[str, ...] | None = None
+    files: Path, name: str, budget: float, data: str = "val.json:{}/photos", fp_layers: tuple[str, ...] | None = None
 ) -> tuple[Trade, list[str]]:
     lines: list[str] = []
-    calibration = Calibration(CalibrationTable.load(files / table).scales, fp_layers)
+    calibration = replace(load_calibration(files / name), fp_layers=fp_layers, channel_means={})
     entry = f"{files}/{data}".format(files)
-    return within_budget(files / "net.onnx", calibration, budget, EvaluationData([entry]), files / table, lines.append), lines
+    return within_budget(files / "net.onnx", calibration, budget, EvaluationData([entry]), lines.append), lines
 
 
 def test_int8_within_the_budget_stays_as_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +94,7 @@ def test_int8_within_the_budget_stays_as_it_is(files: Path, capsys: pytest.Captu
 
 
 def test_the_worst_layer_goes_to_floating_point_first(files: Path) -> None:
-    """The layer with the bad scale; without it in INT8 the AP is that of the good table."""
+    """The layer with the bad scale; without it in INT8 the AP is that of the good calibration."""
     found, lines = trade(files, "bad.cache", BUDGET)
     before, after = found.trials
     assert after.fp_layers == (*before.fp_layers, READER)

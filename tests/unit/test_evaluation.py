@@ -26,6 +26,7 @@ from darktrt.convert.reference import TorchReference
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.metadata import Thresholds
+from darktrt.pipeline import load_calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.boxes import Detections
 
@@ -38,7 +39,7 @@ def numbers(text: str, name: str) -> list[float]:
 
 def test_precisions_side_by_side(labelled: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     """The labels are detections of FP32; PyTorch has the same; INT8 with all scales times a hundred has none of them."""
-    scales = CalibrationTable.load(labelled / "my.calib").scales
+    scales = load_calibration(labelled / "my.calib").scales
     CalibrationTable({name: scale * np.float32(100) for name, scale in scales.items()}, "8600").save(labelled / "bad.cache")
     variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
     command = ["check", "map", str(labelled / "photos"), *variants, "--simulate", "fp16,int8"]
@@ -181,7 +182,7 @@ BAD = {
     "more --load-detections good.json": "A: has detections of 5 of the 6 images; make it from the same images",
     "photos --model net.onnx --limit 0": "the limit is 0; evaluate on at least 1 image",
     "none --model net.onnx": "none: no such file or folder",
-    "photos --model net.onnx --class-map my.calib": "my.calib:1: write CLASS OF THE LABELS = CLASS OF THE NETWORK",
+    "photos --model net.onnx --class-map bad.map": "bad.map:1: write CLASS OF THE LABELS = CLASS OF THE NETWORK",
 }
 
 
@@ -189,8 +190,9 @@ BAD = {
 def test_mistakes_are_reported_in_one_sentence(
     arguments: str, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("net.onnx", "my.calib", "photos"):
+    for name in ("net.onnx", "photos"):
         (folder / name).symlink_to(labelled / name)
+    Path("bad.map").write_text("TRT-8600\n")
     Path("more").mkdir()
     for path in sorted((labelled / "photos").iterdir()):
         (folder / "more" / path.name).symlink_to(path)
