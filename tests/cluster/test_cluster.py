@@ -124,7 +124,7 @@ def squares_of(
 
 
 def test_a_worker_that_is_killed_costs_its_groups_again(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
-    squares_of(Cluster(nodes.address), after=lambda results: os.kill(results[-1].result[0][1], signal.SIGKILL))
+    squares_of(Cluster(nodes.address, workers=2), after=lambda results: os.kill(results[-1].result[0][1], signal.SIGKILL))
     assert "a worker died because its process ended; others do its" in caplog.text
 
 
@@ -146,19 +146,19 @@ def test_a_worker_without_memory_costs_its_groups_again(nodes: Nodes, tmp_path: 
 
 def test_a_group_that_kills_its_workers_is_given_up(nodes: Nodes) -> None:
     with pytest.raises(DarktrtError, match=r"^14: 3 workers died at it or at the 1 items behind it, the last on "):
-        squares_of(Cluster(nodes.address), partial(made_workers.deadly, 15))
+        squares_of(Cluster(nodes.address, workers=2), partial(made_workers.deadly, 15))
 
 
 def test_what_a_worker_raises_names_its_node(nodes: Nodes) -> None:
     with pytest.raises(DarktrtError, match=r"^node (one|two|three): \d+: is wrong$") as raised:
-        squares_of(Cluster(nodes.address), made_workers.wrong)
+        squares_of(Cluster(nodes.address, workers=1), made_workers.wrong)
     assert raised.value.argument == "skip_bad"
     with pytest.raises(ZeroDivisionError):
-        squares_of(Cluster(nodes.address), made_workers.bug)
+        squares_of(Cluster(nodes.address, workers=1), made_workers.bug)
 
 
 def test_what_a_worker_warns_of_is_logged_here(nodes: Nodes, caplog: pytest.LogCaptureFixture) -> None:
-    squares_of(Cluster(nodes.address), made_workers.warning, 8)
+    squares_of(Cluster(nodes.address, workers=1), made_workers.warning, 8)
     said = {record.getMessage().partition(": ")[2] for record in caplog.records if record.name == "darktrt"}
     assert said == {f"item {i} is odd" for i in range(0, 8, 2)}
 
@@ -266,7 +266,9 @@ def test_average_precision_by_convolution_is_that_of_one_machine(nodes: Nodes, f
     calibration = load_calibration(files / "my.calib")
     arguments = (files / "net.onnx", [str(files / "photos")], calibration, 2, 0, str(files / "photos"))
     plain = sensitivity(*arguments)
-    assert plain.accuracy and sensitivity(*arguments, Cluster(nodes.address, group_size=2, workers=2)).to_json() == plain.to_json()
+    assert (
+        plain.accuracy and sensitivity(*arguments, Cluster(nodes.address, group_size=2, workers=2)).to_json() == plain.to_json()
+    )
 
 
 def test_a_corrupt_image_names_its_node(nodes: Nodes, files: Path, tmp_path: Path) -> None:
