@@ -19,7 +19,7 @@ from PIL import Image
 from test_detect import made_info
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.statistics import ModelStatistics, to_table
+from darktrt.serve.client.statistics import ModelStatistics, Spent, to_table
 from darktrt.serve.load import measure as load
 from darktrt.serve.load import worker
 from darktrt.serve.load.measure import Level, LoadOptions, LoadReport, make_requests, side_by_side
@@ -114,6 +114,27 @@ def test_images_are_not_reported_where_triton_counts_requests() -> None:
     one = ModelStatistics.of(record)
     assert to_table([one]).splitlines()[1].split()[:5] == ["1", "3", "0", "6", "3.00"]
     assert to_table([one], batches=False).splitlines()[1].split()[:5] == ["1", "3", "0", "-", "-"]
+
+
+def test_counts_between_two_moments() -> None:
+    """Times are means over what happened; nothing took no time."""
+    assert Spent(5, 10_000_000) - Spent(1, 2_000_000) == Spent(4, 8_000_000)
+    assert Spent(4, 8_000_000).mean_ms == 2 and Spent() == Spent(0, 0) and Spent().mean_ms == 0
+    first, second = (
+        ModelStatistics.of({"version": "3", "inference_count": count, "execution_count": count // 2, "inference_stats": {}})
+        for count in (4, 10)
+    )
+    change = second - first
+    assert (change.version, change.inferences, change.executions, change.mean_batch) == ("3", 6, 3, 2)
+    assert (second - second).mean_batch == 0
+    heading, row = to_table([second]).splitlines()
+    assert len(heading) == len(row) and heading.split()[-4:] == ["queue", *COMPUTE]
+
+
+@pytest.mark.parametrize("stats", [[], {"success": 3}, {"queue": {"ns": "1.5"}}, {"fail": {"count": True}}])
+def test_statistics_that_are_none(stats: Any) -> None:
+    with pytest.raises(ValueError, match=r" is |invalid literal"):
+        ModelStatistics.of({"inference_stats": stats})
 
 
 def test_requests_are_what_the_client_would_send(tmp_path: Path) -> None:
