@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darktrt.cli import main
+from darktrt.cli import check_options, main
 from darktrt.cli.commands import parser
 from darktrt.engine.layer_list import summary
 from darktrt.errors import DarktrtError
@@ -171,6 +172,69 @@ def test_what_is_said_of_an_engine(asked: dict[str, Any], capsys: pytest.Capture
     assert "the scales that TensorRT found, as a table for another build" in capsys.readouterr().out
 
 
+# --- variants to compare ---
+
+
+@pytest.mark.parametrize(
+    ("text", "server", "model", "name", "precision"),
+    [
+        ("gpu-box:8001/made", "gpu-box:8001", "made", "gpu-box:8001/made", "fp32"),
+        ("gpu-box:8001/made@fp16", "gpu-box:8001", "made", "gpu-box:8001/made", "fp16"),
+        ("http://gpu-box/made@int8", "http://gpu-box", "made", "http://gpu-box/made", "int8"),
+        ("mine=gpu-box/made", "gpu-box", "made", "mine", "fp32"),
+    ],
+)
+def test_models_of_a_server_are_variants(
+    monkeypatch: pytest.MonkeyPatch, text: str, server: str, model: str, name: str, precision: str
+) -> None:
+    """Of the stated precision, which a server does not report; Q/DQ nodes tell of INT8."""
+    pytest.importorskip("tritonclient", reason="needs tritonclient: pip install 'darktrt[serve]'")
+    asked: list[tuple[str, str]] = []
+    info = SimpleNamespace(int8_convolutions=0)
+
+    @contextmanager
+    def connect(server: str, model: str) -> Iterator[tuple[str, Any]]:
+        asked.append((server, model))
+        yield "run", info
+
+    monkeypatch.setattr("darktrt.serve.client.client.triton_run", connect)
+    words = parser().parse_args(["check", "compare", "--triton", text])
+    with ExitStack() as stack:
+        (variant,) = check_options.variants(words, stack)
+        assert (variant.name, variant.precision, asked) == (name, precision, [(server, model)])
+        assert variant.about == {"runs in": "Triton", "on": server}
+        info.int8_convolutions = 3
+        (variant,) = check_options.variants(words, stack)
+        assert variant.precision == (precision if "@" in text else "int8")
+
+
+@pytest.mark.parametrize("text", ["made", "/made", "gpu-box/", "http://made", "gpu-box/made@fp8", "@fp16", "a="])
+def test_what_names_no_model_of_a_server(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "compare", "a.png", "--triton", text]) == 2
+    assert f"--triton {text}: name SERVER/MODEL, such as localhost:8001/yolov4, or SERVER/MODEL@fp16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("compare a.png --cfg a.cfg", "--cfg CFG and --weights WEIGHTS go together"),
+        ("compare a.png --weights a.weights", "--cfg CFG and --weights WEIGHTS go together"),
+        ("compare a.png --model a.onnx --simulate fp16,fp8", "--simulate fp16,fp8: 'fp8' is neither fp16 nor int8"),
+        ("compare a.png --simulate fp16", "--simulate rounds what an ONNX file computes; name one by --model"),
+        ("report a.png --compare-images -1", "--compare-images -1: it must be at least 0"),
+        ("report a.png --sensitivity-images -1", "--sensitivity-images -1: it must be at least 0"),
+        ("report a.png --show-images -1", "--show-images -1: it must be at least 0"),
+        ("report a.png --compare-images 0 --sensitivity-images 0 --show-images 0", "nothing to measure; name --cfg and"),
+    ],
+)
+def test_variants_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("darktrt.check.runs.onnx_variant", lambda *_: None)
+    assert main(["check", *words.split()]) == 2
+    assert said in capsys.readouterr().err
+
+
 # --- a server and its clients ---
 
 
@@ -277,6 +341,42 @@ def test_sources_that_are_refused(client: SimpleNamespace, words: str, said: str
     assert main(["client", "detect", *words.split()]) == 2
     assert said in (err := capsys.readouterr().err) and "word@" not in err
     assert client.options == {}
+
+
+def test_what_load_is_asked_for(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A report for each model, and all side by side."""
+    pytest.importorskip("tritonclient", reason="needs tritonclient: pip install 'darktrt[serve]'")
+    from darktrt.serve.load.measure import Level, LoadOptions, LoadReport
+    from darktrt.serve.load.worker import Latency
+
+    asked: list[tuple[Any, ...]] = []
+
+    def report(model: str | None) -> LoadReport:
+        return LoadReport("grpc://a:1", model or "only", 1, 1, "none", (Level(1, 90.0, Latency(1, 2, 3, 4), 0, 0, 0, None),))
+
+    def measure(server: Any, model: str | None, version: str, options: LoadOptions) -> LoadReport:
+        asked.append((str(server), model, version, options))
+        return report(model)
+
+    def measure_all(repository: str, models: list[str], options: LoadOptions) -> list[LoadReport]:
+        asked.append((repository, models, options))
+        return [report(model) for model in models]
+
+    monkeypatch.setattr("darktrt.serve.load.measure.measure_load", measure)
+    monkeypatch.setattr("darktrt.serve.load.measure.measure_repository", measure_all)
+    assert main(["load"]) == 0
+    assert asked == [("grpc://localhost:8001", None, "", LoadOptions())]
+    assert capsys.readouterr().out.endswith("| concurrency | only |\n|---|---|\n| 1 | 90.0 infer/sec, latency 1000 usec |\n")
+    options = "--concurrency 2 3 --batch 4 --seconds 5.5 --processes 6 --shared-memory system --timeout 7 --image i.png"
+    words = f"--model a --model b --json out.json --metrics http://a/m {options}".split()
+    expected = LoadOptions((2, 3), 4, 5.5, 6, "system", 7.0, (Path("i.png"),), "http://a/m")
+    assert main(["load", "--server", "http://gpu-box", "--version", "2", *words]) == 0
+    assert asked[1:] == [("http://gpu-box:8000", name, "2", expected) for name in ("a", "b")]
+    assert [one["model"] for one in json.loads(Path("out.json").read_text())] == ["a", "b"]
+    assert main(["load", "--repository", "models", *words]) == 0
+    assert asked[3:] == [("models", ["a", "b"], expected)]
+    assert main(["load", "--image", "out.json", "--json", "out.json"]) == 2 and len(asked) == 4
+    assert "out.json: is given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["--timeout 0", "--timeout -1", "--timeout inf", "--timeout nan", "--timeout x"])
