@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import signal
 from pathlib import Path
-from typing import Any
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy and torch are imported, and for the commands that tests start
+# Before NumPy and torch are imported, and for the commands that tests start. The networks are small; threads that wait for each
+# other in a loop, beside the other processes of pytest, take four times as long.
+os.environ["OMP_NUM_THREADS"] = "1"
 
-import onnxruntime
 import pytest
 from helpers import MADE_CFG, Made, labelled_images, make, report_on_everything
 
@@ -17,18 +17,10 @@ from darktrt.vision.images import compiled_fit
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """ONNX Runtime in one thread, where nobody asks for more: the networks are small, and threads that wait for each other in a
-    loop, beside the other processes of pytest, take four times as long."""
-    start = onnxruntime.InferenceSession.__init__
-
-    def init(self: Any, model: Any, options: Any, **more: Any) -> None:
-        options.intra_op_num_threads = options.intra_op_num_threads or 1
-        start(self, model, options, **more)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnxruntime.InferenceSession, "__init__", init)
-        yield
+def _ctrl_c_is_heeded() -> None:
+    """A shell that starts the tests in the background lets them ignore it, and so would the commands that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

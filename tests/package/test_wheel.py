@@ -132,14 +132,16 @@ def required_by(wheel: Path, extras: set[str]) -> dict[str, Distribution]:
 
 
 def link_distributions(distributions: dict[str, Distribution], site: Path) -> None:
-    """Put each file of these into ``site`` as a link."""
-    files = {
-        str(file): str(file.locate()) for one in distributions.values() for file in one.files or () if ".." not in file.parts
-    }
-    for folder in {os.path.dirname(name) for name in files}:
-        (site / folder).mkdir(parents=True, exist_ok=True)
-    for name, source in files.items():
-        os.symlink(source, site / name)
+    """Link their packages into ``site``, and each file that is in none."""
+    links: dict[str, Path] = {}
+    for one in distributions.values():
+        files = [file for file in one.files or () if ".." not in file.parts]
+        packages = {file.parts[0] for file in files if len(file.parts) == 2 and file.name == "__init__.py"}
+        links |= {name: Path(str(one.locate_file(name))) for name in packages}
+        links |= {str(file): Path(str(file.locate())) for file in files if file.parts[0] not in packages}
+    for name, source in links.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).symlink_to(source)
 
 
 @pytest.fixture(scope="session")
