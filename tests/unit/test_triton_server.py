@@ -720,7 +720,7 @@ def test_other_machines_reach_only_a_server_without_holes(
     program = stand_in(version="2.67.0")
     with running(repository, wide, program) as one:
         (caveat_of_size,) = server.caveats(one)
-        assert one.ready() and "has no limit for the size of a request" in caveat_of_size
+        assert one.ready() and "has no limit for the size of a request over HTTP" in caveat_of_size
     Path(program.path).write_text(Path(program.path).read_text() + "# it has the option http-max-input-size\n")
     with running(repository, wide, program) as one:
         assert server.caveats(one) == []
