@@ -13,6 +13,7 @@ import pytest
 
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import (
+    abandoned,
     atomic_folder,
     atomic_output,
     check_input,
@@ -79,6 +80,17 @@ def test_the_next_run_removes_the_scratch_folder_of_a_killed_one(tmp_path: Path,
         assert folder.name == left
         assert _names(folder) == []
     assert _names(tmp_path) == []
+
+
+def test_what_killed_runs_left_is_listed(tmp_path: Path) -> None:
+    """Not what a run that lives holds, nor what others put under such a name."""
+    _killed("atomic_folder", tmp_path / "b")
+    _killed("atomic_output", tmp_path / "a")
+    (left_of_a,), (left_of_b,) = ([name for name in _names(tmp_path) if name.startswith(f".{one}.")] for one in "ab")
+    (tmp_path / ".c.darktrt-0").symlink_to(left_of_a)
+    with atomic_output(tmp_path / "d"):
+        assert [path.name for path in abandoned(tmp_path / "*")] == [left_of_a, left_of_b]
+    assert [path.name for path in abandoned(tmp_path / "b")] == [left_of_b]
 
 
 def test_a_run_that_lives_keeps_its_temporary_file(tmp_path: Path) -> None:
