@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu, FakeImageCodec, install_gpu, install_image_codec, lighter
+from helpers import ROOT
 from PIL import Image
 
 from darktrt.cuda import DeviceImage, Frame, host_pixels
@@ -262,6 +265,22 @@ def test_what_was_loaded_while_a_call_ran_is_decoded_in_the_next_one(
     assert all(isinstance(future.result(), DeviceImage) for future in futures)
     rest = 100 - sizes[0]
     assert sizes[1:] == [one for one in (min(rest, 64), rest - 64) if one > 0]
+
+
+UNCLOSED = """
+import pytest
+from fake_gpu import install_gpu, install_image_codec
+from darktrt.vision.decode import Decoder
+patch = pytest.MonkeyPatch()
+install_image_codec(patch, install_gpu(patch))
+decoder = Decoder(1, device="gpu")
+"""
+
+
+def test_a_program_ends_though_it_did_not_close_its_decoder() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/unit")])}
+    done = subprocess.run([sys.executable, "-c", UNCLOSED], env=environment, check=False, timeout=60)
+    assert done.returncode == 0
 
 
 def test_chroma_is_interpolated_and_freed_memory_kept(decoder: Decoder, codec: FakeImageCodec, gpu: FakeGpu) -> None:
