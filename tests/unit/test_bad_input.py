@@ -11,7 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -536,14 +537,14 @@ def damaged(content: bytes, random: np.random.Generator) -> bytes:
 
 
 def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Or works, where the damage is in a weight."""
+    """Or works, where the damage is in a weight. `make fuzz` tries many more."""
     random = np.random.default_rng(0)
     tiny = make(place, net(64, 64) + conv(8, stride=8) + head(), name="tiny")
     insert_plugins(tiny.plain, "tiny.p.onnx", SurgeryOptions())
     sources = [Path(name).read_bytes() for name in ("tiny.onnx", "tiny.p.onnx")]
     before = files_in(place)
     worked = 0
-    for i in range(200):
+    for i in range(80):
         Path("bad.onnx").write_bytes(damaged(sources[i % 2], random))
         status = main(["calib", "run", "bad.onnx", "a.png", "-o", "t.calib"])
         err = capfd.readouterr().err
@@ -553,7 +554,7 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
             Path(name).unlink()
         assert status == 0 or len([line for line in err.splitlines() if line.startswith("darktrt calib run: ")]) == 1
         worked += status == 0
-    assert 0 < worked < 100
+    assert 0 < worked < 40
 
 
 @pytest.mark.parametrize("error", [DarktrtError("the third pass fails"), KeyboardInterrupt()])
@@ -714,8 +715,19 @@ FULL = {
 }
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """In the block no file grows beyond that many bytes; Python ignores the signal, so that writing fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize("name", FULL)
-def test_no_space_for_the_output(place: Path, name: str) -> None:
+def test_no_space_for_the_output(place: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     command, limit, said = FULL[name]
     if "rtx" in command:
         pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
@@ -724,17 +736,12 @@ def test_no_space_for_the_output(place: Path, name: str) -> None:
             for _ in range(20):
                 write(np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8))
     before = listing(place)
-    done = subprocess.run(
-        [*CLI, *command.split()],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    assert done.returncode == 2, done.stderr
-    assert said in done.stderr.splitlines()[-1]  # before it a video has its progress bar
-    assert "Traceback" not in done.stderr
+    capsys.readouterr()
+    with files_of_at_most(limit):
+        status = main(command.split())
+    err = capsys.readouterr().err
+    assert status == 2, err
+    assert said in err.splitlines()[-1]  # before it a video has its progress bar
     after = listing(place)
     after.pop("new", None)
     assert after == before
@@ -777,6 +784,6 @@ def test_ctrl_c_in_a_build(place: Path, number: signal.Signals) -> None:
 
 def test_ctrl_c_in_a_video(place: Path) -> None:
     with video_writer(Path("long.mp4"), Fraction(10)) as write:
-        for i in range(400):
-            write(made_image(256, 256, seed=i % 7))
+        for image in 50 * [made_image(256, 256, seed=i) for i in range(7)]:
+            write(image)
     interrupt(place, "detect long.mp4 --model portable.onnx -o out.mp4")

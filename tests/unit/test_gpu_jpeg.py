@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import struct
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu, FakeImageCodec, install_gpu, install_image_codec, lighter
+from helpers import ROOT
 from PIL import Image
 
 from darktrt.cuda import DeviceImage, Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.vision.decode import Decoder, read_ahead
-from darktrt.vision.gpu_jpeg import POOL_BYTES, read_header
+from darktrt.vision.gpu_jpeg import POOL_BYTES, GpuJpegDecoder, read_header
 from darktrt.vision.images import check_pixels, decode_image
 
 
@@ -189,6 +195,20 @@ def test_a_file_that_fails_a_batch_of_the_hardware_fails_alone(decoder: Decoder,
     assert levels(decoded(decoder, SEVERAL), SEVERAL) == BY_FILE
 
 
+def test_one_of_two_files_that_fails_does_not_cost_the_other(codec: FakeImageCodec, gpu: FakeGpu) -> None:
+    """And one that fails by itself is not tried again by the hardware."""
+    codec.spoils = REFUSED.__contains__
+    good, bad = SEVERAL[0], SEVERAL[1]
+    gpu_decoder = GpuJpegDecoder()
+    for files, calls in (([good, bad], [2, 1, 1, 1]), ([bad], [1, 1])):
+        codec.calls.clear()
+        frames = gpu_decoder.decode([(file, read_header(file)) for file in files])  # type: ignore[misc]
+        assert levels(frames, files) == [BY_FILE[SEVERAL.index(file)] for file in files]  # type: ignore[arg-type]
+        assert codec.calls == calls
+        del frames
+    gpu_decoder.close()
+
+
 @pytest.mark.parametrize(("missing", "expected"), [("HARDWARE", [2] * 12), ("HYBRID", [1, 0, 1, 0] * 3)])
 def test_one_of_the_decoders_is_enough(codec: FakeImageCodec, missing: str, expected: list[int]) -> None:
     codec.missing, codec.hardware_refuses = {getattr(codec, missing)}, REFUSED.__contains__
@@ -221,6 +241,46 @@ def test_many_are_decoded_in_one_call(decoder: Decoder, codec: FakeImageCodec) -
     frames = decoded(decoder, [PLAIN] * 200)
     assert all(isinstance(frame, DeviceImage) for frame in frames)
     assert sum(codec.calls) == 200 and max(codec.calls) <= 64
+
+
+def test_what_was_loaded_while_a_call_ran_is_decoded_in_the_next_one(
+    decoder: Decoder, codec: FakeImageCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 64 images, for one by one would be slower."""
+    sizes: list[int] = []
+    goes_on, decode = threading.Event(), GpuJpegDecoder.decode
+
+    def slow(self: GpuJpegDecoder, files: list[Any]) -> list[DeviceImage | None]:
+        sizes.append(len(files))
+        assert len(sizes) > 1 or goes_on.wait(20)
+        return decode(self, files)
+
+    monkeypatch.setattr(GpuJpegDecoder, "decode", slow)
+    futures = [decoder.submit(PLAIN, str(i)) for i in range(100)]
+    end = time.monotonic() + 20
+    while not sizes or decoder._jpegs._loaded.qsize() < 100 - sizes[0]:  # type: ignore[union-attr]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    goes_on.set()
+    assert all(isinstance(future.result(), DeviceImage) for future in futures)
+    rest = 100 - sizes[0]
+    assert sizes[1:] == [one for one in (min(rest, 64), rest - 64) if one > 0]
+
+
+UNCLOSED = """
+import pytest
+from fake_gpu import install_gpu, install_image_codec
+from darktrt.vision.decode import Decoder
+patch = pytest.MonkeyPatch()
+install_image_codec(patch, install_gpu(patch))
+decoder = Decoder(1, device="gpu")
+"""
+
+
+def test_a_program_ends_though_it_did_not_close_its_decoder() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/unit")])}
+    done = subprocess.run([sys.executable, "-c", UNCLOSED], env=environment, check=False, timeout=60)
+    assert done.returncode == 0
 
 
 def test_chroma_is_interpolated_and_freed_memory_kept(decoder: Decoder, codec: FakeImageCodec, gpu: FakeGpu) -> None:
