@@ -81,7 +81,7 @@ def to_table(statistics: Sequence[ModelStatistics], batches: bool = True) -> str
     Args:
         batches: whether Triton knows the model's batch; it counts no images otherwise.
     """
-    lines = ["version  requests  failed  images  batch  total ms  " + "  ".join(f"{name:>14}" for name in PARTS)]
+    lines = ["version  requests  failed    images  batch  total ms  " + "  ".join(f"{name:>14}" for name in PARTS)]
     for one in statistics:
         parts = "  ".join(f"{getattr(one, name).mean_ms:14.3f}" for name in PARTS)
         images = f"{one.inferences:8}  {one.mean_batch:5.2f}" if batches else f"{'-':>8}  {'-':>5}"
