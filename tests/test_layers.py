@@ -293,8 +293,11 @@ def test_help_starts_in_three_tenths_of_a_second() -> None:
 
 
 CHANGING = {
+    "calib.collect._Run",
     "calib.histogram.Histogram",
     "calib.histogram.HistogramSet",
+    "cluster.dispatch._Hand",
+    "cluster.dispatch._Task",
     "engine.runtime._Slot",
     "selftest.run._Series",
     "serve.load.worker.Counts",
