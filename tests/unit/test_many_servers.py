@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import math
 import os
 import random
 import time
@@ -126,8 +128,8 @@ class Remote:
             if place:
                 with (FOLDER / place.region).open("r+b") as file:
                     file.seek(place.offset)
-                    file.write(found.pop(name).tobytes())
-        return found
+                    file.write(found[name].tobytes())
+        return {name: found[name] for name, place in outputs if place is None}
 
     async def regions(self, kind: str) -> set[str]:
         return set(self.registered)
@@ -237,7 +239,7 @@ def test_requests_go_to_the_server_with_the_fewest_under_way() -> None:
         assert [one.most for one in remotes] == [2, 2, 2], "as many as there are slots, never more"
         slow, *fast = (one.answered for one in remotes)
         assert slow + sum(fast) == 150
-        assert slow < min(fast) / 3, "a server that is slow has its requests under way for longer"
+        assert slow < min(fast) / 2, "a server that is slow has its requests under way for longer"
         assert [one.answered for one in servers.states()] == [one.answered for one in remotes]
 
     with_servers(work)
@@ -262,9 +264,7 @@ def test_a_server_that_fails_gets_none_until_it_is_back(mood: str, caplog: pytes
     async def work(servers: Servers, remotes: list[Remote]) -> None:
         await ask_all(servers, 30)
         remotes[1].mood, before = mood, remotes[1].answered
-        started = time.monotonic()
         await ask_all(servers, 60)
-        assert time.monotonic() - started < (0.5 if mood == "silent" else 0.25), "at another server at once"
         states = servers.states()
         assert [one.up for one in states] == [True, False, True]
         assert 1 <= states[1].failed == servers.retries <= 2, "as many as were under way there"
@@ -285,6 +285,29 @@ def test_a_server_that_fails_gets_none_until_it_is_back(mood: str, caplog: pytes
     assert lines[0].startswith(f"{name}: ")
     assert lines[0].endswith("; it gets no requests until it is back")
     assert lines[1] == f"{name}: is back"
+
+
+def test_no_request_pauses_while_another_server_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(servers: Servers, remotes: list[Remote]) -> None:
+        for one in servers.all:
+            one.pauses = itertools.repeat(0.01)
+        for mood in ("away", "good"):
+            remotes[0].mood = mood
+            await ask_all(servers, 20)
+        for one in remotes:
+            one.mood = "away"
+        asking = asyncio.create_task(ask_all(servers, 3))
+        await until(lambda: not any(one.up for one in servers.states()))
+        await asyncio.sleep(0.1)
+        remotes[1].mood = "good"
+        await asking
+
+    monkeypatch.setattr(module, "FIRST_PAUSE", 20.0)
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 20.0)
+    monkeypatch.setattr(module, "STEADY_SECONDS", math.inf)  # the probes' pauses stay
+    started = time.monotonic()
+    with_servers(work)
+    assert time.monotonic() - started < 10
 
 
 def test_requests_under_way_at_a_server_that_drains_are_answered_there() -> None:
@@ -395,10 +418,10 @@ def test_a_single_server_is_tried_by_requests_only() -> None:
         await asking
         assert (remotes[0].answered, remotes[0].noise) == (5, 0)
         assert servers.retries >= 5
-        remotes[0].mood = "silent"
+        remotes[0].mood, retries = "silent", servers.retries
         with pytest.raises(TimedOutError):
             await ask(servers, 1)
-        assert remotes[0].most <= 2
+        assert servers.retries == retries, "it may still be working on the request"
 
     with_servers(work, 1)
 
