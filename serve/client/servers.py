@@ -343,9 +343,10 @@ class Servers:
         return answer
 
     async def _pause(self, seconds: float) -> None:
-        """Until a server is back, at most so long."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._returned.wait(), seconds)
+        """Until a server is up, at most so long."""
+        if not any(server.up for server in self.all):
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._returned.wait(), seconds)
 
     def _nobody(self, failures: dict[RemoteServer, DarktrtError]) -> DarktrtError:
         """The error where these servers failed and there is no other."""
