@@ -112,8 +112,8 @@ def tensor_error(actual: NDArray[np.float32], expected: NDArray[np.float32], nam
     """
     if actual.shape != expected.shape:
         raise DarktrtError(f"'{name}' is {actual.shape}, but {expected.shape} of the reference; convert both from one cfg")
-    a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
     with np.errstate(all="ignore"):  # infinite values give NaN, which no tolerance lets pass
+        a, b = actual.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
         error, size = np.abs(a - b), np.abs(b)
         lengths = np.linalg.norm(a) * np.linalg.norm(b)
         cosine = float(a @ b / lengths) if lengths else float(np.array_equal(a, b))

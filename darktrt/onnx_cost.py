@@ -20,6 +20,8 @@ from darktrt.plugins.ops import DOMAIN, Preprocess, op_from_node
 
 _SMALL = 64
 """Numbers of a constant whose values may state a shape; larger ones are weights."""
+_MOST_SLICES = 256
+"""On a way through a network; each takes an inference of shapes."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,47 @@ class Cost:
     """Bytes of the tensors in use at once."""
     operations: int
     """2 per multiply-add."""
+
+
+def check_sizes(model: onnx.ModelProto, info: DetectorInfo) -> None:
+    """See that no size is below 0: onnx's shape inference ends the process at a slice that reads such a tensor.
+
+    Inference runs up to the first slices, and from there to the next ones as long as there are some.
+
+    Raises:
+        ValueError: a size is below 0, or more slices follow on each other than in any network.
+    """
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        _check_value(value)
+    skeleton = _skeleton(model, info)
+    nodes = list(skeleton.graph.node)
+    before = _slices_before(nodes, {"Slice", *(one.name for one in model.functions if _slices(one.node))})
+    if (most := max(before, default=0)) > _MOST_SLICES:
+        raise ValueError(f"{most} slices follow on each other")
+    for stage in range(most + 1):
+        del skeleton.graph.node[:]
+        skeleton.graph.node.extend(node for node, slices in zip(nodes, before, strict=True) if slices <= stage)
+        for value in onnx.shape_inference.infer_shapes(skeleton, data_prop=True).graph.value_info:
+            _check_value(value)
+
+
+def _check_value(value: onnx.ValueInfoProto) -> None:
+    if any(dim.dim_value < 0 for dim in value.type.tensor_type.shape.dim):
+        raise ValueError(f"'{value.name}' has a size below 0")
+
+
+def _slices(nodes: Sequence[onnx.NodeProto]) -> bool:
+    return any(node.op_type == "Slice" for node in nodes)
+
+
+def _slices_before(nodes: Sequence[onnx.NodeProto], ops: set[str]) -> list[int]:
+    """The largest number of nodes with these ops on a way from an input through each node, itself included."""
+    behind: dict[str, int] = {}
+    result = []
+    for node in nodes:
+        result.append(max((behind.get(name, 0) for name in node.input), default=0) + (node.op_type in ops))
+        behind |= dict.fromkeys(node.output, result[-1])
+    return result
 
 
 def check_cost(model: onnx.ModelProto, info: DetectorInfo, where: str) -> None:

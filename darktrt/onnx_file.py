@@ -32,13 +32,14 @@ def load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
     """
     import onnx
 
-    from darktrt.onnx_cost import check_cost
+    from darktrt.onnx_cost import check_cost, check_sizes
 
     model, info = _parsed(path)
     try:
         _check_names(model)
         _check_form(model, path)
         _set_bodies(model, path)
+        check_sizes(model, info)
         onnx.checker.check_model(model, full_check=True)
         _check_input(model, info, path)
         check_cost(model, info, str(path))

@@ -5,6 +5,7 @@ It needs onnxruntime and numpy alone, which is what a server has.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ class OnnxSession:
     Args:
         model: the model's bytes, or the path of its file.
         name: of the model, in errors.
-        threads: the number of threads; by default one for each core.
+        threads: the number of threads; by default that of the variable ``OMP_NUM_THREADS``, which torch and NumPy heed too,
+            else one for each core.
         providers: where it runs, by ONNX Runtime's names.
         dequantize_weights: dequantize INT8 weights once, not in every run, and leave nothing to integer kernels, of which some
             saturate.
@@ -43,7 +45,7 @@ class OnnxSession:
         self.name = name
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or _stated_threads()
         if dequantize_weights:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         try:
@@ -84,6 +86,12 @@ def available_providers() -> list[str]:
     import onnxruntime
 
     return list(onnxruntime.get_available_providers())
+
+
+def _stated_threads() -> int:
+    """Of the environment; 0 if there are none. ONNX Runtime without OpenMP does not look there."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
 
 
 def _first_line(error: Exception) -> str:

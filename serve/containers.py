@@ -182,9 +182,10 @@ def _container(needs: list[_Needs]) -> tuple[Container, list[str]]:
 def _installs(needs: list[_Needs]) -> list[list[str]]:
     """The commands of pip for what the Python backend imports and a stock container lacks.
 
-    TensorRT's Python package has no stated SHA-256: on pip's index it is an sdist, for most versions.
+    TensorRT's Python package has no stated SHA-256: on pip's index it is an sdist, for most versions. From 10.8 on its versions
+    have a fourth part, which a manifest does not.
     """
     python = [one for one in needs if one.backend == "python"]
-    bindings = sorted({f"tensorrt=={one.manifest.target.split()[-1]}" for one in python if one.manifest})
+    bindings = sorted({f"tensorrt=={one.manifest.target.split()[-1]}.*" for one in python if one.manifest})
     packages = [["pip", "install", *PINNED, f"--requirement={REQUIREMENTS}"]] if python else []
     return [*packages, *(["pip", "install", binding] for binding in bindings)]

@@ -284,6 +284,7 @@ def report_on_everything(made: Made, labelled: Path, folder: Path) -> Path:
 def session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = 1
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

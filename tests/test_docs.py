@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import io
 import itertools
 import os
 import re
@@ -16,12 +17,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 from test_layers import ROOMS
 
 import darktrt
+from darktrt.cli import main
 from darktrt.cli.commands import parser
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,12 +58,26 @@ def commands(text: str, *languages: str) -> list[str]:
     return [line.partition("  #")[0].strip() for line in lines if line.strip()]
 
 
-def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def zoo() -> dict[str, str]:
+    """Where the weights are, as a variable of the environment."""
     shared = ROOT.parent / "shared" / "zoo"
-    if "DARKTRT_ZOO" not in environment and shared.is_dir():
-        environment["DARKTRT_ZOO"] = str(shared)
+    return {"DARKTRT_ZOO": str(shared)} if "DARKTRT_ZOO" not in os.environ and shared.is_dir() else {}
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **zoo()}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600)
+
+
+def run_darktrt(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """As a process of its own would, but that nothing is imported again."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        for name, value in zoo().items():
+            patch.setenv(name, value)
+        status = main(words)
+    return subprocess.CompletedProcess(["darktrt", *words], status, out.getvalue(), err.getvalue())
 
 
 def copy_images(folder: Path) -> None:
@@ -89,21 +106,21 @@ class Workshop:
             return f"{GUIDES[guide]} has failed"
         for language, group in itertools.groupby(blocks(page(guide), "sh", "python"), lambda block: block[0]):
             text = "".join(block for _, block in group)
-            for words in program_lines(language, text):
-                done = run([sys.executable, *words], self.folder)
+            for done in self.results(language, text):
                 self.printed += done.stdout
                 if done.returncode:
-                    return f"{shlex.join(words)}: {done.stderr or done.stdout}"
+                    return f"{shlex.join(done.args)}: {done.stderr or done.stdout}"
         return ""
 
-
-def program_lines(language: str, text: str) -> list[list[str]]:
-    """The arguments of Python for each command, or for a program."""
-    if language == "python":
-        return [["-c", text]]
-    lines = [shlex.split(line) for line in commands(f"```sh\n{text}```", "sh")]
-    assert all(line[0] == "darktrt" for line in lines)
-    return [["-m", *line] for line in lines]
+    def results(self, language: str, text: str) -> Iterator[subprocess.CompletedProcess[str]]:
+        """Of each command, or of a program."""
+        if language == "python":
+            yield run([sys.executable, "-c", text], self.folder)
+            return
+        for line in commands(f"```sh\n{text}```", "sh"):
+            program, *words = shlex.split(line)
+            assert program == "darktrt"
+            yield run_darktrt(words, self.folder)
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +205,17 @@ OPTIONS = {name: set(parser._option_string_actions) for name, parser in PARSERS.
 GROUPS = {name for name, parser in PARSERS.items() if parser._subparsers}
 """Commands that do nothing without a second or third word."""
 
-FOREIGN = {"--calib", "--ipc", "--dynamicPlugins", "--data", "--json", "--http-max-input-size", "--timing-cache", "--strict"}
+FOREIGN = {
+    "--calib",
+    "--ipc",
+    "--dynamicPlugins",
+    "--data",
+    "--json",
+    "--http-max-input-size",
+    "--timing-cache",
+    "--strict",
+    "--backend-config",
+}
 """Options of other programs that the pages speak of, besides those that darktrt has too."""
 
 

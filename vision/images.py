@@ -63,7 +63,8 @@ class Placement:
         """Boxes ``(n, 4)`` x1 y1 x2 y2 in pixels of the network input, mapped to pixels of the image (not clipped to it)."""
         offset = np.array([self.offset_x, self.offset_y] * 2)
         scale = np.array([self.scale_x, self.scale_y] * 2)
-        mapped: NDArray[np.float32] = ((boxes - offset) * scale).astype(np.float32)
+        with np.errstate(all="ignore"):  # boxes that are not finite stay so, and make no detections
+            mapped: NDArray[np.float32] = ((boxes - offset) * scale).astype(np.float32)
         return mapped
 
 

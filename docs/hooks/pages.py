@@ -13,7 +13,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "benchmarks/*.md", "docker/*")
+OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "benchmarks/*.md", "docker/*", "deploy/Dockerfile", "deploy/**/*.*")
 """Files, or patterns of them, that the site has besides ``docs/``."""
 
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):<code>(~?)([\w.]+)</code>")

@@ -32,7 +32,6 @@ CASE_SECONDS = 30
 SENTENCE_CHARACTERS = 2000
 _BATCH = 100
 _SETTINGS = settings(
-    max_examples=_BATCH,
     deadline=None,
     database=None,
     phases=[Phase.generate, Phase.shrink],
@@ -139,19 +138,19 @@ def fuzz(target: str, folder: Path, seconds: float, first_seed: int, most: int |
     """
     outcome, end, number = Outcome(target), time.monotonic() + seconds, first_seed
     while time.monotonic() < end and (most is None or outcome.cases < most):
-        _batch(outcome, folder, number)
+        _batch(outcome, folder, number, _BATCH if most is None else min(_BATCH, most - outcome.cases))
         number += 1
         gc.collect()
     return outcome
 
 
-def _batch(outcome: Outcome, folder: Path, number: int) -> None:
-    """The cases of one seed."""
+def _batch(outcome: Outcome, folder: Path, number: int, most: int) -> None:
+    """The cases of one seed, about ``most``."""
     failed = b""
     whole = Whole((folder / TARGETS[outcome.target].file).read_bytes())
 
     @seed(number)
-    @_SETTINGS
+    @settings(_SETTINGS, max_examples=most)
     @given(TARGETS[outcome.target].mutate(whole))
     def case(content: bytes) -> None:
         nonlocal failed

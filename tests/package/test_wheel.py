@@ -8,16 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email import message_from_bytes
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SHARED, free_ports
+from helpers import ROOT, SHARED, files_in, free_ports
 from kernels import has_compiler
+from packaging.requirements import Requirement
 
 HERE = Path(__file__).parent
 HIS_OWN = ("engine.py", "serve.py", "cli.py", "gpu.py", "convert.py", "plugins.py", "vision/__init__.py", "check/__init__.py")
@@ -69,18 +71,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert csrc <= {name.rpartition("/")[2] for name in names}
 
 
-def test_the_sdist_builds_the_same_wheel(distributions: Path, wheel: Path, tmp_path: Path) -> None:
-    (sdist,) = distributions.glob("*.tar.gz")
-    with tarfile.open(sdist) as file:
-        file.extractall(tmp_path, filter="data")
-    (source,) = tmp_path.glob("darktrt-*")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path / "again"), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    (again,) = (tmp_path / "again").glob("*.whl")
-    with zipfile.ZipFile(wheel) as one, zipfile.ZipFile(again) as other:
-        assert sorted(one.namelist()) == sorted(other.namelist())
-
-
 NUMPY_DOES_IT = """
 import numpy as np
 from darktrt.vision import images, native
@@ -89,13 +79,17 @@ print(native.library_path(), images.preprocess(np.full((9, 9, 3), 51, np.uint8),
 """
 
 
-def test_a_machine_without_a_compiler(distributions: Path, tmp_path: Path) -> None:
+def test_a_machine_without_a_compiler(distributions: Path, wheel: Path, tmp_path: Path) -> None:
+    """The sdist gives it what the wheel has but for the compiled resize, for which NumPy stands in."""
     (sdist,) = distributions.glob("*.tar.gz")
     without = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "LDSHARED", "LDCXXSHARED")}
     without["PATH"] = str(tmp_path)
     words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(sdist)]
     done = subprocess.run(words, env=without, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    with zipfile.ZipFile(wheel) as file:
+        packaged = {name for name in file.namelist() if name.startswith("darktrt/") and not name.endswith(".so")}
+    assert packaged <= set(files_in(tmp_path / "site"))
     path = {**without, "PYTHONPATH": str(tmp_path / "site")}
     code = [sys.executable, "-c", NUMPY_DOES_IT]
     printed = subprocess.run(code, env=path, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
@@ -104,14 +98,50 @@ def test_a_machine_without_a_compiler(distributions: Path, tmp_path: Path) -> No
 
 @pytest.fixture(scope="session")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a bare environment with the wheel and its extras ``rtx`` and ``serve``."""
+    """The interpreter of a bare environment with the wheel and its extras ``rtx`` and ``serve``.
+
+    What these need is linked from this environment, and nothing more; pip finds it complete without an index."""
     folder = tmp_path_factory.mktemp("bare") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    command = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet", "--no-compile"]  # of torch few modules are used
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin/python"
+    link_distributions(required_by(wheel, {"rtx", "serve"}), next(folder.glob("lib/python*/site-packages")))
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index"]
     command += ["-c", str(ROOT / "constraints.txt"), f"{wheel}[rtx,serve]"]
-    done = subprocess.run(command, env=environment(folder / "bin/python"), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment(python), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return folder / "bin/python"
+    return python
+
+
+def required_by(wheel: Path, extras: set[str]) -> dict[str, Distribution]:
+    """The installed distributions that a wheel with these extras needs, and those that they need, by name."""
+    with zipfile.ZipFile(wheel) as file:
+        (metadata,) = [name for name in file.namelist() if name.endswith(".dist-info/METADATA")]
+        stated = message_from_bytes(file.read(metadata)).get_all("Requires-Dist", [])
+    found: dict[str, Distribution] = {}
+    done, rest = set(), [(text, extras) for text in stated]
+    while rest:
+        text, extras = rest.pop()
+        requirement = Requirement(text)
+        needed = not requirement.marker or any(requirement.marker.evaluate({"extra": extra}) for extra in ("", *extras))
+        if not needed or (key := (requirement.name, *sorted(requirement.extras))) in done:
+            continue
+        done.add(key)
+        found[requirement.name] = one = distribution(requirement.name)
+        rest += [(text, requirement.extras) for text in one.requires or ()]
+    return found
+
+
+def link_distributions(distributions: dict[str, Distribution], site: Path) -> None:
+    """Link their packages into ``site``, and each file that is in none."""
+    links: dict[str, Path] = {}
+    for one in distributions.values():
+        files = [file for file in one.files or () if ".." not in file.parts]
+        packages = {file.parts[0] for file in files if len(file.parts) == 2 and file.name == "__init__.py"}
+        links |= {name: Path(str(one.locate_file(name))) for name in packages}
+        links |= {str(file): Path(str(file.locate())) for file in files if file.parts[0] not in packages}
+    for name, source in links.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).symlink_to(source)
 
 
 @pytest.fixture(scope="session")

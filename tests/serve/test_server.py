@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -108,6 +109,21 @@ def test_clients_may_not_load_models_by_default(triton: Server) -> None:
     ):
         client.unload_model("made")
     assert ask(triton, "made", images=np.zeros((1, 64, 96, 3), np.uint8))
+
+
+def test_the_counters_of_the_autoscaler_are_the_time_in_the_queue(triton: Server) -> None:
+    """Those that deploy/prometheus-adapter.yaml divides, against the server's statistics."""
+    ask(triton, "made", images=np.zeros((3, 64, 96, 3), np.uint8))
+    names = set(re.findall(r"rate\((\w+)", (ROOT / "deploy/prometheus-adapter.yaml").read_text(encoding="utf-8")))
+    assert names == {"nv_inference_queue_duration_us", "nv_inference_request_success"}
+    with urllib.request.urlopen(f"http://{triton.metrics}/metrics", timeout=10) as answer:
+        lines = re.findall(r'(?m)^(\w+)\{model="made",version="1"\} (\S+)$', answer.read().decode())
+    counters = {name: float(value) for name, value in lines if name in names}
+    with grpc.InferenceServerClient(triton.grpc) as client:
+        counted = client.get_inference_statistics("made").model_stats[0].inference_stats
+    assert counters["nv_inference_request_success"] == counted.success.count > 0
+    rounded = counted.queue.ns / 1e3 - counters["nv_inference_queue_duration_us"]  # down, once for each request
+    assert 0 <= rounded <= counted.success.count
 
 
 def test_the_cache_answers_what_came_before(tmp_path: Path) -> None:

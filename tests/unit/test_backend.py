@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +18,15 @@ from helpers import MADE_CFG, Made, conv, head, made_image, make, net, run, thre
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt.engine.runtime import OnnxRunner
+from darktrt.engine.runtime import OnnxRunner, PlanRunner
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.serve import backend
 from darktrt.serve.backend import TritonPythonModel
+from darktrt.serve.model_info import ModelInfo
 from darktrt.serve.rows import MOST_BYTES, Result, Row, RowRunner, gather
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
+from darktrt.vision import decode
 from darktrt.vision.detector import NetworkDetector
 
 SCORE = 0.02
@@ -328,10 +331,11 @@ def bomb(length: int) -> bytes:
         (encoded(made_image(64, 64), "JPEG")[:700], "image 0: cannot be decoded"),
         (bomb(60000), "image 0: has too many pixels to be safe"),
         (bomb(10000), "image 0: has 10000x10000 pixels, more than 64,000,000"),
+        (b"\xff" * MOST_BYTES, "image 0: is not an image"),
         (b"\xff" * (MOST_BYTES + 1), "has 33,554,433 bytes, more than 33,554,432"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image in a format read here"),
     ],
-    ids=["empty", "bytes", "base64", "cut", "bomb", "many pixels", "large", "postscript"],
+    ids=["empty", "bytes", "base64", "cut", "bomb", "many pixels", "largest", "too large", "postscript"],
 )
 def test_files_that_are_refused(made: Made, tmp_path: Path, file: bytes, said: str) -> None:
     model, _, _ = started(made, tmp_path, "jpeg")
@@ -382,6 +386,104 @@ def test_an_instance_runs_what_its_config_states(
     model.initialize({**words, "model_config": json.dumps(config)})
     model.finalize()
     assert given == [(portable.parent, 12 // 5, gpu, graph)]
+
+
+@pytest.mark.parametrize(("cores", "share"), [(None, 1), (1, 1), (2, 1), (12, 4)])
+def test_an_instance_has_a_core_at_least(
+    portable: Path, monkeypatch: pytest.MonkeyPatch, cores: int | None, share: int
+) -> None:
+    given: list[int] = []
+    runner = OnnxRunner(portable)
+    monkeypatch.setattr(backend, "make_runner", lambda _, threads, *__: given.append(threads) or runner)
+    monkeypatch.setattr(backend.os, "cpu_count", lambda: cores)
+    words = arguments(portable, runner.info)
+    config = {**json.loads(words["model_config"]), "instance_group": [{"count": 3, "gpus": []}]}
+    model = TritonPythonModel()
+    model.initialize({**words, "model_config": json.dumps(config)})
+    model.finalize()
+    assert given == [share]
+
+
+class Plan(PlanRunner):
+    """An engine that fits frames; nothing of it is run."""
+
+    fits_frames = True
+
+    def __init__(self) -> None:
+        pass
+
+
+class PlanOfTensors(Plan):
+    fits_frames = False
+
+
+class Graphics:
+    """Stands for the driver of a GPU."""
+
+    made: list[Graphics]
+
+    def __init__(self, gpu: int) -> None:
+        self.gpu, self.inside, self.closed = gpu, False, False
+        Graphics.made.append(self)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self.inside = True
+        yield
+        self.inside = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(("gpu", "number"), [(None, 0), (2, 2)])
+def test_images_are_decoded_on_the_gpu_of_an_engine_that_fits_them(
+    monkeypatch: pytest.MonkeyPatch, gpu: int | None, number: int
+) -> None:
+    """Where nvImageCodec is installed; for every other model on the CPU."""
+    given: list[tuple[Any, ...]] = []
+    Graphics.made = []
+
+    def decoder(*arguments: Any) -> str:
+        given.append((*arguments, any(one.inside for one in Graphics.made)))
+        return "a decoder"
+
+    monkeypatch.setattr(backend, "Driver", Graphics)
+    monkeypatch.setattr(decode, "Decoder", decoder)
+    assert backend.make_decoder(Plan(), 3, gpu) == "a decoder"
+    (driver,) = Graphics.made
+    assert given == [(3, "auto", True)] and (driver.gpu, driver.inside, driver.closed) == (number, False, True)
+    backend.make_decoder(PlanOfTensors(), 3, gpu)
+    assert given[1:] == [(3, False)] and Graphics.made == [driver]
+
+
+def test_images_of_any_size_must_be_of_one_that_the_model_accepts(portable: Path) -> None:
+    """Their sides are not confused."""
+    with OnnxRunner(portable) as runner:
+        info = replace(runner.info, input="image", image_sizes=((10, 20), (30, 40), (100, 50)))
+    config = {
+        "input": [{"name": "images", "data_type": "TYPE_UINT8", "dims": [-1, -1, 3]}],
+        "parameters": {"darktrt": {"string_value": info.to_json()}},
+    }
+    model = ModelInfo.from_config(config, "config")
+    (row,) = backend.tensor_rows({"images": np.zeros((1, 50, 100, 3), np.uint8)}, model)
+    assert row.image.shape == (50, 100, 3) and row.image_size == (1, 1) and row.thresholds == Thresholds()
+    with pytest.raises(DarktrtError, match="an image is 50x100, but the model accepts 10x20 to 100x50"):
+        backend.tensor_rows({"images": np.zeros((1, 100, 50, 3), np.uint8)}, model)
+
+
+def test_requests_state_what_a_letterboxed_image_covers(tmp_path: Path) -> None:
+    """Which the distance in NMS depends on: width, then height, of each image."""
+    made = make(tmp_path, LETTERBOX, batch=(1, 2, 2), name="net")
+    model, path, info = started(made, tmp_path)
+    images = np.stack([made_image(info.height, info.width, i) for i in range(2)])
+    sizes = np.array([[96, 20], [30, 64]], np.float32)
+    found = model.execute([Request(images=images, image_size=sizes)])[0]
+    expected = run(path, {"images": images, "image_size": sizes, **thresholds(SCORE)})
+    assert expected["num_detections"].min() > 0
+    for name, array in expected.items():
+        np.testing.assert_allclose(found.arrays[name], array, atol=1e-4, err_msg=name)
+    model.finalize()
 
 
 def test_an_onnx_file_on_a_gpu_needs_an_onnx_runtime_for_it(portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import onnxruntime
 import pytest
+from helpers import session
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
@@ -87,14 +87,8 @@ def values_of_inputs(inputs: dict[str, Array]) -> list[onnx.ValueInfoProto]:
     ]
 
 
-def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
 def run(model: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array]:
-    return list(session_of(model).run(None, inputs))
+    return list(session(model).run(None, inputs))
 
 
 def run_reference(model: onnx.ModelProto, inputs: dict[str, Array]) -> list[Array]:
@@ -636,12 +630,12 @@ def image_model(op: Preprocess, opset: int = 17) -> onnx.ModelProto:
 @pytest.mark.parametrize("op", FITS, ids=str)
 def test_one_session_fits_images_of_every_size(op: Preprocess, opset: int) -> None:
     """To the bits of NumPy; a wide image and a high one reach the two branches of letterbox."""
-    session = session_of(image_model(op, opset))
+    ready = session(image_model(op, opset))
     policy: ResizePolicy = "letterbox" if op.letterbox else "stretch"
     boxes = np.random.default_rng(0).uniform(-5, 100, (2, 10, 4)).astype(np.float32)
     for size in ((1, 1), (1, 9), (9, 1), (2, 2), (53, 37), (96, 64), (200, 301), (8192, 5)):
         images = images_of(*size)
-        pixels, image_size, placement, placed = session.run(None, {"images": images, "boxes": boxes})
+        pixels, image_size, placement, placed = ready.run(None, {"images": images, "boxes": boxes})
         fitted = [preprocess(image, *op.input_size, op.channels, policy, "float") for image in images]
         np.testing.assert_array_equal(pixels, np.stack([array for array, _ in fitted]))
         place = fitted[0][1]
@@ -677,10 +671,10 @@ def test_tensorrt_rtx_builds_for_images_of_every_size(op: Preprocess) -> None:
 def test_one_session_serves_every_batch() -> None:
     boxes, scores = clustered(60, 2, seed=8, batch=4)
     inputs = nms_inputs(boxes, scores, Nms("greedynms"))
-    session = session_of(nms_model(inputs, Nms("greedynms")))
+    ready = session(nms_model(inputs, Nms("greedynms")))
     for images in (slice(0, 1), slice(0, 4), slice(2, 4)):
         part = inputs | {name: inputs[name][images] for name in ("boxes", "scores")}
-        compare_nms(list(session.run(None, part)), part, Nms("greedynms"))
+        compare_nms(list(ready.run(None, part)), part, Nms("greedynms"))
 
 
 # --- every consumer of a model ---

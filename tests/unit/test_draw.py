@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from darktrt.vision.boxes import Detections
-from darktrt.vision.draw import colour, draw
+from darktrt.vision.draw import _ink, colour, draw
 
 GRAY = 128
 
@@ -110,6 +110,60 @@ def test_colours_are_stable_and_distinct() -> None:
     assert len(set(colours)) == 80
     nearest = min(sum(abs(a - b) for a, b in zip(*two, strict=True)) for two in combinations(colours[:20], 2))
     assert nearest > 40
+
+
+def test_colours_of_classes_are_those_of_every_version() -> None:
+    """Of images that were drawn before, and of reports."""
+    known = {0: (242, 50, 24), 1: (24, 242, 114), 7: (60, 24, 242), 8: (255, 165, 89), 16: (199, 163, 30), 79: (205, 242, 24)}
+    assert {i: colour(i) for i in known} == known
+
+
+@pytest.mark.parametrize(("height", "width", "line"), [(100, 100, 1), (1000, 1500, 5), (1600, 2400, 8), (2400, 1600, 8)])
+def test_lines_are_a_two_hundred_and_fiftieth_of_the_image(height: int, width: int, line: int) -> None:
+    """Of its mean side; a label has room for a line of a fortieth, and ten pixels at least."""
+    left, top, right, bottom = (round(part * side) for part, side in ((0.3, width), (0.5, height), (0.7, width), (0.9, height)))
+    image = canvas(height, width)
+    mask = changed(image, draw(image, found((left, top, right, bottom))))
+    assert np.flatnonzero(mask[round(0.7 * height)]).tolist() == [
+        *range(left, left + line),
+        *range(right - line + 1, right + 1),
+    ]
+    letters = max(10, 0.024 * (height + width) / 2)
+    assert 1.1 * letters < mask[:top].any(axis=1).sum() <= 1.6 * letters
+
+
+def test_scores_may_be_left_out() -> None:
+    """The label is shorter then."""
+    detections = found((20, 80, 200, 160))
+    with_scores, without = (changed(canvas(), draw(canvas(), detections, scores)) for scores in (True, False))
+    np.testing.assert_array_equal(draw(canvas(), detections), draw(canvas(), detections, True))
+    assert without[70].sum() < 0.7 * with_scores[70].sum()
+
+
+def test_letters_are_black_or_white_whichever_stands_out_more() -> None:
+    """By the contrast of WCAG 2, for every class of COCO."""
+
+    def luminance(rgb: tuple[int, ...]) -> float:
+        return sum(part * ((v / 255 + 0.055) / 1.055) ** 2.4 for part, v in zip((0.2126, 0.7152, 0.0722), rgb, strict=True))
+
+    for i in range(80):
+        fill = luminance(colour(i))
+        white, black = 1.05 / (fill + 0.05), (fill + 0.05) / 0.05
+        if max(white, black) / min(white, black) > 1.02:
+            assert _ink(colour(i)) == ((255, 255, 255) if white > black else (0, 0, 0))
+
+
+def test_a_label_has_a_margin_around_its_letters() -> None:
+    """A fifth of their height on every side, and as high for every name."""
+    images = [draw(canvas(400, 600), found((100, 200, 500, 350), name=name), False) for name in ("a", "g", "MMM")]
+    tops = {int(np.flatnonzero(changed(canvas(400, 600), image)[:200].any(axis=1))[0]) for image in images}
+    assert len(tops) == 1
+    label = images[2][tops.pop() : 200, 100:]
+    label = label[:, : int(np.flatnonzero((label[0] == colour(0)).all(axis=1)).size)]
+    rows, columns = np.nonzero((label != colour(0)).any(axis=2))
+    margins = rows.min(), columns.min(), label.shape[1] - 1 - columns.max()
+    letters = label.shape[0] / 1.4
+    assert all(0.1 * letters < margin < 0.35 * letters for margin in margins), margins
 
 
 @pytest.mark.parametrize("class_id", range(0, 80, 7))

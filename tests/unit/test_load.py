@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +21,11 @@ from test_detect import made_info
 from darktrt.errors import DarktrtError
 from darktrt.serve.client.statistics import ModelStatistics, to_table
 from darktrt.serve.load import measure as load
+from darktrt.serve.load import worker
 from darktrt.serve.load.measure import Level, LoadOptions, LoadReport, make_requests, side_by_side
-from darktrt.serve.load.worker import Latency
+from darktrt.serve.load.worker import Counts, Latency, LoadResult, Window, Workers
 from darktrt.serve.model_info import ModelInfo, TensorInfo
+from darktrt.vision.images import decode_image
 
 FLOATS, TEXT = np.dtype(np.float32), np.dtype(object)
 
@@ -53,6 +58,31 @@ def test_a_row_a_level() -> None:
     assert "| 16 | 900.0 | 10.00 | 13.33 | 20.00 | 40.00 | 0.50 | 2.25 | 1.50 | 93 % | 3 |" in text
 
 
+def test_the_best_level_is_that_of_the_most_images() -> None:
+    levels = level(1, 44, 8), level(2, 90, 9), level(4, 60, 7)
+    assert report(*levels).best is levels[1]
+    text = replace(report(*levels), processes=1, batch=4, shared_memory="none").to_markdown()
+    assert "made at grpc://a:1, 4 a request, by the socket; sent by 1 process\n\n| concurrency |" in text
+
+
+def test_requests_too_long_for_their_level_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Longer than a fifth of it, those at its end do not count; the slowest of all levels counts."""
+    load._warn_of_long_requests("made", [level(1, 9, 400), level(2, 9, 1000)], 5.0)
+    assert caplog.records == []
+    load._warn_of_long_requests("made", [level(1, 9, 2000), level(2, 9, 400)], 5.0)
+    (record,) = caplog.records
+    assert record.getMessage() == "made: requests last up to 2.0 s; levels of 5 s are too short for that; measure 10 s"
+
+
+@pytest.mark.parametrize(("cores", "concurrency", "processes"), [(1, 16, 1), (4, 16, 2), (64, 16, 8), (64, 3, 3), (None, 9, 1)])
+def test_half_of_the_processors_send(
+    monkeypatch: pytest.MonkeyPatch, cores: int | None, concurrency: int, processes: int
+) -> None:
+    """And no more processes than requests, nor than eight."""
+    monkeypatch.setattr(load.os, "cpu_count", lambda: cores)
+    assert load._default_processes(concurrency) == processes
+
+
 def test_models_side_by_side() -> None:
     text = side_by_side([report(level(1, 44, 8)), report(level(1, 62.4, 4), model="other")])
     assert text.splitlines() == [
@@ -63,9 +93,20 @@ def test_models_side_by_side() -> None:
 
 
 def test_numbers_that_are_refused() -> None:
-    for wrong in ({"concurrency": (0,)}, {"batch": 0}, {"seconds": 0}, {"processes": -1}):
+    for wrong in (
+        {"concurrency": (0,)},
+        {"concurrency": (4, 0)},
+        {"concurrency": ()},
+        {"batch": 0},
+        {"seconds": 0},
+        {"seconds": 3600.1},
+        {"processes": -1},
+    ):
         with pytest.raises(DarktrtError, match="load needs"):
             LoadOptions(**wrong)
+    LoadOptions((1,), batch=1, seconds=3600, processes=0)
+    usual = LoadOptions()
+    assert (usual.concurrency, usual.batch, usual.seconds, usual.timeout) == ((1, 2, 4, 8, 16), 1, 5, 60)
 
 
 def test_images_are_not_reported_where_triton_counts_requests() -> None:
@@ -106,12 +147,122 @@ def test_a_request_has_images_of_one_size(tmp_path: Path) -> None:
     ]
 
 
+def test_made_images_are_like_photographs() -> None:
+    """In size and in how well they compress."""
+    files = make_requests(remote_model(files=True), LoadOptions(batch=4))[0]["image"][:, 0]
+    assert len(set(files)) == 4
+    for file in files:
+        assert decode_image(file, "made", 10**6).shape == (480, 640, 3)
+        assert 60_000 < len(file) < 90_000
+
+
 def test_images_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match=r"none\.jpg: cannot be read"):
         make_requests(remote_model(), LoadOptions(images=(tmp_path / "none.jpg",)))
     (tmp_path / "a.jpg").write_text("no image")
     with pytest.raises(DarktrtError, match="an image to send"):
         make_requests(remote_model(), LoadOptions(images=(tmp_path / "a.jpg",)))
+
+
+# The processes that send
+
+
+class Pipe:
+    """Stands for a process that sends: what it is sent, and what it answers, in turn."""
+
+    def __init__(self, *answers: Any) -> None:
+        self.sent: list[Any] = []
+        self._answers = list(answers)
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def recv(self) -> Any:
+        if not self._answers:
+            raise EOFError
+        return self._answers.pop(0)
+
+
+def test_requests_are_shared_between_processes() -> None:
+    """All begin together, after a fifth of the time to warm up; the rate is of images."""
+    first, second = Pipe("ready", Counts([10.0, 20.0], 1, "refused")), Pipe("ready", Counts([30.0]))
+    before = time.monotonic()
+    result = Workers([first, second], 4).send(5, 10.0)  # type: ignore[list-item]
+    assert result == LoadResult(1.2, Latency.of([10, 20, 30]), 1)
+    assert [first.sent[0], second.sent[0]] == [3, 2] and first.sent[1:] == second.sent[1:]
+    (window,) = first.sent[1:]
+    assert 1.9 < window.start - before < 2.5 and window.end - window.start == 10
+
+
+def test_a_process_that_is_not_needed_rests() -> None:
+    busy, idle = Pipe("ready", Counts([10.0])), Pipe()
+    assert Workers([busy, idle], 1).send(1, 10.0).infer_per_second == 0.1  # type: ignore[list-item]
+    assert idle.sent == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (("ready", Counts([], 3, "refused")), r"no request was answered within 2 s \(refused\)"),
+        (("ready", Counts()), r"no request was answered within 2 s \(each lasts longer\)"),
+        (("ready",), "a process that made load ended early; is there enough memory"),
+        ((DarktrtError("no shared memory"),), "no shared memory"),
+    ],
+)
+def test_load_that_cannot_be_made(answers: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(DarktrtError, match=said):
+        Workers([Pipe(*answers)], 1).send(1, 2.0)  # type: ignore[list-item]
+
+
+class Slot:
+    """Stands for a place of requests: each lasts 50 ms, and the second one fails."""
+
+    def __init__(self) -> None:
+        self.prepared = self.sent = 0
+
+    async def prepare(self, *_: object) -> int:
+        self.prepared += 1
+        return self.prepared
+
+    async def send(self, transport: object, prepared: int) -> None:
+        assert prepared == self.prepared
+        self.sent += 1
+        await asyncio.sleep(0.05)
+        if self.sent in (2, 3):
+            raise DarktrtError(f"refused {self.sent}")
+
+
+def test_answers_in_the_window_are_counted() -> None:
+    """Those before it belong to the warm-up; a request that fails is prepared anew, and the first error is kept."""
+    slot, now, counts = Slot(), time.monotonic(), Counts()
+    window = Window(now + 0.5, now + 0.8)
+    asyncio.run(worker._send(slot, None, {}, window, counts))  # type: ignore[arg-type]
+    assert counts.failures == 2 and counts.error == "refused 2" and slot.prepared == 3
+    assert 4 <= len(counts.latencies) <= 6 and slot.sent - len(counts.latencies) >= 4
+    assert all(50 <= one < 100 for one in counts.latencies)
+
+
+@pytest.mark.parametrize(("max_batch", "batch"), [(8, 2.5), (0, 7.5)])
+def test_a_level_is_the_change_of_the_server_s_counts(monkeypatch: pytest.MonkeyPatch, max_batch: int, batch: float) -> None:
+    """Of the version that answers; where Triton does not batch, it counts requests."""
+
+    def counted(version: str, count: int, executions: int) -> ModelStatistics:
+        times = {name: {"count": count, "ns": count * ms * 10**6} for ms, name in enumerate(("queue", *COMPUTE), 1)}
+        return ModelStatistics.of(
+            {"version": version, "inference_count": count, "execution_count": executions, "inference_stats": times}
+        )
+
+    counts = [[counted("1", 5, 5), counted("2", 10, 10)], [counted("1", 5, 5), counted("2", 110, 50)]]
+    result = LoadResult(123.0, Latency(1, 2, 3, 4), 6)
+    client = SimpleNamespace(
+        statistics=lambda: counts.pop(0), model=remote_model(max_batch=max_batch), endpoint=SimpleNamespace(host="gpu-box")
+    )
+    running = SimpleNamespace(send=lambda concurrency, seconds: result if (concurrency, seconds) == (4, 5.0) else None)
+    found = load._level(client, 4, running, LoadOptions(batch=3, metrics="http://127.0.0.1:9"))  # type: ignore[arg-type]
+    assert found == Level(4, 123.0, result.latency, 1.0, 2.0 + 3 + 4, batch, None, 6)
+
+
+COMPUTE = ("compute_input", "compute_infer", "compute_output")
 
 
 # The GPU

@@ -146,7 +146,35 @@ def wide_preprocess(model: onnx.ModelProto) -> None:
             attribute.ints[:] = [100_000, 100_000]
 
 
+def below_zero(model: onnx.ModelProto) -> None:
+    model.graph.value_info.append(helper.make_tensor_value_info("line", TensorProto.FLOAT, [1, -18]))
+
+
+def slice_of_less_than_nothing(model: onnx.ModelProto) -> None:
+    """At such a slice onnx's shape inference ends the process."""
+    constant(model, "line", np.zeros((1, 9)), np.float32)
+    for name, value in (("first", 0), ("last", 3), ("axis", 1)):
+        constant(model, name, [value])
+    constant(model, "cut", [0, 0, 0, -29])
+    cut = helper.make_node("Pad", ["part", "cut"], ["less"], name="cut")
+    slices = [
+        helper.make_node("Slice", [data, "first", "last", "axis"], [part], name=part)
+        for data, part in (("line", "part"), ("less", "end"))
+    ]
+    add(model, slices[0], cut, slices[1])
+
+
+def chain_of_slices(model: onnx.ModelProto) -> None:
+    for name in ("first", "axis"):
+        constant(model, name, [0])
+    names = ["images", *(f"part{i}" for i in range(300))]
+    add(model, *(helper.make_node("Slice", [a, "first", "axis", "axis"], [b]) for a, b in pairwise(names)))
+
+
 CASES: dict[str, tuple[Change, str]] = {
+    "a size below zero": (below_zero, "is a damaged ONNX file ('line' has a size below 0); make it with"),
+    "a slice of less than nothing": (slice_of_less_than_nothing, "is a damaged ONNX file ('less' has a size below 0)"),
+    "a chain of slices": (chain_of_slices, "is a damaged ONNX file (300 slices follow on each other)"),
     "a large tensor": (inflate, "would take 14.9 GiB of memory for an image, more than 3.0 GiB; convert the network for"),
     "a product of vectors": (outer_product, "would take 26.8 GiB of memory for an image"),
     "wide borders": (pad, "would take 215.1 GiB of memory for an image"),
@@ -244,6 +272,29 @@ def test_the_cost_of_a_small_graph(tmp_path: Path) -> None:
     assert cost.operations == 2 * 24 * 3 * 9 * 32
 
 
+def test_the_work_of_each_kind_of_node(made: Made) -> None:
+    """Two operations a multiply-add, and the numbers that a pool reads."""
+    weights = {"conv": (5, 3, 3, 2), "back": (5, 2, 2, 4), "square": (24, 7), "gemm": (7, 3)}
+    nodes = [
+        helper.make_node("Conv", ["images", "conv"], ["a"]),  # 5 x 6 x 8
+        helper.make_node("ConvTranspose", ["a", "back"], ["b"]),  # 2 x 7 x 11
+        helper.make_node("MaxPool", ["a"], ["c"], kernel_shape=[2, 3]),  # 5 x 5 x 6
+        helper.make_node("Reshape", ["a", "shape"], ["d"]),  # 10 x 24
+        helper.make_node("MatMul", ["d", "square"], ["e"]),  # 10 x 7
+        helper.make_node("Gemm", ["e", "gemm"], ["f"]),  # 10 x 3
+        helper.make_node("Relu", ["f"], ["g"]),
+    ]
+    inputs = [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 8, 9])]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("b", "c", "g")]
+    constants = [numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items()]
+    constants.append(numpy_helper.from_array(np.array([10, 24], np.int64), "shape"))
+    model = helper.make_model(helper.make_graph(nodes, "net", inputs, outputs, constants))
+    cost = cost_of(model, made.info)
+    convolutions = 2 * (5 * 6 * 8) * (3 * 3 * 2) + 2 * (2 * 7 * 11) * (2 * 2 * 4)
+    assert cost.operations == convolutions + (5 * 5 * 6) * (2 * 3) + 2 * (10 * 7) * 24 + 2 * (10 * 3) * 10
+    assert cost.weights == 4 * (5 * 3 * 3 * 2 + 5 * 2 * 2 * 4 + 24 * 7 + 7 * 3) + 8 * 2
+
+
 def test_a_model_for_images_of_any_size_costs_what_its_largest_image_costs(made: Made, tmp_path: Path) -> None:
     costs = []
     for largest in ((64, 64), (4096, 4096)):
@@ -266,6 +317,28 @@ def test_a_batch_on_the_cpu_is_as_large_as_its_memory(portable: Path, monkeypatc
     with pytest.raises(DarktrtError, match=r"x: a batch of 9 images takes .* make the model for smaller batches") as caught:
         limit_batch(model, replace(info, batch=(9, 9, 9)), "x")
     assert caught.value.argument == "batch"
+
+
+def test_a_network_may_take_what_the_limits_state(portable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a batch half of the machine's memory."""
+    model, info = load_model(portable)
+    cost = cost_of(model, info)
+    needed = memory.network_bytes(cost.weights, cost.tensors)
+    for name, most in (("MOST_NETWORK_BYTES", needed), ("MOST_OPERATIONS", cost.operations)):
+        with monkeypatch.context() as patch:
+            patch.setattr(onnx_cost, name, most)
+            load_model(portable)
+            patch.setattr(onnx_cost, name, most - 1)
+            assert "for an image, more than" in refusal(portable)
+    batch = memory.network_bytes(cost.weights, 0) + 9 * cost.tensors
+    monkeypatch.setattr(onnx_cost, "MOST_NETWORK_BYTES", 1)
+    for machine, runs in ((2 * batch, True), (2 * batch - 1, False)):
+        monkeypatch.setattr(onnx_cost, "_machine_bytes", lambda machine=machine: machine)
+        if runs:
+            assert limit_batch(model, replace(info, batch=(9, 9, 9)), "x").batch == (9, 9, 9)
+        else:
+            with pytest.raises(DarktrtError, match="a batch of 9 images takes"):
+                limit_batch(model, replace(info, batch=(9, 9, 9)), "x")
 
 
 def test_a_batch_beyond_memory_is_refused_by_all_that_run_it(portable: Path, tmp_path: Path) -> None:

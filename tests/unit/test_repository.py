@@ -157,6 +157,22 @@ def test_the_python_kind_may_batch_more_than_the_model_takes(info: DetectorInfo)
     assert make_config("made", info, PythonBackend(max_batch=16)).max_batch_size == 16
 
 
+def test_what_is_just_allowed(info: DetectorInfo) -> None:
+    """The largest batch of the model, and batches that do not wait, of one image and of the largest batch."""
+    fixed = replace(info, fixed_thresholds=FIXED)
+    config = make_config("made", fixed, TensorRTBackend(max_batch=3, preferred=(1, 3)))
+    assert (config.max_batch_size, list(config.dynamic_batching.preferred_batch_size)) == (3, [1, 3])
+    assert make_config("made", info, PythonBackend(max_batch=1)).max_batch_size == 1
+    with pytest.raises(DarktrtError, match="preferred batch of 0 is not between 1 and the largest, 3"):
+        make_config("made", info, PythonBackend(preferred=(0,)))
+
+
+def test_a_batch_that_begins_above_one_is_the_clients_own(info: DetectorInfo) -> None:
+    """Triton's backends would run one image alone."""
+    config = make_config("made", replace(info, fixed_thresholds=FIXED, batch=(2, 3, 4)), OnnxRuntimeBackend())
+    assert config.max_batch_size == 0 and list(config.input[0].dims) == [-1, 64, 96, 3]
+
+
 # --- folders ---
 
 
@@ -292,6 +308,12 @@ def test_what_a_plan_gets(info: DetectorInfo, tmp_path: Path) -> None:
         assert (folder / "1/model.json").read_text() == manifest_path(plan).read_text()
         group = read_config(folder / "config.pbtxt").instance_group[0]
         assert (group.kind, list(group.gpus)) == (group.KIND_GPU, [1])
+
+
+def test_versions_are_counted_from_one(portable: Path, tmp_path: Path) -> None:
+    with pytest.raises(DarktrtError, match="version 0: Triton counts versions from 1") as caught:
+        publish(portable, tmp_path / "repository", version=0)
+    assert caught.value.argument == "version" and files_in(tmp_path) == []
 
 
 def test_a_plan_runs_on_the_first_gpu_where_none_is_named(info: DetectorInfo, tmp_path: Path) -> None:

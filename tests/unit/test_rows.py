@@ -20,7 +20,7 @@ from darktrt.errors import DarktrtError
 from darktrt.metadata import IMAGE_SIZES, DetectorInfo, Thresholds
 from darktrt.serve import rows as rows_module
 from darktrt.serve.rows import EncodedRow, Result, Row, RowRunner
-from darktrt.vision.decode import Decoder
+from darktrt.vision.decode import Ahead, Decoder
 
 LOW, HIGH = Thresholds(0.1), Thresholds(0.3)
 
@@ -175,6 +175,46 @@ def test_huge_images_run_in_smaller_batches(info: DetectorInfo, decoder: Decoder
     images = [pixels(0, 90, 60), pixels(1, 60, 70), pixels(2, 90, 60), pixels(3, 20, 20), pixels(4, 20, 20), pixels(5, 20, 20)]
     assert marks(RowRunner(runner, decoder).run(encoded(images))) == list(range(6))
     assert [batch for _, batch in runner.batches] == [[0, 1], [2, 3, 4], [5]]
+
+
+def test_a_batch_may_have_as_many_pixels_as_the_largest_image(
+    info: DetectorInfo, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such an image runs, by itself; where the model fits images too."""
+    monkeypatch.setattr(rows_module, "MOST_PIXELS", 100 * 100)
+    for one in (info, image_form(info)):
+        runner = Standing(one)
+        images = [pixels(0, 100, 50), pixels(1, 100, 50), pixels(2, 100, 100), pixels(3, 100, 50)]
+        assert marks(RowRunner(runner, decoder).run(encoded(images))) == list(range(4))
+        assert sorted(batch for _, batch in runner.batches) == [[0, 1], [2], [3]]
+    large = "image 0: has 101x100 pixels, more than 10,000; scale it down first"
+    assert marks(RowRunner(runner, decoder).run(encoded([pixels(0, 101, 100)]))) == [large]
+
+
+def test_few_images_are_decoded_ahead(info: DetectorInfo, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request may have any number of them; their pixels may be as many as those of one batch."""
+    under_way, most, bytes_ahead = 0, 0, []
+
+    class Counted(Ahead):
+        def __init__(self, decoder: Decoder, most_bytes: int) -> None:
+            bytes_ahead.append(most_bytes)
+            super().__init__(decoder, most_bytes)
+
+        def start(self, *arguments: Any) -> Any:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            return super().start(*arguments)
+
+        def finish(self, tickets: Any) -> Any:
+            nonlocal under_way
+            under_way -= len(tickets)
+            return super().finish(tickets)
+
+    monkeypatch.setattr("darktrt.vision.decode.Ahead", Counted)
+    monkeypatch.setattr("darktrt.vision.decode.MOST_IMAGES", 4)
+    assert marks(RowRunner(Standing(info), decoder).run(encoded([pixels(i) for i in range(12)]))) == list(range(12))
+    assert (most, under_way, bytes_ahead) == (4, 0, [3 * 64_000_000])
 
 
 def test_images_are_decoded_while_a_batch_runs(info: DetectorInfo) -> None:

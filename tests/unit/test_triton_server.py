@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import socket
@@ -28,7 +29,7 @@ from darktrt.engine.manifest import read_plan_manifest
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.serve import install, server, server_log, supervisor
-from darktrt.serve.access import caveat, is_loopback, is_mended
+from darktrt.serve.access import MENDED_RELEASE, caveat, is_loopback, is_mended
 from darktrt.serve.config import TensorRTBackend
 from darktrt.serve.containers import NEWEST, TENSORRT, container_for, docker_command
 from darktrt.serve.program import Program
@@ -127,6 +128,69 @@ def test_a_server_that_does_not_stop_is_killed(
     with running(repository, options, stand_in(stop="signal.SIG_IGN")) as one:
         pass
     assert one.process.poll() == -signal.SIGKILL
+
+
+def test_requests_in_flight_have_time_to_end(
+    stand_in: MakeProgram, options: StartOptions, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as the server itself waits for them, and some seconds more."""
+    monkeypatch.setattr(server, "EXIT_SECONDS", 0)
+    with running(repository, options, stand_in(stop="lambda *_: (time.sleep(0.8), stop())")) as one:
+        pass
+    assert one.process.poll() == 0
+    one.stop()
+
+
+@pytest.mark.parametrize(
+    ("address", "host"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("10.0.0.1", "10.0.0.1")]
+)
+def test_a_server_is_reached_at_its_address(repository: Path, tmp_path: Path, address: str, host: str) -> None:
+    (tmp_path / "tritonserver").touch()
+    one = server.make_server(repository, StartOptions(address), Program(str(tmp_path / "tritonserver")))
+    assert (one.http, one.grpc, one.metrics) == (f"{host}:8000", f"{host}:8001", f"{host}:8002")
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_a_port_that_is_taken_in_ipv6(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
+    with (
+        socket.create_server(("::1", options.http_port), family=socket.AF_INET6),
+        pytest.raises(DarktrtError, match=f"cannot listen at ::1:{options.http_port}: Address already in use"),
+        running(repository, replace(options, address="::1"), stand_in()),
+    ):
+        pass
+
+
+def test_a_server_on_free_ports(stand_in: MakeProgram, repository: Path, tmp_path: Path) -> None:
+    """Of its own, so that another server on the usual ones goes on."""
+    with server.running_on_free_ports(repository, StartOptions(cache_bytes=1000), stand_in()) as one:
+        assert one.ready() and len({one.http, one.grpc, one.metrics}) == 3
+    assert "--cache-config=local,size=1000" in (tmp_path / "started").read_text()
+
+
+def test_a_server_is_as_open_as_is_asked_for() -> None:
+    """By default to this machine, without shared memory, and to requests of 64 MiB."""
+    options = StartOptions()
+    assert (options.address, options.shared_memory, options.insecure) == ("127.0.0.1", False, False)
+    assert options.max_request_bytes == 64 * 1024 * 1024
+
+
+def test_answers_about_a_server_are_bounded(repository: Path, options: StartOptions) -> None:
+    """What listens at its port may be another program."""
+    one = server.make_server(repository, options, Program("/bin/true"))
+    content = b"HTTP/1.0 200 OK\r\n\r\n" + b"x" * (3 << 20)
+    with socket.create_server(("127.0.0.1", options.http_port)) as listener:
+        thread = threading.Thread(target=answer, args=(listener, content))
+        thread.start()
+        assert one.get("v2") == b"x" * (1 << 20)
+        thread.join()
+
+
+def answer(listener: socket.socket, content: bytes) -> None:
+    """Answer one request, whose sender may not want all of it."""
+    connection = listener.accept()[0]
+    with connection, suppress(OSError):
+        connection.recv(1 << 16)
+        connection.sendall(content)
 
 
 def test_a_model_that_does_not_load_is_reported(stand_in: MakeProgram, options: StartOptions, repository: Path) -> None:
@@ -505,6 +569,75 @@ def test_a_long_line_of_the_log_is_cut(tmp_path: Path) -> None:
     assert max(map(len, log.lines)) <= 1 << 14
 
 
+def open_files() -> list[str]:
+    """The files that this process has open."""
+    names = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            names.append(os.readlink(descriptor))
+    return names
+
+
+def test_a_closed_log_is_whole_and_no_longer_open(tmp_path: Path) -> None:
+    """And it is no program: it has the mode of any new file."""
+    log, other = ServerLog(tmp_path / "log"), tmp_path / "other"
+    written_by(log, "line\n" * 1000)
+    wait_for(lambda: log._waiting.qsize() == 0 and len(log.lines) == 400)
+    assert str(tmp_path / "log") in open_files()
+    log.close()
+    assert (tmp_path / "log").read_text() == "line\n" * 1000
+    assert str(tmp_path / "log") not in open_files()
+    other.touch()
+    assert (tmp_path / "log").stat().st_mode == other.stat().st_mode
+    ServerLog().close()
+
+
+def test_a_log_that_is_held_up_is_closed_within_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the file did not take stays with its thread, which may yet write it."""
+    goes_on = threading.Event()
+    monkeypatch.setattr(ServerLog, "_write", lambda *_: goes_on.wait(30))
+    log = ServerLog(tmp_path / "log")
+    written_by(log, "line\n")
+    began = time.monotonic()
+    log.close()
+    assert time.monotonic() - began < 2.9 and str(tmp_path / "log") in open_files()
+    goes_on.set()
+    log._writer.join(10)
+
+
+LOGS = """
+import subprocess, sys
+from darktrt.serve.server_log import ServerLog
+log = ServerLog(sys.argv[1])
+log.follow(subprocess.Popen(["sleep", "60"], stdout=subprocess.PIPE, text=True).stdout)
+"""
+
+
+def test_a_process_ends_though_its_log_goes_on(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", LOGS, str(tmp_path / "log")]
+    with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True) as one:
+        try:
+            assert one.wait(20) == 0
+        finally:
+            os.killpg(one.pid, signal.SIGKILL)
+
+
+def test_each_failure_of_the_log_s_file_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A second one too, after lines were written again."""
+    log, (soft, hard) = ServerLog(tmp_path / "log"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    for number in range(1, 3):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            written_by(log, "line\n" * 3)
+            wait_for(lambda: log._lost == 3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        written_by(log, "after\n")
+        wait_for(lambda number=number: (tmp_path / "log").read_text().count("(3 lines were lost here)\nafter\n") == number)
+        assert log._lost == 0 and len(told(caplog)) == number
+    log.close()
+
+
 @pytest.mark.parametrize("kind", ["folder", "fifo", "missing", "long"])
 def test_files_that_are_no_log(kind: str, tmp_path: Path) -> None:
     path = tmp_path / {"missing": "missing/log", "long": "x" * 300}.get(kind, "log")
@@ -533,6 +666,7 @@ def test_the_last_words_of_a_server() -> None:
         "",
     ]
     assert last_words(log) == "terminate called what():  too long Signal (6) received."
+    assert last_words(["I1125 07:00:00 1 a.cc:1] ready", *"abcde"]) == "c d e"
     assert last_words(log[:4]) == last_words([]) == ""
 
 
@@ -564,8 +698,13 @@ def test_other_machines_reach_only_a_server_without_holes(
     assert caught.value.argument == "insecure" and (tmp_path / "started").read_text().count("address=127.0.0.1") == 3
     with running(repository, replace(wide, insecure=True), stand_in()) as one:
         assert one.ready() and len(server.caveats(one)) == 2
-    with running(repository, wide, stand_in(version="2.67.0")) as one:
-        assert one.ready() and "holes" not in " ".join(server.caveats(one))
+    program = stand_in(version="2.67.0")
+    with running(repository, wide, program) as one:
+        (caveat_of_size,) = server.caveats(one)
+        assert one.ready() and "has no limit for the size of a request" in caveat_of_size
+    Path(program.path).write_text(Path(program.path).read_text() + "# it has the option http-max-input-size\n")
+    with running(repository, wide, program) as one:
+        assert server.caveats(one) == []
 
 
 def test_shared_memory_is_opened_to_clients_by_an_option(repository: Path, tmp_path: Path) -> None:
@@ -786,10 +925,13 @@ def test_docker_commands_of_the_python_backend(made: Made, tmp_path: Path) -> No
     publish(write_plan(tmp_path, nms_info(made), target="TensorRT 8.6.0"), tmp_path / "models", name="made")
     command = docker_command(tmp_path / "models", StartOptions())
     assert f"-v={install.BACKEND_REQUIREMENTS}:/requirements.txt:ro" in command.words
-    assert (
-        "nvcr.io/nvidia/tritonserver:24.01-py3 bash -c 'pip install --no-deps --only-binary=:all: --require-hashes --quiet "
-        "--disable-pip-version-check --requirement=/requirements.txt && pip install tensorrt==8.6.0 && exec tritonserver "
-    ) in str(command)
+    tag, *shell, script = command.words[-4:]
+    assert (tag, *shell) == ("nvcr.io/nvidia/tritonserver:24.01-py3", "bash", "-c")
+    assert script.startswith(
+        "pip install --no-deps --only-binary=:all: --require-hashes --quiet --disable-pip-version-check "
+        "--requirement=/requirements.txt && pip install 'tensorrt==8.6.0.*' && exec tritonserver "
+    )
+    assert shlex.split(str(command))[-1] == script
     assert command.warnings == (
         f"made: no container up to {NEWEST} carries TensorRT 8.6.0; nearest is nvcr.io/nvidia/tritonserver:24.01-py3 with "
         "TensorRT 8.6.1, in which the plan must be built again, because TensorRT loads only plans of its own version",
@@ -805,6 +947,25 @@ def test_a_container_without_holes_may_be_reached_and_limits_requests(made: Made
     with pytest.raises(DarktrtError, match="a container shares no memory with clients outside it") as caught:
         docker_command(tmp_path / "models", StartOptions(shared_memory=True))
     assert caught.value.argument == "shared_memory"
+
+
+@pytest.mark.parametrize(
+    ("target", "release", "closes", "limits"),
+    [
+        ("8.5.3", "23.03", False, False),
+        ("8.6.1", "24.01", True, False),
+        ("10.10.0", "25.05", True, False),
+        ("10.11.0", "25.07", True, True),
+    ],
+)
+def test_a_container_gets_the_options_that_it_knows(
+    made: Made, tmp_path: Path, target: str, release: str, closes: bool, limits: bool
+) -> None:
+    """It would not start with others; none of these releases is without holes."""
+    publish(write_plan(tmp_path, nms_info(made), target=f"TensorRT {target}"), tmp_path / "models", name="made")
+    command = docker_command(tmp_path / "models", StartOptions())
+    assert f"tritonserver:{release}-py3" in str(command) and len(command.warnings) == 1
+    assert ("--http-restricted-api" in str(command), "--http-max-input-size" in str(command)) == (closes, limits)
 
 
 def test_plans_for_later_versions_need_an_option(made: Made, tmp_path: Path) -> None:
@@ -839,4 +1000,13 @@ def test_the_server_of_docker_compose_gets_the_plugins_of_all_models(tmp_path: P
     plugins = [f"--backend-config=tensorrt,plugins={';'.join(map(str, libraries))}"] if models else []
     nobody = "trace,logging,shared-memory:closed:=nobody"
     closed = [f"--http-restricted-api={nobody}", f"--grpc-restricted-protocol={nobody}"]
-    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", *closed, *plugins]
+    limit = f"--http-max-input-size={StartOptions().max_request_bytes}"
+    assert done.stdout.splitlines() == [f"--model-repository={tmp_path}/models", limit, *closed, *plugins]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml"])
+def test_the_images_are_fixed_by_their_digests_and_carry_one_tensorrt(name: str) -> None:
+    text = (ROOT / "docker" / name).read_text()
+    images = re.findall(r"nvcr\.io/nvidia/(?:tensorrt|tritonserver):([0-9.]+)-py3(@sha256:[0-9a-f]{64})?", text)
+    assert images and {release for release, _ in images} == {"26.06"} and all(digest for _, digest in images)
+    assert "26.06" >= MENDED_RELEASE and ".".join(map(str, TENSORRT["26.06"])) in text

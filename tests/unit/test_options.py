@@ -1,0 +1,286 @@
+"""Options of the command line: their defaults, which belong together, and what they ask of the library."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from darktrt.cli import main
+from darktrt.cli.commands import parser
+from darktrt.engine.layer_list import summary
+from darktrt.errors import DarktrtError
+from darktrt.pipeline import DropBudget
+from darktrt.serve.client.statistics import ModelStatistics
+from darktrt.serve.config import PythonBackend
+from darktrt.serve.server import StartOptions
+
+
+def options_of(command: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.Action]]:
+    """Every option of every command, with the command's name."""
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, sub in action.choices.items():
+                yield from options_of(sub, f"{name} {word}".strip())
+        else:
+            yield name, action
+
+
+def test_help_states_the_defaults_that_hold() -> None:
+    """Numbers, and choices."""
+    wrong, count = [], 0
+    for command, action in options_of(parser()):
+        stated = re.search(r"\(default: ([^,;)]+)", action.help or "")
+        default = action.default
+        if not stated or default in (None, argparse.SUPPRESS, "", "."):
+            continue
+        if not (action.choices or stated[1][0].isdigit()):
+            continue
+        held = " ".join(f"{one:g}" for one in default) if isinstance(default, list) else default
+        held = f"{held:g}" if isinstance(held, int | float) else held
+        if action.choices and stated[1] not in action.choices:
+            continue
+        count += 1
+        if held != stated[1]:
+            wrong.append(f"darktrt {command} {action.option_strings}: {held}, not {stated[1]}")
+    assert wrong == [] and count > 50
+
+
+def test_defaults_of_a_model_on_triton_are_those_of_its_record() -> None:
+    stated = {
+        action.dest: match[1]
+        for command, action in options_of(parser())
+        if command == "serve repository" and (match := re.search(r"\(default: ([\w.]+)\)", action.help or ""))
+    }
+    record = PythonBackend()
+    for name in ("input", "versions", "delay", "instances", "score_threshold", "iou_threshold"):
+        value = getattr(record, name)
+        assert stated[name] == (value if isinstance(value, str) else f"{value:g}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "COMMAND"),
+        ("calib", "STEP"),
+        ("check", "CHECK"),
+        ("serve", "STEP"),
+        ("client", "STEP"),
+        ("surgery a.onnx", "-o/--output"),
+        ("engine a.onnx", "-o/--output"),
+        ("serve repository a.onnx", "-o/--output"),
+        ("calib sensitivity a.onnx photos", "--"),
+    ],
+)
+def test_words_that_are_needed(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words.split())
+    assert stopped.value.code == 2
+    assert "required: " in (err := capsys.readouterr().err) and said in err
+
+
+# --- engine ---
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
+    """What a build was asked for, in place of which a plan of 3 MiB appears."""
+    given: dict[str, Any] = {}
+
+    def build(source: str, output: str, options: Any, **more: Any) -> Any:
+        given.update(options=options, **more)
+        Path(output).write_bytes(bytes(3 << 20))
+        convolutions = {"int8_convolutions": ("/a",), "other_convolutions": {"/b": "kept in floating point"}}
+        return SimpleNamespace(target="TensorRT 10.3.0", build_seconds=12.5, int8_cost="mAP drops by 0.1", **convolutions)
+
+    monkeypatch.setattr("darktrt.pipeline.build_engine", build)
+    Path("a.png").touch()
+    return given
+
+
+INT8 = "--precision int8"
+TOGETHER = "--max-drop X, --eval DATA, "
+ON_GPU = "--calibrate-on gpu, --data DATA and --precision int8 go together"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--max-drop 0.1", TOGETHER),
+        ("--eval a.png", TOGETHER),
+        (f"--max-drop 0 --eval a.png {INT8}", TOGETHER),
+        ("--max-drop 0 --eval a.png CALIBRATION", TOGETHER),
+        (f"--max-drop 0 CALIBRATION {INT8}", TOGETHER),
+        (f"--eval a.png CALIBRATION {INT8}", TOGETHER),
+        (f"--max-drop 0 --eval a.png CALIBRATION {INT8}", None),
+        (f"CALIBRATION {INT8}", None),
+        ("", None),
+        ("--calibrate-on gpu", ON_GPU),
+        (f"--calibrate-on gpu {INT8}", ON_GPU),
+        (f"--data a.png {INT8}", ON_GPU),
+        ("--calibrate-on gpu --data a.png", ON_GPU),
+        (f"--calibrate-on gpu --data a.png {INT8} CALIBRATION", ON_GPU),
+        (f"--calibrate-on gpu --data a.png {INT8}", None),
+        ("--fp-layers a,b", "--fp-layers names convolutions that INT8 leaves in FP16; give --precision int8"),
+        (f"--fp-layers a,b {INT8}", None),
+        ("--batch 1,4", "--batch 1,4: write smallest, usual and largest batch, such as 1,4,16"),
+        ("--batch 1,4,x", "--batch 1,4,x: write smallest"),
+        ("--batch 1,2,3,4", "--batch 1,2,3,4: write smallest"),
+    ],
+)
+def test_options_of_an_engine_that_go_together(
+    asked: dict[str, Any], options: str, said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = options.replace("CALIBRATION", f"{CALIBRATION} c").split()
+    assert main(["engine", "a.onnx", "-o", "a.plan", *words]) == (2 if said else 0)
+    assert said is None or said in capsys.readouterr().err
+    assert bool(asked) == (said is None)
+
+
+CALIBRATION = next(option for option in ("--calibration", "--table") if f"'{option}'" in str(list(options_of(parser()))))
+
+
+def test_what_is_said_of_an_engine(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["engine", "a.onnx", "-o", "a.plan", *"--batch 1,4,16 --image-sizes 32 64x48 100x90".split()]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a.plan: FP16 for TensorRT 10.3.0, 3.0 MiB, built in 12.5 s",
+        "a.plan: mAP drops by 0.1",
+    ]
+    options = asked["options"]
+    assert (options.batch, options.image_sizes) == ((1, 4, 16), ((32, 32), (64, 48), (100, 90)))
+    assert options.tf32 and not (options.strongly_typed or options.hardware_compatible or options.version_compatible)
+    assert asked["budget"] is None and asked["calibration_images"] == () and asked["fp_layers"] is None
+    words = [INT8, CALIBRATION, "c", "--max-drop 0.01 --eval a.png --eval-limit 7 --fp-layers a,,b --no-tf32"]
+    assert main(["engine", "a.onnx", "-o", "a.plan", *" ".join(words).split()]) == 0
+    first, second, _ = capsys.readouterr().out.splitlines()
+    assert (
+        first.startswith("a.plan: INT8 for TensorRT 10.3.0")
+        and second == f"a.plan: {summary(['/a'], {'/b': 'kept in floating point'})}"
+    )
+    assert not asked["options"].tf32 and asked["fp_layers"] == ("a", "b")
+    assert asked["budget"] == DropBudget(0.01, ["a.png"], 7)
+    assert main(["engine", "a.onnx", "-o", "a.plan", *f"--calibrate-on gpu --data a.png {INT8}".split()]) == 0
+    assert asked["calibration_images"] == [Path("a.png")]
+    assert "the scales that TensorRT found, as a table for another build" in capsys.readouterr().out
+
+
+# --- a server and its clients ---
+
+
+def test_what_a_start_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[StartOptions] = []
+
+    def refuse(repository: str, options: StartOptions) -> None:
+        given.append(options)
+        raise DarktrtError("no Docker")
+
+    monkeypatch.setattr("darktrt.serve.containers.docker_command", refuse)
+    assert main(["serve", "start", "models", "--program", "docker"]) == 2
+    words = "--address ::1 --http-port 1 --grpc-port 2 --metrics-port 3 --load a b --shared-memory --insecure"
+    words += " --max-request-mb 3 --cache-mb 5 --argument=--x=1"
+    assert main(["serve", "start", "models", "--program", "docker", *words.split()]) == 2
+    first, second = given
+    assert first == StartOptions()
+    assert second == StartOptions("::1", 1, 2, 3, ("a", "b"), True, True, 3 * 2**20, 5 * 2**20, ("--x=1",))
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A client of a server, and what it was made with."""
+    pytest.importorskip("tritonclient", reason="needs tritonclient: pip install 'darktrt[serve]'")
+    found = SimpleNamespace(to_table=lambda: "nothing found")
+    made = SimpleNamespace(
+        options={},
+        images=[],
+        retries=0,
+        endpoint="grpc://gpu-box:8001",
+        info=SimpleNamespace(usual_image=(40, 30)),
+        model=SimpleNamespace(name="made", max_batch=8, to_dict=lambda: {"name": "made"}, to_text=lambda: "made: a model"),
+        statistics=lambda: [ModelStatistics.of({"version": "1", "inference_count": 6, "execution_count": 2})],
+    )
+
+    def detect_all(images: list[Any]) -> list[Any]:
+        made.images += images
+        return [found] * len(images)
+
+    class Client:
+        def __init__(self, endpoint: Any, model: str | None, version: str, **options: Any) -> None:
+            made.options.update(options, endpoint=str(endpoint), model=model, version=version)
+
+        def __enter__(self) -> SimpleNamespace:
+            return made
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    made.detect_all = detect_all
+    monkeypatch.setattr("darktrt.serve.client.client.Client", Client)
+    return made
+
+
+def test_a_ping_sends_a_request_of_noise(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["client", "ping", "--server", "gpu-box", "--batch", "2", "--retry-seconds", "0"]) == 0
+    first, second = client.images
+    assert first is second and first.shape == (30, 40, 3) and first.dtype == np.uint8 and (first.min(), first.max()) == (0, 255)
+    said = r"grpc://gpu-box:8001: model 'made' answered noise in \d{1,2}\.\d ms, 2 a request\nnothing found\n"
+    captured = capsys.readouterr()
+    assert re.fullmatch(said, captured.out) and captured.err == ""
+    assert client.options == {
+        "endpoint": "grpc://gpu-box:8001",
+        "model": None,
+        "version": "",
+        "shared_memory": "none",
+        "batch": 2,
+        "timeout": 60.0,
+        "retry_seconds": 0.0,
+    }
+
+
+def test_a_server_that_was_away_is_told(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    client.retries = 3
+    assert main(["client", "info"]) == 0
+    assert capsys.readouterr() == ("made: a model\n", "warning: the server was away; 3 requests were repeated\n")
+    assert client.options["retry_seconds"] == 30 and client.options["batch"] == 1
+
+
+def test_descriptions_for_people_and_for_programs(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["client", "info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"name": "made"}
+    assert main(["client", "statistics", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["inferences"] == 6
+    assert main(["client", "statistics"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:5] == ["1", "0", "0", "6", "3.00"]
+    client.model.max_batch = 0
+    assert main(["client", "statistics"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[3:5] == ["-", "-"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("rtsp://user:word@camera/1 a.jpg", "rtsp://camera/1: a camera or stream must be the only source"),
+        ("a.jpg rtsp://user:word@camera/1", "rtsp://camera/1: a camera or stream must be the only source"),
+        ("a.jpg --frames 5", "only cameras and streams have a number of frames [--frames]"),
+        ("a.jpg --frames 0", "only cameras and streams have a number of frames [--frames]"),
+        ("camera:97", "/dev/video97: there is no such camera"),
+        ("/dev/none", "/dev/none: there is no such camera"),
+    ],
+)
+def test_sources_that_are_refused(client: SimpleNamespace, words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["client", "detect", *words.split()]) == 2
+    assert said in (err := capsys.readouterr().err) and "word@" not in err
+    assert client.options == {}
+
+
+@pytest.mark.parametrize("words", ["--timeout 0", "--timeout -1", "--timeout inf", "--timeout nan", "--timeout x"])
+def test_times_are_above_zero(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["client", "ping", *words.split()])
+    assert f"'{words.split()[1]}' is no number above 0" in capsys.readouterr().err
