@@ -67,7 +67,7 @@ def _client(args: argparse.Namespace, servers: Sequence[Endpoint] = (), **option
         yield client
         if client.retries:
             away = ", ".join(one.server for one in client.servers if one.failed)
-            LOGGER.warning(f"{away}: was away; {client.retries} requests were repeated")
+            LOGGER.warning(f"{away}: away for a time; {client.retries} requests were repeated")
 
 
 # --- client detect ---

@@ -42,7 +42,7 @@ _Answer = TypeVar("_Answer")
 
 
 class OtherModelError(ModelAwayError):
-    """The server has another model under the name; the other servers' may come back."""
+    """The server has another model than the others under the name at the moment."""
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,9 @@ def client(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         options={},
         images=[],
         retries=0,
-        endpoint="grpc://gpu-box:8001",
+        servers=[
+            SimpleNamespace(server=f"grpc://gpu-{name}:8001", failed=failed) for name, failed in (("a", 2), ("b", 0), ("c", 1))
+        ],
         info=SimpleNamespace(usual_image=(40, 30)),
         model=SimpleNamespace(name="made", max_batch=8, to_dict=lambda: {"name": "made"}, to_text=lambda: "made: a model"),
         statistics=lambda: [ModelStatistics.of({"version": "1", "inference_count": 6, "execution_count": 2})],
@@ -211,8 +213,8 @@ def client(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return [found] * len(images)
 
     class Client:
-        def __init__(self, endpoint: Any, model: str | None, version: str, **options: Any) -> None:
-            made.options.update(options, endpoint=str(endpoint), model=model, version=version)
+        def __init__(self, servers: list[Any], model: str | None, version: str, **options: Any) -> None:
+            made.options.update(options, servers=[str(one) for one in servers], model=model, version=version)
 
         def __enter__(self) -> SimpleNamespace:
             return made
@@ -233,7 +235,7 @@ def test_a_ping_sends_a_request_of_noise(client: SimpleNamespace, capsys: pytest
     captured = capsys.readouterr()
     assert re.fullmatch(said, captured.out) and captured.err == ""
     assert client.options == {
-        "endpoint": "grpc://gpu-box:8001",
+        "servers": ["grpc://gpu-box:8001"],
         "model": None,
         "version": "",
         "shared_memory": "none",
@@ -246,8 +248,22 @@ def test_a_ping_sends_a_request_of_noise(client: SimpleNamespace, capsys: pytest
 def test_a_server_that_was_away_is_told(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     client.retries = 3
     assert main(["client", "info"]) == 0
-    assert capsys.readouterr() == ("made: a model\n", "warning: the server was away; 3 requests were repeated\n")
+    said = "grpc://gpu-a:8001, grpc://gpu-c:8001: away for a time; 3 requests were repeated"
+    assert capsys.readouterr() == ("made: a model\n", f"warning: {said}\n")
     assert client.options["retry_seconds"] == 30 and client.options["batch"] == 1
+    assert client.options["servers"] == ["grpc://localhost:8001"]
+
+
+def test_several_servers(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    servers = ["--server", "gpu-a", "--server", "http://gpu-b"]
+    assert main(["client", "info", *servers]) == 0
+    assert client.options["servers"] == ["grpc://gpu-a:8001", "http://gpu-b:8000"]
+    capsys.readouterr()
+    assert main(["client", "ping", *servers]) == 0
+    assert re.findall(r"^(\S+): model 'made' answered", capsys.readouterr().out, re.MULTILINE) == [
+        "grpc://gpu-a:8001",
+        "http://gpu-b:8000",
+    ]
 
 
 def test_descriptions_for_people_and_for_programs(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
