@@ -173,7 +173,7 @@ def compare(
     digests = [image.digest for image in images] if variants else list(loaded[0].iterations)
     tensors, threshold = _tensors(reference.info, layers), (thresholds if variants else loaded[0].thresholds).score
     results, errors = list[list[Any]](), list[list[_Errors]]()
-    with progress(len(digests), "images") as bar:
+    with progress(len(digests), "images", "comparing") as bar:
         for i, digest in enumerate(digests):
             results.append(run(variants, images[i], thresholds, layers) if variants else [])
             errors.append(_errors([*results[-1], *(one.iterations[digest] for one in loaded)], tensors, threshold))

@@ -110,8 +110,6 @@ def _name_worst(axes: Axes, variants: Sequence[Mapping[str, Any]], index: Mappin
         for row in variant["tensors"]
         if row["line"] is not None
     ]
-    if not rows:
-        return
     worst_variant = max(rows, key=lambda row: row[0])[1]
     named: list[int] = []
     for mean, _, row in sorted((row for row in rows if row[1] == worst_variant), key=lambda row: -row[0]):

@@ -284,7 +284,7 @@ class PlanRunner:
     def buffer(self, batch: int) -> npt.NDArray[Any]:
         """The pinned memory of the input ``images`` for ``batch`` images; :meth:`run` does not copy an array that is in it."""
         binding = self._next_slot().input_images
-        return binding.view(binding.sized((batch,)))
+        return binding.view(binding.sized((batch, *self.info.input_shape)))
 
     def _prepare(self, slot: _Slot, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
         """Copy the inputs into pinned memory, and set their shapes."""

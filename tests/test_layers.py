@@ -275,3 +275,54 @@ def test_help_starts_in_three_tenths_of_a_second() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.3
+
+
+CHANGING = {
+    "calib.histogram.Histogram",
+    "calib.histogram.HistogramSet",
+    "engine.runtime._Slot",
+    "selftest.run._Series",
+    "serve.load.worker.Counts",
+    "vision.decode.Ticket",
+    "vision.decode._Image",
+    "vision.detector._Batch",
+}
+"""Records that something is collected in; all others are frozen, so that who holds one can rely on it."""
+
+COMPARED_BY_IDENTITY = {
+    "calib.histogram.Histogram",
+    "calib.histogram.HistogramSet",
+    "check.detections.VariantDetections",
+    "check.evaluation.EvaluatedVariant",
+    "check.evaluation.Evaluation",
+    "check.runs.InputImage",
+    "check.runs.VariantResults",
+    "check.simulate.OnnxNetwork",
+    "vision.boxes.Detections",
+    "vision.decode.Ticket",
+    "vision.decode._Image",
+}
+"""Records that hold arrays or models, for which ``==`` has no single answer, or that stand for themselves."""
+
+
+def records() -> dict[str, dict[str, str]]:
+    """Every dataclass by its name, with the options of its decorator."""
+    found = {}
+    for module, file in modules().items():
+        for node in ast.walk(ast.parse(file.read_text())):
+            for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+                name, keywords = (decorator.func, decorator.keywords) if isinstance(decorator, ast.Call) else (decorator, [])
+                if isinstance(name, ast.Name) and name.id == "dataclass":
+                    found[f"{module}.{node.name}"] = {str(one.arg): ast.unparse(one.value) for one in keywords}  # type: ignore[attr-defined]
+    return found
+
+
+def test_records_are_frozen() -> None:
+    found = records()
+    assert len(found) > 150
+    assert {name for name, options in found.items() if options.get("frozen") != "True"} <= CHANGING
+
+
+def test_records_of_arrays_are_compared_by_identity() -> None:
+    found = records()
+    assert all(found[name].get("eq") == "False" for name in COMPARED_BY_IDENTITY & found.keys())

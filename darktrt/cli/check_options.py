@@ -37,7 +37,8 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
     plan = f"run this engine; may be repeated{named}"
     parser.add_argument("--plan", metavar="PLAN", action="append", default=[], help=plan)
     parser.add_argument("--plugins", metavar="LIBRARY", help="plugin library of the engines")
-    triton = f"run this model of a Triton server, such as localhost:8001/yolov4@fp16 (without @: fp32); may be repeated{named}"
+    triton = "run this model of a Triton server, such as localhost:8001/yolov4@fp16 (without @: fp32); may be repeated"
+    triton += "; NAME=SERVER/MODEL gives it a name"
     parser.add_argument("--triton", metavar="SERVER/MODEL[@PRECISION]", action="append", default=[], help=triton)
 
 

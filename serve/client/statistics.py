@@ -94,7 +94,7 @@ def to_table(statistics: Sequence[ModelStatistics], batches: bool = True) -> str
     servers = [one.server for one in statistics]
     width = max(map(len, ["server", *servers])) if len(set(servers)) > 1 else 0
     first = f"{'server':<{width}}  " if width else ""
-    lines = [f"{first}version  requests  failed  images  batch  total ms  " + "  ".join(f"{name:>14}" for name in PARTS)]
+    lines = [f"{first}version  requests  failed    images  batch  total ms  " + "  ".join(f"{name:>14}" for name in PARTS)]
     for one in statistics:
         first = f"{one.server:<{width}}  " if width else ""
         parts = "  ".join(f"{getattr(one, name).mean_ms:14.3f}" for name in PARTS)

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -264,26 +263,6 @@ def test_a_real_server_and_his_program(outputs: dict[str, str], python: Path, pr
     assert "refused: none.onnx: " in done.stdout
     assert done.stderr == "", "the library prints nothing that was not asked for"
     assert (project / "answer.jpg").read_bytes() == (project / "detected.jpg").read_bytes()
-
-
-@NEEDS_WEIGHTS
-def test_own_class_names_in_every_comparison(outputs: dict[str, str], python: Path, project: Path) -> None:
-    names = [f"thing {i}" for i in range(80)]
-    (project / "my.names").write_text("\n".join(names))
-    (project / "mine").mkdir()
-    shutil.copy(project / "dog.jpg", project / "mine")
-    (project / "mine/dog.txt").write_text("0 0.5 0.5 0.9 0.9\n")
-    network = "--cfg networks/yolov4-tiny.cfg --weights networks/yolov4-tiny.weights"
-    darktrt(python, project, f"convert {network.split()[1]} {network.split()[3]} --names my.names -o my-plain.onnx --size 416")
-    darktrt(python, project, "surgery my-plain.onnx -o my.onnx")
-    table = darktrt(python, project, f"check map mine {network} --model my.onnx")
-    assert "PyTorch" in table and "my.onnx" in table
-    darktrt(python, project, f"check report mine {network} --model my.onnx -o my-report --sensitivity-images 0")
-    assert "thing 0" in (project / "my-report/report.json").read_text()
-    started = time.monotonic()
-    done = run(python, project, "darktrt", "check", "map", "mine", "--model", "my.onnx", "--model", "portable.onnx")
-    assert done.returncode == 2 and "classes" in done.stderr
-    assert "images/s" not in done.stderr and time.monotonic() - started < 20
 
 
 def test_compiling_the_plugins(python: Path, project: Path, tmp_path: Path) -> None:

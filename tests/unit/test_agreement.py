@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from darktrt.check import runs
-from darktrt.check.agreement import Agreement, compare
+from darktrt.check.agreement import Agreement, VariantAgreement, compare
 from darktrt.check.runs import (
     DETECTIONS,
     InputImage,
@@ -37,12 +37,22 @@ from darktrt.check.runs import (
     run,
 )
 from darktrt.check.simulate import session
-from darktrt.check.tolerance import TOLERANCES, TensorError, match, parse_tolerance, tensor_error, tolerance_of
+from darktrt.check.tolerance import (
+    TOLERANCES,
+    Matches,
+    TensorError,
+    match,
+    pair,
+    parse_tolerance,
+    tensor_error,
+    tolerance_of,
+    unpaired,
+)
 from darktrt.cli import main
 from darktrt.convert.reference import TorchReference
 from darktrt.engine.manifest import Manifest
 from darktrt.errors import DarktrtError
-from darktrt.metadata import METADATA_KEY
+from darktrt.metadata import METADATA_KEY, DetectorInfo
 from darktrt.onnx_file import load_model
 from darktrt.plugins.functions import embed
 from darktrt.surgery.outputs import add_outputs
@@ -472,3 +482,163 @@ def test_an_interrupt_while_polygraphy_imports_libraries_is_not_swallowed(monkey
     runs._import_whole.cache_clear()
     with pytest.raises(KeyboardInterrupt), runs.quiet():
         pytest.fail("the work goes on")
+
+
+# --- limits ---
+
+LIMITS = {
+    "fp32": (1e-4, 0.999999, 0.001, 0.0),
+    "tf32": (0.03, 0.9998, 0.02, 0.02),
+    "fp16": (0.03, 0.9998, 0.02, 0.02),
+    "int8": (0.4, 0.97, 0.3, 0.25),
+}
+"""By precision: the worst error, the least cosine, the largest difference of scores, the share of unmatched detections."""
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_a_result_at_the_limits_is_within_them_and_one_beyond_is_not(precision: str) -> None:
+    worst, cosine, score, share = LIMITS[precision]
+    tolerance = tolerance_of((precision, "fp32"))
+    assert TensorError(worst, 9.0, cosine).within(tolerance)
+    assert not TensorError(worst * 1.001, 0, 1).within(tolerance)
+    assert not TensorError(0, 0, cosine - 1e-7).within(tolerance)
+    assert not TensorError(float("nan"), 0, 1).within(tolerance) and not TensorError(0, 0, float("nan")).within(tolerance)
+    missing, extra = (0.5,) * round(100 * share), (0.9,) * round(100 * share)
+    assert Matches(200, score, 0, missing, extra).within(tolerance)
+    assert not Matches(200, score * 1.001, 1, (), ()).within(tolerance)
+    assert not Matches(200, 0, 1, (*missing, 0.5), extra).within(tolerance)
+    assert not Matches(200, 0, 1, missing, (*extra, 0.5)).within(tolerance)
+
+
+def test_a_detection_near_the_threshold_may_be_missing() -> None:
+    """The other one may lie just below it; a score that is no number is not near."""
+    tolerance = tolerance_of(("fp16", "fp32"))
+    assert Matches(0, 0, 1, (0.02, 0.0), (0.02,)).unmatched(tolerance) == 0
+    assert Matches(0, 0, 1, (0.021,), (0.5, float("nan"))).unmatched(tolerance) == 3
+
+
+def test_half_an_overlap_is_the_least() -> None:
+    expected = rows((0, 0, 10, 10, 0.9, 1))
+    for height, iou in ((5.0, 0.5), (4.9, None), (20.0, 0.5), (20.5, None)):
+        (found,) = pair(rows((0, 0, 10, height, 0.9, 1)), expected)
+        assert (found and found[1]) == (iou and pytest.approx(iou))
+
+
+def test_the_best_expected_detection_chooses_first() -> None:
+    """Of its class the free one that overlaps it most; the others are unpaired."""
+    expected = rows((0, 0, 10, 10, 0.9, 1), (0, 0, 10, 10, 0.8, 1), (0, 0, 10, 10, 0.7, 1), (0, 0, 10, 10, 0.6, 2))
+    actual = rows((0, 0, 10, 8, 0.5, 1), (90, 0, 99, 9, 0.5, 1), (0, 0, 10, 9, 0.4, 1), (0, 0, 10, 10, 0.3, 3))
+    pairs = pair(actual, expected)
+    assert pairs == [(2, pytest.approx(0.9)), (0, pytest.approx(0.8)), None, None]
+    assert unpaired(pairs, 4) == [1, 3]
+    assert pair(rows(), expected) == [None] * 4 and pair(actual, rows()) == []
+    assert pair(rows((5, 5, 5, 5, 0.9, 1)), rows((5, 5, 5, 5, 0.9, 1))) == [None]  # without area
+
+
+def test_the_measures_of_several_detections() -> None:
+    """The largest difference of scores, the least IoU, and what is missing or extra by its distance from the threshold."""
+    expected = rows((0, 0, 10, 10, 0.9, 1), (50, 0, 60, 10, 0.75, 1), (0, 50, 10, 60, 0.5, 1))
+    found = match(rows((0, 0, 10, 9, 1.0, 1), (50, 0, 60, 8, 0.5, 1), (90, 90, 99, 99, 0.375, 1)), expected, 0.25)
+    assert (found.expected, found.score, found.missing, found.extra) == (3, pytest.approx(0.25), (0.25,), (0.125,))
+    assert found.iou == pytest.approx(0.8)
+
+
+# --- the table ---
+
+
+def errors(info: DetectorInfo, *worst: float) -> dict[str, TensorError]:
+    """Of the first layers, in order."""
+    names = dict.fromkeys(layer.tensor for layer in info.layers)
+    return {name: TensorError(error, error / 4, 1 - error / 64) for name, error in zip(names, worst, strict=False)}
+
+
+FP16 = tolerance_of(("fp32", "fp16"))
+
+
+def agreement(made: Made, layers: bool, *variants: VariantAgreement) -> Agreement:
+    return Agreement("PyTorch", "fp32", made.info, 3, variants, layers)
+
+
+def test_the_table_marks_what_is_beyond_and_where_it_begins(made: Made) -> None:
+    matches = Matches(12, 0.0312, 0.7654, (0.01, 0.5), (0.02,))
+    variant = VariantAgreement("half", "fp16", FP16, errors(made.info, 0.001, 0.25, 0.002, 0.5), matches)
+    table = agreement(made, True, variant).to_table().splitlines()
+    lines = [layer.line for layer in made.info.layers]
+    sections = len({layer.tensor for layer in made.info.layers})
+    limits = f"worst 0.03, cosine 0.9998, score 0.02, unmatched 0.02 ({FP16.reason})"
+    assert table[0] == "half (fp16) against PyTorch (fp32): made, 96x64, 3 images"
+    width = len(table[2].partition("     0.001")[0])
+    assert table[1] == f"{'':{width}}     worst      mean     cosine"
+    assert table[2:6] == [
+        f"{f'cfg line {lines[0]:4}  [convolutional] layer0':{width}}     0.001   0.00025  0.9999844",
+        f"{f'cfg line {lines[1]:4}  [convolutional] layer1':{width}}      0.25     0.062  0.9960938  beyond, the first",
+        f"{f'cfg line {lines[2]:4}  [route] layer2':{width}}     0.002    0.0005  0.9999687",
+        f"{f'cfg line {lines[3]:4}  [convolutional] layer3':{width}}       0.5      0.12  0.9921875  beyond",
+    ]
+    assert table[6:] == [
+        f"{sections - 4} more cfg sections have no tensor in both, as inside a node that computes several",
+        "detections: 10 of 12 matched, 2 missing, 1 extra (2 of these near the threshold), "
+        "largest score difference 0.031, least IoU 0.7654  beyond",
+        f"cfg line {lines[1]}: max relative error 0.25, beyond the tolerance: {limits}",
+    ]
+
+
+def test_the_table_of_heads_alone(made: Made) -> None:
+    """Within the tolerance; detections beyond it; nothing but detections. A blank line stands between variants."""
+    good, bad = Matches(2, 0.001, 0.99, (), ()), Matches(2, 0.5, 0.99, (), ())
+    heads = {"head0_raw": TensorError(0.001, 0.001, 1.0), "boxes": TensorError(0.01, 0.001, 1.0)}
+    found = agreement(
+        made,
+        False,
+        VariantAgreement("good", "fp16", FP16, heads, good),
+        VariantAgreement("bad", "fp16", FP16, heads, bad),
+        VariantAgreement("bare", "fp16", FP16, {}, bad),
+        VariantAgreement("raw", "fp16", FP16, heads, None),
+    )
+    limits = f"worst 0.03, cosine 0.9998, score 0.02, unmatched 0.02 ({FP16.reason})"
+    parts = [part.splitlines() for part in found.to_table().split("\n\n")]
+    assert parts[0] == [
+        "good (fp16) against PyTorch (fp32): made, 96x64, 3 images",
+        "              worst      mean     cosine",
+        "head0_raw     0.001     0.001  1.0000000",
+        "boxes          0.01     0.001  1.0000000",
+        "detections: 2 of 2 matched, 0 missing, 0 extra, largest score difference 0.001, least IoU 0.9900",
+        f"within the tolerance: {limits}",
+    ]
+    assert parts[1][-1] == f"detections beyond the tolerance: {limits}" and parts[1][-2].endswith("least IoU 0.9900  beyond")
+    assert len(parts[2]) == 3 and len(parts[3]) == 5
+    assert [one.failures() for one in found.variants] == [[], [DETECTIONS], [DETECTIONS], []]
+    assert not found.passed and replace(found, variants=found.variants[:1]).passed
+
+
+def test_json_has_the_cfg_line_of_each_tensor(made: Made) -> None:
+    """The first of several sections that pass one tensor on; null for what is of no section, or no number."""
+    tensors = {**errors(made.info, 0.5), "boxes": TensorError(float("nan"), 0, 0)}
+    text = agreement(made, True, VariantAgreement("half", "fp16", FP16, tensors, None)).to_json()
+    values = json.loads(text)
+    assert {name: values[name] for name in ("network", "reference", "images", "passed")} == {
+        "network": "made", "reference": "PyTorch", "images": 3, "passed": False,
+    }  # fmt: skip
+    (one,) = values["variants"]
+    assert one["tensors"] == [
+        {"tensor": "layer0", "line": made.info.layers[0].line, "worst": 0.5, "mean": 0.125, "cosine": 1 - 0.5 / 64},
+        {"tensor": "boxes", "line": None, "worst": None, "mean": 0, "cosine": 0},
+    ]
+    assert one["failures"] == ["layer0", "boxes"] and one["detections"] is None
+    assert (one["name"], one["precision"], one["tolerance"]["worst"]) == ("half", "fp16", 0.03)
+
+
+def test_several_images_are_one_error(made: Made, tmp_path: Path) -> None:
+    """The worst, the mean of means and the least cosine; detections add up."""
+    images, reference = images_of(made), torch_of(made)
+    factors = iter((1.5, 1.25, 1.125))
+
+    def louder(inputs: Any) -> Any:
+        outputs, factor = reference.run(inputs), next(factors)
+        return {**outputs, "head0_raw": outputs["head0_raw"] * np.float32(factor)}
+
+    (one,) = compare([reference, replace(reference, name="louder", run=louder)], images, thresholds=LOOSE).variants
+    error = one.tensors["head0_raw"]
+    assert (error.worst, error.mean, error.cosine) == pytest.approx((0.5, (0.5 + 0.25 + 0.125) / 3, 1), abs=1e-6)
+    expected = sum(len(run([reference], image, LOOSE, layers=False)[0][DETECTIONS]) for image in images)
+    assert one.detections == Matches(expected, 0, 1, (), ())

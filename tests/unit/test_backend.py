@@ -28,6 +28,7 @@ from darktrt.serve.rows import MOST_BYTES, Result, Row, RowRunner, gather
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision import decode
 from darktrt.vision.detector import NetworkDetector
+from darktrt.vision.images import Placement
 
 SCORE = 0.02
 """Low, for networks of random weights find little."""
@@ -306,6 +307,30 @@ def test_files_are_detected_as_the_command_does_it(tmp_path: Path, cfg: str, opt
         assert [one["class"] for one in listed] == found.names
         np.testing.assert_allclose([one["box"] for one in listed], found.boxes, atol=1e-2)
     model.finalize()
+
+
+def test_images_of_a_request_may_have_different_numbers_of_detections(portable: Path) -> None:
+    """All have as many rows as the one with the most; zeros stand behind the detections of the others."""
+    with OnnxRunner(portable) as runner:
+        info = runner.info
+    placement = Placement(100, 80, 1.0, 1.0, 0.0, 0.0)
+    counts = [1, 0, 3, 2]
+    boxes = np.tile(np.array([1, 2, 50, 60], np.float32), (4, 3, 1))
+    scores, classes = np.full((4, 3), 0.5, np.float32), np.full((4, 3), 2, np.int32)
+    values = {"num_detections": np.array(counts, np.int32)[:, None], "boxes": boxes, "scores": scores, "classes": classes}
+    names = ("num_detections", "boxes", "scores", "classes", "detections")
+    request = backend.EncodedRequest([], frozenset(names))
+    found = request.outputs([Result(values, i, placement) for i in range(4)], info)
+    assert tuple(found) == names
+    assert found["num_detections"].tolist() == [[1], [0], [3], [2]]
+    for name, value in (("boxes", [1, 2, 50, 60]), ("scores", 0.5), ("classes", 2)):
+        expected = np.zeros((4, 3, *np.shape(value)))
+        for i, count in enumerate(counts):
+            expected[i, :count] = value
+        assert found[name].tolist() == expected.tolist() and found[name].dtype == values[name].dtype
+    assert [len(json.loads(text)) for text in found["detections"][:, 0]] == counts
+    few = backend.EncodedRequest([], frozenset(["scores"])).outputs([Result(values, 1, placement)], info)
+    assert list(few) == ["scores"] and few["scores"].shape == (1, 0)
 
 
 def encoded(image: NDArray[np.uint8], form: str = "PNG") -> bytes:

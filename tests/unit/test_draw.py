@@ -132,6 +132,13 @@ def test_lines_are_a_two_hundred_and_fiftieth_of_the_image(height: int, width: i
     assert 1.1 * letters < mask[:top].any(axis=1).sum() <= 1.6 * letters
 
 
+def test_a_box_around_the_image_is_drawn_at_its_border() -> None:
+    mask = changed(canvas(), draw(canvas(), found((-20, -20, 400, 400))))
+    for border in (mask[199], mask[:, 0], mask[:, 299]):
+        assert border.all()
+    assert not mask[25:198, 1:299].any()
+
+
 def test_scores_may_be_left_out() -> None:
     """The label is shorter then."""
     detections = found((20, 80, 200, 160))

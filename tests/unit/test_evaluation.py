@@ -17,8 +17,9 @@ from helpers import ROOT, Made, made_detections, made_image
 from PIL import Image
 
 from darktrt.calib.table import CalibrationTable
-from darktrt.check.detections import load_detections, save_detections
-from darktrt.check.evaluation import evaluate_detections
+from darktrt.check.coco import Accuracy, CocoMetrics
+from darktrt.check.detections import VariantDetections, load_detections, save_detections
+from darktrt.check.evaluation import EvaluatedVariant, Evaluation, evaluate_detections
 from darktrt.check.ground_truth import load_ground_truth
 from darktrt.cli import main
 from darktrt.convert.export import convert_darknet
@@ -296,3 +297,42 @@ def test_what_cannot_be_compared_is_refused_before_the_first_image(
     words += ["-o", "report"] if command == "report" else []
     assert main(words) == 2
     assert EARLY[case][2] in capsys.readouterr().err
+
+
+# --- the table ---
+
+
+def test_the_table_has_a_line_a_variant(made: Made) -> None:
+    """Numbers to four digits, a dash for one that does not exist, and the drop against the first; no minus before a zero."""
+    nothing = float("nan")
+    rows = {
+        "exact": ("fp32", Accuracy(0.5, 0.75, 0.625, nothing, 0.25, 0.125)),
+        "a longer name": ("int8", Accuracy(0.4766, 0.7, 0.6, nothing, 0.2, 0.1)),
+        "alike": ("fp16", Accuracy(0.50000001, 0.75, 0.6, nothing, 0.2, 0.1)),
+        "better": ("tf32", Accuracy(0.5625, 1.0, 0.6, 0.0, 0.2, 0.1)),
+        "blind": ("fp16", Accuracy(*[nothing] * 6)),
+    }
+    variants = tuple(
+        EvaluatedVariant(VariantDetections(name, made.info, precision, Thresholds(), {}), CocoMetrics(accuracy, (), {}))
+        for name, (precision, accuracy) in rows.items()
+    )
+    assert Evaluation("val.json", 5, 30, variants).to_table().splitlines() == [
+        "               precision      AP    AP50    AP75   small  medium   large     drop",
+        "exact          fp32       0.5000  0.7500  0.6250       -  0.2500  0.1250   0.0000",
+        "a longer name  int8       0.4766  0.7000  0.6000       -  0.2000  0.1000   0.0234",
+        "alike          fp16       0.5000  0.7500  0.6000       -  0.2000  0.1000   0.0000",
+        "better         tf32       0.5625  1.0000  0.6000  0.0000  0.2000  0.1000  -0.0625",
+        "blind          fp16            -       -       -       -       -       -        -",
+    ]
+
+
+def test_nothing_to_evaluate_is_refused(labelled: Path) -> None:
+    truth = load_ground_truth([str(labelled / "photos")], made_detections(labelled).info.class_names)
+    with pytest.raises(DarktrtError, match="there is no variant to evaluate"):
+        evaluate_detections([], truth)
+
+
+def test_a_record_of_many_images_prints_in_a_line(labelled: Path) -> None:
+    """In a Python session; boxes are left out."""
+    found = made_detections(labelled)
+    assert "boxes" not in repr(found) and "array" not in repr(found) and found.name in repr(found)

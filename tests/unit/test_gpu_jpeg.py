@@ -18,7 +18,7 @@ from PIL import Image
 from darktrt.cuda import DeviceImage, Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.vision.decode import Decoder, read_ahead
-from darktrt.vision.gpu_jpeg import POOL_BYTES, read_header
+from darktrt.vision.gpu_jpeg import POOL_BYTES, GpuJpegDecoder, read_header
 from darktrt.vision.images import check_pixels, decode_image
 
 
@@ -187,6 +187,20 @@ def test_the_file_alone_says_which_decoder_gets_it(decoder: Decoder, codec: Fake
 def test_a_file_that_fails_a_batch_of_the_hardware_fails_alone(decoder: Decoder, codec: FakeImageCodec) -> None:
     codec.spoils = REFUSED.__contains__
     assert levels(decoded(decoder, SEVERAL), SEVERAL) == BY_FILE
+
+
+def test_one_of_two_files_that_fails_does_not_cost_the_other(codec: FakeImageCodec, gpu: FakeGpu) -> None:
+    """And one that fails by itself is not tried again by the hardware."""
+    codec.spoils = REFUSED.__contains__
+    good, bad = SEVERAL[0], SEVERAL[1]
+    gpu_decoder = GpuJpegDecoder()
+    for files, calls in (([good, bad], [2, 1, 1, 1]), ([bad], [1, 1])):
+        codec.calls.clear()
+        frames = gpu_decoder.decode([(file, read_header(file)) for file in files])  # type: ignore[misc]
+        assert levels(frames, files) == [BY_FILE[SEVERAL.index(file)] for file in files]  # type: ignore[arg-type]
+        assert codec.calls == calls
+        del frames
+    gpu_decoder.close()
 
 
 @pytest.mark.parametrize(("missing", "expected"), [("HARDWARE", [2] * 12), ("HYBRID", [1, 0, 1, 0] * 3)])

@@ -198,3 +198,174 @@ def test_labels_of_an_image_that_is_none_are_refused_with_it(kind: str, folder: 
     assert [len(image.objects) for image in noted("photos")[0].images] == [1, 0]
     with pytest.raises(DarktrtError, match=r"^photos/b\.png: (is|has|cannot be) "):
         read_image("photos/b.png")
+
+
+# --- places and sizes ---
+
+
+def test_the_last_image_folder_of_a_path_is_replaced(folder: Path) -> None:
+    """As darknet does; VOC's JPEGImages too. A file beside the image comes first."""
+    photos(Path("images/set/JPEGImages/a"), {"0": None})
+    for place, class_id in (("images/set/labels/a", 1), ("images/set/JPEGImages/a", 0)):
+        assert has_labels("images/set/JPEGImages/a") == (class_id == 0)
+        Path(place).mkdir(parents=True, exist_ok=True)
+        Path(place, "0.txt").write_text(f"{class_id} 0.5 0.5 0.5 0.5")
+        truth, _ = noted("images/set/JPEGImages/a")
+        assert [one.class_id for one in truth.images[0].objects] == [class_id]
+    Path("labels/set").mkdir(parents=True)
+    Path("labels/set/x.txt").write_text("0 0.5 0.5 0.5 0.5")
+    photos(Path("images/set"), {"x": None})
+    assert has_labels("images/set/x.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".JPG"])
+@pytest.mark.parametrize("place", ["images", "JPEGImages"])
+def test_label_files_of_images_in_another_folder_are_no_orphans(folder: Path, suffix: str, place: str) -> None:
+    photos(Path(place), {"a": None})
+    Path(place, "a.png").rename(Path(place, f"a{suffix}"))
+    Path("labels").mkdir()
+    Path("labels/a.txt").write_text("0 0.5 0.5 0.5 0.5")
+    assert noted(place)[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "box"),
+    [
+        ("0 0 0 0.5 0.5", (-50, -37.5, 100, 75)),
+        ("0 1 1 0.5 0.5", (150, 112.5, 100, 75)),
+        ("1 0.25 0.75 1 0.5", (-50, 75, 200, 75)),
+        ("1 0.5 0.5 7 0.5", (0, 37.5, 200, 75)),
+    ],
+)
+def test_a_box_may_reach_over_the_edge(folder: Path, line: str, box: tuple[float, ...]) -> None:
+    photos(Path("photos"), {"a": line})
+    (one,) = load_ground_truth(["photos"], NAMES).images[0].objects
+    assert one.box == pytest.approx(box) and one.area == pytest.approx(box[2] * box[3])
+    assert (one.class_id, one.crowd) == (int(line[0]), False)
+
+
+@pytest.mark.parametrize(
+    "line", ["0 -0.1 0.5 0.5 0.5", "0 0.5 1.1 0.5 0.5", "0 0.5 0.5 0.5 0", "0 0.5 0.5 inf 0.5", "0 .5 .5 .5 .5 1"]
+)
+def test_more_wrong_lines(folder: Path, line: str) -> None:
+    photos(Path("photos"), {"a": line})
+    with pytest.raises(DarktrtError, match=r"^photos/a\.txt:1: .* is no label"):
+        load_ground_truth(["photos"], NAMES)
+
+
+def test_several_wrong_lines_are_counted(folder: Path) -> None:
+    """One is quoted; the others are a number. Empty lines and comments are no lines."""
+    photos(Path("photos"), {"a": "# a comment\n\n0 1\n", "b": "0 0.5 0.5 0.5 0.5\n0 2\n0 3\n"})
+    notes = noted("photos")[0].notes
+    assert notes[0].startswith("photos/a.txt:3: '0 1' is no label") and notes[0].endswith("; so are 2 other lines")
+    Path("photos/b.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    assert "other lines" not in noted("photos")[1]
+
+
+def test_annotations_that_the_file_does_not_list_are_counted(folder: Path) -> None:
+    box = {"bbox": [0, 0, 9, 9]}
+    wrong = [{"image_id": 5, "category_id": 7, **box}, {"image_id": 0, "category_id": 1, **box}]
+    right = [{"image_id": 0, "category_id": 7, **box}]
+    _, notes = noted(coco(annotations=[*right, *wrong, wrong[1]]))
+    assert "an annotation has image_id 5, which the file does not list, as have 2 others; get it again" in notes
+    _, notes = noted(coco(annotations=[*right, wrong[1]]))
+    assert "an annotation has category_id 1, which the file does not list; get it again" in notes
+
+
+def test_what_a_coco_file_says_of_an_object(folder: Path) -> None:
+    """Its area is that of the segmentation, which may be smaller than the box; without one it is the box's."""
+    box = {"image_id": 0, "category_id": 9, "bbox": [1, 2, 30, 40]}
+    annotations = [{**box, "area": 500}, box, {**box, "iscrowd": 1}, {**box, "area": 0}]
+    truth, notes = noted(coco(annotations=annotations, images=[{"id": 0, "file_name": "0.png", "width": 200, "height": 150}]))
+    (image,) = truth.images
+    assert [(one.class_id, one.area, one.crowd) for one in image.objects] == [
+        (1, 500, False), (1, 1200, False), (1, 1200, True), (1, 0, False),
+    ]  # fmt: skip
+    assert all(one.box == (1, 2, 30, 40) for one in image.objects)
+    assert image.size == (200, 150) and truth.count == 3 and not notes
+    for known in ({"width": 200}, {"height": 150}, {}):
+        (image,) = noted(coco(images=[{"id": 0, "file_name": "0.png", **known}], annotations=annotations))[0].images
+        assert image.size is None
+
+
+def test_numbers_up_to_a_million_million_are_pixels(folder: Path) -> None:
+    box = {"image_id": 0, "category_id": 7, "bbox": [0, 0, 9, 9]}
+    for changes in ({"bbox": [1e12, 0, 9, 9]}, {"bbox": [0, -1e12, 9, 9]}, {"area": 1e12}):
+        assert noted(coco(annotations=[{**box, **changes}]))[0].count == 1
+    for changes in ({"bbox": [1.1e12, 0, 9, 9]}, {"bbox": [0, -1.1e12, 9, 9]}, {"area": 1.1e12}):
+        with pytest.raises(DarktrtError, match="a bbox is"):
+            noted(coco(annotations=[{**box, **changes}]))
+    for sides, passes in (((1e12, 1), True), ((1, 1e12), True), ((1.1e12, 1), False), ((1, 1.1e12), False)):
+        path = coco(images=[{"id": 0, "file_name": "0.png", "width": sides[0], "height": sides[1]}], annotations=[box])
+        if passes:
+            assert noted(path)[0].count == 1
+        else:
+            with pytest.raises(DarktrtError, match=r"an image is 1"):
+                noted(path)
+
+
+def test_images_of_the_size_of_their_labels(folder: Path) -> None:
+    """Before any is run; what the file does not say is not compared."""
+    for sides, fits in (((200, 150), True), ((200, 151), False), ((150, 200), False), ((None, 9), True)):
+        image = {"id": 0, "file_name": "0.png", "width": sides[0], "height": sides[1]}
+        truth, _ = noted(coco(images=[image], annotations=[{"image_id": 0, "category_id": 7, "bbox": [0, 0, 9, 9]}]))
+        if fits:
+            truth.check_sizes()
+        else:
+            with pytest.raises(
+                DarktrtError, match=rf"val/0\.png: is 200x150, but val\.json has labels for {sides[0]}x{sides[1]}"
+            ):
+                truth.check_sizes()
+
+
+def test_one_source_of_labels_at_a_time(folder: Path) -> None:
+    photos(Path("photos"), {"a": "0 0.5 0.5 0.5 0.5"})
+    with pytest.raises(DarktrtError, match=r"^photos: val\.json has labels too; name one COCO json to evaluate on"):
+        noted(coco(), "photos")
+    photos(Path("more"), {"b": "0 0.5 0.5 0.5 0.5"})
+    assert noted("photos", "more")[0].count == 2
+
+
+def test_labels_are_strict_unless_it_is_said_otherwise(folder: Path) -> None:
+    photos(Path("photos"), {"a": "wrong"})
+    with pytest.raises(DarktrtError, match="is no label"):
+        load_ground_truth(["photos"], NAMES)
+
+
+def test_notes_are_logged_too(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    photos(Path("photos"), {"a": "0 0.5 0.5 0.5 0.5", "b": None})
+    truth, notes = noted("photos")
+    assert caplog.messages == list(truth.notes) == [notes]
+
+
+# --- classes ---
+
+
+def test_what_network_and_labels_have_in_common(folder: Path) -> None:
+    """Objects of other classes are counted by class; a class map says nothing of classes that it leaves out."""
+    labels = "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5\n2 0.5 0.5 0.5 0.5\n"
+    photos(Path("photos"), {"a": labels})
+    own = LabelClasses(("cat", "cow", "pig"))
+    truth, notes = noted("photos", classes=own)
+    assert "left out: cow (2), pig (1)" in notes and truth.count == 1
+    assert "has no objects of 'dog'; detections of them are not evaluated" in notes
+    _, notes = noted("photos", classes=own, names=("cat", "dog", "hen", "fox"))
+    assert "has no objects of 3 of the network's classes, 'dog' for example; detections of them are not evaluated" in notes
+    mapped = LabelClasses(("cat", "cow", "pig"), {"cow": "dog"})
+    truth, notes = noted("photos", classes=mapped)
+    assert truth.count == 3 and notes == "photos: objects of classes that the network does not have are left out: pig (1)"
+    assert noted("photos", classes=LabelClasses(("cat", "dog", "cat")))[1] == ""
+
+
+def test_the_digest_says_which_results_can_be_compared(folder: Path) -> None:
+    """It depends on the images' content and on every label, on no name and no order."""
+    photos(Path("a"), {"0": "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5", "1": ""})
+    photos(Path("b"), {"0": "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.5", "1": ""})
+    Path("b/0.png").rename("b/z.png")
+    Path("b/0.txt").rename("b/z.txt")
+    Path("b/z.txt").write_text("1 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.5")
+    digest = noted("a")[0].digest
+    assert digest == noted("b")[0].digest and len(digest) == 64
+    for text in ("0 0.5 0.5 0.5 0.5", "0 0.5 0.5 0.5 0.5\n0 0.5 0.5 0.5 0.5", "0 0.5 0.5 0.5 0.5\n1 0.5 0.5 0.5 0.25"):
+        Path("b/z.txt").write_text(text)
+        assert noted("b")[0].digest != digest

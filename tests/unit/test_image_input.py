@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+import onnxruntime
 import pytest
 from fake_tensorrt import FakeDriver
 from helpers import (
@@ -25,6 +27,7 @@ from helpers import (
     net,
     relative_error,
     run,
+    session,
     thresholds,
     with_outputs,
 )
@@ -61,6 +64,8 @@ rtx = pytest.mark.skipif(NO_RTX, reason="TensorRT for RTX is not installed (pip 
 
 SIZES = [(1, 1), (7, 200), (64, 96), (97, 61), (300, 500)]
 """Height and width of images: a pixel, a strip, the made network's input, smaller and larger."""
+FITTED = ("images_float", "image_size", "placement")
+"""What the fitting of images makes."""
 PLACED = 4 * 2.0**-24
 """Relative error of a box that was placed in float32, against float64 rounded once: four roundings of half a unit each."""
 
@@ -204,13 +209,35 @@ def test_the_command_line(made: Made, tmp_path: Path, capsys: pytest.CaptureFixt
 # --- numbers ---
 
 
-def expected_detections(made: Made, images: Array, limits: Thresholds) -> list[Detections]:
+@dataclass(frozen=True)
+class Form:
+    """A model that is ready to run on images of every size."""
+
+    info: DetectorInfo
+    session: onnxruntime.InferenceSession
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        names = [output.name for output in self.session.get_outputs()]
+        return dict(zip(names, self.session.run(names, dict(inputs)), strict=True))
+
+
+@pytest.fixture(scope="module")
+def forms(network: Made) -> dict[str, Form]:
+    """The network with images and with floats as its input, and what TensorRT for RTX gets of the former, by precision."""
+    models = {form: network.transformed(input=form) for form in ("image", "float")}
+    for precision in ("fp32", "fp16"):
+        model = network.transformed(input="image")
+        models[precision] = lower(model, info_of(model), TARGETS["rtx"], precision)
+    models = {name: model if name == "float" else with_outputs(model, FITTED) for name, model in models.items()}
+    return {name: Form(info_of(model), session(model)) for name, model in models.items()}
+
+
+def expected_detections(form: Form, images: Array, limits: Thresholds) -> list[Detections]:
     """By the network with float input, of images fitted and boxes placed in NumPy."""
-    model = made.transformed(input="float")
-    info = info_of(model)
+    info = form.info
     fitted = [preprocess(image, info.width, info.height, info.channels, info.resize, "float") for image in images]
     sizes = [placement.inner_size for _, placement in fitted]
-    outputs = run(model, info.model_inputs(np.stack([pixels for pixels, _ in fitted]), sizes, limits))
+    outputs = form.run(info.model_inputs(np.stack([pixels for pixels, _ in fitted]), sizes, limits))
     found = []
     for i, (_, placement) in enumerate(fitted):
         rows = read_outputs({name: values[i] for name, values in outputs.items()}, info, limits, sizes[i], "made")
@@ -219,12 +246,12 @@ def expected_detections(made: Made, images: Array, limits: Thresholds) -> list[D
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_detections_are_those_of_images_fitted_before(network: Made, height: int, width: int) -> None:
+def test_detections_are_those_of_images_fitted_before(forms: dict[str, Form], height: int, width: int) -> None:
     """The same scores and classes, bit for bit, in a batch of different images; boxes to the rounding of float32."""
-    model, limits = network.transformed(input="image"), Thresholds(0.01, 0.3)
+    limits = Thresholds(0.01, 0.3)
     images = images_of(height, width, 3)
-    result = run(model, info_of(model).model_inputs(images, [], limits))
-    for i, expected in enumerate(expected_detections(network, images, limits)):
+    result = forms["image"].run(forms["image"].info.model_inputs(images, [], limits))
+    for i, expected in enumerate(expected_detections(forms["float"], images, limits)):
         count = int(result["num_detections"][i, 0])
         assert count == len(expected.scores) > 0
         np.testing.assert_array_equal(result["scores"][i, :count], expected.scores)
@@ -236,7 +263,7 @@ def test_detections_are_those_of_images_fitted_before(network: Made, height: int
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_pixels_are_those_of_images_fitted_before(network: Made, height: int, width: int) -> None:
     """And so are the heads behind them; the sizes in the letterbox and the placement are exact."""
-    names = ["images_float", "image_size", "placement", *(h.tensor for h in network.info.heads)]
+    names = [*FITTED, *(h.tensor for h in network.info.heads)]
     images, info = images_of(height, width, 2), network.info
     result = run(with_outputs(network.transformed(input="image"), names), {"images": images, **thresholds()})
     pairs = [preprocess(image, info.width, info.height, info.channels, info.resize, "float") for image in images]
@@ -407,14 +434,11 @@ def test_levels_are_cast_to_the_type_of_the_precision(made: Made, name: str, pre
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_lowering_for_rtx_changes_no_pixel(network: Made, height: int, width: int, precision: Any) -> None:
+def test_lowering_for_rtx_changes_no_pixel(forms: dict[str, Form], height: int, width: int, precision: str) -> None:
     """Half holds levels exactly, and the arithmetic on them is float32; boxes move as heads in half move them."""
-    model = network.transformed(input="image")
     inputs = {"images": images_of(height, width), **thresholds(0.01)}
-    names = ["images_float", "image_size", "placement"]
-    expected = run(with_outputs(network.transformed(input="image"), names), inputs)
-    result = run(with_outputs(lower(model, info_of(model), TARGETS["rtx"], precision), names), inputs)
-    for name in names if precision == "fp16" else expected:
+    expected, result = forms["image"].run(inputs), forms[precision].run(inputs)
+    for name in FITTED if precision == "fp16" else expected:
         np.testing.assert_array_equal(result[name], expected[name])
     if precision == "fp16":
         assert result["boxes"].dtype == np.float32

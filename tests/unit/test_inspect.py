@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import platform
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +21,10 @@ from darktrt.convert.zoo import MODELS
 from darktrt.engine import doctor
 from darktrt.engine.describe import describe_manifest, describe_onnx, describe_plan
 from darktrt.engine.doctor import Finding, examine_machine, report
-from darktrt.engine.manifest import Manifest, manifest_path, read_manifest
+from darktrt.engine.manifest import Int8Cost, Manifest, manifest_path, read_manifest
 from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
+from darktrt.metadata import NmsInfo
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
 
@@ -177,6 +180,95 @@ def test_a_plan_by_its_manifest(made: Made, tmp_path: Path) -> None:
         describe_plan(plan)
 
 
+def test_a_manifest_that_has_everything(made: Made) -> None:
+    """Line by line, as it is printed."""
+    info = replace(
+        made.info,
+        head="nms",
+        input="image",
+        resize="letterbox",
+        batch=(1, 4, 8),
+        image_sizes=((32, 24), (640, 480), (1920, 1080)),
+        nms=NmsInfo("diounms", 0.7),
+        max_detections=20,
+        mish="fused",
+        fixed_thresholds=(0.3, 0.5),
+        heads=tuple(replace(head, classes=7) for head in made.info.heads),
+        class_names=tuple("abcdefg"),
+        sources={"cfg": "ab" * 32, "weights": "random, seed 1"},
+    )
+    cost = Int8Cost("AP", 0.0123, 0.02, "val.json", 0.4321, 0.6543)
+    manifest = Manifest(
+        "cd" * 32, "ef" * 32, "TensorRT 10.3.0", None, "int8", ("MishPlugin:1", "FitPlugin:1"), 12.5, info,
+        int8_convolutions=("a",), other_convolutions={"b": "left in FP16"}, int8_cost=cost,
+        plugin_library={"tensorrt": "10.3.0", "sha256": "01" * 32},
+    )  # fmt: skip
+    assert describe_manifest("x.json", manifest).splitlines() == [
+        "manifest      x.json",
+        "built by      TensorRT 10.3.0, INT8, in 12.5 s, without a GPU",
+        "plugins       MishPlugin:1, FitPlugin:1",
+        f"from library  sha256 {'01' * 32}",
+        "from library  tensorrt 10.3.0",
+        f"plan          sha256 {'cd' * 32}",
+        f"from ONNX     sha256 {'ef' * 32}",
+        "INT8          1 of 2 convolutions run in INT8; left in FP16: b",
+        "INT8 costs    AP drop 0.0123 (at most 0.02); AP 0.4321, AP50 0.6543, in ONNX Runtime on val.json",
+        f"network       made: 20 cfg layers, {info.parameters:,} parameters, {info.gflops:.3f} GFLOPs",
+        "images        32 x 24 to 1920 x 1080, usually 640 x 480, fitted into "
+        "96 x 64, 3 channels, image, letterbox, batch 1 to 8",
+        "Mish          6, --mish fused",
+        "head          head0_raw, cfg line 77: 6 x 4 cells, anchors 22x16 30x35 50x44, 7 classes, scale_x_y 1.05",
+        "head          head1_raw, cfg line 119: 12 x 8 cells, anchors 6x9 11x8 14x20, 7 classes, scale_x_y 1.1",
+        "ends at       nms: diounms NMS, beta 0.7, at most 20 detections, thresholds fixed at 0.3 and 0.5",
+        "classes       a, b, c, d, e, f, ...",
+        f"cfg           sha256 {'ab' * 32}",
+        "weights       random, seed 1",
+    ]
+
+
+def test_a_manifest_that_has_little(made: Made) -> None:
+    """A network of one batch and six classes that ends in its heads, without Mish, in FP16."""
+    new_coords = replace(made.info.heads[0], new_coords=True, classes=6)
+    few = {"head": "raw", "batch": (2, 2, 2), "mish_count": 0, "heads": (new_coords,), "class_names": tuple("abcdef")}
+    manifest = Manifest("", "", "TensorRT 8.6.0", "NVIDIA L4", "fp16", (), 3, replace(made.info, sources={}, **few))
+    lines = describe_manifest("x.json", manifest).splitlines()
+    assert lines[1:3] == ["built by      TensorRT 8.6.0, FP16, in 3 s, on NVIDIA L4", "plugins       none needed"]
+    assert "INT8          no convolutions" in lines and not any("library" in line or "costs" in line for line in lines)
+    assert lines[-5:] == [
+        "images        96 x 64, 3 channels, float, stretch, batch 2",
+        "Mish          0",
+        "head          head0_raw, cfg line 77: 6 x 4 cells, anchors 22x16 30x35 50x44, 6 classes, new_coords, scale_x_y 1.05",
+        "ends at       raw",
+        "classes       a, b, c, d, e, f",
+    ]
+
+
+def test_int8_costs_without_labels() -> None:
+    assert str(Int8Cost("scores", 0.5, 1.0, "photos")) == ("change of the scores 0.5000 (at most 1), in ONNX Runtime on photos")
+
+
+def test_the_size_of_a_plan_is_in_mebibytes(made: Made, tmp_path: Path) -> None:
+    plan = tmp_path / "a.plan"
+    plan.write_bytes(bytes(3 << 20))
+    manifest = Manifest(sha256_of(plan), "0" * 64, "TensorRT 10.3.0", None, "fp16", (), 1.0, made.info)
+    manifest_path(plan).write_text(manifest.to_json())
+    assert describe_plan(plan).startswith(f"engine        {plan} (3.0 MiB)\n")
+    with made.plain.open("rb") as file:
+        size = len(file.read()) / 2**20
+    assert describe_onnx(made.plain).startswith(f"ONNX          {made.plain} (opset ai.onnx 17; {size:.1f} MiB)\n")
+
+
+def test_constants_and_operators_are_counted(made: Made) -> None:
+    text = describe_onnx(made.plain)
+    model = made.model()
+    counted = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
+    assert f"constants     {counted:,} numbers" in text and "INT8          no convolutions" in text
+    nodes = fields(text)["nodes"]
+    assert nodes.startswith(f"{len(model.graph.node)}: ") and "9 Conv" in nodes
+    counts = [int(part.split()[0]) for part in nodes.partition(": ")[2].split(", ")]
+    assert sum(counts) == len(model.graph.node) and counts == sorted(counts, reverse=True)
+
+
 # --- doctor ---
 
 
@@ -215,6 +307,84 @@ def test_a_machine_that_has_everything(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert found["GPU"] == "NVIDIA L4"
     assert found["TensorRT headers"] == str(tmp_path)
     assert found["TensorRT"] == found["TensorRT for RTX"] == found["torch"] == "1.2.3"
+
+
+@pytest.fixture
+def nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """A machine with just these packages, by name; a test adds to them."""
+    packages: dict[str, str] = {}
+
+    def version(name: str) -> str:
+        if name not in packages:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return packages[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "gpu_name", lambda: None)
+    monkeypatch.setattr(doctor, "_INCLUDE_FOLDERS", ())
+    monkeypatch.setattr(doctor, "find_library", lambda: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("TENSORRT_INCLUDE", raising=False)
+    return packages
+
+
+def found(name: str) -> str:
+    return next(finding.found for finding in examine_machine() if finding.name == name)
+
+
+@pytest.mark.parametrize(
+    ("prints", "shown"),
+    [
+        ("echo nvcc: NVIDIA; echo 'Cuda compilation tools, release 12.6, V12.6.20'", " (12.6)"),
+        ("echo 'release 11.8, x'; exit 3", " (11.8)"),
+        ("echo nothing known", ""),
+    ],
+)
+def test_the_compiler_is_asked_for_its_release(nothing: dict[str, str], tmp_path: Path, prints: str, shown: str) -> None:
+    (tmp_path / "nvcc").write_text(f"#!/bin/sh\necho noise >&2\n{prints}\n")
+    (tmp_path / "nvcc").chmod(0o755)
+    assert found("nvcc") == f"{tmp_path}/nvcc{shown}"
+
+
+def test_a_compiler_that_is_missing(nothing: dict[str, str]) -> None:
+    assert found("nvcc") == found("GPU") == found("TensorRT headers") == found("plugin library") == ""
+
+
+@pytest.mark.parametrize("cuda", ["cu12", "cu13"])
+def test_either_build_of_the_image_codec_will_do(nothing: dict[str, str], cuda: str) -> None:
+    assert found("nvImageCodec") == ""
+    nothing[f"nvidia-nvimgcodec-{cuda}"] = "0.6.0"
+    assert found("nvImageCodec") == "0.6.0"
+
+
+def test_a_tensorrt_that_no_package_owns_is_found(nothing: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in NVIDIA's containers."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace(origin="x") if name == "tensorrt" else None)
+    assert (found("TensorRT"), found("TensorRT for RTX")) == ("installed, of unknown version", "")
+    nothing["tensorrt"] = "10.3.0"
+    assert found("TensorRT") == "10.3.0"
+
+
+def test_headers_are_those_that_are_named_or_else_the_systems(
+    nothing: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, system = tmp_path / "named", tmp_path / "system"
+    monkeypatch.setattr(doctor, "_INCLUDE_FOLDERS", (str(tmp_path / "other"), str(system)))
+    monkeypatch.setenv("TENSORRT_INCLUDE", str(named))
+    for folder in (system, named):
+        folder.mkdir()
+        assert found("TensorRT headers") == ("" if folder == system else str(system))
+        (folder / "NvInfer.h").write_text("")
+        assert found("TensorRT headers") == str(folder)
+
+
+def test_a_plugin_library_that_is_none_is_reported(
+    nothing: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "find_library", lambda: tmp_path / "libdarktrt_plugins.so")
+    (tmp_path / "libdarktrt_plugins.so").write_bytes(b"no library")
+    assert found("plugin library").startswith(f"not usable: {tmp_path}/libdarktrt_plugins.so: ")
 
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from test_detect import made_info
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.statistics import ModelStatistics, to_table
+from darktrt.serve.client.statistics import ModelStatistics, Spent, to_table
 from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.load import measure as load
 from darktrt.serve.load import worker
@@ -115,6 +115,27 @@ def test_images_are_not_reported_where_triton_counts_requests() -> None:
     one = ModelStatistics.of(record)
     assert to_table([one]).splitlines()[1].split()[:5] == ["1", "3", "0", "6", "3.00"]
     assert to_table([one], batches=False).splitlines()[1].split()[:5] == ["1", "3", "0", "-", "-"]
+
+
+def test_counts_between_two_moments() -> None:
+    """Times are means over what happened; nothing took no time."""
+    assert Spent(5, 10_000_000) - Spent(1, 2_000_000) == Spent(4, 8_000_000)
+    assert Spent(4, 8_000_000).mean_ms == 2 and Spent() == Spent(0, 0) and Spent().mean_ms == 0
+    first, second = (
+        ModelStatistics.of({"version": "3", "inference_count": count, "execution_count": count // 2, "inference_stats": {}})
+        for count in (4, 10)
+    )
+    change = second - first
+    assert (change.version, change.inferences, change.executions, change.mean_batch) == ("3", 6, 3, 2)
+    assert (second - second).mean_batch == 0
+    heading, row = to_table([second]).splitlines()
+    assert len(heading) == len(row) and heading.split()[-4:] == ["queue", *COMPUTE]
+
+
+@pytest.mark.parametrize("stats", [[], {"success": 3}, {"queue": {"ns": "1.5"}}, {"fail": {"count": True}}])
+def test_statistics_that_are_none(stats: Any) -> None:
+    with pytest.raises(ValueError, match=r" is |invalid literal"):
+        ModelStatistics.of({"inference_stats": stats})
 
 
 def test_requests_are_what_the_client_would_send(tmp_path: Path) -> None:
@@ -266,6 +287,68 @@ def test_answers_in_the_window_are_counted() -> None:
     assert all(50 <= one < 100 for one in counts.latencies)
 
 
+class Place:
+    """Stands for a place of requests in a process that sends."""
+
+    def __init__(self, log: list[tuple[str, int]], *made_of: object) -> None:
+        self.made_of, self._log = made_of, log
+        self._number = sum(what == "made" for what, _ in log)
+        self._note("made")
+
+    def _note(self, what: str) -> None:
+        self._log.append((what, self._number))
+
+    async def allocate(self, _: object) -> None:
+        self._note("allocated")
+
+    async def run(self, _: object, inputs: str) -> None:
+        self._note(f"tried {inputs}")
+        raise DarktrtError("slow at first")
+
+    async def prepare(self, _: object, inputs: str) -> str:
+        self._note(f"prepared {inputs}")
+        return inputs
+
+    async def send(self, _: object, prepared: str) -> None:
+        await asyncio.sleep(0.01)
+
+    async def close(self, _: object) -> None:
+        self._note("closed")
+
+
+def test_a_process_sends_as_many_requests_at_once_as_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places stay for the next level; requests are used in turns; a first one that fails is no failure."""
+    log: list[tuple[str, int]] = []
+    closed: list[bool] = []
+
+    async def close() -> None:
+        closed.append(True)
+
+    monkeypatch.setattr(worker, "Slot", lambda *made_of: Place(log, *made_of))
+    monkeypatch.setattr(worker, "Transport", lambda *_, retry_seconds: SimpleNamespace(close=close, retry=retry_seconds))
+    task = SimpleNamespace(endpoint=None, timeout=1.0, model=None, batch=1, shared_memory="none", requests=("a", "b"))
+    now = time.monotonic()
+    pipe = Pipe(2, Window(now, now + 0.2), 3, Window(now, now + 0.4))
+    worker._work(task, pipe)  # type: ignore[arg-type]  # ends when the other end of the pipe does
+    kinds = [one if one == "ready" else type(one) for one in pipe.sent]
+    assert kinds == ["ready", Counts, "ready", Counts]
+    assert all(one.latencies and not one.failures for one in pipe.sent[1::2])
+    tried, prepared = ([(what[-1], n) for what, n in log if what.startswith(word)] for word in ("tried", "prepared"))
+    assert tried == prepared == [("a", 0), ("b", 1), ("a", 0), ("b", 1), ("a", 2)]
+    assert [n for what, n in log if what == "allocated"] == [n for what, n in log if what == "closed"] == [0, 1, 2]
+    assert closed == [True]
+
+
+def test_what_a_process_cannot_begin_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> None:
+        raise DarktrtError("no shared memory")
+
+    monkeypatch.setattr(worker, "_windows", refuse)
+    pipe = Pipe()
+    worker._work(None, pipe)  # type: ignore[arg-type]
+    assert [str(one) for one in pipe.sent] == ["no shared memory"]
+
+
 @pytest.mark.parametrize(("max_batch", "batch"), [(8, 2.5), (0, 7.5)])
 def test_a_level_is_the_change_of_the_server_s_counts(monkeypatch: pytest.MonkeyPatch, max_batch: int, batch: float) -> None:
     """Of the version that answers; where Triton does not batch, it counts requests."""
@@ -348,6 +431,17 @@ def test_how_busy_the_gpus_are_is_asked_here_or_of_the_server(tmp_path: Path, mo
     with metrics_server("# nothing of GPUs\n") as url:
         assert busy("localhost", url) is None
     assert busy("localhost", url) is None, "nobody answers"
+
+
+@pytest.mark.parametrize(("printed", "percent"), [("[N/A]\\n37\\n", 37), ("[N/A]\\n", None), ("12.5\\n", 12.5), ("", None)])
+def test_gpus_that_state_nothing_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, percent: float | None
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nprintf '{printed}'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert load._nvidia_smi() == percent
 
 
 def busy(host: str, url: str) -> float | None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,14 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from darktrt.cli import main
+from darktrt.cli import check_options, main
 from darktrt.cli.commands import parser
 from darktrt.engine.layer_list import summary
 from darktrt.errors import DarktrtError
 from darktrt.pipeline import DropBudget
 from darktrt.serve.client.statistics import ModelStatistics
-from darktrt.serve.config import PythonBackend
+from darktrt.serve.config import PythonBackend, TensorRTBackend
 from darktrt.serve.server import StartOptions
+from darktrt.vision.boxes import Detections
+from darktrt.vision.files import FileResult
 
 
 def options_of(command: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.Action]]:
@@ -171,6 +174,127 @@ def test_what_is_said_of_an_engine(asked: dict[str, Any], capsys: pytest.Capture
     assert "the scales that TensorRT found, as a table for another build" in capsys.readouterr().out
 
 
+def test_levels_of_optimization_are_0_to_5(asked: dict[str, Any]) -> None:
+    for level in range(6):
+        assert main(["engine", "a.onnx", "-o", "a.plan", "--optimization-level", str(level)]) == 0
+        assert asked["options"].optimization_level == level
+    with pytest.raises(SystemExit):
+        main(["engine", "a.onnx", "-o", "a.plan", "--optimization-level", "6"])
+
+
+def test_timings_are_printed_and_kept(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def bench(*arguments: Any) -> SimpleNamespace:
+        asked.append(arguments)
+        return SimpleNamespace(to_markdown=lambda: "a table", to_json=lambda: "{}")
+
+    monkeypatch.setattr("darktrt.engine.bench.bench_files", bench)
+    assert main(["bench", "a.plan"]) == 0
+    assert main(["bench", "b=b.plan", *"--batch 1 8 --turns 3 --plugins p.so --json t.json".split()]) == 0
+    assert asked == [(["a.plan"], [1], 20, None), (["b=b.plan"], [1, 8], 3, "p.so")]
+    assert capsys.readouterr().out == "a table\n" * 2 and Path("t.json").read_text() == "{}"
+    assert main(["bench", "b=t.json", "--json", "t.json"]) == 2
+    assert "t.json: is given twice" in capsys.readouterr().err
+
+
+def test_layers_are_listed_and_drawn(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The legend has the precisions that there are."""
+    asked: list[tuple[Any, ...]] = []
+    drawn: list[tuple[Any, ...]] = []
+    rows = [SimpleNamespace(label=name, milliseconds=0.25, precision=name) for name in ("INT8", "")]
+
+    def report(*arguments: Any) -> SimpleNamespace:
+        asked.append(arguments)
+        return SimpleNamespace(to_table=lambda: "rows", to_json=lambda: "{}", by_lines=lambda: rows, title=lambda: "title")
+
+    for name in ("layers_of", "profile"):
+        monkeypatch.setattr(f"darktrt.engine.profile.{name}", report)
+    monkeypatch.setattr("darktrt.vision.charts.draw_bars", lambda *arguments: drawn.append(arguments))
+    assert main(["layers", "a.plan"]) == 0
+    assert main(["layers", "a.plan", *"--profile --batch 4 --plugins p.so --json l.json --plot l.png".split()]) == 0
+    assert asked == [("a.plan",), ("a.plan", 4, "p.so")] and capsys.readouterr().out == "rows\n" * 2
+    assert Path("l.json").read_text() == "{}"
+    ((title, bars, path, legend),) = drawn
+    assert (title, path, list(legend)) == ("title", "l.png", ["INT8", "other"])
+    assert [(bar.label, bar.value, bar.text, bar.colour) for bar in bars] == [
+        (name, 0.25, "0.2500 ms", legend[name or "other"]) for name in ("INT8", "")
+    ]
+    for words, said in (
+        ("--plot l.png", "--plot draws times; give --profile too"),
+        ("--profile --plot l.svg", "l.svg: cannot draw to that format"),
+        ("--json a.plan", "a.plan: is given twice"),
+        ("--profile --json l.png --plot l.png", "l.png: is given twice"),
+    ):
+        assert main(["layers", "a.plan", *words.split()]) == 2
+        assert said in capsys.readouterr().err and len(asked) == 2
+
+
+# --- variants to compare ---
+
+
+@pytest.mark.parametrize(
+    ("text", "server", "model", "name", "precision"),
+    [
+        ("gpu-box:8001/made", "gpu-box:8001", "made", "gpu-box:8001/made", "fp32"),
+        ("gpu-box:8001/made@fp16", "gpu-box:8001", "made", "gpu-box:8001/made", "fp16"),
+        ("http://gpu-box/made@int8", "http://gpu-box", "made", "http://gpu-box/made", "int8"),
+        ("mine=gpu-box/made", "gpu-box", "made", "mine", "fp32"),
+    ],
+)
+def test_models_of_a_server_are_variants(
+    monkeypatch: pytest.MonkeyPatch, text: str, server: str, model: str, name: str, precision: str
+) -> None:
+    """Of the stated precision, which a server does not report; Q/DQ nodes tell of INT8."""
+    pytest.importorskip("tritonclient", reason="needs tritonclient: pip install 'darktrt[serve]'")
+    asked: list[tuple[str, str]] = []
+    info = SimpleNamespace(int8_convolutions=0)
+
+    @contextmanager
+    def connect(server: str, model: str) -> Iterator[tuple[str, Any]]:
+        asked.append((server, model))
+        yield "run", info
+
+    monkeypatch.setattr("darktrt.serve.client.client.triton_run", connect)
+    words = parser().parse_args(["check", "compare", "--triton", text])
+    with ExitStack() as stack:
+        (variant,) = check_options.variants(words, stack)
+        assert (variant.name, variant.precision, asked) == (name, precision, [(server, model)])
+        assert variant.about == {"runs in": "Triton", "on": server}
+        info.int8_convolutions = 3
+        (variant,) = check_options.variants(words, stack)
+        assert variant.precision == (precision if "@" in text else "int8")
+
+
+@pytest.mark.parametrize("text", ["made", "/made", "gpu-box/", "http://made", "gpu-box/made@fp8", "@fp16", "a="])
+def test_what_names_no_model_of_a_server(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "compare", "a.png", "--triton", text]) == 2
+    assert f"--triton {text}: name SERVER/MODEL, such as localhost:8001/yolov4, or SERVER/MODEL@fp16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("compare a.png --cfg a.cfg", "--cfg CFG and --weights WEIGHTS go together"),
+        ("compare a.png --weights a.weights", "--cfg CFG and --weights WEIGHTS go together"),
+        ("compare a.png --model a.onnx --simulate fp16,fp8", "--simulate fp16,fp8: 'fp8' is neither fp16 nor int8"),
+        ("compare a.png --simulate fp16", "--simulate rounds what an ONNX file computes; name one by --model"),
+        ("report a.png --compare-images -1", "--compare-images -1: it must be at least 0"),
+        ("report a.png --sensitivity-images -1", "--sensitivity-images -1: it must be at least 0"),
+        ("report a.png --show-images -1", "--show-images -1: it must be at least 0"),
+        ("report a.png --compare-images 0 --sensitivity-images 0 --show-images 0", "nothing to measure; name --cfg and"),
+    ],
+)
+def test_variants_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("darktrt.check.runs.onnx_variant", lambda *_: None)
+    assert main(["check", *words.split()]) == 2
+    assert said in capsys.readouterr().err
+
+
 # --- a server and its clients ---
 
 
@@ -189,6 +313,37 @@ def test_what_a_start_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     first, second = given
     assert first == StartOptions()
     assert second == StartOptions("::1", 1, 2, 3, ("a", "b"), True, True, 3 * 2**20, 5 * 2**20, ("--x=1",))
+
+
+def test_what_a_repository_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options that are not given are the backend's own."""
+    pytest.importorskip("tritonclient", reason="needs tritonclient: pip install 'darktrt[serve]'")
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("darktrt.serve.repository.publish", lambda *arguments: asked.append(arguments) or "models/made")
+
+    class Start(str):
+        warnings = ("an old container",)
+
+    monkeypatch.setattr("darktrt.serve.containers.docker_command", lambda *_: Start("docker run"))
+    assert main(["serve", "repository", "a.onnx", "-o", "models"]) == 0
+    assert asked == [("a.onnx", "models", PythonBackend(), None, 1, None)]
+    captured = capsys.readouterr()
+    assert captured.err == "warning: an old container\n" and captured.out.splitlines() == [
+        "models/made: version 1, kind python",
+        "start:  darktrt serve start models",
+        "Docker: docker run",
+    ]
+    shared = "--versions 0 --max-batch 4 --preferred 2 4 --delay 5 --instances 6 --gpus 0 1 --cache --no-warmup --cuda-graph"
+    own = "--input jpeg --score-threshold 0.1 --iou-threshold 0.2 --name n --version 7 --plugins p.so"
+    fields: dict[str, Any] = {"versions": 0, "max_batch": 4, "preferred": (2, 4), "delay": 5, "instances": 6, "gpus": (0, 1)}
+    fields |= {"cache": True, "warmup": False, "cuda_graph": True}
+    assert main(["serve", "repository", "a.onnx", "-o", "models", *shared.split(), *own.split()]) == 0
+    options = PythonBackend(input="jpeg", score_threshold=0.1, iou_threshold=0.2, **fields)
+    assert asked[1] == ("a.onnx", "models", options, "n", 7, "p.so")
+    capsys.readouterr()
+    assert main(["serve", "repository", "a.plan", "-o", "models", "--kind", "tensorrt_plan", *shared.split()]) == 0
+    assert asked[2] == ("a.plan", "models", TensorRTBackend(**fields), None, 1, None)
+    assert "start:" not in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -245,6 +400,29 @@ def test_a_ping_sends_a_request_of_noise(client: SimpleNamespace, capsys: pytest
     }
 
 
+def test_images_are_detected_by_a_server(client: SimpleNamespace, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[Any, ...]] = []
+    found = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), ())
+
+    def detect_files(sources: list[str], output: str | None) -> Iterator[FileResult]:
+        asked.append((sources, output))
+        yield FileResult(Path("a.jpg"), found)
+        yield FileResult(Path("a.mp4"), found, 0)
+
+    client.detect_files = detect_files
+    assert main(["client", "detect", "a.jpg", "a.mp4"]) == 0
+    assert asked == [(["a.jpg", "a.mp4"], None)]
+    out, err = capsys.readouterr()
+    assert (out, err) == ("a.jpg\nnothing found\n\na.mp4, frame 0\nnothing found\n\n", "")
+    assert [client.options[name] for name in ("score_threshold", "iou_threshold", "in_flight")] == [0.25, 0.45, 4]
+    words = "--json -o out.jpg --score-threshold 0.1 --iou-threshold 0.2 --in-flight 9 --model made --version 3".split()
+    assert main(["client", "detect", "a.jpg", *words]) == 0
+    assert asked[1] == (["a.jpg"], "out.jpg") and client.options["in_flight"] == 9
+    assert (client.options["model"], client.options["version"], client.options["score_threshold"]) == ("made", "3", 0.1)
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in out.splitlines()] == ["a.jpg", "a.mp4"] and err == "drawn: out.jpg\n"
+
+
 def test_a_server_that_was_away_is_told(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     client.retries = 3
     assert main(["client", "info"]) == 0
@@ -293,6 +471,42 @@ def test_sources_that_are_refused(client: SimpleNamespace, words: str, said: str
     assert main(["client", "detect", *words.split()]) == 2
     assert said in (err := capsys.readouterr().err) and "word@" not in err
     assert client.options == {}
+
+
+def test_what_load_is_asked_for(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A report for each model, and all side by side."""
+    pytest.importorskip("tritonclient", reason="needs tritonclient: pip install 'darktrt[serve]'")
+    from darktrt.serve.load.measure import Level, LoadOptions, LoadReport
+    from darktrt.serve.load.worker import Latency
+
+    asked: list[tuple[Any, ...]] = []
+
+    def report(model: str | None) -> LoadReport:
+        return LoadReport("grpc://a:1", model or "only", 1, 1, "none", (Level(1, 90.0, Latency(1, 2, 3, 4), 0, 0, 0, None),))
+
+    def measure(server: Any, model: str | None, version: str, options: LoadOptions) -> LoadReport:
+        asked.append((str(server), model, version, options))
+        return report(model)
+
+    def measure_all(repository: str, models: list[str], options: LoadOptions) -> list[LoadReport]:
+        asked.append((repository, models, options))
+        return [report(model) for model in models]
+
+    monkeypatch.setattr("darktrt.serve.load.measure.measure_load", measure)
+    monkeypatch.setattr("darktrt.serve.load.measure.measure_repository", measure_all)
+    assert main(["load"]) == 0
+    assert asked == [("grpc://localhost:8001", None, "", LoadOptions())]
+    assert capsys.readouterr().out.endswith("| concurrency | only |\n|---|---|\n| 1 | 90.0 infer/sec, latency 1000 usec |\n")
+    options = "--concurrency 2 3 --batch 4 --seconds 5.5 --processes 6 --shared-memory system --timeout 7 --image i.png"
+    words = f"--model a --model b --json out.json --metrics http://a/m {options}".split()
+    expected = LoadOptions((2, 3), 4, 5.5, 6, "system", 7.0, (Path("i.png"),), "http://a/m")
+    assert main(["load", "--server", "http://gpu-box", "--version", "2", *words]) == 0
+    assert asked[1:] == [("http://gpu-box:8000", name, "2", expected) for name in ("a", "b")]
+    assert [one["model"] for one in json.loads(Path("out.json").read_text())] == ["a", "b"]
+    assert main(["load", "--repository", "models", *words]) == 0
+    assert asked[3:] == [("models", ["a", "b"], expected)]
+    assert main(["load", "--image", "out.json", "--json", "out.json"]) == 2 and len(asked) == 4
+    assert "out.json: is given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", ["--timeout 0", "--timeout -1", "--timeout inf", "--timeout nan", "--timeout x"])

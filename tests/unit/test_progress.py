@@ -89,6 +89,15 @@ def test_a_log_file_gets_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[
     assert "reading:  50%" in (last := capsys.readouterr().err) and last.endswith("\n")
 
 
+def test_slow_work_has_its_rate_in_steps_a_second_too(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+    set_progress("bar")
+    with progress(4, "images") as bar:
+        for _ in range(2):
+            clock.now += 20
+            bar.update()
+    assert "1/4 [00:20<01:00,  0.05 images/s]" in capsys.readouterr().err
+
+
 def test_a_terminal_sees_a_bar_that_moves_and_goes_away(
     capsys: pytest.CaptureFixture[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

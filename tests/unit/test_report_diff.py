@@ -188,3 +188,63 @@ def test_mistakes_are_reported_in_one_sentence(
     arguments, message = BAD[case]
     assert main(["check", "diff", *(text.format(**names) for text in arguments)]) == 2
     assert message.format(**names) in capsys.readouterr().err
+
+
+def figures(name: str, *numbers: float | None, **classes: float | None) -> Figures:
+    return Figures(name, dict(zip(("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"), numbers, strict=True)), classes)
+
+
+def test_the_table_of_a_pair() -> None:
+    """Every number with its change; a dash where one of the two is not known."""
+    a = DiffInput("A", {"exact": figures("exact", 0.5, 0.75, 0.25, None, 0.5, 0.25, cat=0.5, dog=0.5)}, "digest")
+    b = DiffInput("B", {"int8": figures("int8", 0.4766, 0.76, 0.25, 0.5, None, 0.125, cat=0.5, dog=0.25)}, "digest")
+    diff = diff_reports(a, b)
+    assert diff.to_table().splitlines() == [
+        "exact → int8",
+        "                A        B   change",
+        "AP         0.5000   0.4766  -0.0234",
+        "AP50       0.7500   0.7600  +0.0100",
+        "AP75       0.2500   0.2500  +0.0000",
+        "small           -   0.5000        -",
+        "medium     0.5000        -        -",
+        "large      0.2500   0.1250  -0.1250",
+        "lose most: dog -0.250",
+    ]
+    assert diff.worst_drop() == pytest.approx(0.0234)
+    assert diff_reports(b, a).worst_drop() == pytest.approx(-0.0234)
+
+
+def test_several_variants_are_paired_by_name() -> None:
+    """What only one of the two has is named below; of several drops the largest counts."""
+    first = DiffInput("A", {name: figures(name, *[0.5] * 6) for name in "abc"}, "digest")
+    others = {name: figures(name, ap, *[0.5] * 5) for name, ap in (("b", 0.25), ("a", 0.625), ("x", 0.5))}
+    diff = diff_reports(first, DiffInput("B", others, "digest"))
+    assert [(one.name, other.name) for one, other in diff.pairs] == [("a", "a"), ("b", "b")]
+    assert diff.worst_drop() == 0.25
+    parts = diff.to_table().split("\n\n")
+    assert [part.splitlines()[0] for part in parts] == ["a", "b", "only in A: c", "only in B: x"]
+    one_of_two = diff_reports(replace(first, variants={"a": first.variants["a"]}), DiffInput("B", others, "digest"))
+    assert [other.name for _, other in one_of_two.pairs] == ["a"]
+
+
+def test_a_path_may_have_colons(before: Path, folder: Path) -> None:
+    """What is there as it stands is no variant."""
+    odd = folder / "a:exact"
+    odd.mkdir()
+    (odd / "report.json").write_text((before / "report.json").read_text())
+    assert set(read_report("a:exact").variants) == {"exact", "random"}
+    assert set(read_report("a:exact:random").variants) == {"random"}
+    with pytest.raises(DarktrtError, match="a:other: cannot read: No such file"):
+        read_report("a:other")
+
+
+def test_an_ap_is_between_0_and_1(before: Path, folder: Path) -> None:
+    """Both included; not known is null, and not zero."""
+
+    def extreme(values: dict[str, Any]) -> None:
+        values["variants"][0]["accuracy"] |= {"ap": 1.0, "ap50": 0.0, "ap_small": None}
+
+    found = read_report(str(changed(before, folder, extreme))).variants["exact"]
+    assert (found.numbers["ap"], found.numbers["ap50"], found.numbers["ap_small"]) == (1, 0, None)
+    classes = json.loads((before / "report.json").read_text())["variants"][0]["classes"]
+    assert set(found.classes) == {one["name"] for one in classes if one["objects"]}

@@ -47,6 +47,7 @@ from darktrt.serve.repository import (
 )
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import NetworkDetector
+from darktrt.vision.images import decode_image
 from darktrt.vision.native import library_path
 
 pytest.importorskip("tritonclient", reason="config.pbtxt is made with Triton's protobuf: pip install 'darktrt[serve]'")
@@ -197,6 +198,7 @@ def test_the_files_of_the_python_backend(portable: Path, info: DetectorInfo, tmp
     assert (config.name, config.backend, model_info(config, folder).info) == ("photos", "python", replace(info, layers=()))
     image = (folder / "warmup/image").read_bytes()
     assert int.from_bytes(image[:4], "little") == len(image) - 4 and image[4:8] == b"\x89PNG"
+    assert decode_image(image[4:], "warmup", 10**6).shape == (64, 96, 3)
 
 
 def test_modules_in_the_zip_run_alone(portable: Path, tmp_path: Path) -> None:
@@ -226,6 +228,7 @@ print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in s
         taken = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in file.namelist()}
     assert set(loaded.split()) <= taken and "darktrt.engine.runtime" in taken
     assert all(name.startswith("darktrt") for name in taken)
+    assert {name.rpartition(".")[0] for name in taken} - {""} <= taken, "each package itself"
     assert not {name.split(".")[1] for name in taken if "." in name} & {"convert", "surgery", "check", "cli"}
 
 

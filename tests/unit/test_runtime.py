@@ -420,13 +420,41 @@ def test_an_engine_that_takes_images_of_any_size(
             np.testing.assert_allclose(runner.collect()["boxes"][:, 0], [one.mean() for one in frames], rtol=1e-5)
         stacked = np.stack(frames)
         np.testing.assert_allclose(runner.run({"images": stacked})["boxes"][:, 0], stacked.mean((1, 2, 3)), rtol=1e-5)
-        assert len(runner._recorded) <= 64 < driver.replays
+        assert driver.replays == 70
         for size, said in (((201, 10), r"\(1, 10, 201, 3\); .* images of 8x8 to 200x100"), ((9, 101), r"\(1, 101, 9, 3\)")):
             with pytest.raises(DarktrtError, match=said):
                 runner.submit([frame(*size)], {})
         with pytest.raises(DarktrtError, match="the images of a batch must be of one size"):
             runner.submit([frame(10, 10), frame(10, 11)], {})
     assert fit_library.launches == [] and len(fit_library.uploads) == 210
+
+
+def test_graphs_of_the_sizes_that_came_last_are_kept(
+    fit_library: FitLibrary,
+    engine: Engine,
+    driver: Streams,
+    info: DetectorInfo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """64 of them; an older size is recorded anew."""
+    monkeypatch.setattr(Engine, "tensors", {"images": ("in", (-1, -1, -1, 3), "UINT8"), "boxes": ("out", (-1, 1), "FLOAT")})
+    monkeypatch.setattr(Engine, "get_tensor_profile_shape", lambda *_: [(1, 8, 8, 3), (1, 8, 8, 3), (3, 100, 200, 3)])
+    info = replace(info, head="nms", input="image", image_sizes=((8, 8), (8, 8), (200, 100)))
+    with PlanRunner(write_plan(tmp_path, info), cuda_graph=True) as runner:
+
+        def replays(width: int) -> bool:
+            before, image = driver.replays, frame(width, 10, width)
+            runner.submit([image], {})
+            np.testing.assert_allclose(runner.collect()["boxes"][:, 0], [image.mean()], rtol=1e-5)
+            return driver.replays > before
+
+        widths = range(100, 29, -1)  # the largest first, so that no memory grows
+        for width in widths:
+            assert [replays(width) for _ in range(3)] == [False, False, True]
+        assert sum(map(bool, driver.graphs.values())) == 64
+        assert all(replays(width) for width in widths[-64:])
+        assert not replays(widths[-65])
 
 
 def test_images_of_the_gpu_and_of_the_host_in_one_batch(
@@ -458,6 +486,162 @@ def test_an_engine_without_the_plugin_library_takes_images_too(
         frames = [frame(30, 20), frame(30, 20, 1)[:, ::-1]]
         runner.submit(frames, {})
         np.testing.assert_allclose(runner.collect()["boxes"][:, 0], [one.mean() for one in frames], rtol=1e-5)
+
+
+class Thresholded(Engine):
+    """The mean of every image plus the input ``threshold``, of one number whatever the batch."""
+
+    tensors: ClassVar[dict[str, Any]] = {**Engine.tensors, "threshold": ("in", (1,), "FLOAT")}
+
+    def execute_async_v3(self, stream: int) -> bool:
+        done = super().execute_async_v3(stream)
+        batch, addresses = self.batch, dict(self.addresses)
+
+        def add() -> None:
+            boxes = self.driver.region(addresses["boxes"], 4 * batch)
+            threshold = np.frombuffer(bytes(self.driver.region(addresses["threshold"], 4)), np.float32)
+            boxes[:] = (np.frombuffer(bytes(boxes), np.float32) + threshold).tobytes()
+
+        self.driver.enqueue(add)
+        return done
+
+
+@pytest.fixture
+def thresholded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def context(made: Engine) -> Any:
+        context: Any = Thresholded(made.driver)
+        context.addresses, context.engine = made.addresses, made
+        return context
+
+    monkeypatch.setattr(Engine, "create_execution_context", context)
+    monkeypatch.setattr(Engine, "tensors", Thresholded.tensors)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_other_inputs_go_with_their_batch(
+    thresholded: None, fit_library: FitLibrary, info: DetectorInfo, tmp_path: Path, graph: bool
+) -> None:
+    """Whether the images are an array or frames, and though the batches overlap."""
+    frames = [frame(96, 64), frame(30, 20)]
+    fitted = np.array([preprocess(one, 96, 64, 3, "stretch", "float")[0].mean() for one in frames])
+    with PlanRunner(write_plan(tmp_path, info), cuda_graph=graph) as runner:
+        assert set(runner.inputs) == {"images", "threshold"} and runner.inputs["threshold"][0] == (1,)
+        for turn in range(0, 9, 3):
+            given = [np.full(1, turn + i, np.float32) for i in range(3)]
+            array = images(2, turn)
+            runner.submit(frames, {"threshold": given[0]})
+            runner.submit(array["images"], {"threshold": given[1]})
+            runner.submit(frames[::-1], {"threshold": given[2]})
+            for number, means in zip(given, (fitted, array["images"].mean((1, 2, 3)), fitted[::-1]), strict=True):
+                np.testing.assert_allclose(runner.collect()["boxes"][:, 0], means + number, rtol=1e-5)
+        with pytest.raises(
+            DarktrtError, match=r"input 'threshold' is missing; the engine accepts float32 \(1,\), batch 1 to 3"
+        ):
+            runner.submit(frames, {})
+        for wrong, said in ((np.zeros(2, np.float32), r"float32 \(2,\)"), (np.zeros(1), r"float64 \(1,\)")):
+            with pytest.raises(DarktrtError, match=rf"input 'threshold' is {said}; the engine accepts float32 \(1,\)"):
+                runner.run({**images(2), "threshold": wrong})
+
+
+def test_an_engine_of_one_batch_says_so(
+    engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "tensors", {"images": ("in", (2, 3, 64, 96), "FLOAT"), "boxes": ("out", (2, 1), "FLOAT")})
+    monkeypatch.setattr(Engine, "execute_async_v3", lambda *_: True)
+    with PlanRunner(write_plan(tmp_path, replace(info, batch=(2, 2, 2)))) as runner:
+        assert runner.run(images(2))["boxes"].shape == (2, 1)
+        for batch in (1, 3):
+            with pytest.raises(DarktrtError, match=rf"is float32 \({batch}, 3, 64, 96\); .* \(2, 3, 64, 96\), batch 2$"):
+                runner.run(images(batch))
+
+
+def test_images_that_are_in_the_pinned_memory_already(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
+    with PlanRunner(write_plan(tmp_path, info)) as runner:
+        for batch in (1, 3, 2):
+            pinned = runner.buffer(batch)
+            assert (pinned.shape, pinned.dtype) == ((batch, 3, 64, 96), np.float32)
+            pinned[...] = images(batch, batch)["images"]
+            expected = pinned.mean((1, 2, 3))
+            np.testing.assert_allclose(runner.run({"images": pinned})["boxes"][:, 0], expected, rtol=1e-5)
+
+
+def test_batches_under_way_are_collected_first(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
+    with PlanRunner(write_plan(tmp_path, info)) as runner:
+        assert not runner.fits_frames
+        runner.submit(images(1)["images"], {})
+        with pytest.raises(RuntimeError, match="batches are under way; collect them first"):
+            runner.run(images(1))
+        runner.collect()
+        runner.run(images(1))
+
+
+def test_the_network_is_timed_without_copies(engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path) -> None:
+    """Each call by two marks; with a CUDA graph the calls are replays."""
+    runs: list[int] = []
+    execute = Engine.execute_async_v3
+    with PlanRunner(write_plan(tmp_path, info)) as runner, pytest.MonkeyPatch.context() as patch:
+        runner.run(images(2))
+        patch.setattr(Engine, "execute_async_v3", lambda self, stream: runs.append(self.batch) or execute(self, stream))
+        assert runner.time_network(7, cuda_graph=False) == [0.5] * 7
+        assert (runs, driver.replays) == ([2] * 7, 0)
+        assert runner.time_network(7, cuda_graph=True) == [0.5] * 7
+        assert (runs, driver.replays) == ([2] * 8, 7)
+
+
+def test_a_profiled_runner_uses_no_graphs(engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path) -> None:
+    """A profiler rules them out. The warm-up does not count, and a layer reported twice is the sum."""
+    with PlanRunner(write_plan(tmp_path, info), cuda_graph=True) as runner:
+        runner.run(images(2))
+        assert runner.layer_times(4) == {"conv": 0.5, "reformat": 0.5}
+        for _ in range(4):
+            runner.run(images(2))
+    assert driver.replays == 0
+
+
+def test_an_engine_that_has_no_room_to_run(
+    engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Engine, "create_execution_context", lambda _: None)
+    with pytest.raises(DarktrtError, match=r"net\.plan: TensorRT cannot load the plan; see its message above"):
+        PlanRunner(write_plan(tmp_path, info))
+    assert (driver.buffers, driver.host, driver.streams, driver.retained) == ({}, {}, 0, 0)
+
+
+@pytest.mark.parametrize("function", ["darktrt_fit", "darktrt_upload"])
+def test_a_kernel_that_fails(
+    function: str, fit_library: FitLibrary, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what = {"darktrt_fit": "fitting images on the GPU", "darktrt_upload": "copying images to the GPU"}[function]
+    monkeypatch.setattr(fit_library, function, lambda *_: 700)
+    with PlanRunner(write_plan(tmp_path, info)) as runner:
+        with pytest.raises(DarktrtError, match=rf"^CUDA: {what} fails \(700\)$"):
+            runner.submit([frame(9, 9)], {})
+
+
+@pytest.mark.parametrize("lacking", ["darktrt_fit", "darktrt_upload"])
+def test_a_plugin_library_that_is_older_than_its_kernels(
+    lacking: str, fit_library: FitLibrary, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It serves for its plugins, and the host fits the images."""
+    monkeypatch.delattr(FitLibrary, lacking)
+    with PlanRunner(write_plan(tmp_path, info)) as runner:
+        assert not runner.fits_frames
+        runner.run(images(1))
+
+
+@pytest.mark.parametrize("form", ["float", "uint8"])
+def test_the_gpu_fits_into_the_form_of_the_input(
+    form: Any, fit_library: FitLibrary, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, kind = ((-1, 3, 64, 96), "FLOAT") if form == "float" else ((-1, 64, 96, 3), "UINT8")
+    monkeypatch.setattr(Engine, "tensors", {"images": ("in", shape, kind), "boxes": ("out", (-1, 1), "FLOAT")})
+    sizes = [(batch, *shape[1:]) for batch in (1, 2, 3)]
+    monkeypatch.setattr(Engine, "get_tensor_profile_shape", lambda *_: sizes)
+    with PlanRunner(write_plan(tmp_path, replace(info, input=form))) as runner:
+        frames = [frame(200, 50), frame(20, 90)]
+        runner.submit(frames, {})
+        expected = [preprocess(one, 96, 64, 3, "stretch", form)[0].mean() for one in frames]
+        np.testing.assert_allclose(runner.collect()["boxes"][:, 0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -532,6 +716,49 @@ def test_plans_that_run_here_too(
     with PlanRunner(write_plan(tmp_path, info, **changes)) as runner:
         runner.run(images(2))
     assert ("built for NVIDIA H200, here is NVIDIA H100 80GB HBM3: faster if built again" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(("capability", "runs"), [(75, False), (79, False), (80, True), (120, True)])
+def test_a_hardware_compatible_plan_runs_from_ampere_on(
+    engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: int, runs: bool
+) -> None:
+    monkeypatch.setattr(runtime, "first_gpu", lambda: ("NVIDIA X", capability))
+    plan = write_plan(tmp_path, info, hardware_compatible=True, compute_capability=90)
+    if runs:
+        with PlanRunner(plan) as runner:
+            runner.run(images(1))
+    else:
+        with pytest.raises(DarktrtError, match=rf"8\.0 or more, NVIDIA X has 7\.{capability % 10}; build it again here"):
+            PlanRunner(plan)
+
+
+@pytest.mark.parametrize(
+    ("plugins", "warned"), [(("YoloDetectPlugin:1",), False), (("FitPlugin:1", "YoloDetectPlugin:1"), True)]
+)
+def test_a_library_that_lacks_a_plugin(
+    fit_library: FitLibrary, info: DetectorInfo, tmp_path: Path, plugins: tuple[str, ...], warned: bool
+) -> None:
+    plan = write_plan(tmp_path, info, plugins=plugins)
+    if not warned:
+        with PlanRunner(plan) as runner:
+            runner.run(images(1))
+        return
+    with pytest.raises(
+        DarktrtError, match=r"net\.plan: needs FitPlugin:1, which .*libdarktrt_plugins\.so lacks; compile"
+    ) as caught:
+        PlanRunner(plan)
+    assert caught.value.argument == "plugins"
+
+
+def test_a_tensorrt_without_plugins_loads_no_library(
+    fit_library: FitLibrary, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Target("rtx", (1, 7))
+    monkeypatch.setattr(runtime, "find_target", lambda _: target)
+    monkeypatch.setattr(runtime, "load_plugins", lambda *_: pytest.fail("a library is loaded"))
+    with PlanRunner(write_plan(tmp_path, info, target=str(target))) as runner:
+        assert not runner.fits_frames
+        runner.run(images(1))
 
 
 def test_a_hardware_compatible_plan_on_an_old_gpu(
@@ -677,11 +904,13 @@ def test_polygraphys_comparator_runs_an_engine(engine: Engine, info: DetectorInf
     from polygraphy.comparator import Comparator
 
     inputs = [images(2, seed) for seed in range(3)]
-    found = Comparator.run([polygraphy_runner(write_plan(tmp_path, info), name="engine")], data_loader=inputs)
+    plan = write_plan(tmp_path, info)
+    found = Comparator.run([polygraphy_runner(plan, name="engine")], data_loader=inputs)
     assert list(found.keys()) == ["engine"]
     for one, given in zip(found["engine"], inputs, strict=True):
         assert np.allclose(one["boxes"][:, 0], given["images"].mean((1, 2, 3)))
-        assert one.runtime > 0
+        assert 0 < one.runtime < 60
+    assert list(Comparator.run([polygraphy_runner(plan)], data_loader=inputs[:1]).keys()) == [str(plan)]
 
 
 def test_detect_with_an_engine(

@@ -172,6 +172,7 @@ ANSWER = 2 * 4 + 4 + 300 * 6 * 4
     [
         (PythonBackend(), POOL + 3 * (IMAGE + ANSWER)),
         (PythonBackend(instances=4), 4 * (POOL + 3 * (IMAGE + ANSWER))),
+        (PythonBackend(instances=2, gpus=(0, 1, 3)), 6 * (POOL + 3 * (IMAGE + ANSWER))),
         (PythonBackend(max_batch=16), POOL + 16 * (IMAGE + ANSWER)),
         (PythonBackend(input="jpeg"), POOL + 3 * (2 * POOL + ANSWER)),
     ],

@@ -112,6 +112,7 @@ def test_places_do_not_overlap() -> None:
     places, size = layout("r", {"a": 10, "b": 64, "c": 65})
     assert places == {"a": MemorySlice("r", 0, 10), "b": MemorySlice("r", 64, 64), "c": MemorySlice("r", 128, 65)}
     assert size == 256
+    assert layout("r", {"a": 64})[1] == 64
 
 
 def test_too_little_memory_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

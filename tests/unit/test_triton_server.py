@@ -121,6 +121,17 @@ def test_only_the_server_has_large_stacks(stand_in: MakeProgram, options: StartO
     assert hard == before[1] and soft == min(server.STACK_BYTES, hard if hard >= 0 else server.STACK_BYTES)
 
 
+@pytest.mark.parametrize(
+    ("hard", "kibibytes"), [(resource.RLIM_INFINITY, 1 << 20), (4 << 30, 1 << 20), (1 << 30, 1 << 20), (16 << 20, 16 << 10)]
+)
+def test_stacks_are_of_a_gibibyte_or_as_large_as_this_machine_allows(
+    monkeypatch: pytest.MonkeyPatch, hard: int, kibibytes: int
+) -> None:
+    monkeypatch.setattr(server.resource, "getrlimit", lambda _: (8 << 20, hard))
+    shell, _, script, size, *command = server._in_its_shell(["tritonserver", "--x"])
+    assert (shell, size, command) == ("sh", str(kibibytes), ["tritonserver", "--x"]) and 'ulimit -S -s "$0"' in script
+
+
 def test_a_server_that_does_not_stop_is_killed(
     stand_in: MakeProgram, options: StartOptions, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -638,6 +649,25 @@ def test_each_failure_of_the_log_s_file_is_told_once(tmp_path: Path, caplog: pyt
     log.close()
 
 
+def test_a_log_may_be_shortened_while_it_is_written(tmp_path: Path) -> None:
+    """By a program that rotates logs; what was in it before the server started is gone."""
+    path = tmp_path / "log"
+    path.write_text("of an earlier server\n")
+    log = ServerLog(path)
+    written_by(log, "first\n")
+    wait_for(lambda: path.read_text() == "first\n")
+    os.truncate(path, 0)
+    written_by(log, "second\n")
+    wait_for(lambda: path.read_text() == "second\n")
+    log.close()
+
+
+def test_a_pipe_that_nobody_reads_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "log")
+    with pytest.raises(DarktrtError, match="log: cannot write the log: No such device or address"):
+        ServerLog(tmp_path / "log")
+
+
 @pytest.mark.parametrize("kind", ["folder", "fifo", "missing", "long"])
 def test_files_that_are_no_log(kind: str, tmp_path: Path) -> None:
     path = tmp_path / {"missing": "missing/log", "long": "x" * 300}.get(kind, "log")
@@ -701,7 +731,7 @@ def test_other_machines_reach_only_a_server_without_holes(
     program = stand_in(version="2.67.0")
     with running(repository, wide, program) as one:
         (caveat_of_size,) = server.caveats(one)
-        assert one.ready() and "has no limit for the size of a request" in caveat_of_size
+        assert one.ready() and "has no limit for the size of a request over HTTP" in caveat_of_size
     Path(program.path).write_text(Path(program.path).read_text() + "# it has the option http-max-input-size\n")
     with running(repository, wide, program) as one:
         assert server.caveats(one) == []
@@ -884,6 +914,22 @@ def test_the_container_with_a_tensorrt_or_the_nearest(
 
 def test_the_table_of_containers_goes_up() -> None:
     assert list(TENSORRT) == sorted(TENSORRT) and list(TENSORRT.values()) == sorted(TENSORRT.values())
+
+
+CONTAINERS = """
+23.03 8.5.3, 24.01 8.6.1, 24.04 8.6.3, 24.05 10.0.1, 24.06 10.1.0, 24.07 10.2.0, 24.08 10.3.0, 24.09 10.4.0, 24.10 10.5.0,
+24.11 10.6.0, 24.12 10.7.0, 25.02 10.8.0, 25.04 10.9.0, 25.05 10.10.0, 25.07 10.11.0, 25.08 10.13.2, 25.10 10.13.3,
+26.01 10.14.1, 26.02 10.15.1, 26.03 10.16.0, 26.05 10.16.1, 26.06 11.0.0, 26.07 11.1.0, 26.08 11.2.1
+"""
+"""Releases and their TensorRT, of NVIDIA's support matrix."""
+
+
+def test_each_plan_gets_the_container_of_its_tensorrt(made: Made, tmp_path: Path) -> None:
+    manifest = read_plan_manifest(write_plan(tmp_path, nms_info(made)))
+    for release, version in (pair.split() for pair in CONTAINERS.replace("\n", " ").split(",")):
+        found = container_for(replace(manifest, target=f"TensorRT {version}"))
+        assert (found.release, found.loads) == (release, True)
+    assert NEWEST == release
 
 
 def test_plans_that_no_triton_loads(made: Made, tmp_path: Path) -> None:
