@@ -164,8 +164,6 @@ class Servers:
 
     _model: ModelInfo
     """Of the requests."""
-    _prober: Slot
-    """Asks servers that failed."""
 
     def __init__(self, endpoints: Sequence[Endpoint], timeout: float | None, retry_seconds: float) -> None:
         self.all = [RemoteServer(Transport(endpoint, timeout)) for endpoint in endpoints]
@@ -235,7 +233,7 @@ class Servers:
         Raises:
             DarktrtError: no server can use it.
         """
-        self._model, self._prober = model, Slot(model, batch, "none")
+        self._model = model
         refusals: dict[RemoteServer, DarktrtError] = {}
         for server in self.all:
             server.add_slots(model, batch, count, kind)
@@ -376,11 +374,12 @@ class Servers:
 
     async def _probe(self, server: RemoteServer) -> None:
         """Ask a server, at growing intervals, until it has the model and answers an image of noise."""
+        slot = Slot(self._model, self._model.info.batch[0], "none")
         while not server.up:
             await asyncio.sleep(next(server.pauses))
             try:
                 await server.check(self._model)
-                await self._prober.run(server.transport, await asyncio.to_thread(noise_request, self._model))
+                await slot.run(server.transport, await asyncio.to_thread(noise_request, self._model))
                 await self._allocate(server)
             except DarktrtError as error:
                 if isinstance(error, OtherModelError) and str(error) != str(server.failure):

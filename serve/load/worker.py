@@ -139,7 +139,7 @@ def workers(task: Task, processes: int) -> Iterator[Workers]:
         pipes = []
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(task, theirs), daemon=True)
+            process = context.Process(target=_work_quietly, args=(task, theirs), daemon=True)
             process.start()
             theirs.close()
             stack.callback(process.join, 10)
@@ -148,9 +148,14 @@ def workers(task: Task, processes: int) -> Iterator[Workers]:
         yield Workers(pipes, task.batch)
 
 
+def _work_quietly(task: Task, pipe: Connection) -> None:
+    """Without warnings of servers that fail, which are counted."""
+    LOGGER.setLevel(logging.ERROR)
+    _work(task, pipe)
+
+
 def _work(task: Task, pipe: Connection) -> None:
     """In a process: measure windows until the other end of the pipe closes."""
-    LOGGER.setLevel(logging.ERROR)  # of servers that fail, which are counted
     try:
         asyncio.run(_windows(task, pipe))
     except DarktrtError as error:

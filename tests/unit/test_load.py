@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from PIL import Image
 from test_detect import made_info
 
 from darktrt.errors import DarktrtError
+from darktrt.serve.client import servers
 from darktrt.serve.client.statistics import ModelStatistics, Spent, to_table
 from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.load import measure as load
@@ -290,6 +292,8 @@ def test_answers_in_the_window_are_counted() -> None:
 class Place:
     """Stands for a place of requests in a process that sends."""
 
+    lacks_memory = True
+
     def __init__(self, log: list[tuple[str, int]], *made_of: object) -> None:
         self.made_of, self._log = made_of, log
         self._number = sum(what == "made" for what, _ in log)
@@ -299,10 +303,12 @@ class Place:
         self._log.append((what, self._number))
 
     async def allocate(self, _: object) -> None:
+        self.lacks_memory = False
         self._note("allocated")
 
     async def run(self, _: object, inputs: str) -> None:
         self._note(f"tried {inputs}")
+        await asyncio.sleep(0.01)
         raise DarktrtError("slow at first")
 
     async def prepare(self, _: object, inputs: str) -> str:
@@ -324,17 +330,20 @@ def test_a_process_sends_as_many_requests_at_once_as_it_is_told(monkeypatch: pyt
     async def close() -> None:
         closed.append(True)
 
-    monkeypatch.setattr(worker, "Slot", lambda *made_of: Place(log, *made_of))
-    monkeypatch.setattr(worker, "Transport", lambda *_, retry_seconds: SimpleNamespace(close=close, retry=retry_seconds))
-    task = SimpleNamespace(endpoint=None, timeout=1.0, model=None, batch=1, shared_memory="none", requests=("a", "b"))
+    monkeypatch.setattr(servers, "Slot", lambda *made_of: Place(log, *made_of))
+    monkeypatch.setattr(servers, "Transport", lambda *_: SimpleNamespace(close=close))
+    monkeypatch.setattr(servers, "free_abandoned", AsyncMock())
+    task = SimpleNamespace(endpoints=[None], timeout=1.0, model=None, batch=1, shared_memory="none", requests=("a", "b"))
     now = time.monotonic()
     pipe = Pipe(2, Window(now, now + 0.2), 3, Window(now, now + 0.4))
     worker._work(task, pipe)  # type: ignore[arg-type]  # ends when the other end of the pipe does
     kinds = [one if one == "ready" else type(one) for one in pipe.sent]
-    assert kinds == ["ready", Counts, "ready", Counts]
-    assert all(one.latencies and not one.failures for one in pipe.sent[1::2])
+    assert kinds == ["ready", list, "ready", list]
+    assert all(one.latencies and not one.failures for (one,) in pipe.sent[1::2])
     tried, prepared = ([(what[-1], n) for what, n in log if what.startswith(word)] for word in ("tried", "prepared"))
-    assert tried == prepared == [("a", 0), ("b", 1), ("a", 0), ("b", 1), ("a", 2)]
+    for used in (tried, prepared):
+        assert [inputs for inputs, _ in used] == ["a", "b", "a", "b", "a"]
+        assert [sorted(n for _, n in level) for level in (used[:2], used[2:])] == [[0, 1], [0, 1, 2]]
     assert [n for what, n in log if what == "allocated"] == [n for what, n in log if what == "closed"] == [0, 1, 2]
     assert closed == [True]
 

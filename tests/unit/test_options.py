@@ -484,8 +484,8 @@ def test_what_load_is_asked_for(monkeypatch: pytest.MonkeyPatch, folder: Path, c
     def report(model: str | None) -> LoadReport:
         return LoadReport("grpc://a:1", model or "only", 1, 1, "none", (Level(1, 90.0, Latency(1, 2, 3, 4), 0, 0, 0, None),))
 
-    def measure(server: Any, model: str | None, version: str, options: LoadOptions) -> LoadReport:
-        asked.append((str(server), model, version, options))
+    def measure(servers: list[Any], model: str | None, version: str, options: LoadOptions) -> LoadReport:
+        asked.append((list(map(str, servers)), model, version, options))
         return report(model)
 
     def measure_all(repository: str, models: list[str], options: LoadOptions) -> list[LoadReport]:
@@ -495,13 +495,13 @@ def test_what_load_is_asked_for(monkeypatch: pytest.MonkeyPatch, folder: Path, c
     monkeypatch.setattr("darktrt.serve.load.measure.measure_load", measure)
     monkeypatch.setattr("darktrt.serve.load.measure.measure_repository", measure_all)
     assert main(["load"]) == 0
-    assert asked == [("grpc://localhost:8001", None, "", LoadOptions())]
+    assert asked == [(["grpc://localhost:8001"], None, "", LoadOptions())]
     assert capsys.readouterr().out.endswith("| concurrency | only |\n|---|---|\n| 1 | 90.0 infer/sec, latency 1000 usec |\n")
     options = "--concurrency 2 3 --batch 4 --seconds 5.5 --processes 6 --shared-memory system --timeout 7 --image i.png"
     words = f"--model a --model b --json out.json --metrics http://a/m {options}".split()
-    expected = LoadOptions((2, 3), 4, 5.5, 6, "system", 7.0, (Path("i.png"),), "http://a/m")
-    assert main(["load", "--server", "http://gpu-box", "--version", "2", *words]) == 0
-    assert asked[1:] == [("http://gpu-box:8000", name, "2", expected) for name in ("a", "b")]
+    expected = LoadOptions((2, 3), 4, 5.5, 6, "system", 7.0, (Path("i.png"),), ("http://a/m",))
+    assert main(["load", "--server", "http://gpu-box", "--server", "b", "--version", "2", *words]) == 0
+    assert asked[1:] == [(["http://gpu-box:8000", "grpc://b:8001"], name, "2", expected) for name in ("a", "b")]
     assert [one["model"] for one in json.loads(Path("out.json").read_text())] == ["a", "b"]
     assert main(["load", "--repository", "models", *words]) == 0
     assert asked[3:] == [("models", ["a", "b"], expected)]
