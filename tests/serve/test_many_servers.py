@@ -23,10 +23,10 @@ from darktrt.serve.repository import publish
 from darktrt.serve.server import Server, running
 from darktrt.vision.files import FileResult
 
-IMAGES = 300
-KILLED = (50, 100)
+IMAGES = 210
+KILLED = (40, 80)
 """After so many images the first server is killed, and the second."""
-BACK_AT = 200
+BACK_AT = 140
 """So many images at the latest are told before the first is up again."""
 
 
