@@ -163,7 +163,7 @@ $(VENV)/bin/python:
 	    { rm -rf $(VENV); echo 'cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
 
 $(VENV)/.installed-%: pyproject.toml setup.py constraints.txt $(COMPILED) | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]'
 	@touch $@
 
 # TensorRT's types, without the TensorRT that the package asks for; what the generator of the stubs got wrong is mended

@@ -290,7 +290,7 @@ def caveats(server: Server) -> list[str]:
     sentences = [] if is_mended(version) else [caveat(name)]
     if not server.limits_requests:
         sentences.append(
-            f"{name} has no limit for the size of a request, whatever max_request_bytes is: it reads all of one into memory"
+            f"{name} has no limit for the size of a request over HTTP: it reads all of one into memory before it refuses it"
         )
     return sentences
 

@@ -527,14 +527,14 @@ def damaged(content: bytes, random: np.random.Generator) -> bytes:
 
 
 def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Or works, where the damage is in a weight."""
+    """Or works, where the damage is in a weight. `make fuzz` tries many more."""
     random = np.random.default_rng(0)
     tiny = make(place, net(64, 64) + conv(8, stride=8) + head(), name="tiny")
     insert_plugins(tiny.plain, "tiny.p.onnx", SurgeryOptions())
     sources = [Path(name).read_bytes() for name in ("tiny.onnx", "tiny.p.onnx")]
     before = files_in(place)
     worked = 0
-    for i in range(200):
+    for i in range(80):
         Path("bad.onnx").write_bytes(damaged(sources[i % 2], random))
         status = main(["calib", "run", "bad.onnx", "a.png", "-o", "t.table"])
         err = capfd.readouterr().err
@@ -544,7 +544,7 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
             Path(name).unlink()
         assert status == 0 or len([line for line in err.splitlines() if line.startswith("darktrt calib run: ")]) == 1
         worked += status == 0
-    assert 0 < worked < 100
+    assert 0 < worked < 40
 
 
 @pytest.mark.parametrize("error", [DarktrtError("the third pass fails"), KeyboardInterrupt()])

@@ -135,6 +135,26 @@ def test_no_more_bytes_are_read_ahead(decoder: Decoder, tmp_path: Path, monkeypa
     assert watched.begun == 30
 
 
+@pytest.mark.parametrize(
+    ("batch", "limits", "begun"),
+    [(2, {"most_images": 6}, 6), (2, {"most_images": 7}, 6), (1, {"most_images": 10, "most_bytes": 2 * 3 * 48}, 3)],
+)
+def test_reading_goes_as_far_ahead_as_it_may(
+    decoder: Decoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, limits: dict[str, int], begun: int
+) -> None:
+    """While the first batch is used: less would leave threads idle."""
+    paths, watched = numbered(tmp_path, 30), Watched(monkeypatch)
+    frames = read_ahead([paths[i : i + batch] for i in range(0, 30, batch)], decoder, **limits)
+    next(frames)
+    end = time.monotonic() + 10
+    while watched.begun < begun:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert watched.begun == begun
+    frames.close()
+
+
 @pytest.mark.parametrize("most_bytes", [0, 500, 10_000])
 def test_a_batch_of_more_bytes_is_read_in_its_turn(decoder: Decoder, tmp_path: Path, most_bytes: int) -> None:
     paths = [write(tmp_path / f"{i}.png", 40, 5 + 90 * (i % 3 == 0), i) for i in range(17)]

@@ -17,11 +17,13 @@ from darktrt.files import (
     atomic_folder,
     atomic_output,
     check_input,
+    check_outputs,
     keep_inputs,
     one_process_at_a_time,
     read_bytes,
     read_text,
     scratch_folder,
+    unfinished_folder,
 )
 
 _DIES = """
@@ -270,6 +272,50 @@ def test_sizes_and_texts(tmp_path: Path) -> None:
     path.write_bytes(b"ab\xff")
     with pytest.raises(DarktrtError, match=r"text: is no UTF-8 text \(byte 2\); save it as UTF-8"):
         read_text(path)
+
+
+def test_a_text_may_have_64_mebibytes(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.touch()
+    os.truncate(path, (64 << 20) + 1)
+    with pytest.raises(DarktrtError, match="text: has 67,108,865 bytes, and such a file may have 67,108,864; is it the right"):
+        read_text(path)
+
+
+def test_outputs_have_the_mode_of_any_new_file(tmp_path: Path) -> None:
+    """Scratch folders are their user's alone."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with atomic_output(tmp_path / "out.onnx") as temporary:
+        temporary.write_text("")
+    with atomic_folder(tmp_path / "report"):
+        pass
+    with one_process_at_a_time(tmp_path / "lock"):
+        pass
+    for made, usual in (("out.onnx", "file"), ("lock", "file"), ("report", "folder")):
+        assert (tmp_path / made).stat().st_mode == (tmp_path / usual).stat().st_mode
+    with scratch_folder() as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_for_several_files_vanishes(tmp_path: Path) -> None:
+    with unfinished_folder(tmp_path / "out") as folder:
+        assert folder.parent == tmp_path and folder.is_dir()
+        (folder / "a").write_text("whole")
+        (folder / "a").replace(tmp_path / "a")
+    assert _names(tmp_path) == ["a"]
+
+
+def test_outputs_are_checked_before_any_work(tmp_path: Path) -> None:
+    """What is there stays; one that is an input, or another output, is refused, and None is none."""
+    (tmp_path / "a").write_text("before")
+    check_outputs([tmp_path / "a", None, tmp_path / "b"], [tmp_path / "c", None])
+    assert _names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "before"
+    for outputs in ([tmp_path / "b", tmp_path / "c"], [tmp_path / "b", None, tmp_path / "b"]):
+        with pytest.raises(DarktrtError, match="is given twice and would be overwritten; choose another output"):
+            check_outputs(outputs, [tmp_path / "c"])
+    with pytest.raises(DarktrtError, match="missing/b: cannot write: No such file or directory"):
+        check_outputs([tmp_path / "b", tmp_path / "missing" / "b"], [])
 
 
 def test_a_loop_of_links_as_an_output_is_a_sentence(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -120,6 +121,9 @@ def test_the_package_is_installed_once(python: Interpreter, monkeypatch: pytest.
     site = python.folder / "lib/python3.11/site-packages"
     libraries = str(site / "nvidia_pytriton.libs"), "/usr/lib/x"
     server = str(site / "pytriton/tritonserver/bin/tritonserver")
+    assert re.fullmatch(r"triton-0\.7\.0-python3\.11-[0-9a-f]{8}", python.folder.name), (
+        "earlier versions found it under this name"
+    )
     assert first == second == Program(server, libraries, python.folder, python.folder / "backends")
     assert not (python.folder / "half").exists()
     assert (python.folder / "backends/python/triton_python_backend_stub").read_text() == "3.11"

@@ -20,8 +20,10 @@ from darktrt.engine.layer_list import summary
 from darktrt.errors import DarktrtError
 from darktrt.pipeline import DropBudget
 from darktrt.serve.client.statistics import ModelStatistics
-from darktrt.serve.config import PythonBackend
+from darktrt.serve.config import PythonBackend, TensorRTBackend
 from darktrt.serve.server import StartOptions
+from darktrt.vision.boxes import Detections
+from darktrt.vision.files import FileResult
 
 
 def options_of(command: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.Action]]:
@@ -172,6 +174,64 @@ def test_what_is_said_of_an_engine(asked: dict[str, Any], capsys: pytest.Capture
     assert "the scales that TensorRT found, as a table for another build" in capsys.readouterr().out
 
 
+def test_levels_of_optimization_are_0_to_5(asked: dict[str, Any]) -> None:
+    for level in range(6):
+        assert main(["engine", "a.onnx", "-o", "a.plan", "--optimization-level", str(level)]) == 0
+        assert asked["options"].optimization_level == level
+    with pytest.raises(SystemExit):
+        main(["engine", "a.onnx", "-o", "a.plan", "--optimization-level", "6"])
+
+
+def test_timings_are_printed_and_kept(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def bench(*arguments: Any) -> SimpleNamespace:
+        asked.append(arguments)
+        return SimpleNamespace(to_markdown=lambda: "a table", to_json=lambda: "{}")
+
+    monkeypatch.setattr("darktrt.engine.bench.bench_files", bench)
+    assert main(["bench", "a.plan"]) == 0
+    assert main(["bench", "b=b.plan", *"--batch 1 8 --turns 3 --plugins p.so --json t.json".split()]) == 0
+    assert asked == [(["a.plan"], [1], 20, None), (["b=b.plan"], [1, 8], 3, "p.so")]
+    assert capsys.readouterr().out == "a table\n" * 2 and Path("t.json").read_text() == "{}"
+    assert main(["bench", "b=t.json", "--json", "t.json"]) == 2
+    assert "t.json: is given twice" in capsys.readouterr().err
+
+
+def test_layers_are_listed_and_drawn(monkeypatch: pytest.MonkeyPatch, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The legend has the precisions that there are."""
+    asked: list[tuple[Any, ...]] = []
+    drawn: list[tuple[Any, ...]] = []
+    rows = [SimpleNamespace(label=name, milliseconds=0.25, precision=name) for name in ("INT8", "")]
+
+    def report(*arguments: Any) -> SimpleNamespace:
+        asked.append(arguments)
+        return SimpleNamespace(to_table=lambda: "rows", to_json=lambda: "{}", by_lines=lambda: rows, title=lambda: "title")
+
+    for name in ("layers_of", "profile"):
+        monkeypatch.setattr(f"darktrt.engine.profile.{name}", report)
+    monkeypatch.setattr("darktrt.vision.charts.draw_bars", lambda *arguments: drawn.append(arguments))
+    assert main(["layers", "a.plan"]) == 0
+    assert main(["layers", "a.plan", *"--profile --batch 4 --plugins p.so --json l.json --plot l.png".split()]) == 0
+    assert asked == [("a.plan",), ("a.plan", 4, "p.so")] and capsys.readouterr().out == "rows\n" * 2
+    assert Path("l.json").read_text() == "{}"
+    ((title, bars, path, legend),) = drawn
+    assert (title, path, list(legend)) == ("title", "l.png", ["INT8", "other"])
+    assert [(bar.label, bar.value, bar.text, bar.colour) for bar in bars] == [
+        (name, 0.25, "0.2500 ms", legend[name or "other"]) for name in ("INT8", "")
+    ]
+    for words, said in (
+        ("--plot l.png", "--plot draws times; give --profile too"),
+        ("--profile --plot l.svg", "l.svg: cannot draw to that format"),
+        ("--json a.plan", "a.plan: is given twice"),
+        ("--profile --json l.png --plot l.png", "l.png: is given twice"),
+    ):
+        assert main(["layers", "a.plan", *words.split()]) == 2
+        assert said in capsys.readouterr().err and len(asked) == 2
+
+
 # --- variants to compare ---
 
 
@@ -255,6 +315,37 @@ def test_what_a_start_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert second == StartOptions("::1", 1, 2, 3, ("a", "b"), True, True, 3 * 2**20, 5 * 2**20, ("--x=1",))
 
 
+def test_what_a_repository_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options that are not given are the backend's own."""
+    pytest.importorskip("tritonclient", reason="needs tritonclient: pip install 'darktrt[serve]'")
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("darktrt.serve.repository.publish", lambda *arguments: asked.append(arguments) or "models/made")
+
+    class Start(str):
+        warnings = ("an old container",)
+
+    monkeypatch.setattr("darktrt.serve.containers.docker_command", lambda *_: Start("docker run"))
+    assert main(["serve", "repository", "a.onnx", "-o", "models"]) == 0
+    assert asked == [("a.onnx", "models", PythonBackend(), None, 1, None)]
+    captured = capsys.readouterr()
+    assert captured.err == "warning: an old container\n" and captured.out.splitlines() == [
+        "models/made: version 1, kind python",
+        "start:  darktrt serve start models",
+        "Docker: docker run",
+    ]
+    shared = "--versions 0 --max-batch 4 --preferred 2 4 --delay 5 --instances 6 --gpus 0 1 --cache --no-warmup --cuda-graph"
+    own = "--input jpeg --score-threshold 0.1 --iou-threshold 0.2 --name n --version 7 --plugins p.so"
+    fields: dict[str, Any] = {"versions": 0, "max_batch": 4, "preferred": (2, 4), "delay": 5, "instances": 6, "gpus": (0, 1)}
+    fields |= {"cache": True, "warmup": False, "cuda_graph": True}
+    assert main(["serve", "repository", "a.onnx", "-o", "models", *shared.split(), *own.split()]) == 0
+    options = PythonBackend(input="jpeg", score_threshold=0.1, iou_threshold=0.2, **fields)
+    assert asked[1] == ("a.onnx", "models", options, "n", 7, "p.so")
+    capsys.readouterr()
+    assert main(["serve", "repository", "a.plan", "-o", "models", "--kind", "tensorrt_plan", *shared.split()]) == 0
+    assert asked[2] == ("a.plan", "models", TensorRTBackend(**fields), None, 1, None)
+    assert "start:" not in capsys.readouterr().out
+
+
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A client of a server, and what it was made with."""
@@ -305,6 +396,29 @@ def test_a_ping_sends_a_request_of_noise(client: SimpleNamespace, capsys: pytest
         "timeout": 60.0,
         "retry_seconds": 0.0,
     }
+
+
+def test_images_are_detected_by_a_server(client: SimpleNamespace, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[Any, ...]] = []
+    found = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), ())
+
+    def detect_files(sources: list[str], output: str | None) -> Iterator[FileResult]:
+        asked.append((sources, output))
+        yield FileResult(Path("a.jpg"), found)
+        yield FileResult(Path("a.mp4"), found, 0)
+
+    client.detect_files = detect_files
+    assert main(["client", "detect", "a.jpg", "a.mp4"]) == 0
+    assert asked == [(["a.jpg", "a.mp4"], None)]
+    out, err = capsys.readouterr()
+    assert (out, err) == ("a.jpg\nnothing found\n\na.mp4, frame 0\nnothing found\n\n", "")
+    assert [client.options[name] for name in ("score_threshold", "iou_threshold", "in_flight")] == [0.25, 0.45, 4]
+    words = "--json -o out.jpg --score-threshold 0.1 --iou-threshold 0.2 --in-flight 9 --model made --version 3".split()
+    assert main(["client", "detect", "a.jpg", *words]) == 0
+    assert asked[1] == (["a.jpg"], "out.jpg") and client.options["in_flight"] == 9
+    assert (client.options["model"], client.options["version"], client.options["score_threshold"]) == ("made", "3", 0.1)
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["file"] for line in out.splitlines()] == ["a.jpg", "a.mp4"] and err == "drawn: out.jpg\n"
 
 
 def test_a_server_that_was_away_is_told(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:

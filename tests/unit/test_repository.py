@@ -228,6 +228,7 @@ print(*sorted(name for name, module in sys.modules.items() if "darktrt.zip" in s
         taken = {name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in file.namelist()}
     assert set(loaded.split()) <= taken and "darktrt.engine.runtime" in taken
     assert all(name.startswith("darktrt") for name in taken)
+    assert {name.rpartition(".")[0] for name in taken} - {""} <= taken, "each package itself"
     assert not {name.split(".")[1] for name in taken if "." in name} & {"convert", "surgery", "check", "cli"}
 
 

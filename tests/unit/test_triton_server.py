@@ -121,6 +121,17 @@ def test_only_the_server_has_large_stacks(stand_in: MakeProgram, options: StartO
     assert hard == before[1] and soft == min(server.STACK_BYTES, hard if hard >= 0 else server.STACK_BYTES)
 
 
+@pytest.mark.parametrize(
+    ("hard", "kibibytes"), [(resource.RLIM_INFINITY, 1 << 20), (4 << 30, 1 << 20), (1 << 30, 1 << 20), (16 << 20, 16 << 10)]
+)
+def test_stacks_are_of_a_gibibyte_or_as_large_as_this_machine_allows(
+    monkeypatch: pytest.MonkeyPatch, hard: int, kibibytes: int
+) -> None:
+    monkeypatch.setattr(server.resource, "getrlimit", lambda _: (8 << 20, hard))
+    shell, _, script, size, *command = server._in_its_shell(["tritonserver", "--x"])
+    assert (shell, size, command) == ("sh", str(kibibytes), ["tritonserver", "--x"]) and 'ulimit -S -s "$0"' in script
+
+
 def test_a_server_that_does_not_stop_is_killed(
     stand_in: MakeProgram, options: StartOptions, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -720,7 +731,7 @@ def test_other_machines_reach_only_a_server_without_holes(
     program = stand_in(version="2.67.0")
     with running(repository, wide, program) as one:
         (caveat_of_size,) = server.caveats(one)
-        assert one.ready() and "has no limit for the size of a request" in caveat_of_size
+        assert one.ready() and "has no limit for the size of a request over HTTP" in caveat_of_size
     Path(program.path).write_text(Path(program.path).read_text() + "# it has the option http-max-input-size\n")
     with running(repository, wide, program) as one:
         assert server.caveats(one) == []

@@ -73,6 +73,19 @@ def same(frames: list[Any], expected: list[np.ndarray]) -> None:
         np.testing.assert_array_equal(frame.to_host() if isinstance(frame, DeviceImage) else frame, pixels)
 
 
+def test_a_written_video_has_the_colours_of_its_frames(tmp_path: Path) -> None:
+    """It states the matrix by which they were made, for players take another one for large videos."""
+    colours = [(200, 30, 60), (20, 180, 40), (10, 60, 220)]
+    with video_writer(tmp_path / "a.mp4", Fraction(25)) as write:
+        for colour in colours:
+            write(np.full((720, 1280, 3), colour, np.uint8))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.colorspace, stream.pix_fmt, stream.width, stream.height) == (6, "yuv420p", 1280, 720)
+    for frame, colour in zip(plain(tmp_path / "a.mp4"), colours, strict=True):
+        assert np.abs(frame.reshape(-1, 3).mean(axis=0) - colour).max() < 4
+
+
 # On the CPU
 
 
@@ -95,7 +108,11 @@ def test_every_colour_is_converted_as_in_a_plain_loop(tmp_path: Path, form: str,
     same(read(path), plain(path))
 
 
-def test_no_more_frames_are_decoded_ahead_than_there_is_memory_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("most_bytes", "ahead"), [(2 * 3 * 64 * 48, 2), (1, 1)])
+def test_no_more_frames_are_decoded_ahead_than_there_is_memory_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int, ahead: int
+) -> None:
+    """But for one."""
     path, begun = save(tmp_path / "a.mp4", 30), []
     convert = video._Converter.__call__
 
@@ -104,11 +121,11 @@ def test_no_more_frames_are_decoded_ahead_than_there_is_memory_for(tmp_path: Pat
         return convert(converter, frame)
 
     monkeypatch.setattr(video._Converter, "__call__", counted)
-    monkeypatch.setattr(video, "MOST_BYTES", 2 * 3 * 64 * 48)
+    monkeypatch.setattr(video, "MOST_BYTES", most_bytes)
     with open_video(path) as (_, frames):
         for given, _ in enumerate(frames, 1):
             time.sleep(0.01)
-            assert len(begun) <= given + 2
+            assert len(begun) <= given + ahead
     assert len(begun) == 30
 
 
