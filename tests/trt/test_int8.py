@@ -1,4 +1,4 @@
-"""INT8 by a calibrator on a real TensorRT 8.6 to 10: a calibration table, batches, and failures while feeding.
+"""INT8 by a calibrator on a real TensorRT 8.6 to 10: a calibration cache, batches, and failures while feeding.
 
 Needs onnx, onnx-graphsurgeon and numpy beside TensorRT, neither torch nor ONNX Runtime:
 

@@ -97,8 +97,8 @@ def test_every_batch_reaches_the_gpu(driver: FakeDriver, context: int, tmp_path:
     assert driver.unsynchronized == 0
     assert source.count == 3
     assert source.cache == b"TRT-8600-EntropyCalibration2\nimages: 3c010a14\ny: 3d5c11b5\n"
-    source.table().save(tmp_path / "a.table")
-    assert (tmp_path / "a.table").read_bytes() == source.cache
+    source.table().save(tmp_path / "a.cache")
+    assert (tmp_path / "a.cache").read_bytes() == source.cache
     assert (driver.buffers, driver.retained) == ({}, 0)
     assert driver.contexts == ([context] if context else [])
 

@@ -1,0 +1,101 @@
+"""The costs of convolutions in words, numbers and bars, and the sample that they are measured on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from darktrt.check import sensitivity as module
+from darktrt.check.coco import Accuracy
+from darktrt.check.sensitivity import LayerCost, Sensitivity, plot, sensitivity
+from darktrt.check.simulate import Change, Convolution
+from darktrt.surgery.qdq import Calibration
+from darktrt.vision.charts import BLUE, GRAY
+
+
+def accuracy(ap: float) -> Accuracy:
+    return Accuracy(ap, 0.75, 0.5, math.nan, 0.5, 0.5)
+
+
+def result(judged: bool) -> Sensitivity:
+    """Three convolutions, the second of which stays in floating point; the first gains AP by chance."""
+    costs = (
+        ("/layers.0/Conv", 6, 0.0078125, 0.5625),
+        ("/layers.10/Conv", 102, 0.25, 0.375),
+        ("/layers.2/Conv", 23, 0.0625, 0.4375),
+    )
+    layers = tuple(
+        LayerCost(Convolution(node, i, line), Change(scores, scores / 2), i == 1, accuracy(ap) if judged else None)
+        for i, (node, line, scores, ap) in enumerate(costs)
+    )
+    return Sensitivity("net", 16, layers, Change(0.125, 0.03125), accuracy(0.5) if judged else None)
+
+
+def test_a_line_a_convolution() -> None:
+    assert result(judged=False).to_table().splitlines() == [
+        "rank  convolution      cfg line    scores     heads",
+        "   1  /layers.10/Conv       102   0.25000   0.12500  in FP by default",
+        "   2  /layers.2/Conv         23   0.06250   0.03125",
+        "   3  /layers.0/Conv          6   0.00781   0.00391",
+    ]
+    assert result(judged=True).to_table().splitlines() == [
+        "rank  convolution      cfg line    scores     heads       AP     drop",
+        "   1  /layers.10/Conv       102   0.25000   0.12500   0.3750   0.1250  in FP by default",
+        "   2  /layers.2/Conv         23   0.06250   0.03125   0.4375   0.0625",
+        "   3  /layers.0/Conv          6   0.00781   0.00391   0.5625  -0.0625",
+    ]
+
+
+def test_the_whole_in_a_sentence() -> None:
+    assert result(judged=False).summary() == (
+        "net: INT8 with 1 convolutions in floating point changes scores by 0.12500, heads by 0.03125, on 16 images"
+    )
+
+
+def test_json_is_for_people_too() -> None:
+    """Indented, without NaN, in the order of the table."""
+    text = result(judged=True).to_json()
+    assert text.startswith('{\n  "network": "net",\n') and text.endswith("}\n") and "NaN" not in text
+    values = json.loads(text)
+    assert [one["line"] for one in values["layers"]] == [102, 23, 6]
+    assert values["accuracy"] == {"ap": 0.5, "ap50": 0.75, "ap75": 0.5, "ap_small": None, "ap_medium": 0.5, "ap_large": 0.5}
+    assert json.loads(result(judged=False).to_json())["accuracy"] is None
+
+
+def test_bars_are_in_the_order_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the drop of AP where it was measured; gray for what stays in floating point."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(module, "draw_bars", lambda *given: drawn.append(given))
+    plot(result(judged=False), "a.png")
+    plot(result(judged=True), "a.png")
+    (title, plain, path), (_, judged, _) = drawn
+    assert title == "net: change of the scores with one convolution in INT8, 16 images" and path == "a.png"
+    labels = ["/layers.0/Conv, cfg line 6", "/layers.10/Conv, cfg line 102", "/layers.2/Conv, cfg line 23"]
+    for bars in (plain, judged):
+        assert [(bar.label, bar.value, bar.colour) for bar in bars] == [
+            (labels[0], 0.0078125, BLUE), (labels[1], 0.25, GRAY), (labels[2], 0.0625, BLUE),
+        ]  # fmt: skip
+    assert [bar.text for bar in plain] == ["0.0078", "0.2500", "0.0625"]
+    assert [bar.text for bar in judged] == ["0.0078, AP +0.0625", "0.2500, AP -0.1250", "0.0625, AP -0.0625"]
+
+
+def test_the_sample_is_sixteen_images_of_seed_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless another one is asked for."""
+    asked: list[tuple[Any, ...]] = []
+
+    def find(data: Any, limit: int, seed: int) -> list[Path]:
+        asked.append((data, limit, seed))
+        raise StopIteration
+
+    monkeypatch.setattr(module, "load_network", lambda _: SimpleNamespace(info=SimpleNamespace(class_names=())))
+    monkeypatch.setattr(module, "quantized", lambda *_: None)
+    monkeypatch.setattr(module, "find_images", find)
+    for options in ({}, {"limit": 3, "seed": 7}):
+        with pytest.raises(StopIteration):
+            sensitivity("net.onnx", ["photos"], Calibration({}), **options)
+    assert asked == [(["photos"], 16, 0), (["photos"], 3, 7)]
