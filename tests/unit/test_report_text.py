@@ -63,6 +63,12 @@ def test_code_is_between_backticks_that_it_does_not_have(shown: Any) -> None:
     assert {text: shown(text, "code") for text in texts} == texts
 
 
+@pytest.mark.parametrize(("length", "shown_as"), [(1000, 1000), (1001, 1000), (5000, 1000)])
+def test_the_longest_name_has_a_thousand_characters(shown: Any, length: int, shown_as: int) -> None:
+    assert len(shown("x" * length, "text")) == shown_as and len(shown("x" * length, "code")) == shown_as + 2
+    assert shown("x" * length, "text").endswith("...") == (length > 1000)
+
+
 # --- reports of made figures ---
 
 
