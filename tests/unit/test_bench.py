@@ -122,6 +122,7 @@ def test_a_report_says_where_it_was_measured() -> None:
     assert report.to_markdown().endswith("\n\n" + to_markdown([TIMING]))
     values = json.loads(report.to_json())
     assert values["state"] == state and values["timings"][0]["end_to_end"] == {"median": 1.0, "p90": 1.25, "p99": 1.5}
+    assert report.to_json().startswith('{\n  "gpu": "NVIDIA L4",\n') and report.to_json().endswith("\n}\n")
     assert BenchReport(None, (), ()).state == {}
 
 

@@ -8,13 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from helpers import Made, made_image
+from PIL import Image
 
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.check import sensitivity as module
 from darktrt.check.coco import Accuracy
 from darktrt.check.sensitivity import LayerCost, Sensitivity, plot, sensitivity
-from darktrt.check.simulate import Change, Convolution
+from darktrt.check.simulate import Change, Convolution, FloatReference, load_network
+from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, save_model
 from darktrt.vision.charts import BLUE, GRAY
 
 
@@ -99,3 +106,19 @@ def test_the_sample_is_sixteen_images_of_seed_0(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(StopIteration):
             sensitivity("net.onnx", ["photos"], Calibration({}), **options)
     assert asked == [(["photos"], 16, 0), (["photos"], 3, 7)]
+
+
+def test_a_network_that_finds_nothing_at_all_changes_nothing(made: Made, tmp_path: Path) -> None:
+    """All its scores are 0 in float, and INT8 leaves them so; its heads change all the same."""
+    insert_plugins(made.plain, tmp_path / "net.onnx", SurgeryOptions(head="decode", mish="native"))
+    model, info = load_model(tmp_path / "net.onnx")
+    heads = {head.tensor for head in info.heads}
+    biases = {node.input[2] for node in model.graph.node if node.op_type == "Conv" and node.output[0] in heads}
+    for constant in model.graph.initializer:
+        if constant.name in biases:
+            constant.CopyFrom(onnx.numpy_helper.from_array(np.full(constant.dims, -200, np.float32), constant.name))
+    save_model(model, info, tmp_path / "blind.onnx")
+    Image.fromarray(made_image(64, 96)).save(tmp_path / "a.png")
+    scales = Calibration({name: np.float32(0.05) for name in tensors_to_calibrate(model, info)})
+    change = FloatReference(load_network(tmp_path / "blind.onnx"), [tmp_path / "a.png"]).change(scales, [])
+    assert change.scores == 0 and 0 < change.heads < 0.1
