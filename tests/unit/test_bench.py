@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from helpers import Made
 
 from darktrt import __version__
 from darktrt.engine import bench
-from darktrt.engine.bench import BenchReport, Spread, Timing, gpu_state, measure, random_inputs, to_markdown
+from darktrt.engine.bench import BenchReport, Spread, Timing, bench_files, gpu_state, measure, random_inputs, to_markdown
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.progress import set_progress
@@ -77,6 +78,22 @@ def test_the_first_turn_is_the_warm_up(made: Made, monkeypatch: pytest.MonkeyPat
     assert steps == [(done, 16) for done in range(1, 17)]
     assert [(one.path, one.graph) for one in Runner.opened] == [(f"{n}.plan", g) for g in (False, True) for n in "ab"]
     assert {one.calls for one in Runner.opened} == {3 * 20 + 3}  # one before the network's times
+
+
+def test_twenty_turns_are_usual(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    Runner.made, Runner.opened = made.info, []
+    monkeypatch.setattr(bench, "PlanRunner", Runner)
+    monkeypatch.setattr(bench, "gpu_state", dict)
+    monkeypatch.setattr(bench, "read_plan_manifest", lambda _: SimpleNamespace(plan_sha256="ab", target="TensorRT 8.6.0"))
+    steps: list[tuple[int, int | None]] = []
+    set_progress(lambda _, done, total: steps.append((done, total)))
+    measure({"a": "a.plan"}, [1])
+    assert steps[-1] == (80, 80)  # of the network and end to end, with and without a CUDA graph
+    report = bench_files(["x/a.plan", "b=x/a.plan"], [1])
+    set_progress(None)
+    assert steps[-1] == (160, 160)
+    assert [(one.name, one.plan_sha256) for one in report.timings] == [("a", "ab"), ("b", "ab")] * 2
+    assert (report.tensorrt, report.state) == (("TensorRT 8.6.0",), {})
 
 
 def test_inputs_are_the_same_at_every_call(made: Made) -> None:
