@@ -19,6 +19,7 @@ from darktrt.check import sensitivity as module
 from darktrt.check.coco import Accuracy
 from darktrt.check.sensitivity import LayerCost, Sensitivity, plot, sensitivity
 from darktrt.check.simulate import Change, Convolution, FloatReference, load_network
+from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, save_model
@@ -108,17 +109,30 @@ def test_the_sample_is_sixteen_images_of_seed_0(monkeypatch: pytest.MonkeyPatch)
     assert asked == [(["photos"], 16, 0), (["photos"], 3, 7)]
 
 
-def test_a_network_that_finds_nothing_at_all_changes_nothing(made: Made, tmp_path: Path) -> None:
-    """All its scores are 0 in float, and INT8 leaves them so; its heads change all the same."""
-    insert_plugins(made.plain, tmp_path / "net.onnx", SurgeryOptions(head="decode", mish="native"))
-    model, info = load_model(tmp_path / "net.onnx")
-    heads = {head.tensor for head in info.heads}
-    biases = {node.input[2] for node in model.graph.node if node.op_type == "Conv" and node.output[0] in heads}
+def spoilt(made: Made, folder: Path, bias: float, heads: slice) -> tuple[Path, Calibration]:
+    """The network with this bias in all filters of some heads, and a scale for every tensor; ``a.png`` is an image."""
+    insert_plugins(made.plain, folder / "net.onnx", SurgeryOptions(head="decode", mish="native"))
+    model, info = load_model(folder / "net.onnx")
+    tensors = [head.tensor for head in info.heads][heads]
+    biases = {node.input[2] for node in model.graph.node if node.op_type == "Conv" and node.output[0] in tensors}
     for constant in model.graph.initializer:
         if constant.name in biases:
-            constant.CopyFrom(onnx.numpy_helper.from_array(np.full(constant.dims, -200, np.float32), constant.name))
-    save_model(model, info, tmp_path / "blind.onnx")
-    Image.fromarray(made_image(64, 96)).save(tmp_path / "a.png")
-    scales = Calibration({name: np.float32(0.05) for name in tensors_to_calibrate(model, info)})
-    change = FloatReference(load_network(tmp_path / "blind.onnx"), [tmp_path / "a.png"]).change(scales, [])
+            constant.CopyFrom(onnx.numpy_helper.from_array(np.full(constant.dims, bias, np.float32), constant.name))
+    save_model(model, info, folder / "spoilt.onnx")
+    Image.fromarray(made_image(64, 96)).save(folder / "a.png")
+    return folder / "spoilt.onnx", Calibration({name: np.float32(0.05) for name in tensors_to_calibrate(model, info)})
+
+
+def test_a_network_that_finds_nothing_at_all_changes_nothing(made: Made, tmp_path: Path) -> None:
+    """All its scores are 0 in float, and INT8 leaves them so; its heads change all the same."""
+    network, scales = spoilt(made, tmp_path, -200, slice(None))
+    change = FloatReference(load_network(network), [tmp_path / "a.png"]).change(scales, [])
     assert change.scores == 0 and 0 < change.heads < 0.1
+
+
+@pytest.mark.parametrize("head", [0, 1])
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+def test_one_head_that_is_no_number_is_enough_to_refuse(made: Made, tmp_path: Path, head: int, bias: float) -> None:
+    network, _ = spoilt(made, tmp_path, bias, slice(head, head + 1))
+    with pytest.raises(DarktrtError, match="its outputs are NaN or infinite; are the weights damaged"):
+        FloatReference(load_network(network), [tmp_path / "a.png"])
