@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Made, made_image
+from helpers import MADE_CFG, Made, made_image, make
 from PIL import Image
 
 from darktrt.calib.graph import tensors_to_calibrate
@@ -136,3 +136,19 @@ def test_one_head_that_is_no_number_is_enough_to_refuse(made: Made, tmp_path: Pa
     network, _ = spoilt(made, tmp_path, bias, slice(head, head + 1))
     with pytest.raises(DarktrtError, match="its outputs are NaN or infinite; are the weights damaged"):
         FloatReference(load_network(network), [tmp_path / "a.png"])
+
+
+@pytest.mark.parametrize("batch", [(1, 3, 3), (2, 2, 2)])
+def test_a_convolutions_share_of_the_work(tmp_path: Path, batch: tuple[int, int, int]) -> None:
+    """Its weights times the cells of its output, of all convolutions in the order of the graph."""
+    made = make(tmp_path, MADE_CFG, batch)
+    network, _ = spoilt(made, tmp_path, 0, slice(None))
+    model = load_model(network)[0]
+    shapes = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
+    for value in onnx.shape_inference.infer_shapes(model).graph.value_info:
+        shapes[value.name] = tuple(one.dim_value for one in value.type.tensor_type.shape.dim)
+    nodes = [node for node in model.graph.node if node.op_type == "Conv"]
+    work = {node.name: math.prod(shapes[node.input[1]]) * math.prod(shapes[node.output[0]][2:]) for node in nodes}
+    found = FloatReference(load_network(network), [tmp_path / "a.png"]).operations()
+    assert list(found) == list(work)
+    assert found == pytest.approx({name: count / sum(work.values()) for name, count in work.items()})
