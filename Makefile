@@ -48,8 +48,8 @@ PLUGINS := $(if $(filter trt,$(TENSORRT)),$(if $(filter-out raw-native,$(HEAD)-$
 CONVERT_OPTIONS := $(if $(SIZE),--size $(SIZE)) --batch $(BATCH) $(if $(NAMES),--names $(NAMES))
 CALIB_OPTIONS   := $(DATA)
 ENGINE_OPTIONS   = $(if $(PLUGINS),--plugins $(PLUGINS))
-INT8_OPTIONS     = $(if $(ON_GPU),--calibrate-on gpu --data $(CALIB_DATA),--table $(DIR)/calibration.table) $(if $(MAX_DROP),--max-drop \
-    $(MAX_DROP) --eval $(EVAL_DATA))
+INT8_OPTIONS     = $(if $(ON_GPU),--calibrate-on gpu --data $(CALIB_DATA),--calibration $(DIR)/calibration.calib) \
+    $(if $(MAX_DROP),--max-drop $(MAX_DROP) --eval $(EVAL_DATA))
 ON_GPU := $(filter gpu,$(CALIBRATE_ON))
 SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH) $(if $(IMAGE_SIZES),--image-sizes $(IMAGE_SIZES))
 
@@ -108,9 +108,10 @@ check: $(DIR)/portable.onnx $(CHECKED_PLAN) ## compare ONNX Runtime, and the eng
 	$(DARKTRT) check compare $(or $(DATA),docs) --cfg $(CFG_FILE) --weights $(WEIGHTS_FILE) --model $(DIR)/portable.onnx$(if \
 	    $(CHECKED_PLAN), --plan $(PLAN) $(ENGINE_OPTIONS))
 
-report: $(DIR)/portable.onnx $(DIR)/calibration.table $(CHECKED_PLAN) ## a page about accuracy on EVAL: PyTorch, ONNX, FP16, INT8, engines
+report: $(DIR)/portable.onnx $(DIR)/calibration.calib $(CHECKED_PLAN) ## a page about accuracy on EVAL: PyTorch, ONNX, FP16, INT8, engines
 	$(DARKTRT) check report $(or $(EVAL_DATA),docs) --cfg $(CFG_FILE) --weights $(WEIGHTS_FILE) --model ONNX=$(DIR)/portable.onnx \
-	    --simulate fp16,int8 --table $(DIR)/calibration.table $(if $(CHECKED_PLAN),--plan $(PRECISION)=$(PLAN) $(ENGINE_OPTIONS)) \
+	    --simulate fp16,int8 --calibration $(DIR)/calibration.calib \
+	    $(if $(CHECKED_PLAN),--plan $(PRECISION)=$(PLAN) $(ENGINE_OPTIONS)) \
 	    $(DETECTIONS:%=--load-detections %) $(patsubst %,--bench %,$(wildcard $(DIR)/*-bench.json)) -o $(DIR)/report
 
 bench: $(PLAN) ## time the engine on the GPU
@@ -125,7 +126,7 @@ serve: triton ## start a Triton server with that repository on this machine; Ctr
 load: $(if $(SERVER),,triton) | $(VENV)/.installed-serve ## measure a Triton server under load: that of SERVER, or one started for it
 	$(DARKTRT) load $(if $(SERVER),$(addprefix --server ,$(SERVER)),--repository $(REPOSITORY)) --json $(OUT)/load.json
 
-calib: $(DIR)/calibration.table ## choose INT8 scales on the images of DATA
+calib: $(DIR)/calibration.calib ## choose INT8 scales on the images of DATA
 surgery: $(DIR)/portable.onnx ## put plugin nodes into the ONNX file
 onnx: $(DIR)/plain.onnx ## convert the darknet files to ONNX
 fetch: $(if $(CFG),,$(WEIGHTS_FILE)) ## get the network's cfg, weights and class names
@@ -205,12 +206,12 @@ $(DIR)/portable.onnx: $(DIR)/plain.onnx $(DIR)/SURGERY.options plugins/ops.py pl
 # without DATA those of the last time, which its options file keeps
 CALIB_DATA = $(or $(DATA),$(shell cat $(DIR)/CALIB.options 2>/dev/null))
 
-$(DIR)/calibration.table: $(DIR)/portable.onnx $(if $(DATA),$(DIR)/CALIB.options) $(wildcard calib/*.py)
+$(DIR)/calibration.calib: $(DIR)/portable.onnx $(if $(DATA),$(DIR)/CALIB.options) $(wildcard calib/*.py)
 	$(DARKTRT) calib run $< $(CALIB_DATA) -o $@
 
 EVAL_DATA = $(or $(EVAL),$(CALIB_DATA))
 
-$(DIR)/int8.plan: $(DIR)/portable.onnx $(if $(ON_GPU),,$(DIR)/calibration.table) $(DIR)/INT8.options $(PLUGINS) \
+$(DIR)/int8.plan: $(DIR)/portable.onnx $(if $(ON_GPU),,$(DIR)/calibration.calib) $(DIR)/INT8.options $(PLUGINS) \
     $(wildcard engine/*.py) $(if $(MAX_DROP),$(wildcard check/*.py))
 	@test -z '$(MAX_DROP)' || test -n '$(EVAL_DATA)' || { echo 'MAX_DROP is measured on images: make ... EVAL=val.json'; exit 1; }
 	@test -z '$(ON_GPU)' || test -n '$(CALIB_DATA)' || { echo 'TensorRT calibrates on images: make ... DATA=path/to/images'; exit 1; }

@@ -1,4 +1,4 @@
-"""Makes the files of ``darktrt selftest`` from its cfg: weights, plain ONNX, calibration table, and PyTorch's outputs.
+"""Makes the files of ``darktrt selftest`` from its cfg: weights, plain ONNX, calibration, and PyTorch's outputs.
 
     python benchmarks/make_selftest.py
 
@@ -9,7 +9,6 @@ what their stages make of them.
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +58,9 @@ def calibrate(folder: Path) -> None:
     for i in range(32):
         Image.fromarray(network.rectangles(192, 128, 100 + i)).save(images / f"{i:02}.png")
     options = darktrt.CalibrationOptions(bias_images=16, fp_layer_images=0)
-    darktrt.calibrate(folder / "portable.onnx", [images], folder / network.TABLE.name, options)
-    for name in (network.TABLE.name, network.TABLE.with_suffix(".means.npz").name):
-        shutil.copyfile(folder / name, network.FOLDER / name)
+    os.chdir(folder)  # the file names the images as they are given
+    darktrt.calibrate("portable.onnx", ["images"], network.CALIBRATION, options)
+    os.chdir(network.FOLDER)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Bias correction: the mean of each channel before and after quantization, measured, and kept in a file beside the table.
+"""Bias correction: the mean of each channel before and after quantization, and the biases that compensate the difference.
 
 Rounding errors cancel out only where values are spread evenly over a step. The many small values behind a Mish or a leaky
 rectifier are not, nor are clipped values, so quantization moves the mean of a channel. The output of every convolution that
@@ -9,22 +9,21 @@ ones.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.archives import array_of, header_array, header_of, read_arrays
-from darktrt.errors import DarktrtError, quote
-from darktrt.files import atomic_output, sha256_of
-from darktrt.records import record
+from darktrt.errors import DarktrtError
 
-_FORMAT = "darktrt channel means 1"
-_ADVICE = "calibrate again, or delete the file of the means to leave biases uncorrected"
+UNIT_BITS = 38
+"""Of the largest mean: its unit is ``2 ** -38`` of the tensor's range, some thousand times finer than float32."""
+MOST_IMAGES = 1 << 24
+"""The most images that channel means are measured on."""
+
+_ADVICE = "calibrate again, without images to correct biases by if need be"
 
 
 class ChannelMeans(NamedTuple):
@@ -34,32 +33,39 @@ class ChannelMeans(NamedTuple):
     quantized: NDArray[np.float64]
 
 
-class ChannelMeanMeter:
-    """Measures :class:`ChannelMeans` of tensors ``(N, C, H, W)`` of a float network.
+@dataclass(frozen=True, eq=False)
+class ChannelSums:
+    """Exact sums over images of one tensor, from which :class:`ChannelMeans` follow.
 
-    Args:
-        scales: the INT8 scale of each tensor.
+    They are whole numbers, so they do not depend on the order or the grouping of the images. An image's mean of a channel is
+    rounded once, to a unit of ``2 ** (exponent - UNIT_BITS)``, where ``exponent`` is that of the tensor's histogram: all values
+    are below ``2 ** exponent``. No sum can overflow 63 bits: a tensor of one image has less than 2**30 positions, for
+    :mod:`darktrt.memory` allows it 3 GiB, and there are at most :data:`MOST_IMAGES` images of 2**24, so the means add up to at
+    most 2**(38 + 24), and the levels to at most 2**(7 + 30 + 24).
     """
 
-    def __init__(self, scales: Mapping[str, np.float32]) -> None:
-        self.scales = scales
-        self.sums: dict[str, ChannelMeans] = {}
-        self.positions: dict[str, int] = {}
+    positions: int
+    """Of one image."""
+    means: NDArray[np.int64]
+    """``(C,)``: the sum over images of the mean of each channel, in units."""
+    levels: NDArray[np.int64]
+    """``(C,)``: the sum over images and positions of the INT8 levels of each channel."""
 
-    def add(self, activations: Mapping[str, NDArray[Any]]) -> None:
-        """Add these values, and the same values in INT8 (-128..127 steps of the tensor's scale)."""
-        for name, values in activations.items():
-            steps = np.clip(np.rint(values / self.scales[name]), -128, 127)
-            sums = ChannelMeans(
-                values.sum((0, 2, 3), dtype=np.float64),
-                steps.sum((0, 2, 3), dtype=np.float64) * float(self.scales[name]),
-            )
-            earlier = self.sums.get(name, ChannelMeans(np.zeros(1), np.zeros(1)))
-            self.sums[name] = ChannelMeans(earlier.mean + sums.mean, earlier.quantized + sums.quantized)
-            self.positions[name] = self.positions.get(name, 0) + values[:, 0].size
+    def __add__(self, other: ChannelSums) -> ChannelSums:
+        return ChannelSums(self.positions, self.means + other.means, self.levels + other.levels)
 
-    def channel_means(self) -> dict[str, ChannelMeans]:
-        return {name: ChannelMeans(*(part / self.positions[name] for part in sums)) for name, sums in self.sums.items()}
+    def channel_means(self, images: int, scale: np.float32, exponent: int) -> ChannelMeans:
+        """The means over so many images."""
+        unit = math.ldexp(1.0, exponent - UNIT_BITS)
+        return ChannelMeans(self.means * unit / images, self.levels / (self.positions * images) * float(scale))
+
+
+def channel_sums(values: NDArray[Any], scale: np.float32, exponent: int) -> ChannelSums:
+    """The sums of one image's tensor ``(C, H, W)``, quantized to INT8 with this scale (levels -128..127)."""
+    means = values.mean((1, 2), dtype=np.float64)
+    levels = np.clip(np.rint(values / scale), -128, 127)
+    units = np.rint(means * math.ldexp(1.0, UNIT_BITS - exponent))
+    return ChannelSums(values[0].size, units.astype(np.int64), levels.sum((1, 2), dtype=np.float64).astype(np.int64))
 
 
 def corrected_bias(
@@ -91,67 +97,3 @@ def corrected_bias(
     if not np.isfinite(corrected).all():
         raise DarktrtError(f"the means of the channels make a bias that is not finite; {_ADVICE}")
     return corrected
-
-
-def channel_means_path(table: str | Path) -> Path:
-    """The file of the channel means beside a calibration table."""
-    return Path(table).with_suffix(".means.npz")
-
-
-def save_channel_means(channel_means: Mapping[str, ChannelMeans], table: str | Path) -> None:
-    """Write the means beside the table that they were measured with, whole or not at all.
-
-    Raises:
-        DarktrtError: the file cannot be written.
-    """
-    header = {
-        "format": _FORMAT,
-        "table": sha256_of(table),
-        "channels": {name: len(means.mean) for name, means in channel_means.items()},
-    }
-    columns = [np.concatenate([np.zeros(0), *(means[i] for means in channel_means.values())]) for i in range(2)]
-    with atomic_output(channel_means_path(table)) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, header=header_array(header), mean=columns[0], quantized=columns[1])
-
-
-def load_channel_means(table: str | Path) -> dict[str, ChannelMeans]:
-    """The channel means of a table; none where there is no such file, as beside a TensorRT cache.
-
-    Raises:
-        DarktrtError: the file is damaged, or was measured with another table.
-    """
-    path = channel_means_path(table)
-    if not os.path.exists(path):  # where Path.exists raises an error at a name that is too long
-        return {}
-    arrays = read_arrays(path, _MOST_BYTES, _ADVICE)
-    try:
-        header = record(_Header, header_of(arrays, str(path), _ADVICE))
-        total = (sum(header.channels.values()),)
-        columns = [array_of(arrays, name, np.float64, total) for name in ("mean", "quantized")]
-        if not np.isfinite(columns).all():
-            raise ValueError("a mean is not finite")
-    except (ValueError, TypeError) as error:
-        raise DarktrtError(f"{path}: is damaged ({quote(str(error))}); {_ADVICE}") from error
-    if header.table != sha256_of(table):
-        raise DarktrtError(f"{path}: was measured with another {table}; calibrate again, or delete this file")
-    ends = np.cumsum(list(header.channels.values()))
-    parts = [np.split(part, ends[:-1]) for part in columns]
-    return {name: ChannelMeans(*means) for name, *means in zip(header.channels, *parts, strict=True)}
-
-
-_MOST_BYTES = 128 << 20
-"""Of the arrays of a file; those of yolov4 have 0.5 MB."""
-
-
-@dataclass(frozen=True)
-class _Header:
-    """What a file of channel means says in JSON."""
-
-    format: Literal["darktrt channel means 1"]
-    table: str
-    channels: dict[str, int]
-    """The number of channels by tensor."""
-
-    def __post_init__(self) -> None:
-        if not self.channels or min(self.channels.values()) < 1:
-            raise ValueError("a tensor has no channels")

@@ -1,57 +1,29 @@
-"""Histograms of a network's activations by ONNX Runtime: one pass over the images, in memory that does not grow."""
+"""The first pass of a calibration: histograms of a network's activations over images, in memory that does not grow."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from itertools import islice
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from darktrt.calib.bias_correction import ChannelMeanMeter, ChannelMeans
-from darktrt.calib.graph import (
-    PIXELS,
-    convolution_inputs,
-    cut_behind_heads,
-    head_inputs,
-    mish_outputs,
-    passing_groups,
-    tensors_to_calibrate,
-    value_sources,
-)
-from darktrt.calib.histogram import HistogramSet
-from darktrt.calib.importance import Weights, weights_of
-from darktrt.calib.options import CalibrationOptions
-from darktrt.calib.summary import Outputs
-from darktrt.errors import DarktrtError, quote
-from darktrt.files import keep_inputs, sha256_of
-from darktrt.metadata import DetectorInfo
-from darktrt.onnx_cost import limit_batch
+from darktrt.calib.graph import head_inputs, mish_outputs, passing_groups, tensors_to_calibrate, value_sources
+from darktrt.calib.histogram import BINS, Histogram, HistogramSet
+from darktrt.calib.trunk import OpenTrunk, Trunk, as_text, read_input, trunk_of
+from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
 from darktrt.onnx_file import load_model
-from darktrt.onnx_session import OnnxSession, available_providers
-from darktrt.progress import LOGGER, Progress, progress
-from darktrt.vision.detector import fit
-from darktrt.vision.images import read_image
-from darktrt.vision.sources import IMAGE_SUFFIXES, find_images
+from darktrt.parallel import Done, Threads, Worker, Workers
+from darktrt.progress import Progress, progress
 
-if TYPE_CHECKING:
-    import onnx
-
-Arrays = dict[str, NDArray[Any]]
-Image = tuple[str, Path, NDArray[Any]]
-"""SHA-256 of the file, its path, and the network's input made of it."""
-
-_Item = TypeVar("_Item")
+Save = Callable[[HistogramSet], None]
 
 SAVE_EVERY = 32
-FEW = 16
-"""Fewer images than this cause a warning."""
+_MOST_SAVING = 0.05
+"""The largest share of the time that goes into saving what was counted."""
 
 
 def collect(
@@ -59,198 +31,218 @@ def collect(
     images: Sequence[Path],
     *,
     tensors: Sequence[str] | None = None,
-    batch: int = 1,
     resume: HistogramSet | None = None,
     skip_bad: bool = False,
-    save_to: Path | None = None,
-    save_every: int = SAVE_EVERY,
+    save: Save | None = None,
+    workers: Workers | None = None,
 ) -> HistogramSet:
     """Histograms of a network's activations over images; an image counts once, by the SHA-256 of its file.
+
+    The result is the same, bit for bit, whatever the order of the images and whoever counts which of them.
 
     Args:
         model_path: a plain or portable ONNX file of darktrt.
         images: image files; those that ``resume`` has are not counted again.
         tensors: the tensors to count; default: :func:`darktrt.calib.graph.tensors_to_calibrate`.
-        batch: images at a time, brought into the model's range.
         resume: histograms of an earlier run on the same model, which are added to.
         skip_bad: continue after an image that cannot be read, and list it in ``skipped`` of the result.
-        save_to: where to save every ``save_every`` images, at the end and on Ctrl-C: always a state between two batches.
+        save: is called with what is counted about every :data:`SAVE_EVERY` images, at the end and on Ctrl-C.
+        workers: who counts; by default the threads of this process.
 
     Raises:
         DarktrtError: there are no images, one cannot be read (without ``skip_bad``), the model is not one of darktrt or
             not that of ``resume``, an activation is NaN or infinite, or the file cannot be written.
-        KeyboardInterrupt: Ctrl-C, after the current batch; a second Ctrl-C does not wait for it.
+        KeyboardInterrupt: Ctrl-C, after the groups that were begun; a second Ctrl-C waits only for those that threads are at.
     """
     if not images:
         raise DarktrtError("there are no images; name a folder, list, COCO json or pattern", argument="images")
-    network, sources, histograms = _prepared(model_path, tensors, batch, resume)
-    _Collector(network, sources, histograms, _Saves(histograms, save_to, save_every), skip_bad).count(images)
+    counter, histograms = _prepared(model_path, tensors, resume)
+    with progress(len(images), "images") as bar, _ctrl_c_as_event() as stop:
+        run = _Run(histograms, bar, stop, skip_bad, _Saves(histograms, save))
+        run.count(counter, images, workers or Threads())
     if not histograms.images:
-        raise DarktrtError(f"none of the {len(images)} images can be read; first: {histograms.skipped[0]}")
+        raise DarktrtError(f"none of the {len(images)} images can be read; first: {next(iter(histograms.skipped.values()))}")
     return histograms
 
 
-def histograms_of(
-    model_path: str | Path, data: Sequence[str | Path], outputs: Outputs, options: CalibrationOptions
-) -> HistogramSet:
-    """The first pass of a calibration: find the images, count, and keep the histograms beside the table.
-
-    Raises:
-        DarktrtError: as :func:`darktrt.vision.sources.find_images` and :func:`collect` do.
-    """
-    save_to = outputs.histograms
-    keep_inputs(save_to, model_path)
-    images = find_images(data, options.limit, options.seed)
-    for path in outputs.files:
-        if path.suffix.lower() in IMAGE_SUFFIXES:  # others cannot be one of many thousand images
-            keep_inputs(path, *images)
-    if len(images) < FEW:
-        LOGGER.warning(f"{len(images)} images are few to calibrate on; a hundred or more are usual")
-    earlier = HistogramSet.load(save_to) if options.resume and save_to.exists() else None
-    return collect(model_path, images, batch=options.batch, resume=earlier, skip_bad=options.skip_bad, save_to=save_to)
-
-
-def measure_channel_means(
-    model_path: str | Path, images: Sequence[Path], scales: Mapping[str, np.float32], batch: int = 1
-) -> dict[str, ChannelMeans]:
-    """The second pass: the channel means of every input tensor of a convolution, before and after INT8 with these scales.
-
-    Images that cannot be read are left out; the first pass has reported them.
-
-    Raises:
-        DarktrtError: the model is not one of darktrt, or none of the images can be read.
-    """
-    model, info = load_model(model_path)
-    tensors = [name for name in convolution_inputs(model, info) if name in scales]
-    network = _Trunk(model_path, model, info, tensors, batch)
-    del model  # as large as the weights
-    meter = ChannelMeanMeter(scales)
-    with progress(len(images), "images") as bar:
-        for group in _batches(_readable(images, network.info), network.batch):
-            meter.add(network.run(group)[0])
-            bar.update(len(group))
-    if not meter.sums:
-        raise DarktrtError(f"none of the {len(images)} images can be read")
-    return meter.channel_means()
-
-
-def _readable(images: Sequence[Path], info: DetectorInfo) -> Iterator[NDArray[Any]]:
-    for path in images:
-        with suppress(DarktrtError):
-            yield _read(path, info)
-
-
 def _prepared(
-    model_path: str | Path, tensors: Sequence[str] | None, batch: int, resume: HistogramSet | None
-) -> tuple[_Trunk, dict[str, str], HistogramSet]:
-    """The network, ready to run; the tensors to count, each with the one that its values come from; what to add to."""
+    model_path: str | Path, tensors: Sequence[str] | None, resume: HistogramSet | None
+) -> tuple[_Counter, HistogramSet]:
+    """How a worker counts, and what to add its counts to."""
     model, info = load_model(model_path)
     names = tensors_to_calibrate(model, info) if tensors is None else list(tensors)
     origins = value_sources(model, info)
     sources = {name: origins.get(name, name) for name in names}
     histograms = HistogramSet(
         sha256_of(model_path),
+        {name: Histogram() for name in names},
         groups=passing_groups(model, info, names),
         head_inputs=[name for name in head_inputs(model, info) if name in names],
         mish=mish_outputs(model, names),
     )
-    network = _Trunk(model_path, model, info, list(dict.fromkeys(sources.values())), batch)
-    fit(np.zeros((1, 1, 3), np.uint8), network.info)  # a network that takes no images is refused at once
-    if resume is None:
-        return network, sources, histograms
-    if resume.model != histograms.model:
-        raise DarktrtError(f"{model_path}: is not the model of the histograms to resume; start afresh", argument="resume")
-    if resume.images and set(resume.histograms) != set(names):
-        raise DarktrtError(f"{model_path}: the histograms to resume are of other tensors; start afresh", argument="resume")
-    resume.skipped = []
-    return network, sources, resume
+    trunk = trunk_of(model_path, model, info, list(dict.fromkeys(sources.values())))
+    if resume is not None and resume.model != histograms.model:
+        raise DarktrtError(f"{model_path}: is not the model of the calibration to resume; start afresh", argument="resume")
+    if resume is not None and list(resume.histograms) != names:
+        raise DarktrtError(f"{model_path}: the calibration to resume is of other tensors; start afresh", argument="resume")
+    return _Counter(trunk, sources, histograms.model), histograms if resume is None else resume
 
 
-class _Collector:
-    """Counts the activations of images, and saves the histograms as it goes.
+@dataclass(frozen=True)
+class _Counted:
+    """What a group of images came to."""
+
+    histograms: HistogramSet
+    digests: dict[str, str]
+    """The SHA-256 of each image that was read, by its path."""
+    failed: dict[str, str]
+    """A sentence by the path of each image that cannot be read."""
+
+
+@dataclass(frozen=True)
+class _Counter:
+    """Makes a worker that counts.
 
     Args:
         sources: maps each tensor to count to the one of the network that its values come from.
+        model: SHA-256 of the ONNX file.
     """
 
-    def __init__(
-        self, network: _Trunk, sources: Mapping[str, str], histograms: HistogramSet, saves: _Saves, skip_bad: bool
-    ) -> None:
-        self.network, self.sources, self.histograms, self.saves, self.skip_bad = network, sources, histograms, saves, skip_bad
+    trunk: Trunk
+    sources: Mapping[str, str]
+    model: str
 
-    def count(self, images: Sequence[Path]) -> None:
-        """Run the network on every new image."""
-        with progress(len(images), "images") as bar, _ctrl_c_as_event() as stop:
+    def __call__(self) -> Worker[Path, _Counted]:
+        opened = self.trunk.open()
+        return lambda group: self._count(opened, group)
+
+    def _count(self, network: OpenTrunk, group: Sequence[Path]) -> _Counted:
+        counted = _Counted(HistogramSet(self.model), {}, {})
+        for path in group:
             try:
-                for group in _batches(self._new(images, bar), self.network.batch):
-                    self._count(group)
-                    bar.update(len(group))
-                    if stop.is_set():
-                        break
-                    self.saves.after(len(group))
-            except DarktrtError:
-                self.saves.now()  # the images counted before the one that failed
-                raise
+                digest, image = read_input(path, self.trunk.info)
+            except DarktrtError as error:
+                counted.failed[str(path)] = str(error)
+                continue
+            counted.digests[str(path)] = digest
+            values, weights = network.run(image)
+            activations = {name: values[source] for name, source in self.sources.items()}
+            counted.histograms.add(activations, {digest: as_text(path)}, weights)
+        return counted
+
+    @property
+    def bytes_each(self) -> int:
+        return self.trunk.bytes_each + len(self.sources) * BINS * 2 * 8
+
+
+@dataclass
+class _Run:
+    """Counts images, and adds what is counted as it comes."""
+
+    histograms: HistogramSet
+    bar: Progress
+    stop: threading.Event
+    skip_bad: bool
+    saves: _Saves
+    files: dict[str, Path] = field(default_factory=dict)
+    """The file of each image of this run, by SHA-256: the first one of equal files."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """The reverse of it."""
+    failed: list[str] = field(default_factory=list)
+
+    def count(self, counter: _Counter, images: Sequence[Path], workers: Workers) -> None:
+        """Count every new image."""
+        for path in images:
+            self.histograms.skipped.pop(as_text(path), None)
+        try:
+            groups = self._groups(images, workers.group_size)
+            with closing(workers.results(counter, groups, bytes_each=counter.bytes_each)) as results:
+                for done in results:
+                    self._add(done)
+                    self.saves.after(len(done.group))
+        except DarktrtError:
+            self.saves.now()  # the images counted before the one that failed
+            raise
         self.saves.now()
-        if stop.is_set():
+        if self.failed and not self.skip_bad:
+            raise DarktrtError(f"{self.failed[0]} (skip such images, or mend this one and resume)", argument="skip_bad")
+        if self.stop.is_set():
             raise KeyboardInterrupt
 
-    def _count(self, group: list[Image]) -> None:
-        values, weights = self.network.run([array for _, _, array in group])
-        activations = {name: values[source] for name, source in self.sources.items()}
-        self.histograms.add(activations, {digest: str(path) for digest, path, _ in group}, weights)
-
-    def _new(self, images: Sequence[Path], bar: Progress) -> Iterator[Image]:
-        """Every image not counted before, read and preprocessed; the others are taken off the bar's total."""
-        seen = set(self.histograms.images)
+    def _groups(self, images: Sequence[Path], size: int) -> Iterator[list[Path]]:
+        """The new images in groups; the others are taken off the bar's total."""
+        group: list[Path] = []
         for path in images:
-            digest, array = self._load(path, seen)
-            if array is None:
-                bar.total = (bar.total or 1) - 1
-                continue
-            seen.add(digest)
-            yield digest, path, array
+            if self.stop.is_set() or (self.failed and not self.skip_bad):
+                return
+            if self._is_new(path):
+                group.append(path)
+            else:
+                self.bar.total = (self.bar.total or 1) - 1
+            if len(group) == size:
+                yield group
+                group = []
+        if group:
+            yield group
 
-    def _load(self, path: Path, seen: set[str]) -> tuple[str, NDArray[Any] | None]:
-        """SHA-256 of an image and the network's input; None for one that was seen before or cannot be read."""
+    def _is_new(self, path: Path) -> bool:
         try:
             digest = sha256_of(path)
-            return digest, None if digest in seen else _read(path, self.network.info)
         except DarktrtError as error:
-            if not self.skip_bad:
-                raise DarktrtError(f"{error} (skip such images, or mend this one and resume)", argument="skip_bad") from error
-            self.histograms.skipped.append(str(error))
-            return "", None
+            self._fail(path, str(error))
+            return False
+        if digest in self.files:
+            return False
+        self.files[digest] = path
+        self.digests[str(path)] = digest
+        if digest in self.histograms.images:
+            self.histograms.files[digest] = path
+            return False
+        return True
+
+    def _fail(self, path: str | Path, sentence: str) -> None:
+        self.failed.append(sentence)
+        self.histograms.skipped[as_text(path)] = as_text(sentence)
+
+    def _add(self, done: Done[Path, _Counted]) -> None:
+        counted = done.result
+        for path, digest in counted.digests.items():
+            if digest != self.digests[path]:
+                where = f" on {done.node}" if done.node else ""
+                raise DarktrtError(
+                    f"{path}: is another file{where} than it was at first; calibrate on files that do not change"
+                )
+            self.histograms.files[digest] = self.files[digest]
+        for path, sentence in counted.failed.items():
+            self._fail(path, f"{sentence} (on {done.node})" if done.node else sentence)
+        self.histograms.merge([counted.histograms])
+        self.bar.total = (self.bar.total or 0) - len(counted.failed)
+        self.bar.update(len(counted.digests), done.node)
 
 
 class _Saves:
-    """Writes the histograms to a file as they grow; nowhere where ``path`` is None."""
+    """Saves the histograms as they grow, where ``save`` is given."""
 
-    def __init__(self, histograms: HistogramSet, path: Path | None, every: int) -> None:
+    def __init__(self, histograms: HistogramSet, save: Save | None) -> None:
         self.histograms = histograms
-        self.path = path
-        self.every = every
+        self.save = save
         self.unsaved = 0
+        self.earliest = 0.0
+        """The time before which no save is due, for the last one took long."""
 
     def after(self, images: int) -> None:
         """Save if it is time, now that this number of images more is counted."""
         self.unsaved += images
-        if self.unsaved >= self.every:
+        if self.unsaved >= SAVE_EVERY and time.monotonic() >= self.earliest:
             self.now()
 
     def now(self) -> None:
-        if self.path and self.histograms.images:
-            self.histograms.save(self.path)
+        if self.save and self.histograms.images:
+            start = time.monotonic()
+            self.save(self.histograms)
+            end = time.monotonic()
+            self.earliest = end + (end - start) / _MOST_SAVING
         self.unsaved = 0
-
-
-def _read(path: Path, info: DetectorInfo) -> NDArray[Any]:
-    return fit(read_image(path), info)[0]
-
-
-def _batches(items: Iterator[_Item], size: int) -> Iterator[list[_Item]]:
-    while batch := list(islice(items, size)):
-        yield batch
 
 
 @contextmanager
@@ -274,50 +266,3 @@ def _ctrl_c_as_event() -> Iterator[threading.Event]:
         yield stop
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class _Trunk:
-    """The network from its image to its raw heads, with ``tensors`` and the raw heads as outputs.
-
-    The model is cut in place. One that takes images of any size begins at its pixels, and ``info`` is that of the form
-    ``float``.
-    """
-
-    def __init__(
-        self, path: str | Path, model: onnx.ModelProto, info: DetectorInfo, tensors: Sequence[str], batch: int
-    ) -> None:
-        self.path, self.tensors = path, tensors
-        self.info = replace(info, input="float", image_sizes=None) if info.input == "image" else info
-        self.least, _, most = limit_batch(model, info, str(path)).batch
-        self.batch = min(max(batch, self.least), most)
-        names = dict.fromkeys([*tensors, *(head.tensor for head in info.heads)])
-        self.input = {"float": "images", "uint8": "images", "image": PIXELS}[info.input]
-        self.outputs = [name for name in names if not (info.input != "uint8" and name == self.input)]
-        cut_behind_heads(model, info, self.outputs)
-        self.session = _session(model.SerializeToString(), path)
-
-    def run(self, images: list[NDArray[Any]]) -> tuple[Arrays, Weights]:
-        """The values of the tensors for these images, and the weights of the images' positions.
-
-        A batch below the model's smallest one is filled up with its first image; the results are cut back.
-        """
-        filled = np.stack(images + images[:1] * (self.least - len(images)))
-        values = self.session.run({self.input: filled})
-        self._check(values, len(filled))
-        cut = {name: value[: len(images)] for name, value in {self.input: filled, **values}.items()}
-        return {name: cut[name] for name in self.tensors}, weights_of(cut, self.info.heads)
-
-    def _check(self, values: Arrays, images: int) -> None:
-        channels = {head.tensor: len(head.anchors) * (5 + head.classes) for head in self.info.heads}
-        for name, value in values.items():
-            maps = value.dtype.kind == "f" and value.ndim == 4 and len(value) == images and value.size
-            if not maps or value.shape[1] != channels.get(name, value.shape[1]):
-                raise DarktrtError(
-                    f"{self.path}: tensor '{quote(name)}' is {value.dtype} {value.shape}, and does not fit the metadata of a "
-                    "network that darktrt converts; convert it again"
-                )
-
-
-def _session(model: bytes, path: str | Path) -> OnnxSession:
-    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
-    return OnnxSession(model, str(path), providers=[name for name in wanted if name in available_providers()])

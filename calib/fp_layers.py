@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, sha256_of
-from darktrt.records import read_record
+import numpy as np
+from numpy.typing import NDArray
 
 LEAST_RATIO = 2.0
 """The least ratio between the share of the noise and the share of the operations of a layer in floating point."""
 MOST_OPERATIONS = 0.1
 """The largest share of the operations that is left in floating point for their noise."""
-
-_FORMAT = "darktrt fp_layers 1"
 
 
 @dataclass(frozen=True)
@@ -72,51 +66,25 @@ class FpLayers:
         return "\n".join(lines)
 
 
-def fp_layers_path(table: str | Path) -> Path:
-    """The file of the floating-point layers beside a calibration table."""
-    return Path(table).with_suffix(".fp_layers.json")
+@dataclass(frozen=True, eq=False)
+class NoiseSums:
+    """What quantizing each group of convolutions alone changes, by image: the measurement that costs follow from."""
 
-
-def save_fp_layers(layers: FpLayers, table: str | Path) -> None:
-    """Write the layers beside the table that they were measured with, whole or not at all.
-
-    Raises:
-        DarktrtError: the file cannot be written.
-    """
-    content = {"format": _FORMAT, "table": sha256_of(table), "fp_layers": layers.names, **asdict(layers)}
-    with atomic_output(fp_layers_path(table)) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def load_fp_layers(table: str | Path) -> tuple[str, ...] | None:
-    """The node names of the floating-point layers of a table; None where there is no such file, as beside a TensorRT cache.
-
-    Raises:
-        DarktrtError: the file is damaged, or was measured with another table.
-    """
-    path = fp_layers_path(table)
-    if not os.path.exists(path):  # where Path.exists raises an error at a name that is too long
-        return None
-    try:
-        content = read_record(_Content, path, _ADVICE)
-    except DarktrtError as error:
-        raise DarktrtError(str(error), "fp_layers") from error
-    if content.table != sha256_of(table):
-        raise DarktrtError(
-            f"{path}: was measured with another {table}; calibrate again, delete it, or name the layers", "fp_layers"
-        )
-    return FpLayers(content.always, content.costs).names
-
-
-_ADVICE = "calibrate again, delete it, or name the layers"
-
-
-@dataclass(frozen=True)
-class _Content:
-    """What the file says."""
-
-    format: Literal["darktrt fp_layers 1"]
-    table: str
-    fp_layers: tuple[str, ...]
     always: tuple[str, ...]
-    costs: tuple[Cost, ...]
+    """The convolutions that stay in floating point anyway."""
+    groups: tuple[tuple[str, ...], ...]
+    """All others, in graph order."""
+    operations: tuple[float, ...]
+    """The share of each group in the network's multiplications."""
+    images: Mapping[str, NDArray[np.float64]]
+    """Maps the SHA-256 of each image to ``(groups, 4)``: the sums of :class:`darktrt.check.simulate.Change`."""
+
+    def fp_layers(self) -> FpLayers:
+        """The costs, by sums over the images in their order here."""
+        total = np.zeros((len(self.groups), 4))
+        for sums in self.images.values():
+            total += sums
+        powers = [scores / weight if weight else 0.0 for scores, weight, _, _ in total.tolist()]
+        all_ = sum(powers) or 1
+        each = zip(self.groups, powers, self.operations, strict=True)
+        return FpLayers(self.always, tuple(Cost(nodes, power / all_, share) for nodes, power, share in each))

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.archives import array_of, header_array, header_of, read_arrays
 from darktrt.calib.importance import Weights, resampled
-from darktrt.errors import DarktrtError, quote
-from darktrt.files import atomic_output
-from darktrt.records import record
+from darktrt.errors import DarktrtError
 
 BINS = 1 << 14
 LEAST_EXPONENT = -100
 """Of the smallest range, 2**-100: ``BINS / range`` stays inside float32, and smaller values are no signal."""
 
 _BLOCK = 1 << 16
-_FORMAT = "darktrt histograms 3"
 _MOST_FLOAT = float(np.finfo(np.float32).max)
 
 
@@ -55,7 +50,7 @@ class Histogram:
     @property
     def amax(self) -> float:
         """The largest |x|, exact; 0 for an empty histogram."""
-        return max(-self.minimum, self.maximum, 0.0)
+        return max(-self.minimum, self.maximum, 0.0) + 0.0  # no -0.0
 
     @property
     def bin_width(self) -> float:
@@ -114,7 +109,8 @@ class Histogram:
         self.zeros += other.zeros
 
     def _extend(self, minimum: float, maximum: float) -> None:
-        self.minimum, self.maximum = min(self.minimum, minimum), max(self.maximum, maximum)
+        # + 0.0 makes -0.0 to 0.0, which of the two comes first would decide otherwise
+        self.minimum, self.maximum = min(self.minimum, minimum) + 0.0, max(self.maximum, maximum) + 0.0
         exponent = _exponent(self.amax)
         self.counts = _widened(self.counts, exponent - self.exponent)
         self.weighted = _widened(self.weighted, exponent - self.exponent)
@@ -143,9 +139,11 @@ class HistogramSet:
     """SHA-256 of the ONNX file."""
     histograms: dict[str, Histogram] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)
-    """Maps the SHA-256 of each image file counted to its path, in the order of counting."""
-    skipped: list[str] = field(default_factory=list)
-    """A sentence for each image that the last run could not read. Not saved: the next run tries again."""
+    """Maps the SHA-256 of each image file counted to its path, as text."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Maps the path of each image that could not be read to a sentence."""
+    files: dict[str, Path] = field(default_factory=dict)
+    """Maps the SHA-256 of those images that a run has found to their files; not saved."""
     groups: list[list[str]] = field(default_factory=list)
     """Groups of tensors with common values, from :func:`darktrt.calib.graph.passing_groups`."""
     head_inputs: list[str] = field(default_factory=list)
@@ -187,7 +185,8 @@ class HistogramSet:
             for name, histogram in other.histograms.items():
                 self.histograms.setdefault(name, Histogram()).merge(histogram)
             self.images.update(other.images)
-            self.skipped += other.skipped
+            self.skipped.update(other.skipped)
+            self.files.update(other.files)
 
     def _check_mergeable(self, other: HistogramSet) -> None:
         if other.model != self.model:
@@ -205,103 +204,30 @@ class HistogramSet:
                 "shards must not share images"
             )
 
-    def save(self, path: str | Path) -> None:
-        """Write everything as a NumPy archive (.npz), whole or not at all.
 
-        Raises:
-            DarktrtError: the file cannot be written.
-        """
-        all_ = list(self.histograms.values())
-        header: dict[str, Any] = {
-            "format": _FORMAT,
-            "model": self.model,
-            "tensors": list(self.histograms),
-            "images": {digest: _unicode(path) for digest, path in self.images.items()},
-        }
-        header |= {role: getattr(self, role) for role in _ROLES}
-        with atomic_output(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                header=header_array(header),
-                counts=np.array([h.counts for h in all_], np.int64).reshape(-1, BINS),
-                weighted=np.array([h.weighted for h in all_], np.int64).reshape(-1, BINS),
-                exponents=np.array([h.exponent for h in all_], np.int64),
-                limits=np.array([(h.minimum, h.maximum) for h in all_], np.float64).reshape(-1, 2),
-                zeros=np.array([h.zeros for h in all_], np.int64),
-            )
-
-    @staticmethod
-    def load(path: str | Path) -> HistogramSet:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DarktrtError: the file cannot be read, is no such file, or is damaged.
-        """
-        arrays = read_arrays(path, _MOST_BYTES, _ADVICE)
-        try:
-            return _from_arrays(arrays, str(path))
-        except (ValueError, TypeError) as error:
-            raise DarktrtError(f"{path}: is damaged ({quote(str(error))}); {_ADVICE}") from error
-
-
-_ROLES = ("groups", "head_inputs", "mish")
-_ADVICE = "name the histograms (.npz) of a 'darktrt calib run', or calibrate again"
-_MOST_BYTES = 1 << 29
-"""Of the arrays of a file: the histograms of 2,000 tensors, four times what the largest networks have."""
 _MOST_VALUES = float(1 << 53)
 """Of one tensor; up to here sums are exact in doubles."""
 
 
 @dataclass(frozen=True)
-class _Header:
-    """What a file of histograms says in JSON."""
+class Limits:
+    """What is known of a tensor's values besides the counts of its histogram; see :class:`Histogram`."""
 
-    format: Literal["darktrt histograms 3"]
-    model: str
-    tensors: tuple[str, ...]
-    images: dict[str, str]
-    groups: tuple[tuple[str, ...], ...]
-    head_inputs: tuple[str, ...]
-    mish: dict[str, str]
-
-    def __post_init__(self) -> None:
-        named = {*self.head_inputs, *self.mish, *self.mish.values(), *(name for group in self.groups for name in group)}
-        if len(set(self.tensors)) < len(self.tensors) or not named <= set(self.tensors):
-            raise ValueError("a tensor is named twice, or has no histogram")
-        if self.tensors and not self.images:
-            raise ValueError("it names no images")
+    exponent: int
+    minimum: float
+    maximum: float
+    zeros: int
 
 
-def _unicode(path: str) -> str:
-    """A path with the bytes that are no UTF-8 as escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _from_arrays(arrays: Mapping[str, NDArray[Any]], path: str) -> HistogramSet:
-    header = record(_Header, header_of(arrays, path, _ADVICE))
-    number = len(header.tensors)
-    columns = [
-        array_of(arrays, "counts", np.int64, (number, BINS)),
-        array_of(arrays, "exponents", np.int64, (number,)),
-        *array_of(arrays, "limits", np.float64, (number, 2)).T,
-        array_of(arrays, "zeros", np.int64, (number,)),
-        array_of(arrays, "weighted", np.int64, (number, BINS)),
-    ]
-    histograms = {name: _histogram(*row) for name, *row in zip(header.tensors, *columns, strict=True)}
-    groups = [list(group) for group in header.groups]
-    return HistogramSet(header.model, histograms, header.images, [], groups, list(header.head_inputs), header.mish)
-
-
-def _histogram(
-    counts: NDArray[np.int64], exponent: np.int64, minimum: float, maximum: float, zeros: np.int64, weighted: NDArray[np.int64]
-) -> Histogram:
+def checked_histogram(limits: Limits, counts: NDArray[np.int64], weighted: NDArray[np.int64]) -> Histogram:
     """A histogram that can be one of values.
 
     Raises:
         ValueError: it cannot.
     """
-    result = Histogram(counts, int(exponent), float(minimum), float(maximum), int(zeros), weighted)
-    if not -_MOST_FLOAT <= minimum <= maximum <= _MOST_FLOAT or exponent != _exponent(result.amax):
+    minimum, maximum, zeros = float(limits.minimum), float(limits.maximum), limits.zeros
+    result = Histogram(counts, limits.exponent, minimum, maximum, zeros, weighted)
+    if not -_MOST_FLOAT <= minimum <= maximum <= _MOST_FLOAT or limits.exponent != _exponent(result.amax):
         raise ValueError("the range of a histogram is not that of its values")
     if min(counts.min(), weighted.min()) < 0 or max(part.sum(dtype=np.float64) for part in (counts, weighted)) > _MOST_VALUES:
         raise ValueError("a count is negative or too large")
@@ -310,16 +236,4 @@ def _histogram(
         raise ValueError("the counts of a histogram do not fit its values")
     if not 0 <= zeros <= counts[0]:
         raise ValueError("a histogram has more zeros than values near zero")
-    return result
-
-
-def merged(paths: Sequence[str | Path]) -> HistogramSet:
-    """The histograms of several runs on one model: those of one run over all their images.
-
-    Raises:
-        DarktrtError: a file cannot be read, or the runs cannot be merged.
-    """
-    first, *others = paths
-    result = HistogramSet.load(first)
-    result.merge(HistogramSet.load(path) for path in others)  # one at a time in memory
     return result

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from darktrt.calib.bias_correction import MOST_IMAGES
 from darktrt.calib.threshold import Method, check_method
 from darktrt.errors import DarktrtError
 
 
 @dataclass(frozen=True)
-class CalibrationOptions:
-    """The settings of a calibration; the defaults are the command line's.
+class CalibrationSettings:
+    """The settings that decide what a calibration file holds; the defaults are the command line's.
 
     Raises:
         DarktrtError: on creation, when a value is out of its range.
@@ -20,8 +21,6 @@ class CalibrationOptions:
     """Calibrate on a random sample of this size, where there are more images."""
     seed: int = 0
     """Of that sample."""
-    batch: int = 1
-    """Images at a time."""
     method: Method = "auto"
     percentile: float = 99.99
     """For the method of that name, above 0 and at most 100."""
@@ -30,18 +29,30 @@ class CalibrationOptions:
     fp_layer_images: int = 8
     """Images of the third pass, which measures the convolutions to leave in floating point; 0 leaves only the first one and
     those of the heads."""
-    resume: bool = False
-    """Add to the histograms that an interrupted run left beside the table."""
-    skip_bad: bool = False
-    """Leave out images that cannot be read, and list them."""
 
     def __post_init__(self) -> None:
         check_method(self.method, self.percentile)
         for name, value, least in (
             ("limit", self.limit, 1),
-            ("batch", self.batch, 1),
             ("bias_images", self.bias_images, 0),
             ("fp_layer_images", self.fp_layer_images, 0),
         ):
             if value is not None and value < least:
                 raise DarktrtError(f"{name} is {value}; it must be at least {least}", argument=name)
+        if self.bias_images > MOST_IMAGES:
+            raise DarktrtError(f"bias_images is {self.bias_images}; it must be at most {MOST_IMAGES}", argument="bias_images")
+
+
+@dataclass(frozen=True)
+class CalibrationOptions(CalibrationSettings):
+    """The settings of a calibration, and how to run it."""
+
+    resume: bool = False
+    """Go on with a run that was interrupted, or add to a calibration that is whole."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, and list them."""
+
+    @property
+    def settings(self) -> CalibrationSettings:
+        """Those that go into the file."""
+        return CalibrationSettings(**{one.name: getattr(self, one.name) for one in fields(CalibrationSettings)})

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from darktrt.calib.threshold import DEAD_SCALE_AMAX, LEVELS, Choice
+from darktrt.calib.threshold import DEAD_SCALE_AMAX, LEVELS
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output, read_text
 
@@ -139,8 +139,3 @@ def _parse_line(line: str, where: str) -> tuple[str, np.float32]:
 def _check_scale(name: str, scale: float) -> None:
     if not (math.isfinite(scale) and scale > 0):
         raise DarktrtError(f"{name}: the scale is {scale}; it must be positive and finite, so calibrate this tensor again")
-
-
-def table_of(choices: Mapping[str, Choice]) -> CalibrationTable:
-    """The table of chosen thresholds, as a cache for TensorRT 8.6's entropy calibrator."""
-    return CalibrationTable({name: choice.scale for name, choice in choices.items()}, CACHE_VERSION)

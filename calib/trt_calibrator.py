@@ -145,7 +145,7 @@ class TableSource:
         """
         header = self._text.partition(b"\n")[0].decode()
         raise DarktrtError(
-            f"this TensorRT does not accept the calibration table ('{header}') and asks for images, of which there are none"
+            f"this TensorRT does not accept the calibration cache ('{header}') and asks for images, of which there are none"
         )
 
     def read_cache(self) -> bytes:
@@ -162,7 +162,7 @@ class BatchSource:
 
         with BatchSource(batches, batch=8) as source, calibrator(trt, source, network) as config.int8_calibrator:
             plan = builder.build_serialized_network(network, config)
-        source.table().save("calibration.table")
+        source.table().save("calibration.cache")
 
     Leaving the context frees the GPU's memory. ``cache`` is the cache that TensorRT has written, byte for byte, and ``count``
     the number of batches that it has read.

@@ -7,22 +7,22 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 
-from darktrt.calib.histogram import HistogramSet
-from darktrt.calib.summary import Outputs
 from darktrt.check.coco import Accuracy, measure_accuracy
 from darktrt.check.ground_truth import GroundTruth, has_labels, load_ground_truth
+from darktrt.check.model import OnnxModel
 from darktrt.check.sensitivity import LIMIT, measure_each
 from darktrt.check.simulate import (
+    Change,
+    Convolution,
     FloatReference,
     OnnxNetwork,
     chosen_fp_layers,
     convolutions,
     load_network,
     quantized,
-    session,
 )
 from darktrt.engine.manifest import Int8Cost
 from darktrt.errors import DarktrtError
@@ -100,7 +100,6 @@ def within_budget(
     calibration: Calibration,
     budget: float,
     evaluation: EvaluationData,
-    table: str | Path | None = None,
     show: Callable[[str], None] = LOGGER.info,
 ) -> Trade:
     """Find how many more convolutions must stay in floating point for INT8 to lose no more than ``budget``.
@@ -112,10 +111,10 @@ def within_budget(
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        calibration: the scales, and the convolutions that stay in floating point anyway.
+        calibration: the scales, and the convolutions that stay in floating point anyway; images of the evaluation that it was
+            made of are warned of.
         budget: the largest drop of AP, or without labels the largest change of the scores.
         evaluation: the images to measure that on.
-        table: the file of the scales; with histograms beside it, images that calibration used too are warned of.
         show: is called with each line of the table of trials.
 
     Raises:
@@ -125,16 +124,16 @@ def within_budget(
     network = load_network(source)
     ground_truth = _labels(network, evaluation)
     images = _images(ground_truth, evaluation)
-    if table:
-        _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, table)
+    _warn_of_overlap([image.path for image in ground_truth.images] if ground_truth else images, calibration)
     fp_layers = tuple(chosen_fp_layers(network, calibration))
-    quantized(network, calibration, fp_layers)  # refuses the table of another network before the work begins
-    reference = cache(lambda: FloatReference(network, images))
-    measure = _AccuracyMeasure(network, calibration, ground_truth) if ground_truth else _ScoreMeasure(reference(), calibration)
+    quantized(network, calibration, fp_layers)  # refuses the calibration of another network before the work begins
+    measure: _Measure = (
+        _AccuracyMeasure(network, calibration, ground_truth) if ground_truth else _ScoreMeasure(network, images, calibration)
+    )
     for line in measure.header(budget):
         show(line)
     trials: list[Trial] = []
-    for names, added in _candidates(fp_layers, calibration, reference):
+    for names, added in _candidates(fp_layers, partial(measure_each, network, images, calibration)):
         trials.append(measure.trial(names))
         show(measure.row(trials[-1], added))
         if trials[-1].drop <= budget:
@@ -145,11 +144,11 @@ def within_budget(
 
 
 def _candidates(
-    fp_layers: tuple[str, ...], calibration: Calibration, reference: Callable[[], FloatReference]
+    fp_layers: tuple[str, ...], measure: Callable[[], dict[Convolution, Change]]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
     """More and more layers in floating point, and the added ones; layers are ranked only if the first trial fails."""
     yield fp_layers, "the first trial" if fp_layers else "none"
-    changes = measure_each(reference(), calibration)
+    changes = measure()
     worst = [one.node for one in sorted(changes, key=lambda one: -changes[one].scores) if one.node not in fp_layers]
     before = 0
     for count in _counts(len(worst)):
@@ -186,7 +185,7 @@ class _AccuracyMeasure(_Measure):
         self.network, self.calibration, self.ground_truth = network, calibration, ground_truth
 
     def header(self, budget: float) -> list[str]:
-        self.exact = exact = measure_accuracy(session(self.network.model), self.network.info, self.ground_truth, "FP32")
+        self.exact = exact = measure_accuracy(OnnxModel.of(self.network.model, self.network.info), self.ground_truth, "FP32")
         images = f"{len(self.ground_truth.images)} images of {self.ground_truth.name}"
         if exact.ap <= budget:
             raise DarktrtError(
@@ -197,9 +196,8 @@ class _AccuracyMeasure(_Measure):
         return [title, f"{'in FP16':>7}  {'AP':>6}  {'drop':>7}  {'AP50':>6}  {'drop':>7}  added"]
 
     def trial(self, fp_layers: tuple[str, ...]) -> Trial:
-        run = session(quantized(self.network, self.calibration, fp_layers))
-        label = f"INT8, {len(fp_layers)} in FP16"
-        accuracy = measure_accuracy(run, self.network.info, self.ground_truth, label)
+        model = OnnxModel.of(quantized(self.network, self.calibration, fp_layers), self.network.info)
+        accuracy = measure_accuracy(model, self.ground_truth, f"INT8, {len(fp_layers)} in FP16")
         return Trial(fp_layers, self.exact.ap - accuracy.ap, accuracy)
 
     def row(self, trial: Trial, added: str) -> str:
@@ -211,8 +209,8 @@ class _AccuracyMeasure(_Measure):
 class _ScoreMeasure(_Measure):
     """The change of the scores, which needs no labels."""
 
-    def __init__(self, reference: FloatReference, calibration: Calibration) -> None:
-        self.reference, self.calibration = reference, calibration
+    def __init__(self, network: OnnxNetwork, images: Sequence[Path], calibration: Calibration) -> None:
+        self.reference, self.calibration = FloatReference(network, images), calibration
 
     def header(self, budget: float) -> list[str]:
         LOGGER.warning(
@@ -246,13 +244,9 @@ def _images(ground_truth: GroundTruth | None, evaluation: EvaluationData) -> lis
     return paths if len(paths) <= LIMIT else random.Random(evaluation.seed).sample(paths, LIMIT)
 
 
-def _warn_of_overlap(images: Sequence[Path], table: str | Path) -> None:
-    """Warn of images that calibration used too, as far as there are histograms beside the table."""
-    histograms = Outputs(Path(table)).histograms
-    if not histograms.is_file():
-        return
-    calibrated = HistogramSet.load(histograms).images
-    overlap = sum(sha256_of(path) in calibrated for path in images)
+def _warn_of_overlap(images: Sequence[Path], calibration: Calibration) -> None:
+    """Warn of images that calibration used too; a TensorRT cache does not name its own."""
+    overlap = sum(sha256_of(path) in calibration.images for path in images) if calibration.images else 0
     if overlap:
         LOGGER.warning(
             "INT8 was calibrated on %d of the %d images of the evaluation; on others it may lose more", overlap, len(images)

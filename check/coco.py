@@ -9,19 +9,18 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from darktrt.check.ground_truth import GroundTruth
-from darktrt.metadata import DetectorInfo, Thresholds
+from darktrt.check.model import Model, detect_by_workers
+from darktrt.parallel import Workers, in_groups
 from darktrt.progress import progress
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import NetworkDetector, Run
-
-THRESHOLDS = Thresholds(0.001, 0.45)
-"""darknet's own for mAP: nearly every detection counts, and NMS is that of production."""
+from darktrt.vision.detector import NetworkDetector
 
 _FIFTY, _SEVENTY_FIVE = 0, 5
 """Indices of IoU .50 and .75 among COCO's ten thresholds."""
@@ -66,30 +65,30 @@ class CocoMetrics:
     ``0.75``; empty where no object is labelled."""
 
 
-def measure_accuracy(run: Run, info: DetectorInfo, ground_truth: GroundTruth, label: str = "") -> Accuracy:
-    """The accuracy of a network, run by a session or an engine, on all images.
+def measure_accuracy(model: Model, ground_truth: GroundTruth, label: str = "", workers: Workers | None = None) -> Accuracy:
+    """The accuracy of a network on all images.
 
     Args:
         label: describes the progress.
+        workers: run it; by default threads of this process.
 
     Raises:
         DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
-    with NetworkDetector(run, info, THRESHOLDS.score, THRESHOLDS.iou) as detector:
-        return coco_metrics(detect_all(detector, ground_truth, label), ground_truth).accuracy
+    ground_truth.check_sizes()
+    paths = [image.path for image in ground_truth.images]
+    return coco_metrics(detect_by_workers(model, paths, label, workers), ground_truth).accuracy
 
 
-def detect_all(detector: NetworkDetector, ground_truth: GroundTruth, label: str = "") -> list[Detections]:
-    """The detections of every image, in order, in pixels of the image.
+def detect_here(detector: NetworkDetector, paths: Sequence[Path], label: str = "") -> list[Detections]:
+    """The detections in image files, in order, by a network that only this process has.
 
     Raises:
-        DarktrtError: an image cannot be read or has another size than its labels, or the network fails.
+        DarktrtError: an image cannot be read, or the network fails.
     """
-    ground_truth.check_sizes()
     detections: list[Detections] = []
-    images, size = ground_truth.images, detector.info.batch[2]
-    batches = ([image.path for image in images[first : first + size]] for first in range(0, len(images), size))
-    with progress(len(images), "images", label) as bar, contextlib.closing(detector.detect_batches(batches)) as results:
+    results = detector.detect_batches(in_groups(paths, detector.info.batch[2]))
+    with progress(len(paths), "images", label) as bar, contextlib.closing(results):
         for batch in results:
             detections += batch
             bar.update(len(batch))

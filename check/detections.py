@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.check.coco import THRESHOLDS, detect_all
+from darktrt.check.coco import detect_here
 from darktrt.check.ground_truth import GroundTruth
+from darktrt.check.model import THRESHOLDS, detect_by_workers
 from darktrt.check.runs import Variant
 from darktrt.check.tolerance import TOLERANCES
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output
 from darktrt.metadata import DetectorInfo, Thresholds
+from darktrt.parallel import Workers
 from darktrt.records import read_record
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import NetworkDetector
@@ -65,14 +67,24 @@ class VariantDetections:
         return [self.images[digest] for digest in digests]
 
 
-def detect_variant(variant: Variant, ground_truth: GroundTruth) -> VariantDetections:
+def detect_variant(variant: Variant, ground_truth: GroundTruth, workers: Workers | None = None) -> VariantDetections:
     """Run a variant over all images, with the thresholds for AP.
+
+    Args:
+        variant: one that this process alone can run, such as a server's model, is run here.
+        ground_truth: the images.
+        workers: run the other ones; by default threads of this process.
 
     Raises:
         DarktrtError: an image cannot be read or has another size than its labels, or the network cannot detect.
     """
-    with detector_of(variant) as detector:
-        detections = detect_all(detector, ground_truth, variant.name)
+    ground_truth.check_sizes()
+    paths = [image.path for image in ground_truth.images]
+    if variant.model and (workers or not variant.model.gpu):
+        detections = detect_by_workers(variant.model, paths, variant.name, workers)
+    else:
+        with detector_of(variant) as detector:
+            detections = detect_here(detector, paths, variant.name)
     images = dict(zip(ground_truth.digests, detections, strict=True))
     return VariantDetections(variant.name, variant.info, variant.precision, THRESHOLDS, images, variant.about)
 

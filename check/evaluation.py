@@ -6,11 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from darktrt.check.coco import THRESHOLDS, CocoMetrics, coco_metrics
+from darktrt.check.coco import CocoMetrics, coco_metrics
 from darktrt.check.detections import VariantDetections, detect_variant, detector_of
 from darktrt.check.ground_truth import GroundTruth
+from darktrt.check.model import THRESHOLDS
 from darktrt.check.runs import Variant
 from darktrt.errors import DarktrtError
+from darktrt.parallel import Workers
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +50,25 @@ def _row(variant: EvaluatedVariant, reference_ap: float, width: int) -> str:
     return f"{detections.name:<{width}}  {detections.precision:9}  {'  '.join(f'{c:>6}' for c in cells)}  {drop:>7}"
 
 
-def evaluate(variants: Sequence[Variant], ground_truth: GroundTruth, loaded: Sequence[VariantDetections] = ()) -> Evaluation:
+def evaluate(
+    variants: Sequence[Variant],
+    ground_truth: GroundTruth,
+    loaded: Sequence[VariantDetections] = (),
+    workers: Workers | None = None,
+) -> Evaluation:
     """Run variants over labelled images and measure their average precision, and that of loaded detections.
+
+    Args:
+        variants: to run.
+        ground_truth: the labelled images.
+        loaded: detections of other variants.
+        workers: run the variants; by default threads of this process.
 
     Raises:
         DarktrtError: as :func:`check_comparable`, before the first image; an image cannot be read, or a variant fails.
     """
     check_comparable(variants, ground_truth, loaded)
-    return evaluate_detections([*(detect_variant(one, ground_truth) for one in variants), *loaded], ground_truth)
+    return evaluate_detections([*(detect_variant(one, ground_truth, workers) for one in variants), *loaded], ground_truth)
 
 
 def evaluate_detections(detections: Sequence[VariantDetections], ground_truth: GroundTruth) -> Evaluation:

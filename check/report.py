@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from darktrt import __version__
-from darktrt.calib.histogram import Histogram, HistogramSet
-from darktrt.calib.summary import Outputs, bar_heights
+from darktrt.calib.file import is_cache, read_calibration
+from darktrt.calib.histogram import Histogram
+from darktrt.calib.summary import bar_heights
 from darktrt.calib.threshold import LEVELS, expected_error
 from darktrt.check.agreement import Agreement
 from darktrt.check.coco import Accuracy, ClassAccuracy
@@ -90,9 +91,9 @@ class TensorRange:
 class CalibrationSources:
     """The origin of INT8's scales."""
 
-    table: str
+    file: str
     images: int
-    """0 where there are no histograms beside the table."""
+    """0 for a TensorRT cache, which does not list them."""
     folders: tuple[str, ...]
     overlap: int
     """Number of images that are both in the evaluation and in calibration, by their SHA-256."""
@@ -255,13 +256,13 @@ def _protocol(reference: VariantDetections, parts: Parts) -> dict[str, str]:
         "NMS": f"{info.nms.kind}, IoU {thresholds.iou:g}, for each class",
         "detections": f"the best 100 of an image, as COCO counts; a network that ends in NMS outputs at most {most}",
         "AP": "COCO's, by pycocotools: mean over IoU .50:.05:.95 and over the classes that are labelled",
-        "INT8 calibrated on": _calibrated_on(parts.int8.calibration) if parts.int8 else "nothing: there is no table",
+        "INT8 calibrated on": _calibrated_on(parts.int8.calibration) if parts.int8 else "nothing: there is no calibration",
     }
 
 
 def _calibrated_on(calibration: CalibrationSources) -> str:
     if not calibration.images:
-        return f"unknown images: there are no histograms beside {calibration.table}"
+        return f"unknown images: {calibration.file} has scales only"
     return f"{calibration.images} images of {', '.join(calibration.folders)}"
 
 
@@ -329,14 +330,14 @@ class Int8Parts:
 
 
 def int8_parts(
-    source: str | Path, calibration: Calibration, table: str | Path, ground_truth: GroundTruth, limit: int
+    source: str | Path, calibration: Calibration, file: str | Path, ground_truth: GroundTruth, limit: int
 ) -> Int8Parts:
     """The cost of INT8 for an ONNX file, and the origin of the scales.
 
     Args:
         source: the ONNX file.
         calibration: the scales and what else calibration measured.
-        table: the file of the scales.
+        file: of the calibration.
         ground_truth: the images of the evaluation.
         limit: measure the cost of each convolution on so many of them; 0 leaves that out.
 
@@ -345,30 +346,29 @@ def int8_parts(
     """
     network = load_network(source)
     fp_layers = tuple(chosen_fp_layers(network, calibration))
-    quantized(network, calibration, fp_layers)  # refuses the table of another network
+    quantized(network, calibration, fp_layers)  # refuses the calibration of another network
     lines = {one.node: one.line for one in convolutions(network)}
     inputs = {node.name: node.input[0] for node in network.model.graph.node if node.name in lines}
     readers = {inputs[node]: line for node, line in reversed(lines.items()) if node not in fp_layers}
     images = [str(image.path) for image in ground_truth.images]
     cost = sensitivity(source, images, calibration, limit) if limit else None
-    return Int8Parts(cost, fp_layers, calibration_sources(table, calibration.scales, readers, ground_truth.digests))
+    return Int8Parts(cost, fp_layers, calibration_sources(file, calibration.scales, readers, ground_truth.digests))
 
 
 def calibration_sources(
-    table: str | Path, scales: Mapping[str, Any], readers: Mapping[str, int | None], digests: Iterable[str]
+    file: str | Path, scales: Mapping[str, Any], readers: Mapping[str, int | None], digests: Iterable[str]
 ) -> CalibrationSources:
-    """The origin of the scales, as far as the histograms beside the table have it.
+    """The origin of the scales, as far as the file has it.
 
     Args:
-        table: the file of the scales.
+        file: of the calibration.
         scales: by tensor.
         readers: the cfg line of the convolution that reads each tensor that INT8 quantizes.
         digests: SHA-256 of the images of the evaluation.
     """
-    file = Outputs(Path(table)).histograms
-    if not file.is_file():
-        return CalibrationSources(str(table), 0, (), 0, ())
-    histograms = HistogramSet.load(file)
+    if is_cache(file):
+        return CalibrationSources(str(file), 0, (), 0, ())
+    histograms = read_calibration(file).histograms
     folders = tuple(dict.fromkeys(str(Path(path).parent) for path in histograms.images.values()))
     ranges = [
         _range(name, readers[name], histogram, float(scales[name]))
@@ -377,7 +377,7 @@ def calibration_sources(
     ]
     worst = sorted(ranges, key=lambda one: -one.noise)[:WORST]
     overlap = sum(digest in histograms.images for digest in digests)
-    return CalibrationSources(str(table), len(histograms.images), folders, overlap, tuple(worst))
+    return CalibrationSources(str(file), len(histograms.images), folders, overlap, tuple(worst))
 
 
 def _range(name: str, line: int | None, histogram: Histogram, scale: float) -> TensorRange:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from darktrt.archives import parse_array
 from darktrt.check.tolerance import TOLERANCES
 from darktrt.engine.callbacks import deferred_interrupt
+from darktrt.engine.manifest import Manifest, read_plan_manifest
 from darktrt.engine.target import gpu_name
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import atomic_output, sha256_of
@@ -37,6 +38,7 @@ from darktrt.vision.detector import Arrays, Network, Run, checked_outputs, read_
 from darktrt.vision.images import preprocess, read_image
 
 if TYPE_CHECKING:
+    from darktrt.check.model import Model, OnnxModel
     from darktrt.engine.runtime import PlanRunner
     from darktrt.surgery.qdq import Calibration
 
@@ -62,6 +64,10 @@ class Variant:
     """What else is known: the file's SHA-256, what built it, the GPU it runs on."""
     network: Network | None = None
     """The same for images of any size, several batches at once; for an engine."""
+    model: Model | None = None
+    """The same for other processes to open; None where only this one can run it."""
+    here: bool = True
+    """Whether ``run`` works; else only ``model`` does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +161,7 @@ def onnx_variant(path: str | Path, layers: bool = False, name: str = "") -> Vari
     Raises:
         DarktrtError: it is no ONNX file of darktrt.
     """
-    from darktrt.check.simulate import session
+    from darktrt.check.model import OnnxModel
     from darktrt.onnx_cost import limit_batch
     from darktrt.onnx_file import load_model
     from darktrt.surgery.outputs import add_outputs
@@ -165,17 +171,55 @@ def onnx_variant(path: str | Path, layers: bool = False, name: str = "") -> Vari
     add_outputs(model, inner_tensors(info, layers))
     precision = "int8" if info.int8_convolutions else "fp32"
     about = {"runs in": "ONNX Runtime", "sha256": sha256_of(path)}
-    return Variant(name or str(path), info, precision, session(model), about)
+    return _by_onnx_runtime(name or str(path), OnnxModel.of(model, info), precision, about)
+
+
+def _by_onnx_runtime(name: str, model: OnnxModel, precision: str, about: Mapping[str, str]) -> Variant:
+    """A variant that opens its model when it is first run here."""
+    opened = functools.cache(model.open)
+
+    def run(inputs: Arrays) -> Arrays:
+        return opened()(inputs)
+
+    return Variant(name, model.info, precision, run, about, model=model)
 
 
 def plan_variant(runner: PlanRunner, name: str = "") -> Variant:
     """An engine that is ready to run; outputs that have a tensor's name are compared."""
-    manifest = runner.manifest
+    precision, about = _engine_facts(runner.manifest, gpu_name())
+    return Variant(name or runner.path, runner.info, precision, runner.run, about, runner)
+
+
+def engine_variant(path: str | Path, plugins: str | Path | None, name: str, stack: ExitStack | None) -> Variant:
+    """An engine: opened here until ``stack`` closes it, or without one for workers on a GPU.
+
+    This process may have no GPU then; it reads the engine's manifest alone.
+
+    Raises:
+        DarktrtError: the plan or its manifest cannot be read, they do not belong together, or the engine does not run here.
+    """
+    from darktrt.check.model import EngineModel
+    from darktrt.engine.runtime import PlanRunner
+
+    if stack:
+        return plan_variant(stack.enter_context(PlanRunner(path, plugins)), name)
+    manifest = read_plan_manifest(path)
+    precision, about = _engine_facts(manifest, manifest.gpu)
+    model = EngineModel(manifest.info, Path(path), plugins)
+    return Variant(name or str(path), manifest.info, precision, _elsewhere, about, model=model, here=False)
+
+
+def _elsewhere(_: Arrays) -> Arrays:
+    raise RuntimeError("this engine was not opened here")
+
+
+def _engine_facts(manifest: Manifest, gpu: str | None) -> tuple[str, dict[str, str]]:
+    """The precision of an engine, and what else is known."""
     precision = "tf32" if manifest.precision == "fp32" and manifest.tf32 else manifest.precision
-    about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu_name() or ""}
+    about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu or ""}
     if manifest.other_convolutions:
         about["not in INT8"] = ", ".join(manifest.other_convolutions)
-    return Variant(name or runner.path, runner.info, precision, runner.run, about, runner)
+    return precision, about
 
 
 def simulated_variant(
@@ -186,13 +230,14 @@ def simulated_variant(
     Raises:
         DarktrtError: the file cannot be used, or there is no calibration for INT8, or it is of another network.
     """
-    from darktrt.check.simulate import chosen_fp_layers, halved, load_network, quantized, session
+    from darktrt.check.model import OnnxModel
+    from darktrt.check.simulate import chosen_fp_layers, halved, load_network, quantized
     from darktrt.surgery.outputs import add_outputs
 
     network = load_network(path)
     about = {"runs in": f"ONNX Runtime, rounding as {precision.upper()}"}
     if precision == "int8" and calibration is None:
-        raise DarktrtError("simulating INT8 needs a calibration table", "table")
+        raise DarktrtError("simulating INT8 needs a calibration", "calibration")
     if precision == "int8" and calibration:
         fp_layers = chosen_fp_layers(network, calibration)
         about["not in INT8"] = ", ".join(fp_layers)
@@ -200,7 +245,7 @@ def simulated_variant(
     else:
         model = halved(network)
     add_outputs(model, inner_tensors(network.info, layers))
-    return Variant(f"{name or path} as {precision.upper()}", network.info, precision, session(model), about)
+    return _by_onnx_runtime(f"{name or path} as {precision.upper()}", OnnxModel.of(model, network.info), precision, about)
 
 
 def inner_tensors(info: DetectorInfo, layers: bool) -> set[str]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from darktrt.calib.fp_layers import Cost, FpLayers
-from darktrt.check.coco import Accuracy, measure_accuracy
+from darktrt.calib.fp_layers import NoiseSums
+from darktrt.check.coco import Accuracy, coco_metrics
 from darktrt.check.ground_truth import GroundTruth, load_ground_truth
+from darktrt.check.model import OnnxModel, detect_by_models
 from darktrt.check.simulate import (
     Change,
     Convolution,
@@ -21,10 +25,12 @@ from darktrt.check.simulate import (
     chosen_fp_layers,
     convolutions,
     load_network,
+    operations,
     quantized,
-    session,
 )
 from darktrt.files import atomic_output
+from darktrt.onnx_cost import cost_of
+from darktrt.parallel import Threads, Worker, Workers
 from darktrt.progress import progress
 from darktrt.surgery.qdq import Calibration
 from darktrt.vision.charts import BLUE, GRAY, Bar, draw_bars
@@ -114,6 +120,7 @@ def sensitivity(
     limit: int = LIMIT,
     seed: int = 0,
     ground_truth: str | None = None,
+    workers: Workers | None = None,
 ) -> Sensitivity:
     """Quantize each convolution separately and measure the change.
 
@@ -124,63 +131,105 @@ def sensitivity(
         limit: the size of a sample of the images.
         seed: of that sample.
         ground_truth: a COCO file to measure the average precision on too, with each convolution quantized; this is slow.
+        workers: by default threads of this process.
 
     Raises:
         DarktrtError: a file cannot be used, or the calibration is of another network.
     """
     network = load_network(source)
-    quantized(network, calibration, [])  # refuses the table of another network before the work begins
+    quantized(network, calibration, [])  # refuses the calibration of another network before the work begins
     labels = load_ground_truth([ground_truth], network.info.class_names) if ground_truth else None
-    reference = FloatReference(network, find_images(data, limit, seed))
-    fp_layers = chosen_fp_layers(network, calibration)
-    changes = measure_each(reference, calibration)
-    exact, accuracies = _accuracies(network, calibration, list(changes), labels) if labels else (None, {})
+    images, fp_layers = find_images(data, limit, seed), chosen_fp_layers(network, calibration)
+    changes = measure_each(network, images, calibration, workers)
+    in_int8 = [one.node for one in changes if one.node not in fp_layers]
+    (together,) = _measured(_NoiseMeter.of(network, images, calibration), [in_int8], workers, "networks")
+    exact, accuracies = _accuracies(network, calibration, list(changes), labels, workers) if labels else (None, {})
     layers = tuple(LayerCost(one, change, one.node in fp_layers, accuracies.get(one)) for one, change in changes.items())
-    together = reference.change(calibration, fp_layers)
-    return Sensitivity(network.info.name, len(reference.inputs), layers, together, exact)
+    return Sensitivity(network.info.name, len(images), layers, Change.of(together), exact)
 
 
-def measure_each(reference: FloatReference, calibration: Calibration) -> dict[Convolution, Change]:
-    """The change by each convolution when only it is quantized, in graph order."""
-    every = convolutions(reference.network)
-    changes = {}
-    with progress(len(every), "convolutions") as bar:
-        for convolution in every:
-            changes[convolution] = reference.change(calibration, _others(every, convolution))
-            bar.update()
-    return changes
+def measure_each(
+    network: OnnxNetwork, images: Sequence[Path], calibration: Calibration, workers: Workers | None = None
+) -> dict[Convolution, Change]:
+    """The change by each convolution when only it is quantized, in graph order.
+
+    Raises:
+        DarktrtError: an image cannot be read, or an output of the float network is NaN.
+    """
+    every = convolutions(network)
+    meter = _NoiseMeter.of(network, images, calibration)
+    sums = _measured(meter, [[one.node] for one in every], workers, "convolutions")
+    return dict(zip(every, map(Change.of, sums), strict=True))
 
 
-def find_fp_layers(source: str | Path, images: Sequence[Path], calibration: Calibration) -> FpLayers:
-    """Measure which convolutions INT8 should leave in floating point.
+def measure_noise(
+    source: str | Path, images: Mapping[str, Path], calibration: Calibration, workers: Workers | None = None
+) -> NoiseSums:
+    """Measure what the floating-point layers are chosen by.
 
     Costs of single convolutions add up, for noises of different layers are not correlated. So do those of groups: the
     convolutions of a deep network are measured in :data:`MOST_GROUPS` groups of neighbours.
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
-        images: to measure the cost on.
-        calibration: the scales.
+        images: to measure on, by their SHA-256.
+        calibration: the scales, and how biases are corrected.
+        workers: by default threads of this process.
 
     Raises:
         DarktrtError: a file cannot be used.
     """
     network = load_network(source)
-    always = chosen_fp_layers(network)
-    reference = FloatReference(network, images)
-    operations = reference.operations()
-    others = [name for name in operations if name not in always]
+    always, shares = chosen_fp_layers(network), operations(network)
+    others = [name for name in shares if name not in always]
     groups = [part.tolist() for part in np.array_split(others, min(len(others), MOST_GROUPS))] if others else []
-    powers = []
-    with progress(len(groups), "layers") as bar:
-        for group in groups:
-            fp_layers = [name for name in operations if name not in group]
-            powers.append(reference.change(calibration, fp_layers).scores ** 2)
-            bar.update()
-    total = sum(powers) or 1
-    shares = [sum(operations[name] for name in group) for group in groups]
-    costs = [Cost(tuple(g), power / total, share) for g, power, share in zip(groups, powers, shares, strict=True)]
-    return FpLayers(tuple(always), tuple(costs))
+    meter = _NoiseMeter.of(network, list(images.values()), calibration)
+    by_image = np.zeros((len(images), len(groups), 4))
+    for i, sums in enumerate(_measured(meter, groups, workers, "layers")):
+        by_image[:, i] = sums
+    return NoiseSums(
+        tuple(always),
+        tuple(map(tuple, groups)),
+        tuple(sum(shares[name] for name in group) for group in groups),
+        dict(zip(images, by_image, strict=True)),
+    )
+
+
+@dataclass(frozen=True)
+class _NoiseMeter:
+    """Makes a worker that quantizes convolutions and measures the sums of :class:`Change`, ``(images, 4)``."""
+
+    network: OnnxNetwork
+    images: tuple[Path, ...]
+    calibration: Calibration
+    every: tuple[str, ...]
+    """All convolutions that can be quantized."""
+
+    @staticmethod
+    def of(network: OnnxNetwork, images: Sequence[Path], calibration: Calibration) -> _NoiseMeter:
+        return _NoiseMeter(network, tuple(images), calibration, tuple(one.node for one in convolutions(network)))
+
+    def __call__(self) -> Worker[str, NDArray[np.float64]]:
+        reference = FloatReference(self.network, self.images, threads=1)
+        return lambda group: reference.sums(self.calibration, [name for name in self.every if name not in group])
+
+    @property
+    def bytes_each(self) -> int:
+        cost = cost_of(self.network.model, self.network.info)
+        return 4 * cost.weights + 2 * cost.tensors
+
+
+def _measured(
+    meter: _NoiseMeter, groups: Sequence[Sequence[str]], workers: Workers | None, unit: str
+) -> list[NDArray[np.float64]]:
+    """What quantizing each group of convolutions does: the sums of :class:`Change`, ``(images, 4)``."""
+    found: dict[int, NDArray[np.float64]] = {}
+    results = (workers or Threads()).results(meter, groups, bytes_each=meter.bytes_each, files=meter.images)
+    with progress(len(groups), unit) as bar, closing(results):
+        for done in results:
+            found[id(done.group)] = done.result
+            bar.update(1, done.node)
+    return [found[id(group)] for group in groups]
 
 
 def _others(every: Iterable[Convolution], convolution: Convolution) -> list[str]:
@@ -188,15 +237,26 @@ def _others(every: Iterable[Convolution], convolution: Convolution) -> list[str]
 
 
 def _accuracies(
-    network: OnnxNetwork, calibration: Calibration, every: list[Convolution], ground_truth: GroundTruth
+    network: OnnxNetwork,
+    calibration: Calibration,
+    every: list[Convolution],
+    ground_truth: GroundTruth,
+    workers: Workers | None,
 ) -> tuple[Accuracy, dict[Convolution, Accuracy]]:
     """The accuracy in float, and with only each convolution quantized."""
-    exact = measure_accuracy(session(network.model), network.info, ground_truth, "FP32")
-    accuracies = {}
-    for i, convolution in enumerate(every, 1):
-        run = session(quantized(network, calibration, _others(every, convolution)))
-        accuracies[convolution] = measure_accuracy(run, network.info, ground_truth, f"{i} of {len(every)}")
-    return exact, accuracies
+    ground_truth.check_sizes()
+    models = [partial(OnnxModel.of, network.model, network.info)]
+    models += [partial(_with_one, network, calibration, _others(every, convolution)) for convolution in every]
+    paths = [image.path for image in ground_truth.images]
+    found = {
+        model: coco_metrics(detections, ground_truth).accuracy for model, detections in detect_by_models(models, paths, workers)
+    }
+    return found[0], {convolution: found[i] for i, convolution in enumerate(every, 1)}
+
+
+def _with_one(network: OnnxNetwork, calibration: Calibration, others: list[str]) -> OnnxModel:
+    """The network with all convolutions but ``others`` quantized."""
+    return OnnxModel.of(quantized(network, calibration, others), network.info)
 
 
 def save_json(result: Sensitivity, path: str | Path) -> None:

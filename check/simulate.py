@@ -7,12 +7,13 @@ rest in FP16, so its outputs differ from these only by rounding.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -134,13 +135,16 @@ def _exported(graph: gs.Graph) -> onnx.ModelProto:
     return model
 
 
-def session(model: onnx.ModelProto) -> Run:
+def session(model: onnx.ModelProto, threads: int = 0) -> Run:
     """The model as a function of its named inputs, in ONNX Runtime on the CPU.
+
+    Args:
+        threads: of its own; by default one for each core.
 
     Raises:
         DarktrtError: ONNX Runtime refuses the model; the function raises it where the inputs do not fit.
     """
-    return OnnxSession(model.SerializeToString(), model.graph.name, dequantize_weights=True).run
+    return OnnxSession(model.SerializeToString(), model.graph.name, threads, dequantize_weights=True).run
 
 
 class Change(NamedTuple):
@@ -153,18 +157,29 @@ class Change(NamedTuple):
     heads: float
     """Of the raw heads: sqrt(sum (r' - r)^2 / sum r^2) over all elements."""
 
+    @staticmethod
+    def of(sums: NDArray[np.float64]) -> Change:
+        """The change by its sums ``(images, 4)``: for each image those of both fractions, numerator before denominator."""
+        scores, weight, heads, strength = sums.sum(0).tolist()
+        return Change(math.sqrt(scores / weight) if weight else 0.0, math.sqrt(heads / strength) if strength else 0.0)
+
 
 class FloatReference:
     """Images and the float network's outputs for them, against which quantized forms of the network are measured.
 
     It holds the input and the float outputs of every image, 8 MB each for yolov4 at 416 x 416, so it is for tens of images.
+    Images run alone and in one thread each, so that the outputs do not depend on the machine's cores; they run side by side.
+
+    Args:
+        threads: how many images run side by side; by default one for each core.
 
     Raises:
         DarktrtError: an image cannot be read, or an output of the float network is NaN.
     """
 
-    def __init__(self, network: OnnxNetwork, images: Sequence[Path]) -> None:
+    def __init__(self, network: OnnxNetwork, images: Sequence[Path], threads: int | None = None) -> None:
         self.network = up_to_scores(network)
+        self.threads = threads or len(os.sched_getaffinity(0))
         self.inputs = [fit(read_image(path), self.network.info)[0] for path in images]
         self.expected = list(self._outputs(self.network.model))
         if not all(np.isfinite(values).all() for outputs in self.expected for values in outputs.values()):
@@ -172,38 +187,34 @@ class FloatReference:
 
     def change(self, calibration: Calibration, fp_layers: Collection[str]) -> Change:
         """The change of the outputs when all convolutions but ``fp_layers`` are quantized."""
-        sums = np.zeros(4)
+        return Change.of(self.sums(calibration, fp_layers))
+
+    def sums(self, calibration: Calibration, fp_layers: Collection[str]) -> NDArray[np.float64]:
+        """The sums ``(images, 4)`` of :meth:`change`."""
         changed = self._outputs(quantized(self.network, calibration, fp_layers))
-        for expected, actual in zip(self.expected, changed, strict=True):
-            sums += _sums(expected, actual)
-        scores, weight, heads, strength = sums.tolist()
-        return Change(math.sqrt(scores / weight) if weight else 0.0, math.sqrt(heads / strength) if strength else 0.0)
-
-    def operations(self) -> dict[str, float]:
-        """Each convolution's share of the multiplications of all convolutions."""
-        graph = import_graph(self.network.model)
-        nodes = [node for node in backbone(graph, self.network.info) if node.op == "Conv"]
-        weights = [node.inputs[1].values.size for node in nodes]
-        graph.outputs = [node.outputs[0] for node in nodes]
-        for output in graph.outputs:
-            output.dtype = np.float32
-        run = session(_exported(graph.cleanup()))
-        sizes = [values[0, 0].size for values in run(self._feed(self.inputs[:1])).values()]
-        counts = np.multiply(weights, sizes, dtype=np.float64)
-        return dict(zip([node.name for node in nodes], (counts / counts.sum()).tolist(), strict=True))
-
-    def _feed(self, inputs: list[NDArray[Any]]) -> Arrays:
-        """A batch of the network's smallest size, by the input's name; a shorter one is filled with its first input."""
-        filled = np.stack(inputs + inputs[:1] * (self.network.info.batch[0] - len(inputs)))
-        return {self.network.model.graph.input[0].name: filled}
+        return np.array([_sums(*each) for each in zip(self.expected, changed, strict=True)])
 
     def _outputs(self, model: onnx.ModelProto) -> Iterator[Arrays]:
-        """The outputs for each image."""
-        run, inputs = session(model), iter(self.inputs)
-        least = self.network.info.batch[0]
-        while group := list(islice(inputs, least)):
-            outputs = run(self._feed(group))
-            yield from ({name: values[i] for name, values in outputs.items()} for i in range(len(group)))
+        """The outputs for each image; a network with a larger smallest batch gets it several times."""
+        run, input_, least = session(model, threads=1), model.graph.input[0].name, self.network.info.batch[0]
+        with ThreadPoolExecutor(self.threads) as pool:
+            for outputs in pool.map(lambda image: run({input_: np.stack([image] * least)}), self.inputs):
+                yield {name: values[0] for name, values in outputs.items()}
+
+
+def operations(network: OnnxNetwork) -> dict[str, float]:
+    """Each convolution's share of the multiplications of all convolutions, in graph order."""
+    cut = up_to_scores(network)
+    graph = import_graph(cut.model)
+    nodes = [node for node in backbone(graph, cut.info) if node.op == "Conv"]
+    weights = [node.inputs[1].values.size for node in nodes]
+    graph.outputs = [node.outputs[0] for node in nodes]
+    for output in graph.outputs:
+        output.dtype = np.float32
+    image = fit(np.zeros((1, 1, 3), np.uint8), cut.info)[0]
+    outputs = session(_exported(graph.cleanup()))({cut.model.graph.input[0].name: np.stack([image] * cut.info.batch[0])})
+    counts = np.multiply(weights, [values[0, 0].size for values in outputs.values()], dtype=np.float64)
+    return dict(zip([node.name for node in nodes], (counts / counts.sum()).tolist(), strict=True))
 
 
 def _sums(expected: Arrays, actual: Arrays) -> NDArray[np.float64]:
@@ -213,4 +224,5 @@ def _sums(expected: Arrays, actual: Arrays) -> NDArray[np.float64]:
     heads = [name for name in expected if name != "scores"]
     error = sum(np.square(actual[name] - expected[name], dtype=np.float64).sum() for name in heads)
     strength = sum(np.square(expected[name], dtype=np.float64).sum() for name in heads)
-    return np.array([weight @ moved, weight.sum(), error, strength])
+    # no dot product: BLAS splits a long one among threads
+    return np.array([(weight * moved).sum(), weight.sum(), error, strength])

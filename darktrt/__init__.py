@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from darktrt.calib.options import CalibrationOptions
     from darktrt.check.agreement import Agreement
     from darktrt.check.evaluation import Evaluation
+    from darktrt.cluster.cluster import Cluster
     from darktrt.convert.export import convert_darknet
     from darktrt.convert.zoo import fetch
     from darktrt.engine.manifest import Manifest
@@ -38,6 +39,7 @@ _HOMES = {
     "Calibration": "surgery.qdq",
     "CalibrationOptions": "calib.options",
     "Client": "serve.client.client",
+    "Cluster": "cluster.cluster",
     "DarktrtError": "errors",
     "Detections": "vision.boxes",
     "Detector": "pipeline",
@@ -72,6 +74,7 @@ __all__ = [
     "Calibration",
     "CalibrationOptions",
     "Client",
+    "Cluster",
     "DarktrtError",
     "Detections",
     "Detector",

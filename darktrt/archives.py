@@ -1,14 +1,15 @@
-"""Arrays that anybody may have written: NumPy's ``.npz`` files, and single arrays as bytes."""
+"""Arrays that anybody may have written: zip files of a text and arrays, and single arrays as bytes."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from tokenize import TokenError
 from typing import IO, Any
@@ -18,8 +19,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from darktrt.errors import DarktrtError, quote
-from darktrt.files import TEXT_BYTES, open_input
-from darktrt.records import parse_json
+from darktrt.files import atomic_output, open_input
 
 _ENCRYPTED = 1
 _DAMAGES = (
@@ -29,40 +29,102 @@ _DAMAGES = (
 """What zipfile and NumPy raise at damaged bytes; RuntimeError at deep nesting."""
 
 
-def read_arrays(path: str | os.PathLike[str], most_bytes: int, advice: str) -> dict[str, NDArray[Any]]:
-    """The arrays of a ``.npz`` file by their names.
-
-    The sizes that the archive and the arrays declare are checked before anything is unpacked, and no pickle is read.
+def write_archive(path: str | os.PathLike[str], text_name: str, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write a text and arrays as a zip file, whole or not at all; the same content makes the same bytes.
 
     Args:
+        text_name: of the text in the archive.
+
+    Raises:
+        DarktrtError: the file cannot be written.
+    """
+    with atomic_output(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        with archive.open(_member_info(text_name), "w") as member:
+            member.write(text.encode())
+        for name, array in arrays.items():
+            with archive.open(_member_info(f"{name}.npy"), "w", force_zip64=True) as member:
+                npy.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def _member_info(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)  # of 1980, whenever it is written
+    member.compress_type = zipfile.ZIP_DEFLATED
+    return member
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A zip file of a text and arrays, open for reading.
+
+    The sizes that the file and the arrays declare are checked before anything is unpacked, and no pickle is read.
+    """
+
+    text: str
+    _file: zipfile.ZipFile
+    _members: Mapping[str, zipfile.ZipInfo]
+
+    def array(self, name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+        """An array that has this type and shape.
+
+        Raises:
+            ValueError: there is none, or it is damaged.
+        """
+        if name not in self._members:
+            raise ValueError(f"it has no '{name}'")
+        found = _member(self._file, self._members[name])
+        if found.dtype != dtype or found.shape != shape:
+            raise ValueError(f"its '{name}' have another type or shape")
+        return found
+
+
+@contextmanager
+def open_archive(
+    path: str | os.PathLike[str], text_name: str, names: Sequence[str], most_bytes: int, most_text: int, advice: str
+) -> Iterator[Archive]:
+    """Open what :func:`write_archive` wrote.
+
+    Args:
+        text_name: of the text in the archive.
+        names: of the arrays that such a file may have.
         most_bytes: the largest size of all arrays together.
+        most_text: the largest size of the text.
         advice: what to do about a damaged file, for errors.
 
     Raises:
-        DarktrtError: the file cannot be read, is larger, or is damaged.
+        DarktrtError: the file cannot be read, is larger, or is damaged; also where the block raises what damaged arrays raise.
     """
-    with open_input(path, most_bytes, advice) as file:
+    with open_input(path, most_bytes + most_text, advice) as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                members = _checked(archive.infolist(), most_bytes)
-                return {name: _member(archive, member) for name, member in members.items()}
+                members = _checked(archive.infolist(), {text_name, *(f"{name}.npy" for name in names)})
+                if text_name not in members:
+                    raise ValueError(f"it has no {text_name}")
+                text = members.pop(text_name)
+                _check_sizes(text, list(members.values()), most_bytes, most_text)
+                yield Archive(archive.read(text).decode(), archive, members)
         except _DAMAGES as error:
             reason = quote(str(error)) or type(error).__name__
             raise DarktrtError(f"{os.fspath(path)}: is damaged ({reason}); {advice}") from error
 
 
-def _checked(members: list[zipfile.ZipInfo], most_bytes: int) -> dict[str, zipfile.ZipInfo]:
-    """The members by the names of their arrays."""
-    named = {member.filename.removesuffix(".npy"): member for member in members}
-    if len(named) != len(members) or any(not member.filename.endswith(".npy") for member in members):
-        raise ValueError("its members are no arrays")
+def _checked(members: list[zipfile.ZipInfo], names: Set[str]) -> dict[str, zipfile.ZipInfo]:
+    """The members by their names, without the suffix of arrays."""
+    if len({member.filename for member in members} & names) < len(members):
+        raise ValueError("it has members that no such file has")
     if any(member.flag_bits & _ENCRYPTED for member in members):
         raise ValueError("it is encrypted")
     if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-        raise ValueError("it has a compression that NumPy does not write")
-    if (total := sum(member.file_size for member in members)) > most_bytes:
-        raise ValueError(f"its arrays have {total / 1e6:,.0f} MB, more than {most_bytes / 1e6:,.0f} MB")
-    return named
+        raise ValueError("it has a compression that darktrt does not write")
+    return {member.filename.removesuffix(".npy"): member for member in members}
+
+
+def _check_sizes(text: zipfile.ZipInfo, arrays: list[zipfile.ZipInfo], most_bytes: int, most_text: int) -> None:
+    for what, size, most in (
+        ("text has", text.file_size, most_text),
+        ("arrays have", sum(array.file_size for array in arrays), most_bytes),
+    ):
+        if size > most:
+            raise ValueError(f"its {what} {size / 1e6:,.0f} MB, more than {most / 1e6:,.0f} MB")
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
@@ -102,32 +164,3 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     if any(side < 0 for side in shape):
         raise ValueError("an array with a negative size")
     return shape, fortran, dtype
-
-
-def header_array(values: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """JSON as the array ``header``, which says in words what the other arrays hold."""
-    return np.frombuffer(json.dumps(values).encode(), np.uint8)
-
-
-def header_of(arrays: Mapping[str, NDArray[Any]], where: str, advice: str) -> Any:
-    """The JSON of the array ``header``.
-
-    Raises:
-        ValueError: there is none.
-        DarktrtError: it is damaged; see :func:`darktrt.records.parse_json`.
-    """
-    if "header" not in arrays or arrays["header"].nbytes > TEXT_BYTES:
-        raise ValueError("it has no header")
-    return parse_json(arrays["header"].tobytes().decode(), where, advice)
-
-
-def array_of(arrays: Mapping[str, NDArray[Any]], name: str, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array that has this type and shape.
-
-    Raises:
-        ValueError: there is none.
-    """
-    found = arrays.get(name)
-    if found is None or found.dtype != dtype or found.shape != shape:
-        raise ValueError(f"its '{name}' have another type or shape")
-    return found

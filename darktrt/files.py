@@ -13,8 +13,10 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,6 +75,30 @@ def one_process_at_a_time(lock: str | os.PathLike[str]) -> Iterator[None]:
         os.close(descriptor)
 
 
+_sent: dict[str, tuple[bytes, int]] = {}
+"""The content of files that are not read from disk, by their paths, and in how many blocks of :func:`sent_files`."""
+_sending = threading.Lock()
+
+
+@contextmanager
+def sent_files(contents: Mapping[str, bytes]) -> Iterator[None]:
+    """In the block, all threads find these files under their paths through :func:`open_input`, whatever the disk has there.
+
+    Another machine has sent them along with the work.
+    """
+    with _sending:
+        for path, content in contents.items():
+            _sent[path] = content, _sent.get(path, (b"", 0))[1] + 1
+    try:
+        yield
+    finally:
+        with _sending:
+            for path in contents:
+                content, blocks = _sent.pop(path)
+                if blocks > 1:
+                    _sent[path] = content, blocks - 1
+
+
 @contextmanager
 def open_input(path: str | os.PathLike[str], most_bytes: int | None = None, advice: str = "") -> Iterator[BinaryIO]:
     """Open a regular file to read its bytes; a pipe or a device, which may never end, is refused without waiting for it.
@@ -84,6 +110,10 @@ def open_input(path: str | os.PathLike[str], most_bytes: int | None = None, advi
     Raises:
         DarktrtError: there is no such file, it may not be read, is not regular, or is larger.
     """
+    if sent := _sent.get(str(path)):
+        _check_size(len(sent[0]), path, most_bytes)
+        yield BytesIO(sent[0])
+        return
     then = f"; {advice}" if advice else ""
     try:
         _check_regular(os.stat(path), path, most_bytes)
@@ -143,8 +173,12 @@ def _check_regular(status: os.stat_result, path: str | os.PathLike[str], most_by
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
         raise DarktrtError(f"{os.fspath(path)}: is {kind}; name a file")
-    if most_bytes is not None and status.st_size > most_bytes:
-        size = f"has {status.st_size:,} bytes, and such a file may have {most_bytes:,}"
+    _check_size(status.st_size, path, most_bytes)
+
+
+def _check_size(bytes_: int, path: str | os.PathLike[str], most_bytes: int | None) -> None:
+    if most_bytes is not None and bytes_ > most_bytes:
+        size = f"has {bytes_:,} bytes, and such a file may have {most_bytes:,}"
         raise DarktrtError(f"{os.fspath(path)}: {size}; is it the right file?")
 
 

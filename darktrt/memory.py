@@ -7,6 +7,8 @@ photographs: they stop misprints and files that were made to exhaust a machine.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 _Tensor = TypeVar("_Tensor", bound=Hashable)
@@ -50,6 +52,15 @@ def most_at_once(steps: Iterable[tuple[Mapping[_Tensor, int], Collection[_Tensor
         most = max(most, total)
         total -= sum(used.pop(name, 0) for name in (*outputs, *inputs) if last[name] <= i)
     return most
+
+
+def available_bytes() -> int:
+    """The memory that is free on this machine, and no more than the limit of its container."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    free = int(lines["MemAvailable"].split()[0]) << 10
+    with suppress(OSError, ValueError):  # there is no limit
+        free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return free
 
 
 def gibibytes(size: int) -> str:

@@ -6,7 +6,7 @@ Like ``onnx_file`` it stands below the rooms but for :mod:`darktrt.plugins.ops`,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -145,6 +145,12 @@ def cost_of(model: onnx.ModelProto, info: DetectorInfo) -> Cost:
     weights = sum(_bytes(tensor.dims, tensor.data_type) for tensor in model.graph.initializer)
     dims = {name: shape for name, (shape, _) in shapes.items()}
     return Cost(weights, most_at_once(steps), sum(_operations(node, dims) for node in model.graph.node))
+
+
+def tensor_bytes(model: onnx.ModelProto, info: DetectorInfo, names: Iterable[str]) -> int:
+    """The bytes of these tensors together, for one image."""
+    shapes = _shapes(model, info)
+    return sum(prod(shape) * itemsize for shape, itemsize in (shapes[name] for name in names if name in shapes))
 
 
 _Shapes = dict[str, tuple[tuple[int, ...], int]]

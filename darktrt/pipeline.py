@@ -6,32 +6,31 @@ warnings go where :mod:`darktrt.progress` sends them.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
-from darktrt.files import keep_inputs, sha256_of
+from darktrt.files import cache_folder, keep_inputs, sha256_of
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds
 from darktrt.progress import LOGGER
 from darktrt.vision.detector import NetworkDetector
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from darktrt.calib.file import CalibrationFile
     from darktrt.calib.histogram import HistogramSet
     from darktrt.calib.options import CalibrationOptions
-    from darktrt.calib.summary import Outputs
-    from darktrt.calib.threshold import Choice
+    from darktrt.calib.threshold import Method
     from darktrt.check.agreement import Agreement
     from darktrt.check.evaluation import Evaluation
     from darktrt.check.runs import Variant
+    from darktrt.cluster.cluster import Cluster
     from darktrt.engine.manifest import Int8Cost, Manifest
     from darktrt.engine.options import BuildOptions, Precision
     from darktrt.engine.weak_typing import GpuCalibration
+    from darktrt.parallel import Workers
     from darktrt.surgery.qdq import Calibration
     from darktrt.vision.decode import Device
 
@@ -47,184 +46,224 @@ def calibrate(
     output: str | Path,
     options: CalibrationOptions | None = None,
     *,
-    plot: str | Path | None = None,
+    cluster: Workers | None = None,
 ) -> Calibration:
-    """Choose INT8 scales for a model by running it over images, and write them as a calibration table.
+    """Calibrate a model for INT8 by running it over images, and write the calibration (``.calib``).
 
-    Beside the table, under its name, go a summary (``.txt``), TensorRT's cache for trtexec (``.cache``), the histograms
-    (``.npz``), the channel means by which biases are corrected (``.means.npz``) and the floating-point layers
-    (``.fp_layers.json``).
+    The file has everything that later stages and later runs need: what was counted, the thresholds, the channel means by which
+    biases are corrected, and the floating-point layers. What is counted so far is in a file with ``.partial`` behind its name
+    until then. The same model, images and options make the same bytes.
 
     Args:
         model: an ONNX file of :func:`insert_plugins`.
         data: folders, image files, lists, COCO json files and patterns; if there are none, two sample images serve, under a
             warning.
-        output: the table to write.
-        plot: an image file to draw the histograms with their thresholds into.
+        output: the calibration to write.
+        cluster: who runs the network; by default the cores of this machine.
 
     Raises:
-        DarktrtError: the model or an image cannot be read, or an output cannot be written. An earlier table
-            stays then, with the files beside it.
+        DarktrtError: the model or an image cannot be read, or the calibration cannot be written. An earlier one stays then.
     """
+    from darktrt.calib.file import check_calibration_output, partial_path, write_calibration
+    from darktrt.calib.merge import with_thresholds
     from darktrt.calib.options import CalibrationOptions
-    from darktrt.calib.summary import Outputs
     from darktrt.vision.sources import path_of
 
     options = options or CalibrationOptions()
-    outputs = Outputs(Path(output), Path(plot) if plot else None)
-    outputs.check([model, *(path_of(str(entry)) for entry in data)])
-    histograms, about = _count(model, data, outputs, options)
-    choices = _choose(histograms, options)
-    with outputs.unfinished() as new:
-        _write(histograms, choices, new, options, about)
-        scales = {name: choice.scale for name, choice in choices.items()}
-        _measure(model, data, histograms, scales, new, options)
-        _draw(histograms, choices, outputs)
-    for sentence in histograms.skipped:
+    check_calibration_output(output, [model, *(path_of(str(entry)) for entry in data)])
+    earlier = _earlier(output) if options.resume else None
+    known = len(earlier.histograms.images) if earlier else 0
+    counted = _counted(model, data, output, options, earlier, cluster)
+    same = earlier and known == len(counted.histograms.images)
+    contents = _measured(model, with_thresholds(counted, [earlier] if earlier and same else []), cluster)
+    write_calibration(contents, output)
+    partial_path(output).unlink(missing_ok=True)
+    for sentence in contents.histograms.skipped.values():
         LOGGER.warning("skipped %s", sentence)
     return load_calibration(output)
 
 
 def merge_calibrations(
-    histograms: Sequence[str | Path],
+    calibrations: Sequence[str | Path],
     output: str | Path,
-    options: CalibrationOptions | None = None,
     *,
-    plot: str | Path | None = None,
+    model: str | Path | None = None,
+    method: Method | None = None,
+    percentile: float | None = None,
+    bias_images: int | None = None,
+    fp_layer_images: int | None = None,
+    cluster: Workers | None = None,
 ) -> Calibration:
-    """Choose INT8 scales from the histograms that several runs of :func:`calibrate` have left (``.npz``).
+    """Put the calibrations of several runs together, also of runs that have not ended.
 
-    The scales are those of one run over all the images, bit for bit. Channel means and floating-point layers are not merged:
-    run :func:`calibrate` with ``resume`` on the merged table to measure them.
+    The result is that of one run over all the images, bit for bit, but for what was measured with the thresholds: the new ones
+    are those of all images. With ``model``, that is measured again on the images whose files are here. Otherwise run
+    :func:`calibrate` with ``resume`` where they are. Files of the same images that were measured on in different places are put
+    together with all that was measured.
 
     Args:
-        output: the table to write; the merged histograms go beside it.
+        calibrations: files of :func:`calibrate`.
+        output: the calibration to write.
+        model: the ONNX file that was calibrated.
+        method: how to choose thresholds, and so on as in :class:`CalibrationOptions`; by default as the calibrations have it.
+        cluster: who runs the network; by default the cores of this machine.
 
     Raises:
-        DarktrtError: a file cannot be read, the files are of different models, or an output cannot be written.
+        DarktrtError: a file cannot be read, the files are of different models or share some images only, they differ in a
+            setting that was not chosen, or the calibration cannot be written.
     """
-    from darktrt.calib.histogram import merged
-    from darktrt.calib.options import CalibrationOptions
-    from darktrt.calib.summary import Outputs
+    from darktrt.calib.file import check_calibration_output, write_calibration
+    from darktrt.calib.merge import merged
 
-    if not histograms:
-        raise DarktrtError("there is nothing to merge; name the .npz files that several calibrations left", "histograms")
-    outputs = Outputs(Path(output), Path(plot) if plot else None)
-    outputs.check(histograms)
-    is_input = [os.path.realpath(path) for path in histograms] == [os.path.realpath(outputs.histograms)]
-    if not is_input:
-        keep_inputs(outputs.histograms, *histograms)
-    options = options or CalibrationOptions()
-    together = merged(histograms)
-    choices = _choose(together, options)
-    with outputs.unfinished() as new:
-        if not is_input:
-            together.save(new.histograms)
-        _write(together, choices, new, options, {"merged": ", ".join(map(str, histograms))})
-        _draw(together, choices, outputs)
+    if not calibrations:
+        raise DarktrtError("there is nothing to merge; name the calibrations of several runs", "calibrations")
+    check_calibration_output(output, [*calibrations, *([model] if model else [])])
+    settings = {"method": method, "percentile": percentile, "bias_images": bias_images, "fp_layer_images": fp_layer_images}
+    contents = merged(calibrations, **{name: value for name, value in settings.items() if value is not None})
+    write_calibration(_measured(model, contents, cluster) if model else contents, output)
     return load_calibration(output)
 
 
-def load_calibration(table: str | Path, fp_layers: tuple[str, ...] | None = None) -> Calibration:
-    """A calibration table, or TensorRT's cache, with the channel means and floating-point layers beside it.
+def load_calibration(path: str | Path, fp_layers: tuple[str, ...] | None = None) -> Calibration:
+    """The calibration in a file of :func:`calibrate`, or a TensorRT calibration cache.
 
     Args:
-        fp_layers: node names of the convolutions to compute in floating point, in place of those beside the table.
+        fp_layers: node names of the convolutions to compute in floating point, in place of those of the file.
 
     Raises:
-        DarktrtError: a file is damaged, or belongs to another table.
+        DarktrtError: the file is neither, is damaged, or is that of a run that has not ended.
     """
-    from darktrt.calib.bias_correction import load_channel_means
-    from darktrt.calib.fp_layers import load_fp_layers
+    from darktrt.calib.file import is_cache, read_calibration
     from darktrt.calib.table import CalibrationTable
     from darktrt.surgery.qdq import Calibration
 
+    if is_cache(path):
+        return Calibration(CalibrationTable.load(path).scales, fp_layers, sha256=sha256_of(path))
+    contents = read_calibration(path)
+    if not contents.choices:
+        raise DarktrtError(
+            f"{path}: has only counts, for the run that makes it has not ended; resume that run, or merge this file",
+            "calibration",
+        )
+    if not contents.is_measured:
+        LOGGER.warning("%s: %s; resume the calibration where the images are", path, ", ".join(contents.measured()))
+    return _calibration(contents, fp_layers, sha256_of(path))
+
+
+def _calibration(contents: CalibrationFile, fp_layers: tuple[str, ...] | None = None, sha256: str = "") -> Calibration:
+    from darktrt.surgery.qdq import Calibration
+
+    measured = contents.fp_layers()
     return Calibration(
-        CalibrationTable.load(table).scales,
-        load_fp_layers(table) if fp_layers is None else fp_layers,
-        load_channel_means(table),
-        sha256_of(table),
+        contents.scales,
+        measured.names if fp_layers is None and measured else fp_layers,
+        contents.means.channel_means(contents.ranges),
+        sha256,
+        contents.histograms.model,
+        contents.network.sources,
+        frozenset(contents.histograms.images),
     )
 
 
-def _count(
-    model: str | Path, data: Sequence[str | Path], outputs: Outputs, options: CalibrationOptions
-) -> tuple[HistogramSet, dict[str, str]]:
-    """The histograms, and the lines of the summary about them."""
-    from darktrt.calib.collect import histograms_of
-    from darktrt.calib.samples import SAMPLES_WARNING, flips_and_crops
-    from darktrt.onnx_file import load_model
+def _earlier(output: str | Path) -> CalibrationFile | None:
+    """What to go on with: what a run that was interrupted has left, or the calibration that is there."""
+    from darktrt.calib.file import partial_path, read_calibration
 
-    about = {"network": f"{load_model(model)[1].name}, {model}"}
-    images: Sequence[str | Path] = data
-    if not data:
-        from darktrt.convert.zoo import SAMPLES, fetch
-
-        LOGGER.warning("%s", SAMPLES_WARNING)
-        about["warning"] = "made of two sample images, for trying out only"
-        images = flips_and_crops(fetch(SAMPLES, outputs.samples), outputs.samples)
-    return histograms_of(model, images, outputs, options), about
+    left = [path for path in (partial_path(output), Path(output)) if path.exists()]
+    return read_calibration(left[0]) if left else None
 
 
-def _choose(histograms: HistogramSet, options: CalibrationOptions) -> dict[str, Choice]:
-    from darktrt.calib.threshold import choose_thresholds
-
-    return choose_thresholds(histograms, options.method, options.percentile)
-
-
-def _write(
-    histograms: HistogramSet,
-    choices: Mapping[str, Choice],
-    outputs: Outputs,
-    options: CalibrationOptions,
-    about: Mapping[str, str],
-) -> None:
-    """Write the table with its summary."""
-    from darktrt.calib.summary import save
-
-    method = f"percentile {options.percentile:g}" if options.method == "percentile" else options.method
-    save(histograms, choices, outputs, {**about, "method": method})
-
-
-def _draw(histograms: HistogramSet, choices: Mapping[str, Choice], outputs: Outputs) -> None:
-    """Draw the page of histograms, where one is asked for."""
-    from darktrt.calib.summary import plot
-
-    if outputs.plot:
-        plot(histograms, choices, outputs.plot)
-
-
-def _measure(
+def _counted(
     model: str | Path,
     data: Sequence[str | Path],
-    histograms: HistogramSet,
-    scales: Mapping[str, np.float32],
-    outputs: Outputs,
+    output: str | Path,
     options: CalibrationOptions,
-) -> None:
-    """Measure with the table how to correct biases and which layers to leave in floating point, and write both."""
-    from darktrt.calib.bias_correction import save_channel_means
-    from darktrt.calib.collect import measure_channel_means
-    from darktrt.calib.fp_layers import save_fp_layers
-    from darktrt.calib.summary import add_to_summary
-    from darktrt.check.sensitivity import find_fp_layers
-    from darktrt.onnx_file import load_model
-    from darktrt.vision.sources import find_images
+    earlier: CalibrationFile | None,
+    cluster: Workers | None,
+) -> CalibrationFile:
+    """The first pass: counts, without thresholds. They are saved as they grow."""
+    from darktrt.calib.collect import collect
+    from darktrt.calib.file import CalibratedNetwork, CalibrationFile, partial_path, write_calibration
+    from darktrt.onnx_file import load_info
 
-    counted = [Path(path) for path in histograms.images.values() if os.path.isfile(path)]
-    paths = counted or find_images(data, options.limit, options.seed)  # merged histograms name the paths of other machines
-    if options.bias_images:
-        sample = _every_nth(paths, options.bias_images)
-        save_channel_means(measure_channel_means(model, sample, scales, options.batch), outputs.table)
-    if options.fp_layer_images and load_model(model)[1].head != "raw":
-        layers = find_fp_layers(model, _every_nth(paths, options.fp_layer_images), load_calibration(outputs.table))
-        save_fp_layers(layers, outputs.table)
-        add_to_summary(str(layers), outputs)
+    network, warnings = CalibratedNetwork.of(load_info(model)), earlier.warnings if earlier else ()
+    if not data:
+        data, warnings = _sample_images(), ("made of two sample images, for trying out only",)
+
+    def contents(histograms: HistogramSet) -> CalibrationFile:
+        return CalibrationFile(network, options.settings, histograms, warnings)
+
+    return contents(
+        collect(
+            model,
+            _images(data, output, options),
+            resume=earlier.histograms if earlier else None,
+            skip_bad=options.skip_bad,
+            save=lambda histograms: write_calibration(contents(histograms), partial_path(output)),
+            workers=cluster,
+        )
+    )
 
 
-def _every_nth(paths: Sequence[Path], number: int) -> list[Path]:
-    """At most so many of the paths, spread evenly over them."""
-    return list(paths[:: -(-len(paths) // number)])
+def _sample_images() -> Sequence[Path]:
+    from darktrt.calib.samples import SAMPLES_WARNING, flips_and_crops
+    from darktrt.convert.zoo import SAMPLES, fetch
+
+    LOGGER.warning("%s", SAMPLES_WARNING)
+    folder = cache_folder() / "samples"
+    return flips_and_crops(fetch(SAMPLES, folder), folder)
+
+
+def _images(data: Sequence[str | Path], output: str | Path, options: CalibrationOptions) -> Sequence[Path]:
+    from darktrt.vision.sources import IMAGE_SUFFIXES, find_images
+
+    images = find_images(data, options.limit, options.seed)
+    if Path(output).suffix.lower() in IMAGE_SUFFIXES:  # others cannot be one of many thousand images
+        keep_inputs(output, *images)
+    if len(images) < _FEW:
+        LOGGER.warning(f"{len(images)} images are few to calibrate on; a hundred or more are usual")
+    return images
+
+
+_FEW = 16
+"""Fewer images than this cause a warning."""
+
+
+def _measured(model: str | Path, contents: CalibrationFile, cluster: Workers | None) -> CalibrationFile:
+    """The calibration with everything measured that the images at hand allow: first what biases are corrected by, and then,
+    with all of these biases, which layers to leave in floating point."""
+    from darktrt.calib.channel_means import measure_channel_means
+    from darktrt.calib.merge import add_noise
+    from darktrt.check.sensitivity import measure_noise
+
+    if sha256_of(model) != contents.histograms.model:
+        raise DarktrtError(f"{model}: is not the model that was calibrated; name that one", "model")
+    missing = _at_hand(contents, set(contents.means_sample) - contents.means.images)
+    if missing:
+        measured = measure_channel_means(model, list(missing.values()), contents.ranges, cluster)
+        if not measured.images <= missing.keys():
+            raise DarktrtError("an image changed while it was measured on; calibrate on files that do not change", "data")
+        contents = replace(contents, means=contents.means + measured)
+    if len(contents.means.images) < len(contents.means_sample):
+        return contents
+    missing = _at_hand(contents, set(contents.noise_sample) - contents.noise_images.keys())
+    if missing:
+        noise = measure_noise(model, missing, _calibration(contents), cluster)
+        contents = replace(contents, noise=add_noise(contents, noise, dict(contents.noise_images)))
+    return contents
+
+
+def _at_hand(contents: CalibrationFile, wanted: Set[str]) -> dict[str, Path]:
+    """The files of these images, as far as they are here, in their order."""
+    from darktrt.calib.file import in_order
+
+    found = {}
+    for digest in in_order({digest: contents.histograms.images[digest] for digest in wanted}):
+        path = contents.histograms.files.get(digest, Path(contents.histograms.images[digest]))
+        with suppress(DarktrtError):
+            if sha256_of(path) == digest:
+                found[digest] = path
+    return found
 
 
 # --- engines ---
@@ -260,7 +299,7 @@ def build_engine(
         output: the engine (plan) to write.
         options: how TensorRT builds; by default as :class:`darktrt.BuildOptions` says.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``, in place of that of ``options``.
-        calibration: the INT8 scales: what :func:`calibrate` returns, or the path of a calibration table or TensorRT cache.
+        calibration: the INT8 scales: what :func:`calibrate` returns, or the path of its file or of a TensorRT cache.
         calibration_images: images for TensorRT's own entropy calibration on the GPU, in place of ``calibration``; the scales
             that it finds go beside the plan (``.cache``).
         fp_layers: node names of the convolutions that INT8 leaves in floating point; by default those of the calibration.
@@ -280,15 +319,15 @@ def build_engine(
     options = options or BuildOptions()
     options = replace(options, precision=precision) if precision else options
     _check_int8(options, calibration, calibration_images, budget)
-    table = calibration if isinstance(calibration, str | Path) else None
-    _check_engine_files(source, output, options, table, calibration_images, budget)
+    file = calibration if isinstance(calibration, str | Path) else None
+    _check_engine_files(source, output, options, file, calibration_images, budget)
     if calibration_images:
         with _gpu_calibration(source, calibration_images, fp_layers) as on_gpu:
             return build_file(source, output, options, on_gpu)
     scales = load_calibration(calibration, fp_layers) if isinstance(calibration, str | Path) else calibration
     cost = None
     if scales and budget:
-        scales, cost = _within_budget(source, scales, options, budget, table)
+        scales, cost = _within_budget(source, scales, options, budget)
     return build_file(source, output, options, scales, cost)
 
 
@@ -311,7 +350,7 @@ def _check_engine_files(
     source: str | Path,
     output: str | Path,
     options: BuildOptions,
-    table: str | Path | None,
+    calibration: str | Path | None,
     calibration_images: Sequence[str | Path],
     budget: DropBudget | None,
 ) -> None:
@@ -320,7 +359,7 @@ def _check_engine_files(
     from darktrt.vision.sources import path_of
 
     data = [*calibration_images, *(budget.data if budget else ())]
-    inputs = [source, table, options.plugins, *(path_of(str(entry)) for entry in data)]
+    inputs = [source, calibration, options.plugins, *(path_of(str(entry)) for entry in data)]
     check_files(output, options, *inputs, calibrates=bool(calibration_images))
 
 
@@ -339,7 +378,7 @@ def _gpu_calibration(
 
 
 def _within_budget(
-    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget, table: str | Path | None
+    source: str | Path, calibration: Calibration, options: BuildOptions, budget: DropBudget
 ) -> tuple[Calibration, Int8Cost]:
     """The calibration with the layers in floating point that keep INT8 within the budget, and what it costs then."""
     from darktrt.check.budget import EvaluationData, within_budget
@@ -347,7 +386,7 @@ def _within_budget(
 
     find_target(options.target)  # what would stop the build later is reported before this long work
     data = [str(entry) for entry in budget.data]
-    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), table, LOGGER.info)
+    trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), LOGGER.info)
     return replace(calibration, fp_layers=trade.chosen.fp_layers), trade.cost(", ".join(data))
 
 
@@ -404,6 +443,7 @@ def evaluate(
     limit: int | None = None,
     seed: int = 0,
     plugins: str | Path | None = None,
+    cluster: Cluster | None = None,
 ) -> Evaluation:
     """Measure the average precision of models on labelled images, as COCO defines it, and what is lost against the first.
 
@@ -415,6 +455,7 @@ def evaluate(
         limit: the size of a random sample of the images; by default all.
         seed: of that sample.
         plugins: the plugin library of engines.
+        cluster: machines to run the models on.
 
     Raises:
         DarktrtError: a file cannot be read, the models are not variants of one network, or there is nothing labelled.
@@ -425,9 +466,9 @@ def evaluate(
     entries = [str(data)] if isinstance(data, str | Path) else [str(entry) for entry in data]
     classes = LabelClasses(read_names(names) if names else None, read_class_map(class_map) if class_map else None)
     with ExitStack() as stack:
-        variants = _open_variants(models, stack, plugins)
+        variants = _open_variants(models, stack, plugins, on_cluster=cluster is not None)
         ground_truth = load_ground_truth(entries, variants[0].info.class_names, limit, seed, classes)
-        return evaluation.evaluate(variants, ground_truth)
+        return evaluation.evaluate(variants, ground_truth, workers=cluster)
 
 
 def compare(
@@ -473,16 +514,16 @@ def _open_variants(
     stack: ExitStack,
     plugins: str | Path | None,
     layers: bool = False,
+    on_cluster: bool = False,
 ) -> list[Variant]:
-    """The models, ready to run; engines live as long as ``stack``."""
-    from darktrt.check.runs import onnx_variant, plan_variant
-    from darktrt.engine.runtime import PlanRunner
+    """The models, ready to run; engines live as long as ``stack``, or are opened on a cluster alone."""
+    from darktrt.check.runs import engine_variant, onnx_variant
 
     named = models.items() if isinstance(models, Mapping) else [("", model) for model in models]
     if not named:
         raise DarktrtError("there is no model to run; name an ONNX file or an engine", "models")
     return [
-        plan_variant(stack.enter_context(PlanRunner(path, plugins)), name)
+        engine_variant(path, plugins, name, None if on_cluster else stack)
         if Path(path).suffix.lower() in ENGINE_SUFFIXES
         else onnx_variant(path, layers, name)
         for name, path in named

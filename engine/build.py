@@ -58,7 +58,7 @@ def build_file(
 ) -> Manifest:
     """Build the engine of an ONNX file and write it with its manifest; the whole of ``darktrt engine``.
 
-    A weakly typed TensorRT with a calibration table and channel means builds twice: see
+    A weakly typed TensorRT with a calibration that has channel means builds twice: see
     :func:`darktrt.engine.int8_rebuild.build_corrected`.
 
     Args:
@@ -144,15 +144,15 @@ def _finished(
         int8_convolutions=tuple(c.node for c in built.convolutions if c.int8),
         other_convolutions={c.node: c.reason for c in built.convolutions if not c.int8},
         corrected_biases=built.names,
-        table_sha256=_table_sha256(calibration),
+        calibration_sha256=_calibration_sha256(calibration),
         engine_layers=engine_layers(built.engine.layers, target),
     )
 
 
-def _table_sha256(calibration: Calibration | GpuCalibration | None) -> str:
+def _calibration_sha256(calibration: Calibration | GpuCalibration | None) -> str:
     if isinstance(calibration, GpuCalibration):
         return hashlib.sha256(calibration.images.cache).hexdigest()
-    return calibration.table_sha256 if calibration else ""
+    return calibration.sha256 if calibration else ""
 
 
 def cache_path(plan: str | Path) -> Path:
@@ -227,7 +227,7 @@ def _lowered(
     elif calibration and options.precision == "int8":
         inside = before - _tensors(lowered)  # of fused nodes: they have a scale, and no tensor any more
         scales = {name: scale for name, scale in calibration.scales.items() if name not in inside}
-        calibrated = by_table(lowered, info, target, replace(calibration, scales=scales))
+        calibrated = by_cache(lowered, info, target, replace(calibration, scales=scales))
     asked = asked_for(lowered, calibrated.fp_layers if calibrated else None) if options.precision == "int8" else {}
     channel_means = {name: means for name, means in channel_means.items() if asked.get(name)}
     return Lowered(lowered.SerializeToString(), calibrated, asked, channel_means), _plugins(lowered, target)
@@ -244,7 +244,7 @@ def _tensors(model: onnx.ModelProto) -> set[str]:
     return {name for node in model.graph.node for name in node.output}
 
 
-def by_table(model: onnx.ModelProto, info: DetectorInfo, target: Target, calibration: Calibration) -> Calibrated | None:
+def by_cache(model: onnx.ModelProto, info: DetectorInfo, target: Target, calibration: Calibration) -> Calibrated | None:
     """INT8 by a calibrator that returns the scales as a calibration cache of ``target``; None where Q/DQ nodes state INT8.
 
     Raises:

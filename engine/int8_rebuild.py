@@ -44,7 +44,7 @@ class Corrected(NamedTuple):
 def build_corrected(lowered: Lowered, info: DetectorInfo, target: Target, options: BuildOptions) -> Corrected:
     """Build; where TensorRT chooses what runs in INT8, build again with the biases of just those convolutions corrected.
 
-    Q/DQ nodes state what is INT8, and lowering has corrected for it. A weakly typed TensorRT with a calibration table shows its
+    Q/DQ nodes state what is INT8, and lowering has corrected for it. A weakly typed TensorRT with a calibration shows its
     choice only in the built engine, and the corrected bias of a convolution in FP16 would be wrong. The second build is pinned
     to the choice of the first, for TensorRT chooses anew in each build, and reuses the times that the first one measured.
 

@@ -102,14 +102,12 @@ def fp_tensors(model: onnx.ModelProto, info: DetectorInfo, calibration: Calibrat
 
 def _check_int8(info: DetectorInfo, target: Target, calibration: Calibration | GpuCalibration | None) -> None:
     if not info.int8_convolutions and calibration is None:
-        raise DarktrtError("INT8 needs a calibration table; make one with 'darktrt calib run'", "calibration")
+        raise DarktrtError("INT8 needs a calibration; make one with 'darktrt calib run'", "calibration")
     if info.int8_convolutions and calibration is not None:
         raise DarktrtError("the model has Q/DQ nodes already; build it without a calibration", "calibration")
     if isinstance(calibration, GpuCalibration) and not target.weakly_typed:
         how = "cannot calibrate where types come from the file" if target.strongly_typed else "has no calibrator"
-        raise DarktrtError(
-            f"{target} {how}; calibrate with 'darktrt calib run', and build with its table", "calibration_images"
-        )
+        raise DarktrtError(f"{target} {how}; calibrate with 'darktrt calib run', and build with its file", "calibration_images")
 
 
 def _state_types(graph: gs.Graph, info: DetectorInfo, calibration: Calibration | None) -> None:

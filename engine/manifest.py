@@ -72,8 +72,8 @@ class Manifest:
     """It runs with later versions of the same major version of TensorRT."""
     tf32: bool = True
     """Whether FP32 convolutions may round to 11 bits."""
-    table_sha256: str = ""
-    """Of the calibration table or cache that the scales come from."""
+    calibration_sha256: str = ""
+    """Of the calibration that the scales come from."""
     engine_layers: tuple[EngineLayer, ...] = ()
     """The layers of the engine; empty where TensorRT did not report them."""
     format: int = FORMAT

@@ -161,13 +161,13 @@ def _set_tactic_sources(trt: TensorRT, config: Config, text: str, target: Target
 
 
 def _report_coverage(calibrated: Calibrated, network: NetworkMap) -> None:
-    """Warn where a calibration table and the network name different tensors."""
+    """Warn where a calibration and the network name different tensors."""
     if not isinstance(calibrated.source, TableSource):
         return
     differences = calibrated.source.table.compare(network.activations())
     for names, meaning in (
-        (differences.missing, "tensors of the network have no scale in the table, so the layers at them are not INT8"),
-        (differences.unused, "tensors of the table are not in the network"),
+        (differences.missing, "tensors of the network have no scale in the calibration, so the layers at them are not INT8"),
+        (differences.unused, "tensors of the calibration are not in the network"),
     ):
         if names:
             more = ", ..." if len(names) > 3 else ""

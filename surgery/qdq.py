@@ -1,4 +1,4 @@
-"""INT8 stated in the graph: QuantizeLinear and DequantizeLinear where TensorRT fuses them, scales from a calibration table."""
+"""INT8 stated in the graph: QuantizeLinear and DequantizeLinear where TensorRT fuses them, scales from a calibration."""
 
 from __future__ import annotations
 
@@ -31,8 +31,14 @@ class Calibration:
     """Node names of the convolutions to leave in floating point; None for those of :func:`default_fp_layers`."""
     channel_means: Mapping[str, ChannelMeans] = field(default_factory=dict)
     """The channel means of tensors before and after quantization, by which biases are corrected; may lack tensors."""
-    table_sha256: str = ""
-    """The SHA-256 of the file that the scales come from, for an engine's manifest."""
+    sha256: str = ""
+    """Of the file that all this comes from, for an engine's manifest."""
+    model_sha256: str = ""
+    """Of the ONNX file that was calibrated; empty where it is not known, as of a TensorRT cache."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """The hashes of cfg and weights of that network, as far as they are known."""
+    images: frozenset[str] = frozenset()
+    """The SHA-256 of the images that it was calibrated on, as far as they are known."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,8 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
     quantized inputs would add rounding errors block after block to the sum that all later blocks read.
 
     Raises:
-        DarktrtError: a tensor has no scale, a weight is NaN or infinite, or ``fp_layers`` contains a name that is no
-            convolution.
+        DarktrtError: the calibration is of other weights, a tensor has no scale, a weight is NaN or infinite, or ``fp_layers``
+            contains a name that is no convolution.
     """
     report = choose_precisions(graph, info, calibration)
     dequantized: dict[str, gs.Tensor] = {}
@@ -81,11 +87,22 @@ def choose_precisions(graph: gs.Graph, info: DetectorInfo, calibration: Calibrat
     Raises:
         DarktrtError: as :func:`quantize`.
     """
+    _check_weights(info, calibration)
     convolutions = _convolutions(graph, info)
     fp_layers = fp_layer_names(graph, info, calibration.fp_layers)
     chosen = [node for node in convolutions if node.name not in fp_layers]
     _check_scales(graph, chosen, calibration.scales)
     return QuantizeReport(tuple(n.name for n in chosen), tuple(n.name for n in convolutions if n.name in fp_layers))
+
+
+def _check_weights(info: DetectorInfo, calibration: Calibration) -> None:
+    own, calibrated = info.sources.get("weights"), calibration.sources.get("weights")
+    if own and calibrated and own != calibrated:
+        raise DarktrtError(
+            f"the calibration is of a network with other weights ({quote(calibrated, 20)}, not {quote(own, 20)}); calibrate "
+            "this very network, or export the scales as a TensorRT cache to use them as they are",
+            "calibration",
+        )
 
 
 def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapping[str, np.float32]) -> None:
@@ -99,7 +116,7 @@ def _check_scales(graph: gs.Graph, convolutions: Sequence[gs.Node], scales: Mapp
         else ""
     )
     raise DarktrtError(
-        f"the calibration table has no scale for {len(missing)} tensors of this network, '{missing[0]}' among them{hint}; "
+        f"the calibration has no scale for {len(missing)} tensors of this network, '{missing[0]}' among them{hint}; "
         "calibrate this very network"
     )
 

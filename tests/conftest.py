@@ -38,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="session")
 def labelled(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``net.onnx``, the made network for NMS; ``photos``, five images with darknet's label files that are what it finds; and
-    ``my.table``, calibrated on ``others``."""
+    ``my.calib``, calibrated on ``others``."""
     return labelled_images(made, tmp_path_factory.mktemp("labelled"))
 
 

@@ -17,8 +17,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
-from darktrt.check.detections import VariantDetections, save_detections
-from darktrt.check.ground_truth import load_ground_truth
+from darktrt.check.coco import Accuracy, coco_metrics
+from darktrt.check.detections import VariantDetections, detect_variant, save_detections
+from darktrt.check.ground_truth import GroundTruth, load_ground_truth
+from darktrt.check.runs import Variant
 from darktrt.cli import main
 from darktrt.convert.cfg import read_cfg
 from darktrt.convert.export import convert_darknet
@@ -29,7 +31,7 @@ from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, transform
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import NetworkDetector
+from darktrt.vision.detector import NetworkDetector, Run
 from darktrt.vision.images import read_image
 
 Array = NDArray[Any]
@@ -226,7 +228,7 @@ def labelled_images(made: Made, folder: Path) -> Path:
         for path in (folder / "photos").iterdir():
             (found,) = detector.detect([read_image(path)])
             path.with_suffix(".txt").write_text(darknet_labels(found.select(slice(6)), 192, 128))
-    arguments = ["calib", "run", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.table")]
+    arguments = ["calib", "run", str(folder / "net.onnx"), str(folder / "others"), "-o", str(folder / "my.calib")]
     assert main([*arguments, "--bias-images", "0"]) == 0
     return folder
 
@@ -256,6 +258,12 @@ def made_detections(labelled: Path, seed: int = 0, name: str = "A", precision: s
     return VariantDetections(name, info, precision, Thresholds(0.001, 0.45), images)
 
 
+def measured_accuracy(run: Run, info: DetectorInfo, truth: GroundTruth) -> Accuracy:
+    """That of a network which only this process can run."""
+    detections = detect_variant(Variant("here", info, "fp32", run), truth).in_order(truth.digests)
+    return coco_metrics(detections, truth).accuracy
+
+
 def timing(name: str, milliseconds: float = 0.25, batch: int = 1, graph: bool = True, **more: str) -> dict[str, Any]:
     """A row of ``darktrt bench --json``."""
     spread = {"median": milliseconds, "p90": milliseconds, "p99": milliseconds}
@@ -271,7 +279,7 @@ def report_on_everything(made: Made, labelled: Path, folder: Path) -> Path:
     times = {"gpu": "NVIDIA H200", "timings": [timing("other", plan_sha256="ab" * 32)]}
     (folder / "times.json").write_text(json.dumps(times))
     variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
-    variants += ["--simulate", "fp16,int8", "--table", str(labelled / "my.table")]
+    variants += ["--simulate", "fp16,int8", "--calibration", str(labelled / "my.calib")]
     variants += ["--load-detections", str(folder / "gpu.json"), "--bench", str(folder / "times.json")]
     images = ["--compare-images", "2", "--sensitivity-images", "2", "--show-images", "3"]
     assert main(["check", "report", str(labelled / "photos"), *variants, *images, "-o", str(folder / "report")]) == 0

@@ -12,20 +12,23 @@ def add(commands: groups.Commands) -> None:
         commands,
         "run",
         "run a network over images and choose INT8 scales",
-        "darktrt calib run portable.onnx photos/ -o calibration.table",
-        "darktrt calib run portable.onnx train.txt --limit 500 --plot histograms.png -o calibration.table",
-        "darktrt calib run portable.onnx photos/ -o calibration.table --resume",
+        "darktrt calib run portable.onnx photos/ -o calibration.calib",
+        "darktrt calib run portable.onnx train.txt --limit 500 -o calibration.calib",
+        "darktrt calib run portable.onnx photos/ -o calibration.calib --resume",
     )
     parser.set_defaults(command="calib run", run=_run)
-    parser.usage = "%(prog)s ONNX [DATA ...] -o TABLE [options]"
+    parser.usage = "%(prog)s ONNX [DATA ...] -o CALIB [options]"
     parser.add_argument("model", metavar="ONNX", help="portable ONNX file of 'darktrt surgery'")
     data = "folders, images, lists, COCO json files, patterns (default: two sample images, for trying it out)"
-    # nargs="*" would accept no DATA in 'calib run ONNX -o TABLE DATA'
+    # nargs="*" would accept no DATA in 'calib run ONNX -o CALIB DATA'
     parser.add_argument("data", metavar="DATA", nargs="+", default=[], help=data).required = False
-    groups.add_calibration_outputs(parser)
+    groups.add_calibration_output(parser)
+    methods = ["auto", "entropy", "weighted", "mse", "percentile", "minmax"]
+    method = "how to choose (default: auto, the least error where objects are found)"
+    parser.add_argument("--method", choices=methods, default="auto", help=method)
+    parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
     parser.add_argument("--limit", type=int, metavar="N", help="use a random sample of N images")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of that sample (default: 0)")
-    parser.add_argument("--batch", type=int, default=1, metavar="B", help="images at a time (default: 1)")
     bias = "images of a second pass, which measures how to correct biases; 0 leaves the biases (default: 64)"
     parser.add_argument("--bias-images", type=int, default=64, metavar="N", help=bias)
     layers = (
@@ -33,8 +36,10 @@ def add(commands: groups.Commands) -> None:
         "leave them in floating point; 0 leaves only the first one and those of the heads there (default: 8)"
     )
     parser.add_argument("--fp-layer-images", type=int, default=8, metavar="N", help=layers)
-    parser.add_argument("--resume", action="store_true", help="add to the histograms that an interrupted run left")
+    resume = "go on with a run that was interrupted (CALIB.partial), or add images and measurements to CALIB"
+    parser.add_argument("--resume", action="store_true", help=resume)
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read, and list them")
+    groups.add_cluster(parser)
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -44,7 +49,6 @@ def _run(args: argparse.Namespace) -> None:
     options = CalibrationOptions(
         limit=args.limit,
         seed=args.seed,
-        batch=args.batch,
         method=args.method,
         percentile=args.percentile,
         bias_images=args.bias_images,
@@ -52,5 +56,5 @@ def _run(args: argparse.Namespace) -> None:
         resume=args.resume,
         skip_bad=args.skip_bad,
     )
-    calibration = calibrate(args.model, args.data, args.output, options, plot=args.plot)
-    groups.print_calibration(args.output, calibration)
+    calibrate(args.model, args.data, args.output, options, cluster=groups.cluster(args))
+    groups.print_calibration(args.output)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from darktrt.check.ground_truth import GroundTruth
     from darktrt.check.runs import Variant
     from darktrt.metadata import DetectorInfo
+    from darktrt.surgery.qdq import Calibration
 
 
 # --- variants ---
@@ -31,7 +32,7 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (default: cpu)")
     onnx = f"run this ONNX file in ONNX Runtime; may be repeated{named}"
     parser.add_argument("--model", metavar="ONNX", action="append", default=[], help=onnx)
-    simulate = "fp16, int8 or fp16,int8: also run each ONNX file with the rounding of such engines; int8 needs --table"
+    simulate = "fp16, int8 or fp16,int8: also run each ONNX file with the rounding of such engines; int8 needs --calibration"
     parser.add_argument("--simulate", metavar="PRECISION,...", default="", help=simulate)
     groups.add_calibration(parser)
     plan = f"run this engine; may be repeated{named}"
@@ -43,7 +44,11 @@ def add_variants(parser: argparse.ArgumentParser) -> None:
 
 
 def variants(
-    args: argparse.Namespace, stack: ExitStack, layers: bool = False, loaded: Sequence[DetectorInfo] = ()
+    args: argparse.Namespace,
+    stack: ExitStack,
+    layers: bool = False,
+    loaded: Sequence[DetectorInfo] = (),
+    on_cluster: bool = False,
 ) -> list[Variant]:
     """The variants to run, the reference first; engines live as long as ``stack``.
 
@@ -52,16 +57,16 @@ def variants(
         stack: closes what the variants use.
         layers: with the outputs of all cfg sections.
         loaded: the metadata of loaded results, for PyTorch's size and class names where there is no model.
+        on_cluster: engines run there, so they are not opened here.
     """
-    from darktrt.check.runs import onnx_variant, plan_variant
-    from darktrt.engine.runtime import PlanRunner
+    from darktrt.check.runs import engine_variant, onnx_variant
 
     if (args.cfg is None) != (args.weights is None):
         raise DarktrtError("--cfg CFG and --weights WEIGHTS go together")
     models = [onnx_variant(path, layers, name) for name, path in map(split_name, args.model)]
     models += _simulated(args, layers)
     for name, path in map(split_name, args.plan):
-        models.append(plan_variant(stack.enter_context(PlanRunner(path, args.plugins)), name))
+        models.append(engine_variant(path, args.plugins, name, None if on_cluster else stack))
     models += [_triton_variant(text, stack) for text in args.triton]
     if args.cfg is None:
         return models
@@ -83,7 +88,14 @@ def _pytorch_variant(args: argparse.Namespace, layers: bool, models: Sequence[De
 def variant_files(args: argparse.Namespace) -> list[str | None]:
     """The files that :func:`variants` reads."""
     models = [path for _, path in map(split_name, args.model + args.plan)]
-    return [args.cfg, args.weights, args.class_names, args.table, *models]
+    return [args.cfg, args.weights, args.class_names, args.calibration, *models]
+
+
+def calibration(args: argparse.Namespace) -> Calibration | None:
+    """The calibration that the options name; it is read once, since what it lacks is a warning."""
+    if args.calibration and "scales" not in args:
+        args.scales = groups.calibration(args.calibration, args.fp_layers)
+    return args.scales if args.calibration else None
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -118,7 +130,7 @@ def _simulated(args: argparse.Namespace, layers: bool) -> list[Variant]:
         raise DarktrtError(f"--simulate {args.simulate}: '{odd[0]}' is neither fp16 nor int8")
     if not args.model:
         raise DarktrtError("--simulate rounds what an ONNX file computes; name one by --model")
-    scales = groups.calibration(args.table, args.fp_layers) if args.table else None
+    scales = calibration(args)
     files = [(name, path, precision) for name, path in map(split_name, args.model) for precision in precisions]
     return [simulated_variant(path, precision, scales, layers, name) for name, path, precision in files]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from darktrt.check.ground_truth import GroundTruth
     from darktrt.check.report import Int8Parts, Parts
     from darktrt.metadata import DetectorInfo
+    from darktrt.surgery.qdq import Calibration
 
 
 def add(commands: groups.Commands) -> None:
@@ -23,7 +24,7 @@ def add(commands: groups.Commands) -> None:
         commands,
         "report",
         "write a page about the accuracy of a network's variants and the origin of their errors",
-        "darktrt check report val.json --model portable.onnx --simulate fp16,int8 --table calibration.table -o report",
+        "darktrt check report val.json --model portable.onnx --simulate fp16,int8 --calibration calibration.calib -o report",
         "darktrt check report photos/ --cfg my.cfg --weights my.weights --model portable.onnx --plan fp16.plan",
         "darktrt check report val.json --model ONNX=portable.onnx --load-detections gpu.json --bench times.json",
     )
@@ -31,6 +32,7 @@ def add(commands: groups.Commands) -> None:
     check_options.add_labelled(parser)
     check_options.add_variants(parser)
     check_options.add_detections(parser)
+    groups.add_cluster(parser)
     output = "folder to write index.html, report.json and report.md into (default: build/NETWORK/report)"
     parser.add_argument("-o", "--output", metavar="FOLDER", help=output)
     times = "latencies of the engines, from 'darktrt bench --json'; may be repeated"
@@ -75,20 +77,21 @@ def _measure(args: argparse.Namespace) -> Parts:
     from darktrt.check.report_page import check_folder
 
     timings = read_timings(args.bench)
-    loaded = check_options.loaded_detections(args)
+    loaded, cluster = check_options.loaded_detections(args), groups.cluster(args)
     with ExitStack() as stack:
-        variants = check_options.variants(args, stack, loaded=[one.info for one in loaded])
+        variants = check_options.variants(args, stack, loaded=[one.info for one in loaded], on_cluster=cluster is not None)
         check_options.check_any(variants, loaded)
         info = (variants or loaded)[0].info
         check_folder(_folder(args, info))
         ground_truth = check_options.ground_truth(args, info.class_names)
         check_comparable(variants, ground_truth, loaded)
-        compared = args.compare_images > 0 and len(variants) > 1
+        compared = args.compare_images > 0 and sum(variant.here for variant in variants) > 1
         if compared:
             check_same_network(variants)
-        int8 = _int8_parts(args, ground_truth) if args.table and args.model else None
+        calibration = check_options.calibration(args) if args.model else None
+        int8 = _int8_parts(args, calibration, ground_truth) if calibration else None
         agreement = _agreement(args, ground_truth) if compared else None
-        return Parts(ground_truth, evaluate(variants, ground_truth, loaded), agreement, int8, timings)
+        return Parts(ground_truth, evaluate(variants, ground_truth, loaded, cluster), agreement, int8, timings)
 
 
 def _agreement(args: argparse.Namespace, ground_truth: GroundTruth) -> Agreement:
@@ -97,15 +100,15 @@ def _agreement(args: argparse.Namespace, ground_truth: GroundTruth) -> Agreement
     from darktrt.check.runs import load_image
 
     with ExitStack() as stack:
-        variants = check_options.variants(args, stack, layers=True)
+        variants = check_options.variants(args, stack, layers=True, on_cluster=args.ray is not None)
+        variants = [variant for variant in variants if variant.here]
         paths = [image.path for image in ground_truth.images[: args.compare_images]]
         images = [load_image(path, variants[0].info) for path in paths]
         return compare(variants, images, layers=True, partly=True)
 
 
-def _int8_parts(args: argparse.Namespace, ground_truth: GroundTruth) -> Int8Parts:
+def _int8_parts(args: argparse.Namespace, calibration: Calibration, ground_truth: GroundTruth) -> Int8Parts:
     from darktrt.check.report import int8_parts
 
     source = check_options.split_name(args.model[0])[1]
-    calibration = groups.calibration(args.table, args.fp_layers)
-    return int8_parts(source, calibration, args.table, ground_truth, args.sensitivity_images)
+    return int8_parts(source, calibration, args.calibration, ground_truth, args.sensitivity_images)

@@ -31,7 +31,7 @@ from darktrt.cli.streams import ReaderGoneError, readable_streams
 from darktrt.errors import DarktrtError
 from darktrt.progress import show_on_stderr
 
-_OPTIONS = {"calibration": "table", "calibration_images": "data"}
+_OPTIONS = {"calibration_images": "data", "address": "ray"}
 """Arguments whose option has another name."""
 
 _MAY_BE_EMPTY = ("--fp-layers", "--simulate", "--version")

@@ -20,8 +20,8 @@ def add(commands: groups.Commands) -> None:
         "build a TensorRT engine and its manifest",
         "darktrt engine portable.onnx -o model.plan --precision fp16",
         "darktrt engine portable.onnx -o model.plan --precision fp32 --target rtx",
-        "darktrt engine portable.onnx -o model.plan --precision int8 --table calibration.table",
-        "darktrt engine portable.onnx -o model.plan --precision int8 --table my.table --max-drop 0.005 --eval val.json",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --calibration calibration.calib",
+        "darktrt engine portable.onnx -o model.plan --precision int8 --calibration my.calib --max-drop 0.005 --eval val.json",
         "darktrt engine portable.onnx -o model.plan --precision int8 --calibrate-on gpu --data photos/",
         "darktrt engine portable.onnx -o model.plan --batch 1,4,16 --workspace 2048 --optimization-level 5",
     )
@@ -48,8 +48,8 @@ def _add_int8(parser: argparse.ArgumentParser) -> None:
     labels = "a COCO json with annotations, or FILE.json:FOLDER; for images without labels X bounds the change of the scores"
     parser.add_argument("--eval", nargs="+", metavar="DATA", help=labels)
     parser.add_argument("--eval-limit", type=int, metavar="N", help="use a random sample of N images of it")
-    gpu = "table: scales of --table; gpu: TensorRT's own entropy calibration on --data, full TensorRT to 10 (default: table)"
-    parser.add_argument("--calibrate-on", choices=["table", "gpu"], default="table", help=gpu)
+    gpu = "file: scales of --calibration; gpu: TensorRT's own entropy calibration on --data, up to TensorRT 10 (default: file)"
+    parser.add_argument("--calibrate-on", choices=["file", "gpu"], default="file", help=gpu)
     images = "with --calibrate-on gpu: folders, lists, COCO json files, patterns"
     parser.add_argument("--data", nargs="+", metavar="DATA", help=images)
     parser.add_argument("--data-limit", type=int, metavar="N", help="use a random sample of N images of it")
@@ -97,13 +97,13 @@ def _engine(args: argparse.Namespace) -> None:
         args.source,
         args.output,
         _build_options(args),
-        calibration=args.table,
+        calibration=args.calibration,
         calibration_images=find_images(args.data, args.data_limit, 0) if args.data else (),
         fp_layers=groups.names(args.fp_layers),
         budget=DropBudget(args.max_drop, args.eval, args.eval_limit) if args.eval else None,
     )
     if args.data:
-        print(f"{cache_path(args.output)}: the scales that TensorRT found, as a table for another build")
+        print(f"{cache_path(args.output)}: the scales that TensorRT found, a calibration for other builds")
     size = Path(args.output).stat().st_size / 2**20
     print(
         f"{args.output}: {args.precision.upper()} for {manifest.target}, {size:.1f} MiB, built in {manifest.build_seconds:g} s"
@@ -117,11 +117,11 @@ def _engine(args: argparse.Namespace) -> None:
 def _check_together(args: argparse.Namespace) -> None:
     """Check the options that need one another."""
     budget = args.max_drop is not None, args.eval is not None
-    if any(budget) and not (all(budget) and args.table and args.precision == "int8"):
-        raise DarktrtError("--max-drop X, --eval DATA, --table TABLE and --precision int8 go together; give all of them")
+    if any(budget) and not (all(budget) and args.calibration and args.precision == "int8"):
+        raise DarktrtError("--max-drop X, --eval DATA, --calibration CALIB and --precision int8 go together; give all of them")
     on_gpu = args.calibrate_on == "gpu"
-    if on_gpu != bool(args.data) or (on_gpu and (args.table or args.precision != "int8")):
-        raise DarktrtError("--calibrate-on gpu, --data DATA and --precision int8 go together, without --table")
+    if on_gpu != bool(args.data) or (on_gpu and (args.calibration or args.precision != "int8")):
+        raise DarktrtError("--calibrate-on gpu, --data DATA and --precision int8 go together, without --calibration")
     if args.fp_layers is not None and args.precision != "int8":
         raise DarktrtError("--fp-layers names convolutions that INT8 leaves in FP16; give --precision int8, or leave it out")
 

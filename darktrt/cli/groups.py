@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IMAGE_SIZES, IOU_THRESHOLD, SCORE_THRESHOLD, ImageSizes, Thresholds
 
 if TYPE_CHECKING:
+    from darktrt.cluster.cluster import Cluster
     from darktrt.serve.client.transport import Endpoint
     from darktrt.surgery.qdq import Calibration
     from darktrt.vision.files import FileResult
@@ -82,27 +83,17 @@ def thresholds(args: argparse.Namespace) -> Thresholds:
 
 def add_calibration(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--table", metavar="TABLE", help="calibration table of 'darktrt calib run', or a TensorRT calibration cache"
+        "--calibration", metavar="CALIB", help="a calibration of 'darktrt calib run' (.calib), or a TensorRT calibration cache"
     )
     fp_layers = (
-        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib run' left beside the table; "
-        "without such a file the first, and those of the heads)"
+        "convolutions to keep in floating point, by node name (default: those that 'darktrt calib run' found; "
+        "for a TensorRT cache the first, and those of the heads)"
     )
     parser.add_argument("--fp-layers", metavar="NAME,...", help=fp_layers)
 
 
-def add_calibration_outputs(parser: argparse.ArgumentParser) -> None:
-    """What choosing scales writes, and how it chooses."""
-    beside = (
-        "table to write; beside it go a summary (.txt), TensorRT's cache (.cache), histograms (.npz), channel means "
-        "(.means.npz) and floating-point layers (.fp_layers.json)"
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="TABLE", help=beside)
-    methods = ["auto", "entropy", "weighted", "mse", "percentile", "minmax"]
-    method = "how to choose (default: auto, the least error where objects are found)"
-    parser.add_argument("--method", choices=methods, default="auto", help=method)
-    parser.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for that method (default: 99.99)")
-    parser.add_argument("--plot", metavar="PNG", help="draw the histograms with their thresholds")
+def add_calibration_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", required=True, metavar="CALIB", help="calibration to write, such as NAME.calib")
 
 
 def calibration(table: str, fp_layers: str | None = None) -> Calibration:
@@ -112,17 +103,47 @@ def calibration(table: str, fp_layers: str | None = None) -> Calibration:
     return load_calibration(table, names(fp_layers))
 
 
-def print_calibration(table: str, calibration: Calibration) -> None:
-    """Print the summary beside a table that was just written, and the number of its scales."""
-    from darktrt.calib.summary import Outputs
+def print_calibration(path: str) -> None:
+    """Print the summary of a calibration that was just written."""
+    from darktrt.calib.file import read_calibration
+    from darktrt.calib.summary import summary
 
-    print(Outputs(Path(table)).summary.read_text(encoding="utf-8"), end="")
-    print(f"{table}: scales of {len(calibration.scales)} tensors")
+    contents = read_calibration(path)
+    print(summary(contents))
+    print(f"{path}: scales of {len(contents.choices)} tensors")
 
 
 def names(fp_layers: str | None) -> tuple[str, ...] | None:
     """``A,B``, or None where nothing was said."""
     return None if fp_layers is None else tuple(name for name in fp_layers.split(",") if name)
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Options that spread work over the machines of a cluster; read by :func:`cluster`."""
+    same = "With Ray (extra 'cluster'); results are bit for bit those of one machine."
+    group = parser.add_argument_group("on a cluster", same)
+    ray = (
+        "run on the Ray cluster with its head at HOST:PORT; without ADDRESS on the one that this machine is part of, else on a "
+        "new one on this machine"
+    )
+    group.add_argument("--ray", metavar="ADDRESS", nargs="?", const="", help=ray)
+    cpus = "cores of a worker, which holds the model once and is at so many images at the same time (default: 1)"
+    group.add_argument("--num-cpus-per-worker", type=int, default=1, metavar="N", help=cpus)
+    ship = "send images along with the work (default: all machines read them under the same paths)"
+    group.add_argument("--ship-images", action="store_true", help=ship)
+
+
+def cluster(args: argparse.Namespace) -> Cluster | None:
+    """The cluster to run on; None for this machine."""
+    if args.ray is None:
+        if args.ship_images or args.num_cpus_per_worker != 1:
+            raise DarktrtError("--ship-images and --num-cpus-per-worker belong to --ray")
+        return None
+    if os.path.exists(args.ray):
+        raise DarktrtError(f"--ray {args.ray}: is a file; write --ray behind the data, or --ray=HOST:PORT")
+    from darktrt.cluster.cluster import Cluster
+
+    return Cluster(args.ray or None, num_cpus_per_worker=args.num_cpus_per_worker, ship_images=args.ship_images)
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:

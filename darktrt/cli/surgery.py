@@ -18,7 +18,7 @@ def add(commands: groups.Commands) -> None:
         "darktrt surgery plain.onnx -o portable.onnx --head decode --input float",
         "darktrt surgery plain.onnx -o portable.onnx --input image --image-sizes 32x32 1920x1080 4096x4096",
         "darktrt surgery plain.onnx -o layers.onnx --mark-layers",
-        "darktrt surgery plain.onnx -o int8.onnx --qdq --table calibration.table",
+        "darktrt surgery plain.onnx -o int8.onnx --qdq --calibration calibration.calib",
     )
     parser.add_argument("source", metavar="ONNX", help="plain ONNX file of 'darktrt convert'")
     parser.add_argument("-o", "--output", required=True, metavar="ONNX", help="file to write")
@@ -50,7 +50,7 @@ def add(commands: groups.Commands) -> None:
     )
     fixed = "fix both in the model, say 0.25 0.45, as Triton's batching of TensorRT and ONNX Runtime needs (default: inputs)"
     parser.add_argument("--thresholds", type=float, nargs=2, metavar=("SCORE", "IOU"), help=fixed)
-    parser.add_argument("--qdq", action="store_true", help="quantize with Q/DQ nodes, by the scales of --table")
+    parser.add_argument("--qdq", action="store_true", help="quantize with Q/DQ nodes, by the scales of --calibration")
     groups.add_calibration(parser)
     layers = "make the output of every cfg section an output of the model too, for 'check compare --layers' with its engine"
     parser.add_argument("--mark-layers", action="store_true", help=layers)
@@ -60,8 +60,8 @@ def add(commands: groups.Commands) -> None:
 def _surgery(args: argparse.Namespace) -> None:
     from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
-    if args.qdq != bool(args.table):
-        raise DarktrtError("--qdq and --table TABLE go together")
+    if args.qdq != bool(args.calibration):
+        raise DarktrtError("--qdq and --calibration CALIB go together")
     options = SurgeryOptions(
         head=args.head,
         input=args.input,
@@ -69,7 +69,7 @@ def _surgery(args: argparse.Namespace) -> None:
         mish=args.mish,
         max_candidates=args.max_candidates,
         max_detections=args.max_detections,
-        calibration=groups.calibration(args.table, args.fp_layers) if args.qdq else None,
+        calibration=groups.calibration(args.calibration, args.fp_layers) if args.qdq else None,
         thresholds=Thresholds(*args.thresholds) if args.thresholds else None,
         mark_layers=args.mark_layers,
     )

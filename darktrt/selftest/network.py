@@ -26,8 +26,7 @@ CFG = FOLDER / "selftest.cfg"
 WEIGHTS = FOLDER / "selftest.weights"
 PLAIN = FOLDER / "selftest.onnx"
 """What PyTorch made of cfg and weights; machines without PyTorch start here."""
-TABLE = FOLDER / "selftest.table"
-"""The calibration table; the channel means lie beside it."""
+CALIBRATION = FOLDER / "selftest.calib"
 OUTPUTS = FOLDER / "selftest.outputs.json"
 """PyTorch's outputs for :func:`images`, which all others are compared with, in Polygraphy's format."""
 
@@ -61,7 +60,7 @@ def write_models(folder: Path) -> None:
     shutil.copyfile(PLAIN, folder / "plain.onnx")
     insert_plugins(PLAIN, folder / "portable.onnx")
     insert_plugins(PLAIN, folder / "image.onnx", SurgeryOptions(input="image"))
-    insert_plugins(PLAIN, folder / "quantized.onnx", SurgeryOptions(calibration=load_calibration(TABLE)))
+    insert_plugins(PLAIN, folder / "quantized.onnx", SurgeryOptions(calibration=load_calibration(CALIBRATION)))
 
 
 @contextmanager
@@ -78,7 +77,7 @@ def calibration(scales: Scales, model: Path) -> Iterator[Calibration | GpuCalibr
         with BatchSource(batches, 1) as source:
             yield GpuCalibration(source)
     else:
-        yield load_calibration(TABLE) if scales == "table" else None
+        yield load_calibration(CALIBRATION) if scales == "calibration" else None
 
 
 def _fitted(image: InputImage, info: DetectorInfo) -> tuple[NDArray[Any], list[tuple[int, int]]]:

@@ -14,8 +14,8 @@ from darktrt.errors import DarktrtError
 Nodes = Literal["standard ops", "bodies", "plugins"]
 """What runs Mish, decoding and NMS: a model without custom nodes, which ends before NMS; the nodes' bodies; or the plugins."""
 
-Scales = Literal["none", "table", "own", "file"]
-"""Where INT8 comes from: a calibration table, TensorRT's own calibration, or Q/DQ nodes that the ONNX file has."""
+Scales = Literal["none", "calibration", "own", "file"]
+"""Where INT8 comes from: a calibration of darktrt, TensorRT's own calibration, or Q/DQ nodes that the ONNX file has."""
 
 Stage = Literal["models", "load", "build", "run", "compare", "time"]
 RunsIn = Literal["surgery", "PyTorch", "ONNX Runtime", "rtx", "trt"]
@@ -133,12 +133,12 @@ def _forms(target: Target, library: bool) -> tuple[Sequence[Nodes], dict[str, st
 
 
 def _usual(target: Target, nodes: Nodes) -> list[Route]:
-    """FP32, FP16, and INT8 by the calibration table."""
+    """FP32, FP16, and INT8 by the calibration."""
     int8 = "INT8, calibration cache" if target.weakly_typed else "INT8, Q/DQ nodes"
     return [
         _engine(target, "FP32", nodes, "fp32"),
         _engine(target, "FP16", nodes, "fp16"),
-        _engine(target, int8, nodes, "int8", "table"),
+        _engine(target, int8, nodes, "int8", "calibration"),
     ]
 
 
@@ -150,7 +150,7 @@ def _strongly_typed(target: Target, best: Nodes, impossible: dict[str, str]) -> 
         return []
     return [
         _engine(target, "FP16, strongly typed", best, "fp16", strongly_typed=True),
-        _engine(target, "INT8, Q/DQ nodes, strongly typed", best, "int8", "table", strongly_typed=True),
+        _engine(target, "INT8, Q/DQ nodes, strongly typed", best, "int8", "calibration", strongly_typed=True),
     ]
 
 

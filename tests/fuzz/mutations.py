@@ -1,4 +1,4 @@
-"""Hypothesis strategies of damaged files: edits of bytes, of JSON, of archives of arrays and of ONNX graphs."""
+"""Hypothesis strategies of damaged files: edits of bytes, of JSON, of archives and of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -117,21 +117,21 @@ def _paths(values: Any, above: Path = ()) -> Iterator[Path]:
             yield from _paths(values[i], (*above, i))
 
 
-# --- archives of arrays ---
+# --- archives of JSON and arrays ---
 
 
 @st.composite
-def of_arrays(draw: Draw, content: bytes) -> bytes:
-    """A ``.npz`` with a member that is damaged, changed in type, shape or values, or missing, or with damaged bytes."""
+def of_archive(draw: Draw, content: bytes) -> bytes:
+    """An archive with a member that is damaged, changed in type, shape or values, or missing, or with damaged bytes."""
     if draw(st.integers(0, 3)) == 0:
         return draw(of_bytes(content))
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
-    name = draw(st.sampled_from(sorted(members)))
-    match draw(st.sampled_from(["header", "bytes", "array", "array", "remove", "bomb"])):
-        case "header" if "header.npy" in members:
-            text = _array(members["header.npy"]).tobytes()
-            members["header.npy"] = _npy(np.frombuffer(draw(of_json(text)), np.uint8))
+    text, *arrays = sorted(members, key=lambda name: (not name.endswith(".json"), name))
+    name = draw(st.sampled_from(arrays))
+    match draw(st.sampled_from(["text", "text", "text", "bytes", "array", "array", "remove", "bomb"])):
+        case "text":
+            members[text] = draw(of_json(members[text]))
         case "bytes":
             members[name] = draw(of_bytes(members[name]))
         case "remove":

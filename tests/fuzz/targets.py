@@ -14,6 +14,9 @@ from helpers import MADE_CFG, Made, labelled_images, made_detections, made_image
 from hypothesis import strategies as st
 
 from darktrt.calib.collect import collect
+from darktrt.calib.file import read_calibration
+from darktrt.calib.summary import summary
+from darktrt.calib.table import CalibrationTable
 from darktrt.check import agreement, evaluation
 from darktrt.check.detections import load_detections, save_detections
 from darktrt.check.ground_truth import load_ground_truth, read_class_map, read_names
@@ -61,7 +64,8 @@ def make_files(folder: Path) -> None:
     """Write whole files of every kind; a case finds them around the one that it replaces."""
     made = make(folder, MADE_CFG, batch=(1, 3, 3))
     labelled_images(made, folder)
-    calibrate(folder / "net.onnx", [folder / "others"], folder / "my.table")
+    calibration = calibrate(folder / "net.onnx", [folder / "others"], folder / "my.calib")
+    CalibrationTable(dict(calibration.scales), "8600").save(folder / "my.cache")
     save_detections([made_detections(folder)], folder / "detections.json")
     (folder / "bench.json").write_text(json.dumps({"gpu": "NVIDIA H100", "timings": [timing("A"), timing("B", batch=8)]}))
     _write_results(made, folder)
@@ -133,12 +137,14 @@ _LAYERS: list[dict[str, Any]] = [
 
 
 def _merge(path: Path) -> None:
-    merge_calibrations([path], path.parent / "merged.table")
+    """What was measured is joined, or, with a changed setting, left out."""
+    merge_calibrations([path], path.parent / "merged.calib")
+    summary(read_calibration(path))
 
 
 def _quantize(path: Path) -> None:
     network = load_network(path.parent / "net.onnx")
-    calibration = load_calibration(path.parent / "my.table")
+    calibration = load_calibration(path)
     quantized(network, calibration, calibration.fp_layers or ())
 
 
@@ -203,7 +209,7 @@ def _surgery(path: Path) -> None:
 
 
 def _network(path: Path) -> None:
-    quantized(load_network(path), load_calibration(path.parent / "my.table"), ())
+    quantized(load_network(path), load_calibration(path.parent / "my.calib"), ())
 
 
 def _config(path: Path) -> None:
@@ -233,10 +239,9 @@ def _server_answer(path: Path) -> None:
 
 
 TARGETS: dict[str, Target] = {
-    "histograms": Target("my.npz", mutations.of_arrays, _merge),
-    "channel-means": Target("my.means.npz", mutations.of_arrays, _quantize),
-    "fp-layers": Target("my.fp_layers.json", mutations.of_json, _quantize),
-    "table": Target("my.table", mutations.of_bytes, _quantize),
+    "calibration": Target("my.calib", mutations.of_archive, _quantize),
+    "calibration-merge": Target("my.calib", mutations.of_archive, _merge),
+    "cache": Target("my.cache", mutations.of_bytes, _quantize),
     "manifest": Target("manifest.json", mutations.of_json, _manifest),
     "engine-layers": Target("layers.json", mutations.of_json, _layers),
     "detections": Target("detections.json", mutations.of_json, _detections),

@@ -20,7 +20,7 @@ def main(server: str) -> None:
     )
     darktrt.insert_plugins("api-plain.onnx", "api.onnx")
     options = darktrt.CalibrationOptions(bias_images=2, fp_layer_images=1)
-    calibration = darktrt.calibrate("api.onnx", ["images"], "api.table", options)
+    calibration = darktrt.calibrate("api.onnx", ["images"], "api.calib", options)
     manifest = darktrt.build_engine("api.onnx", "api.plan", precision="int8", calibration=calibration)
     assert manifest.precision == "int8" and manifest.info.class_names == info.class_names
     assert steps and Path("api.plan").stat().st_size > 1_000_000
@@ -37,7 +37,7 @@ def main(server: str) -> None:
         answer = client.detect("dog.jpg")
     print(answer.to_table())
     try:
-        darktrt.calibrate("none.onnx", ["images"], "none.table")
+        darktrt.calibrate("none.onnx", ["images"], "none.calib")
     except darktrt.DarktrtError as error:
         print(f"refused: {error}")
 

@@ -202,8 +202,8 @@ STAGES = (
     "fetch yolov4-tiny -o networks",
     "convert networks/yolov4-tiny.cfg networks/yolov4-tiny.weights -o plain.onnx --size 416",
     "surgery plain.onnx -o portable.onnx",
-    "calib run portable.onnx images -o calibration.table --bias-images 1 --fp-layer-images 1",
-    "engine portable.onnx -o int8.plan --precision int8 --table calibration.table",
+    "calib run portable.onnx images -o calibration.calib --bias-images 1 --fp-layer-images 1",
+    "engine portable.onnx -o int8.plan --precision int8 --calibration calibration.calib",
     "detect dog.jpg --model portable.onnx -o detected.jpg",
     "check report images --cfg networks/yolov4-tiny.cfg --weights networks/yolov4-tiny.weights --model ONNX=portable.onnx "
     "--simulate fp16 -o report --compare-images 1 --sensitivity-images 0 --show-images 1",

@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import MAP_TOLERANCE, ROOT, made_image
+from helpers import MAP_TOLERANCE, ROOT, made_image, measured_accuracy
 from PIL import Image
 from streams import RtspServer, transport_stream
 from test_docs import blocks, commands, copy_images, page, run
 from triton_models import Models
 
-from darktrt.check.coco import measure_accuracy
 from darktrt.check.ground_truth import GroundTruth, LabelledImage, LabelledObject
 from darktrt.cli import main
 from darktrt.engine.runtime import OnnxRunner
@@ -164,9 +163,9 @@ def labelled(folder: Path, model: Path) -> GroundTruth:
 def test_map_through_triton_is_that_without(triton: Server, models: Models, tmp_path: Path, memory: str) -> None:
     truth = labelled(tmp_path, models.made)
     with OnnxRunner(models.made) as runner:
-        expected = measure_accuracy(runner.run, runner.info, truth)
+        expected = measured_accuracy(runner.run, runner.info, truth)
     with triton_run(triton.grpc, "made", shared_memory=memory) as (run, info):
-        found = measure_accuracy(run, info, truth)
+        found = measured_accuracy(run, info, truth)
     assert 0.05 < expected.ap < 0.95
     assert abs(found.ap - expected.ap) < MAP_TOLERANCE
     assert abs(found.ap50 - expected.ap50) < MAP_TOLERANCE

@@ -83,7 +83,7 @@ def test_cuda_graphs_change_no_output_at_several_batch_sizes(plan: Path) -> None
                 assert np.array_equal(values, expected[batch][name])
 
 
-def test_tensorrts_own_calibration_is_written_as_a_table(folder: Path) -> None:
+def test_tensorrts_own_calibration_is_written_as_a_cache(folder: Path) -> None:
     if not find_target("trt").weakly_typed:
         pytest.skip("this TensorRT has no INT8 calibrators")
     with BatchSource(({"images": images(seed)["images"][:1]} for seed in range(8)), 1) as source:

@@ -1,4 +1,4 @@
-"""INT8 by a calibrator on a real TensorRT 8.6 to 10: a calibration table, batches, and failures while feeding.
+"""INT8 by a calibrator on a real TensorRT 8.6 to 10: a calibration cache, batches, and failures while feeding.
 
 Needs onnx, onnx-graphsurgeon and numpy beside TensorRT, neither torch nor ONNX Runtime:
 
@@ -257,7 +257,7 @@ def test_failures_while_feeding_leave_no_plan(
     batches, said = FAILURES[name]
     onnx.save(model()[0], str(tmp_path / "made.onnx"))
     with BatchSource(batches(), BATCH) as source, pytest.raises(DarktrtError, match=said):
-        monkeypatch.setattr(build_module, "by_table", lambda *_: Calibrated(source))
+        monkeypatch.setattr(build_module, "by_cache", lambda *_: Calibrated(source))
         build_file(tmp_path / "made.onnx", tmp_path / "a.plan", options, Calibration(SCALES))
     assert [file.name for file in tmp_path.iterdir()] == ["made.onnx"]
 

@@ -43,7 +43,8 @@ def good(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert_plugins(made.plain, folder / "portable.onnx", SurgeryOptions())
     insert_plugins(made.plain, folder / "raw.onnx", SurgeryOptions(head="raw"))
     (folder / "net.names").write_text("cat\ndog\ncow\n")
-    CalibrationTable({f"other{i}": np.float32(1) for i in range(9)}, "8600").save(folder / "foreign.table")
+    CalibrationTable({f"other{i}": np.float32(1) for i in range(9)}, "8600").save(folder / "foreign.cache")
+    (folder / "bad.cache").write_text("TRT-x\n")
     (folder / "model.plan").write_bytes(b"a plan")
     manifest = Manifest("0" * 64, "0" * 64, "TensorRT 10.3.0", None, "fp16", (), 1.0, made.info)
     (folder / "model.json").write_text(manifest.to_json())
@@ -309,57 +310,66 @@ COMMANDS = [
     ("surgery plain.onnx -o out.onnx --max-detections 2000", "max_detections 2000 is not in 1..1000, the number of candidates"),
     ("surgery plain.onnx -o out.onnx --max-candidates 5000", "max_candidates 5000 is not in 1..3840"),
     ("surgery plain.onnx -o out.onnx --head boxes", "argument --head: invalid choice: 'boxes'"),
-    ("surgery plain.onnx -o out.onnx --qdq", "--qdq and --table TABLE go together"),
-    ("surgery plain.onnx -o out.onnx --qdq --table none.table", "none.table: cannot read: No such file or directory"),
-    ("surgery plain.onnx -o out.onnx --qdq --table sub", "sub: is a folder; name a file"),
-    ("surgery plain.onnx -o out.onnx --qdq --table a.png", "a.png: is no UTF-8 text (byte 0); name a calibration table"),
-    ("surgery plain.onnx -o out.onnx --qdq --table net.cfg", "net.cfg: begins with '[net]', not with a header such as"),
-    ("surgery plain.onnx -o out.onnx --qdq --table foreign.table", "the calibration table has no scale for 6 tensors"),
-    # calib
-    ("calib run none.onnx a.png -o t.table", "none.onnx: cannot read: No such file or directory"),
-    ("calib run none.onnx -o t.table", "none.onnx: cannot read: No such file or directory"),
-    ("calib run net.cfg a.png -o t.table", f"net.cfg: {ONNX}"),
-    ("calib run portable.onnx sub -o t.table", "sub: no images here (.bmp"),
-    ("calib run portable.onnx none -o t.table", "none: no such file or folder"),
-    ("calib run portable.onnx net.names -o t.table", "net.names: lists 'cat', which is no image"),
+    ("surgery plain.onnx -o out.onnx --qdq", "--qdq and --calibration CALIB go together"),
+    ("surgery plain.onnx -o out.onnx --qdq --calibration none.calib", "none.calib: cannot read: No such file or directory"),
+    ("surgery plain.onnx -o out.onnx --qdq --calibration sub", "sub: is a folder; name a file"),
+    ("surgery plain.onnx -o out.onnx --qdq --calibration a.png", "a.png: is neither a calibration of darktrt nor a TensorRT"),
     (
-        "calib run portable.onnx net.weights -o t.table",
+        "surgery plain.onnx -o out.onnx --qdq --calibration net.cfg",
+        "net.cfg: is neither a calibration of darktrt nor a Tensor",
+    ),
+    (
+        "surgery plain.onnx -o out.onnx --qdq --calibration bad.cache",
+        "bad.cache: begins with 'TRT-x', not with a header such",
+    ),
+    ("surgery plain.onnx -o out.onnx --qdq --calibration foreign.cache", "the calibration has no scale for 6 tensors"),
+    # calib
+    ("calib run none.onnx a.png -o t.calib", "none.onnx: cannot read: No such file or directory"),
+    ("calib run none.onnx -o t.calib", "none.onnx: cannot read: No such file or directory"),
+    ("calib run net.cfg a.png -o t.calib", f"net.cfg: {ONNX}"),
+    ("calib run portable.onnx sub -o t.calib", "sub: no images here (.bmp"),
+    ("calib run portable.onnx none -o t.calib", "none: no such file or folder"),
+    ("calib run portable.onnx net.names -o t.calib", "net.names: lists 'cat', which is no image"),
+    (
+        "calib run portable.onnx net.weights -o t.calib",
         "net.weights: is no UTF-8 text (byte 21); it should be an image, or a list",
     ),
     (
-        "calib run portable.onnx model.json -o t.table",
+        "calib run portable.onnx model.json -o t.calib",
         "model.json: is damaged ('images' is missing); a COCO file has images with a file_name",
     ),
     ("calib run portable.onnx a.png", "the following arguments are required: -o/--output"),
-    ("calib run portable.onnx a.png -o none/t.table", "none/t.table: cannot write: No such file or directory"),
+    ("calib run portable.onnx a.png -o none/t.calib", "none/t.calib: cannot write: No such file or directory"),
     ("calib run portable.onnx a.png -o sub", "sub: is a folder; name a file to write"),
     ("calib run portable.onnx a.png -o portable.onnx", "portable.onnx: is given twice and would be overwritten"),
     ("calib run portable.onnx . -o b.jpg", "b.jpg: is given twice and would be overwritten"),
-    ("calib run portable.onnx . -o t.table --plot b.jpg", "b.jpg: is given twice and would be overwritten"),
-    ("calib run portable.onnx a.png -o t.txt", "a file beside the table has this name; name the table like t.table"),
-    ("calib run portable.onnx a.png -o t.table --plot t.svg", "t.svg: cannot draw to that format; name a .png file"),
-    ("calib run portable.onnx a.png -o t.table --plot none/t.png", "none/t.png: cannot write: No such file or directory"),
-    ("calib run portable.onnx a.png -o t.table --limit 0", "limit is 0; it must be at least 1 [--limit]"),
+    ("calib run portable.onnx a.png -o t.calib --limit 0", "limit is 0; it must be at least 1 [--limit]"),
     (
-        "calib run portable.onnx a.png -o t.table --fp-layer-images -1",
+        "calib run portable.onnx a.png -o t.calib --fp-layer-images -1",
         "fp_layer_images is -1; it must be at least 0 [--fp-layer-images]",
     ),
     (
-        "calib run portable.onnx a.png -o t.table --percentile 0",
+        "calib run portable.onnx a.png -o t.calib --percentile 0",
         "percentile is 0; it must be above 0 and at most 100 [--percentile]",
     ),
-    ("calib run portable.onnx a.png -o t.table --method kl", "argument --method: invalid choice: 'kl'"),
-    ("calib merge -o t.table", "the following arguments are required: NPZ"),
-    ("calib merge none.npz -o t.table", "none.npz: cannot read: No such file or directory"),
-    ("calib merge a.png -o t.table", "a.png: is damaged (File is not a zip file); name the histograms (.npz) of a"),
+    ("calib run portable.onnx a.png -o t.calib --method kl", "argument --method: invalid choice: 'kl'"),
+    ("calib merge -o t.calib", "the following arguments are required: CALIB"),
+    ("calib merge none.calib -o t.calib", "none.calib: cannot read: No such file or directory"),
+    ("calib merge a.png -o t.calib", "a.png: is damaged (File is not a zip file); name a calibration (.calib) of"),
+    ("calib merge foreign.cache -o t.calib", "foreign.cache: is a TensorRT calibration cache, which has scales only"),
+    ("calib show none.calib", "none.calib: cannot read: No such file or directory"),
+    ("calib show sub", "sub: is a folder; name a file"),
+    ("calib show foreign.cache", "foreign.cache: is a TensorRT calibration cache, which has scales only"),
+    ("calib export none.calib -o t.cache", "none.calib: cannot read: No such file or directory"),
+    ("calib export foreign.cache -o foreign.cache", "foreign.cache: is given twice and would be overwritten"),
     # engine
     ("engine none.onnx -o out.plan", "none.onnx: cannot read: No such file or directory"),
     ("engine net.names -o out.plan", f"net.names: {ONNX}"),
     ("engine model.plan -o out.plan", "model.plan: "),
-    ("engine portable.onnx -o out.plan --precision int8", "INT8 needs a calibration table; make one with 'darktrt calib run'"),
+    ("engine portable.onnx -o out.plan --precision int8", "INT8 needs a calibration; make one with 'darktrt calib run'"),
     (
-        "engine portable.onnx -o out.plan --precision int8 --target rtx --table foreign.table",
-        "the calibration table has no scale for 6 tensors",
+        "engine portable.onnx -o out.plan --precision int8 --target rtx --calibration foreign.cache",
+        "the calibration has no scale for 6 tensors",
     ),
     ("engine portable.onnx -o out.plan --precision fp8", "argument --precision: invalid choice: 'fp8'"),
     ("engine portable.onnx -o out.json", "out.json: .json is the manifest's name"),
@@ -451,7 +461,7 @@ def test_a_damaged_model(place: Path, capfd: pytest.CaptureFixture[str], name: s
         "surgery bad.onnx -o out.onnx",
         "engine bad.onnx -o out.plan",
         "inspect bad.onnx",
-        "calib run bad.onnx a.png -o t.table",
+        "calib run bad.onnx a.png -o t.calib",
         "detect a.png --model bad.onnx -o out.png",
     ):
         message = refused(capfd, place, *command.split())
@@ -536,11 +546,11 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
     worked = 0
     for i in range(80):
         Path("bad.onnx").write_bytes(damaged(sources[i % 2], random))
-        status = main(["calib", "run", "bad.onnx", "a.png", "-o", "t.table"])
+        status = main(["calib", "run", "bad.onnx", "a.png", "-o", "t.calib"])
         err = capfd.readouterr().err
         assert status in (0, 2)
         for name in set(files_in(place)) - {*before, "bad.onnx"}:
-            assert status == 0 or name == "t.npz", (name, err)  # what was counted is kept for --resume
+            assert status == 0 or name == "t.calib.partial", (name, err)  # what was counted is kept for --resume
             Path(name).unlink()
         assert status == 0 or len([line for line in err.splitlines() if line.startswith("darktrt calib run: ")]) == 1
         worked += status == 0
@@ -548,40 +558,36 @@ def test_calibrating_any_damaged_model_ends_in_one_sentence(place: Path, capfd: 
 
 
 @pytest.mark.parametrize("error", [DarktrtError("the third pass fails"), KeyboardInterrupt()])
-def test_a_table_is_whole_or_the_earlier_one_stays(
+def test_a_calibration_is_whole_or_the_earlier_one_stays(
     place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    """What was counted is kept, and --resume makes the table of it."""
+    """What was counted is kept, and --resume makes the calibration of it."""
 
     def fails(*_: object) -> None:
         raise error
 
     def failed(*words: str) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr("darktrt.check.sensitivity.find_fp_layers", fails)
-            assert main(["calib", "run", "portable.onnx", *words, "-o", "t.table"]) in (2, 130)
+            patched.setattr("darktrt.check.sensitivity.measure_noise", fails)
+            assert main(["calib", "run", "portable.onnx", *words, "-o", "t.calib"]) in (2, 130)
 
     before = files_in(place)
     failed("a.png")
-    assert set(files_in(place)) - set(before) == {"t.npz"}
-    assert main(["calib", "run", "portable.onnx", "a.png", "-o", "t.table", "--resume"]) == 0
-    earlier = {name: Path(name).read_bytes() for name in set(files_in(place)) - set(before)}
-    assert earlier.keys() == {"t.npz", "t.table", "t.cache", "t.txt", "t.means.npz", "t.fp_layers.json"}
+    assert set(files_in(place)) - set(before) == {"t.calib.partial"}
+    assert main(["calib", "run", "portable.onnx", "a.png", "-o", "t.calib", "--resume"]) == 0
+    assert set(files_in(place)) - set(before) == {"t.calib"}
+    earlier = Path("t.calib").read_bytes()
     failed("b.jpg")
-    assert set(files_in(place)) - set(before) == earlier.keys()
-    assert [name for name, content in earlier.items() if Path(name).read_bytes() != content] == ["t.npz"]
+    assert set(files_in(place)) - set(before) == {"t.calib", "t.calib.partial"}
+    assert Path("t.calib").read_bytes() == earlier
     capfd.readouterr()
 
 
-def test_a_table_of_a_merge_has_nothing_of_the_earlier_one(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["calib", "run", "portable.onnx", "a.png", "-o", "t.table"]) == 0
-    assert main(["calib", "run", "portable.onnx", "b.jpg", "-o", "other.table"]) == 0
-    assert main(["calib", "merge", "other.npz", "-o", "t.table", "--plot", "t.png"]) == 0
-    for suffix in ("table", "cache", "npz"):
-        assert Path(f"t.{suffix}").read_bytes() == Path(f"other.{suffix}").read_bytes()
-    assert Path("t.png").is_file()
-    assert not Path("t.means.npz").exists()
-    assert not Path("t.fp_layers.json").exists()
+def test_a_merge_has_nothing_of_the_earlier_calibration(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["calib", "run", "portable.onnx", "a.png", "-o", "t.calib"]) == 0
+    assert main(["calib", "run", "portable.onnx", "b.jpg", "-o", "other.calib"]) == 0
+    assert main(["calib", "merge", "other.calib", "-o", "t.calib"]) == 0
+    assert Path("t.calib").read_bytes() == Path("other.calib").read_bytes()
     capfd.readouterr()
 
 
@@ -591,7 +597,7 @@ def test_weights_that_are_no_numbers(place: Path, capfd: pytest.CaptureFixture[s
         weight.CopyFrom(onnx.numpy_helper.from_array(np.full(weight.dims, np.nan, np.float32), weight.name))
 
     Path("nan.onnx").write_bytes(edited("portable.onnx", spoil))
-    message = refused(capfd, place, "calib", "run", "nan.onnx", "a.png", "-o", "t.table")
+    message = refused(capfd, place, "calib", "run", "nan.onnx", "a.png", "-o", "t.calib")
     assert message == "tensor '/layers.0/Conv_output_0' is NaN or infinite for a.png; are the weights damaged?"
 
 
@@ -627,7 +633,7 @@ def test_a_damaged_image_or_video(place: Path, capfd: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("name", ["empty.jpg", "cut.jpg", "page.png"])
 def test_a_damaged_image_to_calibrate_on(place: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
     said = spoilt_images(place)[name]
-    message = refused(capfd, place, "calib", "run", "portable.onnx", name, "-o", "t.table")
+    message = refused(capfd, place, "calib", "run", "portable.onnx", name, "-o", "t.calib")
     assert message.startswith(f"{name}: ")
     assert said in message
     assert message.endswith("(skip such images, or mend this one and resume) [--skip-bad]")
@@ -659,7 +665,7 @@ def test_fetching_offline(place: Path, capfd: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(zoo, "download_wheel", no_index)
     monkeypatch.setenv("DARKTRT_ZOO", "sub")
     before = listing(place)
-    assert main(["calib", "run", "portable.onnx", "-o", "t.table"]) == 2
+    assert main(["calib", "run", "portable.onnx", "-o", "t.calib"]) == 2
     lines = capfd.readouterr().err.splitlines()
     assert lines[0].startswith("warning: no images were named")
     assert "darktrt calib run: bus.jpg is available nowhere; tried" in lines
@@ -702,7 +708,7 @@ FULL = {
     ),
     "surgery": ("surgery plain.onnx -o out.onnx", 50_000, "out.onnx: cannot write: "),
     "engine": ("engine portable.onnx -o out.plan --target rtx", 5_000, "cannot write: "),
-    "calib": ("calib run portable.onnx a.png -o t.table", 5_000, "t.npz: cannot write: "),
+    "calib": ("calib run portable.onnx a.png -o t.calib", 5_000, "t.calib.partial: cannot write: "),
     "an image": ("detect a.png --model portable.onnx -o out.bmp", 5_000, "out.bmp: cannot write: "),
     "images": ("detect a.png b.jpg --model portable.onnx -o new", 1_000, "new/a.png: cannot write: "),
     "a video": ("detect long.mp4 --model portable.onnx -o out.mp4", 5_000, "out.mp4: cannot be written"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +19,20 @@ from darktrt.cli import main
 from darktrt.engine.manifest import read_plan_manifest
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
-from darktrt.surgery.qdq import Calibration
+from darktrt.pipeline import load_calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.detector import NetworkDetector
 from darktrt.vision.images import read_image
 
 SPOILT, READER = "layer0", "/layers.1/Conv"
-"""A tensor whose scale is wrong in the table ``bad.table``, and the one convolution that reads it."""
+"""A tensor whose scale is wrong in ``bad.cache``, and the one convolution that reads it."""
 BUDGET, SCORES = 0.2, 0.01
-"""Of the average precision and of the change of scores: far above what the good table costs, far below the bad one."""
+"""Of the average precision and of the change of scores: far above what the good calibration costs, far below the bad one."""
 
 
 @pytest.fixture(scope="module")
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made network for NMS, images, labels that are what it finds in float, a good table and a bad one."""
+    """The made network for NMS, images, labels that are what it finds in float, a good calibration and a bad one."""
     folder = tmp_path_factory.mktemp("budget")
     insert_plugins(made.plain, folder / "net.onnx", SurgeryOptions())
     for name, start in (("photos", 0), ("others", 50)):
@@ -47,15 +48,15 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 str(folder / "net.onnx"),
                 str(folder / "others"),
                 "-o",
-                str(folder / "good.table"),
+                str(folder / "good.calib"),
                 "--fp-layer-images",
                 "0",
             ]
         )
         == 0
     )
-    scales = CalibrationTable.load(folder / "good.table").scales
-    CalibrationTable({**scales, SPOILT: np.float32(scales[SPOILT] / 500)}, "8600").save(folder / "bad.table")
+    scales = load_calibration(folder / "good.calib").scales
+    CalibrationTable({**scales, SPOILT: np.float32(scales[SPOILT] / 500)}, "8600").save(folder / "bad.cache")
     return folder
 
 
@@ -75,16 +76,16 @@ def label_by_the_network(folder: Path) -> None:
 
 
 def trade(
-    files: Path, table: str, budget: float, data: str = "val.json:{}/photos", fp_layers: tuple[str, ...] | None = None
+    files: Path, name: str, budget: float, data: str = "val.json:{}/photos", fp_layers: tuple[str, ...] | None = None
 ) -> tuple[Trade, list[str]]:
     lines: list[str] = []
-    calibration = Calibration(CalibrationTable.load(files / table).scales, fp_layers)
+    calibration = replace(load_calibration(files / name), fp_layers=fp_layers, channel_means={})
     entry = f"{files}/{data}".format(files)
-    return within_budget(files / "net.onnx", calibration, budget, EvaluationData([entry]), files / table, lines.append), lines
+    return within_budget(files / "net.onnx", calibration, budget, EvaluationData([entry]), lines.append), lines
 
 
 def test_int8_within_the_budget_stays_as_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found, lines = trade(files, "good.table", BUDGET)
+    found, lines = trade(files, "good.calib", BUDGET)
     assert [trial.fp_layers for trial in found.trials] == [tuple(chosen_fp_layers(load_network(files / "net.onnx")))]
     assert lines[0].startswith("FP32: AP 0.8")
     assert lines[0].endswith(f"on 5 images of {files}/val.json")
@@ -93,8 +94,8 @@ def test_int8_within_the_budget_stays_as_it_is(files: Path, capsys: pytest.Captu
 
 
 def test_the_worst_layer_goes_to_floating_point_first(files: Path) -> None:
-    """The layer with the bad scale; without it in INT8 the AP is that of the good table."""
-    found, lines = trade(files, "bad.table", BUDGET)
+    """The layer with the bad scale; without it in INT8 the AP is that of the good calibration."""
+    found, lines = trade(files, "bad.cache", BUDGET)
     before, after = found.trials
     assert after.fp_layers == (*before.fp_layers, READER)
     assert before.drop > 2 * BUDGET > BUDGET / 2 > after.drop
@@ -105,7 +106,7 @@ def test_the_worst_layer_goes_to_floating_point_first(files: Path) -> None:
 
 def test_a_budget_of_nothing_ends_in_float(files: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Steps of 1, 2, 3, 4 and then all; or fewer, if INT8 happens to lose nothing."""
-    found, lines = trade(files, "bad.table", 0, "photos")
+    found, lines = trade(files, "bad.cache", 0, "photos")
     assert [len(trial.fp_layers) for trial in found.trials] == [3, 4, 5, 6, 7, 9]
     for one, more in zip(found.trials, found.trials[1:], strict=False):
         assert more.fp_layers[: len(one.fp_layers)] == one.fp_layers
@@ -125,21 +126,21 @@ def test_counts_grow_by_about_a_half() -> None:
 
 
 def test_named_layers_come_first(files: Path) -> None:
-    found, _ = trade(files, "bad.table", BUDGET, fp_layers=())
+    found, _ = trade(files, "bad.cache", BUDGET, fp_layers=())
     assert [trial.fp_layers for trial in found.trials] == [(), (READER,)]
-    found, _ = trade(files, "bad.table", BUDGET, fp_layers=(READER,))
+    found, _ = trade(files, "bad.cache", BUDGET, fp_layers=(READER,))
     assert [trial.fp_layers for trial in found.trials] == [(READER,)]
 
 
 def test_without_labels_the_scores_are_measured_with_a_warning(files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    found, lines = trade(files, "bad.table", SCORES, "photos")
+    found, lines = trade(files, "bad.cache", SCORES, "photos")
     assert found.trials[-1].fp_layers[-1] == READER
     assert found.trials[0].drop > SCORES >= found.chosen.drop
     assert all(trial.accuracy is None for trial in found.trials)
     assert lines[0].split() == ["in", "FP16", "scores", "heads", "added"]
     assert "there are no labels to measure mAP on" in caplog.text
     assert "change of the scores 0.0" in str(found)
-    again, _ = trade(files, "bad.table", found.chosen.drop, "photos")
+    again, _ = trade(files, "bad.cache", found.chosen.drop, "photos")
     assert again.trials == found.trials  # a drop of exactly the budget is within it
 
 
@@ -147,7 +148,7 @@ def test_a_coco_file_without_annotations_counts_as_images(files: Path, caplog: p
     values = json.loads((files / "val.json").read_text())
     (files / "photos/test.json").write_text(json.dumps({"images": values["images"]}))
     try:
-        found, _ = trade(files, "good.table", BUDGET, "photos/test.json")
+        found, _ = trade(files, "good.calib", BUDGET, "photos/test.json")
     finally:
         (files / "photos/test.json").unlink()
     assert found.chosen.accuracy is None
@@ -155,9 +156,9 @@ def test_a_coco_file_without_annotations_counts_as_images(files: Path, caplog: p
 
 
 def test_images_of_calibration_are_warned_of(files: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trade(files, "good.table", BUDGET)
+    trade(files, "good.calib", BUDGET)
     assert "was calibrated on" not in caplog.text
-    trade(files, "good.table", BUDGET, "others")
+    trade(files, "good.calib", BUDGET, "others")
     assert "INT8 was calibrated on 5 of the 5 images of the evaluation" in caplog.text
 
 
@@ -169,7 +170,7 @@ def test_labels_of_another_network_are_refused(files: Path) -> None:
     (files / "photos/wrong.json").write_text(json.dumps(values))
     try:
         with pytest.raises(DarktrtError, match=r"FP32 has AP 0\.0000 on 5 images of .*wrong\.json, so any INT8 would pass"):
-            trade(files, "good.table", 0.005, "photos/wrong.json")
+            trade(files, "good.calib", 0.005, "photos/wrong.json")
     finally:
         (files / "photos/wrong.json").unlink()
 
@@ -177,25 +178,26 @@ def test_labels_of_another_network_are_refused(files: Path) -> None:
 # --- the command ---
 
 ENGINE = "engine net.onnx -o my.plan"
-INT8 = f"{ENGINE} --precision int8 --table good.table"
+INT8 = f"{ENGINE} --precision int8 --calibration good.calib"
+TOGETHER = "--max-drop X, --eval DATA, --calibration CALIB and --precision int8 go together; give all of them"
 BAD = {
     f"{INT8} --eval val.json:photos --max-drop -1": "the largest drop is -1; it must be 0 or more",
     f"{INT8} --eval val.json:photos --max-drop nan": "the largest drop is nan; it must be 0 or more",
     f"{INT8} --eval val.json:photos --max-drop inf": "the largest drop is inf; it must be 0 or more",
-    f"{INT8} --max-drop 0.1": "--max-drop X, --eval DATA, --table TABLE and --precision int8 go together",
-    f"{INT8} --eval photos": "--max-drop X, --eval DATA, --table TABLE and --precision int8 go together",
-    f"{ENGINE} --table good.table --eval photos --max-drop 0": "--max-drop X, --eval DATA, --table TABLE and --precision int8",
-    f"{ENGINE} --precision int8 --eval photos --max-drop 0": "--max-drop X, --eval DATA, --table TABLE and --precision int8",
+    f"{INT8} --max-drop 0.1": TOGETHER,
+    f"{INT8} --eval photos": TOGETHER,
+    f"{ENGINE} --calibration good.calib --eval photos --max-drop 0": TOGETHER,
+    f"{ENGINE} --precision int8 --eval photos --max-drop 0": TOGETHER,
     f"{INT8} --max-drop 0 --eval none.json": "none.json: no such file or folder",
     f"{INT8} --max-drop 0 --eval photos --eval-limit 0": "the limit is 0; evaluate on at least 1 image",
     f"{INT8} --max-drop 0 --eval photos --fp-layers /no": "'/no' is no convolution of this network",
     f"{INT8} --max-drop 0 --eval val.json": "val.json: its image '0.png' is not in its folder",
     f"{INT8} --max-drop 0 --eval val.json:photos val.json:photos": "val.json:photos: val.json:photos has labels too",
     f"{INT8} --max-drop 0 --eval six.json:photos": "six.json: has 4 categories without the network's class 'class 0'",
-    f"{INT8} --max-drop 0 --eval photos".replace("good", "other"): "the calibration table has no scale for 6 tensors",
+    f"{INT8} --max-drop 0 --eval photos".replace("good.calib", "other.cache"): "the calibration has no scale for 6 tensors",
     f"{INT8} --max-drop 0 --eval photos/0.png".replace("my.plan", "photos/0.png"): "photos/0.png: is given twice",
     f"{INT8} --max-drop 0 --eval val.json:photos".replace("my", "val"): "val.json: is given twice",
-    f"{INT8} --max-drop 0 --eval val.json:photos".replace("my.plan", "good.table"): "good.table: is given twice",
+    f"{INT8} --max-drop 0 --eval val.json:photos".replace("my.plan", "good.calib"): "good.calib: is given twice",
     f"{INT8} --max-drop 0 --eval val.json:photos".replace("my", "no/my"): "no/my.plan: cannot write: No such file",
     f"{INT8} --max-drop 0 --eval val.json:photos --timing-cache no/t": "no/t: cannot write: No such file",
 }
@@ -206,10 +208,10 @@ BAD = {
 def test_mistakes_are_reported_in_one_sentence(
     command: str, files: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("net.onnx", "good.table", "val.json", "photos"):
+    for name in ("net.onnx", "good.calib", "val.json", "photos"):
         (folder / name).symlink_to(files / name)
-    if "other.table" in command:
-        CalibrationTable({"another": np.float32(1)}, "8600").save("other.table")
+    if "other.cache" in command:
+        CalibrationTable({"another": np.float32(1)}, "8600").save("other.cache")
     values = json.loads((files / "val.json").read_text())
     Path("six.json").write_text(json.dumps({**values, "categories": [{"id": i, "name": f"six {i}"} for i in range(4)]}))
     before = files_in(folder)
@@ -223,7 +225,7 @@ def test_mistakes_are_reported_in_one_sentence(
 def test_the_engine_has_the_chosen_layers_in_floating_point(
     files: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = f"engine {files}/net.onnx --target rtx --precision int8 --table {files}/bad.table"
+    command = f"engine {files}/net.onnx --target rtx --precision int8 --calibration {files}/bad.cache"
     budget = f"--max-drop {BUDGET} --eval {files}/val.json:{files}/photos"
     assert main([*command.split(), *budget.split(), "-o", "chosen.plan"]) == 0
     out, _ = capsys.readouterr()

@@ -1,45 +1,67 @@
-"""Corrected biases: the means they are made of, what they do to a quantized network, and the file beside the table."""
+"""Corrected biases: the means they are made of, and what they do to a quantized network."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from functools import reduce
+from operator import add
 
 import numpy as np
 import pytest
-from helpers import Array, Made, as_float, batch_of_images, declare, run, with_outputs
+from helpers import Array, Made, as_float, batch_of_images, run, with_outputs
 
 from darktrt.calib.bias_correction import (
-    ChannelMeanMeter,
+    MOST_IMAGES,
+    UNIT_BITS,
     ChannelMeans,
-    channel_means_path,
+    ChannelSums,
+    channel_sums,
     corrected_bias,
-    load_channel_means,
-    save_channel_means,
 )
-from darktrt.calib.table import CalibrationTable
 from darktrt.errors import DarktrtError
+from darktrt.memory import MOST_NETWORK_BYTES
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, transform
 
 RANDOM = np.random.default_rng(7)
 
 
+EXPONENT = 3
+
+
+def sums_of(values: Array, scale: float) -> ChannelSums:
+    """Of images ``(N, C, H, W)`` below ``2 ** EXPONENT``, added one by one."""
+    return reduce(add, [channel_sums(image, np.float32(scale), EXPONENT) for image in values])
+
+
 def measured(values: Array, scale: float) -> ChannelMeans:
-    meter = ChannelMeanMeter({"x": np.float32(scale)})
-    for part in np.array_split(values, 3):
-        meter.add({"x": part})
-    return meter.channel_means()["x"]
+    return sums_of(values, scale).channel_means(len(values), np.float32(scale), EXPONENT)
 
 
 def test_means_are_those_of_the_values_and_of_their_int8_form() -> None:
     values = RANDOM.normal(0.2, 1, (7, 4, 5, 6)).astype(np.float32)
     means = measured(values, 0.02)
     steps = np.clip(np.round(values.astype(np.float64) / np.float32(0.02)), -128, 127)
-    np.testing.assert_allclose(means.mean, values.mean((0, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(means.quantized, (steps * np.float32(0.02)).mean((0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(means.mean, values.mean((0, 2, 3), dtype=np.float64), atol=2.0 ** (EXPONENT - UNIT_BITS))
+    np.testing.assert_allclose(means.quantized, (steps * np.float32(0.02)).mean((0, 2, 3)), rtol=1e-12, atol=1e-15)
+
+
+def test_sums_are_whole_numbers_whatever_their_order() -> None:
+    values = (RANDOM.normal(0, 1, (9, 4, 5, 6)) * 10.0 ** RANDOM.integers(-9, 0, (9, 1, 1, 1))).astype(np.float32)
+    first, second = (sums_of(values[order], 0.02) for order in (np.arange(9), RANDOM.permutation(9)))
+    for one, other in ((first.means, second.means), (first.levels, second.levels)):
+        assert one.dtype == np.int64 and one.tolist() == other.tolist()
+    assert first.positions == 30
+
+
+def test_no_sum_overflows_with_the_largest_images_and_the_most_of_them() -> None:
+    """One image at the ends of the ranges, times as many as there may be; a tensor has at most 2**30 positions."""
+    for value in (-8.0, 8.0):
+        sums = channel_sums(np.full((1, 3, 5), value, np.float32), np.float32(1e-3), EXPONENT)
+        assert abs(int(sums.means[0])) == 1 << UNIT_BITS
+        assert abs(int(sums.means[0])) * MOST_IMAGES < 1 << 63
+        assert abs(int(sums.levels[0])) <= 128 * 15
+        assert 128 * (MOST_NETWORK_BYTES // 4) * MOST_IMAGES < 1 << 63
+        assert float(2**UNIT_BITS) * 2.0**-UNIT_BITS == 1  # a double holds the unit of every mean
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -77,8 +99,7 @@ def test_a_quantized_network_keeps_its_means(made: Made) -> None:
     inputs = {"images": as_float(batch_of_images(made.info, 4))}
     before = run(with_outputs(made.model(), [tensor, output]), inputs)
     scale = np.float32(np.abs(before[tensor]).max() / 200)  # clips too
-    meter = ChannelMeanMeter({tensor: scale})
-    meter.add({tensor: before[tensor]})
+    means = {tensor: measured(before[tensor], float(scale))}
     others = tuple(n.name for n in made.model().graph.node if n.op_type == "Conv" and n.name != node.name)
 
     def moved(channel_means: dict[str, ChannelMeans]) -> float:
@@ -87,100 +108,4 @@ def test_a_quantized_network_keeps_its_means(made: Made) -> None:
         after = run(with_outputs(model, [output]), inputs)[output]
         return float(np.abs((after - before[output]).mean((0, 2, 3))).mean())
 
-    assert moved(meter.channel_means()) < 0.5 * moved({})
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    path = tmp_path / "my.table"
-    CalibrationTable({"a": np.float32(0.1), "b: c": np.float32(0.2)}, "8600").save(path)
-    return path
-
-
-MEANS = {
-    "a": ChannelMeans(np.array([1.0, 2.5]), np.array([1.25, 2.0])),
-    "b: c": ChannelMeans(np.array([3.0]), np.array([4.0])),
-}
-
-
-def test_channel_means_survive_the_disk(table: Path) -> None:
-    assert load_channel_means(table) == {}
-    save_channel_means(MEANS, table)
-    result = load_channel_means(table)
-    assert [(name, one.mean.tolist(), one.quantized.tolist()) for name, one in result.items()] == [
-        ("a", [1.0, 2.5], [1.25, 2.0]),
-        ("b: c", [3.0], [4.0]),
-    ]
-
-
-def test_channel_means_of_another_table_are_refused(table: Path) -> None:
-    save_channel_means(MEANS, table)
-    CalibrationTable({"a": np.float32(0.3)}, "8600").save(table)
-    with pytest.raises(DarktrtError, match=r"my\.means\.npz: was measured with another .*my\.table; calibrate again"):
-        load_channel_means(table)
-
-
-def _saved(path: Path) -> dict[str, Any]:
-    with np.load(path) as archive:
-        return dict(archive)
-
-
-def _array(name: str, value: Any) -> Callable[[Path], object]:
-    return lambda path: np.savez(path, **{**_saved(path), name: value})
-
-
-def _header(**values: Any) -> Callable[[Path], object]:
-    def damage(path: Path) -> None:
-        header = json.loads(_saved(path)["header"].tobytes()) | values
-        _array("header", np.frombuffer(json.dumps(header).encode(), np.uint8))(path)
-
-    return damage
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda path: path.write_bytes(b""),
-        lambda path: path.write_bytes(path.read_bytes()[:-90]),
-        lambda path: np.savez(path.open("wb"), mean=np.zeros(2)),
-        lambda path: path.write_text("x"),
-        _array("header", np.frombuffer(b"[" * 100_000, np.uint8)),
-        _array("header", np.frombuffer(b"{}", np.uint8)),
-        _array("header", np.frombuffer(b"\xff", np.uint8)),
-        _array("mean", np.zeros(2)),
-        _array("quantized", np.zeros(4)),
-        _array("mean", np.zeros((3, 1))),
-        _array("mean", np.zeros(3, np.float32)),
-        _array("mean", np.array(["a", "b", "c"])),
-        _array("mean", np.array([1, np.nan, 2])),
-        _array("quantized", np.array([1, 2, np.inf])),
-        _header(format="darktrt channel means 2"),
-        _header(table=None),
-        _header(channels=[2, 1]),
-        _header(channels={}),
-        _header(channels={"a": 4, "b: c": -1}),
-        _header(channels={"a": 3, "b: c": 0}),
-        _header(channels={"a": 2, "b: c": 2}),
-        _header(channels={"a": 2.5, "b: c": 0.5}),
-        _header(channels={"a": "2", "b: c": 1}),
-        _header(channels={"a": 2**62, "b: c": 2**62}),
-    ],
-)
-def test_damaged_channel_means_are_named(table: Path, damage: Any) -> None:
-    save_channel_means(MEANS, table)
-    damage(channel_means_path(table))
-    with pytest.raises(
-        DarktrtError, match=r"my\.means\.npz: is damaged .*\(.+\); calibrate again, or delete the file of the means"
-    ):
-        load_channel_means(table)
-
-
-def test_arrays_larger_than_those_of_any_network_are_refused_by_their_declared_size(table: Path) -> None:
-    save_channel_means(MEANS, table)
-    declare(channel_means_path(table), "mean.npy", 128 << 20)
-    with pytest.raises(DarktrtError, match="its arrays have 134 MB, more than 134 MB"):
-        load_channel_means(table)
-
-
-def test_a_table_with_a_name_too_long_for_a_file_beside_it_has_no_means(tmp_path: Path) -> None:
-    assert load_channel_means(tmp_path / f"{'a' * 249}.table") == {}
+    assert moved(means) < 0.5 * moved({})

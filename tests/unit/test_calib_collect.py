@@ -1,11 +1,10 @@
-"""Collecting: which tensors, the same counts as by hand, shards, resuming, Ctrl-C and everything that can be wrong."""
+"""Collecting: which tensors, the same counts as by hand, shards, resuming and everything that can be wrong."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,18 @@ from PIL import Image
 from test_calib_histogram import same_sets
 
 from darktrt.calib import collect as module
-from darktrt.calib.collect import collect, histograms_of, measure_channel_means
+from darktrt.calib.channel_means import Range, measure_channel_means
+from darktrt.calib.collect import collect
+from darktrt.calib.file import read_calibration
 from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.importance import weights_of
 from darktrt.calib.options import CalibrationOptions
-from darktrt.calib.summary import Outputs
 from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
 from darktrt.onnx_file import load_model
+from darktrt.parallel import Threads
+from darktrt.pipeline import calibrate
 from darktrt.progress import set_progress
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, save_model, transform
 from darktrt.vision.images import preprocess, read_image
@@ -118,21 +121,12 @@ def test_image_tensor_is_the_preprocessed_image(portable: Path, made: Made, imag
         assert list(result.images.values()) == [str(p) for p in images[:3]]
 
 
-def test_batches_change_nothing_but_rounding(made: Made, portable: Path, images: list[Path], whole: HistogramSet) -> None:
-    assert made.info.batch == (1, 3, 3)
-    batched = collect(portable, images, batch=64)  # comes to 3, 3 and 1
-    assert batched.images == whole.images
-    for name, histogram in whole.histograms.items():
-        assert batched.histograms[name].count == histogram.count
-        assert batched.histograms[name].amax == pytest.approx(histogram.amax, rel=1e-5)
-
-
-def test_static_batch_is_filled_up_and_cut_back(tmp_path: Path, made: Made, images: list[Path]) -> None:
+def test_a_model_for_several_images_counts_as_one_for_a_single_image(tmp_path: Path, made: Made, images: list[Path]) -> None:
     static = make(tmp_path, MADE_CFG, batch=(4, 4, 4))
-    filled, single = (collect(path, images) for path in (static.plain, made.plain))
+    several, single = (collect(path, images) for path in (static.plain, made.plain))
     for name, histogram in single.histograms.items():
-        assert filled.histograms[name].count == histogram.count
-        assert filled.histograms[name].amax == pytest.approx(histogram.amax, rel=1e-5)
+        assert several.histograms[name].count == histogram.count
+        assert several.histograms[name].amax == pytest.approx(histogram.amax, rel=1e-5)
 
 
 def test_shards_merge_to_the_whole_run_bit_for_bit(portable: Path, images: list[Path], whole: HistogramSet) -> None:
@@ -141,14 +135,11 @@ def test_shards_merge_to_the_whole_run_bit_for_bit(portable: Path, images: list[
     assert same_sets(last, whole)
 
 
-def test_resumed_run_equals_one_without_a_break(
-    tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet
-) -> None:
-    collect(portable, images[:4], save_to=tmp_path / "a.npz")
-    result = collect(portable, images, resume=HistogramSet.load(tmp_path / "a.npz"), save_to=tmp_path / "a.npz")
+def test_resumed_run_equals_one_without_a_break(portable: Path, images: list[Path], whole: HistogramSet) -> None:
+    result = collect(portable, images, resume=collect(portable, images[:4]))
     assert same_sets(result, whole)
-    assert same_sets(HistogramSet.load(tmp_path / "a.npz"), whole)
     assert same_sets(collect(portable, images, resume=result), whole)
+    assert result.files == whole.files == {digest: Path(path) for digest, path in whole.images.items()}
 
 
 def test_an_image_counts_once(tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet) -> None:
@@ -160,54 +151,42 @@ def test_an_image_counts_once(tmp_path: Path, portable: Path, images: list[Path]
 # --- what can happen on the way ---
 
 
-def signals_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the image of this number is being read."""
-    read, seen = module._read, iter(range(1, 99))
+class Saved:
+    """What a run saves: the paths of the images that were counted by then."""
 
-    def read_and_interrupt(path: Path, info: Any) -> Any:
-        if next(seen) == images:
-            os.kill(os.getpid(), signal.SIGINT)
-        return read(path, info)
+    def __init__(self) -> None:
+        self.images: list[set[str]] = []
 
-    monkeypatch.setattr(module, "_read", read_and_interrupt)
+    def __call__(self, histograms: HistogramSet) -> None:
+        self.images.append(set(histograms.images.values()))
 
 
-@pytest.fixture
-def ctrl_c_interrupts() -> Iterator[None]:
-    """As at a terminal: the tests themselves may run in the background of a shell, where SIGINT is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("ctrl_c_interrupts")
-def test_ctrl_c_leaves_a_file_to_resume_from(
-    tmp_path: Path, portable: Path, images: list[Path], whole: HistogramSet, monkeypatch: pytest.MonkeyPatch
+def test_what_fails_on_the_way_leaves_what_was_saved_last(
+    portable: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch:
-        signals_after(3, patch)
-        with pytest.raises(KeyboardInterrupt):
-            collect(portable, images, save_to=tmp_path / "a.npz")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    saved = HistogramSet.load(tmp_path / "a.npz")
-    assert list(saved.images.values()) == [str(p) for p in images[:3]]
-    assert same_sets(saved, collect(portable, images[:3]))
-    assert same_sets(collect(portable, images, resume=saved), whole)
+    monkeypatch.setattr(module, "SAVE_EVERY", 2)
+    monkeypatch.setattr(module, "_MOST_SAVING", 1e9)
+    saved, merge, merges = Saved(), HistogramSet.merge, iter(range(5))
+
+    def merge_or_die(self: HistogramSet, others: Any) -> None:
+        if next(merges, None) is None:
+            raise MemoryError
+        merge(self, others)
+
+    monkeypatch.setattr(HistogramSet, "merge", merge_or_die)
+    with pytest.raises(MemoryError):
+        collect(portable, images, save=saved, workers=Threads(1, 1))
+    assert saved.images == [{str(path) for path in images[:count]} for count in (2, 4)]
 
 
-def test_killed_run_leaves_what_was_saved_last(
+def test_an_image_that_changes_while_it_is_counted_is_noticed(
     tmp_path: Path, portable: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def die(*_: Any) -> None:
-        raise MemoryError
-
-    saves = iter(range(99))
-    save = HistogramSet.save
-    monkeypatch.setattr(HistogramSet, "save", lambda self, path: save(self, path) if next(saves) < 2 else die())
-    with pytest.raises(MemoryError):
-        collect(portable, images, save_to=tmp_path / "a.npz", save_every=2)
-    saved = HistogramSet.load(tmp_path / "a.npz")
-    assert same_sets(saved, collect(portable, images[:4]))
+    paths = [Path(shutil.copy(path, tmp_path)) for path in images[:3]]
+    read = module.read_input
+    monkeypatch.setattr(module, "read_input", lambda path, info: read(images[5] if path == paths[1] else path, info))
+    with pytest.raises(DarktrtError, match=r"1\.png: is another file than it was at first; calibrate on files that do not"):
+        collect(portable, paths)
 
 
 @pytest.fixture
@@ -223,9 +202,11 @@ def test_unreadable_image_stops_the_run_and_is_named(tmp_path: Path, portable: P
         (corrupt, r"corrupt\.jpg: cannot be decoded"),
         (tmp_path / "none.jpg", r"none\.jpg: cannot read: No such"),
     ):
-        with pytest.raises(DarktrtError, match=message):
-            collect(portable, [*images[:2], bad, *images[2:]], save_to=tmp_path / "a.npz")
-        assert list(HistogramSet.load(tmp_path / "a.npz").images.values()) == [str(p) for p in images[:2]]
+        saved = Saved()
+        with pytest.raises(DarktrtError, match=f"{message}.* \\(skip such images, or mend this one and resume\\)") as raised:
+            collect(portable, [*images[:2], bad, *images[2:]], save=saved, workers=Threads(1, 2))
+        assert raised.value.argument == "skip_bad"
+        assert {str(path) for path in images[:2]} <= saved.images[-1]
 
 
 def test_unreadable_images_are_skipped_and_listed(
@@ -233,9 +214,12 @@ def test_unreadable_images_are_skipped_and_listed(
 ) -> None:
     result = collect(portable, [corrupt, *images, tmp_path / "none.jpg"], skip_bad=True)
     assert same_sets(result, whole)
-    assert [sentence.split(":")[0] for sentence in result.skipped] == [str(corrupt), str(tmp_path / "none.jpg")]
-    collect(portable, images[:1], resume=result)
-    assert result.skipped == []
+    assert {path: sentence.split(":")[0] for path, sentence in result.skipped.items()} == {
+        str(path): str(path) for path in (corrupt, tmp_path / "none.jpg")
+    }
+    shutil.copy(images[0], tmp_path / "none.jpg")
+    collect(portable, [tmp_path / "none.jpg"], resume=result)
+    assert list(result.skipped) == [str(corrupt)]
     with pytest.raises(DarktrtError, match=r"none of the 1 images can be read; first: .*corrupt\.jpg"):
         collect(portable, [corrupt], skip_bad=True)
     with pytest.raises(DarktrtError, match="there are no images; name a folder"):
@@ -250,10 +234,10 @@ def test_progress_ends_at_its_total_whatever_is_left_out(
     steps: list[tuple[int, int | None]] = []
     set_progress(lambda _, done, total: steps.append((done, total)))
     try:
-        collect(portable, [corrupt, images[0], copy, *images[1:3]], skip_bad=True)
+        collect(portable, [corrupt, images[0], copy, *images[1:3]], skip_bad=True, workers=Threads(1, 1))
     finally:
         set_progress(None)
-    assert [done for done, _ in steps] == [1, 2, 3]
+    assert [done for done, _ in steps] == [0, 1, 2, 3]
     assert steps[-1] == (3, 3)
 
 
@@ -267,15 +251,16 @@ def test_activation_that_is_no_number_names_tensor_and_image(
     damaged[0] = value
     bias.CopyFrom(numpy_helper.from_array(damaged, bias.name))
     save_model(model, info, tmp_path / "nan.onnx")
+    saved = Saved()
     with pytest.raises(DarktrtError, match=r"tensor '.*' is NaN or infinite for .*0\.png; are the weights damaged"):
-        collect(tmp_path / "nan.onnx", images, save_to=tmp_path / "a.npz")
-    assert not (tmp_path / "a.npz").exists()
+        collect(tmp_path / "nan.onnx", images, save=saved, workers=Threads(1))
+    assert not saved.images
 
 
 def test_wrong_models(tmp_path: Path, made: Made, portable: Path, images: list[Path], whole: HistogramSet) -> None:
-    with pytest.raises(DarktrtError, match="is not the model of the histograms to resume"):
+    with pytest.raises(DarktrtError, match="is not the model of the calibration to resume"):
         collect(made.plain, images, resume=whole)
-    with pytest.raises(DarktrtError, match="are of other tensors"):
+    with pytest.raises(DarktrtError, match="is of other tensors"):
         collect(portable, images, tensors=["layer0"], resume=whole)
     with pytest.raises(DarktrtError, match="'boxes' is no tensor between the image and the heads"):
         collect(portable, images, tensors=["layer0", "boxes"])
@@ -308,54 +293,69 @@ def many(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def test_histograms_are_saved_every_32_images_and_at_the_end(
+def test_counts_are_saved_every_32_images_and_at_the_end(tmp_path: Path, small: Path) -> None:
+    saved = Saved()
+    collect(small, many(tmp_path / "in", 65), save=saved)
+    assert [len(images) for images in saved.images] == [32, 64, 65]
+
+
+def test_saving_takes_no_more_than_a_twentieth_of_the_time(
     tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved: list[int] = []
-    monkeypatch.setattr(HistogramSet, "save", lambda self, path: saved.append(len(self.images)))
-    collect(small, many(tmp_path / "in", 65), save_to=tmp_path / "a.npz")
-    assert saved == [32, 64, 65]
+    """A file of a million images takes long to write."""
+    saved = Saved()
+    # the first one is asked for at 9 and takes from 10 to 12, so the next one is due at 52
+    times = iter([9.0, 10.0, 12.0, 51.9, 52.0, 52.1, 52.2])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(times))
+    saves = module._Saves(HistogramSet("model", images={"digest": "a.jpg"}), saved)
+    counts = []
+    for _ in range(3):
+        saves.after(32)
+        counts.append(len(saved.images))
+    assert counts == [1, 1, 2]
 
 
 @pytest.mark.parametrize(("count", "few"), [(15, True), (16, False)])
 def test_a_warning_of_few_images(tmp_path: Path, small: Path, caplog: pytest.LogCaptureFixture, count: int, few: bool) -> None:
     many(tmp_path / "in", count)
-    histograms_of(small, [tmp_path / "in"], Outputs(tmp_path / "a.table"), CalibrationOptions())
+    calibrate(small, [tmp_path / "in"], tmp_path / "a.calib", COUNTS)
     assert (f"{count} images are few to calibrate on" in caplog.text) is few
+
+
+COUNTS = CalibrationOptions(bias_images=0, fp_layer_images=0)
 
 
 def test_a_run_adds_to_an_earlier_one_only_where_it_resumes(tmp_path: Path, small: Path) -> None:
     paths = many(tmp_path / "in", 4)
-    outputs = Outputs(tmp_path / "a.table")
     for images, resume, counted in (
         (paths[:2], True, paths[:2]),
         (paths[2:], True, paths),
         (paths[1:3], False, paths[1:3]),
         (paths[3:], False, paths[3:]),
     ):
-        result = histograms_of(small, images, outputs, CalibrationOptions(resume=resume))
+        calibrate(small, images, tmp_path / "a.calib", replace(COUNTS, resume=resume))
+        result = read_calibration(tmp_path / "a.calib").histograms
         assert list(result.images.values()) == list(map(str, counted))
-        assert same_sets(HistogramSet.load(outputs.histograms), collect(small, counted))
+        assert same_sets(result, collect(small, counted))
 
 
 def test_a_random_sample_depends_on_the_seed(tmp_path: Path, small: Path) -> None:
     many(tmp_path / "in", 12)
-    samples = [
-        list(histograms_of(small, [tmp_path / "in"], Outputs(tmp_path / "a.table"), CalibrationOptions(5, seed)).images)
-        for seed in (0, 0, 1)
-    ]
+    samples = []
+    for seed in (0, 0, 1):
+        calibrate(small, [tmp_path / "in"], tmp_path / "a.calib", replace(COUNTS, limit=5, seed=seed))
+        samples.append(list(read_calibration(tmp_path / "a.calib").histograms.images))
     assert samples[0] == samples[1] != samples[2]
     assert [len(sample) for sample in samples] == [5, 5, 5]
 
 
-def test_an_output_that_is_one_of_the_images_is_refused(tmp_path: Path, small: Path) -> None:
+def test_an_output_that_is_one_of_the_inputs_is_refused(tmp_path: Path, small: Path) -> None:
     paths = many(tmp_path / "in", 2)
     before = paths[1].read_bytes()
-    with pytest.raises(DarktrtError, match=r"01\.png: is given twice and would be overwritten"):
-        histograms_of(small, [tmp_path / "in"], Outputs(tmp_path / "a.table", paths[1]), CalibrationOptions())
-    model = shutil.copy(small, tmp_path / "b.npz")
-    with pytest.raises(DarktrtError, match=r"b\.npz: is given twice and would be overwritten"):
-        histograms_of(model, [tmp_path / "in"], Outputs(tmp_path / "b.table"), CalibrationOptions())
+    model = shutil.copy(small, tmp_path / "b.calib.partial")
+    for network, output, named in ((small, paths[1], r"01\.png"), (model, tmp_path / "b.calib", r"b\.calib\.partial")):
+        with pytest.raises(DarktrtError, match=f"{named}: is given twice and would be overwritten"):
+            calibrate(network, [tmp_path / "in"], output, COUNTS)
     assert paths[1].read_bytes() == before
 
 
@@ -366,10 +366,12 @@ def test_channel_means_are_those_of_running_the_whole_model(made: Made, portable
     """For every tensor that a convolution reads, over all images that can be read."""
     model, _ = load_model(made.plain)
     names = {node.input[0] for node in model.graph.node if node.op_type == "Conv"} - {"images"}
-    scales = {name: np.float32(0.02) for name in names}
+    ranges = {name: Range(np.float32(0.02), 6) for name in names}
     broken = images[0].parent / "broken.png"
     broken.write_bytes(b"no image")
-    result = measure_channel_means(portable, [images[0], broken, images[1]], scales)
+    measured = measure_channel_means(portable, [images[0], broken, images[1]], ranges)
+    assert measured.images == {sha256_of(path) for path in images[:2]}
+    result = measured.channel_means(ranges)
     assert set(result) == names
     broken.unlink()
     stacked = np.stack(
@@ -380,5 +382,4 @@ def test_channel_means_are_those_of_running_the_whole_model(made: Made, portable
     np.testing.assert_allclose(result[name].mean, values.mean((0, 2, 3)), atol=1e-5)
     steps = np.clip(np.rint(values / np.float32(0.02)), -128, 127) * np.float32(0.02)
     np.testing.assert_allclose(result[name].quantized, steps.mean((0, 2, 3)), atol=1e-4)
-    with pytest.raises(DarktrtError, match="none of the 1 images can be read"):
-        measure_channel_means(portable, [broken], scales)
+    assert not measure_channel_means(portable, [broken], ranges).channel_means(ranges)

@@ -1,11 +1,9 @@
-"""Floating-point layers: chosen by their costs, written beside the table, read by surgery, engine and budget."""
+"""Floating-point layers: measured, chosen by their costs, and read by surgery, sensitivity and budget."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +11,15 @@ from helpers import Made, made_image
 from onnx import numpy_helper
 from PIL import Image
 
-from darktrt.calib.fp_layers import Cost, FpLayers, fp_layers_path, load_fp_layers, save_fp_layers
-from darktrt.calib.table import CalibrationTable
-from darktrt.check.sensitivity import find_fp_layers, sensitivity
-from darktrt.check.simulate import FloatReference, chosen_fp_layers, convolutions, load_network
+from darktrt.calib.file import in_order, read_calibration, write_calibration
+from darktrt.calib.fp_layers import Cost, FpLayers, NoiseSums
+from darktrt.check.sensitivity import measure_noise, sensitivity
+from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network, operations
 from darktrt.cli import main
-from darktrt.errors import DarktrtError
+from darktrt.files import sha256_of
 from darktrt.onnx_file import load_model
+from darktrt.parallel import Threads
+from darktrt.pipeline import load_calibration
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.sources import find_images
@@ -60,6 +60,24 @@ def test_layers_in_words() -> None:
     ]
 
 
+def test_costs_follow_from_sums_over_images() -> None:
+    """Of each group the share of sum w |s' - s|^2 / sum w; a group whose scores all are 0 has no noise."""
+    sums = {
+        "x": np.array([[3.0, 4, 9, 9], [1, 8, 9, 9], [0, 0, 9, 9]]),
+        "y": np.array([[3.0, 8, 9, 9], [1, 4, 9, 9], [0, 0, 9, 9]]),
+    }
+    layers = NoiseSums(ALWAYS, (("a", "b"), ("c",), ("d",)), (0.5, 0.25, 0.25), sums).fp_layers()
+    assert layers == FpLayers(ALWAYS, (Cost(("a", "b"), 0.75, 0.5), Cost(("c",), 0.25, 0.25), Cost(("d",), 0.0, 0.25)))
+    silent = NoiseSums(ALWAYS, (("a",),), (1.0,), {"x": np.zeros((1, 4))}).fp_layers()
+    assert silent.costs == (Cost(("a",), 0.0, 1.0),)
+
+
+@pytest.mark.parametrize("values", [{"nodes": ()}, {"noise": 1.5}, {"noise": -0.5}, {"operations": 1.5}, {"operations": -0.5}])
+def test_what_is_no_cost_is_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"has no nodes|is no share"):
+        replace(Cost(("a",), 0.25, 0.05), **values)  # type: ignore[arg-type]
+
+
 # --- the measurement ---
 
 
@@ -72,13 +90,13 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos").mkdir()
     for i in range(4):
         Image.fromarray(made_image(64, 96, seed=i)).save(folder / f"photos/{i}.png")
-    assert main(["calib", "run", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.table")]) == 0
+    assert main(["calib", "run", str(folder / "nms.onnx"), str(folder / "photos"), "-o", str(folder / "my.calib")]) == 0
     return folder
 
 
 def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -> None:
     """By hand: weights times positions of the output, whose sizes follow from the network's metadata and strides."""
-    result = FloatReference(load_network(files / "nms.onnx"), find_images([str(files / "photos")], 1, 0)).operations()
+    result = operations(load_network(files / "nms.onnx"))
     model = made.model()
     weights = {i.name: numpy_helper.to_array(i).size for i in model.graph.initializer}
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
@@ -95,10 +113,13 @@ def test_shares_of_operations_are_those_of_the_shapes(files: Path, made: Made) -
         assert result[name] / result[first] == pytest.approx(count / counts[first])
 
 
+def images(files: Path, count: int) -> dict[str, Path]:
+    return {sha256_of(path): path for path in find_images([str(files / "photos")], count, 0)}
+
+
 def test_each_convolution_is_measured_by_itself(files: Path) -> None:
-    calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
-    images = find_images([str(files / "photos")], 2, 0)
-    result = find_fp_layers(files / "nms.onnx", images, calibration)
+    calibration = Calibration(load_calibration(files / "my.calib").scales)
+    result = measure_noise(files / "nms.onnx", images(files, 2), calibration).fp_layers()
     network = load_network(files / "nms.onnx")
     assert list(result.always) == chosen_fp_layers(network)
     others = [one.node for one in convolutions(network) if one.node not in result.always]
@@ -109,10 +130,22 @@ def test_each_convolution_is_measured_by_itself(files: Path) -> None:
     assert [cost.noise for cost in result.costs] == pytest.approx([changes[name] ** 2 / total for name in others])
 
 
+def test_the_noise_of_an_image_depends_on_no_other_image_and_no_thread(files: Path) -> None:
+    calibration = load_calibration(files / "my.calib")
+    whole = measure_noise(files / "nms.onnx", images(files, 4), calibration)
+    for digest, path in images(files, 4).items():
+        alone = measure_noise(files / "nms.onnx", {digest: path}, calibration, Threads(1))
+        assert alone.images[digest].tolist() == whole.images[digest].tolist()
+    stored = read_calibration(files / "my.calib")
+    assert [stored.noise_images[digest].tolist() for digest in stored.noise_sample] == [
+        whole.images[digest].tolist() for digest in in_order(stored.histograms.images)
+    ]
+
+
 def test_a_deep_network_is_measured_in_groups_of_neighbours(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("darktrt.check.sensitivity.MOST_GROUPS", 3)
-    calibration = Calibration(CalibrationTable.load(files / "my.table").scales)
-    result = find_fp_layers(files / "nms.onnx", find_images([str(files / "photos")], 1, 0), calibration)
+    calibration = Calibration(load_calibration(files / "my.calib").scales)
+    result = measure_noise(files / "nms.onnx", images(files, 1), calibration).fp_layers()
     network = load_network(files / "nms.onnx")
     others = [one.node for one in convolutions(network) if one.node not in result.always]
     assert len(result.costs) == 3
@@ -120,116 +153,45 @@ def test_a_deep_network_is_measured_in_groups_of_neighbours(files: Path, monkeyp
     assert sum(cost.noise for cost in result.costs) == pytest.approx(1)
 
 
-# --- the file, and its readers ---
-
-
-def test_calib_writes_the_layers_and_the_reasons(files: Path) -> None:
-    content = json.loads((files / "my.fp_layers.json").read_text())
-    assert load_fp_layers(files / "my.table") == tuple(content["fp_layers"])
-    assert "in floating point: " in (files / "my.txt").read_text()
+# --- its readers ---
 
 
 def test_surgery_uses_it_unless_layers_are_named(
     files: Path, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = tmp_path / "a.table"
-    table.write_bytes((files / "my.table").read_bytes())
+    calibration = tmp_path / "a.calib"
+    calibration.write_bytes((files / "my.calib").read_bytes())
     names = [one.node for one in convolutions(load_network(files / "nms.onnx"))]
     one = names[len(names) // 2]
 
     def in_floating_point(*options: str) -> str:
-        assert main(["surgery", str(made.plain), "-o", str(tmp_path / "q.onnx"), "--qdq", "--table", str(table), *options]) == 0
+        words = ["surgery", str(made.plain), "-o", str(tmp_path / "q.onnx"), "--qdq", "--calibration", str(calibration)]
+        assert main([*words, *options]) == 0
         return capsys.readouterr().out.strip().rpartition(": ")[2]
 
     usual = in_floating_point()
-    save_fp_layers(FpLayers((), (Cost((one,), 1.0, 0.05),)), table)
+    contents = read_calibration(calibration)
+    noise = NoiseSums((), ((one,),), (0.05,), {digest: sums[:1] for digest, sums in contents.noise_images.items()})
+    write_calibration(replace(contents, noise=noise), calibration)
     assert in_floating_point() == one != usual
     assert in_floating_point("--fp-layers", names[0]) == names[0]
     assert in_floating_point("--fp-layers", "") == "none"
 
 
-def test_no_file_is_written_where_nothing_was_measured(files: Path, tmp_path: Path) -> None:
+def test_no_layers_are_named_where_nothing_was_measured(files: Path, tmp_path: Path) -> None:
     for name, *options in (("nms", "--fp-layer-images", "0"), ("raw",)):
-        table = tmp_path / f"{name}.table"
-        fp_layers_path(table).write_text("of an earlier table")
-        assert main(["calib", "run", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(table), *options]) == 0
-        assert load_fp_layers(table) is None
+        path = tmp_path / f"{name}.calib"
+        assert main(["calib", "run", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(path), *options]) == 0
+        assert load_calibration(path).fp_layers is None
+        assert read_calibration(path).is_measured
     assert load_model(files / "raw.onnx")[1].head == "raw"
 
 
 def test_ranking_and_budget_start_from_the_layers(files: Path) -> None:
     network = load_network(files / "nms.onnx")
     names = [one.node for one in convolutions(network)]
-    calibration = Calibration(CalibrationTable.load(files / "my.table").scales, (names[2],))
+    calibration = Calibration(load_calibration(files / "my.calib").scales, (names[2],))
     assert chosen_fp_layers(network, calibration) == [names[2]]
     assert chosen_fp_layers(network) == chosen_fp_layers(network, Calibration(calibration.scales)) != [names[2]]
     ranked = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 1)
     assert [layer.convolution.node for layer in ranked.layers if layer.in_fp] == [names[2]]
-
-
-def _without(name: str) -> Callable[[dict[str, Any]], object]:
-    return lambda content: content.pop(name)
-
-
-def _with(**values: Any) -> Callable[[dict[str, Any]], object]:
-    return lambda content: content.update(values)
-
-
-COST = {"nodes": ["a"], "noise": 0.25, "operations": 0.05}
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *(_without(name) for name in ("format", "table", "always", "costs")),
-        _with(format="darktrt fp_layers 9"),
-        _with(table=None),
-        _with(always="first"),
-        _with(always=[["first"]]),
-        _with(costs=[{**COST, "noise": 1.5}]),
-        _with(costs=[{**COST, "noise": -0.5}]),
-        _with(costs=[{**COST, "operations": 1.5}]),
-        _with(costs=[{**COST, "operations": -0.5}]),
-        _with(costs=[{**COST, "operations": "0.5"}]),
-        _with(costs=[{**COST, "nodes": []}]),
-        _with(costs=[{**COST, "nodes": [7]}]),
-        _with(more=1),
-    ],
-)
-def test_damaged_content_is_reported(tmp_path: Path, damage: Callable[[dict[str, Any]], object]) -> None:
-    table = tmp_path / "a.table"
-    CalibrationTable({"x": np.float32(1)}, "8600").save(table)
-    save_fp_layers(FpLayers(ALWAYS, (Cost(("a",), 0.25, 0.05),)), table)
-    assert load_fp_layers(table) == (*ALWAYS, "a")
-    content = json.loads(fp_layers_path(table).read_text())
-    damage(content)
-    fp_layers_path(table).write_text(json.dumps(content))
-    with pytest.raises(DarktrtError, match=DAMAGED) as raised:
-        load_fp_layers(table)
-    assert raised.value.argument == "fp_layers"
-
-
-DAMAGED = r"a\.fp_layers\.json: is damaged .*\(.+\); calibrate again, delete it, or name the layers$"
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 100_000, '{"format": NaN}', '{"format": 1e999}', r'"\ud800"'])
-def test_a_file_that_is_no_such_json_is_reported(tmp_path: Path, text: str) -> None:
-    table = tmp_path / "a.table"
-    fp_layers_path(table).write_text(text)
-    with pytest.raises(DarktrtError, match=DAMAGED):
-        load_fp_layers(table)
-
-
-def test_a_table_with_a_name_too_long_for_a_file_beside_it_has_no_layers(tmp_path: Path) -> None:
-    table = tmp_path / f"{'a' * 249}.table"
-    CalibrationTable({"x": np.float32(1)}, "8600").save(table)
-    assert load_fp_layers(table) is None
-
-
-def test_what_was_measured_with_another_table_is_refused(tmp_path: Path) -> None:
-    table = tmp_path / "a.table"
-    CalibrationTable({"x": np.float32(1)}, "8600").save(table)
-    save_fp_layers(FpLayers(ALWAYS, ()), table)
-    CalibrationTable({"x": np.float32(2)}, "8600").save(table)
-    with pytest.raises(DarktrtError, match=r"a\.fp_layers\.json: was measured with another .*a\.table; calibrate again"):
-        load_fp_layers(table)

@@ -69,7 +69,7 @@ def noise(found: dict[str, Array], expected: dict[str, Array]) -> float:
 def test_a_network_is_calibrated_and_quantized(tmp_path: Path, name: str) -> None:
     micro = of_images(MICRO[name])
     portable, images = made(tmp_path, micro)
-    calibration = darktrt.calibrate(portable, images, tmp_path / "my.table", OPTIONS)
+    calibration = darktrt.calibrate(portable, images, tmp_path / "my.calib", OPTIONS)
     model, info = load_model(portable)
     assert list(calibration.scales) == tensors_to_calibrate(model, info)
     assert calibration.channel_means
@@ -87,7 +87,7 @@ def test_a_network_is_calibrated_and_quantized(tmp_path: Path, name: str) -> Non
 
 def test_the_tolerance_notices_wrong_scales(tmp_path: Path) -> None:
     portable, images = made(tmp_path, MICRO["mish"])
-    calibration = darktrt.calibrate(portable, images, tmp_path / "my.table", OPTIONS)
+    calibration = darktrt.calibrate(portable, images, tmp_path / "my.calib", OPTIONS)
     scales = {**calibration.scales, "images": calibration.scales["images_float"]}
     given = np.random.default_rng(1).uniform(0, 1, (1, *MICRO["mish"].shape)).astype(np.float32)
     _, exact = raw_heads(tmp_path, None, given)

@@ -1,26 +1,32 @@
-"""What calibration writes: the table and the files beside it, their guards, the summary and the drawn page."""
+"""A calibration in words, and its drawn page."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import files_in
 from matplotlib.figure import Figure
 from PIL import Image
 
+from darktrt.calib.bias_correction import ChannelSums
+from darktrt.calib.channel_means import MeasuredMeans
+from darktrt.calib.file import CalibratedNetwork, CalibrationFile
+from darktrt.calib.fp_layers import NoiseSums
 from darktrt.calib.histogram import Histogram, HistogramSet
-from darktrt.calib.summary import Outputs, bar_heights, coarse_counts, plot, save, summary, summary_table
-from darktrt.calib.table import CalibrationTable
+from darktrt.calib.options import CalibrationSettings
+from darktrt.calib.summary import bar_heights, coarse_counts, plot, summary, summary_table
 from darktrt.calib.threshold import Choice, choose_amax
 from darktrt.errors import DarktrtError
 
+NETWORK = CalibratedNetwork("my", 96, 64, "nms", {})
+
 
 @pytest.fixture
-def counted() -> tuple[HistogramSet, dict[str, Choice]]:
+def counted() -> CalibrationFile:
     random = np.random.default_rng(0)
-    histograms = HistogramSet("model")
+    histograms = HistogramSet("0123456789abcdef")
     activations = {
         "layer0": random.laplace(0, 1, 9000),
         "a/very/long/name" * 9: random.uniform(0, 1, 50),
@@ -29,15 +35,20 @@ def counted() -> tuple[HistogramSet, dict[str, Choice]]:
         "last": random.normal(size=2),
     }
     histograms.add({name: values.astype(np.float32) for name, values in activations.items()}, {"digest": "x.jpg"})
-    return histograms, {name: choose_amax(h, "percentile", 99) for name, h in histograms.histograms.items()}
+    choices = {name: choose_amax(h, "percentile", 99) for name, h in histograms.histograms.items()}
+    return CalibrationFile(NETWORK, CalibrationSettings(method="percentile", percentile=99), histograms, (), choices)
 
 
-def test_table_has_a_line_a_tensor(counted: tuple[HistogramSet, dict[str, Choice]]) -> None:
-    header, *lines = summary_table(*counted).splitlines()
+def parts(contents: CalibrationFile) -> tuple[dict[str, Histogram], dict[str, Choice]]:
+    return contents.histograms.histograms, dict(contents.choices)
+
+
+def test_table_has_a_line_a_tensor(counted: CalibrationFile) -> None:
+    header, *lines = summary_table(counted).splitlines()
     assert header.split() == ["tensor", "amax", "chosen", "scale", "clipped", "method"]
     assert len({len(line.split("%")[0]) for line in lines}) == 1
-    histograms, choices = counted
-    first = [f"{histograms.histograms['layer0'].amax:.4g}", f"{choices['layer0'].amax:.4g}", f"{choices['layer0'].scale:.4g}"]
+    histograms, choices = parts(counted)
+    first = [f"{histograms['layer0'].amax:.4g}", f"{choices['layer0'].amax:.4g}", f"{choices['layer0'].scale:.4g}"]
     assert lines[0].split()[:4] == ["layer0", *first]
     assert lines[0].split()[5] == "percentile"
     assert float(lines[0].split()[4].rstrip("%")) == pytest.approx(1, abs=0.05)
@@ -45,22 +56,22 @@ def test_table_has_a_line_a_tensor(counted: tuple[HistogramSet, dict[str, Choice
     assert "-0 " not in lines[3]
 
 
-def test_plot_marks_the_threshold_of_every_tensor(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
-    plot(*counted, tmp_path / "page.png")
+def test_plot_marks_the_threshold_of_every_tensor(counted: CalibrationFile, tmp_path: Path) -> None:
+    plot(counted, tmp_path / "page.png")
     page = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
     assert page.shape == (380, 1600, 3)
     red = (page[..., 0] > 150) & (page[..., 1:] < 120).all(2)
     panels = [red[190 * (i // 4) :][50:160, 400 * (i % 4) :][:, :400] for i in range(5)]
     marked = [np.flatnonzero(panel.sum(0) > 60) for panel in panels]
     assert [0 < len(columns) < 4 for columns in marked] == [True, True, True, False, True]  # "off" is always zero
-    histograms, choices = counted
-    share = choices["layer0"].amax / histograms.histograms["layer0"].amax
+    histograms, choices = parts(counted)
+    share = choices["layer0"].amax / histograms["layer0"].amax
     assert marked[0].mean() == pytest.approx(16 + 375 * share / 1.01, abs=2)
 
 
-def test_plot_of_a_page_draws_every_histogram(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
+def test_plot_of_a_page_draws_every_histogram(counted: CalibrationFile, tmp_path: Path) -> None:
     """A Laplacian tensor is high at zero and low at its tail; one that is always zero has a single bar, at zero."""
-    plot(*counted, tmp_path / "page.png")
+    plot(counted, tmp_path / "page.png")
     page = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
     filled = (np.abs(page - (108, 148, 190)).sum(2) < 30)[50:166]
     laplace, zero = filled[:, :400].sum(0), filled[:, 1200:].sum(0)
@@ -70,18 +81,18 @@ def test_plot_of_a_page_draws_every_histogram(counted: tuple[HistogramSet, dict[
 
 
 def test_a_panel_names_its_tensor_and_its_method_and_ends_at_amax(
-    counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    counted: CalibrationFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr("darktrt.calib.summary.save_figure", lambda figure, _: drawn.append(figure))
-    plot(*counted, tmp_path / "page.png")
+    plot(counted, tmp_path / "page.png")
     (figure,) = drawn
     assert (figure.dpi, *figure.get_size_inches()) == (100, 16, 3.8)
     panels = figure.axes
-    histograms, choices = counted
+    histograms, choices = parts(counted)
     assert len(panels) == len(choices) == 5
     for panel, (name, choice) in zip(panels, choices.items(), strict=True):
-        amax = histograms.histograms[name].amax
+        amax = histograms[name].amax
         title, method = (text.get_text() for text in panel.texts)
         assert title == (name if len(name) <= 56 else f"…{name[-55:]}") and len(title) <= 56
         assert [text.get_position() for text in panel.texts] == [(0, 1.18), (0, 1.04)]
@@ -108,7 +119,8 @@ def test_the_names_of_a_page_that_fit_are_whole(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("darktrt.calib.summary.save_figure", lambda figure, _: drawn.append(figure))
     histograms = HistogramSet("model")
     histograms.add({"x" * 56: np.ones(4, np.float32), "y" * 57: np.ones(4, np.float32)}, {"digest": "x.jpg"})
-    plot(histograms, {name: choose_amax(h, "minmax") for name, h in histograms.histograms.items()}, tmp_path / "page.png")
+    choices = {name: choose_amax(h, "minmax") for name, h in histograms.histograms.items()}
+    plot(CalibrationFile(NETWORK, CalibrationSettings(), histograms, (), choices), tmp_path / "page.png")
     assert [panel.texts[0].get_text() for panel in drawn[0].axes] == ["x" * 56, "…" + "y" * 55]
 
 
@@ -129,68 +141,55 @@ def histogram_of_one(value: float) -> Histogram:
     return histogram
 
 
-def test_plot_refuses_what_it_cannot_write(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
+def test_plot_refuses_what_it_cannot_write(counted: CalibrationFile, tmp_path: Path) -> None:
     with pytest.raises(DarktrtError, match=r"page\.svg: cannot draw"):
-        plot(*counted, tmp_path / "page.svg")
+        plot(counted, tmp_path / "page.svg")
     with pytest.raises(DarktrtError, match="cannot write"):
-        plot(*counted, tmp_path / "none" / "page.png")
+        plot(counted, tmp_path / "none" / "page.png")
 
 
-def test_files_beside_the_table(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
-    histograms, choices = counted
-    histograms.skipped = ["x.jpg: is empty"]
-    outputs = Outputs(tmp_path / "my.table")
-    outputs.check([])
-    assert files_in(tmp_path) == []
-    save(histograms, choices, outputs, {"network": "my"})
-    assert files_in(tmp_path) == ["my.cache", "my.table", "my.txt"]
-    assert outputs.cache.read_bytes() == outputs.table.read_bytes()
-    assert CalibrationTable.load(outputs.cache).scales == {name: choice.scale for name, choice in choices.items()}
-    text = outputs.summary.read_text()
-    assert text == summary(histograms, choices, {"network": "my"})
-    assert text.splitlines()[:5] == [
-        "network:   my",
-        "SHA-256:   model",
+def test_a_page_of_counts_has_no_thresholds(counted: CalibrationFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr("darktrt.calib.summary.save_figure", lambda figure, _: drawn.append(figure))
+    plot(replace(counted, choices={}), tmp_path / "page.png")
+    panels = drawn[0].axes
+    assert len(panels) == 5
+    assert [panel.texts[1].get_text() for panel in panels] == ["only counted"] * 5
+    assert not any(panel.lines for panel in panels)
+
+
+def test_a_calibration_in_words(counted: CalibrationFile) -> None:
+    histograms = counted.histograms
+    histograms.skipped = {"x.jpg": "x.jpg: is empty"}
+    measured = replace(
+        counted,
+        warnings=("made of sample images",),
+        means=MeasuredMeans(frozenset(["digest"]), {"one": ChannelSums(1, np.zeros(1, np.int64), np.zeros(1, np.int64))}),
+        noise=NoiseSums(("first",), (("a",), ("b",)), (0.05, 0.95), {"digest": np.array([[3.0, 1, 0, 0], [1, 1, 0, 0]])}),
+    )
+    text = summary(measured)
+    assert text.splitlines()[:9] == [
+        "network:   my, 96 x 64",
+        "warning:   made of sample images",
+        "SHA-256:   0123456789ab",
         "images:    1",
         "skipped:   x.jpg: is empty",
+        "method:    percentile 99",
+        "biases: measured on 1 of 1 images",
+        "floating-point layers: measured on 1 of 1 images",
         "",
     ]
-    assert text.endswith(f"\n\n{summary_table(histograms, choices)}\n")
+    assert f"\n\n{summary_table(measured)}\n" in text
+    assert text.splitlines()[-2:] == [
+        "in floating point: first (the first convolution and those of the heads)",
+        "in floating point: a (75.0% of the noise of all others for 5.00% of the operations)",
+    ]
 
 
-def test_the_table_may_be_named_as_a_cache(counted: tuple[HistogramSet, dict[str, Choice]], tmp_path: Path) -> None:
-    outputs = Outputs(tmp_path / "my.cache")
-    outputs.check([])
-    save(*counted, outputs, {})
-    assert files_in(tmp_path) == ["my.cache", "my.txt"]
-
-
-@pytest.mark.parametrize(
-    ("table", "plot_to", "message"),
-    [
-        ("a.txt", None, r"a\.txt: is given twice and would be overwritten: .*name the table like a\.table"),
-        ("a.npz", None, "is given twice"),
-        ("list.table", None, r"list\.txt: is given twice"),
-        ("model.onnx", None, r"model\.onnx: is given twice"),
-        ("a.png", "a.png", "is given twice"),
-        ("a.table", "model.onnx", "is given twice"),
-        ("a.table", "a.svg", "cannot draw to that format"),
-        ("a.table", "none/a.png", "cannot write: No such file or directory"),
-        ("none/a.table", None, "cannot write: No such file or directory"),
-        ("sub", None, "sub: is a folder"),
-        ("taken.table", None, r"taken\.txt: is a folder"),
-        (".", None, "is a folder"),
-        (f"{'a' * 249}.table", None, r"\.means\.npz: cannot write: File name too long"),
-        ("held.table", None, r"held\.npz: is a folder"),
-        ("kept.table", None, r"kept\.means\.npz: is a folder"),
-    ],
-)
-def test_outputs_are_refused_before_the_work(folder: Path, table: str, plot_to: str | None, message: str) -> None:
-    for name in ("model.onnx", "list.txt"):
-        Path(name).touch()
-    for name in ("sub", "taken.txt", "held.npz", "kept.means.npz"):
-        Path(name).mkdir()
-    before = files_in(folder)
-    with pytest.raises(DarktrtError, match=message):
-        Outputs(Path(table), Path(plot_to) if plot_to else None).check(["model.onnx", "list.txt"])
-    assert files_in(folder) == before
+def test_counts_in_words(counted: CalibrationFile) -> None:
+    assert summary(replace(counted, choices={})).splitlines() == [
+        "network:   my, 96 x 64",
+        "SHA-256:   0123456789ab",
+        "images:    1",
+        "method:    none yet: these are only counts",
+    ]

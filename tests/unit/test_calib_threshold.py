@@ -321,8 +321,8 @@ def test_wrong_arguments() -> None:
     ("argument", "value", "message"),
     [
         ("limit", 0, "limit is 0; it must be at least 1"),
-        ("batch", 0, "batch is 0; it must be at least 1"),
         ("bias_images", -1, "bias_images is -1; it must be at least 0"),
+        ("bias_images", 2**24 + 1, "bias_images is 16777217; it must be at most 16777216"),
         ("fp_layer_images", -2, "fp_layer_images is -2; it must be at least 0"),
         ("method", "kl", "unknown calibration method 'kl'"),
         ("percentile", 101, "the percentile is 101; it must be above 0 and at most 100"),
@@ -335,11 +335,11 @@ def test_options_out_of_range(argument: str, value: object, message: str) -> Non
 
 
 def test_the_defaults_of_a_calibration_are_those_of_the_guide() -> None:
-    assert CalibrationOptions() == CalibrationOptions(None, 0, 1, "auto", 99.99, 64, 8, False, False)
+    assert CalibrationOptions() == CalibrationOptions(None, 0, "auto", 99.99, 64, 8, False, False)
 
 
 def test_options_at_the_ends_of_their_ranges() -> None:
-    CalibrationOptions(limit=1, batch=1, bias_images=0, fp_layer_images=0, percentile=100)
+    CalibrationOptions(limit=1, bias_images=0, fp_layer_images=0, percentile=100)
 
 
 # --- what must not move from release to release ---

@@ -75,7 +75,7 @@ def test_the_text_of_the_table_stays_where_it_is() -> None:
 def test_a_table_that_tensorrt_refuses_fails_the_build(version: str) -> None:
     trt = FakeTensorRT(version)
     trt.takes_caches = False
-    with pytest.raises(DarktrtError, match=r"does not accept the calibration table \('TRT-8600-EntropyCalibration2'\)"):
+    with pytest.raises(DarktrtError, match=r"does not accept the calibration cache \('TRT-8600-EntropyCalibration2'\)"):
         build(TableSource(TABLE), trt)
 
 
@@ -97,8 +97,8 @@ def test_every_batch_reaches_the_gpu(driver: FakeDriver, context: int, tmp_path:
     assert driver.unsynchronized == 0
     assert source.count == 3
     assert source.cache == b"TRT-8600-EntropyCalibration2\nimages: 3c010a14\ny: 3d5c11b5\n"
-    source.table().save(tmp_path / "a.table")
-    assert (tmp_path / "a.table").read_bytes() == source.cache
+    source.table().save(tmp_path / "a.cache")
+    assert (tmp_path / "a.cache").read_bytes() == source.cache
     assert (driver.buffers, driver.retained) == ({}, 0)
     assert driver.contexts == ([context] if context else [])
 

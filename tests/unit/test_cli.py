@@ -19,8 +19,6 @@ from onnx import numpy_helper
 from PIL import Image
 
 from darktrt import __version__
-from darktrt.calib.bias_correction import load_channel_means
-from darktrt.calib.fp_layers import load_fp_layers
 from darktrt.calib.samples import SAMPLES_WARNING
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import commands, main
@@ -214,85 +212,82 @@ def samples(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monkey
 
 
 def test_calibration_without_data_takes_samples_and_warns(
-    made: Made, folder: Path, samples: None, capsys: pytest.CaptureFixture[str]
+    made: Made, folder: Path, samples: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     said(capsys, "surgery", made.plain, "-o", "portable.onnx")
-    out, err = said(capsys, "calib", "run", "portable.onnx", "-o", "my.table")
-    assert out == f"{Path('my.txt').read_text()}my.table: scales of 25 tensors\n"
+    out, err = said(capsys, "calib", "run", "portable.onnx", "-o", "my.calib")
+    assert out.startswith("network:   made, 96 x 64\nwarning:   made of two sample images, for trying out only\n")
+    assert out.endswith("my.calib: scales of 25 tensors\n")
     assert "\nimages:    24\n" in out
     assert err.startswith(f"warning: {SAMPLES_WARNING}\n")
-    made_of = [name for name in files_in(folder) if name.startswith("my.samples/")]
-    assert len(made_of) == 26
-    assert set(files_in(folder)) - set(made_of) == {
-        "portable.onnx",
-        *(f"my.{suffix}" for suffix in ("table", "cache", "txt", "npz", "means.npz", "fp_layers.json", "samples")),
-    }
-    summary = Path("my.txt").read_text()
-    assert summary.startswith("network:   made, portable.onnx\nwarning:   made of two sample images, for trying out only\n")
-    before = Path("my.table").read_bytes()
-    out, err = said(capsys, "calib", "run", "portable.onnx", "-o", "my.table", "--resume")
+    assert len(list(Path("cache/darktrt/samples").iterdir())) == 26
+    assert sorted(path.name for path in folder.iterdir()) == ["cache", "my.calib", "portable.onnx"]
+    before = Path("my.calib").read_bytes()
+    out, err = said(capsys, "calib", "run", "portable.onnx", "-o", "my.calib", "--resume")
     assert "\nimages:    24\n" in out
-    assert Path("my.table").read_bytes() == before
-    _, err = said(capsys, "calib", "run", "portable.onnx", "-o", "my.table", "my.samples")
+    assert Path("my.calib").read_bytes() == before
+    out, err = said(capsys, "calib", "run", "portable.onnx", "-o", "my.calib", "cache/darktrt/samples")
     assert SAMPLES_WARNING not in err
-    assert "warning" not in Path("my.txt").read_text()
+    assert "warning" not in out
 
 
 def test_what_calibration_writes(made: Made, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(capsys, "surgery", made.plain, "-o", "portable.onnx")
-    out, _ = said(capsys, "calib", "run", "portable.onnx", "in", "-o", "a.table", "--method", "percentile", "--plot", "a.png")
-    assert {name for name in files_in(images) if name.startswith("a.")} == {
-        "a.cache",
-        "a.fp_layers.json",
-        "a.npz",
-        "a.png",
-        "a.means.npz",
-        "a.table",
-        "a.txt",
-    }
-    heading, _, _ = Path("a.txt").read_text().partition("\n\n")
+    before = files_in(images)
+    out, _ = said(capsys, "calib", "run", "portable.onnx", "in", "-o", "a.calib", "--method", "percentile")
+    assert set(files_in(images)) - set(before) == {"a.calib"}
+    heading, _, _ = out.partition("\n\n")
     assert heading.splitlines() == [
-        "network:   made, portable.onnx",
-        "method:    percentile 99.99",
+        "network:   made, 96 x 64",
         f"SHA-256:   {sha256_of('portable.onnx')[:12]}",
         "images:    3",
+        "method:    percentile 99.99",
+        "biases: measured on 3 of 3 images",
+        "floating-point layers: measured on 3 of 3 images",
     ]
-    assert out == f"{Path('a.txt').read_text()}a.table: scales of 25 tensors\n"
-    said(capsys, "calib", "merge", "a.npz", "-o", "b.table", "--method", "percentile")
-    assert Path("b.txt").read_text().startswith("merged:    a.npz\nmethod:    percentile 99.99\n")
-    assert {name for name in files_in(images) if name.startswith("b.")} == {*("b.cache", "b.npz", "b.table", "b.txt")}
-    contents = {Path(name).read_bytes() for name in ("a.table", "a.cache", "b.table", "b.cache")}
-    assert len(contents) == 1
-    scales = CalibrationTable.load("b.table").scales
+    shown, _ = said(capsys, "calib", "show", "a.calib", "--plot", "a.png")
+    assert out == f"{shown}a.calib: scales of 25 tensors\n"
+    assert Path("a.png").is_file()
+    values = json.loads(said(capsys, "calib", "show", "a.calib", "--json")[0])
+    assert values["format"] == "darktrt calibration 1" and len(values["thresholds"]) == 25
+    assert said(capsys, "calib", "export", "a.calib", "-o", "a.cache")[0] == "a.cache: scales of 25 tensors\n"
+    scales = CalibrationTable.load("a.cache").scales
+    assert {name: float(scale) for name, scale in scales.items()} == {
+        name: threshold["scale"] for name, threshold in values["thresholds"].items()
+    }
     nodes = [node for node in onnx.load("portable.onnx").graph.node if node.op_type == "MishPlugin"]
     pairs = [(scales[node.input[0]], scales[node.output[0]]) for node in nodes if node.output[0] in scales]
     assert [before for before, _ in pairs] == [behind for _, behind in pairs] != []
 
 
 def test_shards_on_the_command_line(made: Made, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Merged, the table is that of one run; a run over all images that goes on from there adds what corrects biases."""
+    """Merged, the calibration is that of one run, with what was measured where the model is named or a run goes on."""
     said(capsys, "surgery", made.plain, "-o", "portable.onnx")
     one, *others = sorted(Path("in").iterdir())
-    said(capsys, "calib", "run", "portable.onnx", "in", "-o", "whole.table")
-    said(capsys, "calib", "run", "portable.onnx", one, "-o", "first.table", "--bias-images", "0", "--fp-layer-images", "0")
-    said(capsys, "calib", "run", "portable.onnx", *others, "-o", "second.table", "--bias-images", "1")
-    assert not any(Path(f"first.{kind}").exists() for kind in ("means.npz", "fp_layers.json"))
-    said(capsys, "calib", "merge", "first.npz", "second.npz", "-o", "both.table")
-    assert Path("both.table").read_bytes() == Path("whole.table").read_bytes()
-    assert not any(Path(f"both.{kind}").exists() for kind in ("means.npz", "fp_layers.json"))
+    run = ["calib", "run", "portable.onnx"]
+    said(capsys, *run, "in", "-o", "whole.calib")
+    for name, paths in (("first", [one]), ("second", others)):
+        said(capsys, *run, *paths, "-o", f"{name}.calib", "--bias-images", "0", "--fp-layer-images", "0")
+    merge = ["calib", "merge", "second.calib", "first.calib", "--bias-images", "64", "--fp-layer-images", "8", "-o"]
+    out, err = said(capsys, *merge, "both.calib")
+    assert "biases: measured on 0 of 3 images\nfloating-point layers: measured on 0 of 3 images\n" in out
+    assert "warning: both.calib: biases: measured on 0 of 3 images, floating-point layers: measured on 0 of 3 images" in err
+    for name in ("both", "whole"):
+        said(capsys, "calib", "export", f"{name}.calib", "-o", f"{name}.cache")
+    assert Path("both.cache").read_bytes() == Path("whole.cache").read_bytes()
+    said(capsys, *merge, "measured.calib", "--model", "portable.onnx")
+    assert Path("measured.calib").read_bytes() == Path("whole.calib").read_bytes()
     Path("in").rename("here")  # as if the shards had been counted on other machines
-    out, _ = said(capsys, "calib", "run", "portable.onnx", "here", "-o", "both.table", "--resume")
+    out, _ = said(capsys, *run, "here", "-o", "both.calib", "--resume")
     assert "\nimages:    3\n" in out
-    both, whole = load_channel_means("both.table"), load_channel_means("whole.table")
-    assert both.keys() == whole.keys()
-    for name, shift in whole.items():
-        np.testing.assert_allclose(both[name].quantized, shift.quantized, rtol=1e-9, atol=1e-9)
-    assert load_fp_layers("both.table") == load_fp_layers("whole.table")
-    said(capsys, "calib", "merge", "both.npz", "-o", "both.table", "--method", "minmax")
-    for kind in ("means.npz", "fp_layers.json"):
-        assert not Path(f"both.{kind}").exists(), "it was measured with the table before"
-    assert main(["calib", "merge", "first.npz", "second.npz", "-o", "first.table"]) == 2
-    assert "first.npz: is given twice" in capsys.readouterr().err
+    assert Path("both.calib").read_bytes() == Path("whole.calib").read_bytes()
+    assert main(["calib", "merge", "first.calib", "second.calib", "-o", "first.calib"]) == 2
+    assert "first.calib: is given twice" in capsys.readouterr().err
+    said(capsys, *run, "here/1.png", "-o", "usual.calib")
+    assert main(["calib", "merge", "first.calib", "usual.calib", "-o", "a.calib", "--bias-images", "1"]) == 2
+    sentence = "of fp_layer_images, first.calib was made with 0, usual.calib with 8; choose one [--fp-layer-images]"
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_tensor_that_is_always_zero(made: Made, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,9 +297,9 @@ def test_a_tensor_that_is_always_zero(made: Made, images: Path, capsys: pytest.C
             constant.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(constant), constant.name))
     onnx.save(model, "plain.onnx")
     said(capsys, "surgery", "plain.onnx", "-o", "portable.onnx")
-    out, _ = said(capsys, "calib", "run", "portable.onnx", "in", "-o", "a.table", "--fp-layer-images", "0")
+    out, _ = said(capsys, "calib", "run", "portable.onnx", "in", "-o", "a.calib", "--fp-layer-images", "0")
     assert [line.split()[0] for line in out.splitlines() if line.endswith("always zero")][:1] == ["/layers.0/Conv_output_0"]
-    out, _ = said(capsys, "surgery", "plain.onnx", "-o", "qdq.onnx", "--qdq", "--table", "a.cache")
+    out, _ = said(capsys, "surgery", "plain.onnx", "-o", "qdq.onnx", "--qdq", "--calibration", "a.calib")
     assert "6 convolutions in INT8" in out
 
 
@@ -315,13 +310,13 @@ def test_make_calibrates_with_and_without_data(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         return next(line for line in done.stdout.splitlines() if "darktrt calib " in line).partition("portable.onnx ")[2]
 
-    table = f"-o {tmp_path}/yolov4-tiny/calibration.table"
-    assert calibrates("DATA=a b.json").split() == ["a", "b.json", *table.split()]
-    assert calibrates().strip() == table
+    output = f"-o {tmp_path}/yolov4-tiny/calibration.calib"
+    assert calibrates("DATA=a b.json").split() == ["a", "b.json", *output.split()]
+    assert calibrates().strip() == output
     (tmp_path / "yolov4-tiny").mkdir(exist_ok=True)
     (tmp_path / "yolov4-tiny/CALIB.options").write_text("c d\n")
-    assert calibrates().split() == ["c", "d", *table.split()], "those of the last time"
-    assert calibrates("DATA=a").split() == ["a", *table.split()]
+    assert calibrates().split() == ["c", "d", *output.split()], "those of the last time"
+    assert calibrates("DATA=a").split() == ["a", *output.split()]
 
 
 def test_fetch_prints_the_files(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

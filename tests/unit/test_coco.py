@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Array, Made, made_image
+from helpers import Array, Made, made_image, measured_accuracy
 from PIL import Image
 
 from darktrt import progress
-from darktrt.check.coco import Accuracy, coco_metrics, measure_accuracy
+from darktrt.check.coco import Accuracy, coco_metrics
 from darktrt.check.ground_truth import LabelClasses, has_labels, load_ground_truth, read_class_map
 from darktrt.errors import DarktrtError
 from darktrt.vision.boxes import Detections
@@ -297,10 +297,10 @@ def test_a_network_is_evaluated_in_pixels_of_the_images(made: Made, tmp_path: Pa
 
     labels = [label(40 + i, (50, 37.5, 100, 75), 9) for i in range(3)]
     entry = write(tmp_path, labels, names=("cat", "dog", "cow"), count=3)
-    result = measure_accuracy(run, info, load_ground_truth([entry], info.class_names))
+    result = measured_accuracy(run, info, load_ground_truth([entry], info.class_names))
     assert (result.ap, result.ap_medium) == pytest.approx((1, 1))
     assert shapes == [(2, 64, 96, 3)] * 2
-    assert steps == [("", 2, 3), ("", 3, 3)]
+    assert steps == [("here", 2, 3), ("here", 3, 3)]
 
 
 def test_images_of_another_size_than_the_labels_are_refused(made: Made, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_images_of_another_size_than_the_labels_are_refused(made: Made, tmp_path
     truth = load_ground_truth([write(tmp_path, [label(40, (0, 0, 9, 9))], names=info.class_names)], info.class_names)
     Image.fromarray(made_image(100, 200)).save(tmp_path / "0.png")
     with pytest.raises(DarktrtError, match=r"0\.png: is 200x100, but .*val\.json has labels for 200x150"):
-        measure_accuracy(lambda _: {}, info, truth)
+        measured_accuracy(lambda _: {}, info, truth)
     (tmp_path / "0.png").write_text("no image")
     with pytest.raises(DarktrtError, match=r"0\.png: "):
-        measure_accuracy(lambda _: {}, info, truth)
+        measured_accuracy(lambda _: {}, info, truth)

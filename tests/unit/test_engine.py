@@ -613,8 +613,8 @@ def test_where_table_and_network_differ_is_reported(
     scales |= {f"other_{i}": np.float32(1) for i in range(5)}
     build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales))
     assert caplog.messages == [
-        "2 tensors of the network have no scale in the table, so the layers at them are not INT8: " + ", ".join(heads),
-        "5 tensors of the table are not in the network: other_0, other_1, other_2, ...",
+        "2 tensors of the network have no scale in the calibration, so the layers at them are not INT8: " + ", ".join(heads),
+        "5 tensors of the calibration are not in the network: other_0, other_1, other_2, ...",
     ]
     first = next(node.input[0] for node in load_model(source)[0].graph.node if node.op_type == "Conv")
     del scales[first]
@@ -640,7 +640,7 @@ def test_int8_of_a_model_with_qdq_nodes_needs_no_calibrator(
 def test_int8_without_a_table_is_refused(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full(monkeypatch, "8.6.1")
     source, _ = raw(made, tmp_path)
-    with pytest.raises(DarktrtError, match="INT8 needs a calibration table"):
+    with pytest.raises(DarktrtError, match="INT8 needs a calibration"):
         build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"))
 
 
@@ -649,7 +649,7 @@ def test_a_refused_table_leaves_no_plan(made: Made, tmp_path: Path, monkeypatch:
     trt = full(monkeypatch, version)
     trt.takes_caches = False
     source, scales = raw(made, tmp_path)
-    with pytest.raises(DarktrtError, match="this TensorRT does not accept the calibration table"):
+    with pytest.raises(DarktrtError, match="this TensorRT does not accept the calibration cache"):
         build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt"), Calibration(scales))
     assert files_in(tmp_path) == ["raw.onnx"]
 
@@ -887,7 +887,7 @@ def fed(source: Path, count: int = 4) -> GpuCalibration:
 
 
 def test_tensorrt_finds_the_scales_itself(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its cache is written beside the plan, and is a table for the next build."""
+    """Its cache is written beside the plan, and is a calibration for the next build."""
     trt = full(monkeypatch, "8.6.0")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: FakeDriver(current=5))
     source, _ = raw(made, tmp_path)
@@ -896,7 +896,7 @@ def test_tensorrt_finds_the_scales_itself(made: Made, tmp_path: Path, monkeypatc
     assert calibration.images.count == len(trt.fed) == 4
     assert trt.config.asked == ["FP16", "INT8", OBEY]
     assert CalibrationTable.load(tmp_path / "a.cache").scales.keys() == {"images", "y"}
-    assert manifest.table_sha256 == sha256_of(tmp_path / "a.cache")
+    assert manifest.calibration_sha256 == sha256_of(tmp_path / "a.cache")
     assert "left in FP16" in manifest.other_convolutions.values()
     with pytest.raises(DarktrtError, match=r"a\.cache: is given twice"):
         build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt", timing_cache=tmp_path / "a.cache"), fed(source))

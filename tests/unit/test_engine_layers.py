@@ -312,8 +312,8 @@ def test_all_but_floating_point_layers_run_in_int8(
     made: Made, folder: Path, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     calibration = portable(made, folder / "a.onnx", head=form)
-    CalibrationTable(dict(calibration.scales), "8600").save("a.table")
-    assert main("engine a.onnx -o a.plan --precision int8 --target rtx --table a.table".split()) == 0
+    CalibrationTable(dict(calibration.scales), "8600").save("a.cache")
+    assert main("engine a.onnx -o a.plan --precision int8 --target rtx --calibration a.cache".split()) == 0
     fp_layers = "/layers.0/Conv, /layers.11/Conv, /layers.18/Conv"
     out, err = capsys.readouterr()
     assert out.splitlines()[1:] == [f"a.plan: 6 of 9 convolutions run in INT8; left in FP16: {fp_layers}"]
@@ -506,7 +506,7 @@ def test_biases_are_corrected_of_what_runs_in_int8(
     assert pinned == {name: "HALF" if name in (*FP_LAYERS, "/layers.3/Conv") else "INT8" for name in plain}
     assert trt.config.timing_cache == b"+measured"
     assert (folder / "timing.cache").exists() == (cache != "none")
-    assert caplog.messages == ["1 tensors of the table are not in the network: other"]
+    assert caplog.messages == ["1 tensors of the calibration are not in the network: other"]
     assert read_plan_manifest("a.plan") == manifest
     for old, new in zip(trt.parsed[0].graph.node, trt.parsed[1].graph.node, strict=True):
         assert (old.name, old.input[:2], old.output) == (new.name, new.input[:2], new.output)

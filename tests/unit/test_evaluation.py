@@ -28,6 +28,7 @@ from darktrt.convert.reference import TorchReference
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.metadata import Thresholds
+from darktrt.pipeline import load_calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.boxes import Detections
 
@@ -40,11 +41,11 @@ def numbers(text: str, name: str) -> list[float]:
 
 def test_precisions_side_by_side(labelled: Path, made: Made, capsys: pytest.CaptureFixture[str]) -> None:
     """The labels are detections of FP32; PyTorch has the same; INT8 with all scales times a hundred has none of them."""
-    scales = CalibrationTable.load(labelled / "my.table").scales
-    CalibrationTable({name: scale * np.float32(100) for name, scale in scales.items()}, "8600").save(labelled / "bad.table")
+    scales = load_calibration(labelled / "my.calib").scales
+    CalibrationTable({name: scale * np.float32(100) for name, scale in scales.items()}, "8600").save(labelled / "bad.cache")
     variants = ["--model", f"ONNX={labelled}/net.onnx", "--cfg", str(made.cfg), "--weights", str(made.weights)]
     command = ["check", "map", str(labelled / "photos"), *variants, "--simulate", "fp16,int8"]
-    assert main([*command, "--table", str(labelled / "bad.table")]) == 0
+    assert main([*command, "--calibration", str(labelled / "bad.cache")]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{labelled}/photos: 5 images, 30 objects\n")
     exact = numbers(out, "ONNX")[0]
@@ -52,7 +53,7 @@ def test_precisions_side_by_side(labelled: Path, made: Made, capsys: pytest.Capt
     assert abs(numbers(out, "ONNX as FP16")[0] - exact) < 0.1
     ap, *_, drop = numbers(out, "ONNX as INT8")
     assert ap < 0.1 and drop == pytest.approx(numbers(out, "PyTorch")[0] - ap, abs=2e-4)
-    assert main([*command, "--table", str(labelled / "my.table")]) == 0
+    assert main([*command, "--calibration", str(labelled / "my.calib")]) == 0
     assert numbers(capsys.readouterr().out, "ONNX as INT8")[0] > ap + 0.2
 
 
@@ -172,7 +173,7 @@ def test_the_mean_of_the_classes_is_the_ap(labelled: Path) -> None:
 BAD = {
     "photos": "nothing to measure; name --cfg and --weights, --model, --plan, --triton or --load-detections",
     "photos --model net.onnx --simulate int4": "--simulate int4: 'int4' is neither fp16 nor int8",
-    "photos --model net.onnx --simulate int8": "simulating INT8 needs a calibration table [--table]",
+    "photos --model net.onnx --simulate int8": "simulating INT8 needs a calibration [--calibration]",
     "photos --simulate fp16": "--simulate rounds what an ONNX file computes; name one by --model",
     "photos --model net.onnx --model net.onnx": "net.onnx: is given twice; name each variant once",
     "photos --load-detections none.json": "none.json: cannot read: No such file",
@@ -183,7 +184,7 @@ BAD = {
     "more --load-detections good.json": "A: has detections of 5 of the 6 images; make it from the same images",
     "photos --model net.onnx --limit 0": "the limit is 0; evaluate on at least 1 image",
     "none --model net.onnx": "none: no such file or folder",
-    "photos --model net.onnx --class-map my.table": "my.table:1: write CLASS OF THE LABELS = CLASS OF THE NETWORK",
+    "photos --model net.onnx --class-map bad.map": "bad.map:1: write CLASS OF THE LABELS = CLASS OF THE NETWORK",
 }
 
 
@@ -191,8 +192,9 @@ BAD = {
 def test_mistakes_are_reported_in_one_sentence(
     arguments: str, labelled: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("net.onnx", "my.table", "photos"):
+    for name in ("net.onnx", "photos"):
         (folder / name).symlink_to(labelled / name)
+    Path("bad.map").write_text("TRT-8600\n")
     Path("more").mkdir()
     for path in sorted((labelled / "photos").iterdir()):
         (folder / "more" / path.name).symlink_to(path)
@@ -226,7 +228,7 @@ def renamed(labelled: Path, made: Made, tmp_path_factory: pytest.TempPathFactory
     convert_darknet(made.cfg, made.weights, folder / "plain.onnx", names=folder / "my.names")
     insert_plugins(folder / "plain.onnx", folder / "net.onnx", SurgeryOptions())
     (folder / "photos").symlink_to(labelled / "photos")
-    (folder / "my.table").symlink_to(labelled / "my.table")
+    (folder / "my.calib").symlink_to(labelled / "my.calib")
     return folder
 
 
@@ -262,7 +264,7 @@ EARLY = {
     "other thresholds": ("map report", "--load-detections thresholds.json", "A: was made with score threshold 0.5"),
     "other images": ("map report", "--load-detections images.json", "A: has detections of 1 of the 5 images"),
     "classes of saved detections": ("map report", "--load-detections classes.json", "A: has other classes than PyTorch"),
-    "another table": ("report", "--table other.table", "the calibration table has no scale for 6 tensors of this network"),
+    "another network's": ("report", "--calibration other.cache", "the calibration has no scale for 6 tensors of this network"),
     "raw heads": ("map report", "--model {0}/raw.onnx", "ends at its raw heads"),
     "images of another size": ("map report", "--limit 1", "0.png: is 192x128, but val.json has labels for 99x99"),
     "fixed thresholds": ("map report", "--model {0}/fixed.onnx", "its thresholds are fixed at 0.25 and 0.45"),
@@ -279,7 +281,7 @@ def test_what_cannot_be_compared_is_refused_before_the_first_image(
 
     insert_plugins(renamed / "plain.onnx", renamed / "raw.onnx", SurgeryOptions(head="raw"))
     insert_plugins(renamed / "plain.onnx", renamed / "fixed.onnx", SurgeryOptions(thresholds=Thresholds()))
-    CalibrationTable({"another": np.float32(1)}, "8600").save("other.table")
+    CalibrationTable({"another": np.float32(1)}, "8600").save("other.cache")
     found = made_detections(labelled)
     found = replace(found, info=replace(found.info, class_names=("ape", "bee", "cat")))
     some = dict(list(found.images.items())[:1])

@@ -35,11 +35,12 @@ from onnx import TensorProto
 from PIL import Image
 from test_engine import PLUGINS, full
 
-from darktrt.calib.collect import collect, measure_channel_means
+from darktrt.calib.channel_means import Range, measure_channel_means
+from darktrt.calib.collect import collect
 from darktrt.calib.trt_calibrator import BatchSource, image_source
 from darktrt.check.agreement import compare
 from darktrt.check.runs import load_image, onnx_variant
-from darktrt.check.simulate import FloatReference, chosen_fp_layers, load_network
+from darktrt.check.simulate import FloatReference, chosen_fp_layers, load_network, operations
 from darktrt.cli import main
 from darktrt.engine.bench import random_inputs
 from darktrt.engine.build import build_file
@@ -52,6 +53,7 @@ from darktrt.engine.weak_typing import GpuCalibration
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IMAGE_SIZES, METADATA_KEY, DetectorInfo, Thresholds
 from darktrt.onnx_file import load_model
+from darktrt.pipeline import load_calibration
 from darktrt.plugins.ops import DOMAIN, Preprocess, op_from_node
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
@@ -291,9 +293,9 @@ def test_a_static_batch_is_filled_up(tmp_path: Path) -> None:
 
 
 def test_it_is_calibrated_on_the_pixels_of_the_float_form(files: Path) -> None:
-    """In batches of images of different sizes; only the name of the image's tensor is that of the uint8 form."""
+    """Images have different sizes; only the name of the image's tensor is that of the uint8 form."""
     images = photos(files)
-    result, expected = (collect(files / f"{name}.onnx", images, batch=2) for name in ("image", "float"))
+    result, expected = (collect(files / f"{name}.onnx", images) for name in ("image", "float"))
     as_bytes = collect(files / "uint8.onnx", images)
     assert list(result.histograms) == list(as_bytes.histograms)
     assert ["images_float", *list(expected.histograms)[1:]] == list(result.histograms)
@@ -303,33 +305,34 @@ def test_it_is_calibrated_on_the_pixels_of_the_float_form(files: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tables(files: Path) -> dict[str, Path]:
-    """Calibration tables of both forms of byte input."""
+def calibrations(files: Path) -> dict[str, Path]:
+    """Calibrations of both forms of byte input."""
     for name in ("image", "uint8"):
-        arguments = ["calib", "run", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(files / f"{name}.table")]
+        arguments = ["calib", "run", str(files / f"{name}.onnx"), str(files / "photos"), "-o", str(files / f"{name}.calib")]
         assert main(arguments) == 0
-    return {name: files / f"{name}.table" for name in ("image", "uint8")}
+    return {name: files / f"{name}.calib" for name in ("image", "uint8")}
 
 
-def test_a_table_serves_both_forms(made: Made, files: Path, tables: dict[str, Path], tmp_path: Path) -> None:
-    scales = [
-        {line.split(": ")[0]: line.split(": ")[1] for line in path.read_text().splitlines()[1:]} for path in tables.values()
-    ]
+def test_a_calibration_serves_both_forms(made: Made, files: Path, calibrations: dict[str, Path], tmp_path: Path) -> None:
+    scales = [load_calibration(path).scales for path in calibrations.values()]
     assert scales[0].keys() == scales[1].keys()
     assert scales[0] != scales[1], "the pixels of the image form are not rounded"
-    for name, table in tables.items():
+    for name, calibration in calibrations.items():
         for form_ in ("image", "uint8"):
             output = tmp_path / f"{form_}-{name}.onnx"
-            arguments = ["surgery", str(made.plain), "-o", str(output), "--input", form_, "--qdq", "--table", str(table)]
-            assert main(arguments) == 0
+            arguments = ["surgery", str(made.plain), "-o", str(output), "--input", form_, "--qdq"]
+            assert main([*arguments, "--calibration", str(calibration)]) == 0
             assert load_model(output)[1].int8_convolutions == 5
 
 
 def test_channel_means_are_those_of_the_float_form(files: Path) -> None:
     histograms = collect(files / "image.onnx", photos(files))
-    scales = {name: np.float32(0.02) for name in histograms.histograms}
-    result = measure_channel_means(files / "image.onnx", photos(files), scales, batch=2)
-    expected = measure_channel_means(files / "float.onnx", photos(files), {**scales, "images": np.float32(0.02)}, batch=2)
+    ranges = {name: Range(np.float32(0.02), one.exponent) for name, one in histograms.histograms.items()}
+    ranges["images"] = ranges["images_float"]
+    result, expected = (
+        measure_channel_means(files / f"{name}.onnx", photos(files), ranges).channel_means(ranges)
+        for name in ("image", "float")
+    )
     assert ["images", *list(result)[1:]] == list(expected)
     for one, other in zip(result.values(), expected.values(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -344,7 +347,7 @@ def test_int8_changes_scores_as_in_the_float_form(files: Path) -> None:
         reference = FloatReference(network, photos(files))
         calibration = Calibration({**scales, "images": np.float32(0.02)})
         changes.append((reference.change(calibration, chosen_fp_layers(network)), reference.change(calibration, [])))
-        assert reference.operations().keys() and sum(reference.operations().values()) == pytest.approx(1)
+        assert sum(operations(network).values()) == pytest.approx(1)
     assert changes[0] == changes[1]
     assert changes[0][1].scores > 0
 
@@ -482,15 +485,19 @@ def test_sizes_of_an_engine_that_has_one_are_refused(files: Path, tmp_path: Path
         BuildOptions(image_sizes=((64, 64), (32, 32), (99, 99)))
 
 
-def test_int8_by_a_table(
-    files: Path, tables: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_int8_by_a_calibration(
+    files: Path,
+    calibrations: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Every tensor of the table is in the network, whichever form it was calibrated with."""
-    for table in tables.values():
+    """Every tensor of the calibration is in the network, whichever form it was calibrated with."""
+    for calibration in calibrations.values():
         trt = full(monkeypatch, "8.6.1", plugins=PLUGINS)
         arguments = ["engine", str(files / "image.onnx"), "-o", str(tmp_path / "a.plan"), "--target", "trt"]
         sizes = ["--image-sizes", "32", "96x64", "128"]
-        assert main([*arguments, "--precision", "int8", "--table", str(table), *sizes]) == 0
+        assert main([*arguments, "--precision", "int8", "--calibration", str(calibration), *sizes]) == 0
         assert trt.config.profiles == [{"images": [(1, 32, 32, 3), (3, 64, 96, 3), (3, 128, 128, 3)]}]
         assert trt.config.calibration_profile == {"images": [(3, 64, 96, 3)] * 3}
         assert caplog.messages == []
@@ -535,13 +542,13 @@ def test_a_weakly_typed_engine_fits_and_places_in_float32(made: Made, monkeypatc
 @rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("batch", ["static", "dynamic"])
-def test_rtx_builds_it(tmp_path: Path, files: Path, tables: dict[str, Path], precision: Any, batch: str) -> None:
-    """INT8 from a table; the next test has Q/DQ nodes in the file."""
+def test_rtx_builds_it(tmp_path: Path, files: Path, calibrations: dict[str, Path], precision: Any, batch: str) -> None:
+    """INT8 from a calibration; the next test has Q/DQ nodes in the file."""
     made = make(tmp_path, net(96, 64) + MADE_BODY, batch=(2, 2, 2) if batch == "static" else (1, 2, 4))
     source, plan = tmp_path / "a.onnx", tmp_path / "a.plan"
     insert_plugins(made.plain, source, SurgeryOptions(input="image"))
     arguments = ["engine", str(source), "-o", str(plan), "--target", "rtx", "--precision", precision]
-    assert main([*arguments, *(["--table", str(tables["image"])] if precision == "int8" else [])]) == 0
+    assert main([*arguments, *(["--calibration", str(calibrations["image"])] if precision == "int8" else [])]) == 0
     assert plan.stat().st_size > 10_000
 
 

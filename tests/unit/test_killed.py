@@ -22,6 +22,7 @@ from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
         ("detect in --model portable.onnx -o found", 3, 4),
         ("serve repository portable.onnx -o models", 2, 5),
         ("check map in --model portable.onnx --save-detections out.json", 2, 3),
+        ("calib run portable.onnx in -o out.calib --bias-images 1 --fp-layer-images 1", 3, 3),
     ],
 )
 def test_killed_runs_leave_nothing(command: str, step: int, least: int, made: Made, folder: Path) -> None:

@@ -7,6 +7,7 @@ import logging
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from helpers import ROOT, Made, files_in, made_image
 from PIL import Image
 
 import darktrt
-from darktrt.calib.histogram import HistogramSet
+from darktrt.calib.file import read_calibration
+from darktrt.calib.options import CalibrationSettings
 from darktrt.cli import main
-from darktrt.pipeline import _every_nth, load_calibration
+from darktrt.pipeline import load_calibration
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def test_from_darknet_files_to_an_evaluation(
     assert info.batch == (1, 2, 3)
     report = darktrt.insert_plugins("plain.onnx", "portable.onnx")
     assert report.heads == 2
-    calibration = darktrt.calibrate("portable.onnx", [labelled / "others"], "my.table", OPTIONS)
+    calibration = darktrt.calibrate("portable.onnx", [labelled / "others"], "my.calib", OPTIONS)
     assert calibration.scales and calibration.channel_means and calibration.fp_layers
     with darktrt.Detector.open("portable.onnx", score_threshold=0.05) as detector:
         array, file = made_image(70, 130, seed=3), labelled / "photos/0.png"
@@ -58,14 +60,17 @@ def test_from_darknet_files_to_an_evaluation(
     assert out == "" and all(line.startswith("warning: ") for line in err.splitlines())
 
 
-def test_calibration_is_that_of_the_command(made: Made, images: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_calibration_is_that_of_the_command(made: Made, images: Path) -> None:
     darktrt.insert_plugins(made.plain, "portable.onnx")
-    calibration = darktrt.calibrate("portable.onnx", ["in"], "api.table", OPTIONS)
-    assert main(["calib", "run", "portable.onnx", "in", "-o", "cli.table", "--bias-images", "2", "--fp-layer-images", "1"]) == 0
-    assert Path("api.table").read_bytes() == Path("cli.table").read_bytes()
-    assert load_calibration("cli.table").fp_layers == calibration.fp_layers
-    merged = darktrt.merge_calibrations(["api.npz"], "merged.table")
-    assert merged.scales == calibration.scales and not merged.channel_means
+    calibration = darktrt.calibrate("portable.onnx", ["in"], "api.calib", OPTIONS)
+    assert main(["calib", "run", "portable.onnx", "in", "-o", "cli.calib", "--bias-images", "2", "--fp-layer-images", "1"]) == 0
+    assert Path("api.calib").read_bytes() == Path("cli.calib").read_bytes()
+    assert load_calibration("cli.calib").fp_layers == calibration.fp_layers
+    darktrt.merge_calibrations(["api.calib"], "merged.calib")
+    assert Path("merged.calib").read_bytes() == Path("cli.calib").read_bytes()
+    darktrt.calibrate("portable.onnx", ["in/0.png"], "one.calib", OPTIONS)
+    with pytest.raises(darktrt.DarktrtError, match=r"1 images were counted on both sides, first 'in/0\.png'"):
+        darktrt.merge_calibrations(["api.calib", "one.calib"], "merged.calib")
 
 
 def _fail_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: int) -> None:
@@ -82,89 +87,101 @@ def _fail_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, calls: i
 
 FAILURES = [
     ("darktrt.calib.threshold", "mse_amax", 0),
-    ("darktrt.calib.table", "CalibrationTable.save", 0),
-    ("darktrt.calib.table", "CalibrationTable.save", 1),
-    ("darktrt.calib.summary", "summary", 0),
-    ("darktrt.calib.summary", "save_figure", 0),
+    ("darktrt.archives", "zipfile.ZipFile", 0),
+    ("darktrt.calib.merge", "choose_thresholds", 0),
 ]
-MEASURING = [("darktrt.calib.bias_correction", "save_channel_means", 0), ("darktrt.calib.summary", "add_to_summary", 0)]
+MEASURING = [
+    ("darktrt.calib.channel_means", "trunk_of", 0),
+    ("darktrt.check.sensitivity", "operations", 0),
+    ("darktrt.calib.file", "write_calibration", 1),
+]
 
 
-@pytest.mark.parametrize("failure", [*FAILURES, *MEASURING], ids=str)
-def test_a_calibration_that_fails_leaves_only_histograms_to_resume_from(
+@pytest.mark.parametrize("failure", [FAILURES[0], FAILURES[2], *MEASURING], ids=str)
+def test_a_calibration_that_fails_leaves_only_counts_to_resume_from(
     made: Made, images: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, failure: tuple[str, str, int]
 ) -> None:
     darktrt.insert_plugins(made.plain, "portable.onnx")
-    module, name, calls = failure
-    *owners, name = name.split(".")
-    owner = importlib.import_module(module)
-    _fail_after(monkeypatch, getattr(owner, owners[0]) if owners else owner, name, calls)
     before = files_in(folder)
-    with pytest.raises(darktrt.DarktrtError, match="no room"):
-        darktrt.calibrate("portable.onnx", ["in"], "my.table", OPTIONS, plot="page.png")
-    assert set(files_in(folder)) - set(before) == {"my.npz"}
+    with monkeypatch.context() as patch:
+        _fail(patch, failure)
+        with pytest.raises(darktrt.DarktrtError, match="no room"):
+            darktrt.calibrate("portable.onnx", ["in"], "my.calib", OPTIONS)
+    assert set(files_in(folder)) - set(before) == {"my.calib.partial"}
+    darktrt.calibrate("portable.onnx", ["in"], "my.calib", replace(OPTIONS, resume=True))
+    assert set(files_in(folder)) - set(before) == {"my.calib"}
 
 
-@pytest.mark.parametrize("failure", [*FAILURES, ("darktrt.calib.histogram", "HistogramSet.save", 0)], ids=str)
+@pytest.mark.parametrize("failure", FAILURES, ids=str)
 def test_a_merge_that_fails_leaves_nothing(
     labelled: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, failure: tuple[str, str, int]
 ) -> None:
-    shutil.copy(labelled / "my.npz", "shard.npz")
+    shutil.copy(labelled / "my.calib", "shard.calib")
+    with monkeypatch.context() as patch:
+        _fail(patch, failure)
+        with pytest.raises(darktrt.DarktrtError, match="no room"):
+            darktrt.merge_calibrations(["shard.calib"], "merged.calib")
+    assert files_in(folder) == ["shard.calib"]
+
+
+def _fail(monkeypatch: pytest.MonkeyPatch, failure: tuple[str, str, int]) -> None:
     module, name, calls = failure
     *owners, name = name.split(".")
     owner = importlib.import_module(module)
     _fail_after(monkeypatch, getattr(owner, owners[0]) if owners else owner, name, calls)
-    with pytest.raises(darktrt.DarktrtError, match="no room"):
-        darktrt.merge_calibrations(["shard.npz"], "merged.table", plot="page.png")
-    assert files_in(folder) == ["shard.npz"]
 
 
-def test_a_merge_that_fails_keeps_histograms_that_are_its_input(
-    labelled: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy(labelled / "my.npz", "my.npz")
-    _fail_after(monkeypatch, importlib.import_module("darktrt.calib.summary"), "summary", 0)
-    with pytest.raises(darktrt.DarktrtError, match="no room"):
-        darktrt.merge_calibrations(["my.npz"], "my.table")
-    assert files_in(folder) == ["my.npz"]
-
-
-def test_a_merge_of_a_damaged_file_or_of_one_without_tensors_leaves_nothing(labelled: Path, folder: Path) -> None:
-    shutil.copy(labelled / "my.npz", "good.npz")
-    Path("bad.npz").write_bytes(Path("good.npz").read_bytes()[:-700])
-    HistogramSet("aa").save("empty.npz")
+def test_a_merge_that_cannot_be_is_refused(made: Made, labelled: Path, images: Path, folder: Path) -> None:
+    shutil.copy(labelled / "my.calib", "good.calib")
+    Path("bad.calib").write_bytes(Path("good.calib").read_bytes()[:-700])
+    darktrt.insert_plugins(made.plain, "raw.onnx", darktrt.SurgeryOptions(head="raw"))
+    darktrt.calibrate("raw.onnx", ["in"], "raw.calib", OPTIONS)
     before = files_in(folder)
-    for shards, sentence in (
-        (["good.npz", "bad.npz"], r"bad\.npz: is damaged"),
-        (["empty.npz"], "there are no histograms to choose scales from"),
+    for names, sentence, argument in (
+        ([], "there is nothing to merge", "calibrations"),
+        (["good.calib", "bad.calib"], r"bad\.calib: is damaged", None),
+        (["good.calib", "raw.calib"], "different models do not merge", None),
+        (["good.calib", "good.calib", "good.calib"], r"good\.calib: is given twice", None),
     ):
-        with pytest.raises(darktrt.DarktrtError, match=sentence):
-            darktrt.merge_calibrations(shards, "merged.table")
-        assert files_in(folder) == before
+        with pytest.raises(darktrt.DarktrtError, match=sentence) as raised:
+            darktrt.merge_calibrations(names, "merged.calib" if argument or "twice" not in sentence else "good.calib")
+        assert raised.value.argument == argument
+    with pytest.raises(darktrt.DarktrtError, match=r"raw\.onnx: is not the model that was calibrated") as raised:
+        darktrt.merge_calibrations(["good.calib"], "merged.calib", model="raw.onnx")
+    assert raised.value.argument == "model"
+    assert files_in(folder) == before
 
 
-def test_the_sample_of_a_later_pass_is_spread_over_the_images() -> None:
-    paths = [Path(str(i)) for i in range(7)]
-    for number, chosen in ((1, [0]), (2, [0, 4]), (3, [0, 3, 6]), (4, [0, 2, 4, 6]), (7, range(7)), (64, range(7))):
-        assert _every_nth(paths, number) == [paths[i] for i in chosen]
+def test_calibrations_with_different_settings_merge_where_one_is_chosen(labelled: Path, folder: Path) -> None:
+    model, paths = labelled / "net.onnx", sorted((labelled / "others").iterdir())
+    darktrt.calibrate(model, paths[:2], "a.calib", replace(OPTIONS, limit=1, method="minmax"))
+    darktrt.calibrate(model, paths[2:], "b.calib", OPTIONS)
+    with pytest.raises(
+        darktrt.DarktrtError, match=r"of method, a\.calib was made with minmax, b\.calib with auto; choose one"
+    ) as raised:
+        darktrt.merge_calibrations(["a.calib", "b.calib"], "both.calib")
+    assert raised.value.argument == "method"
+    darktrt.merge_calibrations(["a.calib", "b.calib"], "both.calib", method="mse")
+    settings = read_calibration("both.calib").settings
+    assert settings == CalibrationSettings(None, 0, "mse", 99.99, 2, 1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 def test_an_engine_from_a_calibration_in_memory_or_in_its_file(made: Made, images: Path) -> None:
     darktrt.insert_plugins(made.plain, "portable.onnx")
-    calibration = darktrt.calibrate("portable.onnx", ["in"], "my.table", OPTIONS)
+    calibration = darktrt.calibrate("portable.onnx", ["in"], "my.calib", OPTIONS)
     options = darktrt.BuildOptions(target="rtx")
     manifests = [
         darktrt.build_engine("portable.onnx", f"{name}.plan", options, precision="int8", calibration=given)
-        for name, given in (("memory", calibration), ("file", "my.table"), ("path", Path("my.table")))
+        for name, given in (("memory", calibration), ("file", "my.calib"), ("path", Path("my.calib")))
     ]
-    assert len({(m.precision, m.int8_convolutions, m.corrected_biases, m.table_sha256) for m in manifests}) == 1
+    assert len({(m.precision, m.int8_convolutions, m.corrected_biases, m.calibration_sha256) for m in manifests}) == 1
     assert manifests[0].int8_convolutions
 
 
 REFUSED = {
-    "precision": ({"calibration": "my.table"}, "of no use to an engine in fp16"),
-    "calibration_images": ({"precision": "int8", "calibration": "my.table", "calibration_images": ["in"]}, "not from both"),
+    "precision": ({"calibration": "my.calib"}, "of no use to an engine in fp16"),
+    "calibration_images": ({"precision": "int8", "calibration": "my.calib", "calibration_images": ["in"]}, "not from both"),
     "calibration": ({"precision": "int8", "budget": darktrt.DropBudget(0.01, ["in"])}, "name one"),
 }
 
@@ -181,7 +198,7 @@ def test_refusals_name_arguments_and_no_options(argument: str, folder: Path) -> 
 def test_warnings_reach_the_logger(made: Made, images: Path, caplog: pytest.LogCaptureFixture) -> None:
     darktrt.insert_plugins(made.plain, "portable.onnx")
     with caplog.at_level(logging.WARNING, "darktrt"):
-        darktrt.calibrate("portable.onnx", ["in"], "my.table", OPTIONS)
+        darktrt.calibrate("portable.onnx", ["in"], "my.calib", OPTIONS)
     assert any("4 images are few" in record.getMessage() for record in caplog.records)
 
 

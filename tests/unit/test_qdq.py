@@ -35,6 +35,7 @@ from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
 from darktrt.engine.trt_builder import build
 from darktrt.errors import DarktrtError
+from darktrt.pipeline import load_calibration
 from darktrt.surgery.qdq import Calibration, default_fp_layers, half_scale, quantize
 from darktrt.surgery.rewrite import SurgeryOptions, transform
 
@@ -219,7 +220,7 @@ def test_mistakes_are_reported(made: Made, scales: dict[str, np.float32]) -> Non
     with pytest.raises(DarktrtError, match=r"the weights of '/layers\.0/Conv' are NaN or infinite; convert the network again"):
         quantize(damaged, made.info, Calibration(scales, ()))
     model, report = transform(made.model(), made.info, SurgeryOptions())
-    with pytest.raises(DarktrtError, match="INT8 needs a calibration table"):
+    with pytest.raises(DarktrtError, match="INT8 needs a calibration"):
         lower(model, report.info, RTX, "int8")
     assert len(default_fp_layers(graph, made.info)) == 3
 
@@ -231,25 +232,28 @@ def test_from_images_to_an_int8_engine(made: Made, folder: Path, capsys: pytest.
         Image.fromarray(image).save(f"photos/{i}.png")
     for command in (
         f"surgery {made.plain} -o portable.onnx",
-        "calib run portable.onnx photos -o calibration.table --plot histograms.png",
-        "engine portable.onnx -o int8.plan --precision int8 --table calibration.table",
-        f"surgery {made.plain} -o qdq.onnx --qdq --table calibration.table",
-        "calib merge calibration.npz -o merged.table",
+        "calib run portable.onnx photos -o calibration.calib",
+        "engine portable.onnx -o int8.plan --precision int8 --calibration calibration.calib",
+        f"surgery {made.plain} -o qdq.onnx --qdq --calibration calibration.calib",
+        "calib merge calibration.calib -o merged.calib",
+        "calib show calibration.calib --plot histograms.png",
+        "calib export calibration.calib -o calibration.cache",
     ):
         assert main(command.split()) == 0, capsys.readouterr().err
     output = capsys.readouterr()
     before = files_in(folder), Path("portable.onnx").read_bytes()
     for command in (
         "calib run portable.onnx photos -o portable.onnx",
-        "calib run portable.onnx photos -o new.npz",
-        "calib merge calibration.npz -o calibration.npz",
-        "calib run portable.onnx photos -o new.table --plot portable.onnx",
+        "calib merge calibration.calib -o calibration.calib",
+        "calib export calibration.calib -o calibration.calib",
+        "calib show calibration.calib --plot calibration.calib",
     ):
         assert main(command.split()) == 2
         assert "is given twice and would be overwritten" in capsys.readouterr().err
     assert (files_in(folder), Path("portable.onnx").read_bytes()) == before
     assert "3 images are few to calibrate on" in output.err
     assert "convolutions in INT8; in floating point: " in output.out
-    assert CalibrationTable.load("merged.table") == CalibrationTable.load("calibration.table")
-    assert Path("calibration.table").read_text().startswith("TRT-8600-EntropyCalibration2\n")
+    assert Path("merged.calib").read_bytes() == Path("calibration.calib").read_bytes()
+    assert CalibrationTable.load("calibration.cache").scales == load_calibration("calibration.calib").scales
+    assert Path("calibration.cache").read_text().startswith("TRT-8600-EntropyCalibration2\n")
     assert {"int8.plan", "int8.json", "qdq.onnx", "histograms.png"} <= set(files_in(folder))

@@ -20,13 +20,13 @@ from helpers import (
     Array,
     as_float,
     batch_of_images,
+    measured_accuracy,
     relative_error,
     run,
     thresholds,
     with_outputs,
 )
 
-from darktrt.check.coco import measure_accuracy
 from darktrt.check.ground_truth import load_ground_truth
 from darktrt.convert.cfg import Yolo, read_cfg
 from darktrt.convert.export import convert_darknet
@@ -234,7 +234,7 @@ def test_real_raw_heads_equal_the_module(real: Real) -> None:
 
 def average_precision(run: Run, info: DetectorInfo) -> tuple[float, float]:
     """AP and AP50 of COCO, over 80 images."""
-    found = measure_accuracy(run, info, load_ground_truth([f"{TRUTH}:{VAL}"], info.class_names))
+    found = measured_accuracy(run, info, load_ground_truth([f"{TRUTH}:{VAL}"], info.class_names))
     return found.ap, found.ap50
 
 

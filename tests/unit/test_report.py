@@ -19,8 +19,9 @@ import pytest
 from helpers import Made, files_in, made_detections, made_image, timing
 from PIL import Image
 
-from darktrt.calib.fp_layers import load_fp_layers
+from darktrt.calib.file import CalibratedNetwork, CalibrationFile, write_calibration
 from darktrt.calib.histogram import Histogram, HistogramSet
+from darktrt.calib.options import CalibrationSettings
 from darktrt.calib.table import CalibrationTable
 from darktrt.check import report_page
 from darktrt.check.coco import coco_metrics
@@ -33,6 +34,7 @@ from darktrt.check.report_page import FILES, page_values, render, write_report
 from darktrt.check.simulate import chosen_fp_layers, load_network
 from darktrt.cli import main
 from darktrt.errors import DarktrtError
+from darktrt.pipeline import load_calibration
 from darktrt.vision.boxes import Detections
 
 QUICK = ["--compare-images", "0", "--sensitivity-images", "0"]
@@ -106,7 +108,7 @@ def test_the_error_is_traced_to_layers_and_convolutions(report: Path, labelled: 
     assert f"cfg line {worst['line']} [" in page and f">line {worst['line']}<" in page.replace("\n", "")
     costs = [one["scores"] for one in values["sensitivity"]["layers"]]
     assert costs == sorted(costs, reverse=True) and costs[0] > 0
-    assert values["fp_layers"] == list(load_fp_layers(labelled / "my.table") or ())
+    assert values["fp_layers"] == list(load_calibration(labelled / "my.calib").fp_layers or ())
     assert set(chosen_fp_layers(load_network(labelled / "net.onnx"))) <= set(values["fp_layers"])
     assert all(f"<code>{name}</code>" in page for name in values["fp_layers"])
 
@@ -220,9 +222,9 @@ def test_calibration_images_in_the_evaluation_are_noted(report: Path, labelled: 
     for i, source in enumerate([*sorted((labelled / "photos").glob("*.png"))[:3], *(labelled / "others").iterdir()]):
         (folder / f"mixed/{i}.png").write_bytes(source.read_bytes())  # by their content, whatever they are called
     net = str(labelled / "net.onnx")
-    assert main(["calib", "run", net, "mixed", "-o", "mixed.table", "--bias-images", "0"]) == 0
-    command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "mixed.table", "-o", "report", *QUICK]
-    assert main(command) == 0
+    assert main(["calib", "run", net, "mixed", "-o", "mixed.calib", "--bias-images", "0"]) == 0
+    command = ["check", "report", str(labelled / "photos"), "--model", net, "--calibration", "mixed.calib", "-o", "report"]
+    assert main([*command, *QUICK]) == 0
     note = "INT8 was calibrated on 3 of the 5 images of the evaluation"
     assert any(one.startswith(note) for one in figures()["notes"])
     assert note in Path("report/index.html").read_text() and note in Path("report/report.md").read_text()
@@ -234,9 +236,10 @@ def test_the_noise_of_a_tensor_is_that_of_its_values(tmp_path: Path) -> None:
     for name, factor in (("a", 1), ("b", 5), ("unread", 1)):
         histograms.histograms[name] = Histogram()
         histograms.histograms[name].add(values * np.float32(factor))
-    histograms.save(tmp_path / "my.npz")
+    network = CalibratedNetwork("made", 96, 64, "nms", {})
+    write_calibration(CalibrationFile(network, CalibrationSettings(), histograms), tmp_path / "my.calib")
     scales = dict.fromkeys(("a", "b", "unread"), np.float32(2 / 127))
-    found = calibration_sources(tmp_path / "my.table", scales, {"a": 7, "b": 9}, [])
+    found = calibration_sources(tmp_path / "my.calib", scales, {"a": 7, "b": 9}, [])
     assert [(one.tensor, one.line) for one in found.tensors] == [("b", 9), ("a", 7)]  # b is clipped more
     for one, factor in zip(found.tensors, (5, 1), strict=True):
         exact = values * factor
@@ -246,14 +249,12 @@ def test_the_noise_of_a_tensor_is_that_of_its_values(tmp_path: Path) -> None:
         assert one.clipped == pytest.approx((np.abs(exact) > 2).mean(), rel=0.01)
 
 
-def test_a_table_without_histograms_is_enough(labelled: Path, folder: Path) -> None:
-    CalibrationTable.load(labelled / "my.table").save("my.table")
+def test_a_tensorrt_cache_is_enough(labelled: Path, folder: Path) -> None:
+    CalibrationTable(load_calibration(labelled / "my.calib").scales, "8600").save("my.cache")
     net = str(labelled / "net.onnx")
-    command = ["check", "report", str(labelled / "photos"), "--model", net, "--table", "my.table", "-o", "report", *QUICK]
+    command = ["check", "report", str(labelled / "photos"), "--model", net, "--calibration", "my.cache", "-o", "report", *QUICK]
     assert main(command) == 0
-    assert (
-        figures()["evaluation"]["protocol"]["INT8 calibrated on"] == "unknown images: there are no histograms beside my.table"
-    )
+    assert figures()["evaluation"]["protocol"]["INT8 calibrated on"] == "unknown images: my.cache has scales only"
 
 
 # --- unusual labels ---

@@ -87,10 +87,10 @@ def test_the_images_are_the_same_bits_on_every_machine() -> None:
 DIGESTS = ["0acb139bebdc", "8cf713be5153"]
 
 
-def test_the_table_has_a_scale_for_every_tensor(tmp_path: Path) -> None:
+def test_the_calibration_has_a_scale_for_every_tensor(tmp_path: Path) -> None:
     network.write_models(tmp_path)
     model, info = load_model(tmp_path / "portable.onnx")
-    calibration = load_calibration(network.TABLE)
+    calibration = load_calibration(network.CALIBRATION)
     assert set(tensors_to_calibrate(model, info)) <= set(calibration.scales)
     assert calibration.channel_means and calibration.fp_layers is None
 

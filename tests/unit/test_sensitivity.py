@@ -29,6 +29,7 @@ from darktrt.cli import commands, main
 from darktrt.convert.export import convert_darknet
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
+from darktrt.pipeline import load_calibration
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.images import preprocess, read_image
@@ -40,7 +41,7 @@ SPOILT = "layer0"
 
 @pytest.fixture(scope="module")
 def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The made network after surgery in every form, five images, and its calibration table."""
+    """The made network after surgery in every form, five images, and its calibration."""
     folder = tmp_path_factory.mktemp("sensitivity")
     for head in ("nms", "decode", "raw"):
         insert_plugins(made.plain, folder / f"{head}.onnx", SurgeryOptions(head=head))  # type: ignore[arg-type]
@@ -54,7 +55,7 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(folder / "nms.onnx"),
         str(folder / "photos"),
         "-o",
-        str(folder / "my.table"),
+        str(folder / "my.calib"),
         "--fp-layer-images",
         "0",
     ]
@@ -64,11 +65,11 @@ def files(made: Made, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scales(files: Path) -> Calibration:
-    return Calibration(CalibrationTable.load(files / "my.table").scales)
+    return Calibration(load_calibration(files / "my.calib").scales)
 
 
 def spoilt(scales: Calibration) -> Calibration:
-    """A table that clips one tensor to nearly nothing."""
+    """A calibration that clips one tensor to nearly nothing."""
     return Calibration({**scales.scales, SPOILT: np.float32(scales.scales[SPOILT] / 500)})
 
 
@@ -78,7 +79,7 @@ def readers(made: Made, tensor: str) -> list[str]:
 
 def measured(files: Path, calibration: Calibration, form: str = "nms", limit: int = 5) -> dict[Convolution, Change]:
     network = load_network(files / f"{form}.onnx")
-    return measure_each(FloatReference(network, find_images([str(files / "photos")], limit, 0)), calibration)
+    return measure_each(network, find_images([str(files / "photos")], limit, 0), calibration)
 
 
 # --- the network ---
@@ -277,14 +278,14 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int | None]]:
 def test_the_command_ranks_and_draws(
     files: Path, folder: Path, capsys: pytest.CaptureFixture[str], steps: list[tuple[str, int, int | None]]
 ) -> None:
-    command = f"calib sensitivity {files}/nms.onnx {files}/photos --table {files}/my.table --limit 2 --json a.json --plot a.png"
-    assert main(command.split()) == 0
+    command = f"calib sensitivity {files}/nms.onnx {files}/photos --calibration {files}/my.calib --limit 2"
+    assert main(f"{command} --json a.json --plot a.png".split()) == 0
     rows = capsys.readouterr().out.splitlines()
     assert len(rows) == 1 + 9 + 1
     assert rows[-1].startswith("made: INT8 with 3 convolutions in floating point changes scores by 0.")
     costs = [float(row.split()[3]) for row in rows[1:-1]]
     assert costs == sorted(costs, reverse=True)
-    assert steps[-1] == ("", 9, 9)
+    assert steps[-2:] == [("", 9, 9), ("", 1, 1)], "each by itself, then all together"
     assert files_in(folder) == ["a.json", "a.png"]
     values = json.loads(Path("a.json").read_text())
     assert [layer["node"] for layer in values["layers"]] == [row.split()[1] for row in rows[1:-1]]
@@ -297,27 +298,27 @@ def test_the_command_measures_precision_on_request(
     labels = [{"image_id": 0, "category_id": 1, "bbox": [4, 4, 40, 30]}]
     categories = [{"id": i, "name": f"class {i}"} for i in range(3)]
     Path("val.json").write_text(json.dumps({"images": images, "annotations": labels, "categories": categories}))
-    command = f"calib sensitivity {files}/nms.onnx {files}/photos --table {files}/my.table --limit 1"
+    command = f"calib sensitivity {files}/nms.onnx {files}/photos --calibration {files}/my.calib --limit 1"
     assert main([*command.split(), "--map", f"val.json:{files}/photos"]) == 0
     assert capsys.readouterr().out.split("\n")[0].split()[-2:] == ["AP", "drop"]
-    assert steps[-1] == ("9 of 9", 2, 2)
+    assert steps[-1] == ("", 20, 20), "two images by the float network and by nine others"
 
 
 BAD = {
-    "nms.onnx photos --table none.table": "none.table: cannot read",
-    "nms.onnx photos --table other.table": "the calibration table has no scale for 8 tensors of this network",
-    "raw.onnx photos --table my.table": "raw.onnx: ends at its raw heads; make it with head nms or decode",
-    "int8.onnx photos --table my.table": "int8.onnx: has Q/DQ nodes already; use the ONNX file without them",
-    "my.table photos --table my.table": "my.table: ",
-    "nms.onnx empty --table my.table": "empty: no images here",
-    "nms.onnx photos --table my.table --limit 0": "the limit is 0",
-    "nms.onnx photos --table my.table --map photos": "photos: no image has labels; name a COCO json",
-    "nms.onnx photos --table my.table --plot a.svg": "a.svg: cannot draw to that format",
-    "nms.onnx photos --table my.table --plot no/a.png": "no/a.png: cannot write: No such file",
-    "nms.onnx photos --table my.table --json empty": "empty: is a folder; name a file to write",
-    "nms.onnx photos --table my.table --json nms.onnx": "nms.onnx: is given twice and would be overwritten",
-    "nms.onnx photos --table my.table --plot a.png --json a.png": "a.png: is given twice",
-    "nms.onnx photos/0.png bad.png --table my.table": "bad.png: ",
+    "nms.onnx photos --calibration none.calib": "none.calib: cannot read",
+    "nms.onnx photos --calibration other.cache": "the calibration has no scale for 8 tensors of this network",
+    "raw.onnx photos --calibration my.calib": "raw.onnx: ends at its raw heads; make it with head nms or decode",
+    "int8.onnx photos --calibration my.calib": "int8.onnx: has Q/DQ nodes already; use the ONNX file without them",
+    "my.calib photos --calibration my.calib": "my.calib: ",
+    "nms.onnx empty --calibration my.calib": "empty: no images here",
+    "nms.onnx photos --calibration my.calib --limit 0": "the limit is 0",
+    "nms.onnx photos --calibration my.calib --map photos": "photos: no image has labels; name a COCO json",
+    "nms.onnx photos --calibration my.calib --plot a.svg": "a.svg: cannot draw to that format",
+    "nms.onnx photos --calibration my.calib --plot no/a.png": "no/a.png: cannot write: No such file",
+    "nms.onnx photos --calibration my.calib --json empty": "empty: is a folder; name a file to write",
+    "nms.onnx photos --calibration my.calib --json nms.onnx": "nms.onnx: is given twice and would be overwritten",
+    "nms.onnx photos --calibration my.calib --plot a.png --json a.png": "a.png: is given twice",
+    "nms.onnx photos/0.png bad.png --calibration my.calib": "bad.png: ",
 }
 
 
@@ -325,12 +326,12 @@ BAD = {
 def test_mistakes_are_reported_in_one_sentence(
     arguments: str, files: Path, folder: Path, made: Made, scales: Calibration, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("nms.onnx", "raw.onnx", "my.table", "photos"):
+    for name in ("nms.onnx", "raw.onnx", "my.calib", "photos"):
         (folder / name).symlink_to(files / name)
     (folder / "empty").mkdir()
     Path("bad.png").write_text("no image")
-    if "other.table" in arguments:
-        CalibrationTable({"another": np.float32(1)}, "8600").save("other.table")
+    if "other.cache" in arguments:
+        CalibrationTable({"another": np.float32(1)}, "8600").save("other.cache")
     if "int8.onnx" in arguments:
         insert_plugins(made.plain, "int8.onnx", SurgeryOptions(calibration=Calibration(scales.scales)))
     before = files_in(folder)
@@ -352,8 +353,8 @@ def test_a_real_network(tmp_path: Path) -> None:
     convert_darknet(ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.weights", tmp_path / "plain.onnx", size=(224, 224))
     insert_plugins(tmp_path / "plain.onnx", tmp_path / "nms.onnx", SurgeryOptions())
     model, data = str(tmp_path / "nms.onnx"), str(DATA / "val.json")
-    assert main(["calib", "run", model, data, "--limit", "4", "-o", str(tmp_path / "my.table")]) == 0
-    found = sensitivity(model, [data], Calibration(CalibrationTable.load(tmp_path / "my.table").scales), 2)
+    assert main(["calib", "run", model, data, "--limit", "4", "-o", str(tmp_path / "my.calib")]) == 0
+    found = sensitivity(model, [data], Calibration(load_calibration(tmp_path / "my.calib").scales), 2)
     costs = [layer.change.scores for layer in found.layers]
     assert len(costs) == 21
     assert 0.0005 < min(costs) < max(costs) < found.together.scores < sum(costs)

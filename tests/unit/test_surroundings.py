@@ -243,8 +243,8 @@ def test_a_pipe_is_refused_at_once(suffix: str, made: Made, folder: Path, capsys
         "jpg": ["detect", pipe, "--model", "portable.onnx"],
         "mp4": ["detect", pipe, "--model", "portable.onnx"],
         "names": ["convert", str(made.cfg), str(made.weights), "--names", pipe, "-o", "out.onnx"],
-        "txt": ["calib", "run", "portable.onnx", pipe, "-o", "out.table"],
-        "json": ["calib", "run", "portable.onnx", f"{pipe}:folder", "-o", "out.table"],
+        "txt": ["calib", "run", "portable.onnx", pipe, "-o", "out.calib"],
+        "json": ["calib", "run", "portable.onnx", f"{pipe}:folder", "-o", "out.calib"],
     }.get(suffix, ["inspect", pipe])
     started = time.monotonic()
     assert main(words) == 2
@@ -288,7 +288,7 @@ LONG = "x" * 300
         f"convert {LONG} net.weights -o out.onnx",
         f"surgery plain.onnx -o {LONG}",
         f"fetch samples -o {LONG}",
-        f"calib merge {LONG} -o out.table",
+        f"calib merge {LONG} -o out.calib",
     ],
 )
 def test_a_name_too_long_is_one_sentence(command: str, made: Made, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
