@@ -86,7 +86,7 @@ help: ## list targets and variables
 	@echo '  IMAGE_SIZES=$(IMAGE_SIZES)    with INPUT=image, smallest, usual and largest image: "32x32 1920x1080 4096x4096"'
 	@echo '  TENSORRT=$(TENSORRT)    what to install: rtx (builds without a GPU) or trt (full TensorRT, needs an NVIDIA GPU)'
 	@echo '  KIND=$(KIND) FORM=$(FORM)    for triton and serve, see darktrt serve repository --help (its --kind and --input)'
-	@echo '  SERVER=$(SERVER)    for load, a server that runs already, as host:port'
+	@echo '  SERVER=$(SERVER)    for load, a server that runs already, as host:port, or several'
 	@echo '  PYTHON=$(PYTHON) VENV=$(VENV)    interpreter and virtual environment'
 	@echo '  SECONDS=$(SECONDS)    for fuzz, how long; about 150 cases a second and core'
 	@echo '  SM=$(SM)    for plugins, compute capabilities such as "75 86 90" (without: those of the GPUs here, else the usual ones)'
@@ -124,7 +124,7 @@ serve: triton ## start a Triton server with that repository on this machine; Ctr
 	$(DARKTRT) serve start $(REPOSITORY)
 
 load: $(if $(SERVER),,triton) | $(VENV)/.installed-serve ## measure a Triton server under load: that of SERVER, or one started for it
-	$(DARKTRT) load $(if $(SERVER),--server $(SERVER),--repository $(REPOSITORY)) --json $(OUT)/load.json
+	$(DARKTRT) load $(if $(SERVER),$(addprefix --server ,$(SERVER)),--repository $(REPOSITORY)) --json $(OUT)/load.json
 
 calib: $(DIR)/calibration.calib ## choose INT8 scales on the images of DATA
 surgery: $(DIR)/portable.onnx ## put plugin nodes into the ONNX file

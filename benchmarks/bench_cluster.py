@@ -2,7 +2,7 @@
 
     python3 benchmarks/bench_cluster.py rate val.json:val2017 --model portable.onnx --workers 1 2 4
     python3 benchmarks/bench_cluster.py rate val.json:val2017 --plan int8.plan --workers 1 2 --cpus 8
-    python3 benchmarks/bench_cluster.py driver calibration.calib
+    python3 benchmarks/bench_cluster.py driver calibration.calib -o many.calib
 
 ``rate`` evaluates the network on this machine and then by workers of a Ray cluster, which it starts or joins: images a second
 from the first result to the last, the seconds until the first, and a digest of all detections. ``driver`` adds the counts of
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import pickle
 import resource
 import time
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from darktrt.calib.histogram import HistogramSet
 from darktrt.check.detections import VariantDetections, detect_variant
 from darktrt.check.ground_truth import GroundTruth, load_ground_truth
 from darktrt.check.runs import engine_variant, onnx_variant
@@ -76,29 +78,32 @@ def rate(args: argparse.Namespace) -> None:
 
 def driver(args: argparse.Namespace) -> None:
     """Merge the same counts again and again, each time as those of other images, through pickle as they come from workers."""
-    from darktrt.calib.file import read_calibration
+    from darktrt.calib.file import read_calibration, write_calibration
 
-    counts = read_calibration(args.calibration).histograms
-    own = replace(counts, images={}, skipped={}, files={})
-    total = pickle.loads(pickle.dumps(own))
-    groups, size, seconds = -(-args.images // args.group), 0, list[float]()
-    started = time.perf_counter()
-    for group in range(groups):
-        names = [f"{number:064x}" for number in range(group * args.group, min((group + 1) * args.group, args.images))]
-        sent = pickle.dumps(replace(own, images={name: f"/data/{name[-8:]}.jpg" for name in names}), protocol=5)
-        size = len(sent)
+    contents = read_calibration(args.calibration)
+    own = replace(contents.histograms, images={}, skipped={}, files={})
+    total, sent = replace(own, histograms={}), pickle.dumps(own, protocol=5)
+    seconds, started = list[float](), time.perf_counter()
+    for first in range(0, args.images, args.group):
+        names = [f"{number:064x}" for number in range(first, min(first + args.group, args.images))]
         begun = time.perf_counter()
-        total.merge([pickle.loads(sent)])
+        counts: HistogramSet = pickle.loads(sent)
+        counts.images = {name: f"/data/train2017/{name[-12:]}.jpg" for name in names}
+        total.merge([counts])
         seconds.append(time.perf_counter() - begun)
+    merged = time.perf_counter()
+    write_calibration(replace(contents, histograms=total), args.output)
     print(
         json.dumps(
             {
                 "images": len(total.images),
                 "tensors": len(total.histograms),
-                "bytes_of_a_group": size,
+                "bytes_of_a_group": len(sent),
                 "merge_ms_of_a_group": round(1e3 * sorted(seconds)[len(seconds) // 2], 2),
                 "merging_s": round(sum(seconds), 1),
-                "whole_s": round(time.perf_counter() - started, 1),
+                "whole_s": round(merged - started, 1),
+                "saving_s": round(time.perf_counter() - merged, 1),
+                "saved_MB": round(os.path.getsize(args.output) / 1e6, 1),
                 "most_memory_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
             }
         )
@@ -124,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drivers = commands.add_parser("driver")
     drivers.set_defaults(run=driver)
     drivers.add_argument("calibration")
+    drivers.add_argument("-o", "--output", required=True)
     drivers.add_argument("--images", type=int, default=1_000_000)
     drivers.add_argument("--group", type=int, default=32)
     args = parser.parse_args(arguments)

@@ -139,18 +139,17 @@ def sensitivity(
     network = load_network(source)
     quantized(network, calibration, [])  # refuses the calibration of another network before the work begins
     labels = load_ground_truth([ground_truth], network.info.class_names) if ground_truth else None
-    images, fp_layers = find_images(data, limit, seed), chosen_fp_layers(network, calibration)
-    changes = measure_each(network, images, calibration, workers)
-    in_int8 = [one.node for one in changes if one.node not in fp_layers]
-    (together,) = _measured(_NoiseMeter.of(network, images, calibration), [in_int8], workers, "networks")
-    exact, accuracies = _accuracies(network, calibration, list(changes), labels, workers) if labels else (None, {})
-    layers = tuple(LayerCost(one, change, one.node in fp_layers, accuracies.get(one)) for one, change in changes.items())
-    return Sensitivity(network.info.name, len(images), layers, Change.of(together), exact)
+    images, every, fp_layers = find_images(data, limit, seed), convolutions(network), chosen_fp_layers(network, calibration)
+    groups = [*([one.node] for one in every), [one.node for one in every if one.node not in fp_layers]]
+    sums = _measured(_NoiseMeter.of(network, images, calibration), groups, workers, "networks")
+    *changes, together = map(Change.of, sums)
+    exact, accuracies = _accuracies(network, calibration, every, labels, workers) if labels else (None, {})
+    each = zip(every, changes, strict=True)
+    layers = tuple(LayerCost(one, change, one.node in fp_layers, accuracies.get(one)) for one, change in each)
+    return Sensitivity(network.info.name, len(images), layers, together, exact)
 
 
-def measure_each(
-    network: OnnxNetwork, images: Sequence[Path], calibration: Calibration, workers: Workers | None = None
-) -> dict[Convolution, Change]:
+def measure_each(network: OnnxNetwork, images: Sequence[Path], calibration: Calibration) -> dict[Convolution, Change]:
     """The change by each convolution when only it is quantized, in graph order.
 
     Raises:
@@ -158,7 +157,7 @@ def measure_each(
     """
     every = convolutions(network)
     meter = _NoiseMeter.of(network, images, calibration)
-    sums = _measured(meter, [[one.node] for one in every], workers, "convolutions")
+    sums = _measured(meter, [[one.node] for one in every], None, "convolutions")
     return dict(zip(every, map(Change.of, sums), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""``darktrt client``: a model on a Triton server detects objects, answers a request of noise, or is described."""
+"""``darktrt client``: a model on Triton servers detects objects, answers a request of noise, or is described."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from darktrt.progress import LOGGER
 
 if TYPE_CHECKING:
     from darktrt.serve.client.client import Client
+    from darktrt.serve.client.transport import Endpoint
     from darktrt.vision.video import LiveSource
 
 
@@ -26,7 +27,7 @@ def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "client",
-        "use a model on a Triton server: client detect, client ping, client info, client statistics",
+        "use a model on one or several Triton servers: client detect, client ping, client info, client statistics",
         "darktrt client detect dog.jpg -o out.jpg",
         "darktrt client ping",
         "darktrt client info --json",
@@ -44,17 +45,17 @@ def _add_client(parser: argparse.ArgumentParser) -> None:
     """The options of :func:`_client`."""
     groups.add_server(parser)
     parser.add_argument("--model", metavar="NAME", help="name of the model; optional where the server has only one")
-    retry = "how long to repeat a request while the server is away, in seconds (default: 30; 0: not at all)"
+    retry = "how long to repeat a request while no server is there, in seconds (default: 30; 0: not at all)"
     parser.add_argument("--retry-seconds", type=float, default=30.0, metavar="S", help=retry)
 
 
 @contextmanager
-def _client(args: argparse.Namespace, **options: Any) -> Iterator[Client]:
-    """A client of the server and model of the arguments; a warning counts the requests that it repeated."""
+def _client(args: argparse.Namespace, servers: Sequence[Endpoint] = (), **options: Any) -> Iterator[Client]:
+    """A client of the model and the servers of the arguments, or of some; a warning counts the requests that it repeated."""
     from darktrt.serve.client.client import Client
 
     with Client(
-        groups.endpoint(args),
+        servers or groups.endpoints(args),
         args.model,
         args.version,
         batch=args.batch,
@@ -65,7 +66,8 @@ def _client(args: argparse.Namespace, **options: Any) -> Iterator[Client]:
     ) as client:
         yield client
         if client.retries:
-            LOGGER.warning(f"the server was away; {client.retries} requests were repeated")
+            away = ", ".join(one.server for one in client.servers if one.failed)
+            LOGGER.warning(f"{away}: away for a time; {client.retries} requests were repeated")
 
 
 # --- client detect ---
@@ -79,6 +81,7 @@ def _add_detect(commands: groups.Commands) -> None:
         "darktrt client detect dog.jpg -o out.jpg",
         "darktrt client detect holiday/ 'shots/*.png' -o drawn/ --json > detections.jsonl",
         "darktrt client detect street.mp4 -o out.mp4 --server http://gpu-box:8000 --model yolov4",
+        "darktrt client detect holiday/ --server gpu-a:8001 --server gpu-b:8001 --json > detections.jsonl",
         "darktrt client detect camera:0 -o out.mp4 --frames 500",
         "darktrt client detect rtsp://user:password@camera/stream1 --json",
     )
@@ -89,7 +92,8 @@ def _add_detect(commands: groups.Commands) -> None:
     parser.add_argument("-o", "--output", metavar="PATH", help="write copies with the detections drawn in: a file, or a folder")
     parser.add_argument("--json", action="store_true", help="print a line of JSON an image or frame instead of tables")
     groups.add_thresholds(parser)
-    parser.add_argument("--in-flight", type=int, default=4, metavar="N", help="most requests under way at once (default: 4)")
+    in_flight = "most requests under way at once at each server (default: 4)"
+    parser.add_argument("--in-flight", type=int, default=4, metavar="N", help=in_flight)
     frames = "number of frames of a camera or stream (default: until Ctrl-C)"
     parser.add_argument("--frames", type=int, metavar="N", help=frames)
 
@@ -126,7 +130,7 @@ def _detect_live(args: argparse.Namespace, client: Client, source: LiveSource) -
     stop = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stop.set())  # the video so far is kept
     output = Path(args.output) if args.output else None
-    with closing(detect_live(client.detector, source, output, args.in_flight, args.frames, stop)) as results:
+    with closing(detect_live(client.detector, source, output, client.in_flight, args.frames, stop)) as results:
         groups.print_results(args, results)
 
 
@@ -137,7 +141,7 @@ def _add_ping(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "ping",
-        "send one request of noise: does the model answer, and how fast",
+        "send one request of noise to each server: does the model answer, and how fast",
         "darktrt client ping",
         "darktrt client ping --server http://gpu-box:8000 --model yolov4 --shared-memory system",
     )
@@ -148,14 +152,15 @@ def _add_ping(commands: groups.Commands) -> None:
 def _ping(args: argparse.Namespace) -> None:
     import numpy as np
 
-    with _client(args) as client:
-        width, height = client.info.usual_image
-        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-        started = time.monotonic()
-        detections = client.detect_all([image] * args.batch)
-        taken = 1e3 * (time.monotonic() - started)
-        print(f"{client.endpoint}: model '{client.model.name}' answered noise in {taken:.1f} ms, {args.batch} a request")
-        print(detections[0].to_table())
+    for endpoint in groups.endpoints(args):
+        with _client(args, [endpoint]) as client:
+            width, height = client.info.usual_image
+            image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+            started = time.monotonic()
+            detections = client.detect_all([image] * args.batch)
+            taken = 1e3 * (time.monotonic() - started)
+            print(f"{endpoint}: model '{client.model.name}' answered noise in {taken:.1f} ms, {args.batch} a request")
+            print(detections[0].to_table())
 
 
 def _add_info(commands: groups.Commands) -> None:
@@ -180,8 +185,9 @@ def _add_statistics(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "statistics",
-        "print the server's counts of the model: requests, failures, and the time of their parts",
+        "print each server's counts of the model: requests, failures, and the time of their parts",
         "darktrt client statistics",
+        "darktrt client statistics --server gpu-a:8001 --server gpu-b:8001",
         "darktrt client statistics --model yolov4 --json",
     )
     parser.set_defaults(command="client statistics", run=_statistics)

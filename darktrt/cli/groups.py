@@ -148,8 +148,11 @@ def cluster(args: argparse.Namespace) -> Cluster | None:
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Options of whoever talks to a server."""
-    url = "HOST:PORT for gRPC, or http://HOST:PORT; with TLS grpcs:// or https:// (default: localhost:8001)"
-    parser.add_argument("--server", default="localhost:8001", metavar="URL", help=url)
+    url = (
+        "HOST:PORT for gRPC, or http://HOST:PORT; with TLS grpcs:// or https:// (default: localhost:8001); may be repeated: "
+        "servers of the same model share the requests"
+    )
+    parser.add_argument("--server", action="append", metavar="URL", help=url)
     parser.add_argument("--version", default="", metavar="N", help="of the model (default: the server's choice)")
     parser.add_argument("--root-certificates", metavar="PEM", help="authorities to trust instead of the system's")
     parser.add_argument("--certificate", metavar="PEM", help="to show to a server that asks for one, with --key")
@@ -158,14 +161,15 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=above_zero, default=60.0, metavar="S", help="of one request, in seconds (default: 60)"
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a request (default: 1)")
-    shared = "how images get to a server on this machine (default: none, by the socket)"
+    shared = "how images get to servers on this machine (default: none, by the socket)"
     parser.add_argument("--shared-memory", choices=["none", "system", "cuda"], default="none", help=shared)
 
 
-def endpoint(args: argparse.Namespace) -> Endpoint:
+def endpoints(args: argparse.Namespace) -> list[Endpoint]:
     from darktrt.serve.client.transport import Endpoint
 
-    return Endpoint.parse(args.server, args.root_certificates, args.certificate, args.key)
+    servers = args.server or ["localhost:8001"]
+    return [Endpoint.parse(server, args.root_certificates, args.certificate, args.key) for server in servers]
 
 
 def above_zero(text: str) -> float:

@@ -1,4 +1,4 @@
-"""``darktrt load``: a Triton server under load."""
+"""``darktrt load``: one or several Triton servers under load."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ def add(commands: groups.Commands) -> None:
     parser = groups.command(
         commands,
         "load",
-        "measure a Triton server under load: throughput, latency, and the time of their parts",
+        "measure Triton servers under load: throughput, latency, and the time of their parts",
         "darktrt load",
+        "darktrt load --server gpu-a:8001 --server gpu-b:8001 --concurrency 8 32",
         "darktrt load --model yolov4 --model yolov4-tiny --shared-memory system --json load.json",
         "darktrt load --repository model_repository --concurrency 1 4 16",
     )
@@ -37,7 +38,7 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument("--model", metavar="NAME", action="append", default=[], help=models)
     repository = "start a server for this model repository and measure it, instead of --server"
     parser.add_argument("--repository", metavar="FOLDER", help=repository)
-    concurrency = "concurrent requests, a level of load each (default: 1 2 4 8 16)"
+    concurrency = "concurrent requests, at all servers together, a level of load each (default: 1 2 4 8 16)"
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16], metavar="N", help=concurrency)
     seconds = "length of each level in seconds (default: 5)"
     parser.add_argument("--seconds", type=groups.above_zero, default=5.0, metavar="S", help=seconds)
@@ -46,7 +47,8 @@ def add(commands: groups.Commands) -> None:
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="an image to send; may be repeated (default: made images)"
     )
-    parser.add_argument("--metrics", metavar="URL", help="the server's metrics (default: http://HOST:8002/metrics)")
+    metrics = "the server's metrics (default: http://HOST:8002/metrics); repeated for each of several, in their order"
+    parser.add_argument("--metrics", metavar="URL", action="append", default=[], help=metrics)
     parser.add_argument("--json", metavar="FILE", help="write the measurements there too")
     parser.set_defaults(run=_load)
 
@@ -65,7 +67,7 @@ def _load(args: argparse.Namespace) -> None:
         args.shared_memory,
         args.timeout,
         tuple(map(Path, args.image)),
-        args.metrics,
+        tuple(args.metrics),
     )
     reports = measure_repository(args.repository, args.model, options) if args.repository else _load_server(args, options)
     print("\n".join([*(report.to_markdown() for report in reports), side_by_side(reports)]), end="")
@@ -77,4 +79,4 @@ def _load(args: argparse.Namespace) -> None:
 def _load_server(args: argparse.Namespace, options: LoadOptions) -> list[LoadReport]:
     from darktrt.serve.load.measure import measure_load
 
-    return [measure_load(groups.endpoint(args), name, args.version, options) for name in args.model or [None]]
+    return [measure_load(groups.endpoints(args), name, args.version, options) for name in args.model or [None]]

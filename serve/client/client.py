@@ -1,9 +1,8 @@
-"""A client of detectors on a Triton server: ``with Client("localhost:8001") as client: client.detect("dog.jpg")``."""
+"""A client of detectors on Triton servers: ``with Client("localhost:8001") as client: client.detect("dog.jpg")``."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import threading
 from collections.abc import Coroutine, Generator, Iterable, Iterator, Sequence
@@ -16,17 +15,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from darktrt.cuda import Frame, host_pixels
-from darktrt.errors import DarktrtError, quote
+from darktrt.errors import DarktrtError
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo
-from darktrt.serve.client.calls import LARGEST_ANSWER, damaged
-from darktrt.serve.client.shared_memory import free_abandoned
-from darktrt.serve.client.slots import SharedMemory, Slot
+from darktrt.serve.client.calls import LARGEST_ANSWER
+from darktrt.serve.client.requests import as_png, file_request
+from darktrt.serve.client.servers import Servers, ServerState
+from darktrt.serve.client.slots import SharedMemory
 from darktrt.serve.client.statistics import ModelStatistics
-from darktrt.serve.client.transport import Endpoint, Transport
-from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
+from darktrt.serve.client.transport import Endpoint
+from darktrt.serve.model_info import ModelInfo
 from darktrt.vision.boxes import Detections
 from darktrt.vision.detector import Arrays, ImageLike, NetworkDetector, Run, checked_outputs
 from darktrt.vision.files import FileResult, ahead, detect_files
@@ -38,27 +37,31 @@ _Value = TypeVar("_Value")
 class Client:
     """A connection to one model of a server, to be used as a context; several threads may call its methods.
 
+    Several servers of the same model share its requests: each goes to the server with the fewest under way. A server that fails
+    or stops gets none until it has the model again and answers; its requests go to the others.
+
     Args:
         server: ``HOST:PORT`` for gRPC, ``http://HOST:PORT``, either with TLS as ``grpcs://`` or ``https://``, or an
-            :class:`~darktrt.serve.client.transport.Endpoint` with certificates.
+            :class:`~darktrt.serve.client.transport.Endpoint` with certificates; or several of these.
         model: its name; optional where the server has one model.
         version: a number as text (default: the server chooses by its policy).
         score_threshold: detections must exceed it; sent with every request.
         iou_threshold: the overlap above which NMS suppresses the lesser of two detections; sent with every request.
         batch: most images of one request; :meth:`detect_files` and :meth:`detect_all` fill requests up to it.
-        in_flight: most requests under way at once.
+        in_flight: most requests under way at once at each server.
         timeout: seconds that a request may last.
-        retry_seconds: how long to repeat a request while the server cannot be reached, such as during its restart.
+        retry_seconds: how long to repeat a request while no server can be reached, such as during a restart.
         shared_memory: ``system`` or ``cuda`` memory for images to a server on this machine, or ``none`` to send them by the
-            socket.
+            socket. Of several servers, those that cannot use it get images by the socket.
 
     Raises:
-        DarktrtError: the server cannot be reached, has no such model, or the model was not made by darktrt.
+        DarktrtError: no server can be reached, one has no such model or another one than the first, or the model was not made
+            by darktrt.
     """
 
     def __init__(
         self,
-        server: str | Endpoint = "localhost:8001",
+        server: str | Endpoint | Sequence[str | Endpoint] = "localhost:8001",
         model: str | None = None,
         version: str = "",
         *,
@@ -72,16 +75,16 @@ class Client:
     ) -> None:
         if batch < 1 or in_flight < 1 or not retry_seconds >= 0:
             raise DarktrtError("a client needs at least 1 image a request, 1 request in flight, and 0 seconds to retry")
-        self.endpoint = Endpoint.parse(server) if isinstance(server, str) else server
-        self.in_flight = in_flight
+        self.endpoints = _endpoints(server)
+        self.in_flight = in_flight * len(self.endpoints)
+        """Most requests under way at once, at all servers together."""
         self._stack = ExitStack()
-        self._connection = _wait(_Connection.open(self.endpoint, timeout))
-        self._stack.callback(lambda: _wait(self._connection.close()))
+        self._servers = _wait(Servers.open(self.endpoints, timeout, retry_seconds))
+        self._stack.callback(lambda: _wait(self._servers.close()))
         try:
-            self.model = _wait(self._connection.find(model, version))
-            self._connection.transport.retry_seconds = retry_seconds  # only now: a missing server is an error at once
+            self.model = _wait(self._servers.find(model, version))
             self.info = _client_info(self.model, batch)
-            _wait(self._connection.make_slots(self.model, self.info.batch[2], in_flight, shared_memory))
+            _wait(self._servers.make_slots(self.model, self.info.batch[2], in_flight, shared_memory))
             kind = EncodedDetector if self.model.encoded else NetworkDetector
             self.detector = self._stack.enter_context(kind(self.run, self.info, score_threshold, iou_threshold))
         except BaseException:
@@ -90,8 +93,13 @@ class Client:
 
     @property
     def retries(self) -> int:
-        """How many requests were repeated so far because the server was away."""
-        return self._connection.transport.retries
+        """How many requests were repeated so far because a server was away."""
+        return self._servers.retries
+
+    @property
+    def servers(self) -> list[ServerState]:
+        """The state of each server: whether it gets requests, and how many it answered."""
+        return self._servers.states()
 
     def detect(self, image: ImageLike) -> Detections:
         """The detections in one image, in pixels of the image, best first.
@@ -123,15 +131,11 @@ class Client:
         Raises:
             DarktrtError: the server refuses the request, does not answer in time, or stays away too long.
         """
-        return _wait(self._connection.run(self.model, inputs))
+        return _wait(self._servers.run(inputs))
 
     def statistics(self) -> list[ModelStatistics]:
-        """The server's counts of the model, one record a version."""
-        records = _wait(self._connection.transport.statistics(self.model.name, self.model.version))
-        try:
-            return [ModelStatistics.of(record) for record in records]
-        except ValueError as error:
-            raise damaged(self.endpoint, str(error)) from error
+        """The counts of the model, one record a server and version; those of servers that are away are missing."""
+        return _wait(self._servers.statistics())
 
     def close(self) -> None:
         """Cancel requests under way, and release the shared memory; may be called twice."""
@@ -144,6 +148,17 @@ class Client:
         self.close()
 
 
+def _endpoints(server: str | Endpoint | Sequence[str | Endpoint]) -> list[Endpoint]:
+    servers = [server] if isinstance(server, str | Endpoint) else server
+    endpoints = [Endpoint.parse(one) if isinstance(one, str) else one for one in servers]
+    if not endpoints:
+        raise DarktrtError("a client needs at least one server", "server")
+    for number, endpoint in enumerate(endpoints):
+        if endpoint in endpoints[:number]:
+            raise DarktrtError(f"{endpoint}: is named twice; name each server once", "server")
+    return endpoints
+
+
 @contextmanager
 def triton_run(server: str | Endpoint, model: str | None = None, **options: Any) -> Iterator[tuple[Run, DetectorInfo]]:
     """A model on a server as a function with its metadata, the form of evaluators; ``options`` are :class:`Client`'s.
@@ -154,7 +169,7 @@ def triton_run(server: str | Endpoint, model: str | None = None, **options: Any)
     with Client(server, model, **options) as client:
         if client.model.encoded:
             raise DarktrtError(
-                f"{client.endpoint}: model '{client.model.name}' accepts image files, not tensors; publish it for tensors"
+                f"{client.endpoints[0]}: model '{client.model.name}' accepts image files, not tensors; publish it for tensors"
             )
         yield client.run, client.info
 
@@ -197,8 +212,7 @@ class EncodedDetector(NetworkDetector):
         return [read_image(path) if pixels else None for path in paths], self.detect(paths)
 
     def _detect_encoded(self, encoded: list[bytes]) -> list[Detections]:
-        files = {ENCODED_INPUT: np.array(encoded, object)[:, np.newaxis]}
-        outputs = self._request({**files, **self.info.threshold_inputs(self.thresholds)})
+        outputs = self._request(file_request(self.info, encoded, self.thresholds))
         outputs = checked_outputs(outputs, self.info, len(encoded))
         parts = zip(*(outputs[name] for name in ("num_detections", "boxes", "scores", "classes")), strict=True)
         return [self._cut(*arrays) for arrays in parts]
@@ -211,9 +225,7 @@ class EncodedDetector(NetworkDetector):
 def _encoded(image: ImageLike) -> bytes:
     if isinstance(image, str | os.PathLike):
         return read_encoded(image)
-    encoded = io.BytesIO()
-    Image.fromarray(host_pixels(image)).save(encoded, "PNG", compress_level=1)
-    return encoded.getvalue()
+    return as_png(host_pixels(image))
 
 
 def read_encoded(path: str | os.PathLike[str]) -> bytes:
@@ -255,60 +267,3 @@ def _wait(work: Coroutine[Any, Any, _Value]) -> _Value:
     except BaseException:
         future.cancel()
         raise
-
-
-class _Connection:
-    """A transport, and a slot for each request that may be in flight."""
-
-    def __init__(self, transport: Transport) -> None:
-        self.transport = transport
-        self._slots: list[Slot] = []
-        self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()
-        self._running: set[asyncio.Task[Any]] = set()
-
-    @classmethod
-    async def open(cls, endpoint: Endpoint, timeout: float | None) -> _Connection:
-        return cls(Transport(endpoint, timeout, retry_seconds=0))
-
-    async def find(self, name: str | None, version: str) -> ModelInfo:
-        """The model of this name, or the only one."""
-        endpoint = self.transport.endpoint
-        if name is None:
-            names = await self.transport.models()
-            if len(names) != 1:
-                has = f"has the models {quote(', '.join(names), 400)}; name one" if names else "has no model that is ready"
-                raise DarktrtError(f"{endpoint}: {has}", "model")
-            name = names[0]
-        return ModelInfo.from_config(await self.transport.config(name, version), str(endpoint), version)
-
-    async def make_slots(self, model: ModelInfo, batch: int, count: int, kind: SharedMemory) -> None:
-        if kind != "none":
-            await free_abandoned(self.transport)
-        for _ in range(count):
-            slot = Slot(model, batch, kind)
-            self._slots.append(slot)
-            await slot.allocate(self.transport)
-            self._free.put_nowait(slot)
-
-    async def run(self, model: ModelInfo, inputs: Arrays) -> Arrays:
-        task = asyncio.current_task()
-        assert task
-        self._running.add(task)
-        try:
-            slot = await self._free.get()
-            try:
-                return await slot.run(self.transport, inputs)
-            finally:
-                self._free.put_nowait(slot)
-        finally:
-            self._running.discard(task)
-
-    async def close(self) -> None:
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-        self.transport.retry_seconds = 0
-        for slot in self._slots:
-            await slot.close(self.transport)
-        self._slots.clear()
-        await self.transport.close()

@@ -42,14 +42,27 @@ class Slot:
         images = {} if model.encoded else {"images": model.size(model.inputs["images"], batch) or _usual_bytes(model, batch)}
         self._sizes = images | {one.name: size for one in model.outputs.values() if (size := model.size(one, batch))}
 
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether :meth:`allocate` is still to be called; until then all tensors travel in the message."""
+        return self._kind != "none" and not self._memories
+
     async def allocate(self, transport: Transport) -> None:
         """Allocate a region and register it with the server, where shared memory is on."""
-        if self._kind == "none":
-            return
+        if self._kind != "none":
+            await self._new_memory(transport).register(transport)
+
+    def _new_memory(self, transport: Transport) -> Memory:
+        assert self._kind != "none"
         memory = make_memory(self._kind, transport.endpoint, layout("", self._sizes)[1])
         self._memories.append(memory)
         self._slices, _ = layout(memory.name, self._sizes)
-        await memory.register(transport)
+        return memory
+
+    async def give_up_memory(self, transport: Transport) -> None:
+        """Release the memory and use none any more: all tensors travel in the message."""
+        await self.close(transport)
+        self._kind, self._slices = "none", {}
 
     async def close(self, transport: Transport) -> None:
         """Release the memory; a server that is gone or was restarted does not know it any more, which is as good."""
@@ -106,7 +119,9 @@ class Slot:
                 await self._register_again(transport)
                 return await transport.infer(model, version, prepared.inputs, prepared.outputs)
         except TimedOutError:
-            await self.allocate(transport)
+            if self._slices:
+                self._slices = {}  # of none if there is no room for more
+                self._new_memory(transport)  # which the next request registers: this server may not answer that either
             raise
 
     async def _register_again(self, transport: Transport) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from darktrt.errors import quote
@@ -27,6 +27,9 @@ class Spent:
     def __sub__(self, earlier: Spent) -> Spent:
         return Spent(self.count - earlier.count, self.ns - earlier.ns)
 
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.count + other.count, self.ns + other.ns)
+
 
 @dataclass(frozen=True)
 class ModelStatistics:
@@ -43,29 +46,35 @@ class ModelStatistics:
     compute_input: Spent
     compute_infer: Spent
     compute_output: Spent
+    server: str = ""
 
     @property
     def mean_batch(self) -> float:
         return self.inferences / self.executions if self.executions else 0.0
 
     @staticmethod
-    def of(record: Mapping[str, Any]) -> ModelStatistics:
+    def of(record: Mapping[str, Any], server: str = "") -> ModelStatistics:
         """From the server's record; gRPC's has numbers as text and omits zeros.
 
         Raises:
             ValueError: it is none.
         """
         inner = record.get("inference_stats", {})
-        return ModelStatistics(
-            str(record.get("version", "")),
-            integer(record.get("inference_count", 0)),
-            integer(record.get("execution_count", 0)),
-            *(_spent(inner, name) for name in ("success", "fail", *PARTS)),
-        )
+        times = {name: _spent(inner, name) for name in ("success", "fail", *PARTS)}
+        inferences, executions = (integer(record.get(f"{name}_count", 0)) for name in ("inference", "execution"))
+        return ModelStatistics(str(record.get("version", "")), inferences, executions, **times, server=server)
 
     def __sub__(self, earlier: ModelStatistics) -> ModelStatistics:
-        changes = {one.name: getattr(self, one.name) - getattr(earlier, one.name) for one in fields(self)[1:]}
-        return ModelStatistics(self.version, **changes)
+        changes = {name: getattr(self, name) - getattr(earlier, name) for name in _COUNTS}
+        return replace(self, **changes)
+
+    def __add__(self, other: ModelStatistics) -> ModelStatistics:
+        """Those of two servers together."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in _COUNTS}
+        return replace(self, server="", **sums)
+
+
+_COUNTS = [field.name for field in fields(ModelStatistics) if field.name not in ("version", "server")]
 
 
 def _spent(inner: Any, name: str) -> Spent:
@@ -76,16 +85,21 @@ def _spent(inner: Any, name: str) -> Spent:
 
 
 def to_table(statistics: Sequence[ModelStatistics], batches: bool = True) -> str:
-    """Text for people: a heading and a line a version; times are means over requests, in milliseconds.
+    """Text for people: a heading and a line a version, of each server where there are several; times are means over requests,
+    in milliseconds.
 
     Args:
         batches: whether Triton knows the model's batch; it counts no images otherwise.
     """
-    lines = ["version  requests  failed    images  batch  total ms  " + "  ".join(f"{name:>14}" for name in PARTS)]
+    servers = [one.server for one in statistics]
+    width = max(map(len, ["server", *servers])) if len(set(servers)) > 1 else 0
+    first = f"{'server':<{width}}  " if width else ""
+    lines = [f"{first}version  requests  failed    images  batch  total ms  " + "  ".join(f"{name:>14}" for name in PARTS)]
     for one in statistics:
+        first = f"{one.server:<{width}}  " if width else ""
         parts = "  ".join(f"{getattr(one, name).mean_ms:14.3f}" for name in PARTS)
         images = f"{one.inferences:8}  {one.mean_batch:5.2f}" if batches else f"{'-':>8}  {'-':>5}"
         lines.append(
-            f"{one.version:<7}  {one.success.count:8}  {one.fail.count:6}  {images}  {one.success.mean_ms:8.3f}  {parts}"
+            f"{first}{one.version:<7}  {one.success.count:8}  {one.fail.count:6}  {images}  {one.success.mean_ms:8.3f}  {parts}"
         )
     return "\n".join(lines)

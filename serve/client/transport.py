@@ -1,12 +1,10 @@
-"""Calls to one Triton server over gRPC or HTTP, with a time limit, repeated while the server is away, and errors for users."""
+"""Calls to one Triton server over gRPC or HTTP, with a time limit, and errors for users."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 import re
-import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,9 +25,6 @@ _SCHEMES: dict[str, tuple[Protocol, bool]] = {
     "https": ("http", True),
 }
 """The schemes of a URL: the protocol, and whether TLS is on."""
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
-"""Seconds between two tries: doubled each time, and then a random part, so that clients do not return all at once."""
 
 _AWAY = re.compile(r"Request for unknown model|not at ready state|[Ss]erver (is )?(not ready|exiting|stopping)")
 """What a server says of its models while it stops."""
@@ -129,19 +124,15 @@ class Transport:
     """Calls to one server, from the event loop that runs when the transport is made; to be closed.
 
     Args:
-        timeout: time limit of one try in seconds; None for no limit.
-        retry_seconds: how long a call is repeated while the server cannot be reached; 0 for a single try.
+        timeout: time limit of a call in seconds; None for no limit.
 
     Raises:
         DarktrtError: tritonclient is not installed, or a certificate cannot be used.
     """
 
-    def __init__(self, endpoint: Endpoint, timeout: float | None = 60.0, retry_seconds: float = 30.0) -> None:
+    def __init__(self, endpoint: Endpoint, timeout: float | None = 60.0) -> None:
         self.endpoint = endpoint
         self.timeout = timeout
-        self.retry_seconds = retry_seconds
-        self.retries = 0
-        """How many calls were repeated so far."""
         self._library, self._client = connect(endpoint)
 
     async def close(self) -> None:
@@ -207,29 +198,24 @@ class Transport:
 
         Raises:
             TimedOutError: the server does not answer in time.
+            UnreachableError: the server is away at the moment.
             RegionLostError: the server does not know a region of shared memory of the request.
-            DarktrtError: the server refuses the request, or stays away too long.
+            DarktrtError: the server refuses the request.
         """
         return await self._call(lambda: self._client.infer(model, version, inputs, outputs))
 
     # --- how calls are made ---
 
     async def _call(self, call: Callable[[], Awaitable[_Value]]) -> _Value:
-        deadline = time.monotonic() + self.retry_seconds
-        for pause in _pauses():
-            try:
-                return await asyncio.wait_for(call(), self.timeout)
-            except asyncio.TimeoutError as error:
-                raise TimedOutError(f"{self.endpoint}: no answer within {self.timeout:g} s") from error
-            except Exception as error:
-                failure = self._failure(error)
-                if failure is None:
-                    raise
-                if not isinstance(failure, UnreachableError) or time.monotonic() + pause > deadline:
-                    raise failure from error
-            self.retries += 1
-            await asyncio.sleep(pause)
-        raise AssertionError("there is always another pause")
+        try:
+            return await asyncio.wait_for(call(), self.timeout)
+        except asyncio.TimeoutError as error:
+            raise TimedOutError(f"{self.endpoint}: no answer within {self.timeout:g} s") from error
+        except Exception as error:
+            failure = self._failure(error)
+            if failure is None:
+                raise
+            raise failure from error
 
     def _failure(self, error: Exception) -> DarktrtError | None:
         """The error for an exception of the client libraries; None for other exceptions."""
@@ -259,10 +245,3 @@ def _is_aiohttp(error: Exception) -> bool:
     import aiohttp
 
     return isinstance(error, aiohttp.ClientError)
-
-
-def _pauses() -> Iterator[float]:
-    pause = FIRST_PAUSE
-    while True:
-        yield pause * random.uniform(0.5, 1)
-        pause = min(2 * pause, LONGEST_PAUSE)

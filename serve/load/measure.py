@@ -9,30 +9,33 @@ import statistics
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields, replace
+from functools import reduce
 from itertools import groupby
+from operator import add
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import Thresholds
 from darktrt.progress import LOGGER, progress
 from darktrt.serve.client.client import Client, read_encoded
+from darktrt.serve.client.requests import file_request, pixel_request
 from darktrt.serve.client.slots import SharedMemory
 from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.load.worker import Latency, Task, Workers, workers
-from darktrt.serve.model_info import ENCODED_INPUT, ModelInfo
+from darktrt.serve.model_info import ModelInfo
 from darktrt.serve.repository import find_model, models_of
 from darktrt.serve.rows import MOST_PIXELS
 from darktrt.serve.server import StartOptions, running_on_free_ports
 from darktrt.vision.detector import Arrays, fit
-from darktrt.vision.images import Placement, decode_image
+from darktrt.vision.images import decode_image
 
 _Image = TypeVar("_Image")
 
@@ -66,8 +69,8 @@ class LoadOptions:
     """Seconds that a request may last."""
     images: tuple[Path, ...] = ()
     """Files to send; made images where there are none."""
-    metrics: str | None = None
-    """URL of the server's metrics (default: port 8002 of its host)."""
+    metrics: tuple[str, ...] = ()
+    """URL of each server's metrics (default: port 8002 of its host)."""
 
     def __post_init__(self) -> None:
         if not self.concurrency or min(*self.concurrency, self.batch) < 1 or self.processes < 0 or not 0 < self.seconds <= 3600:
@@ -75,10 +78,26 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
+class ServerLevel:
+    """What one of several servers did in a level; the fields are those of :class:`Level`."""
+
+    server: str
+    infer_per_second: float
+    latency: Latency | None
+    """None where it answered no request."""
+    queue_ms: float
+    compute_ms: float
+    mean_batch: float
+    gpu_percent: float | None
+    failures: int
+
+
+@dataclass(frozen=True)
 class Level:
     """The measurements with one number of concurrent requests."""
 
     concurrency: int
+    """At all servers together."""
     infer_per_second: float
     """Images, whatever the batch."""
     latency: Latency
@@ -91,6 +110,8 @@ class Level:
     gpu_percent: float | None
     """Mean utilization; None where it is unknown."""
     failures: int = 0
+    servers: tuple[ServerLevel, ...] = ()
+    """Each server, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,7 @@ class LoadReport:
     """The levels of one model."""
 
     server: str
+    """Several are separated by commas."""
     model: str
     processes: int
     """That sent the requests."""
@@ -114,20 +136,26 @@ class LoadReport:
         """A line of facts, and a table with a row a level."""
         processes = f"{self.processes} process{'es' * (self.processes > 1)}"
         shared = "by the socket" if self.shared_memory == "none" else f"in {self.shared_memory} shared memory"
+        several = any(level.servers for level in self.levels)
+        columns = ["infer/s", "p50 ms", "p90", "p95", "p99", "queue ms", "compute ms", "batch in the server", "GPU", "failed"]
+        columns = ["concurrency", *["server"] * several, *columns]
         rows = [
             f"{self.model} at {self.server}, {self.batch} a request, {shared}; sent by {processes}",
             "",
-            "| concurrency | infer/s | p50 ms | p90 | p95 | p99 | queue ms | compute ms | batch in the server | GPU | failed |",
-            "|---|---|---|---|---|---|---|---|---|---|---|",
+            f"| {' | '.join(columns)} |",
+            "|---" * len(columns) + "|",
         ]
-        for one in self.levels:
-            latency = " | ".join(f"{value:.2f}" for value in asdict(one.latency).values())
-            gpu = "-" if one.gpu_percent is None else f"{one.gpu_percent:.0f} %"
-            rows.append(
-                f"| {one.concurrency} | {one.infer_per_second:.1f} | {latency} | {one.queue_ms:.2f} | {one.compute_ms:.2f} | "
-                f"{one.mean_batch:.2f} | {gpu} | {one.failures} |"
-            )
+        for level in self.levels:
+            rows.append(_row(level, str(level.concurrency), *["all"] * several))
+            rows += [_row(one, "", one.server) for one in level.servers]
         return "\n".join(rows) + "\n"
+
+
+def _row(one: Level | ServerLevel, *first: str) -> str:
+    latency = [f"{value:.2f}" for value in asdict(one.latency).values()] if one.latency else ["-"] * len(fields(Latency))
+    gpu = "-" if one.gpu_percent is None else f"{one.gpu_percent:.0f} %"
+    inside = [f"{value:.2f}" for value in (one.queue_ms, one.compute_ms, one.mean_batch)]
+    return f"| {' | '.join([*first, f'{one.infer_per_second:.1f}', *latency, *inside, gpu, str(one.failures)])} |"
 
 
 def side_by_side(reports: Sequence[LoadReport]) -> str:
@@ -140,9 +168,12 @@ def side_by_side(reports: Sequence[LoadReport]) -> str:
 
 
 def measure_load(
-    server: str | Endpoint, model: str | None = None, version: str = "", options: LoadOptions = LoadOptions()
+    server: str | Endpoint | Sequence[str | Endpoint],
+    model: str | None = None,
+    version: str = "",
+    options: LoadOptions = LoadOptions(),
 ) -> LoadReport:
-    """Load one model of a server, level by level.
+    """Load one model of a server, level by level; or of several servers, as :class:`darktrt.Client` shares its requests.
 
     Raises:
         DarktrtError: the server or the model is not there, it refuses every request of a level, or an image cannot be read.
@@ -150,14 +181,17 @@ def measure_load(
     memory, count = options.shared_memory, options.processes or _default_processes(max(options.concurrency))
     with Client(server, model, version, batch=options.batch, timeout=options.timeout, shared_memory=memory) as client:
         requests = make_requests(replace(client.model, info=client.info), options)
-        task = Task(client.endpoint, client.model, requests, options.batch, memory, options.timeout)
+        if len(options.metrics) not in (0, len(client.endpoints)):
+            raise DarktrtError(f"there are {len(client.endpoints)} servers, and metrics of {len(options.metrics)}", "metrics")
+        task = Task(tuple(client.endpoints), client.model, requests, options.batch, memory, options.timeout)
         levels = []
         with workers(task, count) as running, progress(len(options.concurrency), "levels") as bar:
             for concurrency in options.concurrency:
                 levels.append(_level(client, concurrency, running, options))
                 bar.update()
     _warn_of_long_requests(client.model.name, levels, options.seconds)
-    return LoadReport(str(client.endpoint), client.model.name, count, options.batch, memory, tuple(levels))
+    servers = ", ".join(map(str, client.endpoints))
+    return LoadReport(servers, client.model.name, count, options.batch, memory, tuple(levels))
 
 
 def measure_repository(
@@ -170,7 +204,7 @@ def measure_repository(
     """
     folders = [find_model(repository, name) for name in models] or models_of(repository)
     with running_on_free_ports(repository, StartOptions(shared_memory=options.shared_memory != "none")) as server:
-        options = replace(options, metrics=f"http://{server.metrics}/metrics")
+        options = replace(options, metrics=(f"http://{server.metrics}/metrics",))
         return [measure_load(server.grpc, folder.name, "", options) for folder in folders]
 
 
@@ -187,25 +221,57 @@ def _warn_of_long_requests(model: str, levels: Sequence[Level], seconds: float) 
 
 def _level(client: Client, concurrency: int, running: Workers, options: LoadOptions) -> Level:
     before = _totals(client)
-    with _Utilization(client.endpoint.host, options.metrics) as utilization:
-        load = running.send(concurrency, options.seconds)
-    change = _totals(client) - before
-    compute = sum(getattr(change, part).mean_ms for part in ("compute_input", "compute_infer", "compute_output"))
+    metrics = options.metrics or [None] * len(client.endpoints)
+    with ExitStack() as stack:
+        pairs = zip(client.endpoints, metrics, strict=True)
+        gpus = [stack.enter_context(_Utilization(endpoint.host, url)) for endpoint, url in pairs]
+        load, by_server = running.send(concurrency, options.seconds)
+    changes = _changes(before, _totals(client))
+    busy = [gpu.percent() for gpu in gpus]
+    servers = [
+        ServerLevel(
+            str(endpoint),
+            one.infer_per_second,
+            one.latency,
+            *_inside(client, changes.get(str(endpoint)), options),
+            percent,
+            one.failures,
+        )
+        for endpoint, one, percent in zip(client.endpoints, by_server, busy, strict=True)
+    ]
+    assert load.latency
     return Level(
         concurrency,
         load.infer_per_second,
         load.latency,
-        round(change.queue.mean_ms, 3),
-        round(compute, 3),
-        round(change.mean_batch * (1 if client.model.max_batch else options.batch), 2),  # else Triton counts requests
-        utilization.percent(),
+        *_inside(client, reduce(add, changes.values()) if changes else None, options),
+        _mean([percent for percent in busy if percent is not None]),
         load.failures,
+        tuple(servers) if len(servers) > 1 else (),
     )
 
 
-def _totals(client: Client) -> ModelStatistics:
-    """The statistics of the version with the most inferences."""
-    return max(client.statistics(), key=lambda version: version.inferences)
+def _inside(client: Client, change: ModelStatistics | None, options: LoadOptions) -> tuple[float, float, float]:
+    """Milliseconds in the queue, milliseconds of computing, and the mean batch in the server; zeros where it did nothing."""
+    if change is None:
+        return 0.0, 0.0, 0.0
+    compute = sum(getattr(change, part).mean_ms for part in ("compute_input", "compute_infer", "compute_output"))
+    batch = change.mean_batch * (1 if client.model.max_batch else options.batch)  # else Triton counts requests
+    return round(change.queue.mean_ms, 3), round(compute, 3), round(batch, 2)
+
+
+def _totals(client: Client) -> dict[str, ModelStatistics]:
+    """By server, the statistics of the version with the most inferences."""
+    totals: dict[str, ModelStatistics] = {}
+    for one in sorted(client.statistics(), key=lambda version: version.inferences):
+        totals[one.server] = one
+    return totals
+
+
+def _changes(before: Mapping[str, ModelStatistics], after: Mapping[str, ModelStatistics]) -> dict[str, ModelStatistics]:
+    """By server; one that was started again counts anew."""
+    kept = {server for server, one in after.items() if server in before and before[server].success.count <= one.success.count}
+    return {server: one - before[server] if server in kept else one for server, one in after.items()}
 
 
 # --- requests ---
@@ -222,11 +288,11 @@ def make_requests(model: ModelInfo, options: LoadOptions) -> tuple[Arrays, ...]:
     """
     files = [read_encoded(path) for path in options.images] or [_made_image(seed) for seed in range(_MADE_IMAGES)]
     if model.encoded:
-        return tuple(_encoded_request(model, group) for group in _groups(files, options.batch))
+        return tuple(file_request(model.info, group, Thresholds()) for group in _groups(files, options.batch))
     fitted = [fit(decode_image(file, "an image to send", MOST_PIXELS), model.info) for file in files]
     fitted.sort(key=lambda one: one[0].shape)
     sizes = [list(same) for _, same in groupby(fitted, key=lambda one: one[0].shape)]  # a request has images of one size
-    return tuple(_pixel_request(model, group) for size in sizes for group in _groups(size, options.batch))
+    return tuple(pixel_request(model.info, group, Thresholds()) for size in sizes for group in _groups(size, options.batch))
 
 
 def _groups(images: Sequence[_Image], size: int) -> list[list[_Image]]:
@@ -248,20 +314,11 @@ def _made_image(seed: int) -> bytes:
     return encoded.getvalue()
 
 
-def _encoded_request(model: ModelInfo, images: Sequence[bytes]) -> Arrays:
-    return {ENCODED_INPUT: np.array(images, object)[:, np.newaxis], **model.info.threshold_inputs(Thresholds())}
-
-
-def _pixel_request(model: ModelInfo, fitted: Sequence[tuple[NDArray[Any], Placement]]) -> Arrays:
-    sizes = [placement.inner_size for _, placement in fitted]
-    return model.info.model_inputs(np.stack([array for array, _ in fitted]), sizes, Thresholds())
-
-
 # --- the GPU ---
 
 
 class _Utilization:
-    """Samples of the utilization of the GPUs while a block runs."""
+    """Samples of the utilization of a server's GPUs while a block runs."""
 
     def __init__(self, host: str, metrics: str | None) -> None:
         self._read = _nvidia_smi if host in ("localhost", "127.0.0.1", "::1") and shutil.which("nvidia-smi") else None
@@ -286,7 +343,11 @@ class _Utilization:
             self._samples.append(value)
 
     def percent(self) -> float | None:
-        return round(statistics.fmean(self._samples), 1) if self._samples else None
+        return _mean(self._samples)
+
+
+def _mean(percents: Sequence[float]) -> float | None:
+    return round(statistics.fmean(percents), 1) if percents else None
 
 
 def _nvidia_smi() -> float | None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from darktrt.errors import DarktrtError
-from darktrt.serve.client.slots import SharedMemory, Slot
-from darktrt.serve.client.transport import Endpoint, Transport
+from darktrt.progress import LOGGER
+from darktrt.serve.client.servers import RemoteServer, Servers
+from darktrt.serve.client.slots import PreparedRequest, SharedMemory, Slot
+from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.model_info import ModelInfo
 from darktrt.vision.detector import Arrays
 
@@ -36,11 +40,12 @@ class Latency:
 
 @dataclass(frozen=True)
 class LoadResult:
-    """A level of load, measured by the clients."""
+    """A level of load, at one server or at all, measured by the clients."""
 
     infer_per_second: float
     """Images, whatever the batch."""
-    latency: Latency
+    latency: Latency | None
+    """None where no request was answered."""
     failures: int = 0
 
 
@@ -48,7 +53,7 @@ class LoadResult:
 class Task:
     """The requests to send to a model."""
 
-    endpoint: Endpoint
+    endpoints: tuple[Endpoint, ...]
     model: ModelInfo
     requests: tuple[Arrays, ...]
     """Inputs, used in turns."""
@@ -67,13 +72,16 @@ class Window:
 
 @dataclass
 class Counts:
-    """The requests of one process in a window."""
+    """The requests of one process to one server in a window."""
 
     latencies: list[float] = field(default_factory=list)
     """Milliseconds of the requests with an answer in the window."""
     failures: int = 0
     error: str = ""
     """The first one."""
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.latencies + other.latencies, self.failures + other.failures, self.error or other.error)
 
 
 class Workers:
@@ -82,8 +90,11 @@ class Workers:
     def __init__(self, pipes: Sequence[Connection], batch: int) -> None:
         self._pipes, self._batch = pipes, batch
 
-    def send(self, concurrency: int, seconds: float) -> LoadResult:
+    def send(self, concurrency: int, seconds: float) -> tuple[LoadResult, list[LoadResult]]:
         """Send requests from all processes together; the window begins after a fifth of its length to warm up.
+
+        Returns:
+            What all servers answered together, and each server.
 
         Raises:
             DarktrtError: a process could not begin, or no request was answered.
@@ -98,15 +109,16 @@ class Workers:
         start = time.monotonic() + seconds / 5
         for pipe in busy:
             pipe.send(Window(start, start + seconds))
-        return self._result([_received(pipe) for pipe in busy], seconds)
+        processes: list[list[Counts]] = [_received(pipe) for pipe in busy]
+        servers = [sum(counts, Counts()) for counts in zip(*processes, strict=True)]
+        together = sum(servers, Counts())
+        if not together.latencies:
+            raise DarktrtError(f"no request was answered within {seconds:g} s ({together.error or 'each lasts longer'})")
+        return self._result(together, seconds), [self._result(counts, seconds) for counts in servers]
 
-    def _result(self, counts: Sequence[Counts], seconds: float) -> LoadResult:
-        latencies = [latency for process in counts for latency in process.latencies]
-        if not latencies:
-            error = next((process.error for process in counts if process.error), "each lasts longer")
-            raise DarktrtError(f"no request was answered within {seconds:g} s ({error})")
-        rate = round(len(latencies) * self._batch / seconds, 2)
-        return LoadResult(rate, Latency.of(latencies), sum(process.failures for process in counts))
+    def _result(self, counts: Counts, seconds: float) -> LoadResult:
+        rate = round(len(counts.latencies) * self._batch / seconds, 2)
+        return LoadResult(rate, Latency.of(counts.latencies) if counts.latencies else None, counts.failures)
 
 
 def _received(pipe: Connection) -> Any:
@@ -127,13 +139,19 @@ def workers(task: Task, processes: int) -> Iterator[Workers]:
         pipes = []
         for _ in range(processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(task, theirs), daemon=True)
+            process = context.Process(target=_work_quietly, args=(task, theirs), daemon=True)
             process.start()
             theirs.close()
             stack.callback(process.join, 10)
             stack.callback(ours.close)  # ends the worker
             pipes.append(ours)
         yield Workers(pipes, task.batch)
+
+
+def _work_quietly(task: Task, pipe: Connection) -> None:
+    """Without warnings of servers that fail, which are counted."""
+    LOGGER.setLevel(logging.ERROR)
+    _work(task, pipe)
 
 
 def _work(task: Task, pipe: Connection) -> None:
@@ -147,40 +165,51 @@ def _work(task: Task, pipe: Connection) -> None:
 
 
 async def _windows(task: Task, pipe: Connection) -> None:
-    transport = Transport(task.endpoint, task.timeout, retry_seconds=0)
-    slots: list[Slot] = []
+    servers = Servers(task.endpoints, task.timeout, retry_seconds=0)
+    sender = _Sender(servers)
     try:
         while True:
             share: int = await asyncio.to_thread(pipe.recv)
-            while len(slots) < share:
-                slots.append(Slot(task.model, task.batch, task.shared_memory))
-                await slots[-1].allocate(transport)
-            pairs = [(slot, task.requests[i % len(task.requests)]) for i, slot in enumerate(slots[:share])]
+            await servers.make_slots(task.model, task.batch, share, task.shared_memory)
+            shares = [task.requests[i % len(task.requests)] for i in range(share)]
             with suppress(DarktrtError):  # the first request of a server may be slow; its errors are counted below
-                await asyncio.gather(*(slot.run(transport, inputs) for slot, inputs in pairs))
+                await asyncio.gather(*(servers.run(inputs) for inputs in shares * len(servers.all)))
             pipe.send("ready")
-            window, counts = await asyncio.to_thread(pipe.recv), Counts()
-            await asyncio.gather(*(_send(slot, transport, inputs, window, counts) for slot, inputs in pairs))
-            pipe.send(counts)
+            window = await asyncio.to_thread(pipe.recv)
+            pipe.send(await sender.send(shares, window))
     finally:
-        for slot in slots:
-            await slot.close(transport)
-        await transport.close()
+        await servers.close()
 
 
-async def _send(slot: Slot, transport: Transport, inputs: Arrays, window: Window, counts: Counts) -> None:
-    """Send one request after the other until the window ends; answers before its start belong to the warm-up."""
-    prepared = await slot.prepare(transport, inputs)
-    while time.monotonic() < window.end:
-        began = time.monotonic()
-        try:
-            await slot.send(transport, prepared)
-        except DarktrtError as error:
-            counts.failures += 1
-            counts.error = counts.error or str(error)
-            await asyncio.sleep(0.1)  # spares a server that refuses at once
-            prepared = await slot.prepare(transport, inputs)
-            continue
-        ended = time.monotonic()
-        if window.start <= ended < window.end:
-            counts.latencies.append(1e3 * (ended - began))
+class _Sender:
+    """Sends requests that are prepared once in each slot."""
+
+    def __init__(self, servers: Servers) -> None:
+        self._servers = servers
+        self._prepared: dict[Slot, PreparedRequest] = {}
+
+    async def send(self, requests: Sequence[Arrays], window: Window) -> list[Counts]:
+        """Keep one request under way for each of these until the window ends; the counts of each server."""
+        counts = {server: Counts() for server in self._servers.all}
+        self._prepared.clear()
+        await asyncio.gather(*(self._send(inputs, window, counts) for inputs in requests))
+        return list(counts.values())
+
+    async def _send(self, inputs: Arrays, window: Window, counts: Mapping[RemoteServer, Counts]) -> None:
+        """One request after the other; answers before the start of the window belong to the warm-up."""
+        while (began := time.monotonic()) < window.end:
+            server, slot = await self._servers.take()
+            try:
+                await self._servers.attempt(server, slot, partial(self._send_prepared, server, slot, inputs))
+            except DarktrtError as error:
+                counts[server].failures += 1
+                counts[server].error = counts[server].error or str(error)
+                await asyncio.sleep(0.1)  # spares a server that refuses at once
+                continue
+            if window.start <= (ended := time.monotonic()) < window.end:
+                counts[server].latencies.append(1e3 * (ended - began))
+
+    async def _send_prepared(self, server: RemoteServer, slot: Slot, inputs: Arrays) -> None:
+        prepared = self._prepared.pop(slot, None) or await slot.prepare(server.transport, inputs)
+        await slot.send(server.transport, prepared)
+        self._prepared[slot] = prepared  # not after an error, for its memory may be another one

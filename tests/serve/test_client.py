@@ -332,10 +332,11 @@ def test_nobody_there_is_reported_at_once(capsys: pytest.CaptureFixture[str]) ->
 def test_a_slow_answer_is_given_up(triton: Server) -> None:
     with Client(triton.grpc, "made", timeout=10, shared_memory="system") as client:
         expected = client.run({"images": photos()[0][np.newaxis]})
-        client._connection.transport.timeout = 1e-4
+        (server,) = client._servers.all
+        server.transport.timeout = 1e-4
         with pytest.raises(DarktrtError, match=r"no answer within 0\.0001 s"):
             client.run({"images": photos()[3][np.newaxis]})
-        client._connection.transport.timeout = 10
+        server.transport.timeout = 10
         for _ in range(8):  # the late answer does not come into the memory of these
             found = client.run({"images": photos()[0][np.newaxis]})
             np.testing.assert_array_equal(found["scores"], expected["scores"])

@@ -5,17 +5,23 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from fake_tensorrt import Config, FakeTensorRT
+from fake_tensorrt import Config, FakeTensorRT, Network
+from helpers import Made
 
+from darktrt.calib.table import CalibrationTable
+from darktrt.calib.trt_calibrator import TableSource
 from darktrt.engine import timing_cache
 from darktrt.engine.callbacks import build_logger, deferred_interrupt, progress_monitor
 from darktrt.engine.options import NONE, BuildOptions
 from darktrt.engine.target import Target
 from darktrt.engine.timing_cache import default_timing_cache, load_timing_cache, save_timing_cache
-from darktrt.engine.trt_builder import configure
+from darktrt.engine.trt_builder import build, configure
+from darktrt.engine.weak_typing import Calibrated, NetworkMap
 from darktrt.errors import DarktrtError
 from darktrt.progress import set_progress
 
@@ -153,10 +159,10 @@ def test_what_measures_nothing_has_no_times(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_too_large_to_be_one(tmp_path: Path) -> None:
-    """Beyond 1 GiB nothing is read: the named one is refused, and the default one ignored under a warning."""
+    """Beyond 1 GiB nothing is read."""
     with (tmp_path / "huge").open("wb") as file:
-        file.truncate((1 << 30) + 1)
-    with pytest.raises(DarktrtError, match=r"huge: .*; delete it or name another file") as caught:
+        file.truncate(64 << 30)  # takes no room
+    with pytest.raises(DarktrtError, match=r"huge: has .* bytes, .* may have 1,073,741,824; .*; delete it or name") as caught:
         load_timing_cache(Config(), tmp_path / "huge", TRT)
     assert caught.value.argument == "timing_cache"
 
@@ -251,3 +257,78 @@ def test_the_first_error_of_showing_progress_is_raised_after_the_build() -> None
             assert not monitor.step_complete("Build", 0)
             assert not monitor.step_complete("Build", 1)
             set_progress(None)
+
+
+# --- refusals, in TensorRT's words where it has some ---
+
+
+def refused(trt: FakeTensorRT, target: Target, made: Made, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(Target, "load", lambda _: trt)
+    with pytest.raises(DarktrtError) as caught:
+        build(made.plain.read_bytes(), made.info, target, BuildOptions("fp32", timing_cache=NONE))
+    return str(caught.value)
+
+
+def test_a_builder_that_cannot_start(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The binding makes a TypeError of the null pointer that TensorRT returns without a GPU."""
+    for said, words in (("", "it needs an NVIDIA GPU"), ("CUDA initialization failure", "CUDA initialization failure")):
+
+        def start(logger: Any, said: str = said) -> None:
+            if said:
+                logger.log(1, said)
+            raise TypeError("factory function returned nullptr")
+
+        trt = FakeTensorRT("8.6.0")
+        trt.Builder = start
+        assert refused(trt, TRT, made, monkeypatch) == f"TensorRT 8.6.0 cannot start here: {words}"
+
+
+def test_a_builder_that_builds_nothing(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    for said, words in (("", "it reported no reason"), ("no implementation for a", "no implementation for a")):
+        trt = FakeTensorRT("8.6.0")
+        builder = trt.Builder
+
+        def start(logger: Any, said: str = said, builder: Any = builder) -> Any:
+            made = builder(logger)
+            made.build_serialized_network = lambda *_: logger.log(1, said) if said else None
+            return made
+
+        trt.Builder = start
+        assert refused(trt, TRT, made, monkeypatch) == f"TensorRT 8.6.0 cannot build the engine: {words}"
+
+
+@pytest.mark.parametrize(
+    ("target", "count", "words"),
+    [
+        (TRT, 0, "it reported no reason"),
+        (TRT, 2, "node number 0: no importer; node number 1: no importer"),
+        (Target("trt", (10, 3, 0)), 2, "node 'node 0' (Op0): no importer; node 'node 1' (Op1): no importer"),
+    ],
+)
+def test_a_parser_that_refuses(made: Made, monkeypatch: pytest.MonkeyPatch, target: Target, count: int, words: str) -> None:
+    def error(i: int) -> Any:
+        texts = {"node": i, "desc": "no importer", "node_name": f"node {i}", "node_operator": f"Op{i}"}
+        return SimpleNamespace(**{name: lambda value=value: value for name, value in texts.items()})
+
+    trt = FakeTensorRT(target.version_text)
+    trt.OnnxParser = lambda *_: SimpleNamespace(parse=lambda _: False, num_errors=count, get_error=error)
+    assert refused(trt, target, made, monkeypatch) == f"{target} cannot parse the network: {words}"
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_up_to_three_tensors_are_named(
+    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, count: int
+) -> None:
+    """Of those that the table has and the network does not."""
+    trt = FakeTensorRT("8.6.0")
+    monkeypatch.setattr(Target, "load", lambda _: trt)
+    names = [f"other_{i}" for i in range(count)]
+    network = Network()
+    network.add(made.model())
+    known = NetworkMap(network, made.info).activations()
+    table = CalibrationTable(dict.fromkeys([*known, *names], np.float32(1)), "8600")
+    calibrated = Calibrated(TableSource(table, 1))
+    build(made.plain.read_bytes(), made.info, TRT, BuildOptions("int8", timing_cache=NONE), calibrated)
+    shown = ", ".join(names[:3]) + (", ..." if count > 3 else "")
+    (message,) = caplog.messages
+    assert message.startswith(f"{count} tensors of the ") and message.endswith(f" are not in the network: {shown}")

@@ -264,8 +264,8 @@ def test_memory_that_a_late_answer_may_reach_is_used_no_more() -> None:
     server.fail = [TimedOutError("late")]
     with pytest.raises(TimedOutError):
         run(made, server, inputs(2))
-    first, second = server.registered
     assert run(made, server, inputs(2, 5))["scores"][:, 0].tolist() == [5, 6]
+    first, second = server.registered
     assert not any((FOLDER / first).read_bytes()[-1200:]), "nobody wrote there"
     assert any((FOLDER / second).read_bytes())
     close(made, server)

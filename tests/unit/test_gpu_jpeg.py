@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import struct
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fake_gpu import FakeGpu, FakeImageCodec, install_gpu, install_image_codec, lighter
+from helpers import ROOT
 from PIL import Image
 
 from darktrt.cuda import DeviceImage, Frame, host_pixels
@@ -235,6 +241,46 @@ def test_many_are_decoded_in_one_call(decoder: Decoder, codec: FakeImageCodec) -
     frames = decoded(decoder, [PLAIN] * 200)
     assert all(isinstance(frame, DeviceImage) for frame in frames)
     assert sum(codec.calls) == 200 and max(codec.calls) <= 64
+
+
+def test_what_was_loaded_while_a_call_ran_is_decoded_in_the_next_one(
+    decoder: Decoder, codec: FakeImageCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 64 images, for one by one would be slower."""
+    sizes: list[int] = []
+    goes_on, decode = threading.Event(), GpuJpegDecoder.decode
+
+    def slow(self: GpuJpegDecoder, files: list[Any]) -> list[DeviceImage | None]:
+        sizes.append(len(files))
+        assert len(sizes) > 1 or goes_on.wait(20)
+        return decode(self, files)
+
+    monkeypatch.setattr(GpuJpegDecoder, "decode", slow)
+    futures = [decoder.submit(PLAIN, str(i)) for i in range(100)]
+    end = time.monotonic() + 20
+    while not sizes or decoder._jpegs._loaded.qsize() < 100 - sizes[0]:  # type: ignore[union-attr]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    goes_on.set()
+    assert all(isinstance(future.result(), DeviceImage) for future in futures)
+    rest = 100 - sizes[0]
+    assert sizes[1:] == [one for one in (min(rest, 64), rest - 64) if one > 0]
+
+
+UNCLOSED = """
+import pytest
+from fake_gpu import install_gpu, install_image_codec
+from darktrt.vision.decode import Decoder
+patch = pytest.MonkeyPatch()
+install_image_codec(patch, install_gpu(patch))
+decoder = Decoder(1, device="gpu")
+"""
+
+
+def test_a_program_ends_though_it_did_not_close_its_decoder() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests/unit")])}
+    done = subprocess.run([sys.executable, "-c", UNCLOSED], env=environment, check=False, timeout=60)
+    assert done.returncode == 0
 
 
 def test_chroma_is_interpolated_and_freed_memory_kept(decoder: Decoder, codec: FakeImageCodec, gpu: FakeGpu) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -19,7 +20,9 @@ from PIL import Image
 from test_detect import made_info
 
 from darktrt.errors import DarktrtError
+from darktrt.serve.client import servers
 from darktrt.serve.client.statistics import ModelStatistics, Spent, to_table
+from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.load import measure as load
 from darktrt.serve.load import worker
 from darktrt.serve.load.measure import Level, LoadOptions, LoadReport, make_requests, side_by_side
@@ -206,26 +209,34 @@ class Pipe:
 
 def test_requests_are_shared_between_processes() -> None:
     """All begin together, after a fifth of the time to warm up; the rate is of images."""
-    first, second = Pipe("ready", Counts([10.0, 20.0], 1, "refused")), Pipe("ready", Counts([30.0]))
+    first, second = Pipe("ready", [Counts([10.0, 20.0], 1, "refused")]), Pipe("ready", [Counts([30.0])])
     before = time.monotonic()
-    result = Workers([first, second], 4).send(5, 10.0)  # type: ignore[list-item]
+    result, by_server = Workers([first, second], 4).send(5, 10.0)  # type: ignore[list-item]
     assert result == LoadResult(1.2, Latency.of([10, 20, 30]), 1)
+    assert by_server == [result]
     assert [first.sent[0], second.sent[0]] == [3, 2] and first.sent[1:] == second.sent[1:]
     (window,) = first.sent[1:]
-    assert 1.9 < window.start - before < 2.5 and window.end - window.start == 10
+    assert 1.9 < window.start - before < 5 and window.end - window.start == 10
 
 
 def test_a_process_that_is_not_needed_rests() -> None:
-    busy, idle = Pipe("ready", Counts([10.0])), Pipe()
-    assert Workers([busy, idle], 1).send(1, 10.0).infer_per_second == 0.1  # type: ignore[list-item]
+    busy, idle = Pipe("ready", [Counts([10.0])]), Pipe()
+    assert Workers([busy, idle], 1).send(1, 10.0)[0].infer_per_second == 0.1  # type: ignore[list-item]
     assert idle.sent == []
+
+
+def test_requests_are_counted_by_server() -> None:
+    pipes = Pipe("ready", [Counts([10.0]), Counts([], 2, "away")]), Pipe("ready", [Counts([20.0, 30.0]), Counts()])
+    together, by_server = Workers(pipes, 2).send(2, 1.0)  # type: ignore[arg-type]
+    assert together == LoadResult(6.0, Latency.of([10, 20, 30]), 2)
+    assert by_server == [LoadResult(6.0, Latency.of([10, 20, 30]), 0), LoadResult(0.0, None, 2)]
 
 
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        (("ready", Counts([], 3, "refused")), r"no request was answered within 2 s \(refused\)"),
-        (("ready", Counts()), r"no request was answered within 2 s \(each lasts longer\)"),
+        (("ready", [Counts([], 3, "refused")]), r"no request was answered within 2 s \(refused\)"),
+        (("ready", [Counts()]), r"no request was answered within 2 s \(each lasts longer\)"),
         (("ready",), "a process that made load ended early; is there enough memory"),
         ((DarktrtError("no shared memory"),), "no shared memory"),
     ],
@@ -236,10 +247,11 @@ def test_load_that_cannot_be_made(answers: tuple[Any, ...], said: str) -> None:
 
 
 class Slot:
-    """Stands for a place of requests: each lasts 50 ms, and the second one fails."""
+    """Stands for a place of requests: each lasts a sixteenth of a second of its own clock, and the second and third fail."""
 
     def __init__(self) -> None:
         self.prepared = self.sent = 0
+        self.now = 0.0
 
     async def prepare(self, *_: object) -> int:
         self.prepared += 1
@@ -248,23 +260,40 @@ class Slot:
     async def send(self, transport: object, prepared: int) -> None:
         assert prepared == self.prepared
         self.sent += 1
-        await asyncio.sleep(0.05)
+        self.now += 0.0625
+        await asyncio.sleep(0)
         if self.sent in (2, 3):
             raise DarktrtError(f"refused {self.sent}")
 
 
-def test_answers_in_the_window_are_counted() -> None:
+class Single:
+    """Stands for a server, and for the servers that are this one, with one slot."""
+
+    transport = None
+
+    def __init__(self, slot: Slot) -> None:
+        self.all, self.slot = [self], slot
+
+    async def take(self) -> tuple[Single, Slot]:
+        return self, self.slot
+
+    async def attempt(self, server: Single, slot: Slot, send: Callable[[], Awaitable[None]]) -> None:
+        await send()
+
+
+def test_answers_in_the_window_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those before it belong to the warm-up; a request that fails is prepared anew, and the first error is kept."""
-    slot, now, counts = Slot(), time.monotonic(), Counts()
-    window = Window(now + 0.5, now + 0.8)
-    asyncio.run(worker._send(slot, None, {}, window, counts))  # type: ignore[arg-type]
-    assert counts.failures == 2 and counts.error == "refused 2" and slot.prepared == 3
-    assert 4 <= len(counts.latencies) <= 6 and slot.sent - len(counts.latencies) >= 4
-    assert all(50 <= one < 100 for one in counts.latencies)
+    slot = Slot()
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: slot.now))
+    (counts,) = asyncio.run(worker._Sender(Single(slot)).send([{}], Window(0.5, 0.75)))  # type: ignore[arg-type]
+    assert counts == Counts([62.5] * 4, 2, "refused 2") and slot.prepared == 3
+    assert (slot.sent, slot.now) == (12, 0.75), "until the window ends"
 
 
 class Place:
     """Stands for a place of requests in a process that sends."""
+
+    lacks_memory = True
 
     def __init__(self, log: list[tuple[str, int]], *made_of: object) -> None:
         self.made_of, self._log = made_of, log
@@ -275,10 +304,12 @@ class Place:
         self._log.append((what, self._number))
 
     async def allocate(self, _: object) -> None:
+        self.lacks_memory = False
         self._note("allocated")
 
     async def run(self, _: object, inputs: str) -> None:
         self._note(f"tried {inputs}")
+        await asyncio.sleep(0.01)
         raise DarktrtError("slow at first")
 
     async def prepare(self, _: object, inputs: str) -> str:
@@ -300,17 +331,20 @@ def test_a_process_sends_as_many_requests_at_once_as_it_is_told(monkeypatch: pyt
     async def close() -> None:
         closed.append(True)
 
-    monkeypatch.setattr(worker, "Slot", lambda *made_of: Place(log, *made_of))
-    monkeypatch.setattr(worker, "Transport", lambda *_, retry_seconds: SimpleNamespace(close=close, retry=retry_seconds))
-    task = SimpleNamespace(endpoint=None, timeout=1.0, model=None, batch=1, shared_memory="none", requests=("a", "b"))
+    monkeypatch.setattr(servers, "Slot", lambda *made_of: Place(log, *made_of))
+    monkeypatch.setattr(servers, "Transport", lambda *_: SimpleNamespace(close=close))
+    monkeypatch.setattr(servers, "free_abandoned", AsyncMock())
+    task = SimpleNamespace(endpoints=[None], timeout=1.0, model=None, batch=1, shared_memory="none", requests=("a", "b"))
     now = time.monotonic()
     pipe = Pipe(2, Window(now, now + 0.2), 3, Window(now, now + 0.4))
     worker._work(task, pipe)  # type: ignore[arg-type]  # ends when the other end of the pipe does
     kinds = [one if one == "ready" else type(one) for one in pipe.sent]
-    assert kinds == ["ready", Counts, "ready", Counts]
-    assert all(one.latencies and not one.failures for one in pipe.sent[1::2])
+    assert kinds == ["ready", list, "ready", list]
+    assert all(one.latencies and not one.failures for (one,) in pipe.sent[1::2])
     tried, prepared = ([(what[-1], n) for what, n in log if what.startswith(word)] for word in ("tried", "prepared"))
-    assert tried == prepared == [("a", 0), ("b", 1), ("a", 0), ("b", 1), ("a", 2)]
+    for used in (tried, prepared):
+        assert [inputs for inputs, _ in used] == ["a", "b", "a", "b", "a"]
+        assert [sorted(n for _, n in level) for level in (used[:2], used[2:])] == [[0, 1], [0, 1, 2]]
     assert [n for what, n in log if what == "allocated"] == [n for what, n in log if what == "closed"] == [0, 1, 2]
     assert closed == [True]
 
@@ -331,18 +365,60 @@ def test_a_level_is_the_change_of_the_server_s_counts(monkeypatch: pytest.Monkey
 
     def counted(version: str, count: int, executions: int) -> ModelStatistics:
         times = {name: {"count": count, "ns": count * ms * 10**6} for ms, name in enumerate(("queue", *COMPUTE), 1)}
-        return ModelStatistics.of(
-            {"version": version, "inference_count": count, "execution_count": executions, "inference_stats": times}
-        )
+        record = {"version": version, "inference_count": count, "execution_count": executions, "inference_stats": times}
+        return ModelStatistics.of(record, "grpc://gpu-box:8001")
 
     counts = [[counted("1", 5, 5), counted("2", 10, 10)], [counted("1", 5, 5), counted("2", 110, 50)]]
     result = LoadResult(123.0, Latency(1, 2, 3, 4), 6)
-    client = SimpleNamespace(
-        statistics=lambda: counts.pop(0), model=remote_model(max_batch=max_batch), endpoint=SimpleNamespace(host="gpu-box")
-    )
-    running = SimpleNamespace(send=lambda concurrency, seconds: result if (concurrency, seconds) == (4, 5.0) else None)
-    found = load._level(client, 4, running, LoadOptions(batch=3, metrics="http://127.0.0.1:9"))  # type: ignore[arg-type]
+    endpoints = [Endpoint.parse("gpu-box")]
+    client = SimpleNamespace(statistics=lambda: counts.pop(0), model=remote_model(max_batch=max_batch), endpoints=endpoints)
+    running = SimpleNamespace(send=lambda *asked: (result, [result]) if asked == (4, 5.0) else None)
+    found = load._level(client, 4, running, LoadOptions(batch=3, metrics=("http://127.0.0.1:9",)))  # type: ignore[arg-type]
     assert found == Level(4, 123.0, result.latency, 1.0, 2.0 + 3 + 4, batch, None, 6)
+
+
+def test_a_level_of_several_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One was started again, and one does not answer at the end: each for itself, and all together."""
+    endpoints = [Endpoint.parse(f"gpu-{name}") for name in "abc"]
+
+    def counted(server: str, count: int, ms: int) -> ModelStatistics:
+        times = {name: {"count": count, "ns": count * ms * 10**6} for name in ("success", "queue", "compute_infer")}
+        record = {"version": "1", "inference_count": 2 * count, "execution_count": count, "inference_stats": times}
+        return ModelStatistics.of(record, f"grpc://gpu-{server}:8001")
+
+    counts = [[counted("a", 10, 2), counted("b", 100, 2), counted("c", 5, 2)], [counted("a", 20, 3), counted("b", 30, 4)]]
+    client = SimpleNamespace(statistics=lambda: counts.pop(0), model=remote_model(), endpoints=endpoints)
+    one, none = LoadResult(10.0, Latency(1, 2, 3, 4), 0), LoadResult(0.0, None, 7)
+    running = SimpleNamespace(send=lambda *_: (LoadResult(20.0, Latency(1, 2, 3, 4), 7), [one, one, none]))
+    monkeypatch.setattr(load, "_Utilization", Busy)
+    found = load._level(client, 6, running, LoadOptions(metrics=("40", "60", "")))  # type: ignore[arg-type]
+    assert [(s.server[-6:], s.queue_ms, s.compute_ms, s.mean_batch, s.gpu_percent, s.failures) for s in found.servers] == [
+        ("a:8001", 4.0, 4.0, 2.0, 40.0, 0),
+        ("b:8001", 4.0, 4.0, 2.0, 60.0, 0),
+        ("c:8001", 0.0, 0.0, 0.0, None, 7),
+    ]
+    assert (found.queue_ms, found.mean_batch, found.gpu_percent, found.failures) == (4.0, 2.0, 50.0, 7)
+    lines = LoadReport("grpc://gpu-a:8001, ...", "made", 2, 1, "none", (found,)).to_markdown().splitlines()
+    assert lines[2].startswith("| concurrency | server | infer/s |")
+    assert lines[4] == "| 6 | all | 20.0 | 1.00 | 2.00 | 3.00 | 4.00 | 4.00 | 4.00 | 2.00 | 50 % | 7 |"
+    assert lines[7] == "|  | grpc://gpu-c:8001 | 0.0 | - | - | - | - | 0.00 | 0.00 | 0.00 | - | 7 |"
+    assert {line.count("|") for line in lines[2:]} == {13}
+
+
+class Busy:
+    """Stands for the utilization of a server's GPUs, which the URL of its metrics states."""
+
+    def __init__(self, host: str, url: str) -> None:
+        self._percent = float(url) if url else None
+
+    def __enter__(self) -> Busy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def percent(self) -> float | None:
+        return self._percent
 
 
 COMPUTE = ("compute_input", "compute_infer", "compute_output")

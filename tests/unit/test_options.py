@@ -355,7 +355,9 @@ def client(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         options={},
         images=[],
         retries=0,
-        endpoint="grpc://gpu-box:8001",
+        servers=[
+            SimpleNamespace(server=f"grpc://gpu-{name}:8001", failed=failed) for name, failed in (("a", 2), ("b", 0), ("c", 1))
+        ],
         info=SimpleNamespace(usual_image=(40, 30)),
         model=SimpleNamespace(name="made", max_batch=8, to_dict=lambda: {"name": "made"}, to_text=lambda: "made: a model"),
         statistics=lambda: [ModelStatistics.of({"version": "1", "inference_count": 6, "execution_count": 2})],
@@ -366,8 +368,8 @@ def client(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         return [found] * len(images)
 
     class Client:
-        def __init__(self, endpoint: Any, model: str | None, version: str, **options: Any) -> None:
-            made.options.update(options, endpoint=str(endpoint), model=model, version=version)
+        def __init__(self, servers: list[Any], model: str | None, version: str, **options: Any) -> None:
+            made.options.update(options, servers=[str(one) for one in servers], model=model, version=version)
 
         def __enter__(self) -> SimpleNamespace:
             return made
@@ -384,11 +386,11 @@ def test_a_ping_sends_a_request_of_noise(client: SimpleNamespace, capsys: pytest
     assert main(["client", "ping", "--server", "gpu-box", "--batch", "2", "--retry-seconds", "0"]) == 0
     first, second = client.images
     assert first is second and first.shape == (30, 40, 3) and first.dtype == np.uint8 and (first.min(), first.max()) == (0, 255)
-    said = r"grpc://gpu-box:8001: model 'made' answered noise in \d{1,2}\.\d ms, 2 a request\nnothing found\n"
+    said = r"grpc://gpu-box:8001: model 'made' answered noise in \d+\.\d ms, 2 a request\nnothing found\n"
     captured = capsys.readouterr()
     assert re.fullmatch(said, captured.out) and captured.err == ""
     assert client.options == {
-        "endpoint": "grpc://gpu-box:8001",
+        "servers": ["grpc://gpu-box:8001"],
         "model": None,
         "version": "",
         "shared_memory": "none",
@@ -424,8 +426,22 @@ def test_images_are_detected_by_a_server(client: SimpleNamespace, folder: Path, 
 def test_a_server_that_was_away_is_told(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
     client.retries = 3
     assert main(["client", "info"]) == 0
-    assert capsys.readouterr() == ("made: a model\n", "warning: the server was away; 3 requests were repeated\n")
+    said = "grpc://gpu-a:8001, grpc://gpu-c:8001: away for a time; 3 requests were repeated"
+    assert capsys.readouterr() == ("made: a model\n", f"warning: {said}\n")
     assert client.options["retry_seconds"] == 30 and client.options["batch"] == 1
+    assert client.options["servers"] == ["grpc://localhost:8001"]
+
+
+def test_several_servers(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
+    servers = ["--server", "gpu-a", "--server", "http://gpu-b"]
+    assert main(["client", "info", *servers]) == 0
+    assert client.options["servers"] == ["grpc://gpu-a:8001", "http://gpu-b:8000"]
+    capsys.readouterr()
+    assert main(["client", "ping", *servers]) == 0
+    assert re.findall(r"^(\S+): model 'made' answered", capsys.readouterr().out, re.MULTILINE) == [
+        "grpc://gpu-a:8001",
+        "http://gpu-b:8000",
+    ]
 
 
 def test_descriptions_for_people_and_for_programs(client: SimpleNamespace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -468,8 +484,8 @@ def test_what_load_is_asked_for(monkeypatch: pytest.MonkeyPatch, folder: Path, c
     def report(model: str | None) -> LoadReport:
         return LoadReport("grpc://a:1", model or "only", 1, 1, "none", (Level(1, 90.0, Latency(1, 2, 3, 4), 0, 0, 0, None),))
 
-    def measure(server: Any, model: str | None, version: str, options: LoadOptions) -> LoadReport:
-        asked.append((str(server), model, version, options))
+    def measure(servers: list[Any], model: str | None, version: str, options: LoadOptions) -> LoadReport:
+        asked.append((list(map(str, servers)), model, version, options))
         return report(model)
 
     def measure_all(repository: str, models: list[str], options: LoadOptions) -> list[LoadReport]:
@@ -479,13 +495,13 @@ def test_what_load_is_asked_for(monkeypatch: pytest.MonkeyPatch, folder: Path, c
     monkeypatch.setattr("darktrt.serve.load.measure.measure_load", measure)
     monkeypatch.setattr("darktrt.serve.load.measure.measure_repository", measure_all)
     assert main(["load"]) == 0
-    assert asked == [("grpc://localhost:8001", None, "", LoadOptions())]
+    assert asked == [(["grpc://localhost:8001"], None, "", LoadOptions())]
     assert capsys.readouterr().out.endswith("| concurrency | only |\n|---|---|\n| 1 | 90.0 infer/sec, latency 1000 usec |\n")
     options = "--concurrency 2 3 --batch 4 --seconds 5.5 --processes 6 --shared-memory system --timeout 7 --image i.png"
     words = f"--model a --model b --json out.json --metrics http://a/m {options}".split()
-    expected = LoadOptions((2, 3), 4, 5.5, 6, "system", 7.0, (Path("i.png"),), "http://a/m")
-    assert main(["load", "--server", "http://gpu-box", "--version", "2", *words]) == 0
-    assert asked[1:] == [("http://gpu-box:8000", name, "2", expected) for name in ("a", "b")]
+    expected = LoadOptions((2, 3), 4, 5.5, 6, "system", 7.0, (Path("i.png"),), ("http://a/m",))
+    assert main(["load", "--server", "http://gpu-box", "--server", "b", "--version", "2", *words]) == 0
+    assert asked[1:] == [(["http://gpu-box:8000", "grpc://b:8001"], name, "2", expected) for name in ("a", "b")]
     assert [one["model"] for one in json.loads(Path("out.json").read_text())] == ["a", "b"]
     assert main(["load", "--repository", "models", *words]) == 0
     assert asked[3:] == [("models", ["a", "b"], expected)]

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from darktrt import records
 from darktrt.errors import DarktrtError
-from darktrt.records import Excerpt, parse_json, read_json, read_record, record
+from darktrt.records import Excerpt, finite, parse_json, read_json, read_record, record
 
 
 @dataclass(frozen=True)
@@ -119,3 +119,40 @@ def test_json_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPa
         with pytest.raises(DarktrtError, match=r"^f: its values would take 0\.0 GB of memory, and may take 0\.0 GB; x$"):
             parse_json(text, "f", "x")
     assert len(parse_json('"' + "a" * 1_000_000 + '"', "f", "x")) == 1_000_000
+
+
+def test_numbers_that_json_lacks_become_null() -> None:
+    """At any depth; all else stays, and tuples become lists."""
+    values = {"a": (1.5, float("nan"), float("inf"), [-float("inf"), 3, 0.0]), "b": {"c": True, "d": None, "e": "nan"}}
+    assert finite(values) == {"a": [1.5, None, None, [None, 3, 0.0]], "b": {"c": True, "d": None, "e": "nan"}}
+    assert finite(2.5) == 2.5 and finite(float("nan")) is None
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Of every type that a field may have."""
+
+    kind: Literal["a", "b"]
+    table: dict[str, int]
+    rows: tuple[_Box, ...] = ()
+    pair: tuple[int, str] = (0, "")
+    part: float | None = None
+
+
+def test_fields_of_every_type() -> None:
+    values = {"kind": "b", "table": {"x": 1}, "rows": [{"sides": [1, 2]}], "pair": [3, "y"], "part": 2}
+    assert record(_Kinds, values) == _Kinds("b", {"x": 1}, (_Box((1, 2)),), (3, "y"), 2)
+    for name, value in (
+        ("kind", "c"),
+        ("table", {"x": "1"}),
+        ("table", [1]),
+        ("rows", [{"sides": [1]}]),
+        ("rows", {"sides": [1, 2]}),
+        ("pair", [3]),
+        ("pair", ["y", 3]),
+        ("pair", [3, "y", 4]),
+        ("part", "2"),
+        ("part", True),
+    ):
+        with pytest.raises(ValueError, match=r".+ is .+"):
+            record(_Kinds, {**values, name: value})

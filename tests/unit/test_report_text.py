@@ -13,12 +13,16 @@ import pytest
 from helpers import Made
 
 from darktrt.check import report_page
+from darktrt.check.agreement import Agreement, VariantAgreement
 from darktrt.check.coco import Accuracy, ClassAccuracy, CocoMetrics
 from darktrt.check.detections import VariantDetections
 from darktrt.check.evaluation import EvaluatedVariant, Evaluation
 from darktrt.check.ground_truth import GroundTruth, LabelledImage, LabelledObject
-from darktrt.check.report import Latency, Parts, Report, make_report
+from darktrt.check.report import FORMAT, Latency, Parts, Report, make_report
 from darktrt.check.report_page import NOTHING, check_folder, page_values, render
+from darktrt.check.sensitivity import LayerCost, Sensitivity
+from darktrt.check.simulate import Change, Convolution
+from darktrt.check.tolerance import TensorError, tolerance_of
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IMAGE_SIZES, Thresholds
 from darktrt.vision.boxes import Detections
@@ -57,6 +61,12 @@ def test_numbers_are_printed_for_people(shown: Any, by: str, texts: dict[float |
 def test_code_is_between_backticks_that_it_does_not_have(shown: Any) -> None:
     texts = {"a": "`a`", "a`b": "``a`b``", "`a": "`` `a ``", "a`": "`` a` ``", "a``b`c": "```a``b`c```"}
     assert {text: shown(text, "code") for text in texts} == texts
+
+
+@pytest.mark.parametrize(("length", "shown_as"), [(1000, 1000), (1001, 1000), (5000, 1000)])
+def test_the_longest_name_has_a_thousand_characters(shown: Any, length: int, shown_as: int) -> None:
+    assert len(shown("x" * length, "text")) == shown_as and len(shown("x" * length, "code")) == shown_as + 2
+    assert shown("x" * length, "text").endswith("...") == (length > 1000)
 
 
 # --- reports of made figures ---
@@ -166,6 +176,7 @@ def test_classes_with_the_largest_drop_come_first(made: Made, truth: GroundTruth
 
 def test_what_a_report_was_made_by(made: Made, truth: GroundTruth) -> None:
     protocol = report_of(made, truth, {"A": metrics(0.5)}).protocol
+    assert protocol["INT8 calibrated on"].startswith("nothing: ")
     assert protocol == {
         "images": "2, with 2 labelled objects, of photos",
         "resize": "stretched to the network's input, 96 x 64, by darknet's bilinear filter",
@@ -173,7 +184,7 @@ def test_what_a_report_was_made_by(made: Made, truth: GroundTruth) -> None:
         "NMS": "greedynms, IoU 0.45, for each class",
         "detections": "the best 100 of an image, as COCO counts; a network that ends in NMS outputs at most as many",
         "AP": "COCO's, by pycocotools: mean over IoU .50:.05:.95 and over the classes that are labelled",
-        "INT8 calibrated on": "nothing: there is no table",
+        "INT8 calibrated on": protocol["INT8 calibrated on"],
     }
     other = replace(made, info=replace(made.info, resize="letterbox", head="nms", max_detections=300))
     protocol = report_of(other, truth, {"A": metrics(0.5)}).protocol
@@ -219,6 +230,80 @@ def test_latencies_belong_to_the_plan_or_else_to_the_name(made: Made, truth: Gro
     assert [one.latency and one.latency.milliseconds for one in report.variants] == [1.0, 3.0, None]
     report = report_of(made, truth, {"A": metrics(0.5)}, timings=times)
     assert report.variants[0].latency == times["A"]
+
+
+def test_figures_are_a_file_for_people_too(made: Made, truth: GroundTruth) -> None:
+    """Numbers that do not exist are null."""
+    text = report_of(made, truth, {"A": metrics(math.nan)}).to_json()
+    assert text.startswith(f'{{\n "format": "{FORMAT}",\n') and text.endswith("\n}\n") and "NaN" not in text
+
+
+# --- where errors come from ---
+
+
+def compared(made: Made, errors: Mapping[str, float], layers: bool = True) -> Agreement:
+    """Of one variant, by tensor the mean error."""
+    tensors = {name: TensorError(4 * mean, mean, 1.0) for name, mean in errors.items()}
+    variant = VariantAgreement("A", "fp16", tolerance_of(("fp16", "fp32")), tensors, None)
+    return Agreement("R", "fp32", made.info, 3, (variant,), layers)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """The charts that a page asks for, each with its first argument, in place of drawing them."""
+    asked: dict[str, list[Any]] = {}
+    for name in ("precision_recall", "layer_errors", "sensitivity_bars", "histogram"):
+
+        def chart(figures: Any, *more: Any, name: str = name) -> str:
+            asked.setdefault(name, []).append((figures, *more))
+            return f"<svg>{name}</svg>"
+
+        monkeypatch.setattr(report_page.charts, name, chart)
+    return asked
+
+
+def test_the_five_worst_layers_are_named(made: Made, truth: GroundTruth, drawn: dict[str, list[Any]]) -> None:
+    """Apart from the heads and what follows them, each with its line and kind."""
+    layers = list(dict.fromkeys(layer.tensor for layer in made.info.layers))
+    errors = {name: 0.5 / (i + 2) for i, name in enumerate(layers)} | {"boxes": 9.0, "scores": 0.0}
+    report = report_of(made, truth, {"R": metrics(0.5), "A": metrics(0.5)}, {"R": "fp32"}, agreement=compared(made, errors))
+    (outputs,) = page_values(report)["outputs"]
+    assert [row["tensor"] for row in outputs["worst"]] == layers[:5]
+    first = made.info.layers[0]
+    assert (outputs["worst"][0]["line"], outputs["worst"][0]["kind"]) == (first.line, first.kind)
+    assert {row["tensor"] for row in outputs["outputs"]} == {"head0_raw", "head1_raw", "boxes", "scores"}
+    assert len(drawn["layer_errors"]) == 1
+
+
+def test_of_heads_alone_none_is_the_worst_layer(made: Made, truth: GroundTruth, drawn: dict[str, list[Any]]) -> None:
+    heads = {head.tensor: 0.5 for head in made.info.heads}
+    report = report_of(made, truth, {"R": metrics(0.5)}, agreement=compared(made, heads, layers=False))
+    (outputs,) = page_values(report)["outputs"]
+    assert outputs["worst"] == [] and len(outputs["outputs"]) == 2
+    nothing = report_of(made, truth, {"R": metrics(0.5)})
+    assert page_values(nothing)["outputs"] == []
+    boxes = report_of(made, truth, {"R": metrics(0.5)}, agreement=compared(made, {"boxes": 0.5}))
+    drawn.clear()
+    assert page_values(boxes)["charts"]["layers"] == "" and "layer_errors" not in drawn
+
+
+def test_curves_need_labels(made: Made, truth: GroundTruth, drawn: dict[str, list[Any]]) -> None:
+    """At the IoUs .50 and .75; none where a variant has none."""
+    charts = page_values(report_of(made, truth, {"R": metrics(0.5), "A": metrics(0.25)}))["charts"]
+    assert [asked[2] for asked in drawn["precision_recall"]] == ["0.50", "0.75"]
+    assert set(drawn["precision_recall"][0][0]) == {"R", "A"} and len(charts["curves"]) == 2
+    assert page_values(report_of(made, truth, {"R": metrics(0.5), "A": metrics(math.nan)}))["charts"]["curves"] == []
+
+
+def test_the_fifteen_most_costly_convolutions_are_drawn(made: Made, truth: GroundTruth, drawn: dict[str, list[Any]]) -> None:
+    costs = [LayerCost(Convolution(f"c{i}", i, 10 * i), Change(i / 64, 0.1), False) for i in range(20)]
+    plain = report_of(made, truth, {"R": metrics(0.5)})
+    report = replace(plain, sensitivity=Sensitivity("made", 3, tuple(costs), Change(0.5, 0.25)), fp_layers=("c0", "c1"))
+    assert "sensitivity_bars" in page_values(report)["charts"]["sensitivity"]
+    ((layers, fp_layers),) = drawn["sensitivity_bars"]
+    assert [one["node"] for one in layers] == [f"c{i}" for i in range(19, 4, -1)] and list(fp_layers) == ["c0", "c1"]
+    charts = page_values(plain)["charts"]
+    assert (charts["sensitivity"], charts["histograms"]) == ("", []) and len(drawn["sensitivity_bars"]) == 1
 
 
 # --- the folder ---

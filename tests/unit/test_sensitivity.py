@@ -285,7 +285,7 @@ def test_the_command_ranks_and_draws(
     assert rows[-1].startswith("made: INT8 with 3 convolutions in floating point changes scores by 0.")
     costs = [float(row.split()[3]) for row in rows[1:-1]]
     assert costs == sorted(costs, reverse=True)
-    assert steps[-1] == ("", 9, 9)
+    assert steps[-1] == ("", 10, 10)  # each convolution, and all together
     assert files_in(folder) == ["a.json", "a.png"]
     values = json.loads(Path("a.json").read_text())
     assert [layer["node"] for layer in values["layers"]] == [row.split()[1] for row in rows[1:-1]]

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
 from darktrt.errors import DarktrtError
+from darktrt.serve.client.servers import Servers
 from darktrt.serve.client.transport import Endpoint, ModelAwayError, RegionLostError, TimedOutError, Transport, UnreachableError
+from darktrt.vision.detector import Arrays
 
 pytest.importorskip("tritonclient.grpc", reason="needs tritonclient: pip install 'darktrt[serve]'")
 
@@ -91,14 +94,30 @@ def dropped() -> Exception:
     return aiohttp.ServerDisconnectedError()
 
 
-def infer(client: Moody, url: str = "a", **options: Any) -> tuple[Any, int]:
+class Plain:
+    """Stands for a slot."""
+
+    async def run(self, transport: Transport, inputs: Arrays) -> Arrays:
+        return await transport.infer("m", "", [], [])
+
+    async def close(self, transport: Transport) -> None:
+        pass
+
+
+def infer(client: Moody, url: str = "a", timeout: float | None = 60.0, retry_seconds: float = 30.0) -> tuple[Any, int]:
     """The answer, and how often it was repeated."""
 
     async def call() -> tuple[Any, int]:
-        transport = Transport(Endpoint.parse(url), **options)
-        await transport.close()
-        transport._client = client
-        return await transport.infer("m", "", [], []), transport.retries
+        servers = Servers([Endpoint.parse(url)], timeout, retry_seconds)
+        (server,) = servers.all
+        await server.transport.close()
+        server.transport._client = client
+        server.slots, server.free = [Plain()], [Plain()]  # type: ignore[list-item]
+        servers._model, server.check = None, AsyncMock()  # type: ignore[assignment,method-assign]
+        try:
+            return await servers.run({}), servers.retries
+        finally:
+            await servers.close()
 
     return asyncio.run(call())
 

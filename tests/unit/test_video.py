@@ -108,7 +108,11 @@ def test_every_colour_is_converted_as_in_a_plain_loop(tmp_path: Path, form: str,
     same(read(path), plain(path))
 
 
-def test_no_more_frames_are_decoded_ahead_than_there_is_memory_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("most_bytes", "ahead"), [(2 * 3 * 64 * 48, 2), (1, 1)])
+def test_no_more_frames_are_decoded_ahead_than_there_is_memory_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int, ahead: int
+) -> None:
+    """But for one."""
     path, begun = save(tmp_path / "a.mp4", 30), []
     convert = video._Converter.__call__
 
@@ -117,11 +121,11 @@ def test_no_more_frames_are_decoded_ahead_than_there_is_memory_for(tmp_path: Pat
         return convert(converter, frame)
 
     monkeypatch.setattr(video._Converter, "__call__", counted)
-    monkeypatch.setattr(video, "MOST_BYTES", 2 * 3 * 64 * 48)
+    monkeypatch.setattr(video, "MOST_BYTES", most_bytes)
     with open_video(path) as (_, frames):
         for given, _ in enumerate(frames, 1):
             time.sleep(0.01)
-            assert len(begun) <= given + 2
+            assert len(begun) <= given + ahead
     assert len(begun) == 30
 
 
