@@ -18,7 +18,7 @@ from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.check import sensitivity as module
 from darktrt.check.coco import Accuracy
 from darktrt.check.sensitivity import LayerCost, Sensitivity, plot, sensitivity
-from darktrt.check.simulate import Change, Convolution, FloatReference, load_network
+from darktrt.check.simulate import Change, Convolution, FloatReference, load_network, operations
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
@@ -149,6 +149,6 @@ def test_a_convolutions_share_of_the_work(tmp_path: Path, batch: tuple[int, int,
         shapes[value.name] = tuple(one.dim_value for one in value.type.tensor_type.shape.dim)
     nodes = [node for node in model.graph.node if node.op_type == "Conv"]
     work = {node.name: math.prod(shapes[node.input[1]]) * math.prod(shapes[node.output[0]][2:]) for node in nodes}
-    found = FloatReference(load_network(network), [tmp_path / "a.png"]).operations()
+    found = operations(load_network(network))
     assert list(found) == list(work)
     assert found == pytest.approx({name: count / sum(work.values()) for name, count in work.items()})
