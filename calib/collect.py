@@ -147,7 +147,7 @@ class _Run:
     files: dict[str, Path] = field(default_factory=dict)
     """The file of each image of this run, by SHA-256: the first one of equal files."""
     digests: dict[str, str] = field(default_factory=dict)
-    """The reverse of it."""
+    """The SHA-256 of the images under way, by path."""
     failed: list[str] = field(default_factory=list)
 
     def count(self, counter: _Counter, images: Sequence[Path], workers: Workers) -> None:
@@ -194,10 +194,10 @@ class _Run:
         if digest in self.files:
             return False
         self.files[digest] = path
-        self.digests[str(path)] = digest
         if digest in self.histograms.images:
             self.histograms.files[digest] = path
             return False
+        self.digests[str(path)] = digest
         return True
 
     def _fail(self, path: str | Path, sentence: str) -> None:
@@ -207,7 +207,7 @@ class _Run:
     def _add(self, done: Done[Path, _Counted]) -> None:
         counted = done.result
         for path, digest in counted.digests.items():
-            if digest != self.digests[path]:
+            if digest != self.digests.pop(path):
                 where = f" on {done.node}" if done.node else ""
                 raise DarktrtError(
                     f"{path}: is another file{where} than it was at first; calibrate on files that do not change"

@@ -615,6 +615,7 @@ def test_json_has_the_cfg_line_of_each_tensor(made: Made) -> None:
     """The first of several sections that pass one tensor on; null for what is of no section, or no number."""
     tensors = {**errors(made.info, 0.5), "boxes": TensorError(float("nan"), 0, 0)}
     text = agreement(made, True, VariantAgreement("half", "fp16", FP16, tensors, None)).to_json()
+    assert text.startswith('{\n  "network": "made",\n') and text.endswith("\n}\n")
     values = json.loads(text)
     assert {name: values[name] for name in ("network", "reference", "images", "passed")} == {
         "network": "made", "reference": "PyTorch", "images": 3, "passed": False,

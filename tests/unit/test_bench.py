@@ -6,6 +6,7 @@ import itertools
 import json
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from helpers import Made
 
 from darktrt import __version__
 from darktrt.engine import bench
-from darktrt.engine.bench import BenchReport, Spread, Timing, gpu_state, measure, random_inputs, to_markdown
+from darktrt.engine.bench import BenchReport, Spread, Timing, bench_files, gpu_state, measure, random_inputs, to_markdown
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.progress import set_progress
@@ -79,6 +80,22 @@ def test_the_first_turn_is_the_warm_up(made: Made, monkeypatch: pytest.MonkeyPat
     assert {one.calls for one in Runner.opened} == {3 * 20 + 3}  # one before the network's times
 
 
+def test_twenty_turns_are_usual(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    Runner.made, Runner.opened = made.info, []
+    monkeypatch.setattr(bench, "PlanRunner", Runner)
+    monkeypatch.setattr(bench, "gpu_state", dict)
+    monkeypatch.setattr(bench, "read_plan_manifest", lambda _: SimpleNamespace(plan_sha256="ab", target="TensorRT 8.6.0"))
+    steps: list[tuple[int, int | None]] = []
+    set_progress(lambda _, done, total: steps.append((done, total)))
+    measure({"a": "a.plan"}, [1])
+    assert steps[-1] == (80, 80)  # of the network and end to end, with and without a CUDA graph
+    report = bench_files(["x/a.plan", "b=x/a.plan"], [1])
+    set_progress(None)
+    assert steps[-1] == (160, 160)
+    assert [(one.name, one.plan_sha256) for one in report.timings] == [("a", "ab"), ("b", "ab")] * 2
+    assert (report.tensorrt, report.state) == (("TensorRT 8.6.0",), {})
+
+
 def test_inputs_are_the_same_at_every_call(made: Made) -> None:
     """Images over all levels, in the form of the model's input, and the usual thresholds."""
     info = replace(made.info, head="nms", input="uint8")
@@ -122,6 +139,7 @@ def test_a_report_says_where_it_was_measured() -> None:
     assert report.to_markdown().endswith("\n\n" + to_markdown([TIMING]))
     values = json.loads(report.to_json())
     assert values["state"] == state and values["timings"][0]["end_to_end"] == {"median": 1.0, "p90": 1.25, "p99": 1.5}
+    assert report.to_json().startswith('{\n  "gpu": "NVIDIA L4",\n') and report.to_json().endswith("\n}\n")
     assert BenchReport(None, (), ()).state == {}
 
 

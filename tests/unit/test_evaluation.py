@@ -21,6 +21,7 @@ from darktrt.check.coco import Accuracy, CocoMetrics
 from darktrt.check.detections import VariantDetections, load_detections, save_detections
 from darktrt.check.evaluation import EvaluatedVariant, Evaluation, evaluate_detections
 from darktrt.check.ground_truth import load_ground_truth
+from darktrt.check.runs import load_results
 from darktrt.cli import main
 from darktrt.convert.export import convert_darknet
 from darktrt.convert.reference import TorchReference
@@ -299,6 +300,15 @@ def test_what_cannot_be_compared_is_refused_before_the_first_image(
     words += ["-o", "report"] if command == "report" else []
     assert main(words) == 2
     assert EARLY[case][2] in capsys.readouterr().err
+
+
+def test_a_file_that_is_too_large_is_not_read(folder: Path) -> None:
+    """Detections beyond 1 GiB, and results beyond 4."""
+    with Path("huge.json").open("wb") as file:
+        file.truncate(64 << 30)  # takes no room
+    for load, most in ((load_detections, "1,073,741,824"), (load_results, "4,294,967,296")):
+        with pytest.raises(DarktrtError, match=rf"^huge\.json: has 68,719,476,736 bytes, and such a file may have {most};"):
+            load("huge.json")
 
 
 # --- the table ---

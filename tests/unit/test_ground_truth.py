@@ -332,6 +332,14 @@ def test_labels_are_strict_unless_it_is_said_otherwise(folder: Path) -> None:
         load_ground_truth(["photos"], NAMES)
 
 
+def test_a_sample_is_that_of_seed_0(folder: Path) -> None:
+    """Unless another one is named; the whole set without a limit."""
+    photos(Path("photos"), {str(i): "0 0.5 0.5 0.5 0.5" for i in range(9)})
+    samples = [load_ground_truth(["photos"], NAMES, 4, *seed).images for seed in ((), (0,), (1,))]
+    assert samples[0] == samples[1] != samples[2]
+    assert len(load_ground_truth(["photos"], NAMES).images) == 9
+
+
 def test_notes_are_logged_too(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     photos(Path("photos"), {"a": "0 0.5 0.5 0.5 0.5", "b": None})
     truth, notes = noted("photos")

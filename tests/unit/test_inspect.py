@@ -243,6 +243,17 @@ def test_a_manifest_that_has_little(made: Made) -> None:
     ]
 
 
+def test_a_manifest_is_a_file_for_people_too(made: Made) -> None:
+    """A line a field, in the order of the alphabet, so that two of them can be compared; TF32 is on unless it is said."""
+    manifest = Manifest("ab", "cd", "TensorRT 8.6.0", None, "fp32", (), 1.0, made.info)
+    lines = manifest.to_json().splitlines()
+    assert (lines[0], lines[-1]) == ("{", "}") and manifest.to_json().endswith("}\n")
+    names = [line[3:].partition('"')[0] for line in lines if line.startswith('  "')]
+    assert names == sorted(names) and {"plan_sha256", "info", "tf32"} <= set(names)
+    assert '  "tf32": true,' in lines and '  "hardware_compatible": false,' in lines and '  "format": 1,' in lines
+    assert '  "version_compatible": false' in lines and '  "compute_capability": 0,' in lines
+
+
 def test_int8_costs_without_labels() -> None:
     assert str(Int8Cost("scores", 0.5, 1.0, "photos")) == ("change of the scores 0.5000 (at most 1), in ONNX Runtime on photos")
 

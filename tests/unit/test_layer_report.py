@@ -70,7 +70,9 @@ def test_layers_without_times(made: Made) -> None:
 
 def test_json_has_all_of_every_layer(made: Made) -> None:
     layer = EngineLayer("a", "conv", "INT8", "NHWC", ("/layers.0/Conv",), "sm80")
-    values = json.loads(report(made, LayerTime(layer, (6,), 0.25)).to_json())
+    text = report(made, LayerTime(layer, (6,), 0.25)).to_json()
+    assert text.startswith('{\n  "plan": "x.plan",\n') and text.endswith("\n}\n")
+    values = json.loads(text)
     assert values == {
         "plan": "x.plan",
         "plan_sha256": "ab" * 32,

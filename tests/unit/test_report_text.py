@@ -18,7 +18,7 @@ from darktrt.check.coco import Accuracy, ClassAccuracy, CocoMetrics
 from darktrt.check.detections import VariantDetections
 from darktrt.check.evaluation import EvaluatedVariant, Evaluation
 from darktrt.check.ground_truth import GroundTruth, LabelledImage, LabelledObject
-from darktrt.check.report import Latency, Parts, Report, make_report
+from darktrt.check.report import FORMAT, Latency, Parts, Report, make_report
 from darktrt.check.report_page import NOTHING, check_folder, page_values, render
 from darktrt.check.sensitivity import LayerCost, Sensitivity
 from darktrt.check.simulate import Change, Convolution
@@ -61,6 +61,12 @@ def test_numbers_are_printed_for_people(shown: Any, by: str, texts: dict[float |
 def test_code_is_between_backticks_that_it_does_not_have(shown: Any) -> None:
     texts = {"a": "`a`", "a`b": "``a`b``", "`a": "`` `a ``", "a`": "`` a` ``", "a``b`c": "```a``b`c```"}
     assert {text: shown(text, "code") for text in texts} == texts
+
+
+@pytest.mark.parametrize(("length", "shown_as"), [(1000, 1000), (1001, 1000), (5000, 1000)])
+def test_the_longest_name_has_a_thousand_characters(shown: Any, length: int, shown_as: int) -> None:
+    assert len(shown("x" * length, "text")) == shown_as and len(shown("x" * length, "code")) == shown_as + 2
+    assert shown("x" * length, "text").endswith("...") == (length > 1000)
 
 
 # --- reports of made figures ---
@@ -224,6 +230,12 @@ def test_latencies_belong_to_the_plan_or_else_to_the_name(made: Made, truth: Gro
     assert [one.latency and one.latency.milliseconds for one in report.variants] == [1.0, 3.0, None]
     report = report_of(made, truth, {"A": metrics(0.5)}, timings=times)
     assert report.variants[0].latency == times["A"]
+
+
+def test_figures_are_a_file_for_people_too(made: Made, truth: GroundTruth) -> None:
+    """Numbers that do not exist are null."""
+    text = report_of(made, truth, {"A": metrics(math.nan)}).to_json()
+    assert text.startswith(f'{{\n "format": "{FORMAT}",\n') and text.endswith("\n}\n") and "NaN" not in text
 
 
 # --- where errors come from ---

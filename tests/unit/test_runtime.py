@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 import subprocess
 import weakref
 from collections.abc import Callable
@@ -268,7 +269,7 @@ class FitLibrary:
         self.uploads: list[int] = []
 
     def darktrt_upload(self, count: Any, copies: Any, threads: Any, stream: Any) -> int:
-        assert threads.value >= 1 and stream.value == 7
+        assert 1 <= threads.value <= min(6, len(os.sched_getaffinity(0))) and stream.value == 7
         self.uploads.append(count.value)
         for copy in copies[: count.value]:
             ctypes.memmove(copy.pinned, copy.source, copy.bytes)
@@ -555,14 +556,18 @@ def test_an_engine_of_one_batch_says_so(
                 runner.run(images(batch))
 
 
-def test_images_that_are_in_the_pinned_memory_already(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
+def test_images_that_are_in_the_pinned_memory_already(
+    engine: Engine, driver: Streams, info: DetectorInfo, tmp_path: Path
+) -> None:
+    """No graph is recorded where none was asked for."""
     with PlanRunner(write_plan(tmp_path, info)) as runner:
-        for batch in (1, 3, 2):
+        for batch in (1, 3, 2, 2, 2, 2):
             pinned = runner.buffer(batch)
             assert (pinned.shape, pinned.dtype) == ((batch, 3, 64, 96), np.float32)
             pinned[...] = images(batch, batch)["images"]
             expected = pinned.mean((1, 2, 3))
             np.testing.assert_allclose(runner.run({"images": pinned})["boxes"][:, 0], expected, rtol=1e-5)
+    assert driver.replays == 0
 
 
 def test_batches_under_way_are_collected_first(engine: Engine, info: DetectorInfo, tmp_path: Path) -> None:
@@ -839,6 +844,7 @@ def test_bench_from_the_command_line(
     [
         (["{plan}", "{plan}"], [1], 1, "two engines are called 'net'; give them names: a="),
         (["{plan}"], [0], 1, "0 is below 1"),
+        (["{plan}"], [2, 0, 1], 1, "0 is below 1"),
         (["{plan}"], [1], 0, "0 is below 1"),
         (["none.plan"], [1], 1, "none.json: cannot read: No such file"),
         (["{plan}"], [4], 1, "a batch of 4 images; the model accepts 1 to 3"),
@@ -852,7 +858,36 @@ def test_bench_that_cannot_be(
         bench_files([one.format(plan=plan) for one in plans], batches, turns)
 
 
+def test_a_bench_of_one_engine(engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is that of its file. Without nvidia-smi there is no state of the GPU to report."""
+
+    def missing(*_: object, **__: object) -> None:
+        raise FileNotFoundError(2, "no nvidia-smi")
+
+    monkeypatch.setattr(bench.subprocess, "run", missing)
+    monkeypatch.setattr(bench, "gpu_name", lambda: "NVIDIA L4")
+    plan = write_plan(tmp_path, info)
+    report = bench_files([str(plan)], [1, 2], 1)
+    assert (report.gpu, report.tensorrt, report.state) == ("NVIDIA L4", ("TensorRT 10.3.0",), {})
+    assert {(one.name, one.plan_sha256) for one in report.timings} == {("net", sha256_of(plan))}
+    assert [(one.batch, one.cuda_graph) for one in report.timings] == [(1, False), (2, False), (1, True), (2, True)]
+
+
 # --- layer by layer ---
+
+
+def test_layers_are_timed_at_the_usual_batch(
+    engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the mean of 50 executions after a run and a warm-up."""
+    runs: list[int] = []
+    execute = Engine.execute_async_v3
+    monkeypatch.setattr(Engine, "execute_async_v3", lambda self, stream: runs.append(self.batch) or execute(self, stream))
+    plan = write_plan(tmp_path, replace(info, batch=(1, 2, 3)), engine_layers=(EngineLayer("conv", "conv", "FP16", "", ()),))
+    report = profile(plan)
+    assert (report.batch, runs) == (2, [2] * 52)
+    assert [(row.layer.name, row.milliseconds) for row in report.rows] == [("conv", 0.5), ("reformat", 0.5)]
+    assert profile(plan, batch=3).batch == 3
 
 
 def test_each_layers_time_is_found(

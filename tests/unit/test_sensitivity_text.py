@@ -8,13 +8,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from helpers import MADE_CFG, Made, made_image, make
+from PIL import Image
 
+from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.check import sensitivity as module
 from darktrt.check.coco import Accuracy
 from darktrt.check.sensitivity import LayerCost, Sensitivity, plot, sensitivity
-from darktrt.check.simulate import Change, Convolution
+from darktrt.check.simulate import Change, Convolution, FloatReference, load_network, operations
+from darktrt.errors import DarktrtError
+from darktrt.onnx_file import load_model
 from darktrt.surgery.qdq import Calibration
+from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins, save_model
 from darktrt.vision.charts import BLUE, GRAY
 
 
@@ -99,3 +107,48 @@ def test_the_sample_is_sixteen_images_of_seed_0(monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(StopIteration):
             sensitivity("net.onnx", ["photos"], Calibration({}), **options)
     assert asked == [(["photos"], 16, 0), (["photos"], 3, 7)]
+
+
+def spoilt(made: Made, folder: Path, bias: float, heads: slice) -> tuple[Path, Calibration]:
+    """The network with this bias in all filters of some heads, and a scale for every tensor; ``a.png`` is an image."""
+    insert_plugins(made.plain, folder / "net.onnx", SurgeryOptions(head="decode", mish="native"))
+    model, info = load_model(folder / "net.onnx")
+    tensors = [head.tensor for head in info.heads][heads]
+    biases = {node.input[2] for node in model.graph.node if node.op_type == "Conv" and node.output[0] in tensors}
+    for constant in model.graph.initializer:
+        if constant.name in biases:
+            constant.CopyFrom(onnx.numpy_helper.from_array(np.full(constant.dims, bias, np.float32), constant.name))
+    save_model(model, info, folder / "spoilt.onnx")
+    Image.fromarray(made_image(64, 96)).save(folder / "a.png")
+    return folder / "spoilt.onnx", Calibration({name: np.float32(0.05) for name in tensors_to_calibrate(model, info)})
+
+
+def test_a_network_that_finds_nothing_at_all_changes_nothing(made: Made, tmp_path: Path) -> None:
+    """All its scores are 0 in float, and INT8 leaves them so; its heads change all the same."""
+    network, scales = spoilt(made, tmp_path, -200, slice(None))
+    change = FloatReference(load_network(network), [tmp_path / "a.png"]).change(scales, [])
+    assert change.scores == 0 and 0 < change.heads < 0.1
+
+
+@pytest.mark.parametrize("head", [0, 1])
+@pytest.mark.parametrize("bias", [math.nan, math.inf])
+def test_one_head_that_is_no_number_is_enough_to_refuse(made: Made, tmp_path: Path, head: int, bias: float) -> None:
+    network, _ = spoilt(made, tmp_path, bias, slice(head, head + 1))
+    with pytest.raises(DarktrtError, match="its outputs are NaN or infinite; are the weights damaged"):
+        FloatReference(load_network(network), [tmp_path / "a.png"])
+
+
+@pytest.mark.parametrize("batch", [(1, 3, 3), (2, 2, 2)])
+def test_a_convolutions_share_of_the_work(tmp_path: Path, batch: tuple[int, int, int]) -> None:
+    """Its weights times the cells of its output, of all convolutions in the order of the graph."""
+    made = make(tmp_path, MADE_CFG, batch)
+    network, _ = spoilt(made, tmp_path, 0, slice(None))
+    model = load_model(network)[0]
+    shapes = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
+    for value in onnx.shape_inference.infer_shapes(model).graph.value_info:
+        shapes[value.name] = tuple(one.dim_value for one in value.type.tensor_type.shape.dim)
+    nodes = [node for node in model.graph.node if node.op_type == "Conv"]
+    work = {node.name: math.prod(shapes[node.input[1]]) * math.prod(shapes[node.output[0]][2:]) for node in nodes}
+    found = operations(load_network(network))
+    assert list(found) == list(work)
+    assert found == pytest.approx({name: count / sum(work.values()) for name, count in work.items()})
