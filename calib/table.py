@@ -1,4 +1,4 @@
-"""The calibration table, tensor to INT8 scale, in the text form of TensorRT's calibration cache."""
+"""TensorRT's calibration cache: a table of INT8 scales by tensor, as text."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class CalibrationTable:
         Raises:
             DarktrtError: the file cannot be read, is no such text, or a line of it is wrong; the line is named.
         """
-        text = read_text(path, _MOST_BYTES, "name a calibration table or cache")
+        text = read_text(path, _MOST_BYTES, "name a TensorRT calibration cache")
         return parse_table(text, str(path))
 
     def compare(self, names: Iterable[str]) -> Comparison:

@@ -96,11 +96,11 @@ def add_calibration_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="CALIB", help="calibration to write, such as NAME.calib")
 
 
-def calibration(table: str, fp_layers: str | None = None) -> Calibration:
-    """A table and what lies beside it."""
+def calibration(path: str, fp_layers: str | None = None) -> Calibration:
+    """A calibration of darktrt, or a TensorRT calibration cache."""
     from darktrt.pipeline import load_calibration
 
-    return load_calibration(table, names(fp_layers))
+    return load_calibration(path, names(fp_layers))
 
 
 def print_calibration(path: str) -> None:

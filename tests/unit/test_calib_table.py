@@ -101,7 +101,7 @@ def test_what_editors_and_tools_add_changes_nothing(tmp_path: Path) -> None:
 
 def test_files_that_are_no_text_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\xff\xfe\x00plan")
-    with pytest.raises(DarktrtError, match=r"a: is no UTF-8 text \(byte 0\); name a calibration table"):
+    with pytest.raises(DarktrtError, match=r"a: is no UTF-8 text \(byte 0\); name a TensorRT calibration cache"):
         CalibrationTable.load(tmp_path / "a")
     with open(tmp_path / "big", "wb") as file:
         file.truncate(2 << 30)  # occupies no disk space

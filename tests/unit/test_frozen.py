@@ -12,8 +12,11 @@ import pytest
 import darktrt
 
 CHANGING = {
+    "darktrt.calib.collect._Run",
     "darktrt.calib.histogram.Histogram",
     "darktrt.calib.histogram.HistogramSet",
+    "darktrt.cluster.dispatch._Hand",
+    "darktrt.cluster.dispatch._Task",
     "darktrt.engine.runtime._Slot",
     "darktrt.selftest.run._Series",
     "darktrt.serve.load.worker.Counts",

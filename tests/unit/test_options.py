@@ -141,13 +141,10 @@ ON_GPU = "--calibrate-on gpu, --data DATA and --precision int8 go together"
 def test_options_of_an_engine_that_go_together(
     asked: dict[str, Any], options: str, said: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = options.replace("CALIBRATION", f"{CALIBRATION} c").split()
+    words = options.replace("CALIBRATION", "--calibration c").split()
     assert main(["engine", "a.onnx", "-o", "a.plan", *words]) == (2 if said else 0)
     assert said is None or said in capsys.readouterr().err
     assert bool(asked) == (said is None)
-
-
-CALIBRATION = next(option for option in ("--calibration", "--table") if f"'{option}'" in str(list(options_of(parser()))))
 
 
 def test_what_is_said_of_an_engine(asked: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,7 +157,7 @@ def test_what_is_said_of_an_engine(asked: dict[str, Any], capsys: pytest.Capture
     assert (options.batch, options.image_sizes) == ((1, 4, 16), ((32, 32), (64, 48), (100, 90)))
     assert options.tf32 and not (options.strongly_typed or options.hardware_compatible or options.version_compatible)
     assert asked["budget"] is None and asked["calibration_images"] == () and asked["fp_layers"] is None
-    words = [INT8, CALIBRATION, "c", "--max-drop 0.01 --eval a.png --eval-limit 7 --fp-layers a,,b --no-tf32"]
+    words = [INT8, "--calibration c", "--max-drop 0.01 --eval a.png --eval-limit 7 --fp-layers a,,b --no-tf32"]
     assert main(["engine", "a.onnx", "-o", "a.plan", *" ".join(words).split()]) == 0
     first, second, _ = capsys.readouterr().out.splitlines()
     assert (
@@ -171,7 +168,7 @@ def test_what_is_said_of_an_engine(asked: dict[str, Any], capsys: pytest.Capture
     assert asked["budget"] == DropBudget(0.01, ["a.png"], 7)
     assert main(["engine", "a.onnx", "-o", "a.plan", *f"--calibrate-on gpu --data a.png {INT8}".split()]) == 0
     assert asked["calibration_images"] == [Path("a.png")]
-    assert "the scales that TensorRT found, as a table for another build" in capsys.readouterr().out
+    assert "the scales that TensorRT found, a calibration for other builds" in capsys.readouterr().out
 
 
 def test_levels_of_optimization_are_0_to_5(asked: dict[str, Any]) -> None:
