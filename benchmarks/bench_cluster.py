@@ -69,7 +69,11 @@ def rate(args: argparse.Namespace) -> None:
     for number in args.workers:
         cluster = Cluster(args.ray, num_cpus_per_worker=args.cpus, workers=number, group_size=args.group)
         runs.append((f"{number} workers of {args.cpus} CPUs", cluster))
-    if args.workers:
+    if args.cores:
+        import ray
+
+        ray.init("local", num_cpus=args.cores, include_dashboard=False, log_to_driver=False)
+    elif args.workers:
         connected(args.ray)
     for _ in range(args.repeat):
         for label, workers in runs:
@@ -125,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rates.add_argument("--cpus", type=int, default=1)
     rates.add_argument("--group", type=int, default=32)
     rates.add_argument("--ray")
+    rates.add_argument("--cores", type=int, help="start a cluster here that claims so many cores")
     rates.add_argument("--repeat", type=int, default=1)
     drivers = commands.add_parser("driver")
     drivers.set_defaults(run=driver)

@@ -95,15 +95,14 @@ class VersionCheck:
 
     def _asked(self, nodes: Sequence[Node]) -> list[dict[str, str] | None]:
         """What each node has; None for one that does not answer."""
-        from ray import cloudpickle
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        cloudpickle.register_pickle_by_value(probe)
+        self._ray.cloudpickle.register_pickle_by_value(probe)
         ask, asked = self._ray.remote(probe.node_versions), []
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
             asked.append(ask.options(num_cpus=0, max_retries=1, scheduling_strategy=there).remote())
-        cloudpickle.unregister_pickle_by_value(probe)
+        self._ray.cloudpickle.unregister_pickle_by_value(probe)
         if asked:
             self._ray.wait(asked, num_returns=len(asked), timeout=_PROBE_SECONDS)
         answers: list[dict[str, str] | None] = []

@@ -9,16 +9,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from darktrt import parallel, progress
+from darktrt.check import model
+from darktrt.check.evaluation import evaluate
+from darktrt.check.ground_truth import load_ground_truth
 from darktrt.check.model import detect_by_workers
+from darktrt.check.runs import onnx_variant
 from darktrt.cli import main
 from darktrt.cluster.cluster import Cluster
 from darktrt.errors import DarktrtError
 from darktrt.files import open_input, read_bytes, sent_files, sha256_of
 from darktrt.memory import available_bytes
+from darktrt.onnx_session import OnnxSession
 from darktrt.parallel import Threads, images_of, in_groups
 
 
@@ -145,6 +151,20 @@ def test_options_that_do_not_fit(words: list[str], said: str, labelled: Path, ca
     command = ["check", "map", str(labelled / "photos"), "--model", f"{labelled}/net.onnx"]
     assert main([*command, *(word.format(labelled) for word in words)]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_average_precision_is_measured_in_one_thread_an_image(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine's cores: another number of threads would move the last bits of a Softplus."""
+    opened: list[int] = []
+
+    def session(*arguments: Any, **more: Any) -> OnnxSession:
+        opened.append(arguments[2])
+        return OnnxSession(*arguments, **more)
+
+    monkeypatch.setattr(model, "OnnxSession", session)
+    ground_truth = load_ground_truth([str(labelled / "photos")], onnx_variant(labelled / "net.onnx").info.class_names)
+    assert evaluate([onnx_variant(labelled / "net.onnx")], ground_truth).variants[0].metrics.accuracy.ap > 0.8
+    assert opened == [1]
 
 
 def test_batches_do_not_depend_on_the_size_of_groups() -> None:
