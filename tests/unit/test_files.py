@@ -1,5 +1,6 @@
 """Inputs are regular files of a stated size; outputs are whole or not there, and what killed runs left is removed."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -149,6 +150,23 @@ def test_an_interrupt_at_the_removal_leaves_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(KeyboardInterrupt), atomic_output(tmp_path / "out.plan"):
         raise ZeroDivisionError
     assert _names(tmp_path) == []
+
+
+def test_a_new_file_that_another_run_takes_for_a_stray_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its creation and its lock nobody seems to hold it."""
+    flock, taken = fcntl.flock, []
+
+    def lock(descriptor: int, operation: int) -> None:
+        if not taken:
+            taken.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+            taken[0].unlink()
+        flock(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", lock)
+    with atomic_output(tmp_path / "out.plan") as temporary:
+        assert temporary != taken[0] and temporary.exists() and not taken[0].exists()
+        temporary.write_text("mine")
+    assert _names(tmp_path) == ["out.plan"]
 
 
 def test_a_file_system_without_locks_keeps_what_may_be_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from darktrt.calib.file import CalibratedNetwork, CalibrationFile, write_calibra
 from darktrt.calib.histogram import Histogram, HistogramSet
 from darktrt.calib.options import CalibrationSettings
 from darktrt.calib.table import CalibrationTable
+from darktrt.calib.threshold import expected_error
 from darktrt.check import report_page
 from darktrt.check.coco import coco_metrics
 from darktrt.check.detections import VariantDetections, save_detections
@@ -247,6 +248,24 @@ def test_the_noise_of_a_tensor_is_that_of_its_values(tmp_path: Path) -> None:
         assert one.threshold == pytest.approx(2) and one.amax == pytest.approx(np.abs(exact).max())
         assert one.noise == pytest.approx(np.sqrt(np.square(exact - rounded).mean() / np.square(exact).mean()), rel=0.01)
         assert one.clipped == pytest.approx((np.abs(exact) > 2).mean(), rel=0.01)
+
+
+def test_noise_is_relative_to_values_in_the_middle_of_their_bins(tmp_path: Path) -> None:
+    """Though most values are small against one of them, and lie in a single bin."""
+    counted = Histogram()
+    counted.add(np.float32([1.0]))
+    small = np.float32(20.5 * counted.bin_width)
+    counted.add(np.full(100_000, small, np.float32))
+    histograms = HistogramSet("model", images={"0" * 64: "photos/a.png"})
+    histograms.histograms["a"] = counted
+    settings, network = CalibrationSettings(), CalibratedNetwork("made", 96, 64, "nms", {})
+    write_calibration(CalibrationFile(network, settings, histograms), tmp_path / "my.calib")
+    for threshold, clipped in ((0.5, 1 / 100_001), (float(small) / 2, 1.0)):
+        (found,) = calibration_sources(tmp_path / "my.calib", {"a": np.float32(threshold / 127)}, {"a": 7}, []).tensors
+        error = float(expected_error(counted, np.array([found.threshold]))[0])
+        power = (100_000 * float(small) ** 2 + 1) / 100_001
+        assert found.noise == pytest.approx(np.sqrt(error / power), rel=1e-3)
+        assert found.clipped == pytest.approx(clipped)
 
 
 def test_a_tensorrt_cache_is_enough(labelled: Path, folder: Path) -> None:
