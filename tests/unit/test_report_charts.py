@@ -89,6 +89,8 @@ def test_errors_are_drawn_layer_by_layer(drawn: list[Figure]) -> None:
     assert (axes.get_xlim(), axes.get_yscale()) == ((-0.8, 4.8), "log")
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("cfg line of the section", "mean error / mean |x|")
     assert legend(axes) == ["FP32", "INT8"] and size_of(figure) == (900, 340)
+    beside = axes.get_legend().get_bbox_to_anchor().transformed(axes.transAxes.inverted())
+    assert (beside.x0, beside.y0) == pytest.approx((1, 0.5))  # no curve is behind the legend
     assert "<title>Error of every layer</title>" in svg
 
 
