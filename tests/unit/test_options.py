@@ -17,6 +17,7 @@ import pytest
 from darktrt.cli import check_options, main
 from darktrt.cli.commands import parser
 from darktrt.engine.layer_list import summary
+from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.pipeline import DropBudget
 from darktrt.serve.client.statistics import ModelStatistics
@@ -263,6 +264,24 @@ def test_models_of_a_server_are_variants(
         info.int8_convolutions = 3
         (variant,) = check_options.variants(words, stack)
         assert variant.precision == (precision if "@" in text else "int8")
+
+
+def test_a_report_compares_models_that_show_only_their_heads(
+    labelled: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As those of a server; the layers of the others are compared all the same."""
+    pytest.importorskip("tritonclient", reason="needs tritonclient: pip install 'darktrt[serve]'")
+
+    @contextmanager
+    def connect(server: str, model: str) -> Iterator[tuple[Any, Any]]:
+        with OnnxRunner(labelled / "net.onnx") as runner:
+            yield runner.run, runner.info
+
+    monkeypatch.setattr("darktrt.serve.client.client.triton_run", connect)
+    words = ["--model", str(labelled / "net.onnx"), "--triton", "mine=gpu-box/made", "-o", "report", "--show-images", "1"]
+    assert main(["check", "report", str(labelled / "photos"), "--compare-images", "1", "--limit", "2", *words]) == 0
+    assert "report/index.html: the report" in capsys.readouterr().out
+    assert "mine" in Path("report/report.md").read_text()
 
 
 @pytest.mark.parametrize("text", ["made", "/made", "gpu-box/", "http://made", "gpu-box/made@fp8", "@fp16", "a="])
