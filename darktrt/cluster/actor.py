@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ class Job:
     """The content of files that it reads, by their paths."""
     images_are_sent: bool
     """Else they are read from a folder that all nodes share."""
+    folder: str
+    """The current one of the driver, for relative paths."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Actor:
         self._job = job
         self._worker: Worker[Any, Any] | None = None
         self._notes = _Notes()
+        with suppress(OSError):  # this node does not have it
+            os.chdir(job.folder)
         LOGGER.addHandler(self._notes)
         LOGGER.setLevel(logging.INFO)
         LOGGER.propagate = False

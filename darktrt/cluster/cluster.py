@@ -79,7 +79,9 @@ class Cluster:
         need = Need(self.num_cpus_per_worker, self.num_gpus_per_worker if gpu else 0, bytes_each * threads)
         contents = {str(path): read_bytes(path, MOST_FILE_BYTES) for path in files}
         ray = connected(self.address)
-        yield from Dispatch(ray, Job(make_worker, contents, self.ship_images), groups, need, threads, self.workers).results()
+        yield from Dispatch(
+            ray, Job(make_worker, contents, self.ship_images, os.getcwd()), groups, need, threads, self.workers
+        ).results()
 
 
 def connected(address: str | None) -> Any:

@@ -255,6 +255,12 @@ def test_detections_are_those_of_one_machine(nodes: Nodes, files: Path) -> None:
     assert plain == bits(detect_variant(variant, truth, wide), truth)
 
 
+def test_relative_paths_are_those_of_the_driver(nodes: Nodes, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files / "many")
+    model = onnx_variant(files / "net.onnx").model
+    assert model and len(detect_by_workers(model, [Path("1.png")], workers=Cluster(nodes.address))) == 1
+
+
 def test_a_sensitivity_is_that_of_one_machine(nodes: Nodes, files: Path) -> None:
     calibration = load_calibration(files / "my.calib")
     arguments = (files / "net.onnx", [str(files / "photos")], calibration, 4, 0, None)
