@@ -324,6 +324,17 @@ def test_results_of_other_images_or_thresholds_or_without_layers_are_refused(mad
         compare([portable], images, loaded, layers=True)
 
 
+def test_of_saved_results_the_first_ones_are_the_reference(made: Made, tmp_path: Path) -> None:
+    """The others are named where they differ from it."""
+    saved(made, tmp_path / "a.json", torch_of(made))
+    saved(made, tmp_path / "b.json", replace(torch_of(made), name="B"), thresholds=LOOSE)
+    a, b = (load_results(tmp_path / f"{name}.json")[0] for name in "ab")
+    for one, other, scores in ((a, b, ("0.05", "0.25")), (b, a, ("0.25", "0.05"))):
+        said = f"{other.name}: was made with score threshold {scores[0]} .*, not with score threshold {scores[1]}"
+        with pytest.raises(DarktrtError, match=said):
+            compare([], [], [one, other])
+
+
 def test_files_that_are_no_results_are_refused(made: Made, tmp_path: Path) -> None:
     saved(made, tmp_path / "torch.json", torch_of(made))
     text = (tmp_path / "torch.json").read_text()

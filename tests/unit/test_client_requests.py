@@ -6,6 +6,7 @@ import io
 import threading
 import time
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from test_load import remote_model
 
 from darktrt.errors import DarktrtError
 from darktrt.serve.client import client as module
+from darktrt.serve.client import servers
 from darktrt.serve.client.calls import LARGEST_ANSWER, HttpCalls
 from darktrt.serve.client.client import Client, EncodedDetector
 from darktrt.serve.model_info import TensorInfo
@@ -157,6 +159,18 @@ def test_models_of_files_are_no_functions_of_tensors() -> None:
         pass
     with http_server(usual()) as url, module.triton_run(url, "made", batch=2) as (run, info):
         assert callable(run) and info.batch == (1, 2, 2)
+
+
+def test_pauses_double_up_to_the_longest_and_differ_between_clients() -> None:
+    """Each is half of its length at least: clients of one server that was away do not all come back at one moment."""
+    several = [list(islice(servers.iterate_pauses(), 12)) for _ in range(50)]
+    longest = [min(servers.FIRST_PAUSE * 2**i, servers.LONGEST_PAUSE) for i in range(12)]
+    for pauses in several:
+        assert all(most / 2 <= pause <= most for pause, most in zip(pauses, longest, strict=True))
+    for i, most in enumerate(longest):
+        spread = [pauses[i] for pauses in several]
+        assert min(spread) < 0.7 * most and max(spread) > 0.8 * most
+    assert longest[-1] == servers.LONGEST_PAUSE > servers.FIRST_PAUSE
 
 
 # --- encoded images ---

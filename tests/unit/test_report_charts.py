@@ -43,11 +43,12 @@ def size_of(figure: Figure) -> tuple[float, float]:
 def points(axes: Axes, label: str) -> list[tuple[float, float]]:
     (line,) = (one for one in axes.lines if one.get_label() == label)
     assert to_hex(line.get_color()) == COLOURS[label]
-    assert 1 <= line.get_linewidth() < 2
+    assert 1 <= line.get_linewidth() < 2 and line.get_markersize() <= 6
     return [(float(x), float(y)) for x, y in line.get_xydata()]
 
 
 def legend(axes: Axes) -> list[str]:
+    assert {text.get_fontsize() for text in axes.get_legend().get_texts()} == {10}
     return [text.get_text() for text in axes.get_legend().get_texts()]
 
 
@@ -72,6 +73,7 @@ def rows(*means: float | None, first: int = 10) -> list[dict[str, Any]]:
 
 
 def names(axes: Axes) -> dict[str, tuple[float, float]]:
+    assert {(text.get_fontsize(), text.xyann) for text in axes.texts} == {(9.5, (0, 7))}  # type: ignore[attr-defined]
     return {text.get_text(): text.xy for text in axes.texts}  # type: ignore[attr-defined]
 
 
@@ -86,9 +88,12 @@ def test_errors_are_drawn_layer_by_layer(drawn: list[Figure]) -> None:
     assert points(axes, "INT8") == [(0, 0.5), (1, 0.25), (4, 0.125)]
     assert [one.get_text() for one in axes.get_xticklabels()] == ["10", "20", "30", "40", "50"]
     assert axes.get_xticks().tolist() == [0, 1, 2, 3, 4]
+    assert {one.get_fontsize() for one in axes.get_xticklabels()} == {9.5} and axes.margins()[1] == 0.12
     assert (axes.get_xlim(), axes.get_yscale()) == ((-0.8, 4.8), "log")
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("cfg line of the section", "mean error / mean |x|")
     assert legend(axes) == ["FP32", "INT8"] and size_of(figure) == (900, 340)
+    beside = axes.get_legend().get_bbox_to_anchor().transformed(axes.transAxes.inverted())
+    assert (beside.x0, beside.y0) == pytest.approx((1, 0.5))  # no curve is behind the legend
     assert "<title>Error of every layer</title>" in svg
 
 
@@ -128,6 +133,7 @@ def test_the_cost_of_each_convolution_is_a_bar(drawn: list[Figure]) -> None:
     assert [bar.get_width() for bar in bars(axes)] == [0.5, 0.25, 0.5 / 3]
     assert [to_hex(bar.get_facecolor()) for bar in bars(axes)] == [charts.BAR, charts.FP_LAYER, charts.BAR]
     assert [one.get_text() for one in axes.get_yticklabels()] == ["a  (line 10)", "b  (line 11)", "c  (line 12)"]
+    assert {one.get_fontsize() for one in axes.get_yticklabels()} == {9.5}
     tops = [bar.get_y() + bar.get_height() / 2 for bar in bars(axes)]
     assert tops == pytest.approx([0, 1, 2]) and {round(bar.get_height(), 6) for bar in bars(axes)} == {0.72}
     assert axes.get_ylim() == (2.6, -0.6) and axes.get_xlabel() == "change of the scores (RMS)"
@@ -148,6 +154,7 @@ def test_a_histogram_ends_at_amax_and_marks_the_threshold(drawn: list[Figure], t
     (mark,) = axes.lines
     assert list(mark.get_xdata()) == [threshold] * 2 and to_hex(mark.get_color()) == charts.MARK
     assert axes.get_xlim() == pytest.approx((0, right * 1.02)) and axes.get_ylim() == (0, 1.05)
+    assert mark.get_linewidth() < 2 and axes.xaxis.label.get_fontsize() == axes.yaxis.label.get_fontsize() == 10
     assert not len(axes.get_yticks()) and not axes.spines["left"].get_visible()
     assert (axes.get_xlabel(), axes.get_ylabel(), size_of(figure)) == ("|x|", "log count", (300, 170))
     assert "<title>Histogram of layer&lt;3&gt;</title>" in svg
