@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before NumPy and torch are imported, and for the commands that tests start. The networks are small; threads that wait for each
@@ -13,6 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from helpers import MADE_CFG, Made, labelled_images, make, report_on_everything
 
+from darktrt.progress import LOGGER
 from darktrt.vision.images import compiled_fit
 
 
@@ -21,6 +23,14 @@ def _ctrl_c_is_heeded() -> None:
     """A shell that starts the tests in the background lets them ignore it, and so would the commands that they start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _warnings_go_nowhere() -> Iterator[None]:
+    """As in a program that sets nothing, whatever command another test ran in this process."""
+    earlier = LOGGER.handlers[:]
+    yield
+    LOGGER.handlers[:] = earlier
 
 
 @pytest.fixture(scope="session", autouse=True)

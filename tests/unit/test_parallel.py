@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ def test_a_file_that_was_sent_is_read_in_place_of_the_disks(tmp_path: Path) -> N
 
 def test_a_bar_has_the_rate_of_each_node(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([10.0, 14.0, 15.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now)))
     with progress.progress(20, "images") as bar:
         bar.update(8, "two")
         bar.update(2, "one")
