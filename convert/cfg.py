@@ -29,7 +29,7 @@ ACTIVATIONS = (
 ).split()
 """Names that darknet accepts after ``activation=`` (activations.c, ``get_activation``)."""
 _ACTIVATION_ALIASES = {"silu": "swish"}
-"""``silu`` is x * sigmoid(x) in the cfgs of ScaledYOLOv4 and YOLOR (models.py), which darknet calls swish."""
+"""``silu`` is x * sigmoid(x) in the cfgs of YOLOR (models.py), which darknet calls swish."""
 
 
 @dataclass(frozen=True)
