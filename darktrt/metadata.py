@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from darktrt.errors import DarktrtError
-from darktrt.records import record
+from darktrt.records import decode_json, record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "darktrt"
 """Key of the JSON text in an ONNX file's ``metadata_props``."""
+_MOST_CHARACTERS = 16 << 20
+"""Of that text; yolov4's has some 14,000."""
 
 SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 """Of detections that are used or shown; darknet's own."""
@@ -306,9 +308,11 @@ class DetectorInfo:
             DarktrtError: the text is not such JSON, or misses a field.
         """
         try:
-            info = record(DetectorInfo, json.loads(text))
+            if len(text) > _MOST_CHARACTERS:
+                raise ValueError(f"it has {len(text):,} characters")
+            info = record(DetectorInfo, decode_json(text))
             if not info.heads:
                 raise ValueError("it has no heads")
             return info
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise DarktrtError(f"{where}: the darktrt metadata is damaged ({error}); convert the network again") from error

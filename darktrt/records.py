@@ -49,15 +49,25 @@ def parse_json(text: str, where: str, advice: str) -> Any:
         needed = f"its values would take {memory / 1e9:.1f} GB of memory, and may take {MOST_MEMORY / 1e9:.1f} GB"
         raise DarktrtError(f"{where}: {needed}; {advice}")
     try:
+        return decode_json(text)
+    except ValueError as error:
+        raise DarktrtError(f"{where}: is damaged or no JSON ({quote(str(error))}); {advice}") from error
+
+
+def decode_json(text: str) -> Any:
+    """The values of a JSON: finite numbers, integers of 64 bits, texts of whole characters.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
         values = json.loads(text, parse_int=_integer, parse_float=_float, parse_constant=_refused)
         if "\\u" in text:
             json.dumps(values, ensure_ascii=False).encode()
     except RecursionError as error:
-        raise DarktrtError(f"{where}: is damaged (it is nested too deeply); {advice}") from error
+        raise ValueError("it is nested too deeply") from error
     except UnicodeEncodeError as error:
-        raise DarktrtError(f"{where}: is damaged (a text has half a character, a lone surrogate); {advice}") from error
-    except ValueError as error:
-        raise DarktrtError(f"{where}: is damaged or no JSON ({quote(str(error))}); {advice}") from error
+        raise ValueError("a text has half a character, a lone surrogate") from error
     return values
 
 

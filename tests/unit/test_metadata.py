@@ -226,7 +226,17 @@ def test_damaged_metadata_is_a_sentence(info: DetectorInfo, change: dict[str, An
         DetectorInfo.from_json(text, "net.onnx")
 
 
-@pytest.mark.parametrize("text", ["", "[", "[]", "[" * 100_000])
+@pytest.mark.parametrize("digits", ["1" + 400 * "0", "1e999", "NaN"])
+def test_numbers_beyond_those_of_a_network_are_a_sentence(info: DetectorInfo, digits: str) -> None:
+    text = info.to_json()
+    for number in (info.heads[0].anchors[0][0], info.gflops):
+        damaged = text.replace(json.dumps(number), digits, 1)
+        assert damaged != text
+        with pytest.raises(DarktrtError, match=r"^net\.onnx: the darktrt metadata is damaged \([^()]{1,200}\); convert"):
+            DetectorInfo.from_json(damaged, "net.onnx")
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "[" * 100_000, pytest.param(" " * (16 << 20) + "{}", id="long")])
 def test_what_is_no_metadata_is_a_sentence(text: str) -> None:
     with pytest.raises(DarktrtError, match=r"^net\.onnx: the darktrt metadata is damaged"):
         DetectorInfo.from_json(text, "net.onnx")
