@@ -47,6 +47,18 @@ def describe_cfg(path: str | Path) -> str:
     return "\n".join(lines)
 
 
+def describe_zoo() -> str:
+    """A table of the networks that :func:`darktrt.fetch` knows, with the AP of their portable files where it was measured."""
+    rows = [("network", "input", "classes", "MB", "AP", "licence", "SHA-256 of the weights")]
+    for name, model in MODELS.items():
+        width, height = model.input_size
+        ap = f"{model.ap:.4f}".removeprefix("0") if model.ap is not None else "-"
+        size = f"{model.weights_bytes / 1e6:.2f}"
+        rows.append((name, f"{width}x{height}", str(model.classes), size, ap, model.licence, model.weights.sha256))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def _what(layer: Layer) -> str:
     if isinstance(layer, Convolutional):
         stride = f"{layer.stride_x}" if layer.stride_x == layer.stride_y else f"{layer.stride_x}x{layer.stride_y}"

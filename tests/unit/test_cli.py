@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -324,7 +325,7 @@ def test_make_calibrates_with_and_without_data(tmp_path: Path) -> None:
 
 def test_fetch_prints_the_files(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model = zoo.MODELS["yolov4-tiny"]
-    monkeypatch.setitem(zoo.MODELS, "yolov4-tiny", zoo.Model(model.cfg, zoo.Asset("coco.names"), model.names))
+    monkeypatch.setitem(zoo.MODELS, "yolov4-tiny", replace(model, weights=zoo.Asset("coco.names")))
     out, _ = said(capsys, "fetch", "yolov4-tiny", "-o", "networks")
     assert out.splitlines() == ["networks/yolov4-tiny.cfg", "networks/coco.names", "networks/coco.names"]
 

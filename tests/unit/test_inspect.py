@@ -126,7 +126,7 @@ def test_official_weights_are_recognized(tmp_path: Path, monkeypatch: pytest.Mon
     model = MODELS["yolov4-tiny"]
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     weights = type(model.weights)(model.weights.name, digest, model.weights.url)
-    monkeypatch.setitem(MODELS, "yolov4-tiny", type(model)(model.cfg, weights, model.names))
+    monkeypatch.setitem(MODELS, "yolov4-tiny", replace(model, weights=weights))
     assert "(the official yolov4-tiny)" in describe_weights(file)
 
 

