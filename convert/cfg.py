@@ -8,7 +8,7 @@ unknown key is ignored), this parser raises instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -27,7 +27,9 @@ ACTIVATIONS = (
     "linear logistic loggy relu relu6 elu selu gelu relie ramp leaky revleaky tanh stair plse "
     "hardtan lhtan swish mish hard_mish normalize_channels normalize_channels_softmax normalize_channels_softmax_maxval"
 ).split()
-"""Names accepted after ``activation=`` (activations.c, ``get_activation``)."""
+"""Names that darknet accepts after ``activation=`` (activations.c, ``get_activation``)."""
+_ACTIVATION_ALIASES = {"silu": "swish"}
+"""``silu`` is x * sigmoid(x) in the cfgs of ScaledYOLOv4 and YOLOR (models.py), which darknet calls swish."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class ScaleChannels(Layer):
 
 @dataclass(frozen=True)
 class Dropout(Layer):
-    """Does nothing at inference."""
+    """[dropout] and [empty]: does nothing at inference."""
 
     @property
     def passes_on(self) -> bool:
@@ -187,6 +189,7 @@ def read_cfg(path: str | Path) -> Network:
         DarktrtError: the file cannot be read or is no detector cfg; the message names the line.
     """
     sections = _sections(str(path), _read_text(path))
+    _refuse_other_heads(str(path), sections)
     net = _Options(str(path), sections[0])
     if sections[0].kind not in ("net", "network"):
         raise net.error("the first section must be [net]")
@@ -199,6 +202,15 @@ def read_cfg(path: str | Path) -> Network:
     if not any(isinstance(layer, Yolo) for layer in layers):
         raise DarktrtError(f"{path}: has no [yolo] section; darktrt converts YOLO detectors")
     return Network(str(path), width, height, channels, letter_box, tuple(layers))
+
+
+def _refuse_other_heads(path: str, sections: Sequence[_Section]) -> None:
+    """Tell of a head that is not decoded before anything else: the network's other sections and keys do not matter then."""
+    for section in sections:
+        if section.kind == "region" and "tree" in section.options:
+            raise _Options(path, section).error(_REFUSED_TREE, "tree")
+        if section.kind in _REFUSED_HEADS:
+            raise _Options(path, section).error(_REFUSED_HEADS[section.kind])
 
 
 def _read_text(path: str | Path) -> str:
@@ -216,6 +228,8 @@ class _Section:
     kind: str
     line: int
     options: dict[str, tuple[str, int]]
+    apart: dict[str, str]
+    """Of the options in which white space, but no comma, parts two numbers: those two, as written."""
 
 
 def _sections(path: str, text: str) -> list[_Section]:
@@ -228,17 +242,28 @@ def _sections(path: str, text: str) -> list[_Section]:
             if not re.fullmatch(r"\[\w+\]", line):
                 found = quote(raw.strip())
                 raise DarktrtError(f"{path}:{number}: '{found}' is no section header; write [name] alone on its line")
-            sections.append(_Section(line[1:-1], number, {}))
+            sections.append(_Section(line[1:-1], number, {}, {}))
             continue
         key, equals, value = line.partition("=")
         if not equals or not key or not value:
             raise DarktrtError(f"{path}:{number}: '{quote(raw.strip(), 60)}' is neither a [section] nor key=value")
         if not sections:
             raise DarktrtError(f"{path}:{number}: '{quote(key)}' precedes the first section; a cfg begins with [net]")
+        if key not in sections[-1].options and (apart := _apart(raw.partition("=")[2])):
+            sections[-1].apart[key] = apart
         sections[-1].options.setdefault(key, (value, number))
     if not sections:
         raise DarktrtError(f"{path}: is empty; a cfg begins with [net]")
     return sections
+
+
+def _apart(value: str) -> str | None:
+    """The first two numbers of a list that white space alone parts, as in ``10,14 23,27``."""
+    for part in value.partition("#")[0].split(","):
+        words = part.split()
+        if len(words) > 1 and all(re.fullmatch(_REAL, word) for word in words[:2]):
+            return " ".join(words[:2])
+    return None
 
 
 class _Options:
@@ -277,10 +302,26 @@ class _Options:
         return value
 
     def integers(self, key: str, default: str | None = None) -> list[int]:
-        return [self._number(key, part, _INTEGER, int, "a whole number") for part in self._parts(key, default)]
+        return [self._number(key, part, _INTEGER, int, "a whole number", self._listed) for part in self._parts(key, default)]
 
     def reals(self, key: str) -> list[float]:
-        return [self._number(key, part, _REAL, float, "a number") for part in self._parts(key)]
+        return [self._number(key, part, _REAL, float, "a number", self._listed) for part in self._parts(key)]
+
+    def comma(self, key: str) -> str:
+        """The question that follows an error if a comma seems to be missing between two numbers of a list."""
+        if key not in self.section.apart:
+            return ""
+        apart = quote(self.section.apart[key], 40)
+        return f"; is a comma missing in '{apart}'? darknet removes the space and reads one number"
+
+    def _listed(self, key: str, text: str) -> str:
+        """What darknet's atoi or atof makes of a faulty number of a list."""
+        pattern = _INTEGER if key in ("layers", "from", "mask") else _REAL
+        found = re.match(pattern, text)
+        if not found:
+            return "; darknet would read 0, which is hardly meant"
+        asked = self.comma(key) or "; is a comma missing?"
+        return f"; darknet would read {quote(found[0])} and nothing of the rest, which is hardly meant{asked}"
 
     def choice(self, key: str, default: str, choices: Mapping[str, _T]) -> _T:
         value = self.text(key, default)
@@ -291,14 +332,16 @@ class _Options:
         return choices[value]
 
     def activation(self, default: str) -> str:
-        return self.choice("activation", default, {name: name for name in ACTIVATIONS})
+        return self.choice("activation", default, {name: name for name in ACTIVATIONS} | _ACTIVATION_ALIASES)
 
     def finish(self, ignored: frozenset[str], refused: Mapping[str, int] | None = None) -> None:
         """Refuse keys that nobody asked for, and those whose effect is not supported when they are switched on."""
         refused = refused or {}
         for key, neutral in refused.items():
             if key in self.section.options and self.integer(key) != neutral:
-                raise self.error(f"'{key}={quote(self.text(key))}' changes what the network computes and is not supported", key)
+                why = f": {_WHY[key]}" if key in _WHY else ""
+                value = quote(self.text(key))
+                raise self.error(f"'{key}={value}' changes what the network computes and is not supported{why}", key)
         known = self.asked | ignored | set(refused)
         for key in self.section.options:
             if key not in known:
@@ -310,11 +353,19 @@ class _Options:
         text = self.text(key, default).partition("#")[0]
         return text.removesuffix(",").split(",")
 
-    def _number(self, key: str, text: str, pattern: str, kind: Callable[[str], _N], noun: str) -> _N:
+    def _number(
+        self,
+        key: str,
+        text: str,
+        pattern: str,
+        kind: Callable[[str], _N],
+        noun: str,
+        advice: Callable[[str, str], str] = lambda key, text: "",
+    ) -> _N:
         # darknet's atoi and atof stop at the first character they do not know, so `size=3 # x` is 3
         match = re.fullmatch(rf"({pattern})(?:[#;].*)?", text)
         if not match or not isfinite(value := kind(match[1])):
-            raise self.error(f"'{key}={quote(text, 40)}' is not {noun}", key)
+            raise self.error(f"'{key}={quote(text, 40)}' is not {noun}{advice(key, text)}", key)
         return value
 
 
@@ -356,7 +407,8 @@ def _sources(options: _Options, position: _Position, key: str) -> list[int]:
         source = position.index + number if number < 0 else number
         if not 0 <= source < position.index:
             last = f"; layers 0 to {position.index - 1} precede it" if position.index else "; no layer precedes it"
-            raise options.error(f"'{key}' names layer {number}, which is not before layer {position.index}{last}", key)
+            fault = f"'{key}' names layer {number}, which is not before layer {position.index}{last}"
+            raise options.error(fault + options.comma(key), key)
         absolute.append(source)
     return absolute
 
@@ -459,7 +511,9 @@ def _yolo(options: _Options, position: _Position) -> Yolo:
     anchors = _anchors(options, total)
     mask = options.integers("mask", ",".join(map(str, range(total))))
     if wrong := [m for m in mask if not 0 <= m < total]:
-        raise options.error(f"'mask' names anchor {wrong[0]}, but 'num={total}' allows 0..{total - 1}", "mask")
+        fault = f"'mask' names anchor {wrong[0]}, but 'num={total}' allows 0..{total - 1}"
+        darknet = "darknet would decode with what lies in memory beside its anchors; write the 'num' of the training"
+        raise options.error(f"{fault}; {options.comma('mask').removeprefix('; ') or darknet}", "mask")
     return Yolo(
         *position.at(position.previous),
         mask=tuple(mask),
@@ -490,7 +544,9 @@ def _scale_x_y(options: _Options) -> float:
 def _anchors(options: _Options, total: int) -> tuple[tuple[float, float], ...]:
     numbers = options.reals("anchors")
     if len(numbers) < 2 * total:
-        raise options.error(f"'anchors' has {len(numbers)} numbers, but 'num={total}' needs {2 * total}", "anchors")
+        fault = f"'anchors' has {len(numbers)} numbers, but 'num={total}' needs {2 * total}"
+        darknet = "; darknet would take 0.5 pixels for each that lacks, which is hardly meant; write all"
+        raise options.error(fault + darknet + options.comma("anchors"), "anchors")
     pairs = tuple(zip(numbers[0 : 2 * total : 2], numbers[1 : 2 * total : 2], strict=True))
     if min(map(min, pairs)) <= 0:
         raise options.error("'anchors' must be greater than 0 (width, height in pixels of the network input)", "anchors")
@@ -508,14 +564,35 @@ _PARSERS: dict[str, Callable[[_Options, _Position], Layer]] = {
     "sam": _sam,
     "scale_channels": _scale_channels,
     "dropout": _dropout,
+    "empty": _dropout,
     "reorg": _reorg,
     "reorg3d": _reorg,
     "yolo": _yolo,
 }
-_ALIASES = {"conv": "convolutional", "max": "maxpool", "avg": "avgpool", "local_avg": "local_avgpool"}
+_ALIASES = {
+    "conv": "convolutional",
+    "max": "maxpool",
+    "avg": "avgpool",
+    "conn": "connected",
+    "local_avg": "local_avgpool",
+    "silence": "empty",
+}
+_ONLY_YOLO = "convert a network with [yolo] heads (YOLOv3 and later)"
+_REFUSED_HEADS = {
+    "detection": f"is the head of YOLOv1, which darktrt does not decode; {_ONLY_YOLO}",
+    "region": f"is the head of YOLOv2, which darktrt does not decode; {_ONLY_YOLO}",
+    "Gaussian_yolo": f"is the head of Gaussian YOLOv3, whose uncertainties darktrt does not decode; {_ONLY_YOLO}",
+}
+_REFUSED_TREE = f"with 'tree=' is the head of YOLO9000, whose tree of classes darktrt does not decode; {_ONLY_YOLO}"
+_YOLOR = "is of YOLOR's PyTorch code, not of darknet, and darktrt lacks it: {}"
 _REFUSED_SECTIONS = {
-    "region": "is the head of YOLOv2, which darktrt does not decode; convert a network with [yolo] heads (YOLOv3 and later)",
-    "Gaussian_yolo": "is the head of Gaussian YOLOv3, which darktrt does not decode; convert a network with [yolo] heads",
+    "local": "has weights of its own for every position, as in YOLOv1, and darktrt has no such convolution; " + _ONLY_YOLO,
+    "connected": "ties the network to one input size, as in YOLOv1, and darktrt has no fully connected layers; " + _ONLY_YOLO,
+    "implicit": "outputs learned numbers and reads no layer, and every layer of darktrt reads one",
+    "implicit_add": _YOLOR.format("it outputs learned numbers, which .weights files do not hold"),
+    "implicit_mul": _YOLOR.format("it outputs learned numbers, which .weights files do not hold"),
+    "shift_channels": _YOLOR.format("it adds the numbers of an [implicit_add], which .weights files do not hold"),
+    "control_channels": _YOLOR.format("it multiplies by the numbers of an [implicit_mul], which .weights files do not hold"),
 }
 _WEIGHTS_TYPES: dict[str, Literal["none", "per_feature", "per_channel"]] = {
     "none": "none",
@@ -544,6 +621,13 @@ _REFUSED: dict[str, dict[str, int]] = {
     )
     | {"share_index": _NEVER},
     "maxpool": {"maxpool_depth": 0, "antialiasing": 0},
+}
+_WHY = {
+    "binary": "it makes the weights binary, and darktrt has no binary convolution",
+    "xnor": "it makes weights and inputs binary (XNOR-Net), and darktrt has no binary convolution",
+    "antialiasing": "it strides in a blurring convolution of its own, which darktrt lacks",
+    "maxpool_depth": "it pools over channels, and darktrt pools over rows and columns only",
+    "share_index": "it computes with the weights of another layer, and every layer of darktrt has its own",
 }
 _IGNORED: dict[str, frozenset[str]] = {
     "convolutional": frozenset("assisted_excitation dot angle grad_centr reverse".split()),

@@ -66,19 +66,19 @@ def convert_darknet(
     # both before the weights, which take a while: what does not fit is reported at once
     model = Darknet(network)
     info = detector_info(network, batch, class_names(network, names), {"cfg": sha256_of(cfg)})
-    values = _weights(original, weights, random_weights)
+    values = _weights(network, original, weights, random_weights)
     model.load(values)
     origin = sha256_of(weights) if weights else f"random, seed {random_weights}"
     info = replace(info, sources={**info.sources, "weights": origin})
     with ExitStack() as outputs:
         if save_weights:
-            dump_weights(outputs.enter_context(atomic_output(save_weights)), original, values)
+            dump_weights(outputs.enter_context(atomic_output(save_weights)), network, values)
         del values  # as large as the file
         export_onnx(model.eval(), info, output)
     return info
 
 
-def _weights(network: Network, path: str | Path | None, seed: int | None) -> list[LayerWeights]:
+def _weights(network: Network, original: Network, path: str | Path | None, seed: int | None) -> list[LayerWeights]:
     if path is not None and seed is not None:
         raise DarktrtError(f"{path}: has the weights; leave out the weights file or the seed of random ones", "random_weights")
     if path is not None:
@@ -90,7 +90,16 @@ def _weights(network: Network, path: str | Path | None, seed: int | None) -> lis
         )
     if not 0 <= seed < 2**32:
         raise DarktrtError(f"the seed of random weights is {seed}; it must lie in 0..{2**32 - 1}", "random_weights")
-    return draw_weights(network, seed)
+    # where the cfg's own size fits, the same weights whatever the size that was asked for
+    return draw_weights(original if _fits(original) else network, seed)
+
+
+def _fits(network: Network) -> bool:
+    try:
+        _ = network.shapes
+    except DarktrtError:
+        return False
+    return True
 
 
 def class_names(network: Network, path: str | Path | None) -> tuple[str, ...]:

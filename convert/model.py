@@ -91,7 +91,8 @@ def load_darknet(cfg: str | Path, weights: str | Path, size: tuple[int, int] | N
         DarktrtError: either file cannot be read, or they do not belong together.
     """
     network = read_cfg(cfg)
-    model = Darknet(network.resized(*size) if size else network)
+    network = network.resized(*size) if size else network
+    model = Darknet(network)
     model.load(read_weights(weights, network))
     return model.eval()
 

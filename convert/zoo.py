@@ -128,6 +128,7 @@ MODELS: dict[str, Model] = {
         "649e84005cae13ef4f44c02b6683133be854382baed0dc36cd8faadd250b06e8",
         1_425_644,
         _COCO,
+        ap=0.1293,
     ),
     "yolo-fastest-1.1": _small(
         "yolo-fastest-1.1",
@@ -136,6 +137,7 @@ MODELS: dict[str, Model] = {
         "1c445c42bbd6df63edea2cc69f99667b5650d663ca11e34b116240740cd42890",
         1_384_268,
         _COCO,
+        ap=0.1606,
     ),
     "yolo-fastest-1.1-xl": _small(
         "yolo-fastest-1.1-xl",
@@ -144,6 +146,7 @@ MODELS: dict[str, Model] = {
         "fac5fb41786c1f38f04972a658443b189f48720d7d117f9a044100e98a35b0c5",
         3_693_964,
         _COCO,
+        ap=0.2122,
     ),
     "mnv2-nano-coco": _small(
         "mnv2-nano-coco",

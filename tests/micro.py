@@ -86,6 +86,7 @@ NORMALIZING = ("normalize_channels", "normalize_channels_softmax", "normalize_ch
 
 
 def activate(name: str, x: Array) -> Array:
+    name = {"silu": "swish"}.get(name, name)
     if name not in SCALAR:
         return np.apply_along_axis(lambda pixel: np.array(normalize_channels(name, pixel.tolist())), 0, x)
     return np.array([SCALAR[name](v) for v in x.ravel().tolist()]).reshape(x.shape)
@@ -189,6 +190,8 @@ class Loops:
 
     def dropout(self, o: Options, x: Array) -> Array:
         return x
+
+    empty = dropout
 
     def route(self, o: Options, x: Array) -> Array:
         groups, group = int(o.get("groups", 1)), int(o.get("group_id", 0))
@@ -316,6 +319,7 @@ LAYERS: dict[str, list[Section]] = {
     "local_avgpool padding": [c(), ("local_avgpool", {"size": 4, "stride": 3, "padding": 5})],
     "upsample": [c(stride=2), ("upsample", {"stride": 2}), ("upsample", {"scale": 0.5, "stride": 3})],
     "dropout": [c(), ("dropout", {"probability": 0.5})],
+    "empty": [c(), ("empty", {}), c(activation="silu")],
     "route": [c(4), c(6), c(8), ("route", {"layers": "-1,0,-2"}), ("route", {"layers": -4})],
     "route twice the same": [c(4), ("route", {"layers": "-1,-1,0"})],
     "route groups": [

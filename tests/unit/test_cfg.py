@@ -131,6 +131,14 @@ def test_activations(tmp_path: Path, name: str) -> None:
     assert layer(tmp_path, f"[convolutional]\nactivation={name}\n").activation == name  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("text", ["[convolutional]\n", "[shortcut]\nfrom=-2\n", "[sam]\nfrom=-2\n"])
+def test_silu_is_swish_and_not_selu(tmp_path: Path, text: str) -> None:
+    assert layer(tmp_path, text + "activation=silu\n").activation == "swish"  # type: ignore[attr-defined]
+    message = refused(tmp_path, body("[convolutional]\nactivation=silu # x\n"))
+    assert "did you mean 'silu'?" in message
+    assert "selu" not in message
+
+
 @pytest.mark.parametrize(
     ("text", "record"),
     [
@@ -151,6 +159,8 @@ def test_activations(tmp_path: Path, name: str) -> None:
         ("[sam]\nfrom=-2\nactivation=mish\n", Sam(2, 22, "sam", (1, 0), "mish")),
         ("[scale_channels]\nfrom=-2\nscale_wh=1\n", ScaleChannels(2, 22, "scale_channels", (1, 0), True, "linear")),
         ("[dropout]\nprobability=.5\n", Dropout(2, 22, "dropout", (1,))),
+        ("[empty]\n", Dropout(2, 22, "empty", (1,))),
+        ("[silence]\n", Dropout(2, 22, "empty", (1,))),
         ("[reorg]\n", Reorg(2, 22, "reorg", (1,), 1, False)),
         ("[reorg]\nstride=2\n", Reorg(2, 22, "reorg", (1,), 2, False)),
         ("[reorg3d]\nstride=2\nreverse=1\n", Reorg(2, 22, "reorg3d", (1,), 2, True)),
@@ -236,6 +246,28 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body("[region]\n"), "net.cfg:6: [region] is the head of YOLOv2, which darktrt does not decode"),
         (body("[Gaussian_yolo]\n"), "net.cfg:6: [Gaussian_yolo] is the head of Gaussian YOLOv3"),
         (body("[lstm]\n"), "net.cfg:6: [lstm] is not supported"),
+        (body("[region]\ntree=9k.tree\n"), "net.cfg:7: [region] with 'tree=' is the head of YOLO9000, whose tree of classes"),
+        (
+            "[net]\nrubbish=1\n[local]\n[connected]\n[detection]\nside=7\n",
+            "net.cfg:5: [detection] is the head of YOLOv1, which darktrt does not decode; convert a network with [yolo] heads",
+        ),
+        (body("[local]\n"), "net.cfg:6: [local] has weights of its own for every position, as in YOLOv1"),
+        (body("[connected]\n"), "net.cfg:6: [connected] ties the network to one input size, as in YOLOv1"),
+        (body("[conn]\n"), "net.cfg:6: [conn] ties the network to one input size"),
+        (body("[implicit]\n"), "net.cfg:6: [implicit] outputs learned numbers and reads no layer"),
+        (
+            body("[implicit_add]\n"),
+            "[implicit_add] is of YOLOR's PyTorch code, not of darknet, and darktrt lacks it: it outputs",
+        ),
+        (
+            body("[implicit_mul]\n"),
+            "[implicit_mul] is of YOLOR's PyTorch code, not of darknet, and darktrt lacks it: it outputs",
+        ),
+        (
+            body("[shift_channels]\n"),
+            "[shift_channels] is of YOLOR's PyTorch code, not of darknet, and darktrt lacks it: it adds",
+        ),
+        (body("[control_channels]\n"), "[control_channels] is of YOLOR's PyTorch code, not of darknet, and darktrt lacks it"),
         (body("[maxpool] # x\n"), "net.cfg:6: '[maxpool] # x' is no section header; write [name] alone on its line"),
         (body("[maxpool\n"), "net.cfg:6: '[maxpool' is no section header"),
         (conv(4) + head(), "net.cfg:1: [convolutional] the first section must be [net]"),
@@ -298,15 +330,33 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         # switched on, not supported
         (
             body("[convolutional]\nxnor=1\n"),
-            "net.cfg:7: [convolutional] 'xnor=1' changes what the network computes and is not supported",
+            "net.cfg:7: [convolutional] 'xnor=1' changes what the network computes and is not "
+            "supported: it makes weights and inputs "
+            "binary (XNOR-Net), and darktrt has no binary convolution",
         ),
-        (body("[convolutional]\nantialiasing=1\n"), "'antialiasing=1' changes what the network computes"),
-        (body("[convolutional]\nshare_index=0\n"), "'share_index=0' changes what the network computes"),
-        (body("[maxpool]\nsize=2\nmaxpool_depth=1\n"), "'maxpool_depth=1' changes what the network computes"),
+        (
+            body("[convolutional]\nantialiasing=1\n"),
+            "'antialiasing=1' changes what the network computes and is not supported: it strides in a blurring convolution",
+        ),
+        (body("[maxpool]\nsize=2\nantialiasing=1\n"), "is not supported: it strides in a blurring convolution of its own"),
+        (
+            body("[maxpool]\nsize=2\nmaxpool_depth=1\n"),
+            "'maxpool_depth=1' changes what the network computes and is not supported: it pools over channels, and darktrt",
+        ),
+        (
+            body("[convolutional]\nshare_index=0\n"),
+            "'share_index=0' changes what the network computes and is not supported: it computes "
+            "with the weights of another layer",
+        ),
         (body("[convolutional]\ndontload=1\n"), "'dontload=1' changes what the network computes"),
         (body("[maxpool]\nsize=2\ndontloadscales=1\n"), "'dontloadscales=1' changes what the network computes"),
         # heads
-        (net() + conv(4) + head(mask="0,6"), "[yolo] 'mask' names anchor 6, but 'num=6' allows 0..5"),
+        (
+            net() + conv(4) + head(mask="0,6"),
+            "[yolo] 'mask' names anchor 6, but 'num=6' allows 0..5; darknet would decode with what "
+            "lies in memory beside its anchors; "
+            "write the 'num' of the training",
+        ),
         (net() + conv(4) + head(num=9), "[yolo] 'anchors' has 12 numbers, but 'num=9' needs 18"),
         (net() + conv(4) + head(anchors="1,2,3", num=2), "[yolo] 'anchors' has 3 numbers, but 'num=2' needs 4"),
         (net() + conv(4) + head(anchors="1,2,0,4", num=2), "[yolo] 'anchors' must be greater than 0"),
@@ -315,6 +365,35 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (net() + conv(4) + head(scale_x_y=0), "[yolo] 'scale_x_y=0' must be greater than 0"),
         (net() + conv(4) + head(scale_x_y=-1.5), "[yolo] 'scale_x_y=-1.5' must be greater than 0"),
         (net() + conv(4) + head(classes=0), "[yolo] 'classes=0' must be at least 1"),
+        # a missing comma
+        (
+            net() + conv(4) + head(mask="0,1 2"),
+            "[yolo] 'mask' names anchor 12, but 'num=6' allows 0..5; is a comma missing in '1 2'? "
+            "darknet removes the space and "
+            "reads one number",
+        ),
+        (
+            net() + conv(4) + head(anchors="10,14 23,27", num=2),
+            "[yolo] 'anchors' has 3 numbers, but 'num=2' needs 4; darknet would take 0.5 pixels for "
+            "each that lacks, which is hardly "
+            "meant; write all; is a comma missing in '14 23'? darknet removes",
+        ),
+        (
+            body(conv(4) + "[route]\nlayers=-1 -4\n"),
+            "net.cfg:15: [route] 'layers=-1-4' is not a whole number; darknet would read -1 and "
+            "nothing of the rest, which is hardly "
+            "meant; is a comma missing in '-1 -4'?",
+        ),
+        (
+            body(conv(4) + "[route]\nlayers=-1 61\n"),
+            "[route] 'layers' names layer -161, which is not before layer 1; layers 0 to 0 precede "
+            "it; is a comma missing in '-1 61'?",
+        ),
+        (
+            net() + conv(4) + head(anchors="1,2.3.4", num=1),
+            "'anchors=2.3.4' is not a number; darknet would read 2.3 and nothing of",
+        ),
+        (body(conv(4) + "[shortcut]\nfrom=x\n"), "'from=x' is not a whole number; darknet would read 0, which is hardly meant"),
         # files
         ("", "net.cfg: is empty; a cfg begins with [net]"),
         ("# nothing\n\n", "net.cfg: is empty"),

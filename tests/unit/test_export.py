@@ -171,6 +171,40 @@ def test_random_weights_equal_their_file(made: Made, tmp_path: Path) -> None:
     np.testing.assert_array_equal(drawn["boxes"], read["boxes"])
 
 
+def test_the_asked_size_is_that_from_the_start(tmp_path: Path) -> None:
+    """The cfg's own size of 72 x 72 does not fit: the route joins 5 x 5 and 6 x 6."""
+    text = conv(4, stride=8) + conv(4, stride=2) + section("upsample", stride=2) + section("route", layers="-1,0") + head()
+    (tmp_path / "a.cfg").write_text(net(72, 72) + text)
+    (tmp_path / "b.cfg").write_text(net(64, 64) + text)
+    with pytest.raises(DarktrtError, match="joins layers of different sizes"):
+        convert_darknet(tmp_path / "a.cfg", None, tmp_path / "a.onnx", random_weights=1)
+    kept = tmp_path / "a.weights"
+    drawn = convert_darknet(tmp_path / "a.cfg", None, tmp_path / "a.onnx", size=(64, 64), random_weights=1, save_weights=kept)
+    read = convert_darknet(tmp_path / "a.cfg", kept, tmp_path / "b.onnx", size=(64, 64))
+    assert (drawn.width, drawn.height) == (read.width, read.height) == (64, 64)
+    convert_darknet(tmp_path / "b.cfg", None, tmp_path / "c.onnx", random_weights=1)
+    images = {"images": as_float(batch_of_images(drawn, 1))}
+    for other in ("b", "c"):
+        np.testing.assert_array_equal(
+            run(tmp_path / f"{other}.onnx", images)["boxes"], run(tmp_path / "a.onnx", images)["boxes"]
+        )
+    assert load_darknet(tmp_path / "a.cfg", kept, (64, 64)).network.width == 64
+
+
+def test_random_weights_are_the_same_for_every_size(tmp_path: Path) -> None:
+    (tmp_path / "a.cfg").write_text(net(160, 160) + conv(4, stride=8) + head())
+    for name, size in (("a", None), ("b", (32, 32))):
+        convert_darknet(
+            tmp_path / "a.cfg",
+            None,
+            tmp_path / "a.onnx",
+            size=size,
+            random_weights=1,
+            save_weights=tmp_path / f"{name}.weights",
+        )
+    assert (tmp_path / "a.weights").read_bytes() == (tmp_path / "b.weights").read_bytes()
+
+
 def test_seeds_are_of_32_bits(tmp_path: Path) -> None:
     (tmp_path / "a.cfg").write_text(net(32, 32) + conv(4, stride=8) + head())
     for seed in (0, 2**32 - 1):
