@@ -22,7 +22,7 @@ from darktrt.metadata import DetectorInfo, Thresholds
 from darktrt.parallel import Workers
 from darktrt.records import read_record
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import NetworkDetector
+from darktrt.vision.detector import NetworkDetector, warn_at_limit
 
 _FORMAT = "darktrt detections 2"
 _ADVICE = "make it by saving detections"
@@ -85,6 +85,8 @@ def detect_variant(variant: Variant, ground_truth: GroundTruth, workers: Workers
     else:
         with detector_of(variant) as detector:
             detections = detect_here(detector, paths, variant.name)
+    # under the name that detectors warn under: those of other machines have warned only there
+    warn_at_limit(max(map(len, detections), default=0), variant.info, variant.info.name)
     images = dict(zip(ground_truth.digests, detections, strict=True))
     return VariantDetections(variant.name, variant.info, variant.precision, THRESHOLDS, images, variant.about)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,6 +28,7 @@ from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network,
 from darktrt.metadata import DetectorInfo
 from darktrt.records import Excerpt, finite, read_record
 from darktrt.surgery.qdq import Calibration
+from darktrt.vision.detector import reaches_limit
 
 FEW = 500
 """Fewer images than this get a note that differences of some thousandths may be chance."""
@@ -284,7 +285,20 @@ def _notes(variants: Sequence[VariantFigures], parts: Parts) -> list[str]:
     for variant in variants:
         if not variant.detections:
             notes.append(f"{variant.name} has no detection above a score of {SHOWN_SCORE:g} in any image.")
-    return notes
+    notes += [f"{variant.name}: {variant.about['INT8']}." for variant in variants if variant.about.get("INT8")]
+    return [*notes, *_limit_notes(parts)]
+
+
+def _limit_notes(parts: Parts) -> Iterator[str]:
+    """A sentence about each variant that may have lost detections."""
+    for variant in (one.detections for one in parts.evaluation.variants):
+        reached = sum(reaches_limit(len(one), variant.info) for one in variant.in_order(parts.ground_truth.digests))
+        if reached:
+            yield (
+                f"{variant.name} outputs at most {variant.info.max_detections} detections of an image, and {reached} of the "
+                f"{len(parts.ground_truth.images)} images reached that at a score threshold of {variant.thresholds.score:g}: "
+                "others may be missing; run surgery again with a larger max_detections."
+            )
 
 
 # --- images ---

@@ -219,6 +219,8 @@ def _engine_facts(manifest: Manifest, gpu: str | None) -> tuple[str, dict[str, s
     about = {"sha256": manifest.plan_sha256, "runs in": manifest.target, "on": gpu or ""}
     if manifest.other_convolutions:
         about["not in INT8"] = ", ".join(manifest.other_convolutions)
+    if manifest.int8_warning:
+        about["INT8"] = manifest.int8_warning
     return precision, about
 
 

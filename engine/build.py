@@ -28,6 +28,7 @@ from darktrt.metadata import DetectorInfo, ImageSizes
 from darktrt.onnx_file import load_model
 from darktrt.plugins.library import PluginLibrary, find_library, load_plugins
 from darktrt.plugins.ops import DOMAIN, PLUGIN_NAMESPACE, PLUGIN_VERSION
+from darktrt.progress import LOGGER
 from darktrt.surgery.qdq import Calibration
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def build_file(
             files[cache_path(output)].write_bytes(calibration.images.cache)
         manifest = _finished(draft, built, target, calibration, round(time.monotonic() - started, 1))
         files[manifest_path(output)].write_text(manifest.to_json())
+    if warning := manifest.int8_warning:
+        LOGGER.warning(f"{output}: {warning}")
     return manifest
 
 

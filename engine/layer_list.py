@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = "unknown, as TensorRT's list of layers does not report it"
 
+_LEFT = "left in "
+"""Begins the reason of a convolution that was not to be in INT8."""
 _HEADER = "Layers:\n"
 _SECTION = re.compile(r"/layers\.(\d{1,9})/", re.ASCII)
 _NODES = re.compile(r"\[ONNX Layer: (.+?)\]")
@@ -194,7 +196,7 @@ def _precision(name: str, asked: bool, types: Collection[frozenset[str]], target
     if precision == "INT8":
         return ConvolutionPrecision(name, True)
     if not asked:
-        return ConvolutionPrecision(name, False, f"left in {precision}")
+        return ConvolutionPrecision(name, False, f"{_LEFT}{precision}")
     how = f"TensorRT chose {precision}, faster here" if target.weakly_typed else f"TensorRT computes in {precision}"
     return ConvolutionPrecision(name, False, how)
 
@@ -233,4 +235,24 @@ def summary(int8: Collection[str], others: Mapping[str, str]) -> str:
     least = "at least " if UNKNOWN in grouped else ""
     return "; ".join(
         [f"{least}{len(int8)} of {total} convolutions run in INT8", *(f"{why}: {', '.join(n)}" for why, n in grouped.items())]
+    )
+
+
+def few_in_int8(int8: Collection[str], others: Mapping[str, str], batch: int) -> str:
+    """A warning where fewer than half of the convolutions that were to run in INT8 do; else empty.
+
+    Convolutions of unknown precision count as in INT8.
+
+    Args:
+        others: the reason of each that does not, by node name.
+        batch: the one that TensorRT measured for.
+    """
+    meant = len(int8) + sum(not reason.startswith(_LEFT) for reason in others.values())
+    unknown = sum(reason == UNKNOWN for reason in others.values())
+    if 2 * (len(int8) + unknown) >= meant:
+        return ""
+    least = "at least " if unknown else ""
+    return (
+        f"{least}{len(int8)} of the {meant} convolutions that were to run in INT8 do, at a usual batch of {batch}; build it "
+        "for a larger usual batch, in FP16, which is more exact, or with TensorRT 10 strongly typed"
     )

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from darktrt.engine.layer_list import EngineLayer
+from darktrt.engine.layer_list import EngineLayer, few_in_int8
 from darktrt.engine.target import check_target_text
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
@@ -80,6 +80,11 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_target_text(self.target)
+
+    @property
+    def int8_warning(self) -> str:
+        """What to do where TensorRT computes few convolutions in INT8 of those that were to be; else empty."""
+        return few_in_int8(self.int8_convolutions, self.other_convolutions, self.info.batch[1])
 
     def to_json(self) -> str:
         """The text of the manifest's file."""

@@ -15,6 +15,7 @@ import pytest
 from helpers import MADE_CFG, Made, labelled_images, make, report_on_everything
 
 from darktrt.progress import LOGGER
+from darktrt.vision import detector
 from darktrt.vision.images import compiled_fit
 
 
@@ -27,8 +28,9 @@ def _ctrl_c_is_heeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _warnings_go_nowhere() -> Iterator[None]:
-    """As in a program that sets nothing, whatever command another test ran in this process."""
+    """As in a new program that sets nothing, whatever command another test ran in this process."""
     earlier = LOGGER.handlers[:]
+    detector._warned_at_limit.clear()
     yield
     LOGGER.handlers[:] = earlier
 

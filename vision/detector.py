@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from darktrt.cuda import Frame, host_pixels
 from darktrt.errors import DarktrtError
 from darktrt.metadata import IOU_THRESHOLD, SCORE_THRESHOLD, DetectorInfo, Thresholds
+from darktrt.progress import LOGGER
 from darktrt.vision.boxes import Detections, nms, place_detections
 from darktrt.vision.decode import Decoder, Device, read_ahead
 from darktrt.vision.images import Placement, check_rgb, placement_of, preprocess, read_image
@@ -136,12 +137,37 @@ def read_outputs(
     boxes, scores = outputs["boxes"], outputs["scores"]
     if info.head == "nms":
         count = int(outputs["num_detections"].item())
+        warn_at_limit(count, info, name)
         # Copies, for an engine may write its next results into the same memory.
         return boxes[:count].copy(), scores[:count].copy(), outputs["classes"][:count].copy()
     if np.isnan(scores).any():  # would pass for an empty image: no comparison with NaN is true
         raise DarktrtError(f"{name}: its scores are not numbers; are the weights damaged?")
     rule, limit = info.nms, info.max_detections or None
     return nms(boxes, scores, thresholds.score, thresholds.iou, rule.kind, rule.beta, image_size, max_detections=limit)
+
+
+_warned_at_limit: dict[tuple[str, int], object] = {}
+"""The models that have reached their limit in this process, by name and limit."""
+
+
+def warn_at_limit(most: int, info: DetectorInfo, name: str) -> None:
+    """Warn, once for each model in a process, that an image has as many detections as a model that ends in NMS outputs.
+
+    Args:
+        most: the number of detections of an image, or the largest of several images.
+        name: of the model, in the warning.
+    """
+    key, this = (name, info.max_detections), object()
+    if reaches_limit(most, info) and _warned_at_limit.setdefault(key, this) is this:  # one of several threads warns
+        LOGGER.warning(
+            f"{name}: an image has {most} detections, as many as the model outputs, so others may be missing; run surgery "
+            "again with a larger max_detections"
+        )
+
+
+def reaches_limit(count: int, info: DetectorInfo) -> bool:
+    """Whether the detections of an image are as many as a model that ends in NMS outputs; others have no limit."""
+    return info.head == "nms" and 0 < info.max_detections <= count
 
 
 class NetworkDetector:

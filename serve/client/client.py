@@ -27,7 +27,7 @@ from darktrt.serve.client.statistics import ModelStatistics
 from darktrt.serve.client.transport import Endpoint
 from darktrt.serve.model_info import ModelInfo
 from darktrt.vision.boxes import Detections
-from darktrt.vision.detector import Arrays, ImageLike, NetworkDetector, Run, checked_outputs
+from darktrt.vision.detector import Arrays, ImageLike, NetworkDetector, Run, checked_outputs, warn_at_limit
 from darktrt.vision.files import FileResult, ahead, detect_files
 from darktrt.vision.images import read_image
 
@@ -219,6 +219,7 @@ class EncodedDetector(NetworkDetector):
 
     def _cut(self, count: NDArray[Any], boxes: NDArray[Any], scores: NDArray[Any], classes: NDArray[Any]) -> Detections:
         n = int(count.item())
+        warn_at_limit(n, self.info, self.info.name)
         return Detections(boxes[:n], scores[:n], classes[:n], self.info.class_names)
 
 

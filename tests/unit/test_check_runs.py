@@ -45,6 +45,7 @@ def test_what_is_known_of_an_engine(made: Made, monkeypatch: pytest.MonkeyPatch,
     assert (variant.name, variant.precision) == ("x.plan", "fp16")
     others = plan_variant(engine_of(made, "int8", other_convolutions={"a": "left in FP16", "b": "x"}), "mine")
     assert (others.name, others.about["not in INT8"]) == ("mine", "a, b")
+    assert others.about["INT8"].startswith("0 of the 1 convolutions that were to run in INT8 do")
 
 
 def test_what_is_known_of_an_onnx_file(made: Made, tmp_path: Path) -> None:

@@ -211,6 +211,19 @@ def test_files_are_sent_unchanged_and_arrays_without_loss(
     assert requests[0]["score_threshold"] == np.float32(0.1) and requests[0]["iou_threshold"] == np.float32(0.2)
 
 
+def test_a_full_answer_of_a_server_warns_once(
+    detector: tuple[EncodedDetector, list[Arrays]], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _ = detector
+    one.info = replace(one.info, max_detections=3)
+    image = np.zeros((5, 4, 3), np.uint8)
+    one.detect([image] * 2)
+    assert not caplog.messages
+    one.detect([image] * 6)
+    (message,) = caplog.messages
+    assert message.startswith(f"{one.info.name}: an image has 3 detections, as many as the model outputs")
+
+
 def test_images_come_back_where_they_are_drawn_into(detector: tuple[EncodedDetector, list[Arrays]], tmp_path: Path) -> None:
     one, _ = detector
     Image.fromarray(np.full((5, 4, 3), 200, np.uint8)).save(tmp_path / "a.png")

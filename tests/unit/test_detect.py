@@ -216,6 +216,28 @@ def test_results_are_copies_of_the_engines_memory() -> None:
     assert found.names == ["red"]
 
 
+@pytest.mark.parametrize("limit", [1, 2, 0])
+def test_a_full_image_warns_once_for_a_model(limit: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Of one image with two detections; 0 is no limit."""
+    two = photo()
+    two[100:130, 200:300] = (0, 255, 0)
+    name = f"full{limit}"
+    for _ in range(2):
+        detector = made_detector(name=name, head="nms", max_detections=limit)
+        assert [len(one) for one in detector.detect([photo(), two, two])] == [1, 2, 2]
+    expected = [
+        f"{name}: an image has {limit} detections, as many as the model outputs, so others may be missing; run surgery again "
+        "with a larger max_detections"
+    ]
+    assert caplog.messages == (expected if limit else [])
+
+
+def test_only_models_that_end_in_nms_have_a_limit(caplog: pytest.LogCaptureFixture) -> None:
+    assert len(made_detector(name="endless", head="decode").detect([photo()])[0]) == 1
+    made_detector(name="roomy", head="nms", max_detections=2).detect([photo()])
+    assert not caplog.messages
+
+
 def test_raw_heads_are_refused() -> None:
     with pytest.raises(DarktrtError, match=r"colours: ends at its raw heads; .* nms or decode"):
         made_detector(head="raw")

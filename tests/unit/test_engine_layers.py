@@ -24,7 +24,15 @@ from darktrt.engine import target as target_module
 from darktrt.engine import timing_cache
 from darktrt.engine.build import build_file
 from darktrt.engine.describe import describe_plan
-from darktrt.engine.layer_list import UNKNOWN, EngineLayer, asked_for, convolution_precisions, engine_layers, summary
+from darktrt.engine.layer_list import (
+    UNKNOWN,
+    EngineLayer,
+    asked_for,
+    convolution_precisions,
+    engine_layers,
+    few_in_int8,
+    summary,
+)
 from darktrt.engine.manifest import read_plan_manifest
 from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
@@ -297,6 +305,28 @@ def test_the_summary_groups_by_reason() -> None:
     assert summary([], {"a": "left in FP16"}) == "0 of 1 convolutions run in INT8; left in FP16: a"
 
 
+@pytest.mark.parametrize(
+    ("int8", "others", "start"),
+    [
+        ("ab", {"c": "left in FP16", "d": "left in FP16", "e": "left in FP16"}, ""),
+        ("ab", {"c": "TensorRT chose FP16, faster here", "d": "TensorRT computes in FP16"}, ""),
+        ("a", {"c": "TensorRT chose FP16, faster here", "d": UNKNOWN}, ""),
+        ("", {"a": "left in FP16"}, ""),
+        ("", {}, ""),
+        ("a", {"c": "TensorRT chose FP16, faster here", "d": "TensorRT computes in FP16", "e": "left in FP16"}, "1 of the 3 "),
+        ("", {"c": "TensorRT chose FP16, faster here", "d": "left in FP16"}, "0 of the 1 "),
+        ("a", dict.fromkeys("cdef", "TensorRT chose FP16, faster here") | {"g": UNKNOWN}, "at least 1 of the 6 "),
+    ],
+)
+def test_fewer_than_half_of_the_meant_is_few(int8: str, others: dict[str, str], start: str) -> None:
+    warning = few_in_int8(int8, others, 4)
+    assert (
+        warning.startswith(f"{start}convolutions that were to run in INT8 do, at a usual batch of 4; ")
+        if start
+        else not warning
+    )
+
+
 # --- engines ---
 
 
@@ -374,6 +404,21 @@ def test_the_engine_inspector_is_asked(made: Made, tmp_path: Path, monkeypatch: 
     fp_layers = dict.fromkeys(("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv"), "left in FP16")
     assert manifest.other_convolutions == {**fp_layers, "/layers.3/Conv": "TensorRT chose FP16, faster here"}
     assert read_plan_manifest(tmp_path / "a.plan") == manifest
+
+
+def test_a_build_with_little_int8_warns_once(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trt = full(monkeypatch, "10.3.0")
+    calibration = portable(made, tmp_path / "a.onnx", head="raw", mish="native")
+    names = [node.name for node in load_model(tmp_path / "a.onnx")[0].graph.node if node.op_type == "Conv"]
+    meant = [name for name in names if name not in ("/layers.0/Conv", "/layers.11/Conv", "/layers.18/Conv")]
+    for count in (3, 4):  # of 6
+        trt.faster_in_half = set(meant[:count])
+        manifest = build_file(tmp_path / "a.onnx", tmp_path / "a.plan", BuildOptions("int8", "trt"), calibration)
+    assert "2 of the 6 convolutions that were to run in INT8 do, at a usual batch of " in manifest.int8_warning
+    assert caplog.messages == [f"{tmp_path / 'a.plan'}: {manifest.int8_warning}"]
+    assert f"\nfew in INT8   {manifest.int8_warning}\n" in describe_plan(tmp_path / "a.plan")
 
 
 def test_an_engine_that_does_not_load_is_written_all_the_same(
@@ -546,7 +591,7 @@ def test_one_build_where_there_is_nothing_to_correct(
         chosen(monkeypatch, trt, halves)
         manifest = build_file("a.onnx", "a.plan", BuildOptions("int8", "trt", timing_cache="none"), given)
         assert manifest.corrected_biases == ()
-        assert caplog.messages == []
+        assert caplog.messages == ([f"a.plan: {manifest.int8_warning}"] if halves else [])
 
 
 def test_biases_stay_where_layers_are_unknown(

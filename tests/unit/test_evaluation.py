@@ -7,7 +7,7 @@ import math
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,17 @@ from PIL import Image
 
 from darktrt.calib.table import CalibrationTable
 from darktrt.check.coco import Accuracy, CocoMetrics
-from darktrt.check.detections import VariantDetections, load_detections, save_detections
+from darktrt.check.detections import VariantDetections, detect_variant, load_detections, save_detections
 from darktrt.check.evaluation import EvaluatedVariant, Evaluation, evaluate_detections
 from darktrt.check.ground_truth import load_ground_truth
-from darktrt.check.runs import load_results
+from darktrt.check.runs import load_results, onnx_variant
 from darktrt.cli import main
 from darktrt.convert.export import convert_darknet
 from darktrt.convert.reference import TorchReference
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
-from darktrt.metadata import Thresholds
+from darktrt.metadata import DetectorInfo, Thresholds
+from darktrt.parallel import Done
 from darktrt.pipeline import load_calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 from darktrt.vision.boxes import Detections
@@ -104,6 +105,28 @@ sys.exit(darktrt.cli.main(["check", "map", {str(labelled / "photos")!r}, "--plan
     assert found.precision == "fp16" and found.about["runs in"] == "TensorRT 8.6.0" and found.about["sha256"] == "0" * 64
     assert found.thresholds == Thresholds(0.001, 0.45) and len(found.images) == 5
     assert next(iter(found.images.values())).boxes.tolist() == [[48, 32, 144, 96]]
+
+
+@dataclass
+class Elsewhere:
+    """Workers whose warnings are printed on other machines: they find two objects in every image."""
+
+    info: DetectorInfo
+    group_size: int = 2
+
+    def results(self, _: Any, groups: Any, **options: Any) -> Any:
+        two = Detections(np.zeros((2, 4), np.float32), np.ones(2, np.float32), np.zeros(2, np.int32), self.info.class_names)
+        yield from (Done(group, [two] * len(group)) for group in groups)
+
+
+@pytest.mark.parametrize("limit", [2, 3])
+def test_images_at_the_limit_of_detections_are_told_here(labelled: Path, limit: int, caplog: pytest.LogCaptureFixture) -> None:
+    variant = onnx_variant(labelled / "net.onnx")
+    variant = replace(variant, info=replace(variant.info, max_detections=limit))
+    truth = load_ground_truth([str(labelled / "photos")], variant.info.class_names)
+    detect_variant(variant, truth, Elsewhere(variant.info))
+    expected = [f"{variant.info.name}: an image has 2 detections"] if limit == 2 else []
+    assert [message.partition(",")[0] for message in caplog.messages] == expected
 
 
 def test_files_keep_every_bit(labelled: Path, folder: Path) -> None:

@@ -365,6 +365,29 @@ def test_a_variant_without_detections(labelled: Path, folder: Path) -> None:
     assert blind["accuracy"]["ap"] == 0 and blind["drop"] == values["variants"][0]["accuracy"]["ap"]
 
 
+def test_images_at_the_limit_of_detections_are_counted(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    found = made_detections(labelled)  # four in each image
+    digests = list(found.images)
+    fewer = {digest: found.images[digest].select(slice(3)) for digest in digests[:3]}
+    full = replace(found, name="full", info=replace(found.info, max_detections=4), images={**found.images, **fewer})
+    save_detections([full, replace(found, name="roomy", info=replace(found.info, max_detections=5))], "full.json")
+    _, notes = report_on(["photos"], "--load-detections", "full.json")
+    assert (
+        "full outputs at most 4 detections of an image, and 2 of the 5 images reached that at a score threshold of 0.001: "
+        "others may be missing; run surgery again with a larger max_detections." in notes
+    )
+    assert "roomy outputs" not in notes
+
+
+def test_an_engine_with_little_int8_is_noted(labelled: Path, folder: Path) -> None:
+    copied(labelled, folder)
+    few = replace(made_detections(labelled, name="slow", precision="int8"), about={"INT8": "0 of the 9 run"})
+    save_detections([few], "few.json")
+    _, notes = report_on(["photos"], "--load-detections", "few.json")
+    assert "slow: 0 of the 9 run." in notes
+
+
 def test_a_single_variant(labelled: Path, folder: Path) -> None:
     copied(labelled, folder)
     values, notes = report_on(["photos"])
