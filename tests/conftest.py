@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before NumPy and torch are imported, and for the commands that tests start. The networks are small; threads that wait for each
@@ -14,7 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 from helpers import MADE_CFG, Made, labelled_images, make, report_on_everything
 
-from darktrt.progress import LOGGER
+from darktrt.progress import LOGGER, set_progress
 from darktrt.vision import detector
 from darktrt.vision.images import compiled_fit
 
@@ -27,12 +26,11 @@ def _ctrl_c_is_heeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _warnings_go_nowhere() -> Iterator[None]:
-    """As in a new program that sets nothing, whatever command another test ran in this process."""
-    earlier = LOGGER.handlers[:]
+def _messages_go_nowhere() -> None:
+    """As in a new program that sets nothing, whatever command another test or fixture ran in this process."""
+    LOGGER.handlers.clear()
+    set_progress(None)
     detector._warned_at_limit.clear()
-    yield
-    LOGGER.handlers[:] = earlier
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -30,7 +30,7 @@ cent each, and nine where normalize_channels divides by sums near zero."""
 def test_the_networks_have_every_section_and_activation() -> None:
     sections = [one for micro in MICRO.values() for one in micro.sections]
     assert {kind for kind, _ in sections} == set(cfg._PARSERS)
-    assert {options.get("activation", "logistic") for kind, options in sections} == set(cfg.ACTIVATIONS)
+    assert {options.get("activation", "logistic") for kind, options in sections} == {*cfg.ACTIVATIONS, *cfg._ACTIVATION_ALIASES}
 
 
 def of_images(micro: Micro) -> Micro:
