@@ -605,10 +605,16 @@ def test_a_closed_log_is_whole_and_no_longer_open(tmp_path: Path) -> None:
 
 def test_a_log_that_is_held_up_is_closed_within_two_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the file did not take stays with its thread, which may yet write it."""
-    goes_on = threading.Event()
-    monkeypatch.setattr(ServerLog, "_write", lambda *_: goes_on.wait(30))
+    taken, goes_on = threading.Event(), threading.Event()
+
+    def held_up(*_: object) -> bool:
+        taken.set()
+        return goes_on.wait(30)
+
+    monkeypatch.setattr(ServerLog, "_write", held_up)
     log = ServerLog(tmp_path / "log")
     written_by(log, "line\n")
+    assert taken.wait(10)
     began = time.monotonic()
     log.close()
     assert time.monotonic() - began < 2.9 and str(tmp_path / "log") in open_files()
