@@ -193,6 +193,8 @@ def _restored(levels: npt.NDArray[np.int8], step: npt.NDArray[np.float32]) -> np
 
 def _correct_bias(node: gs.Node, quantized: npt.NDArray[np.float32], means: ChannelMeans) -> None:
     weight = node.inputs[1].values
+    if len(node.inputs) > 2 and not isinstance(node.inputs[2], gs.Constant):
+        raise DarktrtError(f"the bias of '{quote(node.name)}' is no constant; convert the network again")
     old = node.inputs[2].values if len(node.inputs) > 2 else np.zeros(len(weight), np.float32)
     bias = gs.Constant(f"{node.name}_bias_corrected", corrected_bias(old, weight, quantized, means, node.attrs.get("group", 1)))
     node.inputs = [*node.inputs[:2], bias]
