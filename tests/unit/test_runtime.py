@@ -401,19 +401,17 @@ def test_more_batches_than_the_runner_holds(engine: Engine, driver: Streams, inf
         assert len(driver.buffers) == 2 * runner.depth
 
 
-def test_an_engine_that_takes_images_of_any_size(
-    fit_library: FitLibrary,
-    engine: Engine,
-    driver: Streams,
-    info: DetectorInfo,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Its images are uploaded as they are, and its memory and graphs follow their sizes."""
+@pytest.fixture
+def any_size(engine: Engine, info: DetectorInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A plan for images of 8x8 to 200x100, up to three of one size."""
     monkeypatch.setattr(Engine, "tensors", {"images": ("in", (-1, -1, -1, 3), "UINT8"), "boxes": ("out", (-1, 1), "FLOAT")})
     monkeypatch.setattr(Engine, "get_tensor_profile_shape", lambda *_: [(1, 8, 8, 3), (1, 8, 8, 3), (3, 100, 200, 3)])
-    info = replace(info, head="nms", input="image", image_sizes=((8, 8), (8, 8), (200, 100)))
-    with PlanRunner(write_plan(tmp_path, info), cuda_graph=True) as runner:
+    return write_plan(tmp_path, replace(info, head="nms", input="image", image_sizes=((8, 8), (8, 8), (200, 100))))
+
+
+def test_an_engine_that_takes_images_of_any_size(fit_library: FitLibrary, driver: Streams, any_size: Path) -> None:
+    """Its images are uploaded as they are, and its memory and graphs follow their sizes."""
+    with PlanRunner(any_size, cuda_graph=True) as runner:
         for seed in range(210):
             width = 8 + seed // 3
             frames = [frame(width, 10, seed), frame(width, 10, seed + 1)]
@@ -430,19 +428,9 @@ def test_an_engine_that_takes_images_of_any_size(
     assert fit_library.launches == [] and len(fit_library.uploads) == 210
 
 
-def test_graphs_of_the_sizes_that_came_last_are_kept(
-    fit_library: FitLibrary,
-    engine: Engine,
-    driver: Streams,
-    info: DetectorInfo,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_graphs_of_the_sizes_that_came_last_are_kept(fit_library: FitLibrary, driver: Streams, any_size: Path) -> None:
     """64 of them; an older size is recorded anew."""
-    monkeypatch.setattr(Engine, "tensors", {"images": ("in", (-1, -1, -1, 3), "UINT8"), "boxes": ("out", (-1, 1), "FLOAT")})
-    monkeypatch.setattr(Engine, "get_tensor_profile_shape", lambda *_: [(1, 8, 8, 3), (1, 8, 8, 3), (3, 100, 200, 3)])
-    info = replace(info, head="nms", input="image", image_sizes=((8, 8), (8, 8), (200, 100)))
-    with PlanRunner(write_plan(tmp_path, info), cuda_graph=True) as runner:
+    with PlanRunner(any_size, cuda_graph=True) as runner:
 
         def replays(width: int) -> bool:
             before, image = driver.replays, frame(width, 10, width)
