@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import gc
 import json
 import socket
 import struct
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +193,22 @@ def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [int(one.getsockname()[1]) for one in sockets]
+
+
+# --- Python programs ---
+
+
+@cache
+def syntax_tree(program: str) -> ast.Module:
+    """``ast.parse``, once for a program, without a garbage collection meanwhile: a finalizer that prints an exception, and so
+    parses a line itself, spoils the tree in CPython before 3.11.8 (gh-106905)."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(program)
+    finally:
+        if on:
+            gc.enable()
 
 
 # --- images ---

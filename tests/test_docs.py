@@ -21,6 +21,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from helpers import syntax_tree
 from test_layers import ROOMS
 
 import darktrt
@@ -234,7 +235,7 @@ def test_commands_and_options_exist(path: Path) -> None:
     lines = [line for line in commands(text, "sh", "shell", "bash") if line.startswith("darktrt")]
     lines += re.findall(r"`(darktrt [a-z][^`]*)`", text)
     for line in lines:
-        used = set(re.findall(r"(?<= )--?[a-z][a-z-]*", line))
+        used = set(re.findall(r"(?<= )--?[a-z][a-z0-9-]*", line))
         assert used <= OPTIONS[command_of(line)], line
     mentioned = set(re.findall(r"`(--[a-z][a-z0-9-]*)", text))
     assert mentioned <= set().union(*OPTIONS.values()) | FOREIGN
@@ -245,7 +246,7 @@ def test_blocks_say_who_runs_them(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert set(re.findall(r"^ *```(\w+)$", text, re.MULTILINE)) <= LANGUAGES
     for _, program in blocks(text, "py", "python", "python3"):
-        tree = ast.parse(program)
+        tree = syntax_tree(program)
         used = {
             node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "darktrt"
         }
@@ -310,7 +311,7 @@ def sentences() -> str:
     rooms = [file for room in (ROOT / "darktrt").iterdir() if room.is_dir() for file in room.rglob("*.py")]
     found = []
     for file in [*(ROOT / "darktrt").glob("*.py"), *rooms]:
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for node in ast.walk(syntax_tree(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 pieces = [piece.value if isinstance(piece, ast.Constant) else "…" for piece in node.values]
                 found.append("".join(map(str, pieces)))

@@ -12,7 +12,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, syntax_tree
 
 from darktrt.metadata import DetectorInfo
 
@@ -147,7 +147,7 @@ def imports_of(name: str, file: Path) -> Iterator[Import]:
             function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             yield from walk(child, inside or function)
 
-    return walk(ast.parse(file.read_text()), False)
+    return walk(syntax_tree(file.read_text()), False)
 
 
 IMPORTS = [found for name, file in modules().items() for found in imports_of(name, file)]
@@ -200,7 +200,7 @@ def test_rooms_are_named_as_parts_of_the_package() -> None:
     own_names = (Path(__file__), PACKAGE / "__init__.py")
     files = [*sources(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     for file in files:
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(syntax_tree(file.read_text())):
             if isinstance(node, ast.Import):
                 assert not {room_of(alias.name) for alias in node.names} & set(ROOMS), f"{file}:{node.lineno}"
             elif isinstance(node, ast.ImportFrom):
@@ -330,7 +330,7 @@ def records() -> dict[str, dict[str, str]]:
     """Every dataclass by its name, with the options of its decorator."""
     found = {}
     for module, file in modules().items():
-        for node in ast.walk(ast.parse(file.read_text())):
+        for node in ast.walk(syntax_tree(file.read_text())):
             for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
                 name, keywords = (decorator.func, decorator.keywords) if isinstance(decorator, ast.Call) else (decorator, [])
                 if isinstance(name, ast.Name) and name.id == "dataclass":
