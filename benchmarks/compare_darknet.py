@@ -281,7 +281,9 @@ def detections_of(plain: Path, portable: Path, image: Floats, threshold: float) 
     options = darktrt.SurgeryOptions(input="float", max_candidates=3840, max_detections=1000)
     darktrt.insert_plugins(plain, portable, options)
     runner = OnnxRunner(portable)
-    outputs = runner.run({"images": image, **runner.info.other_inputs(1, [], darktrt.Thresholds(threshold, IOU))})
+    size = runner.info.width, runner.info.height
+    others = runner.info.other_inputs(1, [size], darktrt.Thresholds(threshold, IOU))
+    outputs = runner.run({"images": image, **others})
     count = int(outputs["num_detections"].item())
     columns = outputs["boxes"][0, :count], outputs["scores"][0, :count, None], outputs["classes"][0, :count, None]
     return np.concatenate(columns, 1).astype(np.float32)
