@@ -63,8 +63,9 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
         raise DarktrtError(f"{network.path}: an input of {size} is more than 2 GiB; is a number in [net] mistyped?")
     for layer in network.layers:
         for source in layer.sources:
-            if source >= 0 and isinstance(network.layers[source], Yolo):
-                raise network.error(layer, f"reads layer {source}, a [yolo] head; put a [route] to an earlier layer before it")
+            if source >= 0 and isinstance(head := network.layers[source], Yolo):
+                advice = "put a [route] to an earlier layer before it"
+                raise network.error(layer, f"reads layer {source}, a [{head.kind}] head; {advice}")
         try:
             shape = output_shape(layer, input_shapes(network, shapes, layer))
         except _MisfitError as error:
@@ -211,11 +212,12 @@ def _(layer: Reorg, inputs: Sequence[Shape]) -> Shape:
 
 @output_shape.register
 def _(layer: Yolo, inputs: Sequence[Shape]) -> Shape:
-    wanted = len(layer.mask) * (5 + layer.classes)
+    wanted, own = len(layer.mask) * layer.anchor_channels, layer.anchor_channels - layer.classes
     if inputs[0].channels != wanted:
+        anchors = "num" if layer.head_kind == "region" else "mask"
         raise _MisfitError(
-            f"reads {inputs[0].channels} channels, but {len(layer.mask)} anchors x (5 + {layer.classes} classes) need {wanted};"
-            " set 'filters' of the [convolutional] before it, or 'classes' and 'mask' here"
+            f"reads {inputs[0].channels} channels, but {len(layer.mask)} anchors x ({own} + {layer.classes} classes) need "
+            f"{wanted}; set 'filters' of the [convolutional] before it, or 'classes' and '{anchors}' here"
         )
     return inputs[0]
 
