@@ -11,6 +11,7 @@ DATA      ?=
 DIST      ?= dist
 JOBS      ?= 3
 MAX_DROP  ?=
+FORCE_INT8 ?=
 CALIBRATE_ON ?=
 EVAL      ?=
 DETECTIONS ?=
@@ -49,7 +50,7 @@ CONVERT_OPTIONS := $(if $(SIZE),--size $(SIZE)) --batch $(BATCH) $(if $(NAMES),-
 CALIB_OPTIONS   := $(DATA)
 ENGINE_OPTIONS   = $(if $(PLUGINS),--plugins $(PLUGINS))
 INT8_OPTIONS     = $(if $(ON_GPU),--calibrate-on gpu --data $(CALIB_DATA),--calibration $(DIR)/calibration.calib) \
-    $(if $(MAX_DROP),--max-drop $(MAX_DROP) --eval $(EVAL_DATA))
+    $(if $(MAX_DROP),--max-drop $(MAX_DROP) --eval $(EVAL_DATA)) $(if $(FORCE_INT8),--force-int8)
 ON_GPU := $(filter gpu,$(CALIBRATE_ON))
 SURGERY_OPTIONS := --head $(HEAD) --input $(INPUT) --mish $(MISH) $(if $(IMAGE_SIZES),--image-sizes $(IMAGE_SIZES))
 
@@ -74,6 +75,7 @@ help: ## list targets and variables
 	@echo '  PRECISION=$(PRECISION)    fp16, fp32 or int8'
 	@echo '  DATA=$(DATA)    images to calibrate INT8 on: folders, lists, COCO json files, patterns (without: samples, to try it)'
 	@echo '  CALIBRATE_ON=$(CALIBRATE_ON)    gpu: the scales of TensorRT'"'"'s own calibration on DATA, with TENSORRT=trt'
+	@echo '  FORCE_INT8=$(FORCE_INT8)    1: INT8 also where TensorRT finds FP16 faster, with TENSORRT=trt up to TensorRT 10'
 	@echo '  MAX_DROP=$(MAX_DROP)    with int8, the largest loss of mAP, such as 0.005: the worst layers stay in FP16 until it holds'
 	@echo '  EVAL=$(EVAL)    images to measure that, and the report, on: a COCO json with annotations, or darknet label files (without: DATA)'
 	@echo '  DETECTIONS=$(DETECTIONS)    for report, detections of engines elsewhere: files of darktrt check map --save-detections'

@@ -221,6 +221,8 @@ def _engine_facts(manifest: Manifest, gpu: str | None) -> tuple[str, dict[str, s
         about["not in INT8"] = ", ".join(manifest.other_convolutions)
     if manifest.int8_warning:
         about["INT8"] = manifest.int8_warning
+    elif manifest.force_int8:
+        about["INT8"] = "forced, also where TensorRT would have found FP16 faster"
     return precision, about
 
 

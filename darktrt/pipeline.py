@@ -382,9 +382,9 @@ def _within_budget(
 ) -> tuple[Calibration, Int8Cost]:
     """The calibration with the layers in floating point that keep INT8 within the budget, and what it costs then."""
     from darktrt.check.budget import EvaluationData, within_budget
-    from darktrt.engine.target import find_target
+    from darktrt.engine.build import build_target
 
-    find_target(options.target)  # what would stop the build later is reported before this long work
+    build_target(options)  # what would stop the build later is reported before this long work
     data = [str(entry) for entry in budget.data]
     trade = within_budget(source, calibration, budget.max_drop, EvaluationData(data, budget.limit), LOGGER.info)
     return replace(calibration, fp_layers=trade.chosen.fp_layers), trade.cost(", ".join(data))

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -209,18 +210,17 @@ def gpu_state() -> dict[str, str]:
 
 
 def to_markdown(timings: Sequence[Timing]) -> str:
-    """A table, a row a timing."""
-    rows = [
-        "| engine | batch | CUDA graph | network, ms (median) | p90 | p99 | TFLOP/s "
-        "| end to end, ms (median) | p90 | p99 | images/s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    """A table, a row a timing; with several engines, how fast each one's network is as against that of the first."""
+    first = {(t.batch, t.cuda_graph): t.network.median for t in timings if t.name == timings[0].name}
+    several = len({timing.name for timing in timings}) > 1
+    ratio = [f"times as fast as {timings[0].name}"] if several else []
+    names = ["engine", "batch", "CUDA graph", "network, ms (median)", "p90", "p99", *ratio, "TFLOP/s"]
+    names += ["end to end, ms (median)", "p90", "p99", "images/s"]
+    rows = [names, ["---"] * len(names)]
     for timing in timings:
-        spreads = (timing.network, timing.end_to_end)
-        network, whole = (" | ".join(f"{value:.3f}" for value in asdict(spread).values()) for spread in spreads)
-        graph = "yes" if timing.cuda_graph else "no"
-        rows.append(
-            f"| {timing.name} | {timing.batch} | {graph} | {network} | {timing.tflops:.1f} | {whole} "
-            f"| {timing.images_per_second:.0f} |"
-        )
-    return "\n".join(rows) + "\n"
+        network, whole = ([f"{value:.3f}" for value in asdict(part).values()] for part in (timing.network, timing.end_to_end))
+        speed = first.get((timing.batch, timing.cuda_graph), nan) / timing.network.median
+        cells = [timing.name, f"{timing.batch}", "yes" if timing.cuda_graph else "no", *network]
+        cells += [f"{speed:.2f}"] if several else []
+        rows.append([*cells, f"{timing.tflops:.1f}", *whole, f"{timing.images_per_second:.0f}"])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

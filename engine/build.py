@@ -59,7 +59,7 @@ def build_file(
 ) -> Manifest:
     """Build the engine of an ONNX file and write it with its manifest; the whole of ``darktrt engine``.
 
-    A weakly typed TensorRT with a calibration that has channel means builds twice: see
+    A weakly typed TensorRT with a calibration that has channel means builds twice, unless INT8 is forced: see
     :func:`darktrt.engine.int8_rebuild.build_corrected`.
 
     Args:
@@ -103,7 +103,7 @@ def _prepare(
     """The target, the model lowered for it, and the part of the manifest that is known before the build."""
     model, info = load_model(source)
     info = replace(info, batch=_batch(info, options), image_sizes=_image_sizes(info, options))
-    target = _target(options)
+    target = build_target(options)
     library = plugin_library(model, target, None if options.plugins == NONE else options.plugins)
     lowered, plugins = _lowered(model, info, target, options, calibration)
     library_facts = {"sha256": library.sha256, "tensorrt": library.tensorrt} if library and plugins else {}
@@ -111,10 +111,21 @@ def _prepare(
     return target, lowered, replace(draft, plugins=plugins, plugin_library=library_facts)
 
 
-def _target(options: BuildOptions) -> Target:
+def build_target(options: BuildOptions) -> Target:
+    """The TensorRT that builds with these options.
+
+    Raises:
+        DarktrtError: it is not installed, or cannot do what they ask for.
+    """
     target = find_target(options.target)
     if options.strongly_typed:
         target = target.typed_strongly()
+    if options.force_int8 and not target.weakly_typed:
+        raise DarktrtError(
+            f"{target} computes in INT8 all that Q/DQ nodes in the ONNX file state, so there is nothing to force; leave the "
+            "option out",
+            "force_int8",
+        )
     return target.without_plugins() if options.plugins == NONE else target
 
 
@@ -134,6 +145,7 @@ def _draft(info: DetectorInfo, target: Target, options: BuildOptions, onnx_sha25
         hardware_compatible=options.hardware_compatible,
         version_compatible=options.version_compatible,
         tf32=options.tf32,
+        force_int8=options.force_int8,
     )
 
 

@@ -66,6 +66,7 @@ def describe_manifest(path: str | Path, manifest: Manifest) -> str:
         f"from ONNX     sha256 {manifest.onnx_sha256}",
         f"INT8          {_int8(manifest)}",
         *([f"few in INT8   {manifest.int8_warning}"] if manifest.int8_warning else []),
+        *(["forced        INT8, also where TensorRT would have found FP16 faster"] if manifest.force_int8 else []),
         *([f"INT8 costs    {manifest.int8_cost}"] if manifest.int8_cost else []),
         *_info_lines(manifest.info),
     ]

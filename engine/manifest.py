@@ -72,6 +72,8 @@ class Manifest:
     """It runs with later versions of the same major version of TensorRT."""
     tf32: bool = True
     """Whether FP32 convolutions may round to 11 bits."""
+    force_int8: bool = False
+    """Whether TensorRT had to compute in INT8 what it would have computed in FP16 where that is faster."""
     calibration_sha256: str = ""
     """Of the calibration that the scales come from."""
     engine_layers: tuple[EngineLayer, ...] = ()

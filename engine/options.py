@@ -44,6 +44,9 @@ class BuildOptions:
     """Let FP32 convolutions round their inputs to 11 bits, on GPUs that can."""
     strongly_typed: bool = False
     """Take types from the ONNX file, and INT8 from Q/DQ nodes, where TensorRT 10 could also choose them."""
+    force_int8: bool = False
+    """Compute in INT8 every convolution that is no floating-point layer, where TensorRT 8.6 to 10 would take FP16 if it found
+    that faster."""
     batch: tuple[int, int, int] | None = None
     """Smallest, usual and largest batch of a model with a dynamic batch; by default the model's own."""
     image_sizes: ImageSizes | None = None
@@ -58,6 +61,8 @@ class BuildOptions:
         for name, choices in (("precision", get_args(Precision)), ("target", get_args(TargetChoice))):
             if getattr(self, name) not in choices:
                 raise DarktrtError(f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}", name)
+        if self.force_int8 and self.precision != "int8":
+            raise DarktrtError(f"an engine in {self.precision} has no INT8 to force; give precision int8", "force_int8")
         if self.optimization_level not in (None, *range(6)):
             raise DarktrtError(f"the optimization level is {self.optimization_level}, not 0 to 5", "optimization_level")
         if self.workspace is not None and self.workspace < 1:

@@ -69,7 +69,7 @@ def build(
         _add_profiles(builder, config, network, info, calibrated)
         stack.enter_context(_shown(trt, config, target, interrupted, failed))
         if (plan := builder.build_serialized_network(network, config)) is None:
-            raise DarktrtError(f"{target} cannot build the engine: {logger.last_error or 'it reported no reason'}")
+            raise _refusal(logger.last_error, target, options)
         times = save_timing_cache(config, options.timing_cache, target)
         layer_list = logger.layers if target.logs_layers else inspected(trt, logger, plan)
     return Built(memoryview(plan), layer_list, times)
@@ -109,6 +109,18 @@ def _parser_error(parser: Parser, target: Target) -> str:
     else:
         lines = [f"node number {error.node()}: {error.desc()}" for error in errors]
     return "; ".join(lines) or "it reported no reason"
+
+
+def _refusal(reason: str, target: Target, options: BuildOptions) -> DarktrtError:
+    """The error of a build that failed."""
+    message = f"{target} cannot build the engine: {reason or 'it reported no reason'}"
+    if not options.force_int8:
+        return DarktrtError(message)
+    return DarktrtError(
+        f"{message}; INT8 is forced, and where it has no INT8 kernel for a convolution, leave that one in floating point "
+        "(fp_layers), or do not force INT8",
+        "force_int8",
+    )
 
 
 def configure(trt: TensorRT, config: Config, options: BuildOptions, target: Target, times: bytes = b"") -> None:

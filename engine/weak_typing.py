@@ -114,7 +114,7 @@ def set_precision(trt: TensorRT, config: Config, network: NetworkMap, int8: bool
     obey these precisions or fail; if it only had to prefer them, it would ignore them silently.
 
     The other convolutions, except those that ``calibrated`` fixes in INT8, are free: TensorRT chooses for each the precision
-    that it measures as faster, reformatting included. INT8 is not forced, for its purpose is speed. With
+    that it measures as faster, reformatting included. INT8 is not forced by default, for its purpose is speed. With
     TensorRT 8.6.0 on an H100 and optimization level 1 that is INT8 for all 106 in yolov4 at 608 x 608, for 10 or 11 of 14
     in yolov4-tiny-mish and for 8 of 14 in yolov4-tiny at 416 x 416. :mod:`darktrt.engine.layer_list` reads the choice.
     """

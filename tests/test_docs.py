@@ -235,7 +235,7 @@ def test_commands_and_options_exist(path: Path) -> None:
     lines = [line for line in commands(text, "sh", "shell", "bash") if line.startswith("darktrt")]
     lines += re.findall(r"`(darktrt [a-z][^`]*)`", text)
     for line in lines:
-        used = set(re.findall(r"(?<= )--?[a-z][a-z-]*", line))
+        used = set(re.findall(r"(?<= )--?[a-z][a-z0-9-]*", line))
         assert used <= OPTIONS[command_of(line)], line
     mentioned = set(re.findall(r"`(--[a-z][a-z0-9-]*)", text))
     assert mentioned <= set().union(*OPTIONS.values()) | FOREIGN

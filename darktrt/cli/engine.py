@@ -22,6 +22,7 @@ def add(commands: groups.Commands) -> None:
         "darktrt engine portable.onnx -o model.plan --precision fp32 --target rtx",
         "darktrt engine portable.onnx -o model.plan --precision int8 --calibration calibration.calib",
         "darktrt engine portable.onnx -o model.plan --precision int8 --calibration my.calib --max-drop 0.005 --eval val.json",
+        "darktrt engine portable.onnx -o forced.plan --precision int8 --calibration my.calib --force-int8",
         "darktrt engine portable.onnx -o model.plan --precision int8 --calibrate-on gpu --data photos/",
         "darktrt engine portable.onnx -o model.plan --batch 1,4,16 --workspace 2048 --optimization-level 5",
     )
@@ -43,6 +44,11 @@ def add(commands: groups.Commands) -> None:
 
 def _add_int8(parser: argparse.ArgumentParser) -> None:
     groups.add_calibration(parser)
+    force = (
+        "compute in INT8 all convolutions but the floating-point layers, where TensorRT up to 10 takes FP16 if that is faster; "
+        "'darktrt bench' shows whether it pays"
+    )
+    parser.add_argument("--force-int8", action="store_true", help=force)
     budget = "largest loss of mAP, such as 0.005: the worst layers stay in FP16 until --eval shows no more"
     parser.add_argument("--max-drop", type=float, metavar="X", help=budget)
     labels = "a COCO json with annotations, or FILE.json:FOLDER; for images without labels X bounds the change of the scores"
@@ -139,6 +145,7 @@ def _build_options(args: argparse.Namespace) -> BuildOptions:
         workspace=args.workspace,
         tf32=not args.no_tf32,
         strongly_typed=args.strongly_typed,
+        force_int8=args.force_int8,
         batch=_batch_range(args.batch) if args.batch else None,
         image_sizes=groups.image_sizes(args),
         hardware_compatible=args.hardware_compatible,

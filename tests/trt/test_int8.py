@@ -14,6 +14,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,17 +195,46 @@ def test_a_table_needs_no_image(
     }
 
 
+def zero_means() -> dict[str, ChannelMeans]:
+    """Channel means by which no mean shifts, of the inputs of all convolutions."""
+    graph = model()[0].graph
+    channels = {constant.name: constant.dims[1] for constant in graph.initializer if len(constant.dims) == 4}
+    zeros = {node.input[0]: np.zeros(channels[node.input[1]]) for node in graph.node if node.op_type == "Conv"}
+    return {name: ChannelMeans(zero, zero) for name, zero in zeros.items()}
+
+
 def test_biases_are_corrected_of_what_runs_in_int8(
     target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By a build that chooses as the one before it did."""
-    graph = model()[0].graph
-    channels = {constant.name: constant.dims[1] for constant in graph.initializer if len(constant.dims) == 4}
-    zeros = {node.input[0]: np.zeros(channels[node.input[1]]) for node in graph.node if node.op_type == "Conv"}
-    calibration = Calibration(SCALES, channel_means={name: ChannelMeans(zero, zero) for name, zero in zeros.items()})
+    calibration = Calibration(SCALES, channel_means=zero_means())
     manifest = build_file(onnx_file, tmp_path / "a.plan", options, calibration)
     assert manifest.corrected_biases == manifest.int8_convolutions
     assert "biases" not in caplog.text
+
+
+@pytest.mark.parametrize("fp_layers", [None, ("conv_2",), ()], ids=["usual", "one", "none"])
+@pytest.mark.parametrize("batch", [1, BATCH])
+def test_forced_int8_is_in_all_convolutions_that_are_meant(
+    target: Target,
+    options: BuildOptions,
+    onnx_file: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    batch: int,
+    fp_layers: tuple[str, ...] | None,
+) -> None:
+    """Whatever is faster, at a batch of 1 too; by the engine's own list of layers, with corrected biases."""
+    if batch == 1:
+        onnx_file = tmp_path / "dynamic.onnx"
+        onnx.save(model("N")[0], str(onnx_file))
+    forced = replace(options, force_int8=True, batch=(1, batch, BATCH) if batch == 1 else None)
+    manifest = build_file(onnx_file, tmp_path / "a.plan", forced, Calibration(SCALES, fp_layers, zero_means()))
+    found = convolutions((tmp_path / "a.plan").read_bytes(), target)
+    left = FP_LAYERS if fp_layers is None else fp_layers
+    assert found == {f"conv_{i}": f"conv_{i}" not in left for i in range(DEPTH + 1)}
+    assert set(manifest.int8_convolutions) == set(manifest.corrected_biases) == {name for name, int8 in found.items() if int8}
+    assert manifest.force_int8 and not manifest.int8_warning and caplog.messages == []
 
 
 def test_floating_point_layers_can_be_chosen(target: Target, options: BuildOptions, onnx_file: Path, tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
     ),
     "layers that are too much together": (
         net(4096, 4096) + 3 * conv(30, 1) + head(),
-        "bad.cfg: would take 7.5 GiB of memory for an image of 4096x4096, more than 3.0 GiB",
+        "bad.cfg: would take 7.5 GiB of memory for an image of 4096x4096, more than 6.0 GiB",
     ),
     "classes beyond memory": (
         MADE_CFG.replace("classes=3", "classes=99999999", 1),

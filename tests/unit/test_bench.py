@@ -121,12 +121,30 @@ def test_images_of_any_size_are_of_the_usual_one(made: Made) -> None:
 
 
 def test_the_table_has_a_row_a_timing() -> None:
-    rows = to_markdown([TIMING, replace(TIMING, name="b", cuda_graph=False)]).splitlines()
+    rows = to_markdown([TIMING, replace(TIMING, cuda_graph=False)]).splitlines()
     assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|") == 12
     assert rows[2:] == [
         "| a | 4 | yes | 0.500 | 0.625 | 0.750 | 12.3 | 1.000 | 1.250 | 1.500 | 4000 |",
-        "| b | 4 | no | 0.500 | 0.625 | 0.750 | 12.3 | 1.000 | 1.250 | 1.500 | 4000 |",
+        "| a | 4 | no | 0.500 | 0.625 | 0.750 | 12.3 | 1.000 | 1.250 | 1.500 | 4000 |",
     ]
+
+
+def test_several_engines_are_compared_with_the_first() -> None:
+    """By the medians of the networks, at the same batch and with or without CUDA graphs both."""
+    spread = TIMING.network
+    timings = [
+        TIMING,
+        replace(TIMING, name="b", network=replace(spread, median=0.4)),
+        replace(TIMING, batch=8, network=replace(spread, median=0.8)),
+        replace(TIMING, name="b", batch=8, network=replace(spread, median=1.0)),
+        replace(TIMING, cuda_graph=False, network=replace(spread, median=0.6)),
+        replace(TIMING, name="b", cuda_graph=False, network=replace(spread, median=0.6)),
+    ]
+    rows = [[cell.strip() for cell in row.split("|")] for row in to_markdown(timings).splitlines()]
+    assert rows[0][4:9] == ["network, ms (median)", "p90", "p99", "times as fast as a", "TFLOP/s"]
+    assert [row[7] for row in rows[2:]] == ["1.00", "1.25", "1.00", "0.80", "1.00", "1.00"]
+    assert {len(row) for row in rows} == {14}
+    assert rows[3][8:] == ["12.3", "1.000", "1.250", "1.500", "4000", ""]
 
 
 def test_a_report_says_where_it_was_measured() -> None:

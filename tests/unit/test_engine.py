@@ -898,6 +898,9 @@ def test_tensorrt_finds_the_scales_itself(made: Made, tmp_path: Path, monkeypatc
     assert CalibrationTable.load(tmp_path / "a.cache").scales.keys() == {"images", "y"}
     assert manifest.calibration_sha256 == sha256_of(tmp_path / "a.cache")
     assert "left in FP16" in manifest.other_convolutions.values()
+    trt.faster_in_half = set(manifest.int8_convolutions)
+    forced = build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt", force_int8=True), fed(source))
+    assert forced.int8_convolutions == manifest.int8_convolutions != ()
     with pytest.raises(DarktrtError, match=r"a\.cache: is given twice"):
         build_file(source, tmp_path / "a.plan", BuildOptions("int8", "trt", timing_cache=tmp_path / "a.cache"), fed(source))
 

@@ -38,6 +38,7 @@ from darktrt.engine.options import BuildOptions
 from darktrt.engine.target import Target
 from darktrt.errors import DarktrtError
 from darktrt.onnx_file import load_model
+from darktrt.pipeline import DropBudget, build_engine
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
 
@@ -572,8 +573,102 @@ def test_a_tensorrt_that_does_not_keep_to_its_choice_is_reported(
     assert len(trt.parsed) == 2
     assert set(manifest.corrected_biases) - set(manifest.int8_convolutions) == {"/layers.7/Conv"}
     assert caplog.messages == [
-        "the second build chose other convolutions for INT8 than the first, and the biases of 1 do not fit: /layers.7/Conv"
+        "TensorRT did not keep to the convolutions that had to be in INT8, and the biases of 1 do not fit: /layers.7/Conv"
     ]
+
+
+@pytest.mark.parametrize("version", ["8.6.0", "10.3.0"])
+def test_forced_int8_takes_one_build_that_is_bound_to_it(
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, version: str
+) -> None:
+    """All but the floating-point layers are in INT8, with corrected biases, although FP16 would be faster for each."""
+    trt = full(monkeypatch, version)
+    calibration, _ = shifted(made, folder / "a.onnx")
+    before = biases(load_model("a.onnx")[0])
+    trt.faster_in_half = set(before)
+    for fp_layers in (None, ("/layers.3/Conv",), ()):
+        trt.parsed.clear()
+        given = replace(calibration, fp_layers=fp_layers)
+        manifest = build_file("a.onnx", "a.plan", BuildOptions("int8", "trt", timing_cache="none", force_int8=True), given)
+        left = FP_LAYERS if fp_layers is None else fp_layers
+        meant = [name for name in before if name not in left]
+        assert list(manifest.int8_convolutions) == list(manifest.corrected_biases) == meant
+        assert manifest.other_convolutions == dict.fromkeys(left, "left in FP16")
+        assert len(trt.parsed) == 1
+        corrected = biases(trt.parsed[0])
+        assert [name for name in before if corrected[name] != before[name]] == meant
+        pinned = {
+            one.name: one.precision.name for one in trt.network.layers if one.precision is not None and one.name in before
+        }
+        assert pinned == {**dict.fromkeys(left, "HALF"), **dict.fromkeys(meant, "INT8")}
+        assert "OBEY_PRECISION_CONSTRAINTS" in trt.config.asked
+    assert manifest.force_int8 and read_plan_manifest("a.plan") == manifest and caplog.messages == []
+    assert "\nforced        INT8, also where TensorRT would have found FP16 faster\n" in describe_plan("a.plan")
+    free = build_file("a.onnx", "a.plan", BuildOptions("int8", "trt", timing_cache="none"), calibration)
+    assert not free.force_int8 and not free.int8_convolutions and "forced" not in describe_plan("a.plan")
+
+
+def test_forced_int8_of_scales_that_tensorrt_finds(made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without channel means, as a calibration cache has none."""
+    trt = full(monkeypatch, "8.6.0")
+    calibration, _ = shifted(made, folder / "a.onnx")
+    trt.faster_in_half = set(biases(load_model("a.onnx")[0]))
+    options = BuildOptions("int8", "trt", timing_cache="none", force_int8=True)
+    manifest = build_file("a.onnx", "a.plan", options, Calibration(calibration.scales))
+    assert len(manifest.int8_convolutions) == 6 and manifest.corrected_biases == ()
+
+
+def test_forced_int8_that_tensorrt_does_not_keep_to_is_reported(
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    calibration, _ = shifted(made, folder / "a.onnx")
+    options = BuildOptions("int8", "trt", timing_cache="none", force_int8=True)
+    trt.disobeys = {"/layers.7/Conv"}
+    build_file("a.onnx", "a.plan", options, calibration)
+    assert caplog.messages == [
+        "TensorRT did not keep to the convolutions that had to be in INT8, and the biases of 1 do not fit: /layers.7/Conv"
+    ]
+    caplog.clear()
+    monkeypatch.setattr(trt, "load", lambda _: None)  # what is in INT8 is not known then, and was bound all the same
+    assert len(build_file("a.onnx", "a.plan", options, calibration).corrected_biases) == 6
+    assert caplog.messages == []
+
+
+def test_forced_int8_without_a_kernel_names_the_way_out(made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    calibration, _ = shifted(made, folder / "a.onnx")
+    monkeypatch.setattr(trt, "build", lambda *_: None)
+    for forced in (True, False):
+        with pytest.raises(DarktrtError, match=r"TensorRT 8\.6\.0 cannot build the engine: it reported no reason") as caught:
+            build_file("a.onnx", "a.plan", BuildOptions("int8", "trt", timing_cache="none", force_int8=forced), calibration)
+        assert caught.value.argument == ("force_int8" if forced else None)
+        assert ("leave that one in floating point (fp_layers), or do not force INT8" in str(caught.value)) == forced
+    assert files_in(folder) == ["a.onnx"]
+
+
+@pytest.mark.parametrize(("version", "strong"), [("10.3.0", True), ("11.0.0", False)])
+def test_nothing_is_to_be_forced_where_the_file_states_types(
+    made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch, version: str, strong: bool
+) -> None:
+    full(monkeypatch, version)
+    calibration, _ = shifted(made, folder / "a.onnx")
+    options = BuildOptions("int8", "trt", strongly_typed=strong, force_int8=True)
+    with pytest.raises(DarktrtError, match=f"TensorRT {version} computes in INT8 all that Q/DQ nodes .* state, so") as caught:
+        build_file("a.onnx", "a.plan", options, calibration)
+    assert caught.value.argument == "force_int8"
+    images = DropBudget(0.1, ["no such image"])
+    with pytest.raises(DarktrtError, match="nothing to force"):  # before the long work of finding layers
+        build_engine("a.onnx", "a.plan", options, calibration=calibration, budget=images)
+
+
+def test_nothing_is_to_be_forced_in_a_model_with_qdq_nodes(made: Made, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = full(monkeypatch, "8.6.0")
+    calibration, _ = shifted(made, folder / "a.onnx")
+    insert_plugins(made.plain, "q.onnx", SurgeryOptions(head="raw", mish="native", calibration=calibration))
+    with pytest.raises(DarktrtError, match="the model has Q/DQ nodes, which state what is INT8; to force it, build") as caught:
+        build_file("q.onnx", "a.plan", BuildOptions("int8", "trt", force_int8=True))
+    assert caught.value.argument == "force_int8" and not trt.parsed
 
 
 def test_one_build_where_there_is_nothing_to_correct(

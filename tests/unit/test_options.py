@@ -134,6 +134,9 @@ ON_GPU = "--calibrate-on gpu, --data DATA and --precision int8 go together"
         (f"--calibrate-on gpu --data a.png {INT8}", None),
         ("--fp-layers a,b", "--fp-layers names convolutions that INT8 leaves in FP16; give --precision int8"),
         (f"--fp-layers a,b {INT8}", None),
+        ("--force-int8", "an engine in fp16 has no INT8 to force; give precision int8 [--force-int8]"),
+        ("--force-int8 --precision fp32", "an engine in fp32 has no INT8 to force; give precision int8 [--force-int8]"),
+        (f"--force-int8 {INT8} CALIBRATION", None),
         ("--batch 1,4", "--batch 1,4: write smallest, usual and largest batch, such as 1,4,16"),
         ("--batch 1,4,x", "--batch 1,4,x: write smallest"),
         ("--batch 1,2,3,4", "--batch 1,2,3,4: write smallest"),
@@ -157,15 +160,16 @@ def test_what_is_said_of_an_engine(asked: dict[str, Any], capsys: pytest.Capture
     options = asked["options"]
     assert (options.batch, options.image_sizes) == ((1, 4, 16), ((32, 32), (64, 48), (100, 90)))
     assert options.tf32 and not (options.strongly_typed or options.hardware_compatible or options.version_compatible)
+    assert not options.force_int8
     assert asked["budget"] is None and asked["calibration_images"] == () and asked["fp_layers"] is None
-    words = [INT8, "--calibration c", "--max-drop 0.01 --eval a.png --eval-limit 7 --fp-layers a,,b --no-tf32"]
+    words = [INT8, "--calibration c", "--max-drop 0.01 --eval a.png --eval-limit 7 --fp-layers a,,b --no-tf32 --force-int8"]
     assert main(["engine", "a.onnx", "-o", "a.plan", *" ".join(words).split()]) == 0
     first, second, _ = capsys.readouterr().out.splitlines()
     assert (
         first.startswith("a.plan: INT8 for TensorRT 10.3.0")
         and second == f"a.plan: {summary(['/a'], {'/b': 'kept in floating point'})}"
     )
-    assert not asked["options"].tf32 and asked["fp_layers"] == ("a", "b")
+    assert asked["options"].force_int8 and not asked["options"].tf32 and asked["fp_layers"] == ("a", "b")
     assert asked["budget"] == DropBudget(0.01, ["a.png"], 7)
     assert main(["engine", "a.onnx", "-o", "a.plan", *f"--calibrate-on gpu --data a.png {INT8}".split()]) == 0
     assert asked["calibration_images"] == [Path("a.png")]
