@@ -106,7 +106,7 @@ def test_rare_sections_of_a_cfg_in_words(tmp_path: Path) -> None:
     text += section("activation", activation="elu") + section("batchnorm") + section("route_lhalf", layers="-1,-2")
     (tmp_path / "a.cfg").write_text(text + head())
     rows = describe_cfg(tmp_path / "a.cfg").split("output\n")[1].splitlines()
-    assert [row[25:60].strip() for row in rows] == [
+    assert [row[31:65].strip() for row in rows] == [
         "3x3/2 mish blurred 3x3",
         "3x3/1 mish binary",
         "3x3/1 mish binary weights of 1",
