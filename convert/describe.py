@@ -49,12 +49,12 @@ def describe_cfg(path: str | Path) -> str:
 
 def describe_zoo() -> str:
     """A table of the networks that :func:`darktrt.fetch` knows, with the AP of their portable files where it was measured."""
-    rows = [("network", "input", "classes", "MB", "AP", "licence", "SHA-256 of the weights")]
+    rows = [("network", "input", "classes", "MB", "AP", "reported", "licence", "SHA-256 of the weights")]
     for name, model in MODELS.items():
         width, height = model.input_size
         ap = f"{model.ap:.4f}".removeprefix("0") if model.ap is not None else "-"
-        size = f"{model.weights_bytes / 1e6:.2f}"
-        rows.append((name, f"{width}x{height}", str(model.classes), size, ap, model.licence, model.weights.sha256))
+        size, reported = f"{model.weights_bytes / 1e6:.2f}", model.reported or "-"
+        rows.append((name, f"{width}x{height}", str(model.classes), size, ap, reported, model.licence, model.weights.sha256))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
