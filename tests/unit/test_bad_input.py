@@ -165,7 +165,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
     ),
     "weights of a layer that has others": (
         MADE_CFG.replace("filters=8", "filters=8\nshare_index=0", 2).replace("\nshare_index=0", "", 1),
-        "bad.cfg:27: [convolutional] has 8 filters of 8 channels, size 3, groups 1, but layer 0, whose weights it shares, has 8",
+        "bad.cfg:27: [convolutional] has 8 filters of 8 channels, size 3, groups 1, but layer 0, whose",
     ),
 }
 
