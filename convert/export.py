@@ -130,13 +130,14 @@ def detector_info(
         HeadInfo(
             tensor=tensors[layer.sources[0]],
             line=layer.line,
-            anchors=tuple(layer.anchors[m] for m in layer.mask),
+            anchors=network.anchors(layer),
             mask=layer.mask,
             classes=layer.classes,
             scale_x_y=layer.scale_x_y,
             new_coords=layer.new_coords,
             rows=shapes[layer.index].height,
             columns=shapes[layer.index].width,
+            kind=layer.head_kind,
         )
         for layer in yolos
     )
@@ -161,7 +162,7 @@ def detector_info(
 def tensor_names(network: Network) -> dict[int, str]:
     """The ONNX tensor that holds each layer's output, by index.
 
-    What a [yolo] reads is ``head0_raw``, ``head1_raw``, ... in cfg order, and the [yolo] itself goes by that name too; any
+    What a head reads is ``head0_raw``, ``head1_raw``, ... in cfg order, and the head itself goes by that name too; any
     other layer is ``layer{index}``, and one that only passes its input on has its source's name.
 
     Raises:
@@ -230,6 +231,17 @@ def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:
         onnx.save(graph_model, str(temporary))
 
 
+def _share_initializers(graph: onnx.GraphProto) -> None:
+    """Let nodes read initializers themselves, where the exporter found equal ones and gives all but one by an Identity."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    same: dict[str, str] = {}
+    for node in list(graph.node):
+        node.input[:] = [same.get(name, name) for name in node.input]
+        if node.op_type == "Identity" and node.input[0] in initializers:
+            same[node.output[0]] = node.input[0]
+            graph.node.remove(node)
+
+
 def _finish(model: onnx.ModelProto, info: DetectorInfo) -> None:
     """Leave boxes and scores as the only outputs, constants as initializers, the batch as asked for; write the metadata."""
     graph = model.graph
@@ -243,6 +255,7 @@ def _finish(model: onnx.ModelProto, info: DetectorInfo) -> None:
         constant.CopyFrom(node.attribute[0].t)
         constant.name = node.output[0]
         graph.initializer.append(constant)
+    _share_initializers(graph)
     low, _, high = info.batch
     for value in (*graph.input, *graph.output, *graph.value_info):
         # no operation above looks at the batch: traced with one image, the graph is that of any number
