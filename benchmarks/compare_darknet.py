@@ -42,7 +42,7 @@ from darktrt.convert.cfg import Convolutional, Shortcut, read_cfg
 from darktrt.convert.model import load_darknet
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, scratch_folder
+from darktrt.files import atomic_output, read_text, scratch_folder
 from darktrt.metadata import DetectorInfo
 from darktrt.onnx_file import load_model
 from darktrt.onnx_session import OnnxSession
@@ -182,10 +182,14 @@ def compared(args: argparse.Namespace, folder: Path) -> Report:
 
 
 def add(report: Report, case: Case, library: Path, folder: Path, pool: ProcessPoolExecutor) -> None:
-    if reason := fault_of_darknet(case.cfg):
-        report.left_out.append(f"{case.name}: {reason}")
-    else:
-        (report.micro if case.image is not None else report.cfgs).append(outcome_of(case, library, folder, pool))
+    """Compare a network, or note why that cannot be."""
+    try:
+        if reason := fault_of_darknet(case.cfg):
+            report.left_out.append(f"{case.name}: {reason}")
+        else:
+            (report.micro if case.image is not None else report.cfgs).append(outcome_of(case, library, folder, pool))
+    except DarktrtError as error:
+        report.left_out.append(str(error).replace(str(case.cfg), case.name))
 
 
 # --- what to compare ---
@@ -220,7 +224,7 @@ def micro_cases(folder: Path) -> Iterator[Case]:
 
 def fault_of_darknet(cfg: Path) -> str:
     """Why darknet's CPU code computes something else than was meant for this network; empty if it does not."""
-    if re.search(r"^\s*activation\s*=\s*silu", cfg.read_text(encoding="utf-8", errors="replace"), re.M):
+    if re.search(r"^\s*activation\s*=\s*silu", read_text(cfg), re.MULTILINE):
         return "darknet does not know silu and computes relu"
     for layer in read_cfg(cfg).layers:
         activation = getattr(layer, "activation", "linear")
@@ -248,7 +252,7 @@ def outcome_of(case: Case, library: Path, folder: Path, pool: ProcessPoolExecuto
     heads, boxes, scores = plain_outputs(plain, info, image)
     threshold = threshold_of(scores)
     mine = Outputs(heads, boxes, scores, detections_of(plain, portable, image, threshold))
-    job = Job(str(library), case.cfg.read_text(encoding="utf-8", errors="replace"), str(case.weights or drawn), info, threshold)
+    job = Job(str(library), read_text(case.cfg), str(case.weights or drawn), info, threshold)
     theirs = in_darknet(pool, job, image, case, folder)
     return outcome(case, info, mine, theirs, double_heads(case, case.weights or drawn, image))
 

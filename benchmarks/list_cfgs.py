@@ -26,7 +26,7 @@ import darktrt
 from darktrt.convert.cfg import read_cfg
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, scratch_folder
-from darktrt.progress import progress
+from darktrt.progress import progress, set_progress
 
 HEADS = "yolo", "Gaussian_yolo", "region", "detection"
 FIRST = "AlexeyAB/darknet", "pjreddie/darknet"
@@ -65,6 +65,7 @@ class Result:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
+    set_progress("bar")
     try:
         files = list(found(args.folder))
         results = [result_of(cfg, args.export) for cfg in progress_over(detectors(files))]

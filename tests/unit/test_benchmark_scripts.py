@@ -18,7 +18,9 @@ LIBRARY = os.environ.get("DARKTRT_LIBDARKNET", "")
 @pytest.fixture
 def list_cfgs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return import_module("list_cfgs")
+    module = import_module("list_cfgs")
+    monkeypatch.setattr(module, "set_progress", lambda how: None)
+    return module
 
 
 @pytest.fixture
