@@ -371,10 +371,11 @@ class Reorganization(DarknetLayer):
 
 
 class YoloHead(DarknetLayer):
-    """Decodes one head (``get_yolo_box`` in darknet's yolo_layer.c, ``get_region_box`` in region_layer.c).
+    """Decodes one head, as darknet's yolo_layer.c, region_layer.c and gaussian_yolo_layer.c do (``get_yolo_box`` and so on).
 
-    From the raw tensor ``(N, A * (5 + classes), H, W)`` to ``(N, A * H * W, 4 + classes)``: x1 y1 x2 y2 in pixels of the
-    network input, then objectness times class; anchor-major, then rows, then columns.
+    From the raw tensor ``(N, A * (5 + classes), H, W)``, 9 + classes for a [Gaussian_yolo], to
+    ``(N, A * H * W, 4 + classes)``: x1 y1 x2 y2 in pixels of the network input, then objectness times class, and times
+    certainty; anchor-major, then rows, then columns.
     """
 
     anchors: Tensor
@@ -396,6 +397,10 @@ class YoloHead(DarknetLayer):
     def forward(self, x: Tensor) -> Tensor:
         fields, count = self.record.anchor_channels, len(self.record.mask)
         raw = x.reshape(-1, count, fields, self.source.height * self.source.width)
+        uncertain = self.record.head_kind == "Gaussian_yolo"
+        if uncertain:
+            uncertainty = torch.sigmoid(raw[:, :, 1:8:2]).mean(2, keepdim=True)
+            raw = torch.cat([raw[:, :, 0:8:2], raw[:, :, 8:]], 2)
         if self.record.new_coords:
             active, sizes = raw, (2 * raw[:, :, 2:4]).square() * self.anchors
         else:
@@ -403,6 +408,8 @@ class YoloHead(DarknetLayer):
         centres = (active[:, :, 0:2] * self.record.scale_x_y + self.corner) * self.cell
         classes = torch.softmax(raw[:, :, 5:], 2) if self.record.head_kind == "region" else active[:, :, 5:]
         scores = active[:, :, 4:5] * classes
+        if uncertain:
+            scores = scores * (1 - uncertainty)
         decoded = torch.cat([centres - sizes / 2, centres + sizes / 2, scores], 2)
         boxes = count * self.source.height * self.source.width
         return decoded.transpose(2, 3).reshape(-1, boxes, 4 + self.record.classes)

@@ -123,7 +123,7 @@ class Loops:
         self.size = image.shape[2], image.shape[1]
         for i, (kind, _) in enumerate(sections):
             x = self.outputs[-1] if self.outputs else image
-            self.outputs.append(getattr(self, kind)(self.without_activation(sections, i), x))
+            self.outputs.append(getattr(self, kind.lower())(self.without_activation(sections, i), x))
 
     def without_activation(self, sections: list[Section], i: int) -> Options:
         """The options of a section; with ``bin_output``, if nothing needs more than signs, the activation is linear."""
@@ -348,6 +348,23 @@ class Loops:
             self.scores.append([v[4] * t for t in v[5:]])
         return x
 
+    def gaussian_yolo(self, o: Options, x: Array) -> Array:
+        """get_gaussian_yolo_box and get_gaussian_yolo_detections: an uncertainty behind each of x, y, w and h."""
+        rows, columns = x.shape[1:]
+        mask, classes, s = numbers(o["mask"]), int(o["classes"]), float(o.get("scale_x_y", 1))
+        sides = [float(v) for v in str(o["anchors"]).split(",")]
+        for n, row, column in np.ndindex(len(mask), rows, columns):
+            raw = x[n * (9 + classes) : (n + 1) * (9 + classes), row, column].tolist()
+            centre_x = (column + logistic(raw[0]) * s - 0.5 * (s - 1)) / columns
+            centre_y = (row + logistic(raw[2]) * s - 0.5 * (s - 1)) / rows
+            w = math.exp(raw[4]) * sides[2 * mask[n]] / self.size[0]
+            h = math.exp(raw[6]) * sides[2 * mask[n] + 1] / self.size[1]
+            corners = (centre_x - w / 2, centre_y - h / 2, centre_x + w / 2, centre_y + h / 2)
+            self.boxes.append([corner * self.size[i % 2] for i, corner in enumerate(corners)])
+            uncertainty = sum(logistic(raw[i]) for i in (1, 3, 5, 7)) / 4
+            self.scores.append([logistic(raw[8]) * logistic(t) * (1 - uncertainty) for t in raw[9:]])
+        return x
+
     def region(self, o: Options, x: Array) -> Array:
         """get_region_box, with anchors in cells, and the softmax of forward_region_layer."""
         rows, columns = x.shape[1:]
@@ -376,6 +393,11 @@ def y(mask: str = "0,1,2", classes: int = 2, **options: Any) -> Section:
 
 def headed(mask: str = "0,1,2", classes: int = 2, activation: str = "linear", **options: Any) -> list[Section]:
     return [c(len(mask.split(",")) * (5 + classes), 1, activation), y(mask, classes, **options)]
+
+
+def gaussian(mask: str = "0,1,2", classes: int = 2, **options: Any) -> list[Section]:
+    channels = len(mask.split(",")) * (9 + classes)
+    return [c(channels, 1, "linear"), ("Gaussian_yolo", {**ANCHORS, "mask": mask, "classes": classes, **options})]
 
 
 def region(classes: int = 2) -> list[Section]:
@@ -455,6 +477,8 @@ LAYERS: dict[str, list[Section]] = {
     "region of one class": [c(), *region(classes=1)],
     "region beside a yolo": [c(), *region(), ("route", {"layers": 0}), c(stride=2), *headed("1,4", scale_x_y=1.1)],
     "region of uneven strides": [c(stride=2), ("maxpool", {"size": 2, "stride": 2}), c(stride_x=2), *region()],
+    "Gaussian": [c(stride=2), *gaussian(scale_x_y=1.2), ("route", {"layers": 0}), *gaussian("5,3", 2)],
+    "Gaussian of one class beside a yolo": [c(), *headed(classes=1), ("route", {"layers": 0}), *gaussian("4", 1)],
     "YOLOv2": [
         c(4),
         ("maxpool", {"size": 2, "stride": 2}),
@@ -534,7 +558,7 @@ class Case:
 def case_of(folder: Path, micro: Micro) -> Case:
     """Ends the sections in a head if they have none; writes cfg and weights."""
     sections, gain, shape = micro
-    sections = sections if sections[-1][0] in ("yolo", "region") else [*sections, *headed()]
+    sections = sections if sections[-1][0] in ("yolo", "region", "Gaussian_yolo") else [*sections, *headed()]
     image = np.random.default_rng(3).uniform(0, 1, shape).astype(np.float32)
     loops = Loops(seed=7, gain=gain)
     loops.forward(sections, image.astype(np.float64))
