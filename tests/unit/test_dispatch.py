@@ -112,7 +112,8 @@ class Ray:
         return SimpleNamespace(options=self._hire if what is Actor else self._ask)
 
     def _ask(self, **options: Any) -> Any:
-        where = options["scheduling_strategy"].node_id
+        where = options.pop("scheduling_strategy").node_id
+        assert options == {"num_cpus": 0, "max_retries": 1}  # also a node whose cores are all in use answers
         self.asked.append(where)
         return remote(lambda: self._result(lambda: self.versions.get(where, VERSIONS)))
 
@@ -464,6 +465,23 @@ def test_nodes_that_do_not_answer_yet_are_waited_for_without_haste(slept: list[f
     assert set(ray.timeouts) == {120, 2}
 
 
+def test_an_unfit_node_stops_the_work_only_if_it_is_there_at_first(caplog: pytest.LogCaptureFixture) -> None:
+    unfit = {"two-0123456789": {**VERSIONS, "numpy": "1"}}
+    with pytest.raises(DarktrtError, match="node two: has numpy 1, and here is 2"):
+        work(Ray([machine("one"), machine("two")], versions=unfit), GROUPS)
+    VersionCheck._known.clear()
+    looks: list[int] = []
+
+    class Growing(Ray):
+        def nodes(self) -> list[dict[str, Any]]:
+            looks.append(1)
+            return self.alive[: len(looks)]
+
+    ray = Growing([machine("one", cpus=1), machine("two")], versions=unfit)
+    assert {one.node for one in work(ray, GROUPS)} == {"one"}
+    assert any("it gets no work" in message for message in caplog.messages)
+
+
 def test_a_node_that_joins_gets_workers_at_once() -> None:
     """As many as the groups that wait are enough for, besides workers that are starting."""
     hired: list[int] = []
@@ -554,7 +572,8 @@ def test_a_worker_of_a_cluster_takes_what_its_threads_need(
     monkeypatch.setattr(cluster_module, "Dispatch", Recorded)
     monkeypatch.setattr(cluster_module, "connected", lambda address: Ray() if address == "head:1" else None)
     workers = Cluster("head:1", 3, 0.5, ship_images=True, workers=7)
-    assert list(workers.results(lambda: lambda _: None, [], bytes_each=10, gpu=gpu, files=[tmp_path / "a.plan"])) == []
+    more = {"gpu": True} if gpu else {}
+    assert list(workers.results(lambda: lambda _: None, [], bytes_each=10, files=[tmp_path / "a.plan"], **more)) == []
     assert seen == [{str(tmp_path / "a.plan"): b"plan"}, True, os.getcwd(), need, threads, 7]
     usual = Cluster()
     assert (usual.num_cpus_per_worker, usual.num_gpus_per_worker, usual.workers, usual.group_size) == (1, 1.0, None, 32)
@@ -652,6 +671,16 @@ def test_what_a_node_has(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert found["numpy"] and found["no such package"] == "" and found["darktrt"]
     assert found["sources"] == hashlib.sha256(b"__version__ = '9'" + b"z" + b"a").hexdigest()[:16]
     assert found["processor"] == "avx avx2"
+
+
+@pytest.mark.parametrize("spec", [None, SimpleNamespace(origin=None)])
+def test_a_node_without_darktrt(monkeypatch: pytest.MonkeyPatch, spec: Any) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(probe.importlib.util, "find_spec", lambda _: spec)
+    monkeypatch.setattr(probe, "EXACT", ("darktrt", "sources", "numpy"))
+    monkeypatch.setattr(probe, "_version", {"darktrt": "", "sources": "", "numpy": "2"}.__getitem__)
+    found = probe.node_versions()
+    assert (found["darktrt"], found["sources"], found["numpy"]) == ("", "", "2")
 
 
 def test_what_must_be_the_same_on_all_nodes() -> None:
