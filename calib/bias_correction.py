@@ -40,8 +40,8 @@ class ChannelSums:
     They are whole numbers, so they do not depend on the order or the grouping of the images. An image's mean of a channel is
     rounded once, to a unit of ``2 ** (exponent - UNIT_BITS)``, where ``exponent`` is that of the tensor's histogram: all values
     are below ``2 ** exponent``. No sum can overflow 63 bits: a tensor of one image has less than 2**30 positions, for
-    :mod:`darktrt.memory` allows it 3 GiB, and there are at most :data:`MOST_IMAGES` images of 2**24, so the means add up to at
-    most 2**(38 + 24), and the levels to at most 2**(7 + 30 + 24).
+    :mod:`darktrt.memory` allows twice its bytes 6 GiB, and there are at most :data:`MOST_IMAGES` images of 2**24, so the means
+    add up to at most 2**(38 + 24), and the levels to at most 2**(7 + 30 + 24).
     """
 
     positions: int

@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from darktrt.convert.cfg import Network, Yolo, read_cfg
+from darktrt.convert.cfg import Implicit, Network, Yolo, read_cfg
 from darktrt.convert.model import Darknet
 from darktrt.convert.model import random_weights as draw_weights
 from darktrt.convert.shapes import gflops
@@ -130,13 +130,14 @@ def detector_info(
         HeadInfo(
             tensor=tensors[layer.sources[0]],
             line=layer.line,
-            anchors=tuple(layer.anchors[m] for m in layer.mask),
+            anchors=network.anchors(layer),
             mask=layer.mask,
             classes=layer.classes,
             scale_x_y=layer.scale_x_y,
             new_coords=layer.new_coords,
             rows=shapes[layer.index].height,
             columns=shapes[layer.index].width,
+            kind=layer.head_kind,
         )
         for layer in yolos
     )
@@ -161,7 +162,7 @@ def detector_info(
 def tensor_names(network: Network) -> dict[int, str]:
     """The ONNX tensor that holds each layer's output, by index.
 
-    What a [yolo] reads is ``head0_raw``, ``head1_raw``, ... in cfg order, and the [yolo] itself goes by that name too; any
+    What a head reads is ``head0_raw``, ``head1_raw``, ... in cfg order, and the head itself goes by that name too; any
     other layer is ``layer{index}``, and one that only passes its input on has its source's name.
 
     Raises:
@@ -180,15 +181,21 @@ def tensor_names(network: Network) -> dict[int, str]:
     return {layer.index: names[roots[layer.index]] for layer in network.layers}
 
 
+def tensor_makers(network: Network) -> dict[str, int]:
+    """The layer that makes each tensor of :func:`tensor_names`, but for numbers that are the same for every image."""
+    names = {i: name for i, name in tensor_names(network).items() if not isinstance(network.layers[i], Implicit)}
+    return {name: index for index, name in reversed(names.items())}
+
+
 class _Exported(nn.Module):
     """The outputs of all layers under their tensors' names, then boxes and scores: names survive as names of outputs."""
 
     def __init__(self, model: Darknet) -> None:
         super().__init__()
         self.model = model
-        names = tensor_names(model.network)
-        first = {name: index for index, name in reversed(names.items())}
-        self.names, self.indices = zip(*sorted(first.items(), key=lambda item: item[1]), strict=True)
+        makers = tensor_makers(model.network)
+        self.names, self.indices = zip(*sorted(makers.items(), key=lambda item: item[1]), strict=True)
+        self.constants = {layer.index for layer in model.network.layers if isinstance(layer, Implicit)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model.run(images, keep={*self.indices, *self.model.heads}, after=self._free)
@@ -198,7 +205,7 @@ class _Exported(nn.Module):
         """Free the numbers of outputs that no later layer reads: in the traced graph they need only a name."""
         memory = {index: tensor.untyped_storage() for index, tensor in outputs.items()}
         used = {memory[index].data_ptr() for index in outputs.keys() - (read - {-1, *self.model.heads})}
-        for index in read:
+        for index in read - self.constants:
             if memory[index].data_ptr() not in used:
                 memory[index].resize_(0)
 
@@ -230,6 +237,17 @@ def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:
         onnx.save(graph_model, str(temporary))
 
 
+def _share_initializers(graph: onnx.GraphProto) -> None:
+    """Let nodes read initializers themselves, where the exporter found equal ones and gives all but one by an Identity."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    same: dict[str, str] = {}
+    for node in list(graph.node):
+        node.input[:] = [same.get(name, name) for name in node.input]
+        if node.op_type == "Identity" and node.input[0] in initializers:
+            same[node.output[0]] = node.input[0]
+            graph.node.remove(node)
+
+
 def _finish(model: onnx.ModelProto, info: DetectorInfo) -> None:
     """Leave boxes and scores as the only outputs, constants as initializers, the batch as asked for; write the metadata."""
     graph = model.graph
@@ -243,6 +261,7 @@ def _finish(model: onnx.ModelProto, info: DetectorInfo) -> None:
         constant.CopyFrom(node.attribute[0].t)
         constant.name = node.output[0]
         graph.initializer.append(constant)
+    _share_initializers(graph)
     low, _, high = info.batch
     for value in (*graph.input, *graph.output, *graph.value_info):
         # no operation above looks at the batch: traced with one image, the graph is that of any number

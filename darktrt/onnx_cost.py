@@ -14,7 +14,7 @@ import onnx
 from onnx import helper
 
 from darktrt.errors import DarktrtError
-from darktrt.memory import MOST_NETWORK_BYTES, MOST_OPERATIONS, gibibytes, most_at_once, network_bytes
+from darktrt.memory import MOST_BATCH_BYTES, MOST_NETWORK_BYTES, MOST_OPERATIONS, gibibytes, most_at_once, network_bytes
 from darktrt.metadata import DetectorInfo
 from darktrt.plugins.ops import DOMAIN, Preprocess, op_from_node
 
@@ -109,13 +109,13 @@ def limit_batch(model: onnx.ModelProto, info: DetectorInfo, where: str) -> Detec
     cost = cost_of(model, info)
     least, usual, most = info.batch
     needed = network_bytes(cost.weights, 0) + least * cost.tensors
-    if needed > max(MOST_NETWORK_BYTES, (there := _machine_bytes()) // 2):
+    if needed > max(MOST_BATCH_BYTES, (there := _machine_bytes()) // 2):
         raise DarktrtError(
             f"{where}: a batch of {least} images takes {gibibytes(needed)} of memory, and this machine has {gibibytes(there)}; "
             "make the model for smaller batches",
             "batch",
         )
-    affordable = (MOST_NETWORK_BYTES - network_bytes(cost.weights, 0)) // max(1, cost.tensors)
+    affordable = (MOST_BATCH_BYTES - network_bytes(cost.weights, 0)) // max(1, cost.tensors)
     largest = min(most, max(least, affordable))
     return replace(info, batch=(least, min(usual, largest), largest))
 

@@ -110,7 +110,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
     ),
     "no width": (MADE_CFG.replace("width=96\n", "", 1), "bad.cfg:1: [net] needs 'width='"),
     "cut in a key": (MADE_CFG[: MADE_CFG.rindex("scale_x_y") + 5], "bad.cfg:124: 'scale' is neither a [section] nor key=value"),
-    "cut before the heads": (MADE_CFG[: MADE_CFG.index("[yolo]")], "has no [yolo] section"),
+    "cut before the heads": (MADE_CFG[: MADE_CFG.index("[yolo]")], "has no [yolo] or [region] section"),
     "cut in a head": (MADE_CFG[: MADE_CFG.rindex("classes")], "bad.cfg:119: [yolo] needs 'anchors='"),
     "a layer from later": (
         MADE_CFG.replace("layers=-3", "layers=15", 1),
@@ -141,7 +141,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
     ),
     "layers that are too much together": (
         net(4096, 4096) + 3 * conv(30, 1) + head(),
-        "bad.cfg: would take 7.5 GiB of memory for an image of 4096x4096, more than 3.0 GiB",
+        "bad.cfg: would take 7.5 GiB of memory for an image of 4096x4096, more than 6.0 GiB",
     ),
     "classes beyond memory": (
         MADE_CFG.replace("classes=3", "classes=99999999", 1),
@@ -149,7 +149,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
     ),
     "region": (
         net() + conv(30) + section("region", anchors="1,2", classes=1, num=1),
-        "bad.cfg:14: [region] is the head of YOLOv2",
+        "bad.cfg:14: [region] needs 'softmax=1'",
     ),
     "heads of different classes": (
         MADE_CFG.replace("classes=3", "classes=1", 1).replace("filters=24\nsize=1", "filters=18\nsize=1", 1),
@@ -159,9 +159,13 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
         net() + head() + section("route", layers=0) + yolo(),
         "bad.cfg:23: [yolo] needs a tensor of its own",
     ),
-    "binary weights": (
-        MADE_CFG.replace("pad=1", "pad=1\nxnor=1", 1),
-        "bad.cfg:12: [convolutional] 'xnor=1' changes what the network computes",
+    "coordinates written on a GPU": (
+        MADE_CFG.replace("pad=1", "pad=1\ncoordconv=1", 1),
+        "bad.cfg:12: [convolutional] 'coordconv=1' changes what the network computes",
+    ),
+    "weights of a layer that has others": (
+        MADE_CFG.replace("filters=8", "filters=8\nshare_index=0", 2).replace("\nshare_index=0", "", 1),
+        "bad.cfg:27: [convolutional] has 8 filters of 8 channels, size 3, groups 1, but layer 0, whose",
     ),
 }
 

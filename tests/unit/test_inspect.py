@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import MADE_CFG, MADE_MISH, Made, conv, head, net, section, weights_bytes
+from helpers import MADE_CFG, MADE_MISH, Made, conv, head, make, net, region, section, weights_bytes
 
 from darktrt.convert.describe import describe_cfg, describe_weights
 from darktrt.convert.zoo import MODELS
@@ -75,6 +75,15 @@ def test_rarer_things_in_a_cfg_are_reported(tmp_path: Path) -> None:
     assert "1 classes, new_coords, scale_x_y 1, diounms NMS, beta 0.7" in shown
 
 
+def test_a_region_in_words(tmp_path: Path) -> None:
+    """Anchors in pixels, which are cells in the cfg."""
+    (tmp_path / "a.cfg").write_text(net(96, 64) + conv(8, stride=4) + region(4))
+    said = "24 x 16 cells, anchors 2.28x2.72 7.48x8.24, 4 classes, softmax, scale_x_y 1"
+    assert f"head          layer 2, line 22: {said}, plain NMS" in describe_cfg(tmp_path / "a.cfg")
+    made = make(tmp_path, net(96, 64) + conv(8, stride=4) + region(4))
+    assert f"head          head0_raw, cfg line 22: {said}\n" in describe_onnx(made.plain)
+
+
 def test_the_layers_of_a_cfg_in_words(tmp_path: Path) -> None:
     uneven = section("convolutional", filters=8, size=3, stride_x=2, stride_y=1, groups=4, pad=1, activation="leaky")
     text = net(96, 64) + conv(8, stride=2) + uneven + section("route", layers=-1, groups=2, group_id=1)
@@ -97,6 +106,26 @@ def test_the_layers_of_a_cfg_in_words(tmp_path: Path) -> None:
         "    4     31  shortcut         3 + 3 swish                        12 x 32 x 24",
         "    5     35  convolutional    1x1/1 linear                       7 x 32 x 24",
         "    6     43  yolo                                                7 x 32 x 24",
+    ]
+
+
+def test_rare_sections_of_a_cfg_in_words(tmp_path: Path) -> None:
+    text = net(96, 64) + conv(8, stride=2, antialiasing=1) + conv(8, xnor=1) + conv(8, share_index=-1, binary=1)
+    text += section("maxpool", size=2, antialiasing=2) + section("maxpool", maxpool_depth=1, out_channels=4)
+    text += section("activation", activation="elu") + section("batchnorm") + section("route_lhalf", layers="-1,-2")
+    (tmp_path / "a.cfg").write_text(text + head())
+    rows = describe_cfg(tmp_path / "a.cfg").split("output\n")[1].splitlines()
+    assert [row[31:65].strip() for row in rows] == [
+        "3x3/2 mish blurred 3x3",
+        "3x3/1 mish binary",
+        "3x3/1 mish binary weights of 1",
+        "blurred 2x2",
+        "to 4 channels",
+        "elu",
+        "",
+        "of 6, 5 group 0 of 2",
+        "1x1/1 linear",
+        "",
     ]
 
 
