@@ -60,6 +60,26 @@ class Convolutional(Layer):
     groups: int
     batch_normalize: bool
     activation: str
+    blur: int = 0
+    """The size of the blur that follows and has the strides (``antialiasing``); 0 for none."""
+    binary_weights: bool = False
+    """Whether each filter's weights are their mean magnitude with their signs (``binary``, ``xnor``)."""
+    binary_inputs: bool = False
+    """Whether what it reads counts as 1 above 0 and else as -1, padding included (``xnor``)."""
+    binary_outputs: bool = False
+    """Whether those who read it want the signs alone (``bin_output``)."""
+    shares: int | None = None
+    """The layer whose weights it computes with, in place of its own."""
+
+
+@dataclass(frozen=True)
+class BatchNorm(Layer):
+    """[batchnorm]: batch normalisation by itself."""
+
+
+@dataclass(frozen=True)
+class Activation(Layer):
+    activation: str
 
 
 @dataclass(frozen=True)
@@ -70,6 +90,15 @@ class Pool(Layer):
     stride_x: int
     stride_y: int
     padding: int
+    blur: int = 0
+    """As that of :class:`Convolutional`."""
+
+
+@dataclass(frozen=True)
+class ChannelPool(Layer):
+    """[maxpool] with ``maxpool_depth``: the largest of every ``out_channels``-th channel."""
+
+    out_channels: int
 
 
 @dataclass(frozen=True)
@@ -79,8 +108,11 @@ class GlobalAverage(Layer):
 
 @dataclass(frozen=True)
 class Upsample(Layer):
+    """With ``reverse`` (a negative ``stride`` in the cfg) it sums squares of that side in place of repeating."""
+
     stride: int
     scale: float
+    reverse: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +159,15 @@ class Dropout(Layer):
 
 
 @dataclass(frozen=True)
+class Unread(Layer):
+    """[softmax], [cost] and [contrastive]: their output is for training or for classifiers, and no layer may read it."""
+
+    @property
+    def passes_on(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
 class Reorg(Layer):
     """[reorg] is darknet's old element order, [reorg3d] a true space-to-depth; ``reverse`` goes the other way."""
 
@@ -161,6 +202,12 @@ class Network:
     channels: int
     letter_box: bool
     layers: tuple[Layer, ...]
+
+    def owner(self, layer: Layer) -> Layer:
+        """The layer whose weights ``layer`` computes with: itself, or the one that it shares those of."""
+        while isinstance(layer, Convolutional) and layer.shares is not None:
+            layer = self.layers[layer.shares]
+        return layer
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
@@ -199,9 +246,30 @@ def read_cfg(path: str | Path) -> Network:
     layers: list[Layer] = []
     for index, section in enumerate(sections[1:]):
         layers.append(_layer(_Options(str(path), section), index))
+    layers = _without_needless_activations(layers)
     if not any(isinstance(layer, Yolo) for layer in layers):
         raise DarktrtError(f"{path}: has no [yolo] section; darktrt converts YOLO detectors")
     return Network(str(path), width, height, channels, letter_box, tuple(layers))
+
+
+def _without_needless_activations(layers: Sequence[Layer]) -> list[Layer]:
+    """The layers as ``detector test`` computes them: with ``bin_output`` a binary convolution has no activation.
+
+    A layer that needs more than signs switches that off for those that it names or follows (parser.c,
+    ``calculate_binary_weights`` in network.c).
+    """
+    wanted: set[int] = set()
+    for layer in layers:
+        if isinstance(layer, Route):
+            wanted.update(layer.sources)
+        elif isinstance(layer, (Shortcut, Sam, ScaleChannels)):
+            wanted.update(layer.sources[:2])
+    return [
+        replace(layer, activation="linear")
+        if isinstance(layer, Convolutional) and layer.binary_inputs and layer.binary_outputs and layer.index not in wanted
+        else layer
+        for layer in layers
+    ]
 
 
 def _refuse_other_heads(path: str, sections: Sequence[_Section]) -> None:
@@ -239,7 +307,7 @@ def _sections(path: str, text: str) -> list[_Section]:
         if not line or line[0] in "#;":
             continue
         if line[0] == "[":
-            if not re.fullmatch(r"\[\w+\]", line):
+            if not re.fullmatch(r"\[[\w-]+\]", line):
                 found = quote(raw.strip())
                 raise DarktrtError(f"{path}:{number}: '{found}' is no section header; write [name] alone on its line")
             sections.append(_Section(line[1:-1], number, {}, {}))
@@ -334,11 +402,11 @@ class _Options:
     def activation(self, default: str) -> str:
         return self.choice("activation", default, {name: name for name in ACTIVATIONS} | _ACTIVATION_ALIASES)
 
-    def finish(self, ignored: frozenset[str], refused: Mapping[str, int] | None = None) -> None:
+    def finish(self, ignored: frozenset[str], refused: Mapping[str, int | None] | None = None) -> None:
         """Refuse keys that nobody asked for, and those whose effect is not supported when they are switched on."""
         refused = refused or {}
         for key, neutral in refused.items():
-            if key in self.section.options and self.integer(key) != neutral:
+            if key in self.section.options and (neutral is None or self.integer(key) != neutral):
                 why = f": {_WHY[key]}" if key in _WHY else ""
                 value = quote(self.text(key))
                 raise self.error(f"'{key}={value}' changes what the network computes and is not supported{why}", key)
@@ -425,7 +493,8 @@ def _convolutional(options: _Options, position: _Position) -> Convolutional:
     if padding < 0:
         raise options.error(f"'padding={padding}' must not be negative", "padding")
     normalize = options.integer("batch_normalize", 0) != 0 or options.integer("cbn", 0) != 0
-    return Convolutional(
+    binary, groups = options.integer("xnor", 0) != 0, options.positive("groups", 1)
+    layer = Convolutional(
         *position.at(position.previous),
         filters=options.positive("filters", 1),
         size=size,
@@ -433,19 +502,64 @@ def _convolutional(options: _Options, position: _Position) -> Convolutional:
         stride_y=stride_y,
         padding=size // 2 if options.integer("pad", 0) else padding,
         dilation=1 if size == 1 else dilation,
-        groups=options.positive("groups", 1),
+        groups=1 if binary else groups,  # as darknet has it
         batch_normalize=normalize,
         activation=options.activation("logistic"),
+        blur=_blur(options),
+        binary_weights=options.integer("binary", 0) != 0 or binary,
+        binary_inputs=binary,
+        binary_outputs=options.integer("bin_output", 0) != 0,
+        shares=_shared(options, position),
     )
+    if layer.binary_inputs:
+        _check_binary(options, layer)
+    return layer
 
 
-def _pool(options: _Options, position: _Position) -> Pool:
+def _blur(options: _Options) -> int:
+    """The size of the blur by the value of ``antialiasing`` (``make_convolutional_layer``, ``make_maxpool_layer``)."""
+    return {0: 0, 2: 2}.get(options.integer("antialiasing", 0), 3)
+
+
+def _shared(options: _Options, position: _Position) -> int | None:
+    return _sources(options, position, "share_index")[0] if "share_index" in options.section.options else None
+
+
+def _check_binary(options: _Options, layer: Convolutional) -> None:
+    """Refuse what darknet computes otherwise when it tests than when it trains."""
+    wrong = {
+        "dilation": layer.dilation > 1,
+        "stride_x": layer.stride_x != layer.stride_y,
+        "antialiasing": layer.blur > 0,
+    }
+    for key in (key for key, is_wrong in wrong.items() if is_wrong):
+        raise options.error(
+            f"has 'xnor=1' with '{key}', which darknet computes in one way when it trains and in another when it tests", "xnor"
+        )
+
+
+def _pool(options: _Options, position: _Position) -> Pool | ChannelPool:
     stride_x, stride_y = _strides(options)
     size = options.positive("size", options.positive("stride", 1))
     padding = options.integer("padding", size - 1)
     if not 0 <= padding <= 2 * (size - 1):
         raise options.error(f"'padding={padding}' for size {size} must lie in 0..{2 * (size - 1)}", "padding")
-    return Pool(*position.at(position.previous), size=size, stride_x=stride_x, stride_y=stride_y, padding=padding)
+    blur = _blur(options) if position.kind == "maxpool" else 0
+    if position.kind == "maxpool" and options.integer("maxpool_depth", 0):
+        if blur:
+            raise options.error(
+                "has 'maxpool_depth' with 'antialiasing', and darknet does not compute the blur", "antialiasing"
+            )
+        return ChannelPool(*position.at(position.previous), out_channels=options.positive("out_channels", 1))
+    return Pool(*position.at(position.previous), size=size, stride_x=stride_x, stride_y=stride_y, padding=padding, blur=blur)
+
+
+def _batchnorm(options: _Options, position: _Position) -> BatchNorm:
+    return BatchNorm(*position.at(position.previous))
+
+
+def _activation(options: _Options, position: _Position) -> Activation:
+    return Activation(*position.at(position.previous), activation=options.activation("linear"))
 
 
 def _avgpool(options: _Options, position: _Position) -> GlobalAverage:
@@ -453,7 +567,15 @@ def _avgpool(options: _Options, position: _Position) -> GlobalAverage:
 
 
 def _upsample(options: _Options, position: _Position) -> Upsample:
-    return Upsample(*position.at(position.previous), stride=options.positive("stride", 2), scale=options.real("scale", 1.0))
+    stride = options.integer("stride", 2)
+    if stride == 0:
+        raise options.error("'stride=0' must not be 0", "stride")
+    return Upsample(*position.at(position.previous), stride=abs(stride), scale=options.real("scale", 1.0), reverse=stride < 0)
+
+
+def _route_lhalf(options: _Options, position: _Position) -> Route:
+    """The first half of each source, as ``FeatureConcat_l`` of WongKinYiu's PyTorch code cuts it."""
+    return Route(*position.at(*_sources(options, position, "layers")), groups=2, group_id=0)
 
 
 def _route(options: _Options, position: _Position) -> Route:
@@ -495,6 +617,10 @@ def _scale_channels(options: _Options, position: _Position) -> ScaleChannels:
 
 def _dropout(options: _Options, position: _Position) -> Dropout:
     return Dropout(*position.at(position.previous))
+
+
+def _unread(options: _Options, position: _Position) -> Unread:
+    return Unread(*position.at(position.previous))
 
 
 def _reorg(options: _Options, position: _Position) -> Reorg:
@@ -558,13 +684,19 @@ _PARSERS: dict[str, Callable[[_Options, _Position], Layer]] = {
     "maxpool": _pool,
     "local_avgpool": _pool,
     "avgpool": _avgpool,
+    "batchnorm": _batchnorm,
+    "activation": _activation,
     "upsample": _upsample,
     "route": _route,
+    "route_lhalf": _route_lhalf,
     "shortcut": _shortcut,
     "sam": _sam,
     "scale_channels": _scale_channels,
     "dropout": _dropout,
     "empty": _dropout,
+    "softmax": _unread,
+    "cost": _unread,
+    "contrastive": _unread,
     "reorg": _reorg,
     "reorg3d": _reorg,
     "yolo": _yolo,
@@ -576,6 +708,8 @@ _ALIASES = {
     "conn": "connected",
     "local_avg": "local_avgpool",
     "silence": "empty",
+    "soft": "softmax",
+    "lrn": "normalization",
 }
 _ONLY_YOLO = "convert a network with [yolo] heads (YOLOv3 and later)"
 _REFUSED_HEADS = {
@@ -584,6 +718,8 @@ _REFUSED_HEADS = {
     "Gaussian_yolo": f"is the head of Gaussian YOLOv3, whose uncertainties darktrt does not decode; {_ONLY_YOLO}",
 }
 _REFUSED_TREE = f"with 'tree=' is the head of YOLO9000, whose tree of classes darktrt does not decode; {_ONLY_YOLO}"
+_RECURRENT = "carries a state from one frame of a video to the next, and darktrt converts networks that see one image at a time"
+_PJREDDIE = "is of pjreddie's darknet; AlexeyAB's, whose numbers are those of darktrt, does not know it"
 _YOLOR = "is of YOLOR's PyTorch code, not of darknet, and darktrt lacks it: {}"
 _REFUSED_SECTIONS = {
     "local": "has weights of its own for every position, as in YOLOv1, and darktrt has no such convolution; " + _ONLY_YOLO,
@@ -593,6 +729,10 @@ _REFUSED_SECTIONS = {
     "implicit_mul": _YOLOR.format("it outputs learned numbers, which .weights files do not hold"),
     "shift_channels": _YOLOR.format("it adds the numbers of an [implicit_add], which .weights files do not hold"),
     "control_channels": _YOLOR.format("it multiplies by the numbers of an [implicit_mul], which .weights files do not hold"),
+    "crop": "cuts the middle out of the image, as in YOLOv1, and darktrt shows its networks the whole image; " + _ONLY_YOLO,
+    "normalization": "normalises over neighbouring channels, as in AlexNet, and no detector that darktrt knows of has it",
+    **dict.fromkeys(("rnn", "gru", "lstm", "crnn", "conv_lstm", "history"), _RECURRENT),
+    **dict.fromkeys(("deconvolutional", "l2norm", "logistic", "iseg"), _PJREDDIE),
 }
 _WEIGHTS_TYPES: dict[str, Literal["none", "per_feature", "per_channel"]] = {
     "none": "none",
@@ -612,26 +752,27 @@ _NMS_KINDS: dict[str, NmsKind] = {"default": "plain", "greedynms": "greedynms", 
 _COMMON_IGNORED = frozenset(
     "clip onlyforward dont_update burnin_update stopbackward train_only_bn learning_rate stream wait_stream".split()
 )
-_NEVER = -(10**9)
-"""Neutral value of a key that has none: darknet's own default for it."""
-_COMMON_REFUSED = {"dontload": 0, "dontloadscales": 0}
-_REFUSED: dict[str, dict[str, int]] = {
-    "convolutional": dict.fromkeys(
-        "binary xnor bin_output antialiasing sway rotate stretch stretch_sway flipped coordconv".split(), 0
-    )
-    | {"share_index": _NEVER},
-    "maxpool": {"maxpool_depth": 0, "antialiasing": 0},
+_COMMON_REFUSED: dict[str, int | None] = {"dontload": 0, "dontloadscales": 0}
+"""Keys and their neutral values; None where every value is refused."""
+_REFUSED: dict[str, dict[str, int | None]] = {
+    "convolutional": {"flipped": 0, "coordconv": 0},
+    "softmax": {"tree": None},
+    "yolo": {"from": None},
 }
 _WHY = {
-    "binary": "it makes the weights binary, and darktrt has no binary convolution",
-    "xnor": "it makes weights and inputs binary (XNOR-Net), and darktrt has no binary convolution",
-    "antialiasing": "it strides in a blurring convolution of its own, which darktrt lacks",
-    "maxpool_depth": "it pools over channels, and darktrt pools over rows and columns only",
-    "share_index": "it computes with the weights of another layer, and every layer of darktrt has its own",
+    "dontload": "its weights are not in the .weights file, and darknet takes random ones",
+    "dontloadscales": "its batch normalisation is not in the .weights file",
+    "flipped": "its weights are stored transposed, and no detector that darktrt knows of has them so",
+    "coordconv": "darknet writes coordinates over its outputs on a GPU and not on a CPU, so there are two results",
+    "from": "the PyTorch code of ultralytics fuses heads by it (ASFF), which darknet does not know",
+    "tree": "it is of YOLO9000, whose tree of classes darktrt does not know",
 }
 _IGNORED: dict[str, frozenset[str]] = {
-    "convolutional": frozenset("assisted_excitation dot angle grad_centr reverse".split()),
+    "convolutional": frozenset("assisted_excitation dot angle grad_centr reverse sway rotate stretch stretch_sway".split()),
     "maxpool": frozenset("out_channels maxpool_zero_nonmax".split()),
+    "softmax": frozenset("groups temperature spatial noloss".split()),
+    "cost": frozenset("type scale ratio".split()),
+    "contrastive": frozenset("classes temperature yolo_layer cls_normalizer max_delta contrastive_neg_max".split()),
     "dropout": frozenset("probability dropblock dropblock_size_rel dropblock_size_abs".split()),
     "yolo": frozenset(
         (
@@ -650,6 +791,6 @@ _NET_IGNORED = frozenset(
         "gaussian_noise mixup cutmix mosaic mosaic_bound contrastive contrastive_jit_flip contrastive_color unsupervised "
         "label_smooth_eps resize_step attention adversarial_lr max_chart_loss angle aspect saturation exposure hue power "
         "policy burn_in step scale steps scales seq_scales gamma learning_rate learning_rate_min sgdr_cycle sgdr_mult momentum "
-        "decay max_batches max_epochs seen show_receptive_field"
+        "decay max_batches max_epochs seen show_receptive_field input_calibration"
     ).split()
 )

@@ -6,7 +6,7 @@ import struct
 from collections import Counter
 from pathlib import Path
 
-from darktrt.convert.cfg import Convolutional, Layer, Route, Shortcut, Yolo, read_cfg
+from darktrt.convert.cfg import Activation, ChannelPool, Convolutional, Layer, Pool, Route, Shortcut, Yolo, read_cfg
 from darktrt.convert.shapes import gflops
 from darktrt.convert.weights import WeightReader, parameter_count
 from darktrt.convert.zoo import MODELS
@@ -49,12 +49,12 @@ def describe_cfg(path: str | Path) -> str:
 
 def describe_zoo() -> str:
     """A table of the networks that :func:`darktrt.fetch` knows, with the AP of their portable files where it was measured."""
-    rows = [("network", "input", "classes", "MB", "AP", "licence", "SHA-256 of the weights")]
+    rows = [("network", "input", "classes", "MB", "AP", "reported", "licence", "SHA-256 of the weights")]
     for name, model in MODELS.items():
         width, height = model.input_size
         ap = f"{model.ap:.4f}".removeprefix("0") if model.ap is not None else "-"
-        size = f"{model.weights_bytes / 1e6:.2f}"
-        rows.append((name, f"{width}x{height}", str(model.classes), size, ap, model.licence, model.weights.sha256))
+        size, reported = f"{model.weights_bytes / 1e6:.2f}", model.reported or "-"
+        rows.append((name, f"{width}x{height}", str(model.classes), size, ap, reported, model.licence, model.weights.sha256))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -63,13 +63,25 @@ def _what(layer: Layer) -> str:
     if isinstance(layer, Convolutional):
         stride = f"{layer.stride_x}" if layer.stride_x == layer.stride_y else f"{layer.stride_x}x{layer.stride_y}"
         groups = f" groups {layer.groups}" if layer.groups > 1 else ""
-        return f"{layer.size}x{layer.size}/{stride}{groups} {layer.activation}"
+        shares = f" weights of {layer.shares}" if layer.shares is not None else ""
+        binary = " binary" if layer.binary_weights else ""
+        return f"{layer.size}x{layer.size}/{stride}{groups} {layer.activation}{binary}{_blur(layer)}{shares}"
+    if isinstance(layer, Activation):
+        return layer.activation
+    if isinstance(layer, Pool):
+        return _blur(layer).lstrip()
+    if isinstance(layer, ChannelPool):
+        return f"to {layer.out_channels} channels"
     if isinstance(layer, Route):
         group = f" group {layer.group_id} of {layer.groups}" if layer.groups > 1 else ""
         return f"of {', '.join(map(str, layer.sources))}{group}"
     if isinstance(layer, Shortcut):
         return f"{' + '.join(map(str, layer.sources))} {layer.activation}"
     return ""
+
+
+def _blur(layer: Convolutional | Pool) -> str:
+    return f" blurred {layer.blur}x{layer.blur}" if layer.blur else ""
 
 
 def describe_weights(path: str | Path) -> str:

@@ -230,6 +230,17 @@ def export_onnx(model: Darknet, info: DetectorInfo, output: str | Path) -> None:
         onnx.save(graph_model, str(temporary))
 
 
+def _share_initializers(graph: onnx.GraphProto) -> None:
+    """Let nodes read initializers themselves, where the exporter found equal ones and gives all but one by an Identity."""
+    initializers = {tensor.name for tensor in graph.initializer}
+    same: dict[str, str] = {}
+    for node in list(graph.node):
+        node.input[:] = [same.get(name, name) for name in node.input]
+        if node.op_type == "Identity" and node.input[0] in initializers:
+            same[node.output[0]] = node.input[0]
+            graph.node.remove(node)
+
+
 def _finish(model: onnx.ModelProto, info: DetectorInfo) -> None:
     """Leave boxes and scores as the only outputs, constants as initializers, the batch as asked for; write the metadata."""
     graph = model.graph
@@ -243,6 +254,7 @@ def _finish(model: onnx.ModelProto, info: DetectorInfo) -> None:
         constant.CopyFrom(node.attribute[0].t)
         constant.name = node.output[0]
         graph.initializer.append(constant)
+    _share_initializers(graph)
     low, _, high = info.batch
     for value in (*graph.input, *graph.output, *graph.value_info):
         # no operation above looks at the batch: traced with one image, the graph is that of any number

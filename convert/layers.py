@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import singledispatch
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from darktrt.convert import cfg
 from darktrt.convert.cfg import Layer
-from darktrt.convert.shapes import Shape
-from darktrt.convert.weights import LayerWeights, fold
+from darktrt.convert.shapes import Shape, unblurred
+from darktrt.convert.weights import LayerWeights, binarize, fold
 
 
 def _hard_mish(x: Tensor) -> Tensor:
@@ -77,48 +79,145 @@ class DarknetLayer(nn.Module):
 
 
 class Convolution(DarknetLayer):
-    """Convolution with batch normalisation folded in, then the activation."""
+    """Convolution with batch normalisation folded in, then the activation, then the blur."""
 
     def __init__(self, layer: cfg.Convolutional, channels: int) -> None:
         super().__init__()
         self.record = layer
         self.activation = ACTIVATIONS[layer.activation]
+        self.blur = Blur(layer, layer.filters)
         shape = (layer.filters, channels // layer.groups, layer.size, layer.size)
         self.weight = nn.Parameter(torch.empty(shape), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(layer.filters), requires_grad=False)
 
     def load(self, weights: LayerWeights) -> None:
         weight, bias = fold(weights)
+        if self.record.binary_weights:
+            signs, means = binarize(weight)
+            weight = signs * means[:, None, None, None]
         self.weight.data, self.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.convolve(x))
+        return self.blur(self.activation(self.convolve(x)))
 
     def convolve(self, x: Tensor) -> Tensor:
         """The convolution without the activation."""
+        return self._convolve(x, self.bias)
+
+    def _convolve(self, x: Tensor, bias: Tensor) -> Tensor:
         r = self.record
-        stride, padding = (r.stride_y, r.stride_x), r.padding * r.dilation
-        return functional.conv2d(x, self.weight, self.bias, stride, padding, r.dilation, r.groups)
+        stride, padding = (1, 1) if r.blur else (r.stride_y, r.stride_x), r.padding * r.dilation
+        return functional.conv2d(x, self.weight, bias, stride, padding, r.dilation, r.groups)
+
+
+class BinaryConvolution(Convolution):
+    """A convolution of signs by signs (XNOR-Net), times the mean magnitude of each filter's weights.
+
+    As ``detector test`` computes it (``gemm_nn_custom_bin_mean_transposed``), where padding counts as -1. An input is 1 above
+    0 here and else 0, as padding is, weights are twice their signs, and ``offset`` makes up for both; these are whole numbers,
+    so the sums are exact and no sign of a later layer can turn by their rounding. darknet's CPU code computes rubbish where 32
+    does not divide the input's channels and the size is not 3 with stride 1; here that is as everywhere else.
+    """
+
+    def __init__(self, layer: cfg.Convolutional, channels: int) -> None:
+        super().__init__(layer, channels)
+        self.offset = nn.Parameter(torch.empty(layer.filters), requires_grad=False)
+        self.means = nn.Parameter(torch.empty(1, layer.filters, 1, 1), requires_grad=False)
+
+    def load(self, weights: LayerWeights) -> None:
+        weight, bias = fold(weights)
+        signs, means = binarize(weight)
+        self.weight.data, self.offset.data = torch.from_numpy(2 * signs), torch.from_numpy(-signs.sum((1, 2, 3)))
+        self.means.data, self.bias.data = torch.from_numpy(means).reshape(1, -1, 1, 1), torch.from_numpy(bias)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        positive = functional.relu(torch.sign(x))
+        return self._convolve(positive, self.offset) * self.means + self.bias.reshape(1, -1, 1, 1)
+
+
+class Blur(DarknetLayer):
+    """The blur of ``antialiasing``: each channel by 1 2 1 in both directions, or by the mean of 2 x 2; it has the strides."""
+
+    weight: Tensor
+
+    def __init__(self, layer: cfg.Convolutional | cfg.Pool, channels: int) -> None:
+        super().__init__()
+        self.size, self.strides, self.channels = layer.blur, (layer.stride_y, layer.stride_x), channels
+        side = torch.tensor([1.0, 2.0, 1.0] if layer.blur == 3 else [1.0, 1.0])
+        kernel = torch.outer(side, side)
+        self.register_buffer("weight", (kernel / kernel.sum()).repeat(channels, 1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.size:
+            return x
+        return functional.conv2d(x, self.weight, None, self.strides, 1 if self.size == 3 else 0, 1, self.channels)
+
+
+class BatchNormalization(DarknetLayer):
+    """[batchnorm] as a factor and an offset for each channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.empty(1, channels, 1, 1), requires_grad=False)
+        self.offset = nn.Parameter(torch.empty(1, channels, 1, 1), requires_grad=False)
+
+    def load(self, weights: LayerWeights) -> None:
+        one = np.ones((len(weights["bias"]), 1, 1, 1), np.float32)
+        factor, offset = fold({**weights, "weight": one})
+        self.factor.data = torch.from_numpy(factor).reshape(1, -1, 1, 1)
+        self.offset.data = torch.from_numpy(offset).reshape(1, -1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor + self.offset
+
+
+class Activating(DarknetLayer):
+    """[activation]; every activation is what it is behind a convolution, where darknet's CPU code has 0 for some."""
+
+    def __init__(self, layer: cfg.Activation) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[layer.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x)
 
 
 class Pooling(DarknetLayer):
     """[maxpool] and [local_avgpool] as darknet pads: ``padding // 2`` left and top, what the output needs right and below."""
 
-    def __init__(self, layer: cfg.Pool, source: Shape, output: Shape) -> None:
+    def __init__(self, layer: cfg.Pool, source: Shape) -> None:
         super().__init__()
         self.kernel = (layer.size, layer.size)
-        self.strides = (layer.stride_y, layer.stride_x)
-        before = layer.padding // 2
+        self.strides = (1, 1) if layer.blur else (layer.stride_y, layer.stride_x)
+        before, output = layer.padding // 2, unblurred(layer, source)
         after = (
             max(0, (out - 1) * stride + layer.size - side - before)
             for out, stride, side in zip(output.spatial, self.strides, source.spatial, strict=True)
         )
         self.pads = (before, before, *after)
         self.pool = MaxPool if layer.kind == "maxpool" else AveragePool
+        self.blur = Blur(layer, source.channels)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled: Tensor = self.pool.apply(x, self.kernel, self.strides, self.pads)  # type: ignore[no-untyped-call]
-        return pooled
+        return self.blur(pooled)
+
+
+class ChannelPooling(DarknetLayer):
+    """Output channel g is the largest of the input channels g, g + n, g + 2n, ... for n outputs; a last round may be short."""
+
+    def __init__(self, layer: cfg.ChannelPool, source: Shape) -> None:
+        super().__init__()
+        self.count = layer.out_channels
+        self.rounds, self.rest = divmod(source.channels, layer.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cuts = [x[:, i * self.count : (i + 1) * self.count] for i in range(self.rounds)]
+        largest = functools.reduce(torch.maximum, cuts)
+        if not self.rest:
+            return largest
+        common = torch.maximum(largest[:, : self.rest], x[:, self.rounds * self.count :])
+        return torch.cat([common, largest[:, self.rest :]], 1)
 
 
 class MaxPool(torch.autograd.Function):
@@ -165,11 +264,15 @@ class GlobalAveragePool(DarknetLayer):
 class Upsampling(DarknetLayer):
     def __init__(self, layer: cfg.Upsample) -> None:
         super().__init__()
-        self.stride, self.scale = float(layer.stride), layer.scale
+        self.stride, self.reverse = layer.stride, layer.reverse
+        self.scale = layer.scale * layer.stride**2 if layer.reverse else layer.scale
 
     def forward(self, x: Tensor) -> Tensor:
-        repeated = functional.interpolate(x, scale_factor=self.stride, mode="nearest")
-        return repeated if self.scale == 1 else repeated * self.scale
+        if self.reverse:
+            resized = functional.avg_pool2d(x, self.stride)
+        else:
+            resized = functional.interpolate(x, scale_factor=float(self.stride), mode="nearest")
+        return resized if self.scale == 1 else resized * self.scale
 
 
 class Routing(DarknetLayer):
@@ -312,12 +415,28 @@ def build(layer: Layer, inputs: Sequence[Shape], output: Shape, network: cfg.Net
 
 @build.register
 def _(layer: cfg.Convolutional, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
-    return Convolution(layer, inputs[0].channels)
+    kind = BinaryConvolution if layer.binary_inputs else Convolution
+    return kind(layer, inputs[0].channels)
+
+
+@build.register
+def _(layer: cfg.BatchNorm, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return BatchNormalization(inputs[0].channels)
+
+
+@build.register
+def _(layer: cfg.Activation, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Activating(layer)
+
+
+@build.register
+def _(layer: cfg.ChannelPool, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return ChannelPooling(layer, inputs[0])
 
 
 @build.register
 def _(layer: cfg.Pool, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
-    return Pooling(layer, inputs[0], output)
+    return Pooling(layer, inputs[0])
 
 
 @build.register
@@ -346,8 +465,9 @@ def _(layer: cfg.Sam | cfg.ScaleChannels, inputs: Sequence[Shape], output: Shape
     return Product(layer.activation)
 
 
-@build.register
-def _(layer: cfg.Dropout, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+@build.register(cfg.Dropout)
+@build.register(cfg.Unread)
+def _(layer: cfg.Dropout | cfg.Unread, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
     return Identity()
 
 

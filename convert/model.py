@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from darktrt.convert.cfg import Layer, Network, Yolo, read_cfg
-from darktrt.convert.layers import Convolution, DarknetLayer, build
+from darktrt.convert.layers import BatchNormalization, Convolution, DarknetLayer, build
 from darktrt.convert.shapes import check_memory, input_shapes
 from darktrt.convert.weights import LayerWeights, initial_weights, read_weights
 from darktrt.errors import DarktrtError
@@ -41,9 +41,9 @@ class Darknet(nn.Module):
 
     def load(self, weights: list[LayerWeights]) -> None:
         """Load the weights of every layer from the arrays of :func:`darktrt.convert.weights.read_weights`."""
-        for layer, module, values in zip(self.network.layers, self.layers, weights, strict=True):
+        for layer, module in zip(self.network.layers, self.layers, strict=True):
             assert isinstance(module, DarknetLayer)
-            module.load(values)
+            module.load(weights[self.network.owner(layer).index])
             if not all(bool(torch.isfinite(parameter).all()) for parameter in module.parameters()):
                 raise self.network.error(layer, "gets weights that are not finite when folded; is this the right weights file?")
 
@@ -117,13 +117,15 @@ def random_weights(network: Network, seed: int) -> list[LayerWeights]:
     def fit(layer: Layer, inputs: list[Tensor]) -> None:
         values = next(drawn)
         module = model.layers[layer.index]
-        if isinstance(module, Convolution):
+        if isinstance(module, Convolution) and values:
             _fit_convolution(module, values, inputs[0])
             if layer.index in heads:
                 values["bias"][4 :: 5 + heads[layer.index].classes] -= _OBJECTNESS_DROP
+        elif isinstance(module, BatchNormalization):
+            _fit_variance(values, inputs[0])
         fitted.append(values)
         assert isinstance(module, DarknetLayer)
-        module.load(values)
+        module.load(fitted[network.owner(layer).index])
 
     with torch.inference_mode():
         model.run(_noise(network, seed), set(), fit)
@@ -170,11 +172,22 @@ def _fit_convolution(module: Convolution, values: dict[str, npt.NDArray[np.float
     rounding errors included, from layer to layer.
     """
     module.load({"weight": values["weight"], "bias": 0 * values["bias"]})
-    square = module.convolve(x).square().mean((0, 2, 3)).numpy()
-    # a filter that hardly answers to these images may answer to others: trust no mean square far below its neighbours'
-    square = np.maximum(square, 0.5 * square.mean() + 1e-6, dtype=np.float32)
+    plain = module.convolve(x)
     if "scale" in values:
-        values["variance"] = square
-        values["mean"] *= np.sqrt(square)
+        _fit_variance(values, plain)
     else:
-        values["weight"] /= np.sqrt(square)[:, None, None, None]
+        values["weight"] /= np.sqrt(_mean_square(plain))[:, None, None, None]
+
+
+def _fit_variance(values: dict[str, npt.NDArray[np.float32]], x: Tensor) -> None:
+    """Set the variance of a batch normalisation to the mean square of what it reads."""
+    values["variance"] = _mean_square(x)
+    values["mean"] *= np.sqrt(values["variance"])
+
+
+def _mean_square(x: Tensor) -> npt.NDArray[np.float32]:
+    """Of each channel."""
+    square = x.square().mean((0, 2, 3)).numpy()
+    # a filter that hardly answers to these images may answer to others: trust no mean square far below its neighbours'
+    trusted: npt.NDArray[np.float32] = np.maximum(square, 0.5 * square.mean() + 1e-6, dtype=np.float32)
+    return trusted

@@ -9,6 +9,8 @@ from itertools import pairwise
 from math import prod
 
 from darktrt.convert.cfg import (
+    BatchNorm,
+    ChannelPool,
     Convolutional,
     GlobalAverage,
     Layer,
@@ -19,6 +21,7 @@ from darktrt.convert.cfg import (
     Sam,
     ScaleChannels,
     Shortcut,
+    Unread,
     Upsample,
     Yolo,
 )
@@ -62,9 +65,7 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
         size = f"{network.channels} x {network.height} x {network.width}"
         raise DarktrtError(f"{network.path}: an input of {size} is more than 2 GiB; is a number in [net] mistyped?")
     for layer in network.layers:
-        for source in layer.sources:
-            if source >= 0 and isinstance(network.layers[source], Yolo):
-                raise network.error(layer, f"reads layer {source}, a [yolo] head; put a [route] to an earlier layer before it")
+        _check_sources(network, layer)
         try:
             shape = output_shape(layer, input_shapes(network, shapes, layer))
         except _MisfitError as error:
@@ -74,6 +75,7 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
         if shape.channels * shape.height * shape.width > LARGEST:
             raise network.error(layer, f"would output {shape}, more than 2 GiB for one image; is a number here mistyped?")
         shapes.append(shape)
+        _check_shared(network, shapes, layer)
     check_memory(network, shapes)
     if (total := sum(operations(network, shapes))) > MOST_OPERATIONS:
         raise DarktrtError(
@@ -83,14 +85,42 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
     return tuple(shapes)
 
 
+def _check_sources(network: Network, layer: Layer) -> None:
+    for source in layer.sources:
+        read = network.layers[source] if source >= 0 else None
+        if isinstance(read, (Yolo, Unread)):
+            what = "a [yolo] head" if isinstance(read, Yolo) else f"a [{read.kind}], whose output is no image in darknet"
+            raise network.error(layer, f"reads layer {source}, {what}; put a [route] to an earlier layer before it")
+
+
+def _check_shared(network: Network, shapes: Sequence[Shape], layer: Layer) -> None:
+    if not isinstance(layer, Convolutional) or layer.shares is None:
+        return
+    other = network.layers[layer.shares]
+    if not isinstance(other, Convolutional):
+        raise network.error(layer, f"shares the weights of layer {other.index}, a [{other.kind}]; they must be a convolution's")
+    own, owned = (
+        f"{each.filters} filters of {input_shapes(network, shapes, each)[0].channels} channels, size {each.size}, "
+        f"groups {each.groups}"
+        for each in (layer, other)
+    )
+    if own != owned:
+        fault = f"has {own}, but layer {other.index}, whose weights it shares, has {owned}"
+        raise network.error(layer, f"{fault}; darknet does not run that either")
+
+
 def check_memory(network: Network, shapes: Sequence[Shape], images: int = 1) -> None:
     """See that a network that runs on so many images at a time stays within the memory that darktrt may use.
 
     Raises:
         DarktrtError: it does not.
     """
-    weights = sum(4 * prod(array.shape) for layer in network.layers for array in weight_arrays(network, shapes, layer))
-    steps = (({layer.index: 4 * shape.numbers}, layer.sources) for layer, shape in zip(network.layers, shapes, strict=True))
+    owners = [network.owner(layer) for layer in network.layers]  # each has a copy of the weights
+    weights = sum(4 * prod(array.shape) for owner in owners for array in weight_arrays(network, shapes, owner))
+    steps = [
+        ({layer.index: 4 * shape.numbers, **_working_bytes(network, shapes, layer)}, layer.sources)
+        for layer, shape in zip(network.layers, shapes, strict=True)
+    ]
     needed = network_bytes(weights, images * most_at_once(steps))
     if needed > MOST_NETWORK_BYTES:
         what = f"{'an image' if images == 1 else f'{images} images'} of {network.width}x{network.height}"
@@ -98,6 +128,13 @@ def check_memory(network: Network, shapes: Sequence[Shape], images: int = 1) -> 
             f"{network.path}: would take {gibibytes(needed)} of memory for {what}, more than {gibibytes(MOST_NETWORK_BYTES)}; "
             "convert it for smaller images, or is a number mistyped?"
         )
+
+
+def _working_bytes(network: Network, shapes: Sequence[Shape], layer: Layer) -> dict[int, int]:
+    """The tensor between a layer and its blur, under a number that is no layer's."""
+    if not isinstance(layer, (Convolutional, Pool)) or not layer.blur:
+        return {}
+    return {-2 - layer.index: 4 * unblurred(layer, input_shapes(network, shapes, layer)[0]).numbers}
 
 
 def input_shapes(network: Network, shapes: Sequence[Shape], layer: Layer) -> list[Shape]:
@@ -129,12 +166,7 @@ def _(layer: Convolutional, inputs: Sequence[Shape]) -> Shape:
         )
     if layer.filters * source.channels // layer.groups * layer.size**2 > LARGEST:
         raise _MisfitError(f"with {layer.filters} filters of size {layer.size} has 2 GiB of weights; is a number mistyped?")
-    window = layer.dilation * (layer.size - 1) + 1
-    padded = (size + 2 * layer.padding * layer.dilation for size in source.spatial)
-    rows, columns = (
-        (size - window) // stride + 1 for size, stride in zip(padded, (layer.stride_y, layer.stride_x), strict=True)
-    )
-    return Shape(layer.filters, rows, columns)
+    return _blurred(unblurred(layer, source), layer)
 
 
 @output_shape.register
@@ -142,9 +174,41 @@ def _(layer: Pool, inputs: Sequence[Shape]) -> Shape:
     height, width = inputs[0].spatial
     if inputs[0].channels * (height + layer.padding) * (width + layer.padding) > LARGEST:
         raise _MisfitError(f"of size {layer.size} pads {inputs[0]} to more than 2 GiB; is a number mistyped?")
-    rows = (height + layer.padding - layer.size) // layer.stride_y + 1
-    columns = (width + layer.padding - layer.size) // layer.stride_x + 1
-    return Shape(inputs[0].channels, rows, columns)
+    return _blurred(unblurred(layer, inputs[0]), layer)
+
+
+def unblurred(layer: Convolutional | Pool, source: Shape) -> Shape:
+    """The output before the blur, which has the strides if there is one.
+
+    Padding is that of both sides: of a convolution a multiple of the dilation.
+    """
+    strides = (1, 1) if layer.blur else (layer.stride_y, layer.stride_x)
+    padding, window, channels = layer.padding, layer.size, source.channels
+    if isinstance(layer, Convolutional):
+        padding, channels = 2 * layer.padding * layer.dilation, layer.filters
+        window = layer.dilation * (layer.size - 1) + 1
+    rows, columns = ((size + padding - window) // stride + 1 for size, stride in zip(source.spatial, strides, strict=True))
+    return Shape(channels, rows, columns)
+
+
+def _blurred(shape: Shape, layer: Convolutional | Pool) -> Shape:
+    if not layer.blur:
+        return shape
+    if shape.numbers > LARGEST:
+        raise _MisfitError(f"would blur {shape}, more than 2 GiB for one image; is a number here mistyped?")
+    padding = 2 if layer.blur == 3 else 0
+    rows, columns = (
+        (size + padding - layer.blur) // stride + 1
+        for size, stride in zip(shape.spatial, (layer.stride_y, layer.stride_x), strict=True)
+    )
+    return Shape(shape.channels, rows, columns)
+
+
+@output_shape.register
+def _(layer: ChannelPool, inputs: Sequence[Shape]) -> Shape:
+    if layer.out_channels > inputs[0].channels:
+        raise _MisfitError(f"pools {inputs[0].channels} channels to 'out_channels={layer.out_channels}'")
+    return Shape(layer.out_channels, *inputs[0].spatial)
 
 
 @output_shape.register
@@ -154,7 +218,12 @@ def _(layer: GlobalAverage, inputs: Sequence[Shape]) -> Shape:
 
 @output_shape.register
 def _(layer: Upsample, inputs: Sequence[Shape]) -> Shape:
-    return Shape(inputs[0].channels, inputs[0].height * layer.stride, inputs[0].width * layer.stride)
+    source, stride = inputs[0], layer.stride
+    if layer.reverse and (source.height % stride or source.width % stride):
+        raise _MisfitError(f"with 'stride={-stride}' needs rows and columns that {stride} divides, not {source}")
+    if layer.reverse:
+        return Shape(source.channels, source.height // stride, source.width // stride)
+    return Shape(source.channels, source.height * stride, source.width * stride)
 
 
 def _sizes(layer: Layer, inputs: Sequence[Shape]) -> str:
@@ -228,12 +297,19 @@ class Array:
     shape: tuple[int, ...]
 
 
+_NORMALIZATION = ("bias", "scale", "mean", "variance")
+
+
 def weight_arrays(network: Network, shapes: Sequence[Shape], layer: Layer) -> tuple[Array, ...]:
     """The arrays that a ``.weights`` file holds for ``layer``, in file order (``load_convolutional_weights`` in parser.c)."""
     sources = input_shapes(network, shapes, layer)
+    if network.owner(layer) is not layer:
+        return ()
+    if isinstance(layer, BatchNorm):
+        return tuple(Array(role, (sources[0].channels,)) for role in _NORMALIZATION)
     if isinstance(layer, Convolutional):
         kernel = Array("weight", (layer.filters, sources[0].channels // layer.groups, layer.size, layer.size))
-        roles = ("bias", "scale", "mean", "variance") if layer.batch_normalize else ("bias",)
+        roles = _NORMALIZATION if layer.batch_normalize else ("bias",)
         return (*(Array(role, (layer.filters,)) for role in roles), kernel)
     if isinstance(layer, Shortcut) and layer.weights_type != "none":
         per_channel = sources[0].channels if layer.weights_type == "per_channel" else 1
@@ -244,11 +320,12 @@ def weight_arrays(network: Network, shapes: Sequence[Shape], layer: Layer) -> tu
 def operations(network: Network, shapes: Sequence[Shape]) -> Iterator[int]:
     """Of every layer for one image: 2 per multiply-add of a convolution, 1 per number that a pool reads, 1 per output else."""
     for layer, shape in zip(network.layers, shapes, strict=True):
-        if isinstance(layer, Convolutional):
-            inputs = input_shapes(network, shapes, layer)[0].channels // layer.groups
-            yield 2 * inputs * layer.size**2 * shape.numbers
+        if isinstance(layer, (Convolutional, Pool)):
+            source = input_shapes(network, shapes, layer)[0]
+            each = 2 * source.channels // layer.groups if isinstance(layer, Convolutional) else 1
+            yield each * layer.size**2 * unblurred(layer, source).numbers
         else:
-            yield shape.numbers * (layer.size**2 if isinstance(layer, Pool) else 1)
+            yield shape.numbers
 
 
 def gflops(network: Network) -> float:

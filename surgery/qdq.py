@@ -65,7 +65,7 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
             contains a name that is no convolution.
     """
     report = choose_precisions(graph, info, calibration)
-    dequantized: dict[str, gs.Tensor] = {}
+    dequantized: dict[str, gs.Tensor] = {}  # convolutions may share inputs and weights
     for node in [node for node in _convolutions(graph, info) if node.name in report.quantized]:
         x, weight = node.inputs[:2]
         if not np.isfinite(weight.values).all():
@@ -76,8 +76,10 @@ def quantize(graph: gs.Graph, info: DetectorInfo, calibration: Calibration) -> Q
         levels = _levels(weight.values, step)
         if x.name in calibration.channel_means:
             _correct_bias(node, _restored(levels, step), calibration.channel_means[x.name])
+        if weight.name not in dequantized:
+            dequantized[weight.name] = _quantized_weight(graph, weight, levels, step)
         node.inputs[0] = dequantized[x.name]
-        node.inputs[1] = _quantized_weight(graph, weight, levels, step)
+        node.inputs[1] = dequantized[weight.name]
     return report
 
 

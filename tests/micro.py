@@ -110,6 +110,8 @@ class Loops:
     gain: float = 1.0
     """Of the first layer's weights."""
     floats: list[Array] = field(default_factory=list)
+    weights: dict[int, tuple[Array, ...]] = field(default_factory=dict)
+    """Of each convolution so far: bias, scale, mean, variance, weight; without normalisation those that change nothing."""
     outputs: list[Array] = field(default_factory=list)
     boxes: list[list[float]] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
@@ -119,9 +121,21 @@ class Loops:
 
     def forward(self, sections: list[Section], image: Array) -> None:
         self.size = image.shape[2], image.shape[1]
-        for kind, options in sections:
+        for i, (kind, _) in enumerate(sections):
             x = self.outputs[-1] if self.outputs else image
-            self.outputs.append(getattr(self, kind)(options, x))
+            self.outputs.append(getattr(self, kind)(self.without_activation(sections, i), x))
+
+    def without_activation(self, sections: list[Section], i: int) -> Options:
+        """The options of a section; with ``bin_output``, if nothing needs more than signs, the activation is linear."""
+        options = sections[i][1]
+        if not int(options.get("xnor", 0)) * int(options.get("bin_output", 0)):
+            return options
+        for k, (kind, other) in enumerate(sections):
+            named = numbers(other["layers"]) if kind == "route" else [-1, *numbers(other.get("from", -1))[:1]]
+            named = named if kind in ("route", "shortcut", "sam", "scale_channels") else []
+            if i in [k + number if number < 0 else number for number in named]:
+                return options
+        return {**options, "activation": "linear"}
 
     def take(self, values: Array) -> Array:
         """The next numbers of the weights file, as float32 holds them."""
@@ -138,33 +152,80 @@ class Loops:
         return self.outputs[len(self.outputs) + number if number < 0 else number]
 
     def convolutional(self, o: Options, x: Array) -> Array:
-        c, h, w = x.shape
-        n, size, groups = int(o.get("filters", 1)), int(o.get("size", 1)), int(o.get("groups", 1))
+        c = x.shape[0]
+        n, size, xnor = int(o.get("filters", 1)), int(o.get("size", 1)), int(o.get("xnor", 0))
+        groups = 1 if xnor else int(o.get("groups", 1))
         step_x, step_y = (int(o.get(key, o.get("stride", 1))) for key in ("stride_x", "stride_y"))
+        blur = {0: 0, 2: 2}.get(int(o.get("antialiasing", 0)), 3)
+        steps = (1, 1) if blur else (step_y, step_x)
+        if "share_index" in o:
+            number = int(o["share_index"])
+            drawn = self.weights[len(self.outputs) + number if number < 0 else number]
+        else:
+            drawn = self.drawn(n, (n, c // groups, size, size), int(o.get("batch_normalize", 0)))
+        self.weights[len(self.outputs)] = drawn
+        bias, scale, mean, variance, weight = drawn
+        factor = scale / np.sqrt(variance + 0.00001)
+        weight = weight * factor[:, None, None, None]
+        if xnor or int(o.get("binary", 0)):
+            magnitude = np.abs(weight).mean((1, 2, 3), keepdims=True)
+            weight = np.where(weight > 0, magnitude, -magnitude)
         padding = size // 2 if int(o.get("pad", 0)) else int(o.get("padding", 0))
         dilation = 1 if size == 1 else int(o.get("dilation", 1))
+        x = np.where(x > 0, 1.0, -1.0) if xnor else x
+        out = self.correlate(x, weight, groups, padding, dilation, steps, outside=-1.0 if xnor else 0.0)
+        out = activate(str(o.get("activation", "logistic")), out + (bias - factor * mean)[:, None, None])
+        return self.blurred(out, blur, (step_y, step_x)) if blur else out
+
+    def drawn(self, n: int, shape: tuple[int, ...], normalize: int) -> tuple[Array, ...]:
         bias = self.normal(n)
-        normalize = int(o.get("batch_normalize", 0))
-        scale, mean, variance = (self.uniform(n), self.normal(n), self.uniform(n)) if normalize else (None, None, None)
+        statistics = (
+            (self.uniform(n), self.normal(n), self.uniform(n)) if normalize else (np.ones(n), 0 * bias, np.ones(n) - 1e-5)
+        )
         gain = 1.0 if self.outputs else self.gain
-        weight = self.normal(n, c // groups, size, size, deviation=gain / math.sqrt(c // groups * size * size))
+        return bias, *statistics, self.normal(*shape, deviation=gain / math.sqrt(np.prod(shape[1:])))
+
+    def correlate(
+        self, x: Array, weight: Array, groups: int, padding: int, dilation: int, steps: tuple[int, int], outside: float = 0.0
+    ) -> Array:
+        """The convolution alone; ``outside`` of the input are numbers too."""
+        c, h, w = x.shape
+        n, _, size, _ = weight.shape
+        step_y, step_x = steps
         out = np.zeros((n, (h + 2 * padding - size) // step_y + 1, (w + 2 * padding - size) // step_x + 1))
         for k, y, z in np.ndindex(*out.shape):
             first = k // (n // groups) * (c // groups)
             for i, ky, kx in np.ndindex(c // groups, size, size):
                 row, column = y * step_y + (ky - padding) * dilation, z * step_x + (kx - padding) * dilation
-                if 0 <= row < h and 0 <= column < w:
-                    out[k, y, z] += weight[k, i, ky, kx] * x[first + i, row, column]
-            if normalize:
-                out[k, y, z] = (out[k, y, z] - mean[k]) / math.sqrt(variance[k] + 0.00001) * scale[k]
-            out[k, y, z] += bias[k]
-        return activate(str(o.get("activation", "logistic")), out)
+                inside = 0 <= row < h and 0 <= column < w
+                out[k, y, z] += weight[k, i, ky, kx] * (x[first + i, row, column] if inside else outside)
+        return out
+
+    def blurred(self, x: Array, size: int, steps: tuple[int, int]) -> Array:
+        """The convolution that darknet appends for ``antialiasing``."""
+        kernel = np.array([[1, 2, 1], [2, 4, 2], [1, 2, 1]]) / 16 if size == 3 else np.full((2, 2), 0.25)
+        weight = np.broadcast_to(kernel, (len(x), 1, size, size))
+        return self.correlate(x, weight, len(x), 1 if size == 3 else 0, 1, steps)
+
+    def batchnorm(self, o: Options, x: Array) -> Array:
+        c = len(x)
+        bias, scale, mean, variance = self.normal(c), self.uniform(c), self.normal(c), self.uniform(c)
+        out = np.zeros_like(x)
+        for k in range(c):
+            out[k] = (x[k] - mean[k]) / math.sqrt(variance[k] + 0.00001) * scale[k] + bias[k]
+        return out
+
+    def activation(self, o: Options, x: Array) -> Array:
+        return activate(str(o.get("activation", "linear")), x)
 
     def windows(self, o: Options, x: Array, reduce: Callable[[Array], Any]) -> Array:
         """``reduce`` over the cells of each window that lie inside: padding / 2 left and top, size - 1 in all by default."""
         c, h, w = x.shape
         size = int(o.get("size", o.get("stride", 1)))
         step_x, step_y = (int(o.get(key, o.get("stride", 1))) for key in ("stride_x", "stride_y"))
+        if blur := {0: 0, 2: 2}.get(int(o.get("antialiasing", 0)), 3):
+            inner = self.windows({**o, "stride": 1, "stride_x": 1, "stride_y": 1, "size": size, "antialiasing": 0}, x, reduce)
+            return self.blurred(inner, blur, (step_y, step_x))
         padding = int(o.get("padding", size - 1))
         out = np.zeros((c, (h + padding - size) // step_y + 1, (w + padding - size) // step_x + 1))
         for k, y, z in np.ndindex(*out.shape):
@@ -173,7 +234,10 @@ class Loops:
         return out
 
     def maxpool(self, o: Options, x: Array) -> Array:
-        return self.windows(o, x, np.max)
+        if not int(o.get("maxpool_depth", 0)):
+            return self.windows(o, x, np.max)
+        n = int(o.get("out_channels", 1))
+        return np.stack([x[g::n].max(0) for g in range(n)])
 
     def local_avgpool(self, o: Options, x: Array) -> Array:
         return self.windows(o, x, np.mean)
@@ -183,6 +247,11 @@ class Loops:
 
     def upsample(self, o: Options, x: Array) -> Array:
         stride = int(o.get("stride", 2))
+        if stride < 0:
+            out = np.zeros((x.shape[0], x.shape[1] // -stride, x.shape[2] // -stride))
+            for k, y, z in np.ndindex(*x.shape):
+                out[k, y // -stride, z // -stride] += float(o.get("scale", 1)) * x[k, y, z]
+            return out
         out = np.zeros((x.shape[0], x.shape[1] * stride, x.shape[2] * stride))
         for k, y, z in np.ndindex(*out.shape):
             out[k, y, z] = float(o.get("scale", 1)) * x[k, y // stride, z // stride]
@@ -191,7 +260,11 @@ class Loops:
     def dropout(self, o: Options, x: Array) -> Array:
         return x
 
-    empty = dropout
+    empty = softmax = cost = contrastive = dropout
+
+    def route_lhalf(self, o: Options, x: Array) -> Array:
+        """FeatureConcat_l of WongKinYiu's PyTorch code."""
+        return np.concatenate([source[: len(source) // 2] for source in map(self.source, numbers(o["layers"]))])
 
     def route(self, o: Options, x: Array) -> Array:
         groups, group = int(o.get("groups", 1)), int(o.get("group_id", 0))
@@ -359,6 +432,57 @@ LAYERS: dict[str, list[Section]] = {
     "both kinds of head": [c(), *headed(), ("route", {"layers": 0}), *headed("3,4", activation="logistic", new_coords=1)],
     "one class": [c(), *headed(classes=1)],
     "one anchor": [c(), *headed("5")],
+    "batchnorm": [c(activation="linear"), ("batchnorm", {}), c(), ("batchnorm", {}), ("activation", {"activation": "leaky"})],
+    "activation": [c(activation="linear"), ("activation", {"activation": "elu"}), c(), ("activation", {})],
+    "maxpool_depth": [c(8), ("maxpool", {"maxpool_depth": 1, "out_channels": 4}), c()],
+    "maxpool_depth, a short last round": [c(7), ("maxpool", {"maxpool_depth": 1, "out_channels": 3}), c()],
+    "maxpool_depth of one channel": [c(5), ("maxpool", {"maxpool_depth": 1, "size": 3, "stride": 2}), c()],
+    "antialiasing": [c(stride=2, antialiasing=1, batch_normalize=1), c(activation="mish", antialiasing=1)],
+    "antialiasing 2": [c(stride=2, antialiasing=2), c(5, 1, stride_x=2, antialiasing=2)],
+    "maxpool antialiasing": [
+        c(),
+        ("maxpool", {"size": 2, "stride": 2, "antialiasing": 1}),
+        ("maxpool", {"size": 3, "stride": 1, "stride_x": 2, "antialiasing": 2}),
+    ],
+    "share_index": [
+        c(batch_normalize=1),
+        c(batch_normalize=1),
+        c(batch_normalize=1, share_index=-1, activation="mish"),
+        c(batch_normalize=1, share_index=2, dilation=2),
+        c(7),
+        ("route", {"layers": -2}),
+        c(7, share_index=4, stride=2),
+    ],
+    "xnor": [c(8, batch_normalize=1), c(12, batch_normalize=1, xnor=1), c(6, xnor=1, activation="relu")],
+    "xnor of 32 channels": [c(32, batch_normalize=1), c(32, xnor=1, batch_normalize=1, stride=2), c(8, 1, xnor=1)],
+    "xnor, groups do not count": [c(8), c(8, xnor=1, groups=4, batch_normalize=1)],
+    "bin_output": [
+        c(8, batch_normalize=1),
+        c(8, xnor=1, bin_output=1, batch_normalize=1),
+        ("maxpool", {"size": 2, "stride": 2}),
+        c(8, xnor=1, bin_output=1, batch_normalize=1),
+        c(8, xnor=1, bin_output=1, activation="mish"),
+        ("shortcut", {"from": -2}),
+        ("route", {"layers": "-1,3"}),
+        c(8, xnor=1, bin_output=1, activation="relu"),
+    ],
+    "binary": [c(), c(12, binary=1, groups=3, batch_normalize=1), c(binary=1)],
+    "upsample by a negative stride": [c(), ("upsample", {"stride": -2}), ("upsample", {"stride": -2, "scale": 0.5})],
+    "route_lhalf": [c(8), c(4), ("route_lhalf", {"layers": -1}), c(6), ("route_lhalf", {"layers": "-1,0"})],
+    "layers that nobody reads": [
+        c(8),
+        ("softmax", {"groups": 2}),
+        ("route", {"layers": 0}),
+        ("cost", {"type": "sse"}),
+        ("route", {"layers": 0}),
+        c(),
+        *headed(embedding_layer=5),
+        ("route", {"layers": 5}),
+        ("contrastive", {"classes": 1, "yolo_layer": -2}),
+        ("route", {"layers": 5}),
+        *headed("3,4,5"),
+    ],
+    "keys that count in training": [c(sway=1), c(rotate=1), c(stretch=1), c(stretch_sway=1, bin_output=1)],
     "head behind a shortcut": [c(), c(21, 1, "linear"), c(21), ("shortcut", {"from": -2}), y()],
 }
 WIDTH, HEIGHT = 12, 8
@@ -407,6 +531,7 @@ def _every_activation(name: str) -> list[Section]:
         ("sam", {"from": -2, "activation": name}),
         ("avgpool", {}),
         ("scale_channels", {"from": 0, "activation": name}),
+        ("activation", {"activation": name}),
     ]
 
 
@@ -422,6 +547,6 @@ OF_ACTIVATIONS = {
 WITH_ACTIVATIONS = {
     f"every layer with {name}": Micro(_every_activation(name)) for name in ("mish", "swish", "hard_mish", "relu6", "tanh")
 }
-"""Where darknet's own code gives zeros (hard_mish of a shortcut, mish of sam), it is what was meant."""
+"""Where darknet's own code gives zeros (hard_mish of a shortcut, mish of sam and [activation]), it is what was meant."""
 OF_CHANNELS = {f"{channels} channels": Micro([c()], shape=(channels, 7, 9)) for channels in (1, 4)}
 MICRO = {**OF_LAYERS, **OF_ODD_SIZES, **OF_ACTIVATIONS, **WITH_ACTIVATIONS, **OF_CHANNELS}

@@ -19,7 +19,10 @@ def add(commands: groups.Commands) -> None:
         "DARKTRT_ZOO=/media/usb/networks darktrt fetch yolov4 -o networks",
     )
     parser.add_argument("model", metavar="MODEL", nargs="?", help="a network of --list, or samples: two images")
-    listed = "show the networks: input, classes, size, AP on 80 COCO images where it was measured, licence and SHA-256"
+    listed = (
+        "show the networks: input, classes, size, AP on 80 COCO images where it was measured, AP or AP50 on COCO that the "
+        "network's repository reports, licence and SHA-256"
+    )
     parser.add_argument("--list", action="store_true", help=listed)
     parser.add_argument("-o", "--output", default=".", metavar="FOLDER", help="where the files go (default: here)")
     parser.set_defaults(run=_fetch)

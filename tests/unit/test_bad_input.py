@@ -159,9 +159,13 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
         net() + head() + section("route", layers=0) + yolo(),
         "bad.cfg:23: [yolo] needs a tensor of its own",
     ),
-    "binary weights": (
-        MADE_CFG.replace("pad=1", "pad=1\nxnor=1", 1),
-        "bad.cfg:12: [convolutional] 'xnor=1' changes what the network computes",
+    "coordinates written on a GPU": (
+        MADE_CFG.replace("pad=1", "pad=1\ncoordconv=1", 1),
+        "bad.cfg:12: [convolutional] 'coordconv=1' changes what the network computes",
+    ),
+    "weights of a layer that has others": (
+        MADE_CFG.replace("filters=8", "filters=8\nshare_index=0", 2).replace("\nshare_index=0", "", 1),
+        "bad.cfg:27: [convolutional] has 8 filters of 8 channels, size 3, groups 1, but layer 0, whose",
     ),
 }
 

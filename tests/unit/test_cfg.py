@@ -11,6 +11,9 @@ from helpers import MADE_CFG, conv, head, net, section, yolo
 
 from darktrt.convert.cfg import (
     ACTIVATIONS,
+    Activation,
+    BatchNorm,
+    ChannelPool,
     Convolutional,
     Dropout,
     GlobalAverage,
@@ -21,6 +24,7 @@ from darktrt.convert.cfg import (
     Sam,
     ScaleChannels,
     Shortcut,
+    Unread,
     Upsample,
     Yolo,
     read_cfg,
@@ -161,6 +165,19 @@ def test_silu_is_swish_and_not_selu(tmp_path: Path, text: str) -> None:
         ("[dropout]\nprobability=.5\n", Dropout(2, 22, "dropout", (1,))),
         ("[empty]\n", Dropout(2, 22, "empty", (1,))),
         ("[silence]\n", Dropout(2, 22, "empty", (1,))),
+        ("[softmax]\ngroups=2\ntemperature=3\n", Unread(2, 22, "softmax", (1,))),
+        ("[soft]\n", Unread(2, 22, "softmax", (1,))),
+        ("[cost]\ntype=sse\n", Unread(2, 22, "cost", (1,))),
+        ("[contrastive]\nclasses=1\nyolo_layer=-2\n", Unread(2, 22, "contrastive", (1,))),
+        ("[batchnorm]\n", BatchNorm(2, 22, "batchnorm", (1,))),
+        ("[activation]\n", Activation(2, 22, "activation", (1,), "linear")),
+        ("[activation]\nactivation=silu\n", Activation(2, 22, "activation", (1,), "swish")),
+        ("[maxpool]\nmaxpool_depth=1\nout_channels=3\n", ChannelPool(2, 22, "maxpool", (1,), 3)),
+        ("[maxpool]\nmaxpool_depth=1\nsize=2\n", ChannelPool(2, 22, "maxpool", (1,), 1)),
+        ("[maxpool]\nsize=2\nstride=2\nantialiasing=1\n", Pool(2, 22, "maxpool", (1,), 2, 2, 2, 1, 3)),
+        ("[maxpool]\nsize=2\nstride=2\nantialiasing=2\n", Pool(2, 22, "maxpool", (1,), 2, 2, 2, 1, 2)),
+        ("[upsample]\nstride=-2\n", Upsample(2, 22, "upsample", (1,), 2, 1.0, True)),
+        ("[route_lhalf]\nlayers=-1,0\n", Route(2, 22, "route_lhalf", (1, 0), 2, 0)),
         ("[reorg]\n", Reorg(2, 22, "reorg", (1,), 1, False)),
         ("[reorg]\nstride=2\n", Reorg(2, 22, "reorg", (1,), 2, False)),
         ("[reorg3d]\nstride=2\nreverse=1\n", Reorg(2, 22, "reorg3d", (1,), 2, True)),
@@ -168,6 +185,46 @@ def test_silu_is_swish_and_not_selu(tmp_path: Path, text: str) -> None:
 )
 def test_layers(tmp_path: Path, text: str, record: object) -> None:
     assert layer(tmp_path, text) == record
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("share_index=0\n", {"shares": 0}),
+        ("share_index=-1\n", {"shares": 1}),
+        ("antialiasing=1\n", {"blur": 3}),
+        ("antialiasing=2\n", {"blur": 2}),
+        ("antialiasing=7\n", {"blur": 3}),
+        ("binary=1\ngroups=2\n", {"binary_weights": True, "groups": 2}),
+        ("xnor=1\ngroups=2\n", {"binary_weights": True, "binary_inputs": True, "groups": 1}),
+        ("bin_output=1\n", {"binary_outputs": True}),
+    ],
+)
+def test_options_of_a_convolution(tmp_path: Path, text: str, fields: dict[str, object]) -> None:
+    record = layer(tmp_path, f"[convolutional]\n{text}")
+    assert {name: getattr(record, name) for name in fields} == fields
+    assert record.activation == "logistic"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("behind", "linear"),
+    [
+        (conv(4), True),
+        ("[maxpool]\nsize=2\n", True),
+        ("[route]\nlayers=0\n", True),
+        ("[route]\nlayers=0,1\n", False),
+        ("[shortcut]\nfrom=0\n", False),
+        (conv(4) + "[shortcut]\nfrom=1\n", False),
+        (conv(4) + "[shortcut]\nfrom=0,1\n", True),
+        ("[sam]\nfrom=0\n", False),
+        ("[avgpool]\n[scale_channels]\nfrom=1\n", False),
+    ],
+)
+def test_bin_output_has_no_activation_unless_more_than_signs_is_read(tmp_path: Path, behind: str, linear: bool) -> None:
+    """As darknet switches it off: of a [shortcut] from several layers it looks at the first."""
+    binary = conv(4, activation="leaky", xnor=1, bin_output=1)
+    layers = parsed(tmp_path, net() + conv(4) + binary + behind + head()).layers
+    assert layers[1].activation == ("linear" if linear else "leaky")  # type: ignore[attr-defined]
 
 
 def test_yolo(tmp_path: Path) -> None:
@@ -212,6 +269,7 @@ def test_what_passes_its_input_on_says_so(tmp_path: Path) -> None:
         net() + "[convolutional]\nantialiasing=0\nbinary=0\nxnor=0\nlearning_rate=1\nstopbackward=800\n",
         net() + "[maxpool]\nsize=2\nantialiasing=0\nmaxpool_depth=0\n",
         net() + "[convolutional]\ndontload=0\ndontloadscales=0\nsway=0\ncoordconv=0\n",
+        net(input_calibration="15.7,2.1") + "[convolutional]\nsize=3\nrotate=1\nstretch=1\nstretch_sway=1\nsway=1\n",
     ],
 )
 def test_keys_for_training_and_switched_off_ones_are_passed_over(tmp_path: Path, keys: str) -> None:
@@ -242,10 +300,24 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
             "net.cfg:7: [convolutional] has no 'wobble'; remove it if it only matters for training",
         ),
         # sections
-        (body("[dense]\n"), "net.cfg:6: [dense] is not supported; darktrt knows avgpool, convolutional"),
+        (body("[dense]\n"), "net.cfg:6: [dense] is not supported; darktrt knows activation, avgpool, batchnorm, contrastive"),
         (body("[region]\n"), "net.cfg:6: [region] is the head of YOLOv2, which darktrt does not decode"),
         (body("[Gaussian_yolo]\n"), "net.cfg:6: [Gaussian_yolo] is the head of Gaussian YOLOv3"),
-        (body("[lstm]\n"), "net.cfg:6: [lstm] is not supported"),
+        *(
+            (body(f"[{kind}]\n"), f"net.cfg:6: [{kind}] carries a state from one frame of a video to the next, and darktrt")
+            for kind in ("rnn", "gru", "lstm", "crnn", "conv_lstm", "history")
+        ),
+        *(
+            (
+                body(f"[{kind}]\n"),
+                f"net.cfg:6: [{kind}] is of pjreddie's darknet; AlexeyAB's, whose numbers are those of darktrt",
+            )
+            for kind in ("deconvolutional", "l2norm", "logistic", "iseg")
+        ),
+        (body("[crop]\n"), "net.cfg:6: [crop] cuts the middle out of the image, as in YOLOv1"),
+        (body("[normalization]\n"), "net.cfg:6: [normalization] normalises over neighbouring channels, as in AlexNet"),
+        (body("[lrn]\n"), "net.cfg:6: [lrn] normalises over neighbouring channels, as in AlexNet"),
+        (body("[conv-extract]\n"), "net.cfg:6: [conv-extract] is not supported; darktrt knows activation"),
         (body("[region]\ntree=9k.tree\n"), "net.cfg:7: [region] with 'tree=' is the head of YOLO9000, whose tree of classes"),
         (
             "[net]\nrubbish=1\n[local]\n[connected]\n[detection]\nside=7\n",
@@ -329,27 +401,44 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body(conv(4) + "[scale_channels]\n"), "net.cfg:14: [scale_channels] needs 'from='"),
         # switched on, not supported
         (
-            body("[convolutional]\nxnor=1\n"),
-            "net.cfg:7: [convolutional] 'xnor=1' changes what the network computes and is not "
-            "supported: it makes weights and inputs "
-            "binary (XNOR-Net), and darktrt has no binary convolution",
+            body("[convolutional]\nxnor=1\nsize=3\ndilation=2\n"),
+            "net.cfg:7: [convolutional] has 'xnor=1' with 'dilation', which darknet computes in one way when it trains",
         ),
+        (body("[convolutional]\nxnor=1\nstride_x=2\n"), "[convolutional] has 'xnor=1' with 'stride_x', which darknet computes"),
+        (body("[convolutional]\nxnor=1\nantialiasing=1\n"), "has 'xnor=1' with 'antialiasing', which darknet computes in one"),
         (
-            body("[convolutional]\nantialiasing=1\n"),
-            "'antialiasing=1' changes what the network computes and is not supported: it strides in a blurring convolution",
-        ),
-        (body("[maxpool]\nsize=2\nantialiasing=1\n"), "is not supported: it strides in a blurring convolution of its own"),
-        (
-            body("[maxpool]\nsize=2\nmaxpool_depth=1\n"),
-            "'maxpool_depth=1' changes what the network computes and is not supported: it pools over channels, and darktrt",
+            body("[maxpool]\nsize=2\nantialiasing=1\nmaxpool_depth=1\n"),
+            "net.cfg:8: [maxpool] has 'maxpool_depth' with 'antialiasing', and darknet does not compute the blur",
         ),
         (
             body("[convolutional]\nshare_index=0\n"),
-            "'share_index=0' changes what the network computes and is not supported: it computes "
-            "with the weights of another layer",
+            "net.cfg:7: [convolutional] 'share_index' names layer 0, which is not before layer 0; no layer precedes it",
         ),
-        (body("[convolutional]\ndontload=1\n"), "'dontload=1' changes what the network computes"),
-        (body("[maxpool]\nsize=2\ndontloadscales=1\n"), "'dontloadscales=1' changes what the network computes"),
+        (body("[upsample]\nstride=0\n"), "net.cfg:7: [upsample] 'stride=0' must not be 0"),
+        (
+            body("[convolutional]\nflipped=1\n"),
+            "'flipped=1' changes what the network computes and is not supported: its weights are stored transposed",
+        ),
+        (
+            body("[convolutional]\ncoordconv=1\n"),
+            "'coordconv=1' changes what the network computes and is not supported: darknet writes coordinates over its outputs",
+        ),
+        (
+            body("[softmax]\ntree=9k.tree\n"),
+            "'tree=9k.tree' changes what the network computes and is not supported: it is of YOLO9000",
+        ),
+        (
+            net() + conv(4) + head(**{"from": "1,2"}),
+            "[yolo] 'from=1,2' changes what the network computes and is not supported: the",
+        ),
+        (
+            body("[convolutional]\ndontload=1\n"),
+            "'dontload=1' changes what the network computes and is not supported: its weights are not in the .weights file",
+        ),
+        (
+            body("[maxpool]\nsize=2\ndontloadscales=1\n"),
+            "'dontloadscales=1' changes what the network computes and is not supported: its batch normalisation is not in",
+        ),
         # heads
         (
             net() + conv(4) + head(mask="0,6"),

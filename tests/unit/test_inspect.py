@@ -100,6 +100,26 @@ def test_the_layers_of_a_cfg_in_words(tmp_path: Path) -> None:
     ]
 
 
+def test_rare_sections_of_a_cfg_in_words(tmp_path: Path) -> None:
+    text = net(96, 64) + conv(8, stride=2, antialiasing=1) + conv(8, xnor=1) + conv(8, share_index=-1, binary=1)
+    text += section("maxpool", size=2, antialiasing=2) + section("maxpool", maxpool_depth=1, out_channels=4)
+    text += section("activation", activation="elu") + section("batchnorm") + section("route_lhalf", layers="-1,-2")
+    (tmp_path / "a.cfg").write_text(text + head())
+    rows = describe_cfg(tmp_path / "a.cfg").split("output\n")[1].splitlines()
+    assert [row[31:65].strip() for row in rows] == [
+        "3x3/2 mish blurred 3x3",
+        "3x3/1 mish binary",
+        "3x3/1 mish binary weights of 1",
+        "blurred 2x2",
+        "to 4 channels",
+        "elu",
+        "",
+        "of 6, 5 group 0 of 2",
+        "1x1/1 linear",
+        "",
+    ]
+
+
 def test_the_size_of_weights_is_in_mebibytes(tmp_path: Path) -> None:
     (tmp_path / "a.weights").write_bytes(weights_bytes(np.zeros(300_000)))
     assert "parameters       300,000 (1.1 MiB)" in describe_weights(tmp_path / "a.weights")

@@ -16,16 +16,21 @@ from helpers import (
     Made,
     as_float,
     batch_of_images,
+    conv,
     files_in,
+    head,
     make,
+    net,
     relative_error,
     run,
+    section,
     thresholds,
     with_outputs,
 )
 from onnx import TensorProto, numpy_helper
 from PIL import Image
 
+from darktrt.calib.bias_correction import ChannelMeans
 from darktrt.calib.graph import tensors_to_calibrate
 from darktrt.calib.table import CalibrationTable
 from darktrt.cli import main
@@ -150,6 +155,65 @@ def test_tensorrt_for_rtx_builds_int8(made: Made, scales: dict[str, np.float32],
     asked = asked_for(lowered)
     assert sorted(asked.values()) == [False] * 3 + [True] * 6
     assert {one.node: one.int8 for one in convolution_precisions(layers, asked, RTX)} == asked
+
+
+# --- sections and options that few networks have ---
+
+
+RARE_CFG = (
+    net(96, 64)
+    + conv(8, stride=2, antialiasing=1)
+    + conv(16, activation="leaky")
+    + conv(16, activation="leaky")
+    + conv(16, activation="relu", share_index=2)
+    + section("batchnorm")
+    + section("activation", activation="swish")
+    + section("maxpool", size=2, stride=2, antialiasing=2)
+    + conv(16, activation="leaky", xnor=1, bin_output=1)
+    + conv(32, activation="leaky", xnor=1)
+    + section("maxpool", maxpool_depth=1, out_channels=16)
+    + conv(16, stride=1, binary=1)
+    + section("route_lhalf", layers="-1,-2")
+    + conv(16)
+    + section("upsample", stride=-2)
+    + head()
+)
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make(tmp_path_factory.mktemp("rare"), RARE_CFG, batch=(1, 3, 3))
+
+
+def test_convolutions_that_share_weights_share_them_in_int8_too(rare: Made) -> None:
+    """Their inputs differ, and with them the corrections of their biases."""
+    scales = scales_of(rare)
+    names = [node.input[0] for node in convolutions(rare.model())]
+    means = {name: ChannelMeans(np.full(16, 0.1), np.full(16, 0.2 + i)) for i, name in enumerate(names[3:5])}
+    calibration = Calibration(scales, (), means)
+    model, _ = transform(rare.model(), rare.info, SurgeryOptions(head="raw", input="float", calibration=calibration))
+    onnx.checker.check_model(model, full_check=True)
+    first, second = convolutions(model)[3:5]
+    assert [first.name, second.name] == ["/layers.2/Conv", "/layers.3/Conv"]
+    assert first.input[1] == second.input[1] == "model.layers.2.weight_dequantized"
+    stored = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+    assert not np.array_equal(stored[first.input[2]], stored[second.input[2]])
+    assert sum(node.output[0] == first.input[1] for node in model.graph.node) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_tensorrt_for_rtx_builds_rare_sections(rare: Made, precision: Any) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed (pip install tensorrt-rtx)")
+    table = scales_of(rare)
+    calibration = Calibration({**table, "images_float": table["images"]}) if precision == "int8" else None
+    model, report = transform(rare.model(), rare.info, SurgeryOptions())
+    lowered = lower(model, report.info, RTX, precision, calibration)
+    onnx.checker.check_model(lowered, full_check=True)
+    plan, layers, _ = build(lowered.SerializeToString(), report.info, RTX, BuildOptions(precision))
+    assert len(plan) > 10_000
+    if calibration:
+        asked = asked_for(lowered)
+        assert {one.node: one.int8 for one in convolution_precisions(layers, asked, RTX)} == asked
 
 
 # --- forms of Mish ---

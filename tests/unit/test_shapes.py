@@ -49,6 +49,13 @@ def test_shapes_of_the_made_network(tmp_path: Path) -> None:
         (section("avgpool"), "3 x 1 x 1"),
         (section("upsample", stride=3), "3 x 27 x 39"),
         (section("dropout"), "3 x 9 x 13"),
+        (section("batchnorm"), "3 x 9 x 13"),
+        (section("activation"), "3 x 9 x 13"),
+        (conv(4, 3, 2, antialiasing=1), "4 x 5 x 7"),
+        (conv(4, 3, 2, antialiasing=2), "4 x 4 x 6"),
+        (section("maxpool", size=2, stride=2, antialiasing=1), "3 x 5 x 7"),
+        (section("maxpool", size=3, stride=2, antialiasing=2), "3 x 4 x 6"),
+        (section("maxpool", size=2, stride=2, maxpool_depth=1, out_channels=2), "2 x 9 x 13"),
     ],
 )
 def test_a_layer_on_9_rows_and_13_columns(tmp_path: Path, text: str, shape: str) -> None:
@@ -66,6 +73,11 @@ def test_a_layer_on_9_rows_and_13_columns(tmp_path: Path, text: str, shape: str)
         (net(8, 4) + head(), 24 * 8 * 4, "would output 24 x 4 x 8, more than 2 GiB for one image; is a number here mistyped?"),
         (net(8, 4) + conv(10, 9) + head(), 10 * 3 * 9 * 9, "with 10 filters of size 9 has 2 GiB of weights; is a number"),
         (net(8, 4) + conv(12, 9, groups=3) + head(), 12 * 1 * 9 * 9, "with 12 filters of size 9 has 2 GiB of weights"),
+        (
+            net(8, 4) + conv(12, 3, 2, antialiasing=1) + head(),
+            12 * 8 * 4,
+            "would blur 12 x 4 x 8, more than 2 GiB for one image; is a number here mistyped?",
+        ),
         (
             net(8, 4) + section("maxpool", size=13, stride=1) + head(),
             3 * 20 * 16,
@@ -119,6 +131,21 @@ MISFITS = [
     (conv(500_000), "[convolutional] would output 500000 x 64 x 64, more than 2 GiB for one image"),
     (conv(4, 99_999), "[convolutional] with 4 filters of size 99999 has 2 GiB of weights; is a number mistyped?"),
     (section("maxpool", size=99_999), "[maxpool] of size 99999 pads 3 x 64 x 64 to more than 2 GiB"),
+    (
+        conv(4) + conv(6, share_index=0),
+        "[convolutional] has 6 filters of 4 channels, size 3, groups 1, but layer 0, whose weights",
+    ),
+    (
+        conv(4) + conv(4) + conv(4, 1, share_index=1),
+        "has 4 filters of 4 channels, size 1, groups 1, but layer 1, whose weights",
+    ),
+    (section("maxpool", size=2) + conv(4, share_index=0), "shares the weights of layer 0, a [maxpool]; they must be a"),
+    (
+        section("softmax") + conv(4),
+        "reads layer 0, a [softmax], whose output is no image in darknet; put a [route] to an earlier",
+    ),
+    (section("maxpool", size=2, maxpool_depth=1, out_channels=4), "pools 3 channels to 'out_channels=4'"),
+    (section("upsample", stride=-3), "[upsample] with 'stride=-3' needs rows and columns that 3 divides, not 3 x 64 x 64"),
     (section("upsample", stride=9_999), "[upsample] would output 3 x 639936 x 639936, more than 2 GiB for one image"),
 ]
 
@@ -159,6 +186,39 @@ def test_weights_in_file_order(tmp_path: Path) -> None:
         [("weight", (3, 6))],
     ]
     assert parameter_count(network) == 24 + 162 + 6 + 108 + 18 + 24 + 24 * 6
+
+
+def test_weights_of_other_layers_and_of_batchnorm(tmp_path: Path) -> None:
+    text = conv(6) + conv(6) + conv(6, share_index=1) + conv(6, normalize=0, share_index=-1) + section("batchnorm")
+    network = network_of(tmp_path, net() + text + section("softmax") + section("route", layers=4) + head())
+    shapes = infer_shapes(network)
+    arrays = [[(a.role, a.shape) for a in weight_arrays(network, shapes, layer)] for layer in network.layers[:6]]
+    normalization = [("bias", (6,)), ("scale", (6,)), ("mean", (6,)), ("variance", (6,))]
+    assert arrays[1] == [*normalization, ("weight", (6, 6, 3, 3))]
+    assert arrays[2:] == [[], [], normalization, []]
+    assert [network.owner(layer).index for layer in network.layers[:5]] == [0, 1, 1, 1, 4]
+
+
+def test_a_network_is_charged_for_what_a_blur_reads_and_for_shared_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bytes_of(text: str) -> int:
+        network, found = network_of(tmp_path, net() + text + head()), []
+        monkeypatch.setattr(shapes, "network_bytes", lambda weights, tensors: found.append((weights, tensors)) or 0)
+        infer_shapes(network)
+        return found[0]
+
+    blurred, strided = bytes_of(conv(64, 3, 4, antialiasing=1)), bytes_of(conv(64, 3, 4))
+    assert blurred[0] == strided[0]
+    assert blurred[1] == 4 * 64 * (64 * 64 + 16 * 16) + 4 * 3 * 64 * 64 - 4 * 3 * 64 * 64
+    assert bytes_of(2 * conv(3) + conv(3, share_index=1))[0] == bytes_of(3 * conv(3))[0]
+
+
+def test_gflops_of_a_blurred_convolution_are_those_before_its_blur(tmp_path: Path) -> None:
+    counts = [gflops(network_of(tmp_path, net() + text + head())) for text in (conv(8, antialiasing=1), conv(8))]
+    assert counts[0] == counts[1]
+    strided = gflops(network_of(tmp_path, net() + conv(8, stride=2, antialiasing=1) + head()))
+    assert strided == pytest.approx((2 * 8 * 27 * 64 * 64 + 2 * 24 * 8 * 32 * 32) / 1e9)
 
 
 def test_gflops_count_two_a_multiplication(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from helpers import MADE_CFG, Array, Made, conv, files_in, head, net, section, w
 
 from darktrt.convert.cfg import Network, read_cfg
 from darktrt.convert.model import random_weights
-from darktrt.convert.weights import WeightReader, fold, initial_weights, parameter_count, read_weights, write_weights
+from darktrt.convert.weights import WeightReader, binarize, fold, initial_weights, parameter_count, read_weights, write_weights
 from darktrt.errors import DarktrtError
 
 TEXT = net() + conv(4) + section("convolutional", filters=6, size=1) + head()
@@ -157,6 +157,28 @@ def test_the_file_is_what_darknet_writes(network: Network, tmp_path: Path) -> No
     assert WeightReader(tmp_path / "a.weights").left == COUNT
 
 
+def test_a_layer_that_shares_weights_has_none_in_the_file(tmp_path: Path) -> None:
+    text = conv(4) + conv(4) + conv(4, share_index=-1, activation="leaky") + section("batchnorm")
+    (tmp_path / "net.cfg").write_text(net() + text + head())
+    network = read_cfg(tmp_path / "net.cfg")
+    count = (4 * 4 + 4 * 27) + (4 * 4 + 4 * 36) + 4 * 4 + (24 + 24 * 4)
+    assert parameter_count(network) == count
+    weights = read_weights(written(network, weights_bytes(np.arange(count))), network)
+    assert not weights[2]
+    assert {role: float(array.flat[0]) for role, array in weights[3].items()} == {
+        "bias": 284,
+        "scale": 288,
+        "mean": 292,
+        "variance": 296,
+    }
+    assert "1 floats left after the last layer" in refused(network, weights_bytes(np.zeros(count + 1)))
+    assert "its weight needs 96 floats, 95 are left" in refused(network, weights_bytes(np.zeros(count - 1)))
+    drawn = random_weights(network, 0)
+    assert [len(values) for values in drawn[:4]] == [5, 5, 0, 4]
+    write_weights(tmp_path / "drawn.weights", network, drawn)
+    assert (tmp_path / "drawn.weights").stat().st_size == 20 + 4 * count
+
+
 def test_a_missing_folder_leaves_nothing(network: Network, tmp_path: Path) -> None:
     before = files_in(tmp_path)
     with pytest.raises(DarktrtError, match=r"a\.weights: cannot write: No such file or directory"):
@@ -220,6 +242,12 @@ def test_folding_is_normalising_with_epsilon_inside_the_root(variance: float) ->
         expected = (plain - wide["mean"][k]) / np.sqrt(wide["variance"][k] + 0.00001) * wide["scale"][k] + wide["bias"][k]
         terms = np.abs(weight[k] * patch).sum() + abs(bias[k])
         assert abs((weight[k].astype(np.float64) * patch).sum() + bias[k] - expected) < 1e-6 * terms
+
+
+def test_signs_and_means_of_weights() -> None:
+    signs, means = binarize(np.array([[[[1.5, -0.5]], [[0, -2]]], [[[0, 0]], [[0, 0]]]], np.float32))
+    np.testing.assert_array_equal(signs, [[[[1, -1]], [[-1, -1]]], [[[-1, -1]], [[-1, -1]]]])
+    np.testing.assert_array_equal(means, [1, 0])
 
 
 def test_without_normalisation_nothing_changes() -> None:

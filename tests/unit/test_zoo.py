@@ -254,18 +254,37 @@ def test_the_packaged_cfg_is_yolov4_tiny() -> None:
 def test_the_list_shows_every_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fetch", "--list"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["network", "input", "classes", "MB", "AP", "licence", "SHA-256", "of", "the", "weights"]
+    assert head.split() == ["network", "input", "classes", "MB", "AP", "reported", "licence", "SHA-256", "of", "the", "weights"]
     assert [row.split()[0] for row in rows] == list(MODELS)
     digest = "cf9fbfd0f6d4869b35762f56100f50ed05268084078805f0e7989efe5bb8ca87"
-    assert rows[0].split() == f"yolov4-tiny 416x416 80 24.25 .2964 YOLO LICENSE (public domain) {digest}".split()
-    assert rows[1].split()[1:5] == ["608x608", "80", "257.72", "-"]
+    assert rows[0].split() == f"yolov4-tiny 416x416 80 24.25 .2964 AP50 .402 YOLO LICENSE (public domain) {digest}".split()
+    assert rows[1].split()[1:7] == ["608x608", "80", "257.72", "-", "AP", ".435"]
+    assert rows[-1].split()[4:6] == ["-", "-"]
 
 
 def test_addresses_are_of_one_commit() -> None:
-    """What a branch holds changes; the files that were tried are those of a commit or a release."""
+    """What a branch holds changes; files are those of a commit, or of a release, which is where weights over 100 MB can be."""
+    of_a_release = {"yolov3", "yolov3-tiny", "yolov4-csp"}
     for name, model in MODELS.items():
-        if not name.startswith("yolov4"):
-            assert all(re.search(r"/[0-9a-f]{40}/.*\.(cfg|weights)$", asset.url) for asset in (model.cfg, model.weights)), name
+        if name not in ("yolov4", "yolov4-tiny"):
+            assert re.search(r"/[0-9a-f]{40}/.*\.cfg$", model.cfg.url), name
+            place = r"/releases/download/\w[\w.]*/" if name in of_a_release else r"/[0-9a-f]{40}/.*"
+            assert re.search(place + r"[\w.-]+\.weights$", model.weights.url), name
+
+
+OF_DARKNET = [name for name in ("yolov4", "yolov4-csp", "yolov3", "yolov3-tiny") if (SHARED / "zoo" / f"{name}.cfg").is_file()]
+
+
+@pytest.mark.skipif(not OF_DARKNET, reason="needs the cfgs of shared/zoo")
+@pytest.mark.parametrize("name", OF_DARKNET)
+def test_a_network_of_darknet_is_what_the_table_says(name: str) -> None:
+    """Its weights are as large as its cfg asks for: a header of 20 bytes and the floats."""
+    model, cfg = MODELS[name], SHARED / "zoo" / f"{name}.cfg"
+    assert sha256_of(cfg) == model.cfg.sha256
+    network = read_cfg(cfg)
+    assert (network.width, network.height) == model.input_size
+    assert {layer.classes for layer in network.layers if isinstance(layer, Yolo)} == {model.classes}
+    assert 4 * parameter_count(network) + 20 == model.weights_bytes
 
 
 PEERS = [name for name in MODELS if (SHARED / "peers" / name).is_dir()]
