@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 # Before NumPy and torch are imported, and for the commands that tests start. The networks are small; threads that wait for each
 # other in a loop, beside the other processes of pytest, take four times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Otherwise each of those commands, and each worker of a cluster, compiles all of darktrt anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 import pytest
 from helpers import MADE_CFG, Made, labelled_images, make, report_on_everything
