@@ -22,7 +22,7 @@ def weights_of(raws: Mapping[str, NDArray[Any]], heads: Sequence[HeadInfo]) -> W
     """The best score (objectness times class) of any anchor at each position, on the finest head's grid, in twentieths.
 
     Args:
-        raws: the heads' raw tensors by name, ``(N, anchors * (5 + classes), rows, columns)``.
+        raws: the heads' raw tensors by name, ``(N, channels, rows, columns)``.
     """
     maps = [_best_scores(raws[head.tensor], head) for head in heads]
     rows, columns = (max(m.shape[axis] for m in maps) for axis in (1, 2))
@@ -33,8 +33,13 @@ def weights_of(raws: Mapping[str, NDArray[Any]], heads: Sequence[HeadInfo]) -> W
 def _best_scores(raw: NDArray[Any], head: HeadInfo) -> NDArray[np.float32]:
     batch, _, rows, columns = raw.shape
     boxes = raw.reshape(batch, len(head.anchors), -1, rows, columns)
-    logits = np.stack([boxes[:, :, 4], boxes[:, :, 5:].max(axis=2)])
-    objectness, classes = logits if head.new_coords else _logistic(logits)
+    best = boxes[:, :, 5:].max(axis=2)
+    if head.kind == "region":
+        # the best probability of a softmax is 1 / sum(exp(logit - best logit))
+        objectness, classes = _logistic(boxes[:, :, 4]), 1 / np.exp(boxes[:, :, 5:] - best[:, :, np.newaxis]).sum(axis=2)
+    else:
+        logits = np.stack([boxes[:, :, 4], best])
+        objectness, classes = logits if head.new_coords else _logistic(logits)
     scores: NDArray[np.float32] = np.clip((objectness * classes).max(axis=1), 0, 1)
     return np.nan_to_num(scores)
 

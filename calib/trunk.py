@@ -92,7 +92,7 @@ class OpenTrunk:
 
     def _check(self, values: Arrays) -> None:
         trunk = self.trunk
-        channels = {head.tensor: len(head.anchors) * (5 + head.classes) for head in trunk.info.heads}
+        channels = {head.tensor: head.channels for head in trunk.info.heads}
         for name, value in values.items():
             maps = value.dtype.kind == "f" and value.ndim == 4 and len(value) == trunk.least and value.size
             if not maps or value.shape[1] != channels.get(name, value.shape[1]):

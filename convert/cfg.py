@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import TEXT_BYTES, read_bytes
-from darktrt.metadata import NmsKind
+from darktrt.metadata import HeadKind, NmsKind, anchor_channels
 
 if TYPE_CHECKING:
     from darktrt.convert.shapes import Shape
@@ -181,15 +181,26 @@ class Reorg(Layer):
 
 @dataclass(frozen=True)
 class Yolo(Layer):
+    """A head: [yolo] or [region]."""
+
     mask: tuple[int, ...]
     anchors: tuple[tuple[float, float], ...]
-    """All anchors (width, height) in pixels of the network input; the head uses those of ``mask``."""
+    """All anchors (width, height), in pixels of the network input or, of a [region], in cells.
+
+    The head uses those of ``mask``.
+    """
     classes: int
     scale_x_y: float
     new_coords: bool
     nms_kind: NmsKind
     beta_nms: float
     iou_thresh: float
+    head_kind: HeadKind = "yolo"
+
+    @property
+    def anchor_channels(self) -> int:
+        """The channels of each anchor."""
+        return anchor_channels(self.head_kind, self.classes)
 
 
 @dataclass(frozen=True)
@@ -220,6 +231,18 @@ class Network:
 
         return infer_shapes(self)
 
+    def anchors(self, head: Yolo) -> tuple[tuple[float, float], ...]:
+        """The anchors (width, height) of the mask of a head, in pixels of the network input.
+
+        Raises:
+            DarktrtError: as :attr:`shapes`.
+        """
+        chosen = tuple(head.anchors[m] for m in head.mask)
+        if head.head_kind != "region":
+            return chosen
+        cells = self.shapes[head.index]
+        return tuple((w * self.width / cells.width, h * self.height / cells.height) for w, h in chosen)
+
     def resized(self, width: int, height: int) -> Network:
         """The same network for another input size."""
         return replace(self, width=width, height=height)
@@ -248,7 +271,7 @@ def read_cfg(path: str | Path) -> Network:
         layers.append(_layer(_Options(str(path), section), index))
     layers = _without_needless_activations(layers)
     if not any(isinstance(layer, Yolo) for layer in layers):
-        raise DarktrtError(f"{path}: has no [yolo] section; darktrt converts YOLO detectors")
+        raise DarktrtError(f"{path}: has no [yolo] or [region] section; darktrt converts YOLO detectors")
     return Network(str(path), width, height, channels, letter_box, tuple(layers))
 
 
@@ -653,6 +676,27 @@ def _yolo(options: _Options, position: _Position) -> Yolo:
     )
 
 
+def _region(options: _Options, position: _Position) -> Yolo:
+    """The head of YOLOv2 (``get_region_boxes`` in region_layer.c): anchors are in cells, and NMS is plain."""
+    total = options.positive("num", 1)
+    if options.integer("softmax", 0) == 0:
+        raise options.error(_NO_SOFTMAX, "softmax")
+    if options.integer("classfix", 0) == -1:
+        raise options.error("'classfix=-1' drops every box with an objectness below .5, which darktrt does not", "classfix")
+    return Yolo(
+        *position.at(position.previous),
+        mask=tuple(range(total)),
+        anchors=_anchors(options, total, "cells"),
+        classes=_classes(options),
+        scale_x_y=1.0,
+        new_coords=False,
+        nms_kind="plain",
+        beta_nms=0.6,
+        iou_thresh=1.0,
+        head_kind="region",
+    )
+
+
 def _classes(options: _Options) -> int:
     value = options.positive("classes", 20)
     if value > MOST_CLASSES:
@@ -667,15 +711,15 @@ def _scale_x_y(options: _Options) -> float:
     return value
 
 
-def _anchors(options: _Options, total: int) -> tuple[tuple[float, float], ...]:
+def _anchors(options: _Options, total: int, unit: str = "pixels") -> tuple[tuple[float, float], ...]:
     numbers = options.reals("anchors")
     if len(numbers) < 2 * total:
         fault = f"'anchors' has {len(numbers)} numbers, but 'num={total}' needs {2 * total}"
-        darknet = "; darknet would take 0.5 pixels for each that lacks, which is hardly meant; write all"
+        darknet = f"; darknet would take 0.5 {unit} for each that lacks, which is hardly meant; write all"
         raise options.error(fault + darknet + options.comma("anchors"), "anchors")
     pairs = tuple(zip(numbers[0 : 2 * total : 2], numbers[1 : 2 * total : 2], strict=True))
     if min(map(min, pairs)) <= 0:
-        raise options.error("'anchors' must be greater than 0 (width, height in pixels of the network input)", "anchors")
+        raise options.error(f"'anchors' must be greater than 0 (width, height in {unit} of the network input)", "anchors")
     return pairs
 
 
@@ -700,6 +744,7 @@ _PARSERS: dict[str, Callable[[_Options, _Position], Layer]] = {
     "reorg": _reorg,
     "reorg3d": _reorg,
     "yolo": _yolo,
+    "region": _region,
 }
 _ALIASES = {
     "conv": "convolutional",
@@ -711,13 +756,15 @@ _ALIASES = {
     "soft": "softmax",
     "lrn": "normalization",
 }
-_ONLY_YOLO = "convert a network with [yolo] heads (YOLOv3 and later)"
+_ONLY_YOLO = "convert a network with [yolo] or [region] heads (YOLOv2 and later)"
 _REFUSED_HEADS = {
     "detection": f"is the head of YOLOv1, which darktrt does not decode; {_ONLY_YOLO}",
-    "region": f"is the head of YOLOv2, which darktrt does not decode; {_ONLY_YOLO}",
     "Gaussian_yolo": f"is the head of Gaussian YOLOv3, whose uncertainties darktrt does not decode; {_ONLY_YOLO}",
 }
 _REFUSED_TREE = f"with 'tree=' is the head of YOLO9000, whose tree of classes darktrt does not decode; {_ONLY_YOLO}"
+_NO_SOFTMAX = (
+    "needs 'softmax=1': without it the scores of classes are raw numbers to AlexeyAB's darknet, and logistic ones to Redmon's"
+)
 _RECURRENT = "carries a state from one frame of a video to the next, and darktrt converts networks that see one image at a time"
 _PJREDDIE = "is of pjreddie's darknet; AlexeyAB's, whose numbers are those of darktrt, does not know it"
 _YOLOR = "is of YOLOR's PyTorch code, not of darknet, and darktrt lacks it: {}"
@@ -758,12 +805,15 @@ _REFUSED: dict[str, dict[str, int | None]] = {
     "convolutional": {"flipped": 0, "coordconv": 0},
     "softmax": {"tree": None},
     "yolo": {"from": None},
+    "region": {"coords": 4, "background": 0},
 }
 _WHY = {
     "dontload": "its weights are not in the .weights file, and darknet takes random ones",
     "dontloadscales": "its batch normalisation is not in the .weights file",
     "flipped": "its weights are stored transposed, and no detector that darktrt knows of has them so",
     "coordconv": "darknet writes coordinates over its outputs on a GPU and not on a CPU, so there are two results",
+    "coords": "the head of a detector has x, y, width and height",
+    "background": "it takes the softmax over the background too, in place of objectness",
     "from": "the PyTorch code of ultralytics fuses heads by it (ASFF), which darknet does not know",
     "tree": "it is of YOLO9000, whose tree of classes darktrt does not know",
 }
@@ -780,6 +830,12 @@ _IGNORED: dict[str, frozenset[str]] = {
             "cls_normalizer delta_normalizer uc_normalizer iou_loss iou_thresh_kind jitter resize focal_loss ignore_thresh "
             "truth_thresh random track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm embedding_layer "
             "map yolo_point beta1"
+        ).split()
+    ),
+    "region": frozenset(
+        (
+            "max log sqrt focal_loss jitter resize rescore thresh absolute random coord_scale object_scale "
+            "noobject_scale mask_scale class_scale bias_match map"
         ).split()
     ),
 }

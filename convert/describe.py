@@ -34,9 +34,9 @@ def describe_cfg(path: str | Path) -> str:
     ]
     for i, (layer, shape) in enumerate(zip(network.layers, shapes, strict=True)):
         if isinstance(layer, Yolo):
-            anchors = " ".join(f"{w:g}x{h:g}" for w, h in (layer.anchors[m] for m in layer.mask))
+            anchors = " ".join(f"{w:g}x{h:g}" for w, h in network.anchors(layer))
             nms = f"{layer.nms_kind} NMS" + (f", beta {layer.beta_nms:g}" if layer.nms_kind == "diounms" else "")
-            coordinates = "new_coords, " if layer.new_coords else ""
+            coordinates = "softmax, " if layer.head_kind == "region" else "new_coords, " if layer.new_coords else ""
             lines.append(
                 f"head          layer {i}, line {layer.line}: {shape.width} x {shape.height} cells, anchors {anchors}, "
                 f"{layer.classes} classes, {coordinates}scale_x_y {layer.scale_x_y:g}, {nms}"

@@ -130,13 +130,14 @@ def detector_info(
         HeadInfo(
             tensor=tensors[layer.sources[0]],
             line=layer.line,
-            anchors=tuple(layer.anchors[m] for m in layer.mask),
+            anchors=network.anchors(layer),
             mask=layer.mask,
             classes=layer.classes,
             scale_x_y=layer.scale_x_y,
             new_coords=layer.new_coords,
             rows=shapes[layer.index].height,
             columns=shapes[layer.index].width,
+            kind=layer.head_kind,
         )
         for layer in yolos
     )
@@ -161,7 +162,7 @@ def detector_info(
 def tensor_names(network: Network) -> dict[int, str]:
     """The ONNX tensor that holds each layer's output, by index.
 
-    What a [yolo] reads is ``head0_raw``, ``head1_raw``, ... in cfg order, and the [yolo] itself goes by that name too; any
+    What a head reads is ``head0_raw``, ``head1_raw``, ... in cfg order, and the head itself goes by that name too; any
     other layer is ``layer{index}``, and one that only passes its input on has its source's name.
 
     Raises:

@@ -371,7 +371,7 @@ class Reorganization(DarknetLayer):
 
 
 class YoloHead(DarknetLayer):
-    """Decodes one head (``get_yolo_box`` in darknet's yolo_layer.c).
+    """Decodes one head (``get_yolo_box`` in darknet's yolo_layer.c, ``get_region_box`` in region_layer.c).
 
     From the raw tensor ``(N, A * (5 + classes), H, W)`` to ``(N, A * H * W, 4 + classes)``: x1 y1 x2 y2 in pixels of the
     network input, then objectness times class; anchor-major, then rows, then columns.
@@ -384,7 +384,7 @@ class YoloHead(DarknetLayer):
     def __init__(self, layer: cfg.Yolo, source: Shape, network: cfg.Network) -> None:
         super().__init__()
         self.record, self.source = layer, source
-        sizes = torch.tensor([layer.anchors[m] for m in layer.mask])
+        sizes = torch.tensor(network.anchors(layer))
         self.register_buffer("anchors", sizes.reshape(-1, 2, 1), persistent=False)
         rows, columns = torch.meshgrid(torch.arange(source.height), torch.arange(source.width), indexing="ij")
         grid = torch.stack([columns.reshape(-1), rows.reshape(-1)])
@@ -394,14 +394,15 @@ class YoloHead(DarknetLayer):
         self.register_buffer("cell", cell, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        fields, count = 5 + self.record.classes, len(self.record.mask)
+        fields, count = self.record.anchor_channels, len(self.record.mask)
         raw = x.reshape(-1, count, fields, self.source.height * self.source.width)
         if self.record.new_coords:
             active, sizes = raw, (2 * raw[:, :, 2:4]).square() * self.anchors
         else:
             active, sizes = torch.sigmoid(raw), torch.exp(raw[:, :, 2:4]) * self.anchors
         centres = (active[:, :, 0:2] * self.record.scale_x_y + self.corner) * self.cell
-        scores = active[:, :, 4:5] * active[:, :, 5:]
+        classes = torch.softmax(raw[:, :, 5:], 2) if self.record.head_kind == "region" else active[:, :, 5:]
+        scores = active[:, :, 4:5] * classes
         decoded = torch.cat([centres - sizes / 2, centres + sizes / 2, scores], 2)
         boxes = count * self.source.height * self.source.width
         return decoded.transpose(2, 3).reshape(-1, boxes, 4 + self.record.classes)

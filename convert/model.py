@@ -120,7 +120,7 @@ def random_weights(network: Network, seed: int) -> list[LayerWeights]:
         if isinstance(module, Convolution) and values:
             _fit_convolution(module, values, inputs[0])
             if layer.index in heads:
-                values["bias"][4 :: 5 + heads[layer.index].classes] -= _OBJECTNESS_DROP
+                values["bias"][4 :: heads[layer.index].anchor_channels] -= _OBJECTNESS_DROP
         elif isinstance(module, BatchNormalization):
             _fit_variance(values, inputs[0])
         fitted.append(values)

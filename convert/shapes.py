@@ -89,8 +89,9 @@ def _check_sources(network: Network, layer: Layer) -> None:
     for source in layer.sources:
         read = network.layers[source] if source >= 0 else None
         if isinstance(read, (Yolo, Unread)):
-            what = "a [yolo] head" if isinstance(read, Yolo) else f"a [{read.kind}], whose output is no image in darknet"
-            raise network.error(layer, f"reads layer {source}, {what}; put a [route] to an earlier layer before it")
+            what = " head" if isinstance(read, Yolo) else ", whose output is no image in darknet"
+            fault = f"reads layer {source}, a [{read.kind}]{what}"
+            raise network.error(layer, f"{fault}; put a [route] to an earlier layer before it")
 
 
 def _check_shared(network: Network, shapes: Sequence[Shape], layer: Layer) -> None:
@@ -280,11 +281,12 @@ def _(layer: Reorg, inputs: Sequence[Shape]) -> Shape:
 
 @output_shape.register
 def _(layer: Yolo, inputs: Sequence[Shape]) -> Shape:
-    wanted = len(layer.mask) * (5 + layer.classes)
+    wanted, own = len(layer.mask) * layer.anchor_channels, layer.anchor_channels - layer.classes
     if inputs[0].channels != wanted:
+        anchors = "num" if layer.head_kind == "region" else "mask"
         raise _MisfitError(
-            f"reads {inputs[0].channels} channels, but {len(layer.mask)} anchors x (5 + {layer.classes} classes) need {wanted};"
-            " set 'filters' of the [convolutional] before it, or 'classes' and 'mask' here"
+            f"reads {inputs[0].channels} channels, but {len(layer.mask)} anchors x ({own} + {layer.classes} classes) need "
+            f"{wanted}; set 'filters' of the [convolutional] before it, or 'classes' and '{anchors}' here"
         )
     return inputs[0]
 

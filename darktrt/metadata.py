@@ -28,6 +28,8 @@ SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 
 ResizePolicy = Literal["stretch", "letterbox"]
 NmsKind = Literal["plain", "greedynms", "diounms"]
+HeadKind = Literal["yolo", "region"]
+"""The sections that end a detector. Their order is that of the numbers of ``head_kinds`` in :mod:`darktrt.plugins.ops`."""
 HeadForm = Literal["decoded", "raw", "decode", "nms"]
 InputForm = Literal["uint8", "float", "image"]
 MishForm = Literal["plugin", "fused", "native", "auto"]
@@ -77,9 +79,14 @@ def _in_order(sizes: ImageSizes) -> bool:
     return len(sizes) == 3 and all(1 <= low <= usual <= high for low, usual, high in zip(*sizes, strict=True))
 
 
+def anchor_channels(kind: HeadKind, classes: int) -> int:
+    """The channels of each anchor of a head: x, y, width, height, objectness, then the classes."""
+    return 5 + classes
+
+
 @dataclass(frozen=True)
 class HeadInfo:
-    """One [yolo] head: what decoding its raw tensor ``(N, len(anchors) * (5 + classes), rows, columns)`` needs."""
+    """One head: what decoding its raw tensor ``(N, channels, rows, columns)`` needs."""
 
     tensor: str
     line: int
@@ -91,6 +98,7 @@ class HeadInfo:
     new_coords: bool
     rows: int
     columns: int
+    kind: HeadKind = "yolo"
 
     def __post_init__(self) -> None:
         pairs = [anchor for anchor in self.anchors if isinstance(anchor, tuple) and len(anchor) == 2]
@@ -101,10 +109,15 @@ class HeadInfo:
         ):
             raise ValueError(f"the anchors are {self.anchors!r:.40}")
 
+    @property
+    def channels(self) -> int:
+        """Of the raw tensor."""
+        return len(self.anchors) * anchor_channels(self.kind, self.classes)
+
 
 @dataclass(frozen=True)
 class NmsInfo:
-    """Non-maximum suppression as the cfg's last [yolo] asks for it; ``beta`` is the exponent of the distance term."""
+    """Non-maximum suppression as the cfg's last head asks for it; ``beta`` is the exponent of the distance term."""
 
     kind: NmsKind = "plain"
     beta: float = 0.6

@@ -6,9 +6,10 @@ node. ONNX text has no nested expressions; ``#`` begins a comment.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from string import Template
 
-from darktrt.metadata import NmsKind
+from darktrt.metadata import HeadKind, NmsKind
 
 
 def mish() -> str:
@@ -27,10 +28,14 @@ def mish_concat() -> str:
     return first + second + _MISH_CONCAT
 
 
-def decode(heads: int) -> str:
+def decode(kinds: Sequence[HeadKind]) -> str:
     """``head0_raw``, ``head1_raw`` and so on to ``boxes`` and ``scores``."""
-    names = {part: ", ".join(f"head{i}_{part}" for i in range(heads)) for part in ("anchors", "boxes", "scores")}
-    of_heads = (_DECODE_HEAD.substitute(index=i, head=f"head{i}") for i in range(heads))
+    names = {part: ", ".join(f"head{i}_{part}" for i in range(len(kinds))) for part in ("anchors", "boxes", "scores")}
+    of_heads = (
+        part.substitute(index=i, head=f"head{i}")
+        for i, kind in enumerate(kinds)
+        for part in (_DECODE_CHANNELS, _DECODE_VALUES[kind], _DECODE_HEAD)
+    )
     return "".join([_DECODE_BEGIN.substitute(names), *of_heads, _DECODE_END.substitute(names)])
 
 
@@ -98,7 +103,7 @@ _DECODE_BEGIN = Template("""
     new_coords = Cast <to = 9> (new_coords_int)
 """)
 
-_DECODE_HEAD = Template("""
+_DECODE_CHANNELS = Template("""
     ${head}_index = Constant <value_int = $index> ()
     ${head}_scale = Gather (scales, ${head}_index)
     ${head}_new = Gather (new_coords, ${head}_index)
@@ -110,10 +115,30 @@ _DECODE_HEAD = Template("""
     ${head}_cells = Mul (${head}_rows, ${head}_columns)
     ${head}_shape = Concat <axis = 0> (zero, ${head}_anchor_count, channels, ${head}_cells)
     ${head}_channels = Reshape (${head}_raw, ${head}_shape)
+""")
+
+# The factor of the anchor is exp(raw), or (2 v)^2.
+_DECODE_VALUES: dict[HeadKind, Template] = {
+    "yolo": Template("""
     ${head}_logistic = Sigmoid (${head}_channels)
     ${head}_value = Where (${head}_new, ${head}_channels, ${head}_logistic)
     ${head}_xy, ${head}_wh, ${head}_objectness, ${head}_class = Split <axis = 2> (${head}_value, parts)
+    ${head}_wh_raw = Slice (${head}_channels, two, four, two)
+    ${head}_exp = Exp (${head}_wh_raw)
+    ${head}_doubled = Mul (${head}_wh, two_float)
+    ${head}_square = Mul (${head}_doubled, ${head}_doubled)
+    ${head}_factor = Where (${head}_new, ${head}_square, ${head}_exp)
+"""),
+    "region": Template("""
+    ${head}_xy_raw, ${head}_wh_raw, ${head}_objectness_raw, ${head}_class_raw = Split <axis = 2> (${head}_channels, parts)
+    ${head}_xy = Sigmoid (${head}_xy_raw)
+    ${head}_factor = Exp (${head}_wh_raw)
+    ${head}_objectness = Sigmoid (${head}_objectness_raw)
+    ${head}_class = Softmax <axis = 2> (${head}_class_raw)
+"""),
+}
 
+_DECODE_HEAD = Template("""
     # the cell of each position, as (2, cells): column, row
     ${head}_cell_count = Squeeze (${head}_cells)
     ${head}_cell = Range (zero_scalar, ${head}_cell_count, one_scalar)
@@ -135,12 +160,6 @@ _DECODE_HEAD = Template("""
     ${head}_place = Add (${head}_scaled, ${head}_shift)
     ${head}_centre = Mul (${head}_place, ${head}_stride)
 
-    # extent = exp(raw) * anchor, or (2 v)^2 * anchor
-    ${head}_wh_raw = Slice (${head}_channels, two, four, two)
-    ${head}_exp = Exp (${head}_wh_raw)
-    ${head}_doubled = Mul (${head}_wh, two_float)
-    ${head}_square = Mul (${head}_doubled, ${head}_doubled)
-    ${head}_factor = Where (${head}_new, ${head}_square, ${head}_exp)
     ${head}_extent = Mul (${head}_factor, ${head}_anchors)
     ${head}_reach = Mul (${head}_extent, half)
 

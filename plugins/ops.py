@@ -19,7 +19,7 @@ from typing import Any, ClassVar, get_args
 from onnx import AttributeProto, FunctionProto, NodeProto, helper, parser
 
 from darktrt.errors import DarktrtError
-from darktrt.metadata import NmsKind
+from darktrt.metadata import HeadKind, NmsKind
 from darktrt.plugins import bodies
 
 DOMAIN = "darktrt"
@@ -28,6 +28,7 @@ PLUGIN_VERSION = "1"
 PLUGIN_NAMESPACE = ""
 FIRST_BODY_OPSET = 17
 
+HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 MAX_HEADS = 5
 MAX_ANCHORS = 32
 """Of one head."""
@@ -157,7 +158,7 @@ MISH_OPS: tuple[type[PluginOp], ...] = (Mish, MishAdd, MishConcat)
 
 @dataclass(frozen=True)
 class YoloHeads(PluginOp):
-    """Decoding of a detector's raw [yolo] tensors.
+    """Decoding of the raw tensors of a detector's heads.
 
     Inputs: per head ``(N, anchors_per_head[i] * (5 + classes), rows, columns)`` float32, in cfg order. They decode to boxes
     ``(N, A, 4)`` float32, x1 y1 x2 y2 in pixels of the network input, and scores ``(N, A, classes)`` float32, objectness
@@ -165,6 +166,8 @@ class YoloHeads(PluginOp):
 
     With v = logistic(raw), or raw itself under new_coords: centre = (column + v * s - (s - 1) / 2) / columns * W, likewise
     with rows and H; size = exp(raw) * anchor, or (2 v)^2 * anchor under new_coords (darknet's ``get_yolo_box``).
+
+    The classes of a [region] are the softmax of their raw numbers (``get_region_box`` and ``forward_region_layer``).
     """
 
     anchors: tuple[float, ...]
@@ -174,6 +177,8 @@ class YoloHeads(PluginOp):
     """One a head."""
     new_coords: tuple[int, ...]
     """One a head, 0 or 1."""
+    head_kinds: tuple[int, ...]
+    """One a head: 0 [yolo], 1 [region]."""
     classes: int
     input_size: tuple[int, ...]
     """Width, height."""
@@ -187,10 +192,14 @@ class YoloHeads(PluginOp):
         numbers = 2 * sum(self.anchors_per_head)
         self._require(len(self.anchors) == numbers, f"anchors has {len(self.anchors)} numbers, its heads need {numbers}")
         self._require(_positive(self.anchors), f"anchors must be positive, not {self.anchors}")
-        for name, values in (("scale_x_y", self.scale_x_y), ("new_coords", self.new_coords)):
+        for name in ("scale_x_y", "new_coords", "head_kinds"):
+            values = getattr(self, name)
             self._require(len(values) == heads, f"{name} has {len(values)} values for {heads} heads")
         self._require(_positive(self.scale_x_y), f"scale_x_y must be positive, not {self.scale_x_y}")
         self._require(set(self.new_coords) <= {0, 1}, f"new_coords must be 0 or 1, not {self.new_coords}")
+        self._require(set(self.head_kinds) <= {*range(len(HEAD_KINDS))}, f"head_kinds must be 0 or 1, not {self.head_kinds}")
+        mixed = any(kind and new for kind, new in zip(self.head_kinds, self.new_coords, strict=True))
+        self._require(not mixed, "new_coords must be 0 for a head that is no [yolo]")
         self._require(self.classes > 0, f"classes must be positive, not {self.classes}")
         self._require(_is_size(self.input_size), f"input_size must be width and height, not {self.input_size}")
 
@@ -200,7 +209,7 @@ class YoloHeads(PluginOp):
 
     def statements(self, opset: int) -> str:
         """From the heads to ``boxes`` and ``scores``."""
-        return bodies.decode(len(self.anchors_per_head))
+        return bodies.decode([HEAD_KINDS[kind] for kind in self.head_kinds])
 
     def working_numbers(self, inputs: Sequence[int]) -> int:
         return 4 * sum(inputs)

@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo, HeadForm, HeadInfo, Thresholds
-from darktrt.plugins.ops import DOMAIN, PlaceBoxes, PluginOp, Preprocess, YoloDecode, YoloDetect
+from darktrt.plugins.ops import DOMAIN, HEAD_KINDS, PlaceBoxes, PluginOp, Preprocess, YoloDecode, YoloDetect
 
 
 def replace_head(graph: gs.Graph, info: DetectorInfo, head: HeadForm, max_candidates: int, max_detections: int) -> None:
@@ -72,6 +72,7 @@ def _head_attributes(info: DetectorInfo) -> dict[str, Any]:
         "anchors_per_head": tuple(len(h.anchors) for h in info.heads),
         "scale_x_y": tuple(h.scale_x_y for h in info.heads),
         "new_coords": tuple(int(h.new_coords) for h in info.heads),
+        "head_kinds": tuple(HEAD_KINDS.index(h.kind) for h in info.heads),
         "classes": info.heads[0].classes,
         "input_size": (info.width, info.height),
     }
@@ -96,7 +97,7 @@ def _head_tensor(graph: gs.Graph, head: HeadInfo) -> gs.Tensor:
         raise DarktrtError(
             f"surgery: the graph has no tensor '{head.tensor}', the head of cfg line {head.line}; convert it again"
         )
-    wanted = [len(head.anchors) * (5 + head.classes), head.rows, head.columns]
+    wanted = [head.channels, head.rows, head.columns]
     if tensor.shape is None or list(tensor.shape[1:]) != wanted:
         raise DarktrtError(
             f"surgery: '{head.tensor}' is {tensor.shape}, but {len(head.anchors)} anchors, {head.classes} classes "

@@ -78,6 +78,12 @@ def head(classes: int = 3, mask: str = "0,1,2", activation: str = "linear", **op
     return last + yolo(classes, mask, **options)
 
 
+def region(classes: int = 3) -> str:
+    """The convolution that makes the raw tensor of a [region], and the section."""
+    last = conv(2 * (5 + classes), 1, activation="linear", normalize=0)
+    return last + section("region", anchors="0.57,0.68, 1.87,2.06", num=2, classes=classes, softmax=1)
+
+
 def yolo(classes: int = 3, mask: str = "0,1,2", **options: object) -> str:
     anchors = {"anchors": "6,9, 11,8, 14,20, 22,16, 30,35, 50,44", "num": 6}
     return section("yolo", mask=mask, classes=classes, **{**anchors, **options})

@@ -43,7 +43,7 @@ class Shape(ctypes.Structure):
 
 class CHead(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int32) for name in ("anchors", "rows", "columns", "new_coords")),
+        *((name, ctypes.c_int32) for name in ("kind", "anchors", "rows", "columns", "new_coords")),
         ("scale_x_y", ctypes.c_float),
         ("anchor_sizes", ctypes.c_float * (2 * MAX_ANCHORS)),
     )
@@ -123,6 +123,8 @@ class Head:
     columns: int
     new_coords: int = 0
     scale_x_y: float = 1.0
+    kind: int = 0
+    """0 [yolo], 1 [region]."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Yolo:
         made = CYolo(batch, len(self.heads), self.classes, self.width, self.height)
         for to, head in zip(made.head, self.heads, strict=False):
             to.anchors, to.rows, to.columns = len(head.anchors), head.rows, head.columns
-            to.new_coords, to.scale_x_y = head.new_coords, head.scale_x_y
+            to.kind, to.new_coords, to.scale_x_y = head.kind, head.new_coords, head.scale_x_y
             sizes = [size for anchor in head.anchors for size in anchor]
             to.anchor_sizes[: len(sizes)] = sizes
         return made

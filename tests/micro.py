@@ -349,6 +349,20 @@ class Loops:
             self.scores.append([v[4] * t for t in v[5:]])
         return x
 
+    def region(self, o: Options, x: Array) -> Array:
+        """get_region_box, with anchors in cells, and the softmax of forward_region_layer."""
+        rows, columns = x.shape[1:]
+        classes, sides = int(o["classes"]), [float(v) for v in str(o["anchors"]).split(",")]
+        for n, row, column in np.ndindex(int(o["num"]), rows, columns):
+            raw = x[n * (5 + classes) : (n + 1) * (5 + classes), row, column].tolist()
+            centre_x, centre_y = (column + logistic(raw[0])) / columns, (row + logistic(raw[1])) / rows
+            w, h = math.exp(raw[2]) * sides[2 * n] / columns, math.exp(raw[3]) * sides[2 * n + 1] / rows
+            corners = (centre_x - w / 2, centre_y - h / 2, centre_x + w / 2, centre_y + h / 2)
+            self.boxes.append([corner * self.size[i % 2] for i, corner in enumerate(corners)])
+            powers = [math.exp(t - max(raw[5:])) for t in raw[5:]]
+            self.scores.append([logistic(raw[4]) * power / sum(powers) for power in powers])
+        return x
+
 
 ANCHORS = {"anchors": "6,9, 11,8, 14,20, 22,16, 30,35, 50,44", "num": 6}
 
@@ -363,6 +377,11 @@ def y(mask: str = "0,1,2", classes: int = 2, **options: Any) -> Section:
 
 def headed(mask: str = "0,1,2", classes: int = 2, activation: str = "linear", **options: Any) -> list[Section]:
     return [c(len(mask.split(",")) * (5 + classes), 1, activation), y(mask, classes, **options)]
+
+
+def region(classes: int = 2) -> list[Section]:
+    options = {"anchors": "0.57,0.68, 1.87,2.06, 3.34,5.47", "num": 3, "classes": classes, "softmax": 1}
+    return [c(3 * (5 + classes), 1, "linear"), ("region", options)]
 
 
 WEIGHTED = {"weights_type": "per_feature", "weights_normalization": "relu"}
@@ -433,6 +452,19 @@ LAYERS: dict[str, list[Section]] = {
     "both kinds of head": [c(), *headed(), ("route", {"layers": 0}), *headed("3,4", activation="logistic", new_coords=1)],
     "one class": [c(), *headed(classes=1)],
     "one anchor": [c(), *headed("5")],
+    "region": [c(stride=2), *region(classes=5)],
+    "region of one class": [c(), *region(classes=1)],
+    "region beside a yolo": [c(), *region(), ("route", {"layers": 0}), c(stride=2), *headed("1,4", scale_x_y=1.1)],
+    "region of uneven strides": [c(stride=2), ("maxpool", {"size": 2, "stride": 2}), c(stride_x=2), *region()],
+    "YOLOv2": [
+        c(4),
+        ("maxpool", {"size": 2, "stride": 2}),
+        c(8),
+        ("route", {"layers": 0}),
+        ("reorg", {"stride": 2}),
+        ("route", {"layers": "-1,2"}),
+        *region(3),
+    ],
     "batchnorm": [c(activation="linear"), ("batchnorm", {}), c(), ("batchnorm", {}), ("activation", {"activation": "leaky"})],
     "activation": [c(activation="linear"), ("activation", {"activation": "elu"}), c(), ("activation", {})],
     "maxpool_depth": [c(8), ("maxpool", {"maxpool_depth": 1, "out_channels": 4}), c()],
@@ -503,7 +535,7 @@ class Case:
 def case_of(folder: Path, micro: Micro) -> Case:
     """Ends the sections in a head if they have none; writes cfg and weights."""
     sections, gain, shape = micro
-    sections = sections if sections[-1][0] == "yolo" else [*sections, *headed()]
+    sections = sections if sections[-1][0] in ("yolo", "region") else [*sections, *headed()]
     image = np.random.default_rng(3).uniform(0, 1, shape).astype(np.float32)
     loops = Loops(seed=7, gain=gain)
     loops.forward(sections, image.astype(np.float64))

@@ -24,7 +24,11 @@ def decode64(yolo: Yolo, heads: list[Array]) -> tuple[Array, Array]:
         extent = ((2 * value[:, :, 2:4]) ** 2 if head.new_coords else np.exp(split[:, :, 2:4])) * anchors
         corners = np.concatenate([centre - extent / 2, centre + extent / 2], 2)
         boxes.append(corners.transpose(0, 1, 3, 4, 2).reshape(len(raw), -1, 4))
-        scores.append((value[:, :, 4:5] * value[:, :, 5:]).transpose(0, 1, 3, 4, 2).reshape(len(raw), -1, yolo.classes))
+        classes = value[:, :, 5:]
+        if head.kind == 1:
+            powers = np.exp(split[:, :, 5:] - split[:, :, 5:].max(2, keepdims=True))
+            classes = powers / powers.sum(2, keepdims=True)
+        scores.append((value[:, :, 4:5] * classes).transpose(0, 1, 3, 4, 2).reshape(len(raw), -1, yolo.classes))
     return np.concatenate(boxes, 1), np.concatenate(scores, 1)
 
 

@@ -65,13 +65,16 @@ template <typename T> void decode(const DarktrtYolo& yolo, const Heads& heads, f
     const auto count = static_cast<uint32_t>(anchor_count(yolo));
     for (int32_t image = 0; image < yolo.batch; ++image) {
         for (uint32_t anchor = 0; anchor < count; ++anchor) {
-            const Location location = locate(yolo, anchor);
+            const Location location = locate<Kinds::any>(yolo, anchor);
             const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
-            const int32_t new_coords = yolo.head[location.head].new_coords;
             const Box box = decode_box(yolo, location, raw);
             for (const float edge : {box.x1, box.y1, box.x2, box.y2}) *boxes++ = edge;
-            const float objectness = value_of(raw[4], new_coords);
-            for (int32_t i = 0; i < yolo.classes; ++i) *scores++ = value_of(raw[5 + i], new_coords) * objectness;
+            const DarktrtHead& head = yolo.head[location.head];
+            const Scoring scoring = scoring_of(yolo, location, raw, value_of(raw[4], head.new_coords));
+            const int32_t form = class_form<Kinds::any>(head);
+            for (int32_t i = 0; i < yolo.classes; ++i) {
+                *scores++ = class_value<Kinds::any>(raw[5 + i], form, scoring.largest) * scoring.factor;
+            }
         }
     }
 }
@@ -84,13 +87,15 @@ std::vector<uint64_t> best_candidates(const DarktrtYolo& yolo, const DarktrtNms&
     std::vector<uint64_t> keys;
     const auto count = static_cast<uint32_t>(anchor_count(yolo));
     for (uint32_t anchor = 0; anchor < count; ++anchor) {
-        const Location location = locate(yolo, anchor);
+        const Location location = locate<Kinds::any>(yolo, anchor);
         const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
-        const int32_t new_coords = yolo.head[location.head].new_coords;
-        const float objectness = value_of(raw[4], new_coords);
-        if (!may_pass(objectness, threshold, new_coords) || !is_finite(decode_box(yolo, location, raw))) continue;
+        const DarktrtHead& head = yolo.head[location.head];
+        const float objectness = value_of(raw[4], head.new_coords);
+        if (!may_pass(objectness, threshold, head.new_coords) || !is_finite(decode_box(yolo, location, raw))) continue;
+        const Scoring scoring = scoring_of(yolo, location, raw, objectness);
+        const int32_t form = class_form<Kinds::any>(head);
         for (int32_t i = 0; i < yolo.classes; ++i) {
-            const float score = value_of(raw[5 + i], new_coords) * objectness;
+            const float score = class_value<Kinds::any>(raw[5 + i], form, scoring.largest) * scoring.factor;
             if (score > threshold) keys.push_back(key_of(score, anchor * yolo.classes + i));
         }
     }
@@ -119,7 +124,7 @@ void detect(const DarktrtYolo& yolo, const DarktrtNms& nms, const Heads& heads, 
         const std::vector<uint64_t> keys = best_candidates<T>(yolo, nms, heads, score_threshold, image);
         int32_t count = 0;
         for (size_t i = 0; i < keys.size() && count < room; ++i) {
-            const Location location = locate(yolo, index_of(keys[i]) / yolo.classes);
+            const Location location = locate<Kinds::any>(yolo, index_of(keys[i]) / yolo.classes);
             const Box box = decode_box(yolo, location, raw_at<T>(yolo, heads, image, location));
             const auto kind = static_cast<int32_t>(index_of(keys[i]) % yolo.classes);
             bool kept = true;

@@ -49,8 +49,11 @@ int darktrt_mish_concat(DarktrtShape shape, const void* x, DarktrtFormat x_forma
 #define DARKTRT_MAX_HEADS 5
 #define DARKTRT_MAX_ANCHORS 32  // of one head
 
+// DARKTRT_REGION: the classes are the softmax of their raw numbers; new_coords is 0.
+enum { DARKTRT_YOLO = 0, DARKTRT_REGION = 1 };
+
 typedef struct {
-    int32_t anchors, rows, columns, new_coords;
+    int32_t kind, anchors, rows, columns, new_coords;
     float scale_x_y;
     float anchor_sizes[2 * DARKTRT_MAX_ANCHORS];  // width, height in pixels of the network input
 } DarktrtHead;

@@ -85,15 +85,15 @@ __device__ uint32_t append(uint32_t* count)
 template <typename T, int kThreads> struct Survivors {
     struct {
         Raw<T> raw;
-        float objectness;
+        Scoring scoring;
         uint32_t anchor;
-        int32_t new_coords;
+        int32_t form;
     } at[kThreads];
     uint32_t count;
 };
 
 // Calls sink(key) for each candidate among anchors first..last of an image. All threads of the block must call it.
-template <typename T, int kThreads, typename Sink>
+template <Kinds kinds, typename T, int kThreads, typename Sink>
 __device__ void for_each_candidate(const DarktrtYolo& yolo, const Heads& heads, float threshold, int32_t image, uint32_t first,
                                    uint32_t last, Survivors<T, kThreads>& survivors, Sink sink)
 {
@@ -104,12 +104,13 @@ __device__ void for_each_candidate(const DarktrtYolo& yolo, const Heads& heads, 
         __syncthreads();
         const uint32_t anchor = begin + threadIdx.x;
         if (anchor < last) {
-            const Location location = locate(yolo, anchor);
+            const Location location = locate<kinds>(yolo, anchor);
             const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
             const int32_t new_coords = yolo.head[location.head].new_coords;
             const float objectness = value_of(raw[4], new_coords);
             if (may_pass(objectness, threshold, new_coords) && is_finite(decode_box(yolo, location, raw))) {
-                survivors.at[append(&survivors.count)] = {raw, objectness, anchor, new_coords};
+                const Scoring scoring = scoring_of(yolo, location, raw, objectness);
+                survivors.at[append(&survivors.count)] = {raw, scoring, anchor, class_form<kinds>(yolo.head[location.head])};
             }
         }
         __syncthreads();
@@ -125,14 +126,15 @@ __device__ void for_each_candidate(const DarktrtYolo& yolo, const Heads& heads, 
                 const uint32_t mine = pair + i * kThreads;
                 if (mine >= pairs) break;
                 const auto& survivor = survivors.at[mine % count];
-                const float score = value_of(raw[i], survivor.new_coords) * survivor.objectness;
+                const float value = class_value<kinds>(raw[i], survivor.form, survivor.scoring.largest);
+                const float score = value * survivor.scoring.factor;
                 if (score > threshold) sink(key_of(score, survivor.anchor * yolo.classes + mine / count));
             }
         }
     }
 }
 
-template <typename T>
+template <Kinds kinds, typename T>
 __global__ void __launch_bounds__(find_threads)
     find_candidates(const __grid_constant__ DarktrtYolo yolo, const __grid_constant__ Heads heads, uint32_t anchors,
                     const float* score_threshold, const Work work)
@@ -142,7 +144,7 @@ __global__ void __launch_bounds__(find_threads)
     const uint32_t first = blockIdx.x * find_threads, last = min(first + find_threads, anchors);
     for (int32_t image = blockIdx.y; image < yolo.batch; image += gridDim.y) {
         uint64_t* const keys = work.keys + int64_t{image} * work.capacity;
-        for_each_candidate(yolo, heads, threshold, image, first, last, survivors, [&](uint64_t key) {
+        for_each_candidate<kinds>(yolo, heads, threshold, image, first, last, survivors, [&](uint64_t key) {
             const uint32_t index = append(work.counts + 2 * image);
             if (index < work.capacity) keys[index] = key;
         });
@@ -191,7 +193,7 @@ template <typename Visit> __device__ uint64_t least_of_best(Visit visit, uint32_
     }
 }
 
-template <typename T>
+template <Kinds kinds, typename T>
 __global__ void __launch_bounds__(select_threads)
     thin_out(const __grid_constant__ DarktrtYolo yolo, const DarktrtNms nms, const __grid_constant__ Heads heads,
              uint32_t anchors, const float* score_threshold, const Work work)
@@ -204,7 +206,9 @@ __global__ void __launch_bounds__(select_threads)
     for (int32_t image = blockIdx.y; image < yolo.batch; image += gridDim.y) {
         if (work.counts[2 * image] <= work.capacity) continue;
         uint64_t* const keys = work.keys + int64_t{image} * work.capacity;
-        const auto visit = [&](auto sink) { for_each_candidate(yolo, heads, threshold, image, first, last, survivors, sink); };
+        const auto visit = [&](auto sink) {
+            for_each_candidate<kinds>(yolo, heads, threshold, image, first, last, survivors, sink);
+        };
         const uint64_t least = least_of_best(visit, nms.max_candidates, selection);
         visit([&](uint64_t key) {
             if (key >= least) keys[append(work.counts + 2 * image + 1)] = key;
@@ -237,7 +241,7 @@ __device__ void sort_falling(uint64_t* keys, uint32_t size)
     __syncthreads();
 }
 
-template <typename T>
+template <Kinds kinds, typename T>
 __global__ void __launch_bounds__(select_threads)
     select_best(const __grid_constant__ DarktrtYolo yolo, const DarktrtNms nms, const __grid_constant__ Heads heads,
                 const Work work)
@@ -267,7 +271,7 @@ __global__ void __launch_bounds__(select_threads)
     if (threadIdx.x == 0) work.selected[image] = static_cast<int32_t>(selected);
     for (uint32_t i = threadIdx.x; i < selected; i += select_threads) {
         const uint32_t index = index_of(best[i]);
-        const Location location = locate(yolo, index / yolo.classes);
+        const Location location = locate<kinds>(yolo, index / yolo.classes);
         const int64_t to = int64_t{image} * nms.max_candidates + i;
         work.boxes[to] = decode_box(yolo, location, raw_at<T>(yolo, heads, image, location));
         work.scores[to] = score_of(best[i]);
@@ -403,13 +407,13 @@ __global__ void __launch_bounds__(resolve_threads) resolve(const DarktrtNms nms,
 }
 
 // A block decodes warp_size cells of an anchor, and transposes scores from (classes, cells) to (cells, classes).
-template <typename T>
+template <Kinds kinds, typename T>
 __global__ void __launch_bounds__(decode_threads)
     decode(const __grid_constant__ DarktrtYolo yolo, const __grid_constant__ Heads heads, int64_t anchors, float* boxes,
            float* scores)
 {
     constexpr int warps = decode_threads / warp_size;
-    __shared__ float objectness[warp_size];
+    __shared__ Scoring scoring[warp_size];
     __shared__ float values[warp_size][warp_size + 1];
     int32_t head = 0, cells = 0, cell_tiles = 0;
     int64_t first = 0, block = blockIdx.x;  // the first anchor of the block; its number within the head
@@ -426,12 +430,13 @@ __global__ void __launch_bounds__(decode_threads)
     first += int64_t{anchor} * cells + first_cell;
 
     const int32_t lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size, new_coords = yolo.head[head].new_coords;
+    const int32_t form = class_form<kinds>(yolo.head[head]);
     const int32_t size = min(cells - first_cell, warp_size);
     for (int32_t image = blockIdx.y; image < yolo.batch; image += gridDim.y) {
-        const Location location{head, anchor, first_cell + lane, cells};
+        const Location location{head, kind_of<kinds>(yolo.head[head]), anchor, first_cell + lane, cells};
         const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
         const int64_t image_first = image * anchors + first;
-        __syncthreads();  // the objectness of the previous image has been read
+        __syncthreads();  // how to score the previous image has been read
         if (warp == 0 && lane < size) {
             const Box box = decode_box(yolo, location, raw);
             float* const to = boxes + 4 * (image_first + lane);
@@ -439,17 +444,17 @@ __global__ void __launch_bounds__(decode_threads)
             to[1] = box.y1;
             to[2] = box.x2;
             to[3] = box.y2;
-            objectness[lane] = value_of(raw[4], new_coords);
+            scoring[lane] = scoring_of(yolo, location, raw, value_of(raw[4], new_coords));
         }
         for (int32_t first_class = 0; first_class < yolo.classes; first_class += warp_size) {
             const int32_t classes = min(yolo.classes - first_class, warp_size);
             __syncthreads();
             for (int32_t i = warp; i < classes && lane < size; i += warps) {
-                values[i][lane] = value_of(raw[5 + first_class + i], new_coords);
+                values[i][lane] = class_value<kinds>(raw[5 + first_class + i], form, scoring[lane].largest);
             }
             __syncthreads();
             for (int32_t i = warp; i < size && lane < classes; i += warps) {
-                scores[(image_first + i) * yolo.classes + first_class + lane] = values[lane][i] * objectness[i];
+                scores[(image_first + i) * yolo.classes + first_class + lane] = values[lane][i] * scoring[i].factor;
             }
         }
     }
@@ -472,7 +477,9 @@ int run_decode(const DarktrtYolo& yolo, const void* const* pointers, float* boxe
     }
     if (blocks == 0 || yolo.batch == 0) return cudaSuccess;
     const dim3 grid(static_cast<unsigned>(blocks), std::min(yolo.batch, max_grid_y));
-    return launch(decode<T>, grid, decode_threads, stream, yolo, heads_of(yolo, pointers), anchor_count(yolo), boxes, scores);
+    const auto kernel = has_only_yolo(yolo) ? decode<Kinds::yolo, T> : decode<Kinds::any, T>;
+    const Heads heads = heads_of(yolo, pointers);
+    return launch(kernel, grid, decode_threads, stream, yolo, heads, anchor_count(yolo), boxes, scores);
 }
 
 template <typename T>
@@ -486,6 +493,7 @@ int run_detect(const DarktrtYolo& yolo, const DarktrtNms& nms, const void* const
     const auto anchors = static_cast<uint32_t>(anchor_count(yolo));
     const auto images = static_cast<unsigned>(yolo.batch), image_rows = std::min(images, unsigned{max_grid_y});
     if (images == 0) return cudaSuccess;
+    const bool only_yolo = has_only_yolo(yolo);
     int64_t resident = 0;
     if (const cudaError_t error = resident_blocks(compare, compare_threads, known, &resident); error) return error;
     const int64_t tile_pairs = int64_t{work.words} * (work.words + 1) / 2;
@@ -497,12 +505,15 @@ int run_detect(const DarktrtYolo& yolo, const DarktrtNms& nms, const void* const
     };
     if (anchors > 0) {
         const unsigned blocks = (anchors + find_threads - 1) / find_threads;
-        then(find_candidates<T>, dim3(blocks, image_rows), find_threads, yolo, heads, anchors, score_threshold, work);
+        const auto kernel = only_yolo ? find_candidates<Kinds::yolo, T> : find_candidates<Kinds::any, T>;
+        then(kernel, dim3(blocks, image_rows), find_threads, yolo, heads, anchors, score_threshold, work);
     }
     if (int64_t{anchors} * yolo.classes > work.capacity) {
-        then(thin_out<T>, dim3(slices, image_rows), select_threads, yolo, nms, heads, anchors, score_threshold, work);
+        const auto kernel = only_yolo ? thin_out<Kinds::yolo, T> : thin_out<Kinds::any, T>;
+        then(kernel, dim3(slices, image_rows), select_threads, yolo, nms, heads, anchors, score_threshold, work);
     }
-    then(select_best<T>, dim3(images), select_threads, yolo, nms, heads, work);
+    const auto kernel = only_yolo ? select_best<Kinds::yolo, T> : select_best<Kinds::any, T>;
+    then(kernel, dim3(images), select_threads, yolo, nms, heads, work);
     then(compare, dim3(compare_blocks, image_rows), compare_threads, yolo, nms, iou_threshold, image_size, work);
     then(resolve, dim3(images), resolve_threads, nms, work, out);
     return error;

@@ -1,4 +1,4 @@
-// Decoding the raw tensor of a [yolo] head: the math of YoloDecode in plugins/ops.py, operation for operation.
+// Decoding the raw tensor of a head: the math of YoloDecode in plugins/ops.py, operation for operation.
 #pragma once
 
 #include "hd.h"
@@ -23,13 +23,28 @@ HOST_DEVICE bool is_finite(const Box& box)
     return is_finite(box.x1) && is_finite(box.y1) && is_finite(box.x2) && is_finite(box.y2);
 }
 
+// Which kinds of heads a detector has. Code for [yolo] alone lacks what the others need.
+enum class Kinds { yolo, any };
+
+template <Kinds kinds> HOST_DEVICE int32_t kind_of(const DarktrtHead& head)
+{
+    return kinds == Kinds::yolo ? DARKTRT_YOLO : head.kind;
+}
+
+inline bool has_only_yolo(const DarktrtYolo& yolo)
+{
+    bool only = true;
+    for (int32_t i = 0; i < yolo.heads; ++i) only = only && yolo.head[i].kind == DARKTRT_YOLO;
+    return only;
+}
+
 // An anchor of a head in a cell of its grid.
 struct Location {
-    int32_t head, anchor, cell, cells;
+    int32_t head, kind, anchor, cell, cells;
 };
 
 // The location of an anchor by its index, which counts over the heads, in a head over its anchors, then rows, then columns.
-HOST_DEVICE Location locate(const DarktrtYolo& yolo, uint32_t anchor)
+template <Kinds kinds> HOST_DEVICE Location locate(const DarktrtYolo& yolo, uint32_t anchor)
 {
     int32_t head = 0;
     uint32_t cells = 0;
@@ -39,7 +54,8 @@ HOST_DEVICE Location locate(const DarktrtYolo& yolo, uint32_t anchor)
         if (anchor < size) break;
         anchor -= size;
     }
-    return {head, static_cast<int32_t>(anchor / cells), static_cast<int32_t>(anchor % cells), static_cast<int32_t>(cells)};
+    return {head, kind_of<kinds>(yolo.head[head]), static_cast<int32_t>(anchor / cells), static_cast<int32_t>(anchor % cells),
+            static_cast<int32_t>(cells)};
 }
 
 // The channels at a location in one image: x, y, width, height, objectness, then the classes.
@@ -85,7 +101,35 @@ template <typename T> HOST_DEVICE Box decode_box(const DarktrtYolo& yolo, const 
     return box;
 }
 
-// Whether any class can pass the threshold: a logistic class probability is at most 1, that of new_coords is unbounded.
+// The score of a class is class_value * factor; `largest` is the largest raw number of the classes, for a softmax.
+struct Scoring {
+    float factor, largest;
+};
+
+template <typename T>
+HOST_DEVICE Scoring scoring_of(const DarktrtYolo& yolo, const Location& location, const Raw<T>& raw, float objectness)
+{
+    if (location.kind == DARKTRT_YOLO) return {objectness, 0.f};
+    float largest = raw[5], sum = 0.f;
+    for (int32_t i = 1; i < yolo.classes; ++i) largest = fmaxf(largest, raw[5 + i]);
+    for (int32_t i = 0; i < yolo.classes; ++i) sum += exponential(raw[5 + i] - largest);
+    return {objectness / sum, largest};
+}
+
+// How the classes of a head are read: the value of new_coords, or class_softmax.
+constexpr int32_t class_softmax = 2;
+
+template <Kinds kinds> HOST_DEVICE int32_t class_form(const DarktrtHead& head)
+{
+    return kind_of<kinds>(head) == DARKTRT_REGION ? class_softmax : head.new_coords;
+}
+
+template <Kinds kinds> HOST_DEVICE float class_value(float raw, int32_t form, float largest)
+{
+    return kinds == Kinds::any && form == class_softmax ? exponential(raw - largest) : value_of(raw, form);
+}
+
+// Whether any class can pass the threshold: a class probability is at most 1, but that of new_coords is unbounded.
 HOST_DEVICE bool may_pass(float objectness, float threshold, int32_t new_coords)
 {
     return new_coords || objectness > threshold;
@@ -107,7 +151,8 @@ inline bool is_supported(const DarktrtYolo& yolo)
                 yolo.classes <= (1 << 20) && yolo.width > 0 && yolo.height > 0;
     for (int32_t i = 0; good && i < yolo.heads; ++i) {
         const DarktrtHead& head = yolo.head[i];
-        good = head.anchors > 0 && head.anchors <= DARKTRT_MAX_ANCHORS && head.rows >= 0 && head.rows <= (1 << 13) &&
+        const bool known = head.kind == DARKTRT_YOLO || (head.kind == DARKTRT_REGION && head.new_coords == 0);
+        good = known && head.anchors > 0 && head.anchors <= DARKTRT_MAX_ANCHORS && head.rows >= 0 && head.rows <= (1 << 13) &&
                head.columns >= 0 && head.columns <= (1 << 13);
     }
     return good && anchor_count(yolo) < (int64_t{1} << 31) && anchor_count(yolo) * yolo.classes < (int64_t{1} << 32) - 1;

@@ -22,6 +22,8 @@ ANCHORS = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0))
 SMALL = Yolo((Head(ANCHORS, 12, 20, 0, 1.05), Head(ANCHORS[1:], 6, 10)), 5, 320, 192)
 NEW_COORDS = Yolo((Head(ANCHORS, 26, 26, 1, 2.0), Head(ANCHORS, 13, 13, 1, 2.0)), 20, 416, 416)
 ONE_CLASS = Yolo((Head(ANCHORS[:1], 40, 40, 0, 1.2),), 1, 640, 640)
+REGION = Yolo((Head(ANCHORS, 13, 13, kind=1),), 80, 416, 416)
+ALL_KINDS = Yolo((Head(ANCHORS, 26, 20, kind=1), Head(ANCHORS[:2], 13, 10, 1, 2.0), Head(ANCHORS, 5, 7, 0, 1.1)), 5, 320, 416)
 
 
 def assert_same(found: Detections, expected: Detections) -> None:
@@ -36,7 +38,7 @@ def compare(cuda: CudaLibrary, host: Library, *arguments: Any, **options: Any) -
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("yolo", [YOLOV4_608, SMALL, NEW_COORDS, ONE_CLASS])
+@pytest.mark.parametrize("yolo", [YOLOV4_608, SMALL, NEW_COORDS, ONE_CLASS, REGION, ALL_KINDS])
 def test_decode(cuda: CudaLibrary, host: Library, yolo: Yolo, dtype: Any) -> None:
     heads = scene(yolo, 3, 0, dtype=dtype)
     heads[0].flat[::1001] = np.nan
@@ -45,7 +47,7 @@ def test_decode(cuda: CudaLibrary, host: Library, yolo: Yolo, dtype: Any) -> Non
 
 
 def test_decode_is_the_formula(cuda: CudaLibrary) -> None:
-    for yolo in (SMALL, NEW_COORDS):
+    for yolo in (SMALL, NEW_COORDS, REGION, ALL_KINDS):
         heads = scene(yolo, 2, 0)
         for found, expected in zip(cuda.decode(yolo, heads), decode64(yolo, heads), strict=True):
             np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6 * max(1, np.abs(expected).max()))
@@ -53,7 +55,7 @@ def test_decode_is_the_formula(cuda: CudaLibrary) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_detections_are_those_of_the_sequential_definition(cuda: CudaLibrary, kind: str) -> None:
-    for yolo in (SMALL, NEW_COORDS):
+    for yolo in (SMALL, NEW_COORDS, REGION, ALL_KINDS):
         heads = scene(yolo, 2, 0, 0.1)
         for nms in (Nms(kind, 0.8), Nms(kind, 0.8, 100, 30)):
             expected = expected_detections(yolo, nms, *cuda.decode(yolo, heads), 0.05, 0.4)
@@ -62,7 +64,7 @@ def test_detections_are_those_of_the_sequential_definition(cuda: CudaLibrary, ki
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("yolo", [YOLOV4_608, SMALL, NEW_COORDS, ONE_CLASS])
+@pytest.mark.parametrize("yolo", [YOLOV4_608, SMALL, NEW_COORDS, ONE_CLASS, REGION, ALL_KINDS])
 def test_detections(cuda: CudaLibrary, host: Library, yolo: Yolo, dtype: Any, kind: str) -> None:
     """Scenes with few and thousands of candidates, a batch of 8; also relative to images in letterboxes."""
     heads = scene(yolo, 8, 0, 0.01 if yolo is YOLOV4_608 else 0.1, dtype)
@@ -101,7 +103,7 @@ def test_nothing(cuda: CudaLibrary, host: Library) -> None:
 
 
 def test_not_finite(cuda: CudaLibrary, host: Library) -> None:
-    for yolo in (SMALL, NEW_COORDS):
+    for yolo in (SMALL, NEW_COORDS, REGION, ALL_KINDS):
         heads = scene(yolo, 4, 0, 0.2)
         random = np.random.default_rng(0)
         for head in heads:
@@ -126,6 +128,8 @@ def test_more_candidates_than_the_buffer_holds(cuda: CudaLibrary, host: Library,
     for heads, threshold in ((equal, -1.0), (few_values, 0.001), (one_image, 0.001), (signed, -10.0)):
         for iou_threshold in (0.1, 2.0):
             compare(cuda, host, NEW_COORDS, nms, heads, threshold, iou_threshold)
+    softmax = [random.normal(0, 1, shape).astype(np.float32) for shape in ALL_KINDS.shapes(2)]
+    compare(cuda, host, ALL_KINDS, nms, softmax, -10.0, 0.5)
 
 
 def test_100_000_anchors_of_1_000_classes(cuda: CudaLibrary, host: Library) -> None:

@@ -138,8 +138,10 @@ BAD_FIELDS: dict[str, dict[str, Any]] = {
     "too few anchors": {"anchors": (1.0, 2.0, 3.0)},
     "a negative anchor": {"anchors": (10.0, 14.0, 23.0, -27.0, 37.0, 58.0, 81.0, 82.0)},
     "too many anchors": {"anchors": (1.0,) * 68, "anchors_per_head": (1, 33)},
-    "no head": {"anchors": (), "anchors_per_head": (), "scale_x_y": (), "new_coords": ()},
+    "no head": {"anchors": (), "anchors_per_head": (), "scale_x_y": (), "new_coords": (), "head_kinds": ()},
     "neither 0 nor 1": {"new_coords": (0, 2)},
+    "no kind of head": {"head_kinds": (0, 2)},
+    "a region of new_coords": {"head_kinds": (0, 1), "new_coords": (0, 1)},
     "more detections than candidates": {"max_detections": 101},
     "NaN": {"beta": float("nan")},
 }
@@ -452,13 +454,15 @@ HEADS: dict[str, Any] = {
     "anchors_per_head": (3, 1),
     "scale_x_y": (1.05, 1.2),
     "new_coords": (0, 0),
+    "head_kinds": (0, 0),
     "classes": CLASSES,
     "input_size": SIZE,
 }
 
 
-def detect(kind: Any, letterbox: int = 0) -> YoloDetect:
-    return YoloDetect(**HEADS, kind=kind, beta=0.7, max_candidates=100, max_detections=30, letterbox=letterbox)
+def detect(kind: Any, letterbox: int = 0, head_kinds: tuple[int, ...] = (0, 0)) -> YoloDetect:
+    options = {"beta": 0.7, "max_candidates": 100, "max_detections": 30, "letterbox": letterbox, "head_kinds": head_kinds}
+    return YoloDetect(**{**HEADS, **options}, kind=kind)
 
 
 def head_inputs(op: PluginOp, batch: int, seed: int, kind: str = "FLOAT") -> Arrays:
@@ -500,11 +504,14 @@ def assert_detections(found: Arrays, expected: Arrays) -> None:
     [
         YoloDecode(**HEADS),
         YoloDecode(**{**HEADS, "new_coords": (1, 0)}),
+        YoloDecode(**{**HEADS, "head_kinds": (1, 0)}),
         detect("plain"),
         detect("greedynms"),
         detect("diounms", 1),
+        detect("plain", head_kinds=(1, 1)),
+        detect("plain", head_kinds=(0, 1)),
     ],
-    ids=["decode", "new_coords", "plain", "greedynms", "letterbox"],
+    ids=["decode", "new_coords", "decode region", "plain", "greedynms", "letterbox", "region", "both kinds"],
 )
 def test_heads(lab: Workshop, op: PluginOp, kind: str) -> None:
     inputs = head_inputs(op, 2, 1, kind)

@@ -32,7 +32,7 @@ static void report_yolo(const DarktrtYolo* yolo)
     std::printf("yolo %d %d %d %dx%d:", yolo->batch, yolo->heads, yolo->classes, yolo->width, yolo->height);
     for (int i = 0; i < yolo->heads; ++i) {
         const DarktrtHead& head = yolo->head[i];
-        std::printf(" [%d %dx%d %d %.2f", head.anchors, head.rows, head.columns, head.new_coords, head.scale_x_y);
+        std::printf(" [%d: %d %dx%d %d %.2f", head.kind, head.anchors, head.rows, head.columns, head.new_coords, head.scale_x_y);
         for (int j = 0; j < 2 * head.anchors; ++j) {
             std::printf(" %g", head.anchor_sizes[j]);
         }
@@ -235,7 +235,7 @@ static const char* const kFormats[] = {"LINEAR", "CHW2", "HWC8",       "CHW4",  
                                        "CDHW32", "HWC",  "DLA_LINEAR", "DLA_HWC4", "HWC16", "DHWC"};
 
 static const float kAnchors[] = {1, 2, 3, 4, 5, 6}, kScales[] = {1.05F, 1}, kBeta = 0.7F;
-static const int32_t kPerHead[] = {2, 1}, kNewCoords[] = {0, 1}, kClasses = 3, kSize[] = {96, 64}, kCandidates = 100,
+static const int32_t kPerHead[] = {2, 1}, kNewCoords[] = {0, 1}, kKinds[] = {1, 0}, kClasses = 3, kSize[] = {96, 64}, kCandidates = 100,
                      kDetections = 30, kLetterbox = 1, kChannels = 3;
 
 static std::vector<PluginField> fields()
@@ -246,6 +246,7 @@ static std::vector<PluginField> fields()
             {"anchors_per_head", kPerHead, Type::kINT32, 2},
             {"scale_x_y", kScales, Type::kFLOAT32, 2},
             {"new_coords", kNewCoords, Type::kINT32, 2},
+            {"head_kinds", kKinds, Type::kINT32, 2},
             {"classes", &kClasses, Type::kINT32, 1},
             {"input_size", kSize, Type::kINT32, 2},
             {"kind", "diounms", Type::kCHAR, 8},

@@ -117,8 +117,8 @@ def test_failing_kernels_fail_and_say_why(driven: tuple[dict[str, list[str]], st
     assert "MishPlugin: no kernel supports these shapes and types\nMishPlugin: out of memory\n" in log
 
 
-HEADS = "yolo 2 2 3 96x64: [2 5x6 0 1.05 1 2 3 4] [1 5x6 1 1.00 5 6]"
-FIELDS = "anchors anchors_per_head scale_x_y new_coords classes input_size".split()
+HEADS = "yolo 2 2 3 96x64: [1: 2 5x6 0 1.05 1 2 3 4] [0: 1 5x6 1 1.00 5 6]"
+FIELDS = "anchors anchors_per_head scale_x_y new_coords head_kinds classes input_size".split()
 NMS_FIELDS = "kind beta max_candidates max_detections letterbox".split()
 IMAGE_FIELDS = "input_size letterbox channels".split()
 

@@ -110,7 +110,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
     ),
     "no width": (MADE_CFG.replace("width=96\n", "", 1), "bad.cfg:1: [net] needs 'width='"),
     "cut in a key": (MADE_CFG[: MADE_CFG.rindex("scale_x_y") + 5], "bad.cfg:124: 'scale' is neither a [section] nor key=value"),
-    "cut before the heads": (MADE_CFG[: MADE_CFG.index("[yolo]")], "has no [yolo] section"),
+    "cut before the heads": (MADE_CFG[: MADE_CFG.index("[yolo]")], "has no [yolo] or [region] section"),
     "cut in a head": (MADE_CFG[: MADE_CFG.rindex("classes")], "bad.cfg:119: [yolo] needs 'anchors='"),
     "a layer from later": (
         MADE_CFG.replace("layers=-3", "layers=15", 1),
@@ -149,7 +149,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
     ),
     "region": (
         net() + conv(30) + section("region", anchors="1,2", classes=1, num=1),
-        "bad.cfg:14: [region] is the head of YOLOv2",
+        "bad.cfg:14: [region] needs 'softmax=1'",
     ),
     "heads of different classes": (
         MADE_CFG.replace("classes=3", "classes=1", 1).replace("filters=24\nsize=1", "filters=18\nsize=1", 1),

@@ -167,6 +167,7 @@ class Head(NamedTuple):
     columns: int
     scale: float = 1.0
     new_coords: int = 0
+    kind: int = 0
 
 
 def decode_of(heads: Sequence[Head], classes: int, size: tuple[int, int]) -> YoloDecode:
@@ -175,6 +176,7 @@ def decode_of(heads: Sequence[Head], classes: int, size: tuple[int, int]) -> Yol
         anchors_per_head=tuple(len(head.anchors) for head in heads),
         scale_x_y=tuple(head.scale for head in heads),
         new_coords=tuple(head.new_coords for head in heads),
+        head_kinds=tuple(head.kind for head in heads),
         classes=classes,
         input_size=size,
     )
@@ -185,7 +187,10 @@ def logistic(value: float) -> float:
 
 
 def decode_place(raw: Floats, head: Head, place: tuple[int, ...], size: tuple[int, int]) -> tuple[list[float], list[float]]:
-    """Box and class scores of one anchor at one cell; ``raw`` is its ``(5 + classes,)``. darknet's get_yolo_box, in double."""
+    """Box and class scores of one anchor at one cell; ``raw`` is its ``(5 + classes,)``. darknet's get_yolo_box, in double.
+
+    The classes of a [region] are a softmax.
+    """
     anchor, row, column = place
     values = [float(v) for v in raw]
     v = values if head.new_coords else [logistic(t) for t in values]
@@ -193,7 +198,9 @@ def decode_place(raw: Floats, head: Head, place: tuple[int, ...], size: tuple[in
     y = (row + v[1] * head.scale - (head.scale - 1) / 2) / head.rows * size[1]
     w, h = ((2 * v[k]) ** 2 if head.new_coords else math.exp(values[k]) for k in (2, 3))
     w, h = w * head.anchors[anchor][0], h * head.anchors[anchor][1]
-    return [x - w / 2, y - h / 2, x + w / 2, y + h / 2], [v[4] * c for c in v[5:]]
+    powers = [math.exp(t - max(values[5:])) for t in values[5:]]
+    classes = [power / sum(powers) for power in powers] if head.kind else v[5:]
+    return [x - w / 2, y - h / 2, x + w / 2, y + h / 2], [v[4] * c for c in classes]
 
 
 def decode_reference(raws: Sequence[Floats], heads: Sequence[Head], size: tuple[int, int]) -> tuple[Array, Array]:
@@ -225,6 +232,13 @@ DECODES: dict[str, tuple[list[Head], int, tuple[int, int]]] = {
     "new_coords": ([Head((SMALL, WIDE), 3, 2, 2.0, 1), Head((TALL, WIDE), 6, 4, 2.0, 1)], 2, (64, 96)),
     "both kinds of head": ([Head((SMALL, WIDE), 2, 3, 1.1, 0), Head((TALL, WIDE), 4, 6, 2.0, 1)], 2, (96, 64)),
     "one class": ([Head((SMALL, WIDE, TALL), 4, 2, 1.05)], 1, (64, 128)),
+    "region": ([Head((SMALL, WIDE, TALL), 4, 3, kind=1)], 7, (96, 128)),
+    "region beside others": (
+        [Head((SMALL, WIDE), 2, 3, kind=1), Head((TALL,), 4, 6, 2.0, 1), Head((WIDE, TALL), 2, 3, 1.1)],
+        3,
+        (96, 64),
+    ),
+    "region of one class": ([Head((SMALL, TALL), 3, 2, kind=1)], 1, (64, 96)),
     "one anchor, one head": ([Head((TALL,), 5, 3)], 2, (96, 160)),
     "other anchors by head": (
         [Head((SMALL, WIDE, TALL), 2, 2), Head((WIDE,), 4, 4, 1.1), Head((TALL, SMALL), 1, 1)],
@@ -564,7 +578,7 @@ def test_detect_in_letterboxed_images() -> None:
     check_detect(raw_heads(heads, classes, 2), heads, classes, nms)
 
 
-@pytest.mark.parametrize("case", ["v3", "new_coords", "one class"])
+@pytest.mark.parametrize("case", ["v3", "new_coords", "one class", "region"])
 @pytest.mark.parametrize("score_threshold", [0.05, 0.0, -0.5])
 def test_nothing_odd_in_a_head_is_detected(case: str, score_threshold: float) -> None:
     heads, classes, size = DECODES[case]
@@ -874,6 +888,10 @@ def test_a_node_shows_its_op(op: PluginOp) -> None:
         ({"scale_x_y": (1.0,)}, "scale_x_y has 1 values for 2 heads"),
         ({"scale_x_y": (1.0, math.nan)}, "scale_x_y must be positive"),
         ({"new_coords": (0, 2)}, "new_coords must be 0 or 1"),
+        ({"head_kinds": (0,)}, "head_kinds has 1 values for 2 heads"),
+        ({"head_kinds": (0, 2)}, "head_kinds must be 0 or 1"),
+        ({"head_kinds": (-1, 0)}, "head_kinds must be 0 or 1"),
+        ({"head_kinds": (0, 1), "new_coords": (0, 1)}, r"new_coords must be 0 for a head that is no \[yolo\]"),
         ({"classes": 0}, "classes must be positive"),
         ({"input_size": (416,)}, "input_size must be width and height"),
     ],

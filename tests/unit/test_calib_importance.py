@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +16,18 @@ from darktrt.metadata import HeadInfo
 
 def score(raw: Array, head: HeadInfo, anchor: int, row: int, column: int) -> float:
     values = [float(raw[anchor * (5 + head.classes) + i, row, column]) for i in range(4, 5 + head.classes)]
+    if head.kind == "region":
+        powers = [math.exp(value) for value in values[1:]]
+        return max(powers) / sum(powers) / (1 + math.exp(-values[0]))
     if not head.new_coords:
         values = [1 / (1 + math.exp(-value)) for value in values]
     return values[0] * max(values[1:])
 
 
-@pytest.mark.parametrize("new_coords", [False, True])
-def test_weights_are_the_best_scores(made: Made, new_coords: bool) -> None:
+@pytest.mark.parametrize(("new_coords", "kind"), [(False, "yolo"), (True, "yolo"), (False, "region")])
+def test_weights_are_the_best_scores(made: Made, new_coords: bool, kind: Any) -> None:
     random = np.random.default_rng(1)
-    heads = [replace(head, new_coords=new_coords) for head in made.info.heads]
+    heads = [replace(head, new_coords=new_coords, kind=kind) for head in made.info.heads]
     shapes = [(2, len(head.anchors) * (5 + head.classes), head.rows, head.columns) for head in heads]
     draw = random.random if new_coords else random.normal
     raws = {head.tensor: draw(size=shape).astype(np.float32) for head, shape in zip(heads, shapes, strict=True)}
@@ -46,6 +50,8 @@ def test_huge_and_damaged_raw_values_stay_weights(made: Made) -> None:
         for head, value in zip(made.info.heads, (1e30, np.nan), strict=True)
     }
     assert (weights_of(raws, made.info.heads) == WEIGHT_OF_ONE).all()
+    regions = [replace(head, kind="region") for head in made.info.heads]
+    assert (weights_of(raws, regions) == round(WEIGHT_OF_ONE / regions[0].classes)).all()
 
 
 def test_weights_are_twentieths_of_a_score(made: Made) -> None:

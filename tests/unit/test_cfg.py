@@ -6,6 +6,7 @@ import codecs
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import MADE_CFG, conv, head, net, section, yolo
 
@@ -239,6 +240,32 @@ def test_yolo_defaults(tmp_path: Path) -> None:
     assert record == Yolo(1, 14, "yolo", (0,), (0, 1), ((1.0, 2.0), (3.5, 4.0)), 20, 1.0, False, "plain", 0.6, 1.0)
 
 
+def region(**options: object) -> str:
+    return section("region", **{"anchors": "1,2, 3.5,4", "num": 2, "classes": 3, "softmax": 1, **options})
+
+
+def test_region(tmp_path: Path) -> None:
+    """Its anchors are in cells; what only training reads is ignored, as yolov2.cfg has it and parse_region knows it."""
+    record = parsed(tmp_path, net() + conv(8, 1) + region()).layers[1]
+    anchors = ((1.0, 2.0), (3.5, 4.0))
+    assert record == Yolo(1, 14, "region", (0,), (0, 1), anchors, 3, 1.0, False, "plain", 0.6, 1.0, "region")
+    training = dict.fromkeys("bias_match rescore absolute random focal_loss log sqrt max".split(), 1)
+    training |= dict.fromkeys([*(f"{name}_scale" for name in ("coord", "object", "noobject", "mask", "class")), "jitter"], 0.6)
+    training |= {"resize": 0.6, "thresh": 0.6}
+    others = {"coords": 4, "background": 0, "classfix": 2, "map": "coco9k.map"}
+    assert parsed(tmp_path, net() + conv(8, 1) + region(**training, **others)).layers[1] == record
+
+
+def test_anchors_of_a_region_in_pixels(tmp_path: Path) -> None:
+    """By the cells along each side, whatever size the network is asked for; darknet's default is 20 classes."""
+    text = net(96, 64) + conv(16, stride=2) + conv(50, 1) + section("region", anchors="1,2, 3.5,4", num=2, softmax=1)
+    network = parsed(tmp_path, text)
+    (head,) = (layer for layer in network.layers if isinstance(layer, Yolo))
+    assert head.classes == 20
+    assert network.anchors(head) == network.resized(32, 320).anchors(head) == ((2, 4), (7, 8))
+    assert network.resized(33, 64).anchors(head) == pytest.approx(np.array([[33 / 17, 4], [3.5 * 33 / 17, 8]]))
+
+
 def test_one_anchor_is_the_default(tmp_path: Path) -> None:
     record = parsed(tmp_path, net() + conv(8, 1) + "[yolo]\nanchors=3,4\n").layers[1]
     assert (record.mask, record.anchors) == ((0,), ((3.0, 4.0),))  # type: ignore[attr-defined]
@@ -301,7 +328,15 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         ),
         # sections
         (body("[dense]\n"), "net.cfg:6: [dense] is not supported; darktrt knows activation, avgpool, batchnorm, contrastive"),
-        (body("[region]\n"), "net.cfg:6: [region] is the head of YOLOv2, which darktrt does not decode"),
+        (body("[region]\n"), "net.cfg:6: [region] needs 'softmax=1': without it the scores of classes are raw numbers"),
+        (body("[region]\nnum=1\nsoftmax=0\n"), "net.cfg:8: [region] needs 'softmax=1'"),
+        (body(region(classfix=-1)), "[region] 'classfix=-1' drops every box with an objectness below .5"),
+        (body(region(coords=5)), "[region] 'coords=5' changes what the network computes and is not supported: the head of"),
+        (body(region(background=1)), "'background=1' changes what the network computes and is not supported: it takes"),
+        (body(region(mask="0,1")), "[region] has no 'mask'"),
+        (body(region(scale_x_y=1.1)), "[region] has no 'scale_x_y'"),
+        (body(region(num=3)), "'anchors' has 4 numbers, but 'num=3' needs 6; darknet would take 0.5 cells for each that lacks"),
+        (body(region(anchors="1,2,0,4")), "'anchors' must be greater than 0 (width, height in cells of the network input)"),
         (body("[Gaussian_yolo]\n"), "net.cfg:6: [Gaussian_yolo] is the head of Gaussian YOLOv3"),
         *(
             (body(f"[{kind}]\n"), f"net.cfg:6: [{kind}] carries a state from one frame of a video to the next, and darktrt")
@@ -321,7 +356,7 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body("[region]\ntree=9k.tree\n"), "net.cfg:7: [region] with 'tree=' is the head of YOLO9000, whose tree of classes"),
         (
             "[net]\nrubbish=1\n[local]\n[connected]\n[detection]\nside=7\n",
-            "net.cfg:5: [detection] is the head of YOLOv1, which darktrt does not decode; convert a network with [yolo] heads",
+            "net.cfg:5: [detection] is the head of YOLOv1, which darktrt does not decode; convert a network with [yolo] or",
         ),
         (body("[local]\n"), "net.cfg:6: [local] has weights of its own for every position, as in YOLOv1"),
         (body("[connected]\n"), "net.cfg:6: [connected] ties the network to one input size, as in YOLOv1"),
@@ -344,8 +379,8 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body("[maxpool\n"), "net.cfg:6: '[maxpool' is no section header"),
         (conv(4) + head(), "net.cfg:1: [convolutional] the first section must be [net]"),
         ("width=4\n" + net() + head(), "net.cfg:1: 'width' precedes the first section; a cfg begins with [net]"),
-        (net() + conv(4), "net.cfg: has no [yolo] section"),
-        (net(), "net.cfg: has no [yolo] section"),
+        (net() + conv(4), "net.cfg: has no [yolo] or [region] section"),
+        (net(), "net.cfg: has no [yolo] or [region] section"),
         # lines
         (body("[maxpool]\nsize 3\n"), "net.cfg:7: 'size 3' is neither a [section] nor key=value"),
         (body("[maxpool]\npadding=\n"), "net.cfg:7: 'padding=' is neither a [section] nor key=value"),

@@ -22,6 +22,7 @@ from helpers import (
     head,
     make,
     net,
+    region,
     relative_error,
     run,
     section,
@@ -137,6 +138,17 @@ def test_metadata_goes_round(made: Made) -> None:
     assert list(properties) == [METADATA_KEY]
     assert DetectorInfo.from_json(properties[METADATA_KEY], "here") == made.info
     assert made.info.to_json() == properties[METADATA_KEY]
+
+
+def test_a_region_in_the_metadata(tmp_path: Path) -> None:
+    """Its anchors are in pixels there. A head of which nothing else is said is a [yolo]."""
+    info = make(tmp_path, net(96, 64) + conv(16, stride=4) + region(4)).info
+    (head,) = info.heads
+    assert (head.kind, head.line, head.mask, head.channels) == ("region", 22, (0, 1), 18)
+    assert head.anchors == pytest.approx(np.array([(4 * 0.57, 4 * 0.68), (4 * 1.87, 4 * 2.06)]))
+    assert DetectorInfo.from_json(info.to_json(), "here") == info
+    old = DetectorInfo.from_json(info.to_json().replace('"kind": "region", ', "", 1), "here")
+    assert old.heads[0].kind == "yolo"
 
 
 def test_metadata_says_what_the_cfg_says(made: Made) -> None:
@@ -286,6 +298,7 @@ def test_damaged_metadata_names_the_file(text: str, said: str) -> None:
         ('"nms": {', '"nms": 3, "x": {', "NmsInfo is 3|unknown field"),
         ('"kind": "greedynms"', '"kinds": "greedynms"', "unknown field 'kinds'"),
         ('"new_coords": false', '"new_coords": "no"', "'new_coords' is 'no'"),
+        ('"kind": "yolo"', '"kind": "detection"', "'kind' is 'detection'"),
         ('"mish": "plugin"', '"mish": "both"', "'mish' is 'both'"),
         ('"gflops": ', '"gflops": [], "gflop": ', "'gflops' is|unknown field"),
     ],

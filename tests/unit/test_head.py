@@ -22,6 +22,7 @@ from helpers import (
     head,
     make,
     net,
+    region,
     relative_error,
     run,
     section,
@@ -132,9 +133,11 @@ def decode(raw: Array, h: HeadInfo, size: tuple[int, int]) -> tuple[Array, Array
     x = (np.arange(h.columns)[None, None, :] + v[:, 0] * h.scale_x_y - shift) / h.columns * size[0]
     y = (np.arange(h.rows)[None, :, None] + v[:, 1] * h.scale_x_y - shift) / h.rows * size[1]
     sides = (2 * v[:, 2:4]) ** 2 if h.new_coords else np.exp(fields[:, 2:4])
+    powers = np.exp(fields[:, 5:] - fields[:, 5:].max(1, keepdims=True))
+    classes = powers / powers.sum(1, keepdims=True) if h.kind == "region" else v[:, 5:]
     w, t = (sides[:, k] * np.array(h.anchors)[:, k, None, None] for k in (0, 1))
     boxes = np.stack([x - w / 2, y - t / 2, x + w / 2, y + t / 2], -1).reshape(-1, 4)
-    return boxes, (v[:, 4:5] * v[:, 5:]).transpose(0, 2, 3, 1).reshape(-1, h.classes)
+    return boxes, (v[:, 4:5] * classes).transpose(0, 2, 3, 1).reshape(-1, h.classes)
 
 
 def decode_all(raws: dict[str, Array], info: DetectorInfo, image: int) -> tuple[Array, Array]:
@@ -151,6 +154,9 @@ NETWORKS = {
     + head(activation="logistic", new_coords=1, scale_x_y=2.0, nms_kind="greedynms"),
     "both kinds of head": net(64, 64) + conv(8, stride=4) + head(scale_x_y=1.2) + section("route", layers=0)
     + head(mask="3,4", activation="logistic", new_coords=1, scale_x_y=2.0, nms_kind="diounms", beta_nms=0.8),
+    "region": net(96, 64) + conv(8, stride=2) + conv(8, stride=4) + region(),
+    "region beside a yolo": net(96, 64) + conv(8, stride=4) + region() + section("route", layers=0)
+    + conv(8, stride=2) + head(),
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import MADE_CFG, MADE_MISH, Made, conv, head, net, section, weights_bytes
+from helpers import MADE_CFG, MADE_MISH, Made, conv, head, make, net, region, section, weights_bytes
 
 from darktrt.convert.describe import describe_cfg, describe_weights
 from darktrt.convert.zoo import MODELS
@@ -73,6 +73,15 @@ def test_rarer_things_in_a_cfg_are_reported(tmp_path: Path) -> None:
     assert "letterboxed" in shown
     assert "3x3/2x1 groups 3 swish" in shown
     assert "1 classes, new_coords, scale_x_y 1, diounms NMS, beta 0.7" in shown
+
+
+def test_a_region_in_words(tmp_path: Path) -> None:
+    """Anchors in pixels, which are cells in the cfg."""
+    (tmp_path / "a.cfg").write_text(net(96, 64) + conv(8, stride=4) + region(4))
+    said = "24 x 16 cells, anchors 2.28x2.72 7.48x8.24, 4 classes, softmax, scale_x_y 1"
+    assert f"head          layer 2, line 22: {said}, plain NMS" in describe_cfg(tmp_path / "a.cfg")
+    made = make(tmp_path, net(96, 64) + conv(8, stride=4) + region(4))
+    assert f"head          head0_raw, cfg line 22: {said}\n" in describe_onnx(made.plain)
 
 
 def test_the_layers_of_a_cfg_in_words(tmp_path: Path) -> None:

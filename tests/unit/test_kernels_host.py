@@ -61,7 +61,17 @@ ANCHORS = ((10.0, 14.0), (23.0, 27.0), (37.0, 58.0))
 SMALL = Yolo((Head(ANCHORS, 6, 10, 0, 1.05), Head(ANCHORS[1:], 3, 5)), 4, 160, 96)
 NEW_COORDS = Yolo((Head(ANCHORS[:2], 8, 5, 1, 2.0), Head(ANCHORS, 4, 3, 1, 1.1)), 3, 96, 128)
 ONE_CLASS = Yolo((Head(ANCHORS[:1], 10, 10, 0, 1.2),), 1, 160, 160)
-YOLOS = {"v4": SMALL, "new_coords": NEW_COORDS, "one class": ONE_CLASS}
+REGION = Yolo((Head(ANCHORS, 6, 10, kind=1),), 20, 160, 96)
+ALL_KINDS = Yolo((Head(ANCHORS, 4, 5, 0, 1.1), Head(ANCHORS[:2], 8, 10, kind=1), Head(ANCHORS[1:], 2, 3, 1, 2.0)), 5, 160, 128)
+ONE_SOFTMAX = Yolo((Head(ANCHORS, 5, 4, kind=1),), 1, 128, 160)
+YOLOS = {
+    "v4": SMALL,
+    "new_coords": NEW_COORDS,
+    "one class": ONE_CLASS,
+    "region": REGION,
+    "all kinds of heads": ALL_KINDS,
+    "region of one class": ONE_SOFTMAX,
+}
 many = settings(max_examples=100, deadline=None, database=None)
 
 
@@ -297,6 +307,7 @@ def op_fields(yolo: Yolo) -> dict[str, Any]:
         "anchors_per_head": tuple(len(head.anchors) for head in yolo.heads),
         "scale_x_y": tuple(head.scale_x_y for head in yolo.heads),
         "new_coords": tuple(head.new_coords for head in yolo.heads),
+        "head_kinds": tuple(head.kind for head in yolo.heads),
         "classes": yolo.classes,
         "input_size": (yolo.width, yolo.height),
     }
@@ -323,7 +334,8 @@ def yolos(draw: st.DrawFn) -> Yolo:
     for _ in range(draw(st.integers(1, 3))):
         anchors = tuple(draw(st.lists(st.tuples(side, side), min_size=1, max_size=4)))
         scale = draw(st.sampled_from([1.0, 1.05, 1.2, 2.0]))
-        heads.append(Head(anchors, draw(size), draw(size), draw(st.integers(0, 1)), scale))
+        new_coords, kind = draw(st.sampled_from([(0, 0), (1, 0), (0, 1)]))
+        heads.append(Head(anchors, draw(size), draw(size), new_coords, scale, kind))
     return Yolo(tuple(heads), draw(st.integers(1, 6)), draw(st.integers(32, 640)), draw(st.integers(32, 640)))
 
 
@@ -333,6 +345,21 @@ def test_decode_of_any_heads(host: Library, yolo: Yolo, batch: int, seed: int) -
     heads = scene(yolo, batch, seed, 0.5)
     for mine, theirs in zip(host.decode(yolo, heads), decode64(yolo, heads), strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=5e-6, atol=1e-6 * max(1, np.abs(theirs).max()))
+
+
+def test_a_softmax_of_huge_numbers(host: Library) -> None:
+    """No exponential overflows; what is not finite makes no score."""
+    yolo = Yolo((Head(ANCHORS[:1], 1, 4, kind=1),), 3, 32, 32)
+    raw = np.zeros((1, 8, 1, 4), np.float32)
+    raw[0, 4] = 20  # sure of an object
+    raw[0, 5:, 0] = np.array([[3e38, 3e38, -3e38], [1000, 999, 0], [-1e4, -1e4, -1e4], [np.inf, 0, 0]], np.float32).T
+    _, scores = host.decode(yolo, [raw])
+    best = 1 / (1 + np.exp(-1.0))
+    np.testing.assert_allclose(scores[0, :3], [[0.5, 0.5, 0], [best, 1 - best, 0], [1 / 3] * 3], rtol=1e-6)
+    assert np.isnan(scores[0, 3, 0])
+    assert host.detect(yolo, Nms(), [raw], 0.25, 1.0).count[0] == 7
+    half = [raw.clip(-6e4, 6e4).astype(np.float16)]
+    np.testing.assert_array_equal(host.decode(yolo, half)[1], host.decode(yolo, [half[0].astype(np.float32)])[1])
 
 
 # --- detection ---
@@ -486,6 +513,10 @@ HALF_OF_ALL = Head(ANCHORS[:1] * 16, GRID, GRID)
     ("heads", "classes", "size", "supported"),
     [
         ((Head(ANCHORS, 2, 2),), 1, (1, 1), True),
+        ((Head(ANCHORS, 2, 2), Head(ANCHORS, 2, 2, kind=1)), 1, (1, 1), True),
+        ((Head(ANCHORS, 2, 2), Head(ANCHORS, 2, 2, kind=2)), 1, (1, 1), False),
+        ((Head(ANCHORS, 2, 2, kind=-1),), 1, (1, 1), False),
+        ((Head(ANCHORS, 2, 2, new_coords=1, kind=1),), 1, (1, 1), False),
         ((Head(ANCHORS, 2, 2),), 0, (1, 1), False),
         ((Head(ANCHORS, 2, 2),), 1, (0, 1), False),
         ((Head(ANCHORS, 2, 2),), 1, (1, 0), False),

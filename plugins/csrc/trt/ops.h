@@ -185,7 +185,7 @@ struct YoloDecodePlugin {
     static constexpr int32_t outputs_count = 2;
 
     std::vector<float> anchors, scale_x_y;
-    std::vector<int32_t> anchors_per_head, new_coords, input_size;
+    std::vector<int32_t> anchors_per_head, new_coords, head_kinds, input_size;
     int32_t classes{};
 
     template <typename Self, typename Visit> static void fields(Self& self, Visit&& visit)
@@ -194,6 +194,7 @@ struct YoloDecodePlugin {
         visit("anchors_per_head", self.anchors_per_head);
         visit("scale_x_y", self.scale_x_y);
         visit("new_coords", self.new_coords);
+        visit("head_kinds", self.head_kinds);
         visit("classes", self.classes);
         visit("input_size", self.input_size);
     }
@@ -218,6 +219,11 @@ struct YoloDecodePlugin {
         require(positive(anchors), "anchors must be positive");
         require(scale_x_y.size() == count && positive(scale_x_y), "scale_x_y must be a positive number a head");
         require(new_coords.size() == count && within(new_coords, 0, 1), "new_coords must be 0 or 1 a head");
+        const bool known = within(head_kinds, DARKTRT_YOLO, DARKTRT_REGION);
+        require(head_kinds.size() == count && known, "head_kinds must be 0 or 1 a head");
+        for (size_t i = 0; i < count; ++i) {
+            require(head_kinds[i] == DARKTRT_YOLO || !new_coords[i], "new_coords must be 0 for a head that is no [yolo]");
+        }
         require(classes > 0, "classes must be positive");
         require(input_size.size() == 2 && positive(input_size), "input_size must be width and height");
     }
@@ -278,6 +284,7 @@ protected:
             head.rows = static_cast<int32_t>(dims.d[2]);
             head.columns = static_cast<int32_t>(dims.d[3]);
             head.new_coords = new_coords[i];
+            head.kind = head_kinds[i];
             head.scale_x_y = scale_x_y[i];
             std::copy_n(sizes, 2 * head.anchors, head.anchor_sizes);
             sizes += 2 * head.anchors;
