@@ -150,6 +150,14 @@ class ScaleChannels(Layer):
 
 
 @dataclass(frozen=True)
+class Implicit(Layer):
+    """[implicit]: learned numbers, ``filters`` channels of ``atoms`` rows and one column; it reads no layer."""
+
+    filters: int
+    atoms: int
+
+
+@dataclass(frozen=True)
 class Dropout(Layer):
     """[dropout] and [empty]: does nothing at inference."""
 
@@ -638,6 +646,10 @@ def _scale_channels(options: _Options, position: _Position) -> ScaleChannels:
     )
 
 
+def _implicit(options: _Options, position: _Position) -> Implicit:
+    return Implicit(*position.at(), filters=options.positive("filters", 128), atoms=options.positive("atoms", 1))
+
+
 def _dropout(options: _Options, position: _Position) -> Dropout:
     return Dropout(*position.at(position.previous))
 
@@ -736,6 +748,7 @@ _PARSERS: dict[str, Callable[[_Options, _Position], Layer]] = {
     "shortcut": _shortcut,
     "sam": _sam,
     "scale_channels": _scale_channels,
+    "implicit": _implicit,
     "dropout": _dropout,
     "empty": _dropout,
     "softmax": _unread,
@@ -771,7 +784,6 @@ _YOLOR = "is of YOLOR's PyTorch code, not of darknet, and darktrt lacks it: {}"
 _REFUSED_SECTIONS = {
     "local": "has weights of its own for every position, as in YOLOv1, and darktrt has no such convolution; " + _ONLY_YOLO,
     "connected": "ties the network to one input size, as in YOLOv1, and darktrt has no fully connected layers; " + _ONLY_YOLO,
-    "implicit": "outputs learned numbers and reads no layer, and every layer of darktrt reads one",
     "implicit_add": _YOLOR.format("it outputs learned numbers, which .weights files do not hold"),
     "implicit_mul": _YOLOR.format("it outputs learned numbers, which .weights files do not hold"),
     "shift_channels": _YOLOR.format("it adds the numbers of an [implicit_add], which .weights files do not hold"),
@@ -823,6 +835,7 @@ _IGNORED: dict[str, frozenset[str]] = {
     "softmax": frozenset("groups temperature spatial noloss".split()),
     "cost": frozenset("type scale ratio".split()),
     "contrastive": frozenset("classes temperature yolo_layer cls_normalizer max_delta contrastive_neg_max".split()),
+    "implicit": frozenset("mean std".split()),
     "dropout": frozenset("probability dropblock dropblock_size_rel dropblock_size_abs".split()),
     "yolo": frozenset(
         (

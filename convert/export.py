@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from darktrt.convert.cfg import Network, Yolo, read_cfg
+from darktrt.convert.cfg import Implicit, Network, Yolo, read_cfg
 from darktrt.convert.model import Darknet
 from darktrt.convert.model import random_weights as draw_weights
 from darktrt.convert.shapes import gflops
@@ -181,15 +181,21 @@ def tensor_names(network: Network) -> dict[int, str]:
     return {layer.index: names[roots[layer.index]] for layer in network.layers}
 
 
+def tensor_makers(network: Network) -> dict[str, int]:
+    """The layer that makes each tensor of :func:`tensor_names`, but for numbers that are the same for every image."""
+    names = {i: name for i, name in tensor_names(network).items() if not isinstance(network.layers[i], Implicit)}
+    return {name: index for index, name in reversed(names.items())}
+
+
 class _Exported(nn.Module):
     """The outputs of all layers under their tensors' names, then boxes and scores: names survive as names of outputs."""
 
     def __init__(self, model: Darknet) -> None:
         super().__init__()
         self.model = model
-        names = tensor_names(model.network)
-        first = {name: index for index, name in reversed(names.items())}
-        self.names, self.indices = zip(*sorted(first.items(), key=lambda item: item[1]), strict=True)
+        makers = tensor_makers(model.network)
+        self.names, self.indices = zip(*sorted(makers.items(), key=lambda item: item[1]), strict=True)
+        self.constants = {layer.index for layer in model.network.layers if isinstance(layer, Implicit)}
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         outputs = self.model.run(images, keep={*self.indices, *self.model.heads}, after=self._free)
@@ -199,7 +205,7 @@ class _Exported(nn.Module):
         """Free the numbers of outputs that no later layer reads: in the traced graph they need only a name."""
         memory = {index: tensor.untyped_storage() for index, tensor in outputs.items()}
         used = {memory[index].data_ptr() for index in outputs.keys() - (read - {-1, *self.model.heads})}
-        for index in read:
+        for index in read - self.constants:
             if memory[index].data_ptr() not in used:
                 memory[index].resize_(0)
 

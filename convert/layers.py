@@ -342,6 +342,20 @@ class Product(DarknetLayer):
         return self.activation(x * factors)
 
 
+class Constant(DarknetLayer):
+    """[implicit]: the same ``(1, C, H, 1)`` for every image of a batch."""
+
+    def __init__(self, layer: cfg.Implicit) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1, layer.filters, layer.atoms, 1), requires_grad=False)
+
+    def load(self, weights: LayerWeights) -> None:
+        self.weight.data = torch.from_numpy(weights["weight"].copy())[None, :, :, None]
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
 class Identity(DarknetLayer):
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -464,6 +478,11 @@ def _(layer: cfg.Shortcut, inputs: Sequence[Shape], output: Shape, network: cfg.
 @build.register(cfg.ScaleChannels)
 def _(layer: cfg.Sam | cfg.ScaleChannels, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
     return Product(layer.activation)
+
+
+@build.register
+def _(layer: cfg.Implicit, inputs: Sequence[Shape], output: Shape, network: cfg.Network) -> DarknetLayer:
+    return Constant(layer)
 
 
 @build.register(cfg.Dropout)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from darktrt.convert.export import class_names, detector_info, tensor_names
+from darktrt.convert.export import class_names, detector_info, tensor_makers
 from darktrt.convert.model import load_darknet
 from darktrt.errors import DarktrtError
 from darktrt.files import sha256_of
@@ -53,8 +53,7 @@ class TorchReference:
         known = [] if names else [model.class_names for model in models if len(model.class_names) == len(own)]
         self.info = detector_info(network, (1, 1, 1), (*known, own)[0], sources)
         heads = {head.tensor for head in self.info.heads}
-        first = {name: index for index, name in reversed(tensor_names(network).items())}  # the layer that makes the tensor
-        self._tensors = {index: name for name, index in first.items() if layers or name in heads}
+        self._tensors = {index: name for name, index in tensor_makers(network).items() if layers or name in heads}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """``boxes (N, A, 4)``, ``scores (N, A, C)``, the raw heads and layers by their tensors' names; all float32.

@@ -13,6 +13,7 @@ from darktrt.convert.cfg import (
     ChannelPool,
     Convolutional,
     GlobalAverage,
+    Implicit,
     Layer,
     Network,
     Pool,
@@ -92,6 +93,8 @@ def _check_sources(network: Network, layer: Layer) -> None:
             what = " head" if isinstance(read, Yolo) else ", whose output is no image in darknet"
             fault = f"reads layer {source}, a [{read.kind}]{what}"
             raise network.error(layer, f"{fault}; put a [route] to an earlier layer before it")
+        if isinstance(read, Implicit) and not (isinstance(layer, ScaleChannels) and source == layer.sources[0]):
+            raise network.error(layer, f"reads layer {source}, an [implicit], which only a [scale_channels] behind it may read")
 
 
 def _check_shared(network: Network, shapes: Sequence[Shape], layer: Layer) -> None:
@@ -268,6 +271,11 @@ def _(layer: ScaleChannels, inputs: Sequence[Shape]) -> Shape:
 
 
 @output_shape.register
+def _(layer: Implicit, inputs: Sequence[Shape]) -> Shape:
+    return Shape(layer.filters, layer.atoms, 1)
+
+
+@output_shape.register
 def _(layer: Reorg, inputs: Sequence[Shape]) -> Shape:
     source, stride = inputs[0], layer.stride
     if source.channels % stride**2 and (layer.reverse or layer.kind == "reorg"):
@@ -313,6 +321,8 @@ def weight_arrays(network: Network, shapes: Sequence[Shape], layer: Layer) -> tu
         kernel = Array("weight", (layer.filters, sources[0].channels // layer.groups, layer.size, layer.size))
         roles = _NORMALIZATION if layer.batch_normalize else ("bias",)
         return (*(Array(role, (layer.filters,)) for role in roles), kernel)
+    if isinstance(layer, Implicit):
+        return (Array("weight", (layer.filters, layer.atoms)),)
     if isinstance(layer, Shortcut) and layer.weights_type != "none":
         per_channel = sources[0].channels if layer.weights_type == "per_channel" else 1
         return (Array("weight", (len(layer.sources), per_channel)),)

@@ -261,6 +261,9 @@ class Loops:
     def dropout(self, o: Options, x: Array) -> Array:
         return x
 
+    def implicit(self, o: Options, x: Array) -> Array:
+        return self.normal(int(o.get("filters", 128)), int(o.get("atoms", 1)), 1)
+
     empty = softmax = cost = contrastive = dropout
 
     def route_lhalf(self, o: Options, x: Array) -> Array:
@@ -515,6 +518,7 @@ LAYERS: dict[str, list[Section]] = {
         ("route", {"layers": 5}),
         *headed("3,4,5"),
     ],
+    "implicit": [c(6), ("implicit", {"filters": 6, "mean": 1, "std": 0.02}), ("scale_channels", {"from": 0}), c()],
     "keys that count in training": [c(sway=1), c(rotate=1), c(stretch=1), c(stretch_sway=1, bin_output=1)],
     "head behind a shortcut": [c(), c(21, 1, "linear"), c(21), ("shortcut", {"from": -2}), y()],
 }

@@ -175,6 +175,8 @@ RARE_CFG = (
     + conv(16, stride=1, binary=1)
     + section("route_lhalf", layers="-1,-2")
     + conv(16)
+    + section("implicit", filters=16)
+    + section("scale_channels", **{"from": -2})
     + section("upsample", stride=-2)
     + head()
 )

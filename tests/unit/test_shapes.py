@@ -144,6 +144,18 @@ MISFITS = [
         section("softmax") + conv(4),
         "reads layer 0, a [softmax], whose output is no image in darknet; put a [route] to an earlier",
     ),
+    (
+        section("implicit", filters=3) + conv(4),
+        "reads layer 0, an [implicit], which only a [scale_channels] behind it may read",
+    ),
+    (
+        conv(4) + section("implicit", filters=4) + section("route", layers=0) + section("scale_channels", **{"from": 1}),
+        "reads layer 1, an [implicit], which only a [scale_channels]",
+    ),
+    (
+        conv(4) + section("implicit", filters=3) + section("scale_channels", **{"from": 0}),
+        "scales 4 x 64 x 64 by 3 x 1 x 1; it needs factors of 4 x 1 x 1",
+    ),
     (section("maxpool", size=2, maxpool_depth=1, out_channels=4), "pools 3 channels to 'out_channels=4'"),
     (section("upsample", stride=-3), "[upsample] with 'stride=-3' needs rows and columns that 3 divides, not 3 x 64 x 64"),
     (section("upsample", stride=9_999), "[upsample] would output 3 x 639936 x 639936, more than 2 GiB for one image"),
