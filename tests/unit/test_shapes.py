@@ -112,7 +112,25 @@ MISFITS = [
     ),
     (conv(6) + section("route", layers=0, groups=4), "[route] cannot cut 6 channels into 'groups=4'"),
     (
-        conv(4) + conv(4, stride=2) + section("shortcut", **{"from": 0}),
+        conv(4, stride=2) + section("upsample", stride=2) + section("shortcut", **{"from": 0}),
+        "[shortcut] adds layers of different sizes (layer 1: 64x64, layer 0: 32x32)",
+    ),
+    (
+        conv(4) + conv(4, stride_x=2) + section("shortcut", **{"from": 0}),
+        "[shortcut] adds layers of different sizes (layer 1: 32x64, layer 0: 64x64)",
+    ),
+    (
+        conv(4) + conv(4, stride=3) + section("shortcut", **{"from": 0}),
+        "[shortcut] adds layers of different sizes (layer 1: 22x22, layer 0: 64x64)",
+    ),
+    (
+        conv(4) + conv(4, stride=2) + conv(4) + section("shortcut", **{"from": "0,1"}),
+        "[shortcut] adds layers of different sizes (layer 2: 32x32, layer 0: 64x64, layer 1: 32x32)",
+    ),
+    (
+        conv(4)
+        + conv(4, stride=2)
+        + section("shortcut", **{"from": 0, "weights_type": "per_feature", "weights_normalization": "relu"}),
         "[shortcut] adds layers of different sizes (layer 1: 32x32, layer 0: 64x64)",
     ),
     (
