@@ -192,13 +192,14 @@ class Loops:
         c, h, w = x.shape
         n, _, size, _ = weight.shape
         step_y, step_x = steps
+        edge = dilation * (size + 2 * padding)
+        wide = np.pad(x, ((0, 0), (edge, edge), (edge, edge)), constant_values=outside)
         out = np.zeros((n, (h + 2 * padding - size) // step_y + 1, (w + 2 * padding - size) // step_x + 1))
-        for k, y, z in np.ndindex(*out.shape):
-            first = k // (n // groups) * (c // groups)
-            for i, ky, kx in np.ndindex(c // groups, size, size):
-                row, column = y * step_y + (ky - padding) * dilation, z * step_x + (kx - padding) * dilation
-                inside = 0 <= row < h and 0 <= column < w
-                out[k, y, z] += weight[k, i, ky, kx] * (x[first + i, row, column] if inside else outside)
+        rows, columns = (np.arange(count) * step + edge for count, step in zip(out.shape[1:], steps, strict=True))
+        for k, i, ky, kx in np.ndindex(*weight.shape):
+            channel = k // (n // groups) * (c // groups) + i
+            window = np.ix_(rows + (ky - padding) * dilation, columns + (kx - padding) * dilation)
+            out[k] += weight[k, i, ky, kx] * wide[channel][window]
         return out
 
     def blurred(self, x: Array, size: int, steps: tuple[int, int]) -> Array:
