@@ -87,13 +87,13 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
 
 
 def _check_sources(network: Network, layer: Layer) -> None:
-    for source in layer.sources:
+    for i, source in enumerate(layer.sources):
         read = network.layers[source] if source >= 0 else None
         if isinstance(read, (Yolo, Unread)):
             what = " head" if isinstance(read, Yolo) else ", whose output is no image in darknet"
             fault = f"reads layer {source}, a [{read.kind}]{what}"
             raise network.error(layer, f"{fault}; put a [route] to an earlier layer before it")
-        if isinstance(read, Implicit) and not (isinstance(layer, ScaleChannels) and source == layer.sources[0]):
+        if isinstance(read, Implicit) and not (isinstance(layer, ScaleChannels) and i == 0):
             raise network.error(layer, f"reads layer {source}, an [implicit], which only a [scale_channels] behind it may read")
 
 

@@ -171,6 +171,10 @@ MISFITS = [
         "reads layer 1, an [implicit], which only a [scale_channels]",
     ),
     (
+        section("implicit", filters=4) + section("scale_channels", **{"from": 0}),
+        "reads layer 0, an [implicit], which only a [scale_channels]",
+    ),
+    (
         conv(4) + section("implicit", filters=3) + section("scale_channels", **{"from": 0}),
         "scales 4 x 64 x 64 by 3 x 1 x 1; it needs factors of 4 x 1 x 1",
     ),
