@@ -280,7 +280,8 @@ class Loops:
         return np.concatenate(cuts).reshape(-1, rows, columns)
 
     def shortcut(self, o: Options, x: Array) -> Array:
-        terms = [x, *map(self.source, numbers(o["from"]))]
+        sources = map(self.source, numbers(o["from"]))
+        terms = [x, *(t[:, :: t.shape[1] // x.shape[1], :: t.shape[2] // x.shape[2]] for t in sources)]
         c, kind = x.shape[0], o.get("weights_type", "none")
         weight = np.ones((len(terms), c))
         if kind != "none":
@@ -450,6 +451,8 @@ LAYERS: dict[str, list[Section]] = {
     "shortcut of several": [c(), c(), c(), ("shortcut", {"from": "-2,-3", "activation": "mish"})],
     "shortcut from fewer channels": [c(4), c(9), c(6), ("shortcut", {"from": "-2,-3", "activation": "swish"})],
     "shortcut of itself": [c(), ("shortcut", {"from": -1})],
+    "shortcut of a larger layer": [c(4), c(9, stride=2), ("shortcut", {"from": 0, "activation": "leaky"}), c()],
+    "shortcut of a much larger, wider layer": [c(9), c(6, stride=4), ("shortcut", {"from": -2})],
     "shortcut per_feature relu": [c(), c(), c(), ("shortcut", {"from": "-2,-3", **WEIGHTED})],
     "shortcut per_channel relu": [c(), c(), ("shortcut", {"from": -2, **WEIGHTED, "weights_type": "per_channel"})],
     "shortcut per_feature softmax": [c(), c(), ("shortcut", {"from": -2, **WEIGHTED, "weights_normalization": "softmax"})],
