@@ -66,6 +66,18 @@ def test_threads_work_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(Threads().results(lambda: lambda _: barrier.wait(), [[1], [2], [3]], bytes_each=1))) == 3
 
 
+def test_a_gpu_is_at_one_group_at_a_time() -> None:
+    at_once, most = threading.Semaphore(1), []
+
+    def work(group: Sequence[int]) -> None:
+        most.append(at_once.acquire(blocking=False))
+        time.sleep(0.005)
+        at_once.release()
+
+    assert len(list(Threads(3).results(lambda: work, in_groups(range(8), 1), bytes_each=1, gpu=True))) == 8
+    assert most == [True] * 8
+
+
 def test_there_are_as_many_threads_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: set(range(16)))
     monkeypatch.setattr(parallel, "available_bytes", lambda: 10 << 30)
