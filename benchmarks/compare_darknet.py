@@ -227,6 +227,10 @@ def fault_of_darknet(cfg: Path) -> str:
         more = {Convolutional: OF_CONVOLUTIONS, Shortcut: OF_SHORTCUTS}.get(type(layer), frozenset())
         if activation not in POINTWISE | more:
             return f"{activation} of [{layer.kind}] is 0 on darknet's CPU"
+        if isinstance(layer, Convolutional) and layer.binary_weights and not layer.binary_inputs:
+            return "binary=1 has no effect on darknet's CPU"
+        if layer.kind == "route_lhalf":
+            return "[route_lhalf] is of a fork in PyTorch"
     return ""
 
 
@@ -281,7 +285,9 @@ def detections_of(plain: Path, portable: Path, image: Floats, threshold: float) 
     options = darktrt.SurgeryOptions(input="float", max_candidates=3840, max_detections=1000)
     darktrt.insert_plugins(plain, portable, options)
     runner = OnnxRunner(portable)
-    outputs = runner.run({"images": image, **runner.info.other_inputs(1, [], darktrt.Thresholds(threshold, IOU))})
+    size = runner.info.width, runner.info.height
+    others = runner.info.other_inputs(1, [size], darktrt.Thresholds(threshold, IOU))
+    outputs = runner.run({"images": image, **others})
     count = int(outputs["num_detections"].item())
     columns = outputs["boxes"][0, :count], outputs["scores"][0, :count, None], outputs["classes"][0, :count, None]
     return np.concatenate(columns, 1).astype(np.float32)
@@ -325,6 +331,12 @@ class Detection(ctypes.Structure):
     ]
 
 
+class StartOfNetwork(ctypes.Structure):
+    """``network`` of darknet.h, as far as ``calculate_binary_weights`` reads it: the count of layers, and at 104 the layers."""
+
+    _fields_ = [("bytes", ctypes.c_char * 112)]
+
+
 def check_library(library: Path) -> None:
     try:
         found = open_darknet(str(library))
@@ -339,6 +351,7 @@ def open_darknet(library: str) -> Any:
     for name, result in (("load_network_custom", ctypes.c_void_p), ("get_network_boxes", ctypes.POINTER(Detection))):
         getattr(darknet, name).restype = result
     darknet.network_predict_ptr.restype = ctypes.POINTER(ctypes.c_float)
+    ctypes.c_int.in_dll(darknet, "gpu_index").value = -1  # else XNOR weights are laid out for a GPU
     return darknet
 
 
@@ -374,7 +387,9 @@ def loaded(darknet: Any, job: Job, text: str, folder: Path) -> ctypes.c_void_p:
     start = f"[net]\nwidth={job.info.width}\nheight={job.info.height}"
     text = re.sub(r"^\s*\[net(?:work)?\].*$", start, text, count=1, flags=re.MULTILINE)
     (folder / "case.cfg").write_text(text, encoding="utf-8")
-    return ctypes.c_void_p(darknet.load_network_custom(os.fsencode(folder / "case.cfg"), os.fsencode(job.weights), 0, 1))
+    network = darknet.load_network_custom(os.fsencode(folder / "case.cfg"), os.fsencode(job.weights), 0, 1)
+    darknet.calculate_binary_weights(StartOfNetwork.from_address(network))  # as `detector test` does
+    return ctypes.c_void_p(network)
 
 
 def predict(darknet: Any, network: ctypes.c_void_p, image: Floats) -> Any:
@@ -386,7 +401,7 @@ def raw_head(darknet: Any, job: Job, line: int, image: Floats, folder: Path) -> 
     """The output of the network that ends before the head's section."""
     text = "\n".join(job.cfg.splitlines()[: line - 1]) + "\n"
     head = next(head for head in job.info.heads if head.line == line)
-    count = head.rows * head.columns * len(head.anchors) * (5 + head.classes)
+    count = head.rows * head.columns * head.channels
     output: Floats = np.ctypeslib.as_array(predict(darknet, loaded(darknet, job, text, folder), image), (count,)).copy()
     return output
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from darktrt.metadata import HeadInfo
+from darktrt.metadata import HeadInfo, box_channels
 
 WEIGHT_OF_ONE = 20
 """The weight of a position with score 1. Weights are whole numbers, so that their sums do not depend on an order; and they
@@ -33,13 +33,14 @@ def weights_of(raws: Mapping[str, NDArray[Any]], heads: Sequence[HeadInfo]) -> W
 def _best_scores(raw: NDArray[Any], head: HeadInfo) -> NDArray[np.float32]:
     batch, _, rows, columns = raw.shape
     boxes = raw.reshape(batch, len(head.anchors), -1, rows, columns)
-    best = boxes[:, :, 5:].max(axis=2)
-    if head.kind == "region":
-        # the best probability of a softmax is 1 / sum(exp(logit - best logit))
-        objectness, classes = _logistic(boxes[:, :, 4]), 1 / np.exp(boxes[:, :, 5:] - best[:, :, np.newaxis]).sum(axis=2)
-    else:
-        logits = np.stack([boxes[:, :, 4], best])
-        objectness, classes = logits if head.new_coords else _logistic(logits)
+    first = box_channels(head.kind)
+    best = boxes[:, :, first + 1 :].max(axis=2)
+    logits = np.stack([boxes[:, :, first], best])
+    objectness, classes = logits if head.new_coords else _logistic(logits)
+    if head.kind == "region":  # the best probability of a softmax is 1 / sum(exp(logit - best logit))
+        classes = 1 / np.exp(boxes[:, :, first + 1 :] - best[:, :, np.newaxis]).sum(axis=2)
+    elif head.kind == "Gaussian_yolo":
+        objectness = objectness * (1 - _logistic(boxes[:, :, 1:first:2]).mean(axis=2))
     scores: NDArray[np.float32] = np.clip((objectness * classes).max(axis=1), 0, 1)
     return np.nan_to_num(scores)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from darktrt.errors import DarktrtError, quote
 from darktrt.files import TEXT_BYTES, read_bytes
-from darktrt.metadata import HeadKind, NmsKind, anchor_channels
+from darktrt.metadata import HeadKind, NmsKind, box_channels
 
 if TYPE_CHECKING:
     from darktrt.convert.shapes import Shape
@@ -189,7 +189,7 @@ class Reorg(Layer):
 
 @dataclass(frozen=True)
 class Yolo(Layer):
-    """A head: [yolo] or [region]."""
+    """A head: [yolo], [region] or [Gaussian_yolo]."""
 
     mask: tuple[int, ...]
     anchors: tuple[tuple[float, float], ...]
@@ -206,9 +206,14 @@ class Yolo(Layer):
     head_kind: HeadKind = "yolo"
 
     @property
+    def box_channels(self) -> int:
+        """The channels of each anchor before objectness and the classes."""
+        return box_channels(self.head_kind)
+
+    @property
     def anchor_channels(self) -> int:
-        """The channels of each anchor."""
-        return anchor_channels(self.head_kind, self.classes)
+        """All channels of each anchor."""
+        return self.box_channels + 1 + self.classes
 
 
 @dataclass(frozen=True)
@@ -279,7 +284,7 @@ def read_cfg(path: str | Path) -> Network:
         layers.append(_layer(_Options(str(path), section), index))
     layers = _without_needless_activations(layers)
     if not any(isinstance(layer, Yolo) for layer in layers):
-        raise DarktrtError(f"{path}: has no [yolo] or [region] section; darktrt converts YOLO detectors")
+        raise DarktrtError(f"{path}: has no [yolo], [region] or [Gaussian_yolo] section; darktrt converts YOLO detectors")
     return Network(str(path), width, height, channels, letter_box, tuple(layers))
 
 
@@ -477,7 +482,9 @@ _REAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 def _layer(options: _Options, index: int) -> Layer:
     kind = _ALIASES.get(options.section.kind, options.section.kind)
     if kind not in _PARSERS:
-        raise options.error(_REFUSED_SECTIONS.get(kind, f"is not supported; darktrt knows {', '.join(sorted(_PARSERS))}"))
+        raise options.error(
+            _REFUSED_SECTIONS.get(kind, f"is not supported; darktrt knows {', '.join(sorted(_PARSERS, key=str.lower))}")
+        )
     layer = _PARSERS[kind](options, _Position(index, options.section.line, kind))
     options.finish(_IGNORED.get(kind, frozenset()) | _COMMON_IGNORED, {**_COMMON_REFUSED, **_REFUSED.get(kind, {})})
     return layer
@@ -667,7 +674,8 @@ MOST_CLASSES = 2**16
 """Each has a name that every file made of the network carries."""
 
 
-def _yolo(options: _Options, position: _Position) -> Yolo:
+def _masked(options: _Options) -> tuple[tuple[tuple[float, float], ...], tuple[int, ...]]:
+    """Anchors and mask."""
     total = options.positive("num", 1)
     anchors = _anchors(options, total)
     mask = options.integers("mask", ",".join(map(str, range(total))))
@@ -675,9 +683,14 @@ def _yolo(options: _Options, position: _Position) -> Yolo:
         fault = f"'mask' names anchor {wrong[0]}, but 'num={total}' allows 0..{total - 1}"
         darknet = "darknet would decode with what lies in memory beside its anchors; write the 'num' of the training"
         raise options.error(f"{fault}; {options.comma('mask').removeprefix('; ') or darknet}", "mask")
+    return anchors, tuple(mask)
+
+
+def _yolo(options: _Options, position: _Position) -> Yolo:
+    anchors, mask = _masked(options)
     return Yolo(
         *position.at(position.previous),
-        mask=tuple(mask),
+        mask=mask,
         anchors=anchors,
         classes=_classes(options),
         scale_x_y=_scale_x_y(options),
@@ -685,6 +698,26 @@ def _yolo(options: _Options, position: _Position) -> Yolo:
         nms_kind=options.choice("nms_kind", "default", _NMS_KINDS),
         beta_nms=options.real("beta_nms", 0.6),
         iou_thresh=options.real("iou_thresh", 1.0),
+    )
+
+
+def _gaussian_yolo(options: _Options, position: _Position) -> Yolo:
+    """The head of Gaussian YOLOv3 (gaussian_yolo_layer.c)."""
+    anchors, mask = _masked(options)
+    if (point := options.text("yolo_point", "center")) in ("left_top", "right_bottom"):
+        raise options.error(f"'yolo_point={point}' makes x and y a corner, and darktrt decodes centres of boxes", "yolo_point")
+    return Yolo(
+        *position.at(position.previous),
+        mask=mask,
+        anchors=anchors,
+        classes=_classes(options),
+        scale_x_y=_scale_x_y(options),
+        new_coords=False,
+        # diounms_sort in box.c suppresses by IoU alone for cornersnms
+        nms_kind=options.choice("nms_kind", "default", {**_NMS_KINDS, "cornersnms": "plain"}),
+        beta_nms=options.real("beta_nms", 0.6),
+        iou_thresh=options.real("iou_thresh", 1.0),
+        head_kind="Gaussian_yolo",
     )
 
 
@@ -758,6 +791,7 @@ _PARSERS: dict[str, Callable[[_Options, _Position], Layer]] = {
     "reorg3d": _reorg,
     "yolo": _yolo,
     "region": _region,
+    "Gaussian_yolo": _gaussian_yolo,
 }
 _ALIASES = {
     "conv": "convolutional",
@@ -769,10 +803,9 @@ _ALIASES = {
     "soft": "softmax",
     "lrn": "normalization",
 }
-_ONLY_YOLO = "convert a network with [yolo] or [region] heads (YOLOv2 and later)"
+_ONLY_YOLO = "convert a network with [yolo], [region] or [Gaussian_yolo] heads"
 _REFUSED_HEADS = {
     "detection": f"is the head of YOLOv1, which darktrt does not decode; {_ONLY_YOLO}",
-    "Gaussian_yolo": f"is the head of Gaussian YOLOv3, whose uncertainties darktrt does not decode; {_ONLY_YOLO}",
 }
 _REFUSED_TREE = f"with 'tree=' is the head of YOLO9000, whose tree of classes darktrt does not decode; {_ONLY_YOLO}"
 _NO_SOFTMAX = (
@@ -805,7 +838,11 @@ _NORMALIZATIONS: dict[str, Literal["none", "relu", "softmax"]] = {
     "avg_relu": "relu",
     "softmax": "softmax",
 }
-_NMS_KINDS: dict[str, NmsKind] = {"default": "plain", "greedynms": "greedynms", "diounms": "diounms"}
+_NMS_KINDS: dict[str, NmsKind] = {
+    "default": "plain",
+    "greedynms": "greedynms",
+    "diounms": "diounms",
+}
 
 # Keys that matter only for training, tracking or scheduling (parser.c of AlexeyAB's darknet).
 _COMMON_IGNORED = frozenset(
@@ -843,6 +880,12 @@ _IGNORED: dict[str, frozenset[str]] = {
             "cls_normalizer delta_normalizer uc_normalizer iou_loss iou_thresh_kind jitter resize focal_loss ignore_thresh "
             "truth_thresh random track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm embedding_layer "
             "map yolo_point beta1"
+        ).split()
+    ),
+    "Gaussian_yolo": frozenset(
+        (
+            "max max_delta counters_per_class label_smooth_eps objectness_smooth uc_normalizer iou_normalizer obj_normalizer "
+            "cls_normalizer delta_normalizer iou_loss iou_thresh_kind jitter resize ignore_thresh truth_thresh random map"
         ).split()
     ),
     "region": frozenset(

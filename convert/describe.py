@@ -11,6 +11,7 @@ from darktrt.convert.shapes import gflops
 from darktrt.convert.weights import WeightReader, parameter_count
 from darktrt.convert.zoo import MODELS
 from darktrt.files import open_input, sha256_of
+from darktrt.metadata import head_traits
 
 
 def describe_cfg(path: str | Path) -> str:
@@ -36,10 +37,10 @@ def describe_cfg(path: str | Path) -> str:
         if isinstance(layer, Yolo):
             anchors = " ".join(f"{w:g}x{h:g}" for w, h in network.anchors(layer))
             nms = f"{layer.nms_kind} NMS" + (f", beta {layer.beta_nms:g}" if layer.nms_kind == "diounms" else "")
-            coordinates = "softmax, " if layer.head_kind == "region" else "new_coords, " if layer.new_coords else ""
+            traits = head_traits(layer.head_kind, layer.new_coords)
             lines.append(
                 f"head          layer {i}, line {layer.line}: {shape.width} x {shape.height} cells, anchors {anchors}, "
-                f"{layer.classes} classes, {coordinates}scale_x_y {layer.scale_x_y:g}, {nms}"
+                f"{layer.classes} classes, {traits}scale_x_y {layer.scale_x_y:g}, {nms}"
             )
     lines += ["", f"{'layer':>5}  {'line':>5}  {'kind':<16} {'what':<34} output"]
     for layer, shape in zip(network.layers, shapes, strict=True):

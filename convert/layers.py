@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from darktrt.convert import cfg
 from darktrt.convert.cfg import Layer
-from darktrt.convert.shapes import Shape, unblurred
+from darktrt.convert.shapes import Shape, step_of, unblurred
 from darktrt.convert.weights import LayerWeights, binarize, fold
 
 
@@ -290,7 +290,10 @@ class Routing(DarknetLayer):
 
 
 class Residual(DarknetLayer):
-    """[shortcut]: the sum, weighted or not, of the common first channels, in the shape of the first input."""
+    """[shortcut]: the sum, weighted or not, of the common first channels, in the shape of the first input.
+
+    Of a larger input it adds every second position, or third, ...
+    """
 
     def __init__(self, layer: cfg.Shortcut, sources: Sequence[Shape]) -> None:
         super().__init__()
@@ -299,6 +302,7 @@ class Residual(DarknetLayer):
         self.total = sources[0].channels
         self.channels = [min(source.channels, self.total) for source in sources]
         self.wider = [source.channels > self.total for source in sources]
+        self.steps = [step_of(source, sources[0]) for source in sources]
         count = self.total if layer.weights_type == "per_channel" else 1
         weight = None if layer.weights_type == "none" else nn.Parameter(torch.empty(len(sources), count), requires_grad=False)
         self.weight: nn.Parameter | None = weight
@@ -320,7 +324,9 @@ class Residual(DarknetLayer):
         total = self._weighted(0, inputs[0])
         for i, x in enumerate(inputs[1:], start=1):
             common = self.channels[i]
-            term = self._weighted(i, x[:, :common] if self.wider[i] else x)
+            cut = x[:, :common] if self.wider[i] else x
+            cut = cut[:, :, :: self.steps[i], :: self.steps[i]] if self.steps[i] > 1 else cut
+            term = self._weighted(i, cut)
             if common < self.total:
                 total = torch.cat([total[:, :common] + term, total[:, common:]], 1)
             else:
@@ -385,10 +391,11 @@ class Reorganization(DarknetLayer):
 
 
 class YoloHead(DarknetLayer):
-    """Decodes one head (``get_yolo_box`` in darknet's yolo_layer.c, ``get_region_box`` in region_layer.c).
+    """Decodes one head, as darknet's yolo_layer.c, region_layer.c and gaussian_yolo_layer.c do (``get_yolo_box`` and so on).
 
-    From the raw tensor ``(N, A * (5 + classes), H, W)`` to ``(N, A * H * W, 4 + classes)``: x1 y1 x2 y2 in pixels of the
-    network input, then objectness times class; anchor-major, then rows, then columns.
+    From the raw tensor ``(N, A * (5 + classes), H, W)``, 9 + classes for a [Gaussian_yolo], to
+    ``(N, A * H * W, 4 + classes)``: x1 y1 x2 y2 in pixels of the network input, then objectness times class, and times
+    certainty; anchor-major, then rows, then columns.
     """
 
     anchors: Tensor
@@ -410,6 +417,10 @@ class YoloHead(DarknetLayer):
     def forward(self, x: Tensor) -> Tensor:
         fields, count = self.record.anchor_channels, len(self.record.mask)
         raw = x.reshape(-1, count, fields, self.source.height * self.source.width)
+        uncertain = self.record.head_kind == "Gaussian_yolo"
+        if uncertain:
+            uncertainty = torch.sigmoid(raw[:, :, 1:8:2]).mean(2, keepdim=True)
+            raw = torch.cat([raw[:, :, 0:8:2], raw[:, :, 8:]], 2)
         if self.record.new_coords:
             active, sizes = raw, (2 * raw[:, :, 2:4]).square() * self.anchors
         else:
@@ -417,6 +428,8 @@ class YoloHead(DarknetLayer):
         centres = (active[:, :, 0:2] * self.record.scale_x_y + self.corner) * self.cell
         classes = torch.softmax(raw[:, :, 5:], 2) if self.record.head_kind == "region" else active[:, :, 5:]
         scores = active[:, :, 4:5] * classes
+        if uncertain:
+            scores = scores * (1 - uncertainty)
         decoded = torch.cat([centres - sizes / 2, centres + sizes / 2, scores], 2)
         boxes = count * self.source.height * self.source.width
         return decoded.transpose(2, 3).reshape(-1, boxes, 4 + self.record.classes)

@@ -119,8 +119,8 @@ def random_weights(network: Network, seed: int) -> list[LayerWeights]:
         module = model.layers[layer.index]
         if isinstance(module, Convolution) and values:
             _fit_convolution(module, values, inputs[0])
-            if layer.index in heads:
-                values["bias"][4 :: heads[layer.index].anchor_channels] -= _OBJECTNESS_DROP
+            if head := heads.get(layer.index):
+                values["bias"][head.box_channels :: head.anchor_channels] -= _OBJECTNESS_DROP
         elif isinstance(module, BatchNormalization):
             _fit_variance(values, inputs[0])
         fitted.append(values)

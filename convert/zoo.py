@@ -169,6 +169,13 @@ MODELS: dict[str, Model] = {
         35_434_956,
         reported="AP50 .331",
     ),
+    "yolov2": _of_darknet(
+        "yolov2",
+        _COPIES,
+        "57d85d77262c840b56ad5418faae4950d9c7727e0192fb70618eeaac26a19817",
+        "d9945162ed6f54ce1a901e3ec537bdba4d572ecae7873087bd730e5a7942df3f",
+        203_934_260,
+    ),
     "yolo-fastest-1.0": _small(
         "yolo-fastest-1.0",
         f"{_FASTEST}/yolo-fastest-1.0_coco/yolo-fastest",

@@ -28,7 +28,7 @@ SCORE_THRESHOLD, IOU_THRESHOLD = 0.25, 0.45
 
 ResizePolicy = Literal["stretch", "letterbox"]
 NmsKind = Literal["plain", "greedynms", "diounms"]
-HeadKind = Literal["yolo", "region"]
+HeadKind = Literal["yolo", "region", "Gaussian_yolo"]
 """The sections that end a detector. Their order is that of the numbers of ``head_kinds`` in :mod:`darktrt.plugins.ops`."""
 HeadForm = Literal["decoded", "raw", "decode", "nms"]
 InputForm = Literal["uint8", "float", "image"]
@@ -79,9 +79,17 @@ def _in_order(sizes: ImageSizes) -> bool:
     return len(sizes) == 3 and all(1 <= low <= usual <= high for low, usual, high in zip(*sizes, strict=True))
 
 
-def anchor_channels(kind: HeadKind, classes: int) -> int:
-    """The channels of each anchor of a head: x, y, width, height, objectness, then the classes."""
-    return 5 + classes
+def box_channels(kind: HeadKind) -> int:
+    """The channels of each anchor of a head before objectness and the classes.
+
+    They are x, y, width, height; each with its uncertainty behind it in a [Gaussian_yolo].
+    """
+    return 8 if kind == "Gaussian_yolo" else 4
+
+
+def head_traits(kind: HeadKind, new_coords: bool) -> str:
+    """What is not usual of a head, as text for people that a comma ends; empty for a usual one."""
+    return {"yolo": "new_coords, " * new_coords, "region": "softmax, ", "Gaussian_yolo": "uncertainties, "}[kind]
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ class HeadInfo:
     @property
     def channels(self) -> int:
         """Of the raw tensor."""
-        return len(self.anchors) * anchor_channels(self.kind, self.classes)
+        return len(self.anchors) * (box_channels(self.kind) + 1 + self.classes)
 
 
 @dataclass(frozen=True)

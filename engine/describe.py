@@ -10,7 +10,7 @@ import onnx
 
 from darktrt.engine.layer_list import summary
 from darktrt.engine.manifest import Manifest, manifest_path, read_plan_manifest
-from darktrt.metadata import DetectorInfo, HeadInfo, ImageSizes
+from darktrt.metadata import DetectorInfo, ImageSizes, head_traits
 from darktrt.onnx_file import is_inlined, load_model
 from darktrt.plugins.ops import DOMAIN
 
@@ -88,7 +88,7 @@ def _info_lines(info: DetectorInfo) -> list[str]:
     heads = [
         f"head          {head.tensor}, cfg line {head.line}: {head.columns} x {head.rows} cells, anchors "
         + " ".join(f"{w:g}x{h:g}" for w, h in head.anchors)
-        + f", {head.classes} classes, {_coordinates(head)}scale_x_y {head.scale_x_y:g}"
+        + f", {head.classes} classes, {head_traits(head.kind, head.new_coords)}scale_x_y {head.scale_x_y:g}"
         for head in info.heads
     ]
     fixed = ", thresholds fixed at {:g} and {:g}".format(*info.fixed_thresholds) if info.fixed_thresholds else ""
@@ -102,10 +102,6 @@ def _info_lines(info: DetectorInfo) -> list[str]:
         f"classes       {', '.join(info.class_names[:6])}{', ...' if len(info.class_names) > 6 else ''}",
         *(f"{name:<13} sha256 {value}" if len(value) == 64 else f"{name:<13} {value}" for name, value in info.sources.items()),
     ]
-
-
-def _coordinates(head: HeadInfo) -> str:
-    return "softmax, " if head.kind == "region" else "new_coords, " if head.new_coords else ""
 
 
 def _sizes(sizes: ImageSizes | None) -> str:

@@ -32,7 +32,7 @@ def decode(kinds: Sequence[HeadKind]) -> str:
     """``head0_raw``, ``head1_raw`` and so on to ``boxes`` and ``scores``."""
     names = {part: ", ".join(f"head{i}_{part}" for i in range(len(kinds))) for part in ("anchors", "boxes", "scores")}
     of_heads = (
-        part.substitute(index=i, head=f"head{i}")
+        part.substitute(index=i, head=f"head{i}", channels="rest" if kind == "Gaussian_yolo" else "channels")
         for i, kind in enumerate(kinds)
         for part in (_DECODE_CHANNELS, _DECODE_VALUES[kind], _DECODE_HEAD)
     )
@@ -113,7 +113,7 @@ _DECODE_CHANNELS = Template("""
     ${head}_rows = Shape <start = 2, end = 3> (${head}_raw)
     ${head}_columns = Shape <start = 3, end = 4> (${head}_raw)
     ${head}_cells = Mul (${head}_rows, ${head}_columns)
-    ${head}_shape = Concat <axis = 0> (zero, ${head}_anchor_count, channels, ${head}_cells)
+    ${head}_shape = Concat <axis = 0> (zero, ${head}_anchor_count, $channels, ${head}_cells)
     ${head}_channels = Reshape (${head}_raw, ${head}_shape)
 """)
 
@@ -135,6 +135,25 @@ _DECODE_VALUES: dict[HeadKind, Template] = {
     ${head}_factor = Exp (${head}_wh_raw)
     ${head}_objectness = Sigmoid (${head}_objectness_raw)
     ${head}_class = Softmax <axis = 2> (${head}_class_raw)
+"""),
+    "Gaussian_yolo": Template("""
+    ${head}_eight = Constant <value_ints = [8]> ()
+    ${head}_quarter = Constant <value_float = 0.25> ()
+    ${head}_parts = Concat <axis = 0> (${head}_eight, one, classes)
+    ${head}_box, ${head}_objectness_raw, ${head}_class_raw = Split <axis = 2> (${head}_channels, ${head}_parts)
+    ${head}_means = Slice (${head}_box, zero, ${head}_eight, two, two)  # every other channel
+    ${head}_uncertainties_raw = Slice (${head}_box, one, ${head}_eight, two, two)
+    ${head}_pairs = Concat <axis = 0> (two, two)
+    ${head}_xy_raw, ${head}_wh_raw = Split <axis = 2> (${head}_means, ${head}_pairs)
+    ${head}_xy = Sigmoid (${head}_xy_raw)
+    ${head}_factor = Exp (${head}_wh_raw)
+    ${head}_uncertainties = Sigmoid (${head}_uncertainties_raw)
+    ${head}_uncertainty_sum = ReduceSum (${head}_uncertainties, two)
+    ${head}_uncertainty = Mul (${head}_uncertainty_sum, ${head}_quarter)
+    ${head}_certainty = Sub (one_float, ${head}_uncertainty)
+    ${head}_plain_objectness = Sigmoid (${head}_objectness_raw)
+    ${head}_objectness = Mul (${head}_plain_objectness, ${head}_certainty)
+    ${head}_class = Sigmoid (${head}_class_raw)
 """),
 }
 

@@ -160,14 +160,16 @@ MISH_OPS: tuple[type[PluginOp], ...] = (Mish, MishAdd, MishConcat)
 class YoloHeads(PluginOp):
     """Decoding of the raw tensors of a detector's heads.
 
-    Inputs: per head ``(N, anchors_per_head[i] * (5 + classes), rows, columns)`` float32, in cfg order. They decode to boxes
-    ``(N, A, 4)`` float32, x1 y1 x2 y2 in pixels of the network input, and scores ``(N, A, classes)`` float32, objectness
-    times class. A runs over the heads, in a head over anchor, then row, then column.
+    Inputs: per head ``(N, anchors_per_head[i] * (5 + classes), rows, columns)`` float32, 9 + classes for a [Gaussian_yolo], in
+    cfg order. They decode to boxes ``(N, A, 4)`` float32, x1 y1 x2 y2 in pixels of the network input, and scores
+    ``(N, A, classes)`` float32, objectness times class. A runs over the heads, in a head over anchor, then row, then column.
 
     With v = logistic(raw), or raw itself under new_coords: centre = (column + v * s - (s - 1) / 2) / columns * W, likewise
     with rows and H; size = exp(raw) * anchor, or (2 v)^2 * anchor under new_coords (darknet's ``get_yolo_box``).
 
-    The classes of a [region] are the softmax of their raw numbers (``get_region_box`` and ``forward_region_layer``).
+    The classes of a [region] are the softmax of their raw numbers (``get_region_box`` and ``forward_region_layer``). In a
+    [Gaussian_yolo] a raw uncertainty follows each of x, y, width and height, and the scores are multiplied by 1 minus the mean
+    of the four's logistic (``get_gaussian_yolo_detections``).
     """
 
     anchors: tuple[float, ...]
@@ -178,7 +180,7 @@ class YoloHeads(PluginOp):
     new_coords: tuple[int, ...]
     """One a head, 0 or 1."""
     head_kinds: tuple[int, ...]
-    """One a head: 0 [yolo], 1 [region]."""
+    """One a head: 0 [yolo], 1 [region], 2 [Gaussian_yolo]."""
     classes: int
     input_size: tuple[int, ...]
     """Width, height."""
@@ -197,7 +199,7 @@ class YoloHeads(PluginOp):
             self._require(len(values) == heads, f"{name} has {len(values)} values for {heads} heads")
         self._require(_positive(self.scale_x_y), f"scale_x_y must be positive, not {self.scale_x_y}")
         self._require(set(self.new_coords) <= {0, 1}, f"new_coords must be 0 or 1, not {self.new_coords}")
-        self._require(set(self.head_kinds) <= {*range(len(HEAD_KINDS))}, f"head_kinds must be 0 or 1, not {self.head_kinds}")
+        self._require(set(self.head_kinds) <= {*range(len(HEAD_KINDS))}, f"head_kinds must be 0 to 2, not {self.head_kinds}")
         mixed = any(kind and new for kind, new in zip(self.head_kinds, self.new_coords, strict=True))
         self._require(not mixed, "new_coords must be 0 for a head that is no [yolo]")
         self._require(self.classes > 0, f"classes must be positive, not {self.classes}")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
+from typing import Any
 
 # Before NumPy and torch are imported, and for the commands that tests start. The networks are small; threads that wait for each
 # other in a loop, beside the other processes of pytest, take four times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Otherwise each of those commands, and each worker of a cluster, compiles all of darktrt anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 from helpers import MADE_CFG, Made, labelled_images, make, report_on_everything
@@ -16,6 +20,23 @@ from helpers import MADE_CFG, Made, labelled_images, make, report_on_everything
 from darktrt.progress import LOGGER, set_progress
 from darktrt.vision import detector
 from darktrt.vision.images import compiled_fit
+
+
+def pytest_configure() -> None:
+    """Keep the tests as pytest has rewritten them, too."""
+    sys.dont_write_bytecode = False
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each file goes to one process, and ``serve`` whole: its files ask one server, and wait more than they compute."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:  # xdist prescribes the name
+            return "tests/serve" if nodeid.startswith("tests/serve/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -78,6 +78,12 @@ def head(classes: int = 3, mask: str = "0,1,2", activation: str = "linear", **op
     return last + yolo(classes, mask, **options)
 
 
+def gaussian(classes: int = 3, mask: str = "0,1") -> str:
+    """The convolution that makes the raw tensor of a [Gaussian_yolo], and the section."""
+    last = conv(len(mask.split(",")) * (9 + classes), 1, activation="linear", normalize=0)
+    return last + section("Gaussian_yolo", mask=mask, anchors="6,9, 11,8, 14,20", num=3, classes=classes, scale_x_y=1.1)
+
+
 def region(classes: int = 3) -> str:
     """The convolution that makes the raw tensor of a [region], and the section."""
     last = conv(2 * (5 + classes), 1, activation="linear", normalize=0)

@@ -124,7 +124,12 @@ class Head:
     new_coords: int = 0
     scale_x_y: float = 1.0
     kind: int = 0
-    """0 [yolo], 1 [region]."""
+    """0 [yolo], 1 [region], 2 [Gaussian_yolo]."""
+
+    @property
+    def box_channels(self) -> int:
+        """Of each anchor, before objectness."""
+        return 8 if self.kind == 2 else 4
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,9 @@ class Yolo:
         return sum(len(head.anchors) * head.rows * head.columns for head in self.heads)
 
     def shapes(self, batch: int) -> list[tuple[int, int, int, int]]:
-        return [(batch, len(head.anchors) * (5 + self.classes), head.rows, head.columns) for head in self.heads]
+        return [
+            (batch, len(head.anchors) * (head.box_channels + 1 + self.classes), head.rows, head.columns) for head in self.heads
+        ]
 
     def struct(self, batch: int) -> CYolo:
         made = CYolo(batch, len(self.heads), self.classes, self.width, self.height)
@@ -208,15 +215,15 @@ def scene(yolo: Yolo, batch: int, seed: int, positives: float = 0.01, dtype: Any
     random = np.random.default_rng(seed)
     made = []
     for head, (_, channels, rows, columns) in zip(yolo.heads, yolo.shapes(batch), strict=True):
-        anchors = channels // (5 + yolo.classes)
-        raw = random.normal(0, 1, (batch, anchors, 5 + yolo.classes, rows, columns)).astype(np.float32)
-        raw[:, :, 2:4] *= 0.4
+        anchors, first = len(head.anchors), head.box_channels
+        raw = random.normal(0, 1, (batch, anchors, first + 1 + yolo.classes, rows, columns)).astype(np.float32)
+        raw[:, :, first // 2 : first] *= 0.4
         field = random.normal(0, 1, (batch, 1, rows // 4 + 1, columns // 4 + 1)).repeat(4, 2).repeat(4, 3)[..., :rows, :columns]
         likely = field > np.quantile(field, 1 - positives) if field.size else field > 0
-        raw[:, :, 4] = np.where(likely, raw[:, :, 4], raw[:, :, 4] - 9)
-        raw[:, :, 5:] -= 5
+        raw[:, :, first] = np.where(likely, raw[:, :, first], raw[:, :, first] - 9)
+        raw[:, :, first + 1 :] -= 5
         favourite = (random.integers(0, yolo.classes, likely.shape) + np.zeros((1, anchors, 1, 1), np.int64))[:, :, None]
-        np.put_along_axis(raw[:, :, 5:], favourite, random.normal(2, 1, favourite.shape).astype(np.float32), 2)
+        np.put_along_axis(raw[:, :, first + 1 :], favourite, random.normal(2, 1, favourite.shape).astype(np.float32), 2)
         if head.new_coords:
             raw = 1 / (1 + np.exp(-raw))
         made.append(raw.reshape(batch, channels, rows, columns).astype(dtype))

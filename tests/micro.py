@@ -123,7 +123,7 @@ class Loops:
         self.size = image.shape[2], image.shape[1]
         for i, (kind, _) in enumerate(sections):
             x = self.outputs[-1] if self.outputs else image
-            self.outputs.append(getattr(self, kind)(self.without_activation(sections, i), x))
+            self.outputs.append(getattr(self, kind.lower())(self.without_activation(sections, i), x))
 
     def without_activation(self, sections: list[Section], i: int) -> Options:
         """The options of a section; with ``bin_output``, if nothing needs more than signs, the activation is linear."""
@@ -192,13 +192,14 @@ class Loops:
         c, h, w = x.shape
         n, _, size, _ = weight.shape
         step_y, step_x = steps
+        edge = dilation * (size + 2 * padding)
+        wide = np.pad(x, ((0, 0), (edge, edge), (edge, edge)), constant_values=outside)
         out = np.zeros((n, (h + 2 * padding - size) // step_y + 1, (w + 2 * padding - size) // step_x + 1))
-        for k, y, z in np.ndindex(*out.shape):
-            first = k // (n // groups) * (c // groups)
-            for i, ky, kx in np.ndindex(c // groups, size, size):
-                row, column = y * step_y + (ky - padding) * dilation, z * step_x + (kx - padding) * dilation
-                inside = 0 <= row < h and 0 <= column < w
-                out[k, y, z] += weight[k, i, ky, kx] * (x[first + i, row, column] if inside else outside)
+        rows, columns = (np.arange(count) * step + edge for count, step in zip(out.shape[1:], steps, strict=True))
+        for k, i, ky, kx in np.ndindex(*weight.shape):
+            channel = k // (n // groups) * (c // groups) + i
+            window = np.ix_(rows + (ky - padding) * dilation, columns + (kx - padding) * dilation)
+            out[k] += weight[k, i, ky, kx] * wide[channel][window]
         return out
 
     def blurred(self, x: Array, size: int, steps: tuple[int, int]) -> Array:
@@ -279,7 +280,8 @@ class Loops:
         return np.concatenate(cuts).reshape(-1, rows, columns)
 
     def shortcut(self, o: Options, x: Array) -> Array:
-        terms = [x, *map(self.source, numbers(o["from"]))]
+        sources = map(self.source, numbers(o["from"]))
+        terms = [x, *(t[:, :: t.shape[1] // x.shape[1], :: t.shape[2] // x.shape[2]] for t in sources)]
         c, kind = x.shape[0], o.get("weights_type", "none")
         weight = np.ones((len(terms), c))
         if kind != "none":
@@ -351,6 +353,23 @@ class Loops:
             self.scores.append([v[4] * t for t in v[5:]])
         return x
 
+    def gaussian_yolo(self, o: Options, x: Array) -> Array:
+        """get_gaussian_yolo_box and get_gaussian_yolo_detections: an uncertainty behind each of x, y, w and h."""
+        rows, columns = x.shape[1:]
+        mask, classes, s = numbers(o["mask"]), int(o["classes"]), float(o.get("scale_x_y", 1))
+        sides = [float(v) for v in str(o["anchors"]).split(",")]
+        for n, row, column in np.ndindex(len(mask), rows, columns):
+            raw = x[n * (9 + classes) : (n + 1) * (9 + classes), row, column].tolist()
+            centre_x = (column + logistic(raw[0]) * s - 0.5 * (s - 1)) / columns
+            centre_y = (row + logistic(raw[2]) * s - 0.5 * (s - 1)) / rows
+            w = math.exp(raw[4]) * sides[2 * mask[n]] / self.size[0]
+            h = math.exp(raw[6]) * sides[2 * mask[n] + 1] / self.size[1]
+            corners = (centre_x - w / 2, centre_y - h / 2, centre_x + w / 2, centre_y + h / 2)
+            self.boxes.append([corner * self.size[i % 2] for i, corner in enumerate(corners)])
+            uncertainty = sum(logistic(raw[i]) for i in (1, 3, 5, 7)) / 4
+            self.scores.append([logistic(raw[8]) * logistic(t) * (1 - uncertainty) for t in raw[9:]])
+        return x
+
     def region(self, o: Options, x: Array) -> Array:
         """get_region_box, with anchors in cells, and the softmax of forward_region_layer."""
         rows, columns = x.shape[1:]
@@ -379,6 +398,11 @@ def y(mask: str = "0,1,2", classes: int = 2, **options: Any) -> Section:
 
 def headed(mask: str = "0,1,2", classes: int = 2, activation: str = "linear", **options: Any) -> list[Section]:
     return [c(len(mask.split(",")) * (5 + classes), 1, activation), y(mask, classes, **options)]
+
+
+def gaussian(mask: str = "0,1,2", classes: int = 2, **options: Any) -> list[Section]:
+    channels = len(mask.split(",")) * (9 + classes)
+    return [c(channels, 1, "linear"), ("Gaussian_yolo", {**ANCHORS, "mask": mask, "classes": classes, **options})]
 
 
 def region(classes: int = 2) -> list[Section]:
@@ -427,6 +451,8 @@ LAYERS: dict[str, list[Section]] = {
     "shortcut of several": [c(), c(), c(), ("shortcut", {"from": "-2,-3", "activation": "mish"})],
     "shortcut from fewer channels": [c(4), c(9), c(6), ("shortcut", {"from": "-2,-3", "activation": "swish"})],
     "shortcut of itself": [c(), ("shortcut", {"from": -1})],
+    "shortcut of a larger layer": [c(4), c(9, stride=2), ("shortcut", {"from": 0, "activation": "leaky"}), c()],
+    "shortcut of a much larger, wider layer": [c(9), c(6, stride=4), ("shortcut", {"from": -2})],
     "shortcut per_feature relu": [c(), c(), c(), ("shortcut", {"from": "-2,-3", **WEIGHTED})],
     "shortcut per_channel relu": [c(), c(), ("shortcut", {"from": -2, **WEIGHTED, "weights_type": "per_channel"})],
     "shortcut per_feature softmax": [c(), c(), ("shortcut", {"from": -2, **WEIGHTED, "weights_normalization": "softmax"})],
@@ -458,6 +484,8 @@ LAYERS: dict[str, list[Section]] = {
     "region of one class": [c(), *region(classes=1)],
     "region beside a yolo": [c(), *region(), ("route", {"layers": 0}), c(stride=2), *headed("1,4", scale_x_y=1.1)],
     "region of uneven strides": [c(stride=2), ("maxpool", {"size": 2, "stride": 2}), c(stride_x=2), *region()],
+    "Gaussian": [c(stride=2), *gaussian(scale_x_y=1.2), ("route", {"layers": 0}), *gaussian("5,3", 2)],
+    "Gaussian of one class beside a yolo": [c(), *headed(classes=1), ("route", {"layers": 0}), *gaussian("4", 1)],
     "YOLOv2": [
         c(4),
         ("maxpool", {"size": 2, "stride": 2}),
@@ -538,7 +566,7 @@ class Case:
 def case_of(folder: Path, micro: Micro) -> Case:
     """Ends the sections in a head if they have none; writes cfg and weights."""
     sections, gain, shape = micro
-    sections = sections if sections[-1][0] in ("yolo", "region") else [*sections, *headed()]
+    sections = sections if sections[-1][0] in ("yolo", "region", "Gaussian_yolo") else [*sections, *headed()]
     image = np.random.default_rng(3).uniform(0, 1, shape).astype(np.float32)
     loops = Loops(seed=7, gain=gain)
     loops.forward(sections, image.astype(np.float64))

@@ -15,7 +15,11 @@ def decode64(yolo: Yolo, heads: list[Array]) -> tuple[Array, Array]:
     """From the formulas of darknet, in double."""
     boxes, scores = [], []
     for head, raw in zip(yolo.heads, heads, strict=True):
-        split = raw.astype(np.float64).reshape(len(raw), len(head.anchors), 5 + yolo.classes, head.rows, head.columns)
+        split = raw.astype(np.float64).reshape(len(raw), len(head.anchors), -1, head.rows, head.columns)
+        certainty = 1.0
+        if head.kind == 2:
+            certainty = 1 - (1 / (1 + np.exp(-split[:, :, 1:8:2]))).mean(2, keepdims=True)
+            split = np.concatenate([split[:, :, 0:8:2], split[:, :, 8:]], 2)
         value = split if head.new_coords else 1 / (1 + np.exp(-split))
         anchors, sizes = np.array(head.anchors)[:, :, None, None], np.array([yolo.width, yolo.height])[:, None, None]
         cell = np.stack(np.meshgrid(np.arange(head.columns), np.arange(head.rows)))
@@ -28,7 +32,7 @@ def decode64(yolo: Yolo, heads: list[Array]) -> tuple[Array, Array]:
         if head.kind == 1:
             powers = np.exp(split[:, :, 5:] - split[:, :, 5:].max(2, keepdims=True))
             classes = powers / powers.sum(2, keepdims=True)
-        scores.append((value[:, :, 4:5] * classes).transpose(0, 1, 3, 4, 2).reshape(len(raw), -1, yolo.classes))
+        scores.append((value[:, :, 4:5] * classes * certainty).transpose(0, 1, 3, 4, 2).reshape(len(raw), -1, yolo.classes))
     return np.concatenate(boxes, 1), np.concatenate(scores, 1)
 
 

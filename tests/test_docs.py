@@ -15,8 +15,8 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -70,23 +70,34 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
-def run_darktrt(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+def run_here(words: list[str], folder: Path, command: Callable[[], int]) -> subprocess.CompletedProcess[str]:
     """As a process of its own would, but that nothing is imported again."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
         for name, value in zoo().items():
             patch.setenv(name, value)
-        status = main(words)
-    return subprocess.CompletedProcess(["darktrt", *words], status, out.getvalue(), err.getvalue())
+        status = command()
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
 
 
-def copy_images(folder: Path) -> None:
-    """The images of ``docs/``, with labels, where the commands of the guides look for them."""
+def run_program(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    def program() -> int:
+        try:
+            exec(compile(text, "program.py", "exec"), {"__name__": "__main__"})
+        except Exception:
+            traceback.print_exc()
+            return 1
+        return 0
+
+    return run_here(["python", "-c", text], folder, program)
+
+
+def copy_images(folder: Path, *others: str) -> None:
+    """A labelled image, and others of ``docs/``, where the commands of the guides look for them: all that is there counts."""
     (folder / "docs").mkdir()
-    for file in DOCS.iterdir():
-        if file.suffix in (".jpg", ".png", ".txt"):
-            shutil.copy(file, folder / "docs")
+    for name in ("astronaut.jpg", "astronaut.txt", *others):
+        shutil.copy(DOCS / name, folder / "docs")
 
 
 # --- commands and programs ---
@@ -97,7 +108,7 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        copy_images(folder)
+        copy_images(folder, "report.png")
         self.printed = ""
         self.run = functools.cache(self._run)
 
@@ -116,12 +127,12 @@ class Workshop:
     def results(self, language: str, text: str) -> Iterator[subprocess.CompletedProcess[str]]:
         """Of each command, or of a program."""
         if language == "python":
-            yield run([sys.executable, "-c", text], self.folder)
+            yield run_program(text, self.folder)
             return
         for line in commands(f"```sh\n{text}```", "sh"):
             program, *words = shlex.split(line)
             assert program == "darktrt"
-            yield run_darktrt(words, self.folder)
+            yield run_here(["darktrt", *words], self.folder, functools.partial(main, words))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +163,7 @@ def test_the_readmes_program(workshop: Workshop) -> None:
     copy_images(folder)
     shutil.copytree(workshop.folder / "networks", folder / "networks")
     [(_, program)] = blocks(page("README.md"), "python")
-    done = run([sys.executable, "-c", program], folder)
+    done = run_program(program, folder)
     assert done.returncode == 0, done.stderr
     assert "person" in done.stdout
 

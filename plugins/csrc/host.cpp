@@ -70,10 +70,12 @@ template <typename T> void decode(const DarktrtYolo& yolo, const Heads& heads, f
             const Box box = decode_box(yolo, location, raw);
             for (const float edge : {box.x1, box.y1, box.x2, box.y2}) *boxes++ = edge;
             const DarktrtHead& head = yolo.head[location.head];
-            const Scoring scoring = scoring_of(yolo, location, raw, value_of(raw[4], head.new_coords));
+            const float objectness = value_of(raw[objectness_channel(head.kind)], head.new_coords);
+            const Scoring scoring = scoring_of(yolo, location, raw, objectness);
+            const Raw<T> classes = raw.from(class_channel(head.kind));
             const int32_t form = class_form<Kinds::any>(head);
             for (int32_t i = 0; i < yolo.classes; ++i) {
-                *scores++ = class_value<Kinds::any>(raw[5 + i], form, scoring.largest) * scoring.factor;
+                *scores++ = class_value<Kinds::any>(classes[i], form, scoring.largest) * scoring.factor;
             }
         }
     }
@@ -90,12 +92,13 @@ std::vector<uint64_t> best_candidates(const DarktrtYolo& yolo, const DarktrtNms&
         const Location location = locate<Kinds::any>(yolo, anchor);
         const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
         const DarktrtHead& head = yolo.head[location.head];
-        const float objectness = value_of(raw[4], head.new_coords);
+        const float objectness = value_of(raw[objectness_channel(head.kind)], head.new_coords);
         if (!may_pass(objectness, threshold, head.new_coords) || !is_finite(decode_box(yolo, location, raw))) continue;
         const Scoring scoring = scoring_of(yolo, location, raw, objectness);
+        const Raw<T> classes = raw.from(class_channel(head.kind));
         const int32_t form = class_form<Kinds::any>(head);
         for (int32_t i = 0; i < yolo.classes; ++i) {
-            const float score = class_value<Kinds::any>(raw[5 + i], form, scoring.largest) * scoring.factor;
+            const float score = class_value<Kinds::any>(classes[i], form, scoring.largest) * scoring.factor;
             if (score > threshold) keys.push_back(key_of(score, anchor * yolo.classes + i));
         }
     }

@@ -49,8 +49,9 @@ int darktrt_mish_concat(DarktrtShape shape, const void* x, DarktrtFormat x_forma
 #define DARKTRT_MAX_HEADS 5
 #define DARKTRT_MAX_ANCHORS 32  // of one head
 
-// DARKTRT_REGION: the classes are the softmax of their raw numbers; new_coords is 0.
-enum { DARKTRT_YOLO = 0, DARKTRT_REGION = 1 };
+// DARKTRT_REGION: the classes are the softmax of their raw numbers. DARKTRT_GAUSSIAN_YOLO: an uncertainty follows each of x, y,
+// width and height. For both new_coords is 0.
+enum { DARKTRT_YOLO = 0, DARKTRT_REGION = 1, DARKTRT_GAUSSIAN_YOLO = 2 };
 
 typedef struct {
     int32_t kind, anchors, rows, columns, new_coords;
@@ -72,8 +73,8 @@ typedef struct {
     int32_t max_candidates, max_detections;
 } DarktrtNms;
 
-// heads[i] is (batch, anchors * (5 + classes), rows, columns), float or half by `type`, linear. boxes (batch, A, 4), scores
-// (batch, A, classes), float: see YoloDecode in plugins/ops.py.
+// heads[i] is (batch, anchors * (5 + classes), rows, columns), 9 + classes for DARKTRT_GAUSSIAN_YOLO, float or half by `type`,
+// linear. boxes (batch, A, 4), scores (batch, A, classes), float: see YoloDecode in plugins/ops.py.
 int darktrt_decode(const DarktrtYolo* yolo, int32_t type, const void* const* heads, float* boxes, float* scores, void* stream);
 
 // Bytes of device memory that darktrt_detect needs at `workspace`, 256-byte aligned.

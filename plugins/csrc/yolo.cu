@@ -84,7 +84,7 @@ __device__ uint32_t append(uint32_t* count)
 // Anchors that may have candidates, by the threads of a block.
 template <typename T, int kThreads> struct Survivors {
     struct {
-        Raw<T> raw;
+        Raw<T> classes;
         Scoring scoring;
         uint32_t anchor;
         int32_t form;
@@ -107,10 +107,12 @@ __device__ void for_each_candidate(const DarktrtYolo& yolo, const Heads& heads, 
             const Location location = locate<kinds>(yolo, anchor);
             const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
             const int32_t new_coords = yolo.head[location.head].new_coords;
-            const float objectness = value_of(raw[4], new_coords);
+            const float objectness = value_of(raw[objectness_channel(location.kind)], new_coords);
             if (may_pass(objectness, threshold, new_coords) && is_finite(decode_box(yolo, location, raw))) {
                 const Scoring scoring = scoring_of(yolo, location, raw, objectness);
-                survivors.at[append(&survivors.count)] = {raw, scoring, anchor, class_form<kinds>(yolo.head[location.head])};
+                const Raw<T> classes = raw.from(class_channel(location.kind));
+                const int32_t form = class_form<kinds>(yolo.head[location.head]);
+                survivors.at[append(&survivors.count)] = {classes, scoring, anchor, form};
             }
         }
         __syncthreads();
@@ -120,7 +122,7 @@ __device__ void for_each_candidate(const DarktrtYolo& yolo, const Heads& heads, 
             float raw[unroll];
             for (uint32_t i = 0; i < unroll; ++i) {
                 const uint32_t mine = pair + i * kThreads;
-                raw[i] = mine < pairs ? survivors.at[mine % count].raw[5 + mine / count] : 0.f;
+                raw[i] = mine < pairs ? survivors.at[mine % count].classes[mine / count] : 0.f;
             }
             for (uint32_t i = 0; i < unroll; ++i) {
                 const uint32_t mine = pair + i * kThreads;
@@ -430,11 +432,11 @@ __global__ void __launch_bounds__(decode_threads)
     first += int64_t{anchor} * cells + first_cell;
 
     const int32_t lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size, new_coords = yolo.head[head].new_coords;
-    const int32_t form = class_form<kinds>(yolo.head[head]);
+    const int32_t kind = kind_of<kinds>(yolo.head[head]), form = class_form<kinds>(yolo.head[head]);
     const int32_t size = min(cells - first_cell, warp_size);
     for (int32_t image = blockIdx.y; image < yolo.batch; image += gridDim.y) {
-        const Location location{head, kind_of<kinds>(yolo.head[head]), anchor, first_cell + lane, cells};
-        const Raw<T> raw = raw_at<T>(yolo, heads, image, location);
+        const Location location{head, kind, anchor, first_cell + lane, cells};
+        const Raw<T> raw = raw_at<T>(yolo, heads, image, location), raw_classes = raw.from(class_channel(kind));
         const int64_t image_first = image * anchors + first;
         __syncthreads();  // how to score the previous image has been read
         if (warp == 0 && lane < size) {
@@ -444,13 +446,13 @@ __global__ void __launch_bounds__(decode_threads)
             to[1] = box.y1;
             to[2] = box.x2;
             to[3] = box.y2;
-            scoring[lane] = scoring_of(yolo, location, raw, value_of(raw[4], new_coords));
+            scoring[lane] = scoring_of(yolo, location, raw, value_of(raw[objectness_channel(kind)], new_coords));
         }
         for (int32_t first_class = 0; first_class < yolo.classes; first_class += warp_size) {
             const int32_t classes = min(yolo.classes - first_class, warp_size);
             __syncthreads();
             for (int32_t i = warp; i < classes && lane < size; i += warps) {
-                values[i][lane] = class_value<kinds>(raw[5 + first_class + i], form, scoring[lane].largest);
+                values[i][lane] = class_value<kinds>(raw_classes[first_class + i], form, scoring[lane].largest);
             }
             __syncthreads();
             for (int32_t i = warp; i < size && lane < classes; i += warps) {

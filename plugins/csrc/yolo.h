@@ -58,11 +58,17 @@ template <Kinds kinds> HOST_DEVICE Location locate(const DarktrtYolo& yolo, uint
             static_cast<int32_t>(cells)};
 }
 
-// The channels at a location in one image: x, y, width, height, objectness, then the classes.
+// The channels of an anchor: x, y, width and height, every step-th one, then objectness and the classes.
+HOST_DEVICE int32_t box_step(int32_t kind) { return kind == DARKTRT_GAUSSIAN_YOLO ? 2 : 1; }
+HOST_DEVICE int32_t objectness_channel(int32_t kind) { return 4 * box_step(kind); }
+HOST_DEVICE int32_t class_channel(int32_t kind) { return objectness_channel(kind) + 1; }
+
+// The channels at a location in one image.
 template <typename T> struct Raw {
     const T* first;
     int64_t stride;
 
+    HOST_DEVICE Raw from(int32_t channel) const { return {first + channel * stride, stride}; }
     HOST_DEVICE float operator[](int32_t channel) const { return static_cast<float>(first[channel * stride]); }
 };
 
@@ -70,7 +76,7 @@ template <typename T>
 HOST_DEVICE Raw<T> raw_at(const DarktrtYolo& yolo, const Heads& heads, int32_t image, const Location& location)
 {
     const int64_t anchor = int64_t{image} * yolo.head[location.head].anchors + location.anchor;
-    const int64_t first = anchor * (5 + yolo.classes) * location.cells + location.cell;
+    const int64_t first = anchor * (class_channel(location.kind) + yolo.classes) * location.cells + location.cell;
     return {static_cast<const T*>(heads.raw[location.head]) + first, location.cells};
 }
 
@@ -95,9 +101,11 @@ template <typename T> HOST_DEVICE Box decode_box(const DarktrtYolo& yolo, const 
 {
     const DarktrtHead& head = yolo.head[location.head];
     const float* anchor = head.anchor_sizes + 2 * location.anchor;
+    const int32_t step = box_step(location.kind);
     Box box;
-    decode_axis(raw[0], raw[2], location.cell % head.columns, head.columns, yolo.width, anchor[0], head, &box.x1, &box.x2);
-    decode_axis(raw[1], raw[3], location.cell / head.columns, head.rows, yolo.height, anchor[1], head, &box.y1, &box.y2);
+    const int32_t column = location.cell % head.columns, row = location.cell / head.columns;
+    decode_axis(raw[0], raw[2 * step], column, head.columns, yolo.width, anchor[0], head, &box.x1, &box.x2);
+    decode_axis(raw[step], raw[3 * step], row, head.rows, yolo.height, anchor[1], head, &box.y1, &box.y2);
     return box;
 }
 
@@ -110,9 +118,14 @@ template <typename T>
 HOST_DEVICE Scoring scoring_of(const DarktrtYolo& yolo, const Location& location, const Raw<T>& raw, float objectness)
 {
     if (location.kind == DARKTRT_YOLO) return {objectness, 0.f};
-    float largest = raw[5], sum = 0.f;
-    for (int32_t i = 1; i < yolo.classes; ++i) largest = fmaxf(largest, raw[5 + i]);
-    for (int32_t i = 0; i < yolo.classes; ++i) sum += exponential(raw[5 + i] - largest);
+    if (location.kind == DARKTRT_GAUSSIAN_YOLO) {
+        const float sum = logistic(raw[1]) + logistic(raw[3]) + logistic(raw[5]) + logistic(raw[7]);
+        return {objectness * (1.f - sum * 0.25f), 0.f};
+    }
+    const Raw<T> classes = raw.from(class_channel(location.kind));
+    float largest = classes[0], sum = 0.f;
+    for (int32_t i = 1; i < yolo.classes; ++i) largest = fmaxf(largest, classes[i]);
+    for (int32_t i = 0; i < yolo.classes; ++i) sum += exponential(classes[i] - largest);
     return {objectness / sum, largest};
 }
 
@@ -151,7 +164,8 @@ inline bool is_supported(const DarktrtYolo& yolo)
                 yolo.classes <= (1 << 20) && yolo.width > 0 && yolo.height > 0;
     for (int32_t i = 0; good && i < yolo.heads; ++i) {
         const DarktrtHead& head = yolo.head[i];
-        const bool known = head.kind == DARKTRT_YOLO || (head.kind == DARKTRT_REGION && head.new_coords == 0);
+        const bool other = head.kind == DARKTRT_REGION || head.kind == DARKTRT_GAUSSIAN_YOLO;
+        const bool known = head.kind == DARKTRT_YOLO || (other && head.new_coords == 0);
         good = known && head.anchors > 0 && head.anchors <= DARKTRT_MAX_ANCHORS && head.rows >= 0 && head.rows <= (1 << 13) &&
                head.columns >= 0 && head.columns <= (1 << 13);
     }

@@ -23,7 +23,18 @@ SMALL = Yolo((Head(ANCHORS, 12, 20, 0, 1.05), Head(ANCHORS[1:], 6, 10)), 5, 320,
 NEW_COORDS = Yolo((Head(ANCHORS, 26, 26, 1, 2.0), Head(ANCHORS, 13, 13, 1, 2.0)), 20, 416, 416)
 ONE_CLASS = Yolo((Head(ANCHORS[:1], 40, 40, 0, 1.2),), 1, 640, 640)
 REGION = Yolo((Head(ANCHORS, 13, 13, kind=1),), 80, 416, 416)
-ALL_KINDS = Yolo((Head(ANCHORS, 26, 20, kind=1), Head(ANCHORS[:2], 13, 10, 1, 2.0), Head(ANCHORS, 5, 7, 0, 1.1)), 5, 320, 416)
+GAUSSIAN = Yolo((Head(ANCHORS, 26, 20, 0, 1.1, 2), Head(ANCHORS[:2], 13, 10, kind=2)), 10, 320, 416)
+ALL_KINDS = Yolo(
+    (
+        Head(ANCHORS, 26, 20, kind=1),
+        Head(ANCHORS[:2], 13, 10, 1, 2.0),
+        Head(ANCHORS, 5, 7, 0, 1.1),
+        Head(ANCHORS, 8, 9, kind=2),
+    ),
+    5,
+    320,
+    416,
+)
 
 
 def assert_same(found: Detections, expected: Detections) -> None:
@@ -38,7 +49,7 @@ def compare(cuda: CudaLibrary, host: Library, *arguments: Any, **options: Any) -
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("yolo", [YOLOV4_608, SMALL, NEW_COORDS, ONE_CLASS, REGION, ALL_KINDS])
+@pytest.mark.parametrize("yolo", [YOLOV4_608, SMALL, NEW_COORDS, ONE_CLASS, REGION, GAUSSIAN, ALL_KINDS])
 def test_decode(cuda: CudaLibrary, host: Library, yolo: Yolo, dtype: Any) -> None:
     heads = scene(yolo, 3, 0, dtype=dtype)
     heads[0].flat[::1001] = np.nan
@@ -47,7 +58,7 @@ def test_decode(cuda: CudaLibrary, host: Library, yolo: Yolo, dtype: Any) -> Non
 
 
 def test_decode_is_the_formula(cuda: CudaLibrary) -> None:
-    for yolo in (SMALL, NEW_COORDS, REGION, ALL_KINDS):
+    for yolo in (SMALL, NEW_COORDS, REGION, GAUSSIAN, ALL_KINDS):
         heads = scene(yolo, 2, 0)
         for found, expected in zip(cuda.decode(yolo, heads), decode64(yolo, heads), strict=True):
             np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6 * max(1, np.abs(expected).max()))
@@ -55,7 +66,7 @@ def test_decode_is_the_formula(cuda: CudaLibrary) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_detections_are_those_of_the_sequential_definition(cuda: CudaLibrary, kind: str) -> None:
-    for yolo in (SMALL, NEW_COORDS, REGION, ALL_KINDS):
+    for yolo in (SMALL, NEW_COORDS, REGION, GAUSSIAN, ALL_KINDS):
         heads = scene(yolo, 2, 0, 0.1)
         for nms in (Nms(kind, 0.8), Nms(kind, 0.8, 100, 30)):
             expected = expected_detections(yolo, nms, *cuda.decode(yolo, heads), 0.05, 0.4)
@@ -64,7 +75,7 @@ def test_detections_are_those_of_the_sequential_definition(cuda: CudaLibrary, ki
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("yolo", [YOLOV4_608, SMALL, NEW_COORDS, ONE_CLASS, REGION, ALL_KINDS])
+@pytest.mark.parametrize("yolo", [YOLOV4_608, SMALL, NEW_COORDS, ONE_CLASS, REGION, GAUSSIAN, ALL_KINDS])
 def test_detections(cuda: CudaLibrary, host: Library, yolo: Yolo, dtype: Any, kind: str) -> None:
     """Scenes with few and thousands of candidates, a batch of 8; also relative to images in letterboxes."""
     heads = scene(yolo, 8, 0, 0.01 if yolo is YOLOV4_608 else 0.1, dtype)
@@ -103,7 +114,7 @@ def test_nothing(cuda: CudaLibrary, host: Library) -> None:
 
 
 def test_not_finite(cuda: CudaLibrary, host: Library) -> None:
-    for yolo in (SMALL, NEW_COORDS, REGION, ALL_KINDS):
+    for yolo in (SMALL, NEW_COORDS, REGION, GAUSSIAN, ALL_KINDS):
         heads = scene(yolo, 4, 0, 0.2)
         random = np.random.default_rng(0)
         for head in heads:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from helpers import MADE_CFG, make
@@ -32,3 +33,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 def triton(models: Models) -> Iterator[Server]:
     with server_of(models.repository) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def alone(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository of the model ``made`` alone, for servers that are started often."""
+    return publish(models.made, tmp_path_factory.mktemp("alone") / "models", PythonBackend(warmup=False), "made").parent

@@ -10,13 +10,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_client import SCORE, assert_same, direct, photos, regions_of, save_images
+from test_client import SCORE, assert_same, direct, photos, regions_of, save_images, url
 from triton_models import Models, server_of
 
 from darktrt.errors import DarktrtError
@@ -34,40 +35,46 @@ def ports(server: Server) -> StartOptions:
     return StartOptions(http_port=numbers[0], grpc_port=numbers[1], metrics_port=numbers[2], shared_memory=True)
 
 
-@pytest.mark.parametrize(("protocol", "memory"), [("grpc", "none"), ("grpc", "system"), ("http", "none"), ("http", "system")])
-def test_a_server_that_is_killed_and_started_anew_costs_nothing(
-    models: Models, tmp_path: Path, protocol: str, memory: Any
-) -> None:
-    """The client finishes the folder: every image once, in order, with the right detections."""
+def test_a_server_that_is_killed_and_started_anew_costs_nothing(models: Models, alone: Path, tmp_path: Path) -> None:
+    """Clients of both protocols, with shared memory and without, finish the folder: every image once, in order, with the right
+    detections."""
     paths = [tmp_path / f"{i:03}.png" for i in range(60)]
     for path in paths:
         Image.fromarray(photos()[int(path.stem) % 7]).save(path)
-    with server_of(models.repository) as first, ExitStack() as stack:
-        url = first.grpc if protocol == "grpc" else f"http://{first.http}"
-        client = Client(url, "made", score_threshold=SCORE, shared_memory=memory, retry_seconds=60)
-        restart = threading.Timer(1, lambda: stack.enter_context(running(models.repository, ports(first))))
-        with client:
-            results = client.detect_files([tmp_path], tmp_path / "out")
-            found = [next(results) for _ in range(10)]
-            first.kill()
-            restart.start()
-            found += results
-            assert client.retries > 0
+    with server_of(alone) as first, ExitStack() as stack:
+        clients = {
+            f"{protocol}, {memory}": Client(url(first, protocol), "made", score_threshold=SCORE, shared_memory=memory)
+            for protocol in ("grpc", "http")
+            for memory in ("none", "system")
+        }
+        results = {name: client.detect_files([tmp_path], tmp_path / name) for name, client in clients.items()}
+        found = {name: list(islice(results[name], 10)) for name in clients}
+        restart = threading.Timer(1, lambda: stack.enter_context(running(alone, ports(first))))
+        first.kill()
+        restart.start()
+        with ThreadPoolExecutor() as pool:
+            rest = dict(zip(clients, pool.map(list, results.values()), strict=True))
         restart.join()
-    assert [one.path for one in found] == paths
-    assert_same([one.detections for one in found], (9 * direct(models.made, photos()))[:60])
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [path.name for path in paths]
+        for name, client in clients.items():
+            client.close()
+            assert client.retries > 0, name
+    expected = (9 * direct(models.made, photos()))[:60]
+    for name in clients:
+        told = [*found[name], *rest[name]]
+        assert [one.path for one in told] == paths, name
+        assert_same([one.detections for one in told], expected)
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == [path.name for path in paths]
     assert regions_of(first) == []
 
 
-def test_a_server_that_is_stopped_in_order_and_started_anew_costs_nothing(models: Models, tmp_path: Path) -> None:
+def test_a_server_that_is_stopped_in_order_and_started_anew_costs_nothing(models: Models, alone: Path, tmp_path: Path) -> None:
     """While it stops it answers that it has no such model, because it unloads the models before it closes its ports."""
     paths = save_images(tmp_path)
-    with server_of(models.repository) as first, ExitStack() as stack:
+    with server_of(alone) as first, ExitStack() as stack:
 
         def restart() -> None:
             first.stop()
-            stack.enter_context(running(models.repository, ports(first)))
+            stack.enter_context(running(alone, ports(first)))
 
         with Client(first.grpc, "made", score_threshold=SCORE, shared_memory="system", retry_seconds=120) as client:
             found = client.detect_all(paths)
@@ -109,9 +116,9 @@ def test_memory_that_another_client_takes_away_costs_nothing(triton: Server, mod
     assert regions_of(triton) == []
 
 
-def test_a_server_that_stays_away_is_reported(models: Models, tmp_path: Path) -> None:
+def test_a_server_that_stays_away_is_reported(alone: Path, tmp_path: Path) -> None:
     save_images(tmp_path / "in")
-    with server_of(models.repository) as server, Client(server.grpc, "made", retry_seconds=1) as client:
+    with server_of(alone) as server, Client(server.grpc, "made", retry_seconds=1) as client:
         client.detect(photos()[0])
         server.kill()
         started = time.monotonic()
@@ -179,14 +186,14 @@ def test_regions_of_a_killed_client_are_freed_by_the_next_start_and_no_others(tr
         shared_memory.destroy_shared_memory_region(stranger)
 
 
-def test_regions_of_a_server_that_was_started_anew_are_freed(models: Models) -> None:
-    with server_of(models.repository) as first:
+def test_regions_of_a_server_that_was_started_anew_are_freed(alone: Path) -> None:
+    with server_of(alone) as first:
         process = holder(first)
         process.kill()
         process.wait()
         assert len(regions_of(first)) == 3
         first.kill()
-        with running(models.repository, ports(first)) as again, Client(again.grpc, "made", shared_memory="system", in_flight=1):
+        with running(alone, ports(first)) as again, Client(again.grpc, "made", shared_memory="system", in_flight=1):
             assert len(regions_of(first)) == 1
     assert regions_of(first) == []
 

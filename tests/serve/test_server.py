@@ -14,15 +14,16 @@ import sys
 import time
 import urllib.request
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import MADE_CFG, ROOT, SHARED, free_ports, head, made_image, make, net, run, thresholds
-from test_docs import commands, copy_images, page
-from test_docs import run as run_guide
+from test_docs import commands, copy_images, page, run_here
 from triton_models import Models, a_program, ask, encoded, portable_model, post, server_of
 
+from darktrt.cli import main
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
 from darktrt.serve.config import PythonBackend
@@ -141,16 +142,16 @@ def test_the_cache_answers_what_came_before(tmp_path: Path) -> None:
         np.testing.assert_array_equal(second[name], array)
 
 
-def test_a_server_that_was_killed_leaves_nothing_to_the_next(models: Models) -> None:
+def test_a_server_that_was_killed_leaves_nothing_to_the_next(alone: Path) -> None:
     """Neither processes nor shared memory, and the next one starts at the same ports."""
-    with server_of(models.repository) as server:
+    with server_of(alone) as server:
         prefix = f"darktrt_127.0.0.1_{server.http.rpartition(':')[2]}_"
         server.process.kill()  # not its helpers, as when memory runs out
         server.process.wait()
         options = StartOptions(
             **{f"{name}_port": int(getattr(server, name).rpartition(":")[2]) for name in ("http", "grpc", "metrics")}
         )
-        with running(models.repository, options, a_program()) as again:
+        with running(alone, options, a_program()) as again:
             assert ask(again, "made", images=np.zeros((1, 64, 96, 3), np.uint8))
     end = time.monotonic() + 20
     while processes_of(prefix) and time.monotonic() < end:
@@ -207,7 +208,7 @@ def test_the_guides_commands(models: Models, tmp_path: Path, monkeypatch: pytest
     lines.remove(last := ["serve", "start", "model_repository"])
     assert [line[1] for line in lines] == ["repository", "repository", "doctor", "plain.onnx", "repository"]
     for command in lines:
-        done = run_guide([sys.executable, "-m", "darktrt", *command], tmp_path)
+        done = run_here(command, tmp_path, partial(main, command))
         assert done.returncode == 0, done.stderr
         assert command[1] != "doctor" or done.stdout.count("agrees with ONNX Runtime") == 2
     ports = free_ports(3)

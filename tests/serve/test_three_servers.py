@@ -18,8 +18,6 @@ from triton_models import Models, server_of
 
 from darktrt.cli import main
 from darktrt.serve.client.client import Client
-from darktrt.serve.config import PythonBackend
-from darktrt.serve.repository import publish
 from darktrt.serve.server import Server, running
 from darktrt.vision.files import FileResult
 
@@ -31,14 +29,9 @@ BACK_AT = 140
 
 
 @pytest.fixture(scope="module")
-def repository(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish(models.made, tmp_path_factory.mktemp("repository") / "models", PythonBackend(warmup=False), "made").parent
-
-
-@pytest.fixture(scope="module")
-def trio(repository: Path) -> Iterator[list[Server]]:
+def trio(alone: Path) -> Iterator[list[Server]]:
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
-        yield list(pool.map(lambda _: stack.enter_context(server_of(repository)), range(3)))
+        yield list(pool.map(lambda _: stack.enter_context(server_of(alone)), range(3)))
 
 
 def urls(servers: list[Server]) -> list[str]:
@@ -96,12 +89,12 @@ def test_load_over_several(trio: list[Server], tmp_path: Path, capsys: pytest.Ca
 
 
 def test_two_servers_are_killed_and_one_is_started_again(
-    trio: list[Server], repository: Path, models: Models, tmp_path: Path
+    trio: list[Server], alone: Path, models: Models, tmp_path: Path
 ) -> None:
     """Each image is told once, in order, with the right detections."""
     paths = made_files(tmp_path, IMAGES)
     with ExitStack() as stack, Client(urls(trio), "made", score_threshold=SCORE, shared_memory="system", batch=2) as client:
-        found = kill_two(client, trio, repository, paths, stack)
+        found = kill_two(client, trio, alone, paths, stack)
         states = client.servers
     assert [one.path for one in found] == paths
     assert_same([one.detections for one in found], (IMAGES * direct(models.made, photos()))[:IMAGES])

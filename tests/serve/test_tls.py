@@ -50,14 +50,14 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(scope="module")
-def secured(models: Models, certificates: Certificates) -> Iterator[Server]:
+def secured(alone: Path, certificates: Certificates) -> Iterator[Server]:
     names = {"server-cert": certificates.server, "server-key": certificates.server_key, "root-cert": certificates.authority}
     arguments = [
         "--grpc-use-ssl=true",
         "--grpc-use-ssl-mutual=true",
         *(f"--grpc-{name}={file}" for name, file in names.items()),
     ]
-    with running_on_free_ports(models.repository, StartOptions(arguments=tuple(arguments)), a_program()) as server:
+    with running_on_free_ports(alone, StartOptions(arguments=tuple(arguments)), a_program()) as server:
         yield server
 
 

@@ -47,6 +47,7 @@ from darktrt.plugins.ops import (
     Preprocess,
     YoloDecode,
     YoloDetect,
+    YoloHeads,
 )
 
 LIBRARY = find_library()
@@ -140,7 +141,7 @@ BAD_FIELDS: dict[str, dict[str, Any]] = {
     "too many anchors": {"anchors": (1.0,) * 68, "anchors_per_head": (1, 33)},
     "no head": {"anchors": (), "anchors_per_head": (), "scale_x_y": (), "new_coords": (), "head_kinds": ()},
     "neither 0 nor 1": {"new_coords": (0, 2)},
-    "no kind of head": {"head_kinds": (0, 2)},
+    "no kind of head": {"head_kinds": (0, 3)},
     "a region of new_coords": {"head_kinds": (0, 1), "new_coords": (0, 1)},
     "more detections than candidates": {"max_detections": 101},
     "NaN": {"beta": float("nan")},
@@ -448,7 +449,7 @@ def test_mish_of_any_rank(lab: Workshop) -> None:
 # --- heads ---
 
 CLASSES, SIZE = 7, (96, 64)
-HEAD_SHAPES = ((36, 2, 3), (12, 4, 6))
+HEAD_GRIDS = ((2, 3), (4, 6))
 HEADS: dict[str, Any] = {
     "anchors": (10.0, 14.0, 23.0, 27.0, 37.0, 58.0, 81.0, 82.0),
     "anchors_per_head": (3, 1),
@@ -469,8 +470,10 @@ def head_inputs(op: PluginOp, batch: int, seed: int, kind: str = "FLOAT") -> Arr
     """All inputs of an op on heads: logits of this type, here and there not finite, thresholds, sizes of images."""
     random = np.random.default_rng(seed)
     inputs: Arrays = {}
-    for i, shape in enumerate(HEAD_SHAPES):
-        logits = random.normal(-0.5, 1.5, (batch, *shape))
+    assert isinstance(op, YoloHeads)
+    for i, (anchors, head_kind) in enumerate(zip(op.anchors_per_head, op.head_kinds, strict=True)):
+        channels = anchors * ((9 if head_kind == 2 else 5) + CLASSES)
+        logits = random.normal(-0.5, 1.5, (batch, channels, *HEAD_GRIDS[i]))
         inputs[f"head{i}_raw"] = logits.astype(DTYPES[kind])
     if isinstance(op, YoloDetect):
         inputs["head0_raw"].flat[:9:4] = np.nan, np.inf, -np.inf
@@ -505,13 +508,15 @@ def assert_detections(found: Arrays, expected: Arrays) -> None:
         YoloDecode(**HEADS),
         YoloDecode(**{**HEADS, "new_coords": (1, 0)}),
         YoloDecode(**{**HEADS, "head_kinds": (1, 0)}),
+        YoloDecode(**{**HEADS, "head_kinds": (2, 2)}),
         detect("plain"),
         detect("greedynms"),
         detect("diounms", 1),
         detect("plain", head_kinds=(1, 1)),
         detect("plain", head_kinds=(0, 1)),
+        detect("greedynms", head_kinds=(2, 0)),
     ],
-    ids=["decode", "new_coords", "decode region", "plain", "greedynms", "letterbox", "region", "both kinds"],
+    ids="decode new_coords decode-region decode-Gaussian plain greedynms letterbox region yolo-region Gaussian-yolo".split(),
 )
 def test_heads(lab: Workshop, op: PluginOp, kind: str) -> None:
     inputs = head_inputs(op, 2, 1, kind)

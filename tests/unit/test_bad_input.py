@@ -110,7 +110,7 @@ CFGS: dict[str, tuple[str | bytes, str]] = {
     ),
     "no width": (MADE_CFG.replace("width=96\n", "", 1), "bad.cfg:1: [net] needs 'width='"),
     "cut in a key": (MADE_CFG[: MADE_CFG.rindex("scale_x_y") + 5], "bad.cfg:124: 'scale' is neither a [section] nor key=value"),
-    "cut before the heads": (MADE_CFG[: MADE_CFG.index("[yolo]")], "has no [yolo] or [region] section"),
+    "cut before the heads": (MADE_CFG[: MADE_CFG.index("[yolo]")], "has no [yolo], [region] or [Gaussian_yolo] section"),
     "cut in a head": (MADE_CFG[: MADE_CFG.rindex("classes")], "bad.cfg:119: [yolo] needs 'anchors='"),
     "a layer from later": (
         MADE_CFG.replace("layers=-3", "layers=15", 1),

@@ -93,6 +93,12 @@ def test_networks_that_darknet_computes_wrongly_are_told(compare: ModuleType, tm
         (MADE_CFG, ""),
         (net() + section("convolutional", activation="relu6") + head(), "relu6 of [convolutional] is 0 on darknet's CPU"),
         (net() + section("convolutional", activation="silu") + head(), "darknet does not know silu and computes relu"),
+        (net() + section("convolutional", binary=1) + head(), "binary=1 has no effect on darknet's CPU"),
+        (net() + section("convolutional", binary=1, xnor=1) + head(), ""),
+        (
+            net() + section("convolutional", filters=2) + section("route_lhalf", layers=-1) + head(),
+            "[route_lhalf] is of a fork in PyTorch",
+        ),
     ):
         cfg.write_text(text)
         assert compare.fault_of_darknet(cfg) == reason

@@ -189,18 +189,22 @@ def logistic(value: float) -> float:
 def decode_place(raw: Floats, head: Head, place: tuple[int, ...], size: tuple[int, int]) -> tuple[list[float], list[float]]:
     """Box and class scores of one anchor at one cell; ``raw`` is its ``(5 + classes,)``. darknet's get_yolo_box, in double.
 
-    The classes of a [region] are a softmax.
+    The classes of a [region] are a softmax; in a [Gaussian_yolo] an uncertainty follows each number of the box.
     """
     anchor, row, column = place
     values = [float(v) for v in raw]
+    certainty = 1.0
+    if head.kind == 2:
+        certainty -= sum(logistic(t) for t in values[1:8:2]) / 4
+        values = values[0:8:2] + values[8:]
     v = values if head.new_coords else [logistic(t) for t in values]
     x = (column + v[0] * head.scale - (head.scale - 1) / 2) / head.columns * size[0]
     y = (row + v[1] * head.scale - (head.scale - 1) / 2) / head.rows * size[1]
     w, h = ((2 * v[k]) ** 2 if head.new_coords else math.exp(values[k]) for k in (2, 3))
     w, h = w * head.anchors[anchor][0], h * head.anchors[anchor][1]
     powers = [math.exp(t - max(values[5:])) for t in values[5:]]
-    classes = [power / sum(powers) for power in powers] if head.kind else v[5:]
-    return [x - w / 2, y - h / 2, x + w / 2, y + h / 2], [v[4] * c for c in classes]
+    classes = [power / sum(powers) for power in powers] if head.kind == 1 else v[5:]
+    return [x - w / 2, y - h / 2, x + w / 2, y + h / 2], [v[4] * c * certainty for c in classes]
 
 
 def decode_reference(raws: Sequence[Floats], heads: Sequence[Head], size: tuple[int, int]) -> tuple[Array, Array]:
@@ -219,7 +223,7 @@ def raw_heads(heads: Sequence[Head], classes: int, batch: int) -> dict[str, Arra
     rng = np.random.default_rng(len(heads) * 100 + classes)
     raws: dict[str, Array] = {}
     for i, head in enumerate(heads):
-        shape = (batch, len(head.anchors) * (5 + classes), head.rows, head.columns)
+        shape = (batch, len(head.anchors) * ((9 if head.kind == 2 else 5) + classes), head.rows, head.columns)
         values = rng.uniform(0, 1, shape) if head.new_coords else rng.normal(0, 2, shape)
         raws[f"head{i}_raw"] = values.astype(np.float32)
     return raws
@@ -233,8 +237,15 @@ DECODES: dict[str, tuple[list[Head], int, tuple[int, int]]] = {
     "both kinds of head": ([Head((SMALL, WIDE), 2, 3, 1.1, 0), Head((TALL, WIDE), 4, 6, 2.0, 1)], 2, (96, 64)),
     "one class": ([Head((SMALL, WIDE, TALL), 4, 2, 1.05)], 1, (64, 128)),
     "region": ([Head((SMALL, WIDE, TALL), 4, 3, kind=1)], 7, (96, 128)),
+    "Gaussian": ([Head((SMALL, WIDE, TALL), 4, 3, 1.1, kind=2), Head((SMALL, TALL), 2, 2, kind=2)], 3, (96, 128)),
+    "Gaussian of one class": ([Head((SMALL,), 4, 3, kind=2)], 1, (96, 128)),
     "region beside others": (
-        [Head((SMALL, WIDE), 2, 3, kind=1), Head((TALL,), 4, 6, 2.0, 1), Head((WIDE, TALL), 2, 3, 1.1)],
+        [
+            Head((SMALL, WIDE), 2, 3, kind=1),
+            Head((TALL,), 4, 6, 2.0, 1),
+            Head((WIDE, TALL), 2, 3, 1.1),
+            Head((WIDE,), 3, 2, kind=2),
+        ],
         3,
         (96, 64),
     ),
@@ -578,7 +589,7 @@ def test_detect_in_letterboxed_images() -> None:
     check_detect(raw_heads(heads, classes, 2), heads, classes, nms)
 
 
-@pytest.mark.parametrize("case", ["v3", "new_coords", "one class", "region"])
+@pytest.mark.parametrize("case", ["v3", "new_coords", "one class", "region", "Gaussian"])
 @pytest.mark.parametrize("score_threshold", [0.05, 0.0, -0.5])
 def test_nothing_odd_in_a_head_is_detected(case: str, score_threshold: float) -> None:
     heads, classes, size = DECODES[case]
@@ -889,8 +900,8 @@ def test_a_node_shows_its_op(op: PluginOp) -> None:
         ({"scale_x_y": (1.0, math.nan)}, "scale_x_y must be positive"),
         ({"new_coords": (0, 2)}, "new_coords must be 0 or 1"),
         ({"head_kinds": (0,)}, "head_kinds has 1 values for 2 heads"),
-        ({"head_kinds": (0, 2)}, "head_kinds must be 0 or 1"),
-        ({"head_kinds": (-1, 0)}, "head_kinds must be 0 or 1"),
+        ({"head_kinds": (0, 3)}, "head_kinds must be 0 to 2"),
+        ({"head_kinds": (-1, 0)}, "head_kinds must be 0 to 2"),
         ({"head_kinds": (0, 1), "new_coords": (0, 1)}, r"new_coords must be 0 for a head that is no \[yolo\]"),
         ({"classes": 0}, "classes must be positive"),
         ({"input_size": (416,)}, "input_size must be width and height"),

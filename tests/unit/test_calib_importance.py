@@ -15,20 +15,23 @@ from darktrt.metadata import HeadInfo
 
 
 def score(raw: Array, head: HeadInfo, anchor: int, row: int, column: int) -> float:
-    values = [float(raw[anchor * (5 + head.classes) + i, row, column]) for i in range(4, 5 + head.classes)]
+    own = head.channels // len(head.anchors)
+    of_anchor = [float(value) for value in raw[anchor * own : (anchor + 1) * own, row, column]]
+    values = of_anchor[-1 - head.classes :]
     if head.kind == "region":
         powers = [math.exp(value) for value in values[1:]]
         return max(powers) / sum(powers) / (1 + math.exp(-values[0]))
     if not head.new_coords:
         values = [1 / (1 + math.exp(-value)) for value in values]
-    return values[0] * max(values[1:])
+    uncertainties = [1 / (1 + math.exp(-value)) for value in of_anchor[1:8:2]] if head.kind == "Gaussian_yolo" else []
+    return values[0] * max(values[1:]) * (1 - sum(uncertainties) / 4)
 
 
-@pytest.mark.parametrize(("new_coords", "kind"), [(False, "yolo"), (True, "yolo"), (False, "region")])
+@pytest.mark.parametrize(("new_coords", "kind"), [(False, "yolo"), (True, "yolo"), (False, "region"), (False, "Gaussian_yolo")])
 def test_weights_are_the_best_scores(made: Made, new_coords: bool, kind: Any) -> None:
     random = np.random.default_rng(1)
     heads = [replace(head, new_coords=new_coords, kind=kind) for head in made.info.heads]
-    shapes = [(2, len(head.anchors) * (5 + head.classes), head.rows, head.columns) for head in heads]
+    shapes = [(2, head.channels, head.rows, head.columns) for head in heads]
     draw = random.random if new_coords else random.normal
     raws = {head.tensor: draw(size=shape).astype(np.float32) for head, shape in zip(heads, shapes, strict=True)}
     result = weights_of(raws, heads)

@@ -243,6 +243,24 @@ def test_yolo_defaults(tmp_path: Path) -> None:
     assert record == Yolo(1, 14, "yolo", (0,), (0, 1), ((1.0, 2.0), (3.5, 4.0)), 20, 1.0, False, "plain", 0.6, 1.0)
 
 
+def gaussian(**options: object) -> str:
+    anchors = {"anchors": "6,9, 11,8, 14,20, 22,16, 30,35, 50,44", "num": 6}
+    return section("Gaussian_yolo", **{**anchors, "mask": "4,1", "classes": 3, **options})
+
+
+def test_gaussian_yolo(tmp_path: Path) -> None:
+    """As a [yolo]; what only training reads is ignored, as Gaussian_yolov3_BDD.cfg has it."""
+    anchors = ((6.0, 9.0), (11.0, 8.0), (14.0, 20.0), (22.0, 16.0), (30.0, 35.0), (50.0, 44.0))
+    options: dict[str, object] = {"scale_x_y": 1.1, "nms_kind": "diounms", "beta_nms": 0.8, "iou_thresh": 0.2}
+    training = dict.fromkeys("jitter ignore_thresh truth_thresh uc_normalizer cls_normalizer iou_normalizer random".split(), 1)
+    text = gaussian(**options, **training, iou_loss="giou", yolo_point="center")
+    record = parsed(tmp_path, net() + conv(8, 1) + text).layers[1]
+    assert record == Yolo(1, 14, "Gaussian_yolo", (0,), (4, 1), anchors, 3, 1.1, False, "diounms", 0.8, 0.2, "Gaussian_yolo")
+    assert (record.box_channels, record.anchor_channels) == (8, 12)
+    plain = parsed(tmp_path, net() + conv(8, 1) + gaussian(nms_kind="cornersnms")).layers[1]
+    assert isinstance(plain, Yolo) and plain.nms_kind == "plain"
+
+
 def region(**options: object) -> str:
     return section("region", **{"anchors": "1,2, 3.5,4", "num": 2, "classes": 3, "softmax": 1, **options})
 
@@ -340,7 +358,10 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body(region(scale_x_y=1.1)), "[region] has no 'scale_x_y'"),
         (body(region(num=3)), "'anchors' has 4 numbers, but 'num=3' needs 6; darknet would take 0.5 cells for each that lacks"),
         (body(region(anchors="1,2,0,4")), "'anchors' must be greater than 0 (width, height in cells of the network input)"),
-        (body("[Gaussian_yolo]\n"), "net.cfg:6: [Gaussian_yolo] is the head of Gaussian YOLOv3"),
+        (body("[Gaussian_yolo]\n"), "net.cfg:6: [Gaussian_yolo] needs 'anchors='"),
+        (body(gaussian(yolo_point="left_top")), "[Gaussian_yolo] 'yolo_point=left_top' makes x and y a corner"),
+        (body(gaussian(new_coords=1)), "[Gaussian_yolo] has no 'new_coords'"),
+        (body(gaussian(mask="0,6")), "[Gaussian_yolo] 'mask' names anchor 6, but 'num=6' allows 0..5"),
         *(
             (body(f"[{kind}]\n"), f"net.cfg:6: [{kind}] carries a state from one frame of a video to the next, and darktrt")
             for kind in ("rnn", "gru", "lstm", "crnn", "conv_lstm", "history")
@@ -359,7 +380,7 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body("[region]\ntree=9k.tree\n"), "net.cfg:7: [region] with 'tree=' is the head of YOLO9000, whose tree of classes"),
         (
             "[net]\nrubbish=1\n[local]\n[connected]\n[detection]\nside=7\n",
-            "net.cfg:5: [detection] is the head of YOLOv1, which darktrt does not decode; convert a network with [yolo] or",
+            "net.cfg:5: [detection] is the head of YOLOv1, which darktrt does not decode; convert a network with [yolo]",
         ),
         (body("[local]\n"), "net.cfg:6: [local] has weights of its own for every position, as in YOLOv1"),
         (body("[connected]\n"), "net.cfg:6: [connected] ties the network to one input size, as in YOLOv1"),
@@ -381,8 +402,8 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
         (body("[maxpool\n"), "net.cfg:6: '[maxpool' is no section header"),
         (conv(4) + head(), "net.cfg:1: [convolutional] the first section must be [net]"),
         ("width=4\n" + net() + head(), "net.cfg:1: 'width' precedes the first section; a cfg begins with [net]"),
-        (net() + conv(4), "net.cfg: has no [yolo] or [region] section"),
-        (net(), "net.cfg: has no [yolo] or [region] section"),
+        (net() + conv(4), "net.cfg: has no [yolo], [region] or [Gaussian_yolo] section"),
+        (net(), "net.cfg: has no [yolo], [region] or [Gaussian_yolo] section"),
         # lines
         (body("[maxpool]\nsize 3\n"), "net.cfg:7: 'size 3' is neither a [section] nor key=value"),
         (body("[maxpool]\npadding=\n"), "net.cfg:7: 'padding=' is neither a [section] nor key=value"),

@@ -19,6 +19,7 @@ from helpers import (
     batch_of_images,
     conv,
     files_in,
+    gaussian,
     head,
     make,
     net,
@@ -127,7 +128,11 @@ def logistic(x: Array) -> Array:
 
 def decode(raw: Array, h: HeadInfo, size: tuple[int, int]) -> tuple[Array, Array]:
     """One head of one image in double: boxes ``(anchors * rows * columns, 4)`` and scores."""
-    fields = raw.astype(np.float64).reshape(len(h.anchors), 5 + h.classes, h.rows, h.columns)
+    fields = raw.astype(np.float64).reshape(len(h.anchors), -1, h.rows, h.columns)
+    certainty: Array = np.ones(1)
+    if h.kind == "Gaussian_yolo":
+        certainty = 1 - logistic(fields[:, 1:8:2]).mean(1, keepdims=True)
+        fields = np.concatenate([fields[:, 0:8:2], fields[:, 8:]], 1)
     v = fields if h.new_coords else logistic(fields)
     shift = (h.scale_x_y - 1) / 2
     x = (np.arange(h.columns)[None, None, :] + v[:, 0] * h.scale_x_y - shift) / h.columns * size[0]
@@ -137,7 +142,7 @@ def decode(raw: Array, h: HeadInfo, size: tuple[int, int]) -> tuple[Array, Array
     classes = powers / powers.sum(1, keepdims=True) if h.kind == "region" else v[:, 5:]
     w, t = (sides[:, k] * np.array(h.anchors)[:, k, None, None] for k in (0, 1))
     boxes = np.stack([x - w / 2, y - t / 2, x + w / 2, y + t / 2], -1).reshape(-1, 4)
-    return boxes, (v[:, 4:5] * classes).transpose(0, 2, 3, 1).reshape(-1, h.classes)
+    return boxes, (v[:, 4:5] * classes * certainty).transpose(0, 2, 3, 1).reshape(-1, h.classes)
 
 
 def decode_all(raws: dict[str, Array], info: DetectorInfo, image: int) -> tuple[Array, Array]:
@@ -155,6 +160,8 @@ NETWORKS = {
     "both kinds of head": net(64, 64) + conv(8, stride=4) + head(scale_x_y=1.2) + section("route", layers=0)
     + head(mask="3,4", activation="logistic", new_coords=1, scale_x_y=2.0, nms_kind="diounms", beta_nms=0.8),
     "region": net(96, 64) + conv(8, stride=2) + conv(8, stride=4) + region(),
+    "Gaussian": net(96, 64) + conv(8, stride=4) + gaussian() + section("route", layers=0)
+    + conv(8, stride=2) + gaussian(3, "2"),
     "region beside a yolo": net(96, 64) + conv(8, stride=4) + region() + section("route", layers=0)
     + conv(8, stride=2) + head(),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import MADE_CFG, MADE_MISH, Made, conv, head, make, net, region, section, weights_bytes
+from helpers import MADE_CFG, MADE_MISH, Made, conv, gaussian, head, make, net, region, section, weights_bytes
 
 from darktrt.convert.describe import describe_cfg, describe_weights
 from darktrt.convert.zoo import MODELS
@@ -80,6 +80,8 @@ def test_a_region_in_words(tmp_path: Path) -> None:
     (tmp_path / "a.cfg").write_text(net(96, 64) + conv(8, stride=4) + region(4))
     said = "24 x 16 cells, anchors 2.28x2.72 7.48x8.24, 4 classes, softmax, scale_x_y 1"
     assert f"head          layer 2, line 22: {said}, plain NMS" in describe_cfg(tmp_path / "a.cfg")
+    (tmp_path / "b.cfg").write_text(net(96, 64) + conv(8, stride=4) + gaussian(2))
+    assert "anchors 6x9 11x8, 2 classes, uncertainties, scale_x_y 1.1, plain NMS" in describe_cfg(tmp_path / "b.cfg")
     made = make(tmp_path, net(96, 64) + conv(8, stride=4) + region(4))
     assert f"head          head0_raw, cfg line 22: {said}\n" in describe_onnx(made.plain)
 

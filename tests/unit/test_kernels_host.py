@@ -62,13 +62,25 @@ SMALL = Yolo((Head(ANCHORS, 6, 10, 0, 1.05), Head(ANCHORS[1:], 3, 5)), 4, 160, 9
 NEW_COORDS = Yolo((Head(ANCHORS[:2], 8, 5, 1, 2.0), Head(ANCHORS, 4, 3, 1, 1.1)), 3, 96, 128)
 ONE_CLASS = Yolo((Head(ANCHORS[:1], 10, 10, 0, 1.2),), 1, 160, 160)
 REGION = Yolo((Head(ANCHORS, 6, 10, kind=1),), 20, 160, 96)
-ALL_KINDS = Yolo((Head(ANCHORS, 4, 5, 0, 1.1), Head(ANCHORS[:2], 8, 10, kind=1), Head(ANCHORS[1:], 2, 3, 1, 2.0)), 5, 160, 128)
+GAUSSIAN = Yolo((Head(ANCHORS, 6, 10, 0, 1.1, 2), Head(ANCHORS[:2], 3, 5, kind=2)), 6, 160, 96)
+ALL_KINDS = Yolo(
+    (
+        Head(ANCHORS, 4, 5, 0, 1.1),
+        Head(ANCHORS[:2], 8, 10, kind=1),
+        Head(ANCHORS, 3, 4, 0, 1.2, 2),
+        Head(ANCHORS[1:], 2, 3, 1, 2.0),
+    ),
+    5,
+    160,
+    128,
+)
 ONE_SOFTMAX = Yolo((Head(ANCHORS, 5, 4, kind=1),), 1, 128, 160)
 YOLOS = {
     "v4": SMALL,
     "new_coords": NEW_COORDS,
     "one class": ONE_CLASS,
     "region": REGION,
+    "Gaussian": GAUSSIAN,
     "all kinds of heads": ALL_KINDS,
     "region of one class": ONE_SOFTMAX,
 }
@@ -334,7 +346,7 @@ def yolos(draw: st.DrawFn) -> Yolo:
     for _ in range(draw(st.integers(1, 3))):
         anchors = tuple(draw(st.lists(st.tuples(side, side), min_size=1, max_size=4)))
         scale = draw(st.sampled_from([1.0, 1.05, 1.2, 2.0]))
-        new_coords, kind = draw(st.sampled_from([(0, 0), (1, 0), (0, 1)]))
+        new_coords, kind = draw(st.sampled_from([(0, 0), (1, 0), (0, 1), (0, 2)]))
         heads.append(Head(anchors, draw(size), draw(size), new_coords, scale, kind))
     return Yolo(tuple(heads), draw(st.integers(1, 6)), draw(st.integers(32, 640)), draw(st.integers(32, 640)))
 
@@ -514,9 +526,11 @@ HALF_OF_ALL = Head(ANCHORS[:1] * 16, GRID, GRID)
     [
         ((Head(ANCHORS, 2, 2),), 1, (1, 1), True),
         ((Head(ANCHORS, 2, 2), Head(ANCHORS, 2, 2, kind=1)), 1, (1, 1), True),
-        ((Head(ANCHORS, 2, 2), Head(ANCHORS, 2, 2, kind=2)), 1, (1, 1), False),
+        ((Head(ANCHORS, 2, 2), Head(ANCHORS, 2, 2, kind=2)), 1, (1, 1), True),
+        ((Head(ANCHORS, 2, 2), Head(ANCHORS, 2, 2, kind=3)), 1, (1, 1), False),
         ((Head(ANCHORS, 2, 2, kind=-1),), 1, (1, 1), False),
         ((Head(ANCHORS, 2, 2, new_coords=1, kind=1),), 1, (1, 1), False),
+        ((Head(ANCHORS, 2, 2, new_coords=1, kind=2),), 1, (1, 1), False),
         ((Head(ANCHORS, 2, 2),), 0, (1, 1), False),
         ((Head(ANCHORS, 2, 2),), 1, (0, 1), False),
         ((Head(ANCHORS, 2, 2),), 1, (1, 0), False),

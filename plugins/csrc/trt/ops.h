@@ -219,8 +219,8 @@ struct YoloDecodePlugin {
         require(positive(anchors), "anchors must be positive");
         require(scale_x_y.size() == count && positive(scale_x_y), "scale_x_y must be a positive number a head");
         require(new_coords.size() == count && within(new_coords, 0, 1), "new_coords must be 0 or 1 a head");
-        const bool known = within(head_kinds, DARKTRT_YOLO, DARKTRT_REGION);
-        require(head_kinds.size() == count && known, "head_kinds must be 0 or 1 a head");
+        const bool known = within(head_kinds, DARKTRT_YOLO, DARKTRT_GAUSSIAN_YOLO);
+        require(head_kinds.size() == count && known, "head_kinds must be 0 to 2 a head");
         for (size_t i = 0; i < count; ++i) {
             require(head_kinds[i] == DARKTRT_YOLO || !new_coords[i], "new_coords must be 0 for a head that is no [yolo]");
         }
@@ -231,10 +231,12 @@ struct YoloDecodePlugin {
     void check_shapes(const Dims* dims) const
     {
         for (int32_t i = 0; i < heads(); ++i) {
-            const int64_t asked = anchors_per_head[i] * (int64_t{5} + classes), found = dims[i].nbDims == 4 ? dims[i].d[1] : 0;
+            const int64_t own = head_kinds[i] == DARKTRT_GAUSSIAN_YOLO ? 9 : 5, asked = anchors_per_head[i] * (own + classes);
+            const int64_t found = dims[i].nbDims == 4 ? dims[i].d[1] : 0;
             require(found == asked || found == -1, "input " + std::to_string(i) + " must be (N, " + std::to_string(asked) +
                                                        ", rows, columns): " + std::to_string(anchors_per_head[i]) +
-                                                       " anchors of 5 + " + std::to_string(classes) + " channels");
+                                                       " anchors of " + std::to_string(own) + " + " + std::to_string(classes) +
+                                                       " channels");
         }
     }
 
