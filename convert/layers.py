@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from darktrt.convert import cfg
 from darktrt.convert.cfg import Layer
-from darktrt.convert.shapes import Shape, unblurred
+from darktrt.convert.shapes import Shape, steps_to, unblurred
 from darktrt.convert.weights import LayerWeights, binarize, fold
 
 
@@ -294,6 +294,7 @@ class Residual(DarknetLayer):
 
     def __init__(self, layer: cfg.Shortcut, sources: Sequence[Shape]) -> None:
         super().__init__()
+        self.steps = [steps_to(source, sources[0]) for source in sources]
         self.activation = ACTIVATIONS[layer.activation]
         self.normalization = layer.normalization
         self.total = sources[0].channels
@@ -319,8 +320,9 @@ class Residual(DarknetLayer):
     def forward(self, *inputs: Tensor) -> Tensor:
         total = self._weighted(0, inputs[0])
         for i, x in enumerate(inputs[1:], start=1):
-            common = self.channels[i]
-            term = self._weighted(i, x[:, :common] if self.wider[i] else x)
+            common, steps = self.channels[i], self.steps[i]
+            pixels = x if steps == 1 else x[:, :, ::steps, ::steps]
+            term = self._weighted(i, pixels[:, :common] if self.wider[i] else pixels)
             if common < self.total:
                 total = torch.cat([total[:, :common] + term, total[:, common:]], 1)
             else:

@@ -246,9 +246,18 @@ def _(layer: Route, inputs: Sequence[Shape]) -> Shape:
     return Shape(sum(i.channels // layer.groups for i in inputs), *inputs[0].spatial)
 
 
+def steps_to(source: Shape, output: Shape) -> int:
+    """A [shortcut] of this output adds one pixel in so many of a source, along each side; 0 where the sizes do not fit.
+
+    darknet did so when it had ResNets as detectors (``shortcut_cpu`` in blas.c); today's refuses other sizes than its own.
+    """
+    steps = source.width // output.width
+    return steps if source.spatial == (steps * output.height, steps * output.width) else 0
+
+
 @output_shape.register
 def _(layer: Shortcut, inputs: Sequence[Shape]) -> Shape:
-    if not same_size(inputs):
+    if not all(steps_to(source, inputs[0]) for source in inputs):
         sizes = _sizes(layer, inputs)
         raise _MisfitError(f"adds layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?")
     return inputs[0]

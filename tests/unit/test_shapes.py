@@ -112,8 +112,8 @@ MISFITS = [
     ),
     (conv(6) + section("route", layers=0, groups=4), "[route] cannot cut 6 channels into 'groups=4'"),
     (
-        conv(4) + conv(4, stride=2) + section("shortcut", **{"from": 0}),
-        "[shortcut] adds layers of different sizes (layer 1: 32x32, layer 0: 64x64)",
+        conv(4) + conv(4, stride=3) + section("shortcut", **{"from": 0}),
+        "[shortcut] adds layers of different sizes (layer 1: 22x22, layer 0: 64x64)",
     ),
     (
         conv(4) + conv(6) + section("sam", **{"from": 0}),
