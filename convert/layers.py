@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from darktrt.convert import cfg
 from darktrt.convert.cfg import Layer
-from darktrt.convert.shapes import Shape, steps_to, unblurred
+from darktrt.convert.shapes import Shape, step_of, unblurred
 from darktrt.convert.weights import LayerWeights, binarize, fold
 
 
@@ -290,16 +290,19 @@ class Routing(DarknetLayer):
 
 
 class Residual(DarknetLayer):
-    """[shortcut]: the sum, weighted or not, of the common first channels, in the shape of the first input."""
+    """[shortcut]: the sum, weighted or not, of the common first channels, in the shape of the first input.
+
+    Of a larger input it adds every second position, or third, ...
+    """
 
     def __init__(self, layer: cfg.Shortcut, sources: Sequence[Shape]) -> None:
         super().__init__()
-        self.steps = [steps_to(source, sources[0]) for source in sources]
         self.activation = ACTIVATIONS[layer.activation]
         self.normalization = layer.normalization
         self.total = sources[0].channels
         self.channels = [min(source.channels, self.total) for source in sources]
         self.wider = [source.channels > self.total for source in sources]
+        self.steps = [step_of(source, sources[0]) for source in sources]
         count = self.total if layer.weights_type == "per_channel" else 1
         weight = None if layer.weights_type == "none" else nn.Parameter(torch.empty(len(sources), count), requires_grad=False)
         self.weight: nn.Parameter | None = weight
@@ -320,9 +323,10 @@ class Residual(DarknetLayer):
     def forward(self, *inputs: Tensor) -> Tensor:
         total = self._weighted(0, inputs[0])
         for i, x in enumerate(inputs[1:], start=1):
-            common, steps = self.channels[i], self.steps[i]
-            pixels = x if steps == 1 else x[:, :, ::steps, ::steps]
-            term = self._weighted(i, pixels[:, :common] if self.wider[i] else pixels)
+            common = self.channels[i]
+            cut = x[:, :common] if self.wider[i] else x
+            cut = cut[:, :, :: self.steps[i], :: self.steps[i]] if self.steps[i] > 1 else cut
+            term = self._weighted(i, cut)
             if common < self.total:
                 total = torch.cat([total[:, :common] + term, total[:, common:]], 1)
             else:

@@ -87,13 +87,13 @@ def infer_shapes(network: Network) -> tuple[Shape, ...]:
 
 
 def _check_sources(network: Network, layer: Layer) -> None:
-    for source in layer.sources:
+    for i, source in enumerate(layer.sources):
         read = network.layers[source] if source >= 0 else None
         if isinstance(read, (Yolo, Unread)):
             what = " head" if isinstance(read, Yolo) else ", whose output is no image in darknet"
             fault = f"reads layer {source}, a [{read.kind}]{what}"
             raise network.error(layer, f"{fault}; put a [route] to an earlier layer before it")
-        if isinstance(read, Implicit) and not (isinstance(layer, ScaleChannels) and source == layer.sources[0]):
+        if isinstance(read, Implicit) and not (isinstance(layer, ScaleChannels) and i == 0):
             raise network.error(layer, f"reads layer {source}, an [implicit], which only a [scale_channels] behind it may read")
 
 
@@ -246,21 +246,22 @@ def _(layer: Route, inputs: Sequence[Shape]) -> Shape:
     return Shape(sum(i.channels // layer.groups for i in inputs), *inputs[0].spatial)
 
 
-def steps_to(source: Shape, output: Shape) -> int:
-    """A [shortcut] of this output adds one pixel in so many of a source, along each side; 0 where the sizes do not fit.
-
-    darknet did so when it had ResNets as detectors (``shortcut_cpu`` in blas.c); today's refuses other sizes than its own.
-    """
-    steps = source.width // output.width
-    return steps if source.spatial == (steps * output.height, steps * output.width) else 0
-
-
 @output_shape.register
 def _(layer: Shortcut, inputs: Sequence[Shape]) -> Shape:
-    if not all(steps_to(source, inputs[0]) for source in inputs):
+    plain = len(inputs) == 2 and layer.weights_type == "none"
+    if not (same_size(inputs) or (plain and (step := step_of(inputs[1], inputs[0])) and step > 1)):
         sizes = _sizes(layer, inputs)
         raise _MisfitError(f"adds layers of different sizes ({sizes}); is the network's size a multiple of its largest stride?")
     return inputs[0]
+
+
+def step_of(source: Shape, output: Shape) -> int:
+    """Of a [shortcut], the step between the positions of ``source`` that it adds; 0 where the sizes do not fit.
+
+    Steps above 1 are of older darknets and of pjreddie's (``shortcut_cpu`` in blas.c); today's stops at them.
+    """
+    step = source.height // output.height
+    return step if source.spatial == (step * output.height, step * output.width) else 0
 
 
 @output_shape.register

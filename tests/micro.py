@@ -280,14 +280,14 @@ class Loops:
         return np.concatenate(cuts).reshape(-1, rows, columns)
 
     def shortcut(self, o: Options, x: Array) -> Array:
-        terms = [x, *map(self.source, numbers(o["from"]))]
+        sources = map(self.source, numbers(o["from"]))
+        terms = [x, *(t[:, :: t.shape[1] // x.shape[1], :: t.shape[2] // x.shape[2]] for t in sources)]
         c, kind = x.shape[0], o.get("weights_type", "none")
         weight = np.ones((len(terms), c))
         if kind != "none":
             weight = self.normal(len(terms), c if kind == "per_channel" else 1) * np.ones((1, c))
             weight = self.normalized(weight, str(o["weights_normalization"]))
         out = np.zeros_like(x)
-        terms = [t[:, :: t.shape[1] // x.shape[1], :: t.shape[2] // x.shape[2]] for t in terms]  # shortcut_cpu, the old one
         for k, y, z in np.ndindex(*out.shape):
             out[k, y, z] = sum(w[k] * t[k, y, z] for w, t in zip(weight, terms, strict=True) if k < t.shape[0])
         return activate(str(o.get("activation", "linear")), out)
@@ -450,19 +450,9 @@ LAYERS: dict[str, list[Section]] = {
     "shortcut": [c(), c(), ("shortcut", {"from": -2}), ("shortcut", {"from": 0, "activation": "leaky"})],
     "shortcut of several": [c(), c(), c(), ("shortcut", {"from": "-2,-3", "activation": "mish"})],
     "shortcut from fewer channels": [c(4), c(9), c(6), ("shortcut", {"from": "-2,-3", "activation": "swish"})],
-    "shortcut of another size": [
-        c(4),
-        c(6, stride=2),
-        ("shortcut", {"from": 0, "activation": "leaky"}),
-        c(30, stride=2),
-        ("shortcut", {"from": "-2,0"}),
-    ],
-    "shortcut of another size per_channel relu": [
-        c(4),
-        c(5, stride=2),
-        ("shortcut", {"from": -2, **WEIGHTED, "weights_type": "per_channel"}),
-    ],
     "shortcut of itself": [c(), ("shortcut", {"from": -1})],
+    "shortcut of a larger layer": [c(4), c(9, stride=2), ("shortcut", {"from": 0, "activation": "leaky"}), c()],
+    "shortcut of a much larger, wider layer": [c(9), c(6, stride=4), ("shortcut", {"from": -2})],
     "shortcut per_feature relu": [c(), c(), c(), ("shortcut", {"from": "-2,-3", **WEIGHTED})],
     "shortcut per_channel relu": [c(), c(), ("shortcut", {"from": -2, **WEIGHTED, "weights_type": "per_channel"})],
     "shortcut per_feature softmax": [c(), c(), ("shortcut", {"from": -2, **WEIGHTED, "weights_normalization": "softmax"})],

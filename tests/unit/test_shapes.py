@@ -112,8 +112,26 @@ MISFITS = [
     ),
     (conv(6) + section("route", layers=0, groups=4), "[route] cannot cut 6 channels into 'groups=4'"),
     (
+        conv(4, stride=2) + section("upsample", stride=2) + section("shortcut", **{"from": 0}),
+        "[shortcut] adds layers of different sizes (layer 1: 64x64, layer 0: 32x32)",
+    ),
+    (
+        conv(4) + conv(4, stride_x=2) + section("shortcut", **{"from": 0}),
+        "[shortcut] adds layers of different sizes (layer 1: 32x64, layer 0: 64x64)",
+    ),
+    (
         conv(4) + conv(4, stride=3) + section("shortcut", **{"from": 0}),
         "[shortcut] adds layers of different sizes (layer 1: 22x22, layer 0: 64x64)",
+    ),
+    (
+        conv(4) + conv(4, stride=2) + conv(4) + section("shortcut", **{"from": "0,1"}),
+        "[shortcut] adds layers of different sizes (layer 2: 32x32, layer 0: 64x64, layer 1: 32x32)",
+    ),
+    (
+        conv(4)
+        + conv(4, stride=2)
+        + section("shortcut", **{"from": 0, "weights_type": "per_feature", "weights_normalization": "relu"}),
+        "[shortcut] adds layers of different sizes (layer 1: 32x32, layer 0: 64x64)",
     ),
     (
         conv(4) + conv(6) + section("sam", **{"from": 0}),
@@ -151,6 +169,10 @@ MISFITS = [
     (
         conv(4) + section("implicit", filters=4) + section("route", layers=0) + section("scale_channels", **{"from": 1}),
         "reads layer 1, an [implicit], which only a [scale_channels]",
+    ),
+    (
+        section("implicit", filters=4) + section("scale_channels", **{"from": 0}),
+        "reads layer 0, an [implicit], which only a [scale_channels]",
     ),
     (
         conv(4) + section("implicit", filters=3) + section("scale_channels", **{"from": 0}),
