@@ -222,7 +222,7 @@ def _engine_facts(manifest: Manifest, gpu: str | None) -> tuple[str, dict[str, s
     if manifest.int8_warning:
         about["INT8"] = manifest.int8_warning
     elif manifest.force_int8:
-        about["INT8"] = "forced, also where TensorRT would have found FP16 faster"
+        about["INT8"] = "INT8 is forced, also where TensorRT would have found FP16 faster"
     return precision, about
 
 

@@ -47,7 +47,7 @@ def test_what_is_known_of_an_engine(made: Made, monkeypatch: pytest.MonkeyPatch,
     assert (others.name, others.about["not in INT8"]) == ("mine", "a, b")
     assert others.about["INT8"].startswith("0 of the 1 convolutions that were to run in INT8 do")
     forced = plan_variant(engine_of(made, "int8", int8_convolutions=("a",), force_int8=True))
-    assert forced.about["INT8"] == "forced, also where TensorRT would have found FP16 faster"
+    assert forced.about["INT8"] == "INT8 is forced, also where TensorRT would have found FP16 faster"
 
 
 def test_what_is_known_of_an_onnx_file(made: Made, tmp_path: Path) -> None:
