@@ -412,7 +412,7 @@ COMMANDS = [
     ("inspect sub", "sub: is of unknown type"),
     ("inspect model.plan", "model.plan: is not the plan that model.json describes"),
     # fetch
-    ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4, yolo-fastest-1.0, "),
+    ("fetch yolov9", "'yolov9' is not in the zoo (yolov4-tiny, yolov4, yolov4-csp, "),
     ("fetch", "name one network, or samples, or ask for --list"),
     ("fetch yolov4-tiny --list", "name one network, or samples, or ask for --list"),
     ("fetch yolov4-tiny -o net.names/out", "net.names/out: cannot make this folder: Not a directory"),

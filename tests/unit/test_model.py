@@ -19,9 +19,11 @@ from helpers import (
     batch_of_images,
     conv,
     deep_cfg,
+    gaussian,
     head,
     made_image,
     net,
+    region,
     relative_error,
     run,
     section,
@@ -196,12 +198,13 @@ def test_random_weights_do_not_depend_on_the_size_of_the_input(tmp_path: Path) -
 
 
 def test_objectness_of_random_weights_is_lowered(tmp_path: Path) -> None:
-    network = network_of(tmp_path, net() + conv(8, stride=2) + head(3) + section("route", layers=0) + head(3, "3,4"))
+    body = conv(8, stride=2) + head(3) + section("route", layers=0) + head(3, "3,4") + section("route", layers=0)
+    network = network_of(tmp_path, net() + body + region(3) + section("route", layers=0) + gaussian(3))
     fitted, drawn = random_weights(network, 2), list(initial_weights(network, 2))
-    for index in (1, 4):
+    for index, objectness, channels in ((1, 4, 8), (4, 4, 8), (7, 4, 8), (10, 8, 12)):
         lowered = drawn[index]["bias"] - fitted[index]["bias"]
         expected = np.zeros(len(lowered))
-        expected[4::8] = 3
+        expected[objectness::channels] = 3
         np.testing.assert_allclose(lowered, expected, atol=1e-6)
     np.testing.assert_array_equal(fitted[0]["bias"], drawn[0]["bias"])
 
