@@ -36,7 +36,8 @@ def decode(kinds: Sequence[HeadKind]) -> str:
         for i, kind in enumerate(kinds)
         for part in (_DECODE_CHANNELS, _DECODE_VALUES[kind], _DECODE_HEAD)
     )
-    return "".join([_DECODE_BEGIN.substitute(names), *of_heads, _DECODE_END.substitute(names)])
+    of_yolo = _DECODE_YOLO if "yolo" in kinds else ""
+    return "".join([_DECODE_BEGIN.substitute(names), of_yolo, *of_heads, _DECODE_END.substitute(names)])
 
 
 def suppress(kind: NmsKind, letterbox: int, opset: int) -> str:
@@ -83,7 +84,6 @@ _DECODE_BEGIN = Template("""
     zero_scalar = Constant <value_int = 0> ()
     one_scalar = Constant <value_int = 1> ()
     one_float = Constant <value_float = 1.0> ()
-    two_float = Constant <value_float = 2.0> ()
     half = Constant <value_float = 0.5> ()
     classes_scalar = Constant <value_int: int = @classes> ()
     classes = Reshape (classes_scalar, one)
@@ -99,14 +99,17 @@ _DECODE_BEGIN = Template("""
     anchors_per_head = Constant <value_ints: ints = @anchors_per_head> ()
     $anchors = Split <axis = 0> (anchor_pairs, anchors_per_head)  # (anchors, 2, 1)
     scales = Constant <value_floats: floats = @scale_x_y> ()
+""")
+
+_DECODE_YOLO = """
+    two_float = Constant <value_float = 2.0> ()
     new_coords_int = Constant <value_ints: ints = @new_coords> ()
     new_coords = Cast <to = 9> (new_coords_int)
-""")
+"""
 
 _DECODE_CHANNELS = Template("""
     ${head}_index = Constant <value_int = $index> ()
     ${head}_scale = Gather (scales, ${head}_index)
-    ${head}_new = Gather (new_coords, ${head}_index)
 
     # (N, anchors * channels, rows, columns) to (N, anchors, channels, cells)
     ${head}_anchor_count = Shape <start = 0, end = 1> (${head}_anchors)
@@ -120,6 +123,7 @@ _DECODE_CHANNELS = Template("""
 # The factor of the anchor is exp(raw), or (2 v)^2.
 _DECODE_VALUES: dict[HeadKind, Template] = {
     "yolo": Template("""
+    ${head}_new = Gather (new_coords, ${head}_index)
     ${head}_logistic = Sigmoid (${head}_channels)
     ${head}_value = Where (${head}_new, ${head}_channels, ${head}_logistic)
     ${head}_xy, ${head}_wh, ${head}_objectness, ${head}_class = Split <axis = 2> (${head}_value, parts)

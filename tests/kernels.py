@@ -232,7 +232,7 @@ def scene(yolo: Yolo, batch: int, seed: int, positives: float = 0.01, dtype: Any
 
 def build(target: str, folder: Path, **variables: str) -> Path:
     """Runs the Makefile of the CUDA code; the library of that target. Raises with the compiler's words if it fails."""
-    words = [f"{name}={value}" for name, value in {"OUT": str(folder), **variables}.items()]
+    words = [f"{name}={value}" for name, value in {"OUT": str(folder), "STRICT": "1", **variables}.items()]
     done = subprocess.run(["make", "-C", str(CSRC), "-j4", target, *words], check=False, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"make {target} failed:\n{done.stdout}\n{done.stderr}")

@@ -465,7 +465,7 @@ __global__ void __launch_bounds__(decode_threads)
 Heads heads_of(const DarktrtYolo& yolo, const void* const* pointers)
 {
     Heads heads{};
-    std::copy_n(pointers, yolo.heads, heads.raw);
+    for (int32_t i = 0; i < std::min(yolo.heads, int32_t{DARKTRT_MAX_HEADS}); ++i) heads.raw[i] = pointers[i];
     return heads;
 }
 

@@ -4,6 +4,8 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
+#include <deque>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -102,6 +104,65 @@ const char* cudaGetErrorString(cudaError_t)
 }
 }
 
+// --- shapes, as text ---
+
+#if NV_TENSORRT_MAJOR >= 10
+using Number = int64_t;
+#else
+using Number = int32_t;
+#endif
+
+// A size: a number, or the name of one that is not known yet.
+class Size : public IDimensionExpr {
+public:
+    explicit Size(const std::string& text) : text{text}
+    {
+        implementation_.known = text.find_first_not_of("0123456789") == std::string::npos;
+        implementation_.value = implementation_.known ? std::stoi(text) : 0;
+        mImpl = &implementation_;
+    }
+    const std::string text;
+
+private:
+    struct Implementation : apiv::VDimensionExpr {
+        bool known;
+        Number value;
+
+        bool isConstant() const override { return known; }
+        Number getConstantValue() const override { return value; }
+#if NV_TENSORRT_MAJOR >= 10
+        bool isSizeTensor() const override { return false; }
+#endif
+    } implementation_;
+};
+
+// Writes down what is computed of sizes.
+class Sizes : public IExprBuilder {
+public:
+    Sizes() { mImpl = &implementation_; }
+
+    const IDimensionExpr* of(const std::string& text) { return implementation_.made(text); }
+
+private:
+    struct Implementation : apiv::VExprBuilder {
+        std::deque<Size> sizes;
+
+        const IDimensionExpr* made(const std::string& text) { return &sizes.emplace_back(text); }
+        const IDimensionExpr* constant(Number value) override { return made(std::to_string(value)); }
+        const IDimensionExpr* operation(DimensionOperation kind, const IDimensionExpr& x, const IDimensionExpr& y) override
+        {
+            const char* const name = kind == DimensionOperation::kSUM ? "+" : kind == DimensionOperation::kPROD ? "*" : "?";
+            return made("(" + static_cast<const Size&>(x).text + name + static_cast<const Size&>(y).text + ")");
+        }
+#if NV_TENSORRT_MAJOR >= 10
+        const IDimensionExpr* declareSizeTensor(int32_t, const IDimensionExpr&, const IDimensionExpr&) override
+        {
+            return nullptr;
+        }
+#endif
+    } implementation_;
+};
+
 // --- the two interfaces ---
 
 #if NV_TENSORRT_MAJOR >= 10
@@ -132,6 +193,13 @@ struct Made {
         std::vector<DataType> out(outputs());
         build()->getOutputDataTypes(out.data(), outputs(), in.data(), static_cast<int32_t>(in.size()));
         return out;
+    }
+    std::vector<DimsExprs> shapes(const std::vector<DimsExprs>& in, Sizes& sizes) const
+    {
+        std::vector<DimsExprs> out(outputs());
+        const auto inputs = static_cast<int32_t>(in.size());
+        const int32_t status = build()->getOutputShapes(in.data(), inputs, nullptr, 0, out.data(), outputs(), sizes);
+        return status == 0 ? out : std::vector<DimsExprs>(outputs(), DimsExprs{-1, {}});
     }
     size_t workspace(const std::vector<PluginTensorDesc>& tensors, int inputs) const
     {
@@ -188,6 +256,14 @@ struct Made {
         std::vector<DataType> out;
         for (int i = 0; i < outputs(); ++i) {
             out.push_back(plugin->getOutputDataType(i, in.data(), static_cast<int32_t>(in.size())));
+        }
+        return out;
+    }
+    std::vector<DimsExprs> shapes(const std::vector<DimsExprs>& in, Sizes& sizes) const
+    {
+        std::vector<DimsExprs> out;
+        for (int i = 0; i < outputs(); ++i) {
+            out.push_back(plugin->getOutputDimensions(i, in.data(), static_cast<int32_t>(in.size()), sizes));
         }
         return out;
     }
@@ -390,6 +466,147 @@ static void tryImages(const Made& made, std::vector<PluginTensorDesc> tensors, i
     std::printf("wrong shape: %d\n", made.enqueue(tensors, inputs, pointers, outputs));
 }
 
+// The shapes of the outputs for inputs of these sizes, which are names where they are not known.
+static void tryShapes(const Made& made, const std::vector<std::vector<std::string>>& inputs)
+{
+    Sizes sizes;
+    std::vector<DimsExprs> in;
+    for (const auto& input : inputs) {
+        in.push_back({static_cast<int32_t>(input.size()), {}});
+        for (size_t axis = 0; axis < input.size(); ++axis) {
+            in.back().d[axis] = sizes.of(input[axis]);
+        }
+    }
+    for (const auto& shape : made.shapes(in, sizes)) {
+        std::printf(shape.nbDims < 0 ? "none" : "shape");
+        for (int axis = 0; axis < shape.nbDims; ++axis) {
+            std::printf(" %s", static_cast<const Size*>(shape.d[axis])->text.c_str());
+        }
+        std::printf("\n");
+    }
+}
+
+static void tryShapes(const Made& made, const std::string& name)
+{
+    const std::vector<std::string> images{"N", "H", "W", "3"}, boxes{"N", "K", "4"}, score{"1"}, size{"1", "2"};
+    if (name.find("Mish") == 0) {
+        std::vector<std::vector<std::string>> inputs{{"N", "64", "H", "W"}};
+        if (name != "MishPlugin") {
+            inputs.push_back({"N", "C", "H", "W"});
+        }
+        tryShapes(made, inputs);
+        if (name == "MishConcatPlugin") {
+            tryShapes(made, {{"N", "8", "H"}, {"N", "8"}});
+            tryShapes(made, {{"8"}, {"8"}});
+        }
+    } else if (name == "PlaceBoxesPlugin") {
+        tryShapes(made, {boxes, {"3", "4"}});
+        tryShapes(made, {{"N", "K", "5"}, {"3", "4"}});
+    } else if (name == "PreprocessPlugin") {
+        tryShapes(made, {images});
+        tryShapes(made, {{"N", "3", "H", "5"}});
+    } else {
+        for (const char* channels : {"8", "C", "9"}) {
+            std::vector<std::vector<std::string>> heads{{"N", "16", "5", "W"}, {"N", channels, "H", "6"}};
+            if (name == "YoloDetectPlugin") {
+                heads.insert(heads.end(), {score, score, size});
+            }
+            tryShapes(made, heads);
+        }
+    }
+}
+
+// One field with another value, of numbers or a text.
+struct Value {
+    const char* field;
+    std::vector<int32_t> integers;
+    std::vector<float> floats;
+    std::string text;
+};
+
+static const float kInfinity = std::numeric_limits<float>::infinity();
+static const std::vector<Value> kValues{
+    {"anchors", {}, {1, 2, 3, 4, 5, 0}, ""},
+    {"anchors", {}, {1, 2, 3, 4, 5, kInfinity}, ""},
+    {"anchors", {}, {1, 2, 3, 4}, ""},
+    {"anchors_per_head", {1, 2}, {}, ""},
+    {"anchors_per_head", {2, 2}, {}, ""},
+    {"anchors_per_head", {3, 0}, {}, ""},
+    {"anchors_per_head", {3}, {}, ""},
+    {"anchors_per_head", {}, {2, 1}, ""},
+    {"scale_x_y", {}, {0, 1}, ""},
+    {"scale_x_y", {}, {1, kInfinity}, ""},
+    {"scale_x_y", {}, {1}, ""},
+    {"new_coords", {0, 0}, {}, ""},
+    {"new_coords", {0, 2}, {}, ""},
+    {"new_coords", {0, -1}, {}, ""},
+    {"new_coords", {1, 0}, {}, ""},
+    {"new_coords", {0}, {}, ""},
+    {"head_kinds", {0, 0}, {}, ""},
+    {"head_kinds", {2, 0}, {}, ""},
+    {"head_kinds", {3, 0}, {}, ""},
+    {"head_kinds", {-1, 0}, {}, ""},
+    {"head_kinds", {1, 1}, {}, ""},
+    {"head_kinds", {1}, {}, ""},
+    {"classes", {1}, {}, ""},
+    {"classes", {0}, {}, ""},
+    {"classes", {3, 3}, {}, ""},
+    {"input_size", {1, 1}, {}, ""},
+    {"input_size", {0, 64}, {}, ""},
+    {"input_size", {96, 0}, {}, ""},
+    {"input_size", {96}, {}, ""},
+    {"kind", {}, {}, "greedynms"},
+    {"kind", {}, {}, "plain"},
+    {"kind", {}, {}, "other"},
+    {"beta", {}, {0}, ""},
+    {"beta", {}, {kInfinity}, ""},
+    {"max_candidates", {30}, {}, ""},
+    {"max_candidates", {29}, {}, ""},
+    {"max_candidates", {3840}, {}, ""},
+    {"max_candidates", {3841}, {}, ""},
+    {"max_detections", {1}, {}, ""},
+    {"max_detections", {0}, {}, ""},
+    {"max_detections", {100}, {}, ""},
+    {"max_detections", {101}, {}, ""},
+    {"letterbox", {0}, {}, ""},
+    {"letterbox", {2}, {}, ""},
+    {"letterbox", {-1}, {}, ""},
+    {"channels", {1}, {}, ""},
+    {"channels", {2}, {}, ""},
+};
+
+template <typename Creator> static void tryValues(Creator creator)
+{
+    for (const auto& value : kValues) {
+        auto all = fields();
+        std::string line = value.field + std::string(value.text.empty() ? "" : " ") + value.text;
+        for (auto& field : all) {
+            if (std::string(field.name) != value.field) {
+                continue;
+            }
+            const auto count = static_cast<int32_t>(value.integers.size() + value.floats.size() + value.text.size());
+            if (!value.integers.empty()) {
+                field = {value.field, value.integers.data(), PluginFieldType::kINT32, count};
+            } else if (!value.floats.empty()) {
+                field = {value.field, value.floats.data(), PluginFieldType::kFLOAT32, count};
+            } else {
+                field = {value.field, value.text.c_str(), PluginFieldType::kCHAR, count};
+            }
+        }
+        for (const auto& number : value.integers) {
+            line += " " + std::to_string(number);
+        }
+        for (const auto& number : value.floats) {
+            line += " " + std::to_string(number).substr(0, 3);
+        }
+        const Made made = created(creator, {static_cast<int32_t>(all.size()), all.data()});
+        std::printf("%s: %s\n", line.c_str(), made.plugin ? "made" : "nothing");
+        if (made.plugin) {
+            made.destroy();
+        }
+    }
+}
+
 int main()
 {
     int32_t count = 0;
@@ -423,6 +640,10 @@ int main()
                 std::printf("without %s: %s\n", all[left].name, none.plugin ? "made" : "nothing");
             }
         }
+        std::printf("= shapes of %s\n", name.c_str());
+        tryShapes(made, name);
+        std::printf("= values of %s\n", name.c_str());
+        tryValues(list[i]);
         made.destroy();
     }
 }

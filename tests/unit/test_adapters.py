@@ -180,6 +180,46 @@ def test_images(driven: tuple[dict[str, list[str]], str]) -> None:
     assert "PlaceBoxesPlugin: boxes must be (N, boxes, 4)" in log
 
 
+TOTAL = "((0+(2*(5*W)))+(1*(H*6)))"
+"""The anchors of two heads: 2 of 5 rows and W columns, 1 of H rows and 6 columns."""
+SHAPES = {
+    "MishPlugin": ["shape N 64 H W"],
+    "MishAddPlugin": ["shape N 64 H W"],
+    "MishConcatPlugin": ["shape N (64+C) H W", "none", "none"],
+    "YoloDecodePlugin": [f"shape N {TOTAL} 4", f"shape N {TOTAL} 3"] * 2 + ["none"] * 2,
+    "YoloDetectPlugin": ["shape N 1", "shape N 30 4", "shape N 30", "shape N 30"] * 2 + ["none"] * 4,
+    "PreprocessPlugin": ["shape N 3 64 96", "shape N 2", "shape 3 4"] + ["none"] * 3,
+    "PlaceBoxesPlugin": ["shape N K 4", "none"],
+}
+
+
+def test_shapes_follow_from_those_of_the_inputs(driven: tuple[dict[str, list[str]], str]) -> None:
+    """Also where sizes are not known yet; none for inputs that are known to be wrong."""
+    sections, _ = driven
+    found = {name.removeprefix("shapes of "): lines for name, lines in sections.items() if name.startswith("shapes of ")}
+    assert found == SHAPES
+
+
+ACCEPTED = {
+    *("anchors_per_head 1 2", "new_coords 0 0", "head_kinds 0 0", "head_kinds 2 0", "classes 1", "input_size 1 1"),
+    *("kind greedynms", "max_candidates 30", "max_candidates 3840", "max_detections 1", "max_detections 100"),
+    *("letterbox 0", "channels 1"),
+}
+"""Of the values that the driver tries in place of its own: two heads with 2 and 1 anchors, the first one a [region]."""
+
+
+@pytest.mark.parametrize(
+    ("op", "own"),
+    [("YoloDecodePlugin", FIELDS), ("YoloDetectPlugin", FIELDS + NMS_FIELDS), ("PreprocessPlugin", IMAGE_FIELDS)],
+)
+def test_values_out_of_their_range_are_refused(driven: tuple[dict[str, list[str]], str], op: str, own: list[str]) -> None:
+    """No plugin is made of them; fields of other plugins do not matter."""
+    tried = dict(line.split(": ") for line in driven[0][f"values of {op}"])
+    assert ACCEPTED < tried.keys() and {words.split()[0] for words in tried} == {*FIELDS, *NMS_FIELDS, "channels"}
+    accepted = {words for words in tried if words in ACCEPTED or words.split()[0] not in own}
+    assert {words for words, made in tried.items() if made == "made"} == accepted
+
+
 # --- where the headers come from ---
 
 

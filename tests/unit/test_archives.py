@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,17 @@ def test_damaged_archives_are_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(DarktrtError, match=r"a\.zip: is damaged \(.+\); calibrate again"):
         _read(path, 1 << 40)
+
+
+@pytest.mark.parametrize("name", ["counts.txt", "more.npy", "zeros.npy"])
+def test_members_that_no_such_file_has_are_refused(tmp_path: Path, name: str) -> None:
+    """Nor may one be there twice, for readers of archives differ in which they take."""
+    _saved(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr(name, b"")
+    with pytest.raises(DarktrtError, match=r"a\.zip: is damaged \(it has members that no such file has\); calibrate again"):
+        _read(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize(("place", "value"), [(8, 1), (10, 99), (10, zipfile.ZIP_LZMA)])

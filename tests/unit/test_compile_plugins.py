@@ -149,7 +149,20 @@ def test_the_sources_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     if headers.returncode:
         pytest.skip(f"TensorRT's headers are not available: {headers.stderr.strip() or 'it takes too long'}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("STRICT", "1")
     library = compile_plugins("8.6.0", [90], include=headers.stdout.strip())
     assert (library.tensorrt, library.sms, library.darktrt) == ("8.6.0", (90,), __version__)
     assert "YoloDetectPlugin:1" in library.plugins
     assert sorted(csrc.rglob("*")) == before
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_a_warning_of_an_unknown_compiler_is_no_error(tmp_path: Path) -> None:
+    """But in the tests it is one, in all that is compiled."""
+    csrc = Path(build_module.__file__).resolve().parent / "csrc"
+    command = ["make", "--dry-run", "-C", str(csrc), "host", "plugins", f"OUT={tmp_path}", "NVCC=true", "SM=90"]
+    for word, errors in (("STRICT=", 0), ("STRICT=1", 6)):
+        steps = subprocess.run([*command, word], capture_output=True, text=True, check=True).stdout.splitlines()
+        compiling = [step for step in steps if "-Wall" in step and " -o " in step]
+        assert len(compiling) == 6  # the host library, four kernels, the adapters
+        assert sum("-Werror" in step for step in compiling) == errors

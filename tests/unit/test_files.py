@@ -1,5 +1,6 @@
 """Inputs are regular files of a stated size; outputs are whole or not there, and what killed runs left is removed."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -21,6 +22,7 @@ from darktrt.files import (
     check_outputs,
     keep_inputs,
     one_process_at_a_time,
+    open_input,
     read_bytes,
     read_text,
     scratch_folder,
@@ -278,6 +280,18 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, made: Callab
         with pytest.raises(DarktrtError, match=reason):
             read()
     assert time.monotonic() - start < 1
+
+
+def test_an_error_of_another_file_is_not_of_the_one_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"a")
+    with (
+        pytest.raises(DarktrtError, match=r"a\.bin: cannot read: .*Input/output error; copy it again"),
+        open_input(path, 9, "copy it again"),
+    ):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    with pytest.raises(FileNotFoundError), open_input(path, 9):
+        os.stat(tmp_path / "other")
 
 
 def test_sizes_and_texts(tmp_path: Path) -> None:

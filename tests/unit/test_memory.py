@@ -30,6 +30,23 @@ def test_a_tensor_is_in_use_from_its_step_to_its_last_reader() -> None:
     assert memory.most_at_once([]) == 0
 
 
+@pytest.mark.parametrize(
+    ("limit", "free"), [("max\n", 3 << 20), (f"{1 << 20}\n", 1 << 20), (f"{1 << 40}\n", 3 << 20), (None, 3 << 20)]
+)
+def test_available_memory_is_that_of_the_machine_and_of_its_container(
+    monkeypatch: pytest.MonkeyPatch, limit: str | None, free: int
+) -> None:
+    files = {"/proc/meminfo": "MemTotal:  9 kB\nMemAvailable:   3072 kB\n", "/sys/fs/cgroup/memory.max": limit}
+
+    def read(path: Path, encoding: str) -> str:
+        if (text := files[str(path)]) is None:
+            raise FileNotFoundError
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert memory.available_bytes() == free
+
+
 def test_a_network_takes_its_weights_and_the_tensors_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = net(8, 4) + conv(4, normalize=0) + section("route", layers=-1) + head()
     # weights: 4 filters of 3 x 3 x 3 and 24 of 4 x 1 x 1, with biases; the route and the head's output at once, of 4 and 24
