@@ -39,7 +39,7 @@ import torch
 from numpy.typing import NDArray
 
 import darktrt
-from darktrt.convert.cfg import Convolutional, Shortcut, read_cfg
+from darktrt.convert.cfg import Convolutional, Shortcut, Yolo, read_cfg
 from darktrt.convert.model import load_darknet
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
@@ -198,7 +198,7 @@ def add(report: Report, case: Case, library: Path, folder: Path, process: Proces
                 outcome_of(case, library, folder, process)
             )
     except DarktrtError as error:
-        report.left_out.append(str(error).replace(str(case.cfg), case.name))
+        report.left_out.append(f"{case.name}: {str(error).removeprefix(f'{case.cfg}:').strip()}")
 
 
 # --- what to compare ---
@@ -235,7 +235,11 @@ def fault_of_darknet(cfg: Path) -> str:
     """Why darknet's CPU code computes something else than was meant for this network; empty if it does not."""
     if re.search(r"^\s*activation\s*=\s*silu", read_text(cfg), re.MULTILINE):
         return "darknet does not know silu and computes relu"
-    for layer in read_cfg(cfg).layers:
+    layers = read_cfg(cfg).layers
+    heads = [layer.head_kind for layer in layers if isinstance(layer, Yolo)]
+    if "Gaussian_yolo" in heads and heads[0] != "Gaussian_yolo":
+        return "darknet keeps no uncertainties where the first head has none, and writes them all the same"
+    for layer in layers:
         activation = getattr(layer, "activation", "linear")
         more = {Convolutional: OF_CONVOLUTIONS, Shortcut: OF_SHORTCUTS}.get(type(layer), frozenset())
         if activation not in POINTWISE | more:
@@ -268,7 +272,7 @@ def outcome_of(case: Case, library: Path, folder: Path, process: Process) -> Out
 def input_of(case: Case, info: DetectorInfo) -> Floats:
     if isinstance(case.image, np.ndarray):
         return case.image
-    if case.image is None:
+    if case.image is None or info.channels not in (1, 3):
         return np.random.default_rng(3).random((1, info.channels, info.height, info.width), dtype=np.float32)
     pixels, _ = preprocess(read_image(case.image), info.width, info.height, info.channels, info.resize, "float")
     return pixels[np.newaxis]

@@ -106,6 +106,15 @@ def test_networks_that_darknet_computes_wrongly_are_told(compare: ModuleType, tm
         assert compare.fault_of_darknet(cfg) == reason
 
 
+def test_a_network_that_cannot_be_compared_is_noted(compare: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "x.cfg").write_text(MADE_CFG.replace("[yolo]", "[nonsense]", 1))
+    report = compare.Report()
+    with compare.Process() as process:
+        compare.add(report, compare.Case("x", tmp_path / "x.cfg", None, None), Path("none"), tmp_path, process)
+    assert not report.cfgs
+    assert re.match(r"x: \d+: \[nonsense\] is not supported", report.left_out[0])
+
+
 def test_a_library_that_is_not_darknets_is_refused(compare: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "libdarknet.so").write_bytes(b"no library")
     with pytest.raises(SystemExit, match=r"libdarknet\.so: cannot be loaded .* build darknet with LIBSO=1"):
