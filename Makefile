@@ -166,7 +166,8 @@ $(VENV)/bin/python:
 	    { rm -rf $(VENV); echo 'cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv'; exit 1; }
 
 $(VENV)/.installed-%: pyproject.toml setup.py constraints.txt $(COMPILED) | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$*]'
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-compile -c constraints.txt -e '.[$*]'
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib || true  # pip would on one core; some files are of other Pythons
 	@touch $@
 
 # TensorRT's types, without the TensorRT that the package asks for; what the generator of the stubs got wrong is mended

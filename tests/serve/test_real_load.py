@@ -52,7 +52,7 @@ def test_the_command_and_its_files(triton: Server, tmp_path: Path, capsys: pytes
         "1",
         "2",
         "--seconds",
-        "1",
+        "0.5",
     ]
     assert main([*command, "--metrics", f"http://{triton.metrics}/metrics", "--json", str(tmp_path / "a.json")]) == 0
     printed = capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_a_repository_is_served_and_measured(models: Models, capsys: pytest.Capt
         "--concurrency",
         "2",
         "--seconds",
-        "1",
+        "0.5",
         "--shared-memory",
         "system",
     ]

@@ -74,7 +74,7 @@ def test_servers_that_cannot_go_together(trio: list[Server], triton: Server, cap
 def test_load_over_several(trio: list[Server], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "load.json"
     metrics = [word for one in trio for word in ("--metrics", f"http://{one.metrics}/metrics")]
-    command = ["load", *options(trio), "--concurrency", "6", "--seconds", "2", "--processes", "2", "--json", str(file)]
+    command = ["load", *options(trio), "--concurrency", "6", "--seconds", "1", "--processes", "2", "--json", str(file)]
     assert main([*command, *metrics, "--shared-memory", "system"]) == 0
     printed = capsys.readouterr().out
     ((level,),) = (one["levels"] for one in json.loads(file.read_text()))

@@ -261,6 +261,6 @@ def test_ten_thousand_candidates_take_well_under_a_second() -> None:
     boxes = np.concatenate([corner, corner + rng.uniform(5, 80, (10000, 2))], axis=1).astype(np.float32)
     scores = np.zeros((10000, 80), np.float32)
     scores[np.arange(10000), rng.integers(0, 10, 10000)] = rng.random(10000)
-    started = time.perf_counter()
+    started = time.process_time()
     nms(boxes, scores, 0.0, 0.45, "greedynms", 0.6, (416, 416))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1

@@ -378,5 +378,5 @@ def test_the_command_runs_as_a_program(folder: Path) -> None:
     Path("a.cfg").write_text(net() + section("region"))
     done = subprocess.run([sys.executable, "-m", "darktrt", "inspect", "a.cfg"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("darktrt inspect: a.cfg:6: [region] is the head of YOLOv2")
+    assert done.stderr.startswith("darktrt inspect: a.cfg:6: [region] needs 'softmax=1'")
     assert done.stderr.count("\n") == 1

@@ -33,6 +33,7 @@ def test_killed_runs_leave_nothing(command: str, step: int, least: int, made: Ma
         Image.fromarray(made_image(60, 60, seed=i)).save(f"in/{i}.png")
         Path(f"in/{i}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # that the first run alone would write
     words = [sys.executable, str(ROOT / "tests" / "killed.py"), "1", str(step), *command.split()]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr

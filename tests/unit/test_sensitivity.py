@@ -353,7 +353,8 @@ def test_a_real_network(tmp_path: Path) -> None:
     convert_darknet(ZOO / "yolov4-tiny.cfg", ZOO / "yolov4-tiny.weights", tmp_path / "plain.onnx", size=(224, 224))
     insert_plugins(tmp_path / "plain.onnx", tmp_path / "nms.onnx", SurgeryOptions())
     model, data = str(tmp_path / "nms.onnx"), str(DATA / "val.json")
-    assert main(["calib", "run", model, data, "--limit", "4", "-o", str(tmp_path / "my.calib")]) == 0
+    options = ["--limit", "4", "--bias-images", "0", "--fp-layer-images", "0"]
+    assert main(["calib", "run", model, data, *options, "-o", str(tmp_path / "my.calib")]) == 0
     found = sensitivity(model, [data], Calibration(load_calibration(tmp_path / "my.calib").scales), 2)
     costs = [layer.change.scores for layer in found.layers]
     assert len(costs) == 21

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -150,13 +150,20 @@ def test_a_model_that_the_server_does_not_have_is_named() -> None:
         infer(Moody(refusal(text, "StatusCode.NOT_FOUND")), retry_seconds=0)
 
 
-def test_pauses_grow_and_time_is_kept() -> None:
+def test_pauses_grow_and_time_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which nothing but pauses takes time."""
+    pauses: list[float] = []
+
+    async def pause(_: Servers, seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr(Servers, "_pause", pause)
+    monkeypatch.setattr("darktrt.serve.client.servers.time", SimpleNamespace(monotonic=lambda: sum(pauses)))
     client = Moody(*(refusal("gone", "StatusCode.UNAVAILABLE") for _ in range(99)))
-    started = time.monotonic()
     with pytest.raises(UnreachableError):
         infer(client, retry_seconds=1.5)
-    assert time.monotonic() - started < 1.6
-    assert 4 <= client.calls <= 8
+    assert pauses == sorted(set(pauses)) and sum(pauses) <= 1.5
+    assert 4 <= client.calls == len(pauses) + 1 <= 8
 
 
 def test_a_refusal_is_final_and_one_line() -> None:
