@@ -436,6 +436,8 @@ class _Options:
         return choices[value]
 
     def activation(self, default: str) -> str:
+        if self.text("activation", default).partition("#")[0] == "h_swish":
+            raise self.error(f"'activation=h_swish' is hard swish, not swish, and {_ULTRALYTICS}", "activation")
         return self.choice("activation", default, {name: name for name in ACTIVATIONS} | _ACTIVATION_ALIASES)
 
     def finish(self, ignored: frozenset[str], refused: Mapping[str, int | None] | None = None) -> None:
@@ -812,6 +814,7 @@ _NO_SOFTMAX = (
     "needs 'softmax=1': without it the scores of classes are raw numbers to AlexeyAB's darknet, and logistic ones to Redmon's"
 )
 _RECURRENT = "carries a state from one frame of a video to the next, and darktrt converts networks that see one image at a time"
+_ULTRALYTICS = "is of PyTorch code after ultralytics' YOLOv3; darknet does not know it"
 _PJREDDIE = "is of pjreddie's darknet; AlexeyAB's, whose numbers are those of darktrt, does not know it"
 _YOLOR = "is of YOLOR's PyTorch code, not of darknet, and darktrt lacks it: {}"
 _REFUSED_SECTIONS = {
@@ -824,6 +827,7 @@ _REFUSED_SECTIONS = {
     "crop": "cuts the middle out of the image, as in YOLOv1, and darktrt shows its networks the whole image; " + _ONLY_YOLO,
     "normalization": "normalises over neighbouring channels, as in AlexNet, and no detector that darktrt knows of has it",
     **dict.fromkeys(("rnn", "gru", "lstm", "crnn", "conv_lstm", "history"), _RECURRENT),
+    **dict.fromkeys(("depthwise", "se", "ca", "sa", "eca", "shuffleUnit", "BatchNorm2d"), _ULTRALYTICS),
     **dict.fromkeys(("deconvolutional", "l2norm", "logistic", "iseg"), _PJREDDIE),
 }
 _WEIGHTS_TYPES: dict[str, Literal["none", "per_feature", "per_channel"]] = {
@@ -853,7 +857,7 @@ _COMMON_REFUSED: dict[str, int | None] = {"dontload": 0, "dontloadscales": 0}
 _REFUSED: dict[str, dict[str, int | None]] = {
     "convolutional": {"flipped": 0, "coordconv": 0},
     "softmax": {"tree": None},
-    "yolo": {"from": None},
+    "yolo": {"from": None, "representation": None},
     "region": {"coords": 4, "background": 0},
 }
 _WHY = {
@@ -864,6 +868,7 @@ _WHY = {
     "coords": "the head of a detector has x, y, width and height",
     "background": "it takes the softmax over the background too, in place of objectness",
     "from": "the PyTorch code of ultralytics fuses heads by it (ASFF), which darknet does not know",
+    "representation": "the fork g-darknet decodes widths and heights by it, linearly with 'lin', which no other darknet knows",
     "tree": "it is of YOLO9000, whose tree of classes darktrt does not know",
 }
 _IGNORED: dict[str, frozenset[str]] = {

@@ -44,9 +44,6 @@ class BuildOptions:
     """Let FP32 convolutions round their inputs to 11 bits, on GPUs that can."""
     strongly_typed: bool = False
     """Take types from the ONNX file, and INT8 from Q/DQ nodes, where TensorRT 10 could also choose them."""
-    force_int8: bool = False
-    """Compute in INT8 every convolution that is no floating-point layer, where TensorRT 8.6 to 10 would take FP16 if it found
-    that faster."""
     batch: tuple[int, int, int] | None = None
     """Smallest, usual and largest batch of a model with a dynamic batch; by default the model's own."""
     image_sizes: ImageSizes | None = None
@@ -56,6 +53,9 @@ class BuildOptions:
     """Build an engine for every GPU of compute capability 8.0 or more; slower."""
     version_compatible: bool = False
     """Build an engine that later versions of the same major version of TensorRT run too."""
+    force_int8: bool = False
+    """Compute in INT8 every convolution that is no floating-point layer, where TensorRT 8.6 to 10 would take FP16 if it found
+    that faster."""
 
     def __post_init__(self) -> None:
         for name, choices in (("precision", get_args(Precision)), ("target", get_args(TargetChoice))):

@@ -310,15 +310,15 @@ static const char* const kTypes[] = {"FLOAT", "HALF", "INT8", "INT32"};
 static const char* const kFormats[] = {"LINEAR", "CHW2", "HWC8",       "CHW4",     "CHW16", "CHW32", "DHWC8",
                                        "CDHW32", "HWC",  "DLA_LINEAR", "DLA_HWC4", "HWC16", "DHWC"};
 
-static const float kAnchors[] = {1, 2, 3, 4, 5, 6}, kScales[] = {1.05F, 1}, kBeta = 0.7F;
-static const int32_t kPerHead[] = {2, 1}, kNewCoords[] = {0, 1}, kKinds[] = {1, 0}, kClasses = 3, kSize[] = {96, 64}, kCandidates = 100,
+static const float kAnchors[] = {1, 2, 3, 4, 5, 6, 7, 8}, kScales[] = {1.05F, 1}, kBeta = 0.7F;
+static const int32_t kPerHead[] = {3, 1}, kNewCoords[] = {0, 1}, kKinds[] = {1, 0}, kClasses = 3, kSize[] = {96, 64}, kCandidates = 100,
                      kDetections = 30, kLetterbox = 1, kChannels = 3;
 
 static std::vector<PluginField> fields()
 {
     using Type = PluginFieldType;
     return {{"plugin_version", "1", Type::kCHAR, 2},
-            {"anchors", kAnchors, Type::kFLOAT32, 6},
+            {"anchors", kAnchors, Type::kFLOAT32, 8},
             {"anchors_per_head", kPerHead, Type::kINT32, 2},
             {"scale_x_y", kScales, Type::kFLOAT32, 2},
             {"new_coords", kNewCoords, Type::kINT32, 2},
@@ -398,7 +398,7 @@ static void tryHeads(const Made& made, bool detects)
     const auto others = made.types(std::vector<DataType>(inputs, DataType::kFLOAT));
     for (int type = 0; type < 4; ++type) {
         const auto linear = TensorFormat::kLINEAR;
-        std::vector<PluginTensorDesc> tensors{tensor(DataType(type), linear, 2, 16), tensor(DataType(type), linear, 2, 8)};
+        std::vector<PluginTensorDesc> tensors{tensor(DataType(type), linear, 2, 24), tensor(DataType(type), linear, 2, 8)};
         tensors.resize(inputs, tensor(DataType::kFLOAT, linear, 2, 1));
         for (auto other : others) {
             tensors.push_back(tensor(other, linear, 2, 1));
@@ -507,7 +507,7 @@ static void tryShapes(const Made& made, const std::string& name)
         tryShapes(made, {{"N", "3", "H", "5"}});
     } else {
         for (const char* channels : {"8", "C", "9"}) {
-            std::vector<std::vector<std::string>> heads{{"N", "16", "5", "W"}, {"N", channels, "H", "6"}};
+            std::vector<std::vector<std::string>> heads{{"N", "24", "5", "W"}, {"N", channels, "H", "6"}};
             if (name == "YoloDetectPlugin") {
                 heads.insert(heads.end(), {score, score, size});
             }
@@ -526,14 +526,14 @@ struct Value {
 
 static const float kInfinity = std::numeric_limits<float>::infinity();
 static const std::vector<Value> kValues{
-    {"anchors", {}, {1, 2, 3, 4, 5, 0}, ""},
-    {"anchors", {}, {1, 2, 3, 4, 5, kInfinity}, ""},
-    {"anchors", {}, {1, 2, 3, 4}, ""},
-    {"anchors_per_head", {1, 2}, {}, ""},
-    {"anchors_per_head", {2, 2}, {}, ""},
-    {"anchors_per_head", {3, 0}, {}, ""},
-    {"anchors_per_head", {3}, {}, ""},
-    {"anchors_per_head", {}, {2, 1}, ""},
+    {"anchors", {}, {1, 2, 3, 4, 5, 6, 7, 0}, ""},
+    {"anchors", {}, {1, 2, 3, 4, 5, 6, 7, kInfinity}, ""},
+    {"anchors", {}, {1, 2, 3, 4, 5, 6}, ""},
+    {"anchors_per_head", {1, 3}, {}, ""},
+    {"anchors_per_head", {3, 2}, {}, ""},
+    {"anchors_per_head", {4, 0}, {}, ""},
+    {"anchors_per_head", {4}, {}, ""},
+    {"anchors_per_head", {}, {3, 1}, ""},
     {"scale_x_y", {}, {0, 1}, ""},
     {"scale_x_y", {}, {1, kInfinity}, ""},
     {"scale_x_y", {}, {1}, ""},

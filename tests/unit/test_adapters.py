@@ -117,7 +117,7 @@ def test_failing_kernels_fail_and_say_why(driven: tuple[dict[str, list[str]], st
     assert "MishPlugin: no kernel supports these shapes and types\nMishPlugin: out of memory\n" in log
 
 
-HEADS = "yolo 2 2 3 96x64: [1: 2 5x6 0 1.05 1 2 3 4] [0: 1 5x6 1 1.00 5 6]"
+HEADS = "yolo 2 2 3 96x64: [1: 3 5x6 0 1.05 1 2 3 4 5 6] [0: 1 5x6 1 1.00 7 8]"
 FIELDS = "anchors anchors_per_head scale_x_y new_coords head_kinds classes input_size".split()
 NMS_FIELDS = "kind beta max_candidates max_detections letterbox".split()
 IMAGE_FIELDS = "input_size letterbox channels".split()
@@ -180,8 +180,8 @@ def test_images(driven: tuple[dict[str, list[str]], str]) -> None:
     assert "PlaceBoxesPlugin: boxes must be (N, boxes, 4)" in log
 
 
-TOTAL = "((0+(2*(5*W)))+(1*(H*6)))"
-"""The anchors of two heads: 2 of 5 rows and W columns, 1 of H rows and 6 columns."""
+TOTAL = "((0+(3*(5*W)))+(1*(H*6)))"
+"""The anchors of two heads: 3 of 5 rows and W columns, 1 of H rows and 6 columns."""
 SHAPES = {
     "MishPlugin": ["shape N 64 H W"],
     "MishAddPlugin": ["shape N 64 H W"],
@@ -201,11 +201,11 @@ def test_shapes_follow_from_those_of_the_inputs(driven: tuple[dict[str, list[str
 
 
 ACCEPTED = {
-    *("anchors_per_head 1 2", "new_coords 0 0", "head_kinds 0 0", "head_kinds 2 0", "classes 1", "input_size 1 1"),
+    *("anchors_per_head 1 3", "new_coords 0 0", "head_kinds 0 0", "head_kinds 2 0", "classes 1", "input_size 1 1"),
     *("kind greedynms", "max_candidates 30", "max_candidates 3840", "max_detections 1", "max_detections 100"),
     *("letterbox 0", "channels 1"),
 }
-"""Of the values that the driver tries in place of its own: two heads with 2 and 1 anchors, the first one a [region]."""
+"""Of the values that the driver tries in place of its own: two heads with 3 and 1 anchors, the first one a [region]."""
 
 
 @pytest.mark.parametrize(

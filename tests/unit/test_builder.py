@@ -33,7 +33,7 @@ TRT, RTX = Target("trt", (8, 6, 0)), Target("rtx", (1, 7))
 
 def test_all_options_but_the_precision_default_to_tensorrts_own() -> None:
     assert BuildOptions() == BuildOptions(
-        "fp16", "auto", None, None, None, None, None, True, False, None, None, False, False
+        "fp16", "auto", None, None, None, None, None, True, False, None, None, False, False, False
     )  # fmt: skip
     config = Config()
     configure(FakeTensorRT("8.6.0"), config, BuildOptions(timing_cache=NONE), TRT)

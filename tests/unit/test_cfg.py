@@ -482,6 +482,21 @@ def test_yolo_keys_for_training_are_passed_over(tmp_path: Path) -> None:
             "'coordconv=1' changes what the network computes and is not supported: darknet writes coordinates over its outputs",
         ),
         (
+            net() + conv(4) + head(representation="lin"),
+            "[yolo] 'representation=lin' changes what the network computes and is not supported: the fork g-darknet decodes",
+        ),
+        *(
+            (body(f"[{kind}]\n"), f"[{kind}] is of PyTorch code after ultralytics' YOLOv3; darknet does not know it")
+            for kind in ("depthwise", "se", "ca", "sa", "eca", "shuffleUnit", "BatchNorm2d")
+        ),
+        *(
+            (
+                body(f"[convolutional]\nactivation={value}\n"),
+                "net.cfg:7: [convolutional] 'activation=h_swish' is hard swish, not swish, and is of PyTorch code after",
+            )
+            for value in ("h_swish", "h_swish # x")
+        ),
+        (
             body("[softmax]\ntree=9k.tree\n"),
             "'tree=9k.tree' changes what the network computes and is not supported: it is of YOLO9000",
         ),

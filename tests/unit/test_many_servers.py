@@ -535,6 +535,15 @@ def test_a_server_that_is_not_there_yet_gets_requests_when_it_is(caplog: pytest.
     assert "draining; it gets no requests until it is back" in caplog.text
 
 
+def test_a_server_that_is_away_at_first_costs_no_request() -> None:
+    async def work(servers: Servers, remotes: list[Remote]) -> None:
+        assert [one.up for one in servers.states()] == [False, True]
+        await ask_all(servers, 8)
+        assert (servers.retries, servers.states()[0].failed) == (0, 0)
+
+    with_servers(work, 2, before=lambda remotes: setattr(remotes[0], "mood", "away"))
+
+
 def test_without_any_server_there_is_no_client() -> None:
     def before(remotes: list[Remote]) -> None:
         for one in remotes:
