@@ -185,7 +185,7 @@ class FloatReference:
         least = self.network.info.batch[0]  # a network with a larger smallest batch gets each image several times
         run, input_ = session(self.network.model, threads=1), self.network.model.graph.input[0].name
         self.expected = self._each_image(lambda image: [v[0] for v in run({input_: np.stack([image] * least)}).values()])
-        if not all(np.isfinite(values).all() for outputs in self.expected for values in outputs):
+        if not all(np.isfinite(values).all() for _, *outputs in self.expected for values in outputs):
             raise DarktrtError(f"{network.info.name}: its outputs are NaN or infinite; are the weights damaged?")
 
     def change(self, calibration: Calibration, fp_layers: Collection[str]) -> Change:
@@ -198,7 +198,7 @@ class FloatReference:
 
         The first four are those of both fractions of :class:`Change`, numerator before denominator. The last one is
         ``sum w |d|^2``, where w is as there, and d is how far the four edges of an anchor's box move, in shares of its width
-        and height in float; an edge moves by 1 at most.
+        and height in float; an edge moves by 1 at most. Boxes that are infinite in float do not count.
         """
         graph = import_graph(self.network.model)
         insert_variants(graph, self.network.info, calibration, groups)
@@ -235,9 +235,11 @@ def _sums(expected: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]) -> N
     moved = np.square(moved_scores - scores, dtype=np.float64).sum(1)
     error = sum(np.square(one - other, dtype=np.float64).sum() for one, other in zip(moved_heads, heads, strict=True))
     strength = sum(np.square(one, dtype=np.float64).sum() for one in heads)
-    edges = np.square(np.minimum(np.abs(moved_boxes - boxes) / np.maximum(_sizes(boxes), 1e-6), 1), dtype=np.float64).sum(1)
+    finite = np.isfinite(boxes).all(1)  # the others are never detections
+    shifts = np.abs(moved_boxes[finite] - boxes[finite]) / np.maximum(_sizes(boxes[finite]), 1e-6)
+    edges = np.square(np.fmin(shifts, 1), dtype=np.float64).sum(1)
     # no dot product: BLAS splits a long one among threads
-    return np.array([(weight * moved).sum(), weight.sum(), error, strength, (weight * edges).sum()])
+    return np.array([(weight * moved).sum(), weight.sum(), error, strength, (weight[finite] * edges).sum()])
 
 
 def _sizes(boxes: NDArray[Any]) -> NDArray[Any]:
