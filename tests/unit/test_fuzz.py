@@ -28,7 +28,7 @@ def test_what_once_failed(files: Path, case: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_whole_files_are_accepted_and_damaged_ones_end_well(files: Path, target: str) -> None:
     assert check(target, (files / TARGETS[target].file).read_bytes(), files)
-    outcome = fuzz(target, files, seconds=10, first_seed=1, most=20)
+    outcome = fuzz(target, files, seconds=60, first_seed=1, most=20)
     assert not outcome.failures
     assert outcome.cases >= 20
 
