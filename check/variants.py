@@ -54,7 +54,7 @@ def _declare_one_image(graph: gs.Graph) -> None:
             tensor.shape = [1, *tensor.shape[1:]] if tensor is graph.inputs[0] else None
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Variants:
     """The graph, while it gets its variants from its first node to its last."""
 
