@@ -4,10 +4,11 @@
     python benchmarks/compare_darknet.py darknet/libdarknet.so darknet/cfg/yolov3.cfg darknet/cfg/yolov4.cfg --size 128x128 \\
         --size 160x96 --micro -o exactness.md
 
-Each cfg gets random weights, the same file for both, unless a weights file lies beside it. Both read the same float32 input,
-white noise. Compared are the raw heads, the decoded boxes and scores (objectness times class) of darktrt's plain ONNX file in
-ONNX Runtime, and the detections after NMS of its portable file. A difference is max |difference| / max |reference|, the worst
-of all heads. The score threshold of the detections lies in the widest gap between the scores of the best 100 to 200.
+Each cfg gets random weights, the same file for both, unless a weights file lies beside it. Both read the same float32 input:
+white noise, or the image of --image for networks with weights of their own. Compared are the raw heads, the decoded boxes and
+scores (objectness times class) of darktrt's plain ONNX file in ONNX Runtime, and the detections after NMS of its portable file.
+A difference is max |difference| / max |reference|, the worst of all heads. The score threshold of the detections lies in the
+widest gap between the scores of the best 100 to 200, of those above .005.
 
 darknet: AlexeyAB's, built for the CPU with AVX=0 and LIBSO=1. With AVX=1 its [maxpool] of stride 1 is wrong. Networks that meet
 an activation which its CPU code lacks (it puts out 0 there) are left out, by name.
@@ -38,15 +39,16 @@ import torch
 from numpy.typing import NDArray
 
 import darktrt
-from darktrt.convert.cfg import Convolutional, Shortcut, read_cfg
+from darktrt.convert.cfg import Convolutional, Shortcut, Yolo, read_cfg
 from darktrt.convert.model import load_darknet
 from darktrt.engine.runtime import OnnxRunner
 from darktrt.errors import DarktrtError
-from darktrt.files import atomic_output, scratch_folder
+from darktrt.files import atomic_output, read_text, scratch_folder
 from darktrt.metadata import DetectorInfo
 from darktrt.onnx_file import load_model
 from darktrt.onnx_session import OnnxSession
 from darktrt.progress import progress, set_progress
+from darktrt.vision.images import preprocess, read_image
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]
@@ -54,7 +56,9 @@ Size = tuple[int, int]
 SEED = 7
 IOU = 0.45
 BEST = 100, 200
-"""The score threshold lets so many scores pass."""
+"""The score threshold lets so many scores pass,"""
+LEAST = 0.005
+"""but none below that of ``detector map``."""
 SAME = 1e-3
 """Detections of one class that differ by less, relative to the network's size, are one."""
 NMS_KINDS = {"greedynms": 1, "diounms": 2}
@@ -80,8 +84,8 @@ class Case:
     """Width and height; None: the cfg's own."""
     weights: Path | None
     """None: random ones."""
-    image: Floats | None = None
-    """``(1, C, H, W)``; None: white noise."""
+    image: Floats | Path | None = None
+    """``(1, C, H, W)``, or a file; None: white noise."""
 
 
 class Outputs(NamedTuple):
@@ -146,6 +150,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size", type=size_of, action="append", metavar="WxH", help="for random weights, one or several (default: the cfg's)"
     )
+    parser.add_argument(
+        "--image", type=Path, metavar="FILE", help="what networks with weights of their own see (default: noise)"
+    )
     parser.add_argument("--micro", action="store_true", help="the small networks of tests/micro.py, too")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="a Markdown file to write the tables to")
     return parser.parse_args(arguments)
@@ -161,37 +168,43 @@ def size_of(text: str) -> Size:
 def command(arguments: Sequence[str] | None) -> str:
     """The command line with the names of files only: others have them elsewhere."""
     words = [Path(word).name if "/" in word else word for word in (sys.argv[1:] if arguments is None else arguments)]
-    return " ".join(["python benchmarks/compare_darknet.py", *words])
+    return " ".join(["python benchmarks/compare_darknet.py", *words]).partition(" -o ")[0]
 
 
 def compared(args: argparse.Namespace, folder: Path) -> Report:
     check_library(args.library)
     report = Report()
-    of_cfgs = list(cases(args.cfgs, args.size or [None]))
+    of_cfgs = list(cases(args.cfgs, args.size or [None], args.image))
     of_micro = list(micro_cases(folder)) if args.micro else []
     if not of_cfgs and not of_micro:
         raise DarktrtError("there is nothing to compare; name a cfg, or give --micro")
     with progress(len(of_cfgs) + len(of_micro), "network", "networks") as bar:
         for together in (*([case] for case in of_cfgs), of_micro):
             # darknet frees some networks twice, so nothing is freed, and large ones have a process each
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            with Process() as process:
                 for case in together:
-                    add(report, case, args.library, folder, pool)
+                    add(report, case, args.library, folder, process)
                     bar.update(1)
     return report
 
 
-def add(report: Report, case: Case, library: Path, folder: Path, pool: ProcessPoolExecutor) -> None:
-    if reason := fault_of_darknet(case.cfg):
-        report.left_out.append(f"{case.name}: {reason}")
-    else:
-        (report.micro if case.image is not None else report.cfgs).append(outcome_of(case, library, folder, pool))
+def add(report: Report, case: Case, library: Path, folder: Path, process: Process) -> None:
+    """Compare a network, or note why that cannot be."""
+    try:
+        if reason := fault_of_darknet(case.cfg):
+            report.left_out.append(f"{case.name}: {reason}")
+        else:
+            (report.micro if isinstance(case.image, np.ndarray) else report.cfgs).append(
+                outcome_of(case, library, folder, process)
+            )
+    except DarktrtError as error:
+        report.left_out.append(f"{case.name}: {str(error).removeprefix(f'{case.cfg}:').strip()}")
 
 
 # --- what to compare ---
 
 
-def cases(names: Sequence[str], sizes: Sequence[Size | None]) -> Iterator[Case]:
+def cases(names: Sequence[str], sizes: Sequence[Size | None], image: Path | None) -> Iterator[Case]:
     for name in names:
         text, _, own = name.partition("@")
         path = Path(text)
@@ -201,7 +214,7 @@ def cases(names: Sequence[str], sizes: Sequence[Size | None]) -> Iterator[Case]:
         for cfg in found:
             weights = cfg.with_suffix(".weights")
             if weights.exists():
-                yield Case(cfg.stem, cfg, size_of(own) if own else None, weights)
+                yield Case(cfg.stem, cfg, size_of(own) if own else None, weights, image)
             else:
                 yield from (Case(cfg.stem, cfg, size, None) for size in ([size_of(own)] if own else sizes))
 
@@ -220,9 +233,13 @@ def micro_cases(folder: Path) -> Iterator[Case]:
 
 def fault_of_darknet(cfg: Path) -> str:
     """Why darknet's CPU code computes something else than was meant for this network; empty if it does not."""
-    if re.search(r"^\s*activation\s*=\s*silu", cfg.read_text(encoding="utf-8", errors="replace"), re.M):
+    if re.search(r"^\s*activation\s*=\s*silu", read_text(cfg), re.MULTILINE):
         return "darknet does not know silu and computes relu"
-    for layer in read_cfg(cfg).layers:
+    layers = read_cfg(cfg).layers
+    heads = [layer.head_kind for layer in layers if isinstance(layer, Yolo)]
+    if "Gaussian_yolo" in heads and heads[0] != "Gaussian_yolo":
+        return "darknet keeps no uncertainties where the first head has none, and writes them all the same"
+    for layer in layers:
         activation = getattr(layer, "activation", "linear")
         more = {Convolutional: OF_CONVOLUTIONS, Shortcut: OF_SHORTCUTS}.get(type(layer), frozenset())
         if activation not in POINTWISE | more:
@@ -237,20 +254,28 @@ def fault_of_darknet(cfg: Path) -> str:
 # --- darktrt's side ---
 
 
-def outcome_of(case: Case, library: Path, folder: Path, pool: ProcessPoolExecutor) -> Outcome:
+def outcome_of(case: Case, library: Path, folder: Path, process: Process) -> Outcome:
     plain, portable, drawn = (folder / f"case.{suffix}" for suffix in ("plain.onnx", "portable.onnx", "weights"))
     seed = None if case.weights else SEED
     info = darktrt.convert_darknet(
         case.cfg, case.weights, plain, size=case.size, random_weights=seed, save_weights=None if case.weights else drawn
     )
-    shape = info.channels, info.height, info.width
-    image = np.random.default_rng(3).random((1, *shape), dtype=np.float32) if case.image is None else case.image
+    image = input_of(case, info)
     heads, boxes, scores = plain_outputs(plain, info, image)
     threshold = threshold_of(scores)
     mine = Outputs(heads, boxes, scores, detections_of(plain, portable, image, threshold))
-    job = Job(str(library), case.cfg.read_text(encoding="utf-8", errors="replace"), str(case.weights or drawn), info, threshold)
-    theirs = in_darknet(pool, job, image, case, folder)
+    job = Job(str(library), read_text(case.cfg), str(case.weights or drawn), info, threshold)
+    theirs = in_darknet(process, job, image, case, folder)
     return outcome(case, info, mine, theirs, double_heads(case, case.weights or drawn, image))
+
+
+def input_of(case: Case, info: DetectorInfo) -> Floats:
+    if isinstance(case.image, np.ndarray):
+        return case.image
+    if case.image is None or info.channels not in (1, 3):
+        return np.random.default_rng(3).random((1, info.channels, info.height, info.width), dtype=np.float32)
+    pixels, _ = preprocess(read_image(case.image), info.width, info.height, info.channels, info.resize, "float")
+    return pixels[np.newaxis]
 
 
 def plain_outputs(plain: Path, info: DetectorInfo, image: Floats) -> tuple[list[Floats], Floats, Floats]:
@@ -273,9 +298,9 @@ def double_heads(case: Case, weights: Path, image: Floats) -> list[NDArray[np.fl
 def threshold_of(scores: Floats) -> float:
     """In the widest gap between scores of the best, so that rounding does not move a score over it."""
     ranked = np.sort(scores, axis=None)[::-1]
-    ranked = ranked[(ranked > 0) & (ranked < 1)][: BEST[1]].astype(np.float64)
+    ranked = ranked[(ranked > LEAST) & (ranked < 1)][: BEST[1]].astype(np.float64)
     if len(ranked) < 2:
-        return 0.5
+        return LEAST
     first = min(BEST[0], len(ranked) // 2)
     widest = first + int(np.argmax(ranked[first - 1 : -1] - ranked[first:]))
     return float(np.float32((ranked[widest - 1] + ranked[widest]) / 2))
@@ -337,6 +362,22 @@ class StartOfNetwork(ctypes.Structure):
     _fields_ = [("bytes", ctypes.c_char * 112)]
 
 
+class Process:
+    """One that runs darknet; a context."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+
 def check_library(library: Path) -> None:
     try:
         found = open_darknet(str(library))
@@ -355,10 +396,11 @@ def open_darknet(library: str) -> Any:
     return darknet
 
 
-def in_darknet(pool: ProcessPoolExecutor, job: Job, image: Floats, case: Case, folder: Path) -> Outputs:
+def in_darknet(process: Process, job: Job, image: Floats, case: Case, folder: Path) -> Outputs:
     try:
-        return pool.submit(run_darknet, job, image, str(folder)).result()
+        return process.pool.submit(run_darknet, job, image, str(folder)).result()
     except BrokenProcessPool as error:
+        process.renew()
         words = (folder / "darknet.log").read_text(errors="replace").strip().splitlines()
         raise DarktrtError(f"{case.cfg}: darknet ends at it; its last words: {words[-1] if words else 'none'}") from error
 

@@ -3,11 +3,11 @@
     python benchmarks/list_cfgs.py cfgs -o benchmarks/networks.md
     python benchmarks/list_cfgs.py cfgs --export -o benchmarks/networks.md
 
-The folder holds OWNER/REPOSITORY/..., as checkouts of the repositories lie there. Files of the same content, line ends aside,
-count once, in the first repository that has them. A cfg is a detector if it has a head: [yolo], [Gaussian_yolo], [region] or
-[detection]. Converted means that the cfg is read, the shapes of its layers are inferred, and its network and metadata are
-built; with --export, that `darktrt convert --random-weights 0` writes its ONNX file, which takes far longer. A cfg that is
-refused for its own size is tried with `--size 512`.
+The folder holds OWNER/REPOSITORY/... (or REPOSITORY@BRANCH), as checkouts of the repositories lie there. Files of the same
+content, line ends aside, count once, in the first repository that has them. A cfg is a detector if it has a head: [yolo],
+[Gaussian_yolo], [region] or [detection]. Converted means that the cfg is read, the shapes of its layers are inferred, and its
+network and metadata are built; with --export, that `darktrt convert --random-weights 0` writes its ONNX file, which takes far
+longer. A cfg that is refused for its own size is tried with `--size 512`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import darktrt
 from darktrt.convert.cfg import read_cfg
 from darktrt.errors import DarktrtError
 from darktrt.files import atomic_output, scratch_folder
-from darktrt.progress import progress
+from darktrt.progress import progress, set_progress
 
 HEADS = "yolo", "Gaussian_yolo", "region", "detection"
 FIRST = "AlexeyAB/darknet", "pjreddie/darknet"
@@ -65,6 +66,7 @@ class Result:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse(arguments)
+    set_progress("bar")
     try:
         files = list(found(args.folder))
         results = [result_of(cfg, args.export) for cfg in progress_over(detectors(files))]
@@ -161,7 +163,8 @@ def markdown(files: Sequence[Cfg], results: Sequence[Result], export: bool) -> s
             "# Public detectors by result",
             "",
             *summary(files, results),
-            f"Made by `{command}` of darktrt {version('darktrt')}; its text says what counts as what.",
+            f"Made by `{command}` of darktrt {version('darktrt')} on {date.today().isoformat()}.",
+            "Its text says what counts as what.",
             "",
             *by_repository(files, results),
             "",
@@ -202,7 +205,11 @@ def by_head(results: Sequence[Result]) -> Iterator[str]:
 
 def by_sentence(results: Sequence[Result]) -> Iterator[str]:
     """Refusals that differ in numbers only are one."""
-    kinds = Counter(re.sub(r"\d+", "N", result.sentence.removeprefix("line ")) for result in results if not result.converts)
+    kinds = Counter(
+        re.sub(r"(?<![A-Za-wyz0-9])\d[\d.]*", "N", result.sentence.removeprefix("line "))
+        for result in results
+        if not result.converts
+    )
     rows = [(n, sentence.removeprefix("N: ")) for sentence, n in kinds.most_common()]
     yield from table(("refused", "sentence (N: a number)"), rows)
 

@@ -18,7 +18,9 @@ LIBRARY = os.environ.get("DARKTRT_LIBDARKNET", "")
 @pytest.fixture
 def list_cfgs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return import_module("list_cfgs")
+    module = import_module("list_cfgs")
+    monkeypatch.setattr(module, "set_progress", lambda how: None)
+    return module
 
 
 @pytest.fixture
@@ -84,7 +86,7 @@ def test_the_threshold_lies_in_the_widest_gap(compare: ModuleType) -> None:
     scores = np.linspace(0.9, 0.5, 300, dtype=np.float32)
     scores[150:] -= 0.3
     assert scores[150] < compare.threshold_of(scores.reshape(3, 100)) < scores[149]
-    assert compare.threshold_of(np.array([[0.7]], np.float32)) == 0.5
+    assert compare.threshold_of(np.array([[0.7]], np.float32)) == compare.LEAST
 
 
 def test_networks_that_darknet_computes_wrongly_are_told(compare: ModuleType, tmp_path: Path) -> None:
@@ -102,6 +104,15 @@ def test_networks_that_darknet_computes_wrongly_are_told(compare: ModuleType, tm
     ):
         cfg.write_text(text)
         assert compare.fault_of_darknet(cfg) == reason
+
+
+def test_a_network_that_cannot_be_compared_is_noted(compare: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "x.cfg").write_text(MADE_CFG.replace("[yolo]", "[nonsense]", 1))
+    report = compare.Report()
+    with compare.Process() as process:
+        compare.add(report, compare.Case("x", tmp_path / "x.cfg", None, None), Path("none"), tmp_path, process)
+    assert not report.cfgs
+    assert re.match(r"x: \d+: \[nonsense\] is not supported", report.left_out[0])
 
 
 def test_a_library_that_is_not_darknets_is_refused(compare: ModuleType, tmp_path: Path) -> None:

@@ -285,6 +285,9 @@ def test_what_the_server_says_of_a_model(tmp_path_factory: pytest.TempPathFactor
     assert model.info == info
     assert model.shape(model.inputs["images"], 2) == (2, 64, 96, 3)
     assert model.size(model.inputs["images"], 2) == 2 * 64 * 96 * 3
+    plain = replace(model, max_batch=0)  # its dims have the batch
+    for dims, shape in (((-1, 64, 96, 3), (5, 64, 96, 3)), ((2, -1, 96, 3), (2, -1, 96, 3)), ((-1,), (5,)), ((2,), (2,))):
+        assert plain.shape(replace(model.inputs["images"], dims=dims), 5) == shape
     with pytest.raises(DarktrtError, match="a:1: model 'm' has no darktrt metadata; make it with 'darktrt serve repository'"):
         ModelInfo.from_config(config(info, parameters={}), "grpc://a:1")
     with pytest.raises(DarktrtError, match="model 'm': the darktrt metadata is damaged"):

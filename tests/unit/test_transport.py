@@ -122,6 +122,15 @@ def infer(client: Moody, url: str = "a", timeout: float | None = 60.0, retry_sec
     return asyncio.run(call())
 
 
+@pytest.mark.parametrize("length", [500, 501])
+def test_a_reason_is_a_line_of_at_most_500_characters(length: int) -> None:
+    text = "a\n b " + "x" * (length - 4)
+    with pytest.raises(DarktrtError) as caught:
+        infer(Moody(refusal(text, "StatusCode.INTERNAL")))
+    expected = "a b " + ("x" * 496 if length == 500 else "x" * 493 + "...")
+    assert str(caught.value).partition(": ")[2] == expected
+
+
 @pytest.mark.parametrize(
     ("url", "failure"),
     [
