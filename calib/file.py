@@ -32,7 +32,7 @@ from darktrt.files import check_writable, keep_inputs, open_input
 from darktrt.metadata import DetectorInfo
 from darktrt.records import parse_json, record
 
-_NAME, _VERSION = "darktrt calibration", 1
+_NAME, _VERSION = "darktrt calibration", 2
 _TEXT = "calibration.json"
 _ARRAYS = ("counts", "weighted", "mean_sums", "level_sums", "noise_sums")
 _MOST_BYTES = 768 << 20
@@ -427,7 +427,7 @@ def _noise(text: _Noise, contents: CalibrationFile, archive: Archive) -> NoiseSu
     images = _measured_images(text.images, contents.noise_sample)
     if len(contents.means.images) < len(contents.means_sample):
         raise ValueError("floating-point layers were measured before the biases were")
-    sums = archive.array("noise_sums", np.float64, (len(images), len(text.costs), 4))
+    sums = archive.array("noise_sums", np.float64, (len(images), len(text.costs), 5))
     if not (np.isfinite(sums).all() and (sums >= 0).all()):
         raise ValueError("a sum of noise is negative or not finite")
     groups, operations = tuple(cost.nodes for cost in text.costs), tuple(cost.operations for cost in text.costs)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_RATIO = 2.0
-"""The least ratio between the share of the noise and the share of the operations of a layer in floating point."""
+LEAST_RATIO = 3.0
+"""The least ratio between the share of the noise and the share of the operations of a layer in floating point. The noise is
+that which is left: where one layer makes nine tenths of it, the ratios of all others would be small against the whole."""
 MOST_OPERATIONS = 0.1
 """The largest share of the operations that is left in floating point for their noise."""
 
@@ -20,7 +21,7 @@ class Cost:
 
     nodes: tuple[str, ...]
     noise: float
-    """The change of the scores by quantizing only these nodes, as a share of the sum over all costs."""
+    """The change of scores and boxes by quantizing only these nodes: the mean of their shares in the sums over all costs."""
     operations: float
     """Their share of the network's multiplications."""
 
@@ -42,15 +43,17 @@ class FpLayers:
 
     @property
     def chosen(self) -> tuple[Cost, ...]:
-        """The costs with the highest ratios of noise to operations, down to :data:`LEAST_RATIO`.
+        """The costs with the highest ratios of noise to operations.
 
-        A cost is left out where the operations so far and its own exceed :data:`MOST_OPERATIONS`.
+        One is chosen as long as its share of the noise that the ones before it have left is at least :data:`LEAST_RATIO` times
+        its share of all operations, and left out where the operations so far and its own exceed :data:`MOST_OPERATIONS`.
         """
-        chosen, room = [], MOST_OPERATIONS
+        chosen, room, left = [], MOST_OPERATIONS, 1.0
         for cost in sorted(self.costs, key=lambda cost: -cost.noise / max(cost.operations, 1e-9)):
-            if cost.noise > 0 and cost.noise >= LEAST_RATIO * cost.operations and cost.operations <= room:
+            if cost.noise > 0 and cost.noise >= LEAST_RATIO * cost.operations * left and cost.operations <= room:
                 chosen.append(cost)
                 room -= cost.operations
+                left -= cost.noise
         return tuple(chosen)
 
     @property
@@ -77,14 +80,20 @@ class NoiseSums:
     operations: tuple[float, ...]
     """The share of each group in the network's multiplications."""
     images: Mapping[str, NDArray[np.float64]]
-    """Maps the SHA-256 of each image to ``(groups, 4)``: the sums of :class:`darktrt.check.simulate.Change`."""
+    """Maps the SHA-256 of each image to ``(groups, 5)``: the sums of :meth:`darktrt.check.simulate.FloatReference.sums`."""
 
     def fp_layers(self) -> FpLayers:
         """The costs, by sums over the images in their order here."""
-        total = np.zeros((len(self.groups), 4))
+        total = np.zeros((len(self.groups), 5))
         for sums in self.images.values():
             total += sums
-        powers = [scores / weight if weight else 0.0 for scores, weight, _, _ in total.tolist()]
-        all_ = sum(powers) or 1
-        each = zip(self.groups, powers, self.operations, strict=True)
-        return FpLayers(self.always, tuple(Cost(nodes, power / all_, share) for nodes, power, share in each))
+        scores, boxes = (_shares(total[:, column], total[:, 1]) for column in (0, 4))
+        each = zip(self.groups, scores, boxes, self.operations, strict=True)
+        return FpLayers(self.always, tuple(Cost(nodes, (one + other) / 2, share) for nodes, one, other, share in each))
+
+
+def _shares(changes: NDArray[np.float64], weights: NDArray[np.float64]) -> list[float]:
+    """Of each group in the sum over all groups of ``changes / weights``; 0 where nothing has weight."""
+    powers = [change / weight if weight else 0.0 for change, weight in zip(changes.tolist(), weights.tolist(), strict=True)]
+    all_ = sum(powers) or 1
+    return [power / all_ for power in powers]

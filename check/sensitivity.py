@@ -30,7 +30,7 @@ from darktrt.check.simulate import (
 )
 from darktrt.files import atomic_output
 from darktrt.onnx_cost import cost_of
-from darktrt.parallel import Threads, Worker, Workers
+from darktrt.parallel import Threads, Worker, Workers, in_groups
 from darktrt.progress import progress
 from darktrt.surgery.qdq import Calibration
 from darktrt.vision.charts import BLUE, GRAY, Bar, draw_bars
@@ -39,8 +39,13 @@ from darktrt.vision.sources import find_images
 LIMIT = 16
 """Default number of images that changes of scores are measured on."""
 
-MOST_GROUPS = 20
-"""Makes groups of one convolution in the tiny networks, and of five in yolov4."""
+MOST_GROUPS = 96
+"""Makes groups of one convolution in most networks, and of two in yolov4. The noise of a convolution must not hide among the
+operations of its neighbours: in networks of depthwise convolutions one of 80 has most of it."""
+
+_VARIANTS = 8
+"""Groups that one run measures. It depends on nothing, for the values of a row may depend on the number of rows in their last
+bits."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def sensitivity(
     labels = load_ground_truth([ground_truth], network.info.class_names) if ground_truth else None
     images, every, fp_layers = find_images(data, limit, seed), convolutions(network), chosen_fp_layers(network, calibration)
     groups = [*([one.node] for one in every), [one.node for one in every if one.node not in fp_layers]]
-    sums = _measured(_NoiseMeter.of(network, images, calibration), groups, workers, "networks")
+    sums = _measured(_NoiseMeter(network, tuple(images), calibration), groups, workers, "networks")
     *changes, together = map(Change.of, sums)
     exact, accuracies = _accuracies(network, calibration, every, labels, workers) if labels else (None, {})
     each = zip(every, changes, strict=True)
@@ -156,7 +161,7 @@ def measure_each(network: OnnxNetwork, images: Sequence[Path], calibration: Cali
         DarktrtError: an image cannot be read, or an output of the float network is NaN.
     """
     every = convolutions(network)
-    meter = _NoiseMeter.of(network, images, calibration)
+    meter = _NoiseMeter(network, tuple(images), calibration)
     sums = _measured(meter, [[one.node] for one in every], None, "convolutions")
     return dict(zip(every, map(Change.of, sums), strict=True))
 
@@ -167,7 +172,7 @@ def measure_noise(
     """Measure what the floating-point layers are chosen by.
 
     Costs of single convolutions add up, for noises of different layers are not correlated. So do those of groups: the
-    convolutions of a deep network are measured in :data:`MOST_GROUPS` groups of neighbours.
+    convolutions of a network that has more than :data:`MOST_GROUPS` are measured in groups of neighbours.
 
     Args:
         source: an ONNX file with decoded heads or NMS, not quantized.
@@ -181,54 +186,46 @@ def measure_noise(
     network = load_network(source)
     always, shares = chosen_fp_layers(network), operations(network)
     others = [name for name in shares if name not in always]
-    groups = [part.tolist() for part in np.array_split(others, min(len(others), MOST_GROUPS))] if others else []
-    meter = _NoiseMeter.of(network, list(images.values()), calibration)
-    by_image = np.zeros((len(images), len(groups), 4))
-    for i, sums in enumerate(_measured(meter, groups, workers, "layers")):
-        by_image[:, i] = sums
+    groups = list(in_groups(others, -(-len(others) // MOST_GROUPS) or 1))
+    sums = _measured(_NoiseMeter(network, tuple(images.values()), calibration), groups, workers, "layers")
     return NoiseSums(
         tuple(always),
         tuple(map(tuple, groups)),
         tuple(sum(shares[name] for name in group) for group in groups),
-        dict(zip(images, by_image, strict=True)),
+        dict(zip(images, sums.swapaxes(0, 1), strict=True)),
     )
 
 
 @dataclass(frozen=True)
 class _NoiseMeter:
-    """Makes a worker that quantizes convolutions and measures the sums of :class:`Change`, ``(images, 4)``."""
+    """Makes a worker that quantizes groups of convolutions and measures the sums of :meth:`FloatReference.sums`."""
 
     network: OnnxNetwork
     images: tuple[Path, ...]
     calibration: Calibration
-    every: tuple[str, ...]
-    """All convolutions that can be quantized."""
 
-    @staticmethod
-    def of(network: OnnxNetwork, images: Sequence[Path], calibration: Calibration) -> _NoiseMeter:
-        return _NoiseMeter(network, tuple(images), calibration, tuple(one.node for one in convolutions(network)))
-
-    def __call__(self) -> Worker[str, NDArray[np.float64]]:
+    def __call__(self) -> Worker[Sequence[str], NDArray[np.float64]]:
         reference = FloatReference(self.network, self.images, threads=1)
-        return lambda group: reference.sums(self.calibration, [name for name in self.every if name not in group])
+        return partial(reference.sums, self.calibration)
 
     @property
     def bytes_each(self) -> int:
         cost = cost_of(self.network.model, self.network.info)
-        return 4 * cost.weights + 2 * cost.tensors
+        return 4 * cost.weights + 2 * _VARIANTS * cost.tensors
 
 
-def _measured(
-    meter: _NoiseMeter, groups: Sequence[Sequence[str]], workers: Workers | None, unit: str
-) -> list[NDArray[np.float64]]:
-    """What quantizing each group of convolutions does: the sums of :class:`Change`, ``(images, 4)``."""
+def _measured(meter: _NoiseMeter, groups: Sequence[Sequence[str]], workers: Workers | None, unit: str) -> NDArray[np.float64]:
+    """What quantizing each group of convolutions does: the sums of :meth:`FloatReference.sums`, ``(groups, images, 5)``."""
+    parts = list(in_groups(groups, _VARIANTS))
     found: dict[int, NDArray[np.float64]] = {}
-    results = (workers or Threads()).results(meter, groups, bytes_each=meter.bytes_each, files=meter.images)
+    results = (workers or Threads()).results(meter, parts, bytes_each=meter.bytes_each, files=meter.images)
     with progress(len(groups), unit) as bar, closing(results):
         for done in results:
             found[id(done.group)] = done.result
-            bar.update(1, done.node)
-    return [found[id(group)] for group in groups]
+            bar.update(len(done.group), done.node)
+    none = np.zeros((len(meter.images), 0, 5))
+    by_group: NDArray[np.float64] = np.concatenate([none, *(found[id(part)] for part in parts)], 1).swapaxes(0, 1)
+    return by_group
 
 
 def _others(every: Iterable[Convolution], convolution: Convolution) -> list[str]:

@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from darktrt.check.variants import insert_variants
 from darktrt.errors import DarktrtError
 from darktrt.metadata import DetectorInfo
 from darktrt.onnx_cost import limit_batch
@@ -30,7 +31,7 @@ from darktrt.surgery.head import decode_heads
 from darktrt.surgery.precision import backbone, ends, halve
 from darktrt.surgery.qdq import Calibration, default_fp_layers, quantize
 from darktrt.surgery.rewrite import import_graph
-from darktrt.vision.detector import Arrays, Run, fit
+from darktrt.vision.detector import Run, fit
 from darktrt.vision.images import read_image
 
 _SECTION = re.compile(r"/layers\.(\d+)/")
@@ -111,8 +112,8 @@ def halved(network: OnnxNetwork) -> onnx.ModelProto:
     return _exported(graph.toposort())
 
 
-def up_to_scores(network: OnnxNetwork) -> OnnxNetwork:
-    """The network cut behind decoding: its outputs are ``scores (N, A, C)`` and the raw heads, under their names.
+def up_to_boxes(network: OnnxNetwork) -> OnnxNetwork:
+    """The network cut behind decoding: its outputs are ``boxes (N, A, 4)``, ``scores (N, A, C)`` and the raw heads.
 
     A network that takes images of any size then begins at its pixels, the input ``images_float``.
     """
@@ -124,7 +125,7 @@ def up_to_scores(network: OnnxNetwork) -> OnnxNetwork:
         pixels.inputs.clear()
         graph.inputs[0] = pixels
         info = replace(info, input="float", image_sizes=None)
-    graph.outputs = [graph.outputs[1], *heads]
+    graph.outputs += heads
     graph.cleanup(remove_unused_graph_inputs=True)
     return OnnxNetwork(_exported(graph), info)
 
@@ -159,8 +160,8 @@ class Change(NamedTuple):
 
     @staticmethod
     def of(sums: NDArray[np.float64]) -> Change:
-        """The change by its sums ``(images, 4)``: for each image those of both fractions, numerator before denominator."""
-        scores, weight, heads, strength = sums.sum(0).tolist()
+        """The change by its sums ``(images, 5)``, those of :meth:`FloatReference.sums`."""
+        scores, weight, heads, strength, _ = sums.sum(0).tolist()
         return Change(math.sqrt(scores / weight) if weight else 0.0, math.sqrt(heads / strength) if strength else 0.0)
 
 
@@ -178,33 +179,43 @@ class FloatReference:
     """
 
     def __init__(self, network: OnnxNetwork, images: Sequence[Path], threads: int | None = None) -> None:
-        self.network = up_to_scores(network)
+        self.network = up_to_boxes(network)
         self.threads = threads or len(os.sched_getaffinity(0))
         self.inputs = [fit(read_image(path), self.network.info)[0] for path in images]
-        self.expected = list(self._outputs(self.network.model))
-        if not all(np.isfinite(values).all() for outputs in self.expected for values in outputs.values()):
+        least = self.network.info.batch[0]  # a network with a larger smallest batch gets each image several times
+        run, input_ = session(self.network.model, threads=1), self.network.model.graph.input[0].name
+        self.expected = self._each_image(lambda image: [v[0] for v in run({input_: np.stack([image] * least)}).values()])
+        if not all(np.isfinite(values).all() for _, *outputs in self.expected for values in outputs):
             raise DarktrtError(f"{network.info.name}: its outputs are NaN or infinite; are the weights damaged?")
 
     def change(self, calibration: Calibration, fp_layers: Collection[str]) -> Change:
         """The change of the outputs when all convolutions but ``fp_layers`` are quantized."""
-        return Change.of(self.sums(calibration, fp_layers))
+        group = [one.node for one in convolutions(self.network) if one.node not in fp_layers]
+        return Change.of(self.sums(calibration, [group])[:, 0])
 
-    def sums(self, calibration: Calibration, fp_layers: Collection[str]) -> NDArray[np.float64]:
-        """The sums ``(images, 4)`` of :meth:`change`."""
-        changed = self._outputs(quantized(self.network, calibration, fp_layers))
-        return np.array([_sums(*each) for each in zip(self.expected, changed, strict=True)])
+    def sums(self, calibration: Calibration, groups: Sequence[Collection[str]]) -> NDArray[np.float64]:
+        """For each group the sums over each image when only its convolutions are quantized, ``(images, groups, 5)``.
 
-    def _outputs(self, model: onnx.ModelProto) -> Iterator[Arrays]:
-        """The outputs for each image; a network with a larger smallest batch gets it several times."""
-        run, input_, least = session(model, threads=1), model.graph.input[0].name, self.network.info.batch[0]
+        The first four are those of both fractions of :class:`Change`, numerator before denominator. The last one is
+        ``sum w |d|^2``, where w is as there, and d is how far the four edges of an anchor's box move, in shares of its width
+        and height in float; an edge moves by 1 at most. Boxes that are infinite in float do not count.
+        """
+        graph = import_graph(self.network.model)
+        insert_variants(graph, self.network.info, calibration, groups)
+        run, input_ = session(_exported(graph), threads=1), graph.inputs[0].name
+        changed = self._each_image(lambda image: list(run({input_: image[np.newaxis]}).values()))
+        pairs = zip(self.expected, changed, strict=True)
+        return np.array([[_sums(floats, each) for each in zip(*actual, strict=True)] for floats, actual in pairs])
+
+    def _each_image(self, outputs: Callable[[NDArray[Any]], list[NDArray[Any]]]) -> list[list[NDArray[Any]]]:
+        """The outputs for each image: boxes, scores and raw heads."""
         with ThreadPoolExecutor(self.threads) as pool:
-            for outputs in pool.map(lambda image: run({input_: np.stack([image] * least)}), self.inputs):
-                yield {name: values[0] for name, values in outputs.items()}
+            return list(pool.map(outputs, self.inputs))
 
 
 def operations(network: OnnxNetwork) -> dict[str, float]:
     """Each convolution's share of the multiplications of all convolutions, in graph order."""
-    cut = up_to_scores(network)
+    cut = up_to_boxes(network)
     graph = import_graph(cut.model)
     nodes = [node for node in backbone(graph, cut.info) if node.op == "Conv"]
     weights = [node.inputs[1].values.size for node in nodes]
@@ -217,12 +228,20 @@ def operations(network: OnnxNetwork) -> dict[str, float]:
     return dict(zip([node.name for node in nodes], (counts / counts.sum()).tolist(), strict=True))
 
 
-def _sums(expected: Arrays, actual: Arrays) -> NDArray[np.float64]:
-    """The four sums of :class:`Change` over one image."""
-    weight = expected["scores"].max(1).astype(np.float64)
-    moved = np.square(actual["scores"] - expected["scores"], dtype=np.float64).sum(1)
-    heads = [name for name in expected if name != "scores"]
-    error = sum(np.square(actual[name] - expected[name], dtype=np.float64).sum() for name in heads)
-    strength = sum(np.square(expected[name], dtype=np.float64).sum() for name in heads)
+def _sums(expected: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    """The five sums of :meth:`FloatReference.sums` over one image."""
+    (boxes, scores, *heads), (moved_boxes, moved_scores, *moved_heads) = expected, actual
+    weight = scores.max(1).astype(np.float64)
+    moved = np.square(moved_scores - scores, dtype=np.float64).sum(1)
+    error = sum(np.square(one - other, dtype=np.float64).sum() for one, other in zip(moved_heads, heads, strict=True))
+    strength = sum(np.square(one, dtype=np.float64).sum() for one in heads)
+    finite = np.isfinite(boxes).all(1)  # the others are never detections
+    shifts = np.abs(moved_boxes[finite] - boxes[finite]) / np.maximum(_sizes(boxes[finite]), 1e-6)
+    edges = np.square(np.fmin(shifts, 1), dtype=np.float64).sum(1)
     # no dot product: BLAS splits a long one among threads
-    return np.array([(weight * moved).sum(), weight.sum(), error, strength])
+    return np.array([(weight * moved).sum(), weight.sum(), error, strength, (weight[finite] * edges).sum()])
+
+
+def _sizes(boxes: NDArray[Any]) -> NDArray[Any]:
+    """Width and height of boxes, twice: ``(A, 4)``."""
+    return np.tile(boxes[:, 2:] - boxes[:, :2], 2)

@@ -32,8 +32,8 @@ def add(commands: groups.Commands) -> None:
     bias = "images of a second pass, which measures how to correct biases; 0 leaves the biases (default: 64)"
     parser.add_argument("--bias-images", type=int, default=64, metavar="N", help=bias)
     layers = (
-        "images of a third pass, which measures which convolutions would add twice their share of INT8's noise or more, to "
-        "leave them in floating point; 0 leaves only the first one and those of the heads there (default: 8)"
+        "images of a third pass, which measures which convolutions would add three times their share of INT8's noise or more, "
+        "to leave them in floating point; 0 leaves only the first one and those of the heads there (default: 8)"
     )
     parser.add_argument("--fp-layer-images", type=int, default=8, metavar="N", help=layers)
     resume = "go on with a run that was interrupted (CALIB.partial), or add images and measurements to CALIB"

@@ -55,7 +55,7 @@ def made(folder: str = "images") -> CalibrationFile:
         for name, channels in zip(TENSORS, (3, 5), strict=True)
     }
     contents = CalibrationFile(NETWORK, SETTINGS, histograms, ("of samples",), choose_thresholds(histograms))
-    noise = NoiseSums(("first",), (("x", "y"), ("z",)), (0.25, 0.75), {contents.noise_sample[0]: RANDOM.random((2, 4))})
+    noise = NoiseSums(("first",), (("x", "y"), ("z",)), (0.25, 0.75), {contents.noise_sample[0]: RANDOM.random((2, 5))})
     return replace(contents, means=MeasuredMeans(frozenset(contents.means_sample), sums), noise=noise)
 
 
@@ -88,7 +88,7 @@ def test_the_file_says_in_words_what_it_holds(tmp_path: Path) -> None:
         assert archive.namelist()[0] == "calibration.json"
         assert {member.date_time for member in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         values = json.loads(archive.read("calibration.json"))
-    assert values["format"] == "darktrt calibration 1"
+    assert values["format"] == "darktrt calibration 2"
     assert values["darktrt"] == __version__
     assert values["network"]["onnx"] == "c" * 64 and values["network"]["sources"]["weights"] == "b" * 64
     assert list(values["images"].items()) == [(DIGESTS[3 - i], f"images/{i} x.jpg") for i in range(4)]
@@ -160,14 +160,14 @@ def test_what_later_stages_read(tmp_path: Path) -> None:
 
 def test_a_later_version_asks_for_an_update(tmp_path: Path) -> None:
     """Whatever else it says."""
-    write_archive(tmp_path / "a.calib", "calibration.json", '{"format": "darktrt calibration 2", "new": [1]}', {})
+    write_archive(tmp_path / "a.calib", "calibration.json", '{"format": "darktrt calibration 3", "new": [1]}', {})
     with pytest.raises(
-        DarktrtError, match=r"a\.calib: is of version 2 of calibration files, and .* reads version 1; update dar"
+        DarktrtError, match=r"a\.calib: is of version 3 of calibration files, and .* reads version 2; update dar"
     ):
         read_calibration(tmp_path / "a.calib")
 
 
-@pytest.mark.parametrize("format_", ["darktrt calibration 0", "darktrt histograms 3", "darktrt calibration 1.5", 1, None])
+@pytest.mark.parametrize("format_", ["darktrt calibration 1", "darktrt histograms 3", "darktrt calibration 1.5", 1, None])
 def test_another_kind_of_file_is_none(tmp_path: Path, format_: object) -> None:
     write_archive(tmp_path / "a.calib", "calibration.json", json.dumps({"format": format_}), {})
     with pytest.raises(DarktrtError, match=r"a\.calib: is no calibration \(its format is '.*'\); name a calibration"):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import Made, made_image
+from helpers import Made, made_image, run
 from onnx import numpy_helper
 from PIL import Image
 
 from darktrt.calib.file import in_order, read_calibration, write_calibration
 from darktrt.calib.fp_layers import Cost, FpLayers, NoiseSums
 from darktrt.check.sensitivity import measure_noise, sensitivity
-from darktrt.check.simulate import chosen_fp_layers, convolutions, load_network, operations
+from darktrt.check.simulate import (
+    FloatReference,
+    OnnxNetwork,
+    chosen_fp_layers,
+    convolutions,
+    load_network,
+    operations,
+    quantized,
+    up_to_boxes,
+)
 from darktrt.cli import main
 from darktrt.files import sha256_of
 from darktrt.onnx_file import load_model
@@ -22,6 +32,8 @@ from darktrt.parallel import Threads
 from darktrt.pipeline import load_calibration
 from darktrt.surgery.qdq import Calibration
 from darktrt.surgery.rewrite import SurgeryOptions, insert_plugins
+from darktrt.vision.detector import fit
+from darktrt.vision.images import read_image
 from darktrt.vision.sources import find_images
 
 ALWAYS = ("first", "head")
@@ -33,9 +45,15 @@ def chosen(*costs: tuple[str, float, float]) -> list[str]:
     return list(layers.names[2:])
 
 
-def test_twice_the_share_of_the_operations_is_worth_it() -> None:
-    assert chosen(("a", 0.1, 0.05), ("b", 0.0999, 0.05), ("c", 0.01, 0.001), ("d", 0.7901, 0.899)) == ["c", "a"]
-    assert chosen(("a", 0.02, 0.01), ("b", 0.0199, 0.01), ("c", 0.9601, 0.98)) == ["a"]  # b would fit, but is not worth it
+def test_thrice_the_share_of_the_operations_is_worth_it() -> None:
+    assert chosen(("a", 0.149, 0.05), ("c", 0.01, 0.001), ("d", 0.841, 0.949)) == ["c", "a"]
+    assert chosen(("a", 0.03, 0.01), ("b", 0.0284, 0.01), ("c", 0.9416, 0.98)) == ["a"]  # b would fit, but is not worth it
+
+
+def test_the_noise_counts_that_the_layers_before_have_left() -> None:
+    """One layer has nine tenths of all noise; behind it, three times a share of the tenth that is left is enough."""
+    assert chosen(("a", 0.9, 0.01), ("b", 0.02, 0.06), ("c", 0.03, 0.09), ("d", 0.05, 0.84)) == ["a", "b"]
+    assert chosen(("a", 0.9, 0.01), ("b", 0.0179, 0.06), ("d", 0.0821, 0.93)) == ["a"]
 
 
 def test_no_more_than_a_tenth_of_the_operations_is_given_up() -> None:
@@ -61,14 +79,14 @@ def test_layers_in_words() -> None:
 
 
 def test_costs_follow_from_sums_over_images() -> None:
-    """Of each group the share of sum w |s' - s|^2 / sum w; a group whose scores all are 0 has no noise."""
+    """Of each group the mean of two shares, of sum w |s' - s|^2 and of sum w |d|^2, both over sum w; no scores, no noise."""
     sums = {
-        "x": np.array([[3.0, 4, 9, 9], [1, 8, 9, 9], [0, 0, 9, 9]]),
-        "y": np.array([[3.0, 8, 9, 9], [1, 4, 9, 9], [0, 0, 9, 9]]),
+        "x": np.array([[3.0, 4, 9, 9, 1], [1, 8, 9, 9, 2], [0, 0, 9, 9, 7]]),
+        "y": np.array([[3.0, 8, 9, 9, 2], [1, 4, 9, 9, 7], [0, 0, 9, 9, 7]]),
     }
     layers = NoiseSums(ALWAYS, (("a", "b"), ("c",), ("d",)), (0.5, 0.25, 0.25), sums).fp_layers()
-    assert layers == FpLayers(ALWAYS, (Cost(("a", "b"), 0.75, 0.5), Cost(("c",), 0.25, 0.25), Cost(("d",), 0.0, 0.25)))
-    silent = NoiseSums(ALWAYS, (("a",),), (1.0,), {"x": np.zeros((1, 4))}).fp_layers()
+    assert layers == FpLayers(ALWAYS, (Cost(("a", "b"), 0.5, 0.5), Cost(("c",), 0.5, 0.25), Cost(("d",), 0.0, 0.25)))
+    silent = NoiseSums(ALWAYS, (("a",),), (1.0,), {"x": np.zeros((1, 5))}).fp_layers()
     assert silent.costs == (Cost(("a",), 0.0, 1.0),)
 
 
@@ -117,6 +135,37 @@ def images(files: Path, count: int) -> dict[str, Path]:
     return {sha256_of(path): path for path in find_images([str(files / "photos")], count, 0)}
 
 
+def noise_of(
+    network: OnnxNetwork, calibration: Calibration, group: Sequence[str], paths: Iterable[Path]
+) -> tuple[float, float]:
+    """How quantizing a group of convolutions changes scores and boxes, from the network with Q/DQ nodes, image by image."""
+    cut = up_to_boxes(network)
+    changed = quantized(cut, calibration, [one.node for one in convolutions(cut) if one.node not in group])
+    scores = boxes = weights = 0.0
+    for path in paths:
+        image = fit(read_image(path), cut.info)[0][np.newaxis]
+        exact, moved = run(cut.model, {"images": image}), run(changed, {"images": image})
+        weight = exact["scores"][0].max(1).astype(np.float64)
+        size = np.tile(exact["boxes"][0, :, 2:] - exact["boxes"][0, :, :2], 2)
+        edges = np.minimum(np.abs(moved["boxes"][0] - exact["boxes"][0]) / size, 1)
+        scores += (weight * np.square(moved["scores"][0] - exact["scores"][0]).sum(1)).sum()
+        boxes += (weight * np.square(edges).sum(1)).sum()
+        weights += weight.sum()
+    return scores / weights, boxes / weights
+
+
+def test_variants_in_one_graph_are_the_networks_that_they_stand_for(files: Path) -> None:
+    """Groups of one and of several convolutions, those behind one another among them, all of them, and none."""
+    calibration = Calibration(load_calibration(files / "my.calib").scales)
+    network = load_network(files / "nms.onnx")
+    every = [one.node for one in convolutions(network)]
+    groups = [[every[0]], [every[2], every[3]], every[1::2], [every[-1]], every, []]
+    paths = list(images(files, 2).values())
+    sums = FloatReference(network, paths).sums(calibration, groups).sum(0)
+    for group, (scores, weight, _, _, boxes) in zip(groups, sums.tolist(), strict=True):
+        assert (scores / weight, boxes / weight) == pytest.approx(noise_of(network, calibration, group, paths), rel=1e-4)
+
+
 def test_each_convolution_is_measured_by_itself(files: Path) -> None:
     calibration = Calibration(load_calibration(files / "my.calib").scales)
     result = measure_noise(files / "nms.onnx", images(files, 2), calibration).fp_layers()
@@ -124,10 +173,11 @@ def test_each_convolution_is_measured_by_itself(files: Path) -> None:
     assert list(result.always) == chosen_fp_layers(network)
     others = [one.node for one in convolutions(network) if one.node not in result.always]
     assert [cost.nodes for cost in result.costs] == [(name,) for name in others]
-    ranked = sensitivity(files / "nms.onnx", [str(files / "photos")], calibration, 2)
-    changes = {layer.convolution.node: layer.change.scores for layer in ranked.layers}
-    total = sum(changes[name] ** 2 for name in others)
-    assert [cost.noise for cost in result.costs] == pytest.approx([changes[name] ** 2 / total for name in others])
+    noise = {name: noise_of(network, calibration, [name], images(files, 2).values()) for name in others}
+    scores, boxes = (sum(noise[name][i] for name in others) for i in range(2))
+    assert [cost.noise for cost in result.costs] == pytest.approx(
+        [(noise[name][0] / scores + noise[name][1] / boxes) / 2 for name in others], rel=1e-4
+    )
 
 
 def test_the_noise_of_an_image_depends_on_no_other_image_and_no_thread(files: Path) -> None:

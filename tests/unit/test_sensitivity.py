@@ -23,7 +23,7 @@ from darktrt.check.simulate import (
     convolutions,
     load_network,
     quantized,
-    up_to_scores,
+    up_to_boxes,
 )
 from darktrt.cli import commands, main
 from darktrt.convert.export import convert_darknet
@@ -102,14 +102,16 @@ def test_convolutions_of_another_network_are_refused(files: Path) -> None:
         convolutions(replace(network, info=replace(network.info, layers=network.info.layers[1:])))
 
 
-def test_the_network_ends_at_its_scores(files: Path) -> None:
+def test_the_network_ends_at_its_boxes_and_scores(files: Path) -> None:
     network = load_network(files / "nms.onnx")
-    cut = up_to_scores(network)
+    cut = up_to_boxes(network)
     onnx.checker.check_model(cut.model, full_check=True)
     image = made_image(64, 96)[None]
     found = run(cut.model, {"images": image})
-    assert set(found) == {"scores", *(head.tensor for head in network.info.heads)}
-    np.testing.assert_array_equal(found["scores"], run(files / "decode.onnx", {"images": image})["scores"])
+    assert set(found) == {"boxes", "scores", *(head.tensor for head in network.info.heads)}
+    decoded = run(files / "decode.onnx", {"images": image})
+    for name in ("boxes", "scores"):
+        np.testing.assert_array_equal(found[name], decoded[name])
 
 
 @pytest.mark.parametrize("form", ["nms", "decode"])
