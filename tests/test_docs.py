@@ -27,6 +27,7 @@ from test_layers import ROOMS
 import darktrt
 from darktrt.cli import main
 from darktrt.cli.commands import parser
+from darktrt.progress import LOGGER
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -83,11 +84,14 @@ def run_here(words: list[str], folder: Path, command: Callable[[], int]) -> subp
 
 def run_program(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
     def program() -> int:
+        level = LOGGER.level
         try:
             exec(compile(text, "program.py", "exec"), {"__name__": "__main__"})
         except Exception:
             traceback.print_exc()
             return 1
+        finally:
+            LOGGER.setLevel(level)  # a guide shows how to silence it
         return 0
 
     return run_here(["python", "-c", text], folder, program)

@@ -13,8 +13,19 @@ from triton_models import Models
 from darktrt.cli import main
 from darktrt.errors import DarktrtError
 from darktrt.serve.client.client import Client
-from darktrt.serve.load.measure import LoadOptions, measure_load
+from darktrt.serve.load.measure import Level, LoadOptions, measure_load
+from darktrt.serve.load.worker import Latency
 from darktrt.serve.server import Server
+
+
+def in_flight(level: Level, batch: int, milliseconds: float) -> float:
+    """Requests at once, if each took so long."""
+    return level.infer_per_second / batch * milliseconds / 1e3
+
+
+def most_ms(latency: Latency) -> float:
+    """About the largest mean with these percentiles; where the machine halts at times it is far from p50."""
+    return 0.5 * latency.p50 + 0.4 * latency.p90 + 0.05 * latency.p95 + 0.05 * latency.p99
 
 
 @pytest.mark.parametrize(
@@ -34,8 +45,8 @@ def test_levels_agree_with_what_the_server_counts(triton: Server, protocol: str,
         assert level.failures == 0
         assert 0 < level.latency.p50 <= level.latency.p90 <= level.latency.p95 <= level.latency.p99
         assert level.queue_ms + level.compute_ms < level.latency.p99
-        rate = 1e3 * level.concurrency * batch / level.latency.p50
-        assert level.infer_per_second == pytest.approx(rate, rel=0.6), "as many at once as it says"
+        assert 0.4 < in_flight(level, batch, most_ms(level.latency)) / level.concurrency, "as many at once as it says"
+        assert in_flight(level, batch, level.latency.p50) / level.concurrency < 1.6
     assert regions_of(triton) == []
 
 

@@ -117,14 +117,17 @@ def test_the_counters_of_the_autoscaler_are_the_time_in_the_queue(triton: Server
     ask(triton, "made", images=np.zeros((3, 64, 96, 3), np.uint8))
     names = set(re.findall(r"rate\((\w+)", (ROOT / "deploy/prometheus-adapter.yaml").read_text(encoding="utf-8")))
     assert names == {"nv_inference_queue_duration_us", "nv_inference_request_success"}
+    end = time.monotonic() + 20
     with grpc.InferenceServerClient(triton.grpc) as client:
-        counted = client.get_inference_statistics("made").model_stats[0].inference_stats
-    counters, end = dict[str, float](), time.monotonic() + 20
-    while counters.get("nv_inference_request_success") != counted.success.count > 0:  # metrics lag behind statistics
-        assert time.monotonic() < end, f"{counters} after {counted.success.count} requests"
-        with urllib.request.urlopen(f"http://{triton.metrics}/metrics", timeout=10) as answer:
-            lines = re.findall(r'(?m)^(\w+)\{model="made",version="1"\} (\S+)$', answer.read().decode())
-        counters = {name: float(value) for name, value in lines if name in names}
+        while True:  # both lag behind answers
+            with urllib.request.urlopen(f"http://{triton.metrics}/metrics", timeout=10) as answer:
+                lines = re.findall(r'(?m)^(\w+)\{model="made",version="1"\} (\S+)$', answer.read().decode())
+            counters = {name: float(value) for name, value in lines if name in names}
+            counted = client.get_inference_statistics("made").model_stats[0].inference_stats
+            if counters.get("nv_inference_request_success") == counted.success.count > 0:
+                break
+            assert time.monotonic() < end, f"{counters} after {counted.success.count} requests"
+            time.sleep(0.1)
     rounded = counted.queue.ns / 1e3 - counters["nv_inference_queue_duration_us"]  # down, once for each request
     assert 0 <= rounded <= counted.success.count
 

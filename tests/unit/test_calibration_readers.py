@@ -34,8 +34,8 @@ NEED_SCALES = [name for name in READERS if name not in ("calib merge", "calib sh
 """The others read what a TensorRT cache lacks."""
 
 NEITHER, DAMAGED = "is neither a calibration of darktrt nor a TensorRT calibration cache; name ", "is damaged ("
-OWN = '"darktrt calibration 1"'
-LATER = f"is of version 27 of calibration files, and this darktrt ({darktrt.__version__}) reads version 1; update darktrt"
+OWN = '"darktrt calibration 2"'
+LATER = f"is of version 27 of calibration files, and this darktrt ({darktrt.__version__}) reads version 2; update darktrt"
 
 
 def edited(path: Path, old: str, new: str) -> bytes:

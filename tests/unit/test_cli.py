@@ -254,7 +254,7 @@ def test_what_calibration_writes(made: Made, images: Path, capsys: pytest.Captur
     assert out == f"{shown}a.calib: scales of 25 tensors\n"
     assert Path("a.png").is_file()
     values = json.loads(said(capsys, "calib", "show", "a.calib", "--json")[0])
-    assert values["format"] == "darktrt calibration 1" and len(values["thresholds"]) == 25
+    assert values["format"] == "darktrt calibration 2" and len(values["thresholds"]) == 25
     assert said(capsys, "calib", "export", "a.calib", "-o", "a.cache")[0] == "a.cache: scales of 25 tensors\n"
     scales = CalibrationTable.load("a.cache").scales
     assert {name: float(scale) for name, scale in scales.items()} == {

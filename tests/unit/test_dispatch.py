@@ -347,6 +347,13 @@ def test_there_are_as_many_workers_as_needed(number: int, threads: int, most: in
     assert all(options == {"num_cpus": 1, "num_gpus": 0, "max_concurrency": threads} for _, options in ray.hired)
 
 
+def test_work_that_no_node_has_room_for_is_refused() -> None:
+    ray = Ray([machine("one", cpus=2)])
+    with pytest.raises(DarktrtError, match=r"a worker takes 3 CPUs, and no node of the cluster has them \(one\)"):
+        work(ray, GROUPS, cpus=3)
+    assert ray.hired == []
+
+
 def test_groups_are_drawn_as_they_are_needed() -> None:
     """A worker has one more than it is at; there is no result yet when the first are drawn."""
     drawn: list[int] = []
@@ -534,6 +541,7 @@ def test_an_actor_makes_a_worker_and_keeps_what_is_logged(logger: None, tmp_path
 
     actor = Actor(Job(make, {str(model): b"net"}, True, str(tmp_path)))
     assert Path.cwd() == tmp_path
+    assert LOGGER.level == logging.INFO and not LOGGER.propagate  # nobody reads what is printed on a node
     assert actor.open() == Outcome(None, False, [(logging.WARNING, "made of net")])
     assert actor.work([image], {str(image): b"pixels"}) == Outcome(b"pixelsnet", False, [(logging.INFO, "at a.png")])
     assert actor.work([image], {}).failed
@@ -575,6 +583,10 @@ def test_a_worker_of_a_cluster_takes_what_its_threads_need(
     more = {"gpu": True} if gpu else {}
     assert list(workers.results(lambda: lambda _: None, [], bytes_each=10, files=[tmp_path / "a.plan"], **more)) == []
     assert seen == [{str(tmp_path / "a.plan"): b"plan"}, True, os.getcwd(), need, threads, 7]
+    assert cluster_module.MOST_FILE_BYTES == 4 * GIB
+    monkeypatch.setattr(cluster_module, "MOST_FILE_BYTES", 3)
+    with pytest.raises(DarktrtError, match=r"a\.plan: has 4 bytes, and such a file may have 3"):
+        list(workers.results(lambda: lambda _: None, [], bytes_each=10, files=[tmp_path / "a.plan"]))
     usual = Cluster()
     assert (usual.num_cpus_per_worker, usual.num_gpus_per_worker, usual.workers, usual.group_size) == (1, 1.0, None, 32)
     assert usual.address is None and not usual.ship_images

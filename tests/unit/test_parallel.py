@@ -79,7 +79,7 @@ def test_a_gpu_is_at_one_group_at_a_time() -> None:
 
 
 def test_there_are_as_many_threads_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda _: set(range(16)))
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", {0: set(range(16))}.__getitem__)  # of this process
     monkeypatch.setattr(parallel, "available_bytes", lambda: 10 << 30)
     assert [Threads().count(size) for size in (1, 1 << 30, 2 << 30, 100 << 30)] == [16, 5, 2, 1]
     assert Threads(4).count(1) == 4
@@ -99,6 +99,19 @@ def test_an_error_ends_the_rest() -> None:
         list(Threads(1).results(lambda: work, in_groups(range(100), 1), bytes_each=1))
     assert len(begun) < 10
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker")]
+
+
+def test_groups_that_have_not_begun_are_left_when_no_more_are_wanted() -> None:
+    begun: list[int] = []
+
+    def work(group: Sequence[int]) -> None:
+        begun.append(group[0])
+        time.sleep(0.1 if group[0] else 0)
+
+    results = Threads(1).results(lambda: work, in_groups(range(9), 1), bytes_each=1)
+    next(results)
+    results.close()
+    assert begun in ([0], [0, 1])
 
 
 def test_images_of_a_group() -> None:
