@@ -311,6 +311,14 @@ def test_an_engine_runs_on_the_gpus(nodes: Nodes, files: Path, tmp_path: Path) -
 # --- calibration ---
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _several_groups_in_each_pass() -> Iterator[None]:
+    """Of the network's few convolutions too, so that a worker can be killed between two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("darktrt.check.sensitivity._VARIANTS", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def plain(files: Path) -> bytes:
     """The calibration of one machine."""
