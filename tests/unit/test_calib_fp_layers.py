@@ -81,11 +81,11 @@ def test_layers_in_words() -> None:
 def test_costs_follow_from_sums_over_images() -> None:
     """Of each group the mean of two shares, of sum w |s' - s|^2 and of sum w |d|^2, both over sum w; no scores, no noise."""
     sums = {
-        "x": np.array([[3.0, 4, 9, 9, 1], [1, 8, 9, 9, 2], [0, 0, 9, 9, 7]]),
-        "y": np.array([[3.0, 8, 9, 9, 2], [1, 4, 9, 9, 7], [0, 0, 9, 9, 7]]),
+        "x": np.array([[3.0, 4, 9, 9, 1], [1, 8, 9, 9, 5], [0, 0, 9, 9, 7]]),
+        "y": np.array([[3.0, 8, 9, 9, 2], [1, 8, 9, 9, 7], [0, 0, 9, 9, 7]]),
     }
     layers = NoiseSums(ALWAYS, (("a", "b"), ("c",), ("d",)), (0.5, 0.25, 0.25), sums).fp_layers()
-    assert layers == FpLayers(ALWAYS, (Cost(("a", "b"), 0.5, 0.5), Cost(("c",), 0.5, 0.25), Cost(("d",), 0.0, 0.25)))
+    assert layers == FpLayers(ALWAYS, (Cost(("a", "b"), 0.525, 0.5), Cost(("c",), 0.475, 0.25), Cost(("d",), 0.0, 0.25)))
     silent = NoiseSums(ALWAYS, (("a",),), (1.0,), {"x": np.zeros((1, 5))}).fp_layers()
     assert silent.costs == (Cost(("a",), 0.0, 1.0),)
 
