@@ -15,20 +15,22 @@ from helpers import MADE_CFG, ROOT, head, net, section
 LIBRARY = os.environ.get("DARKTRT_LIBDARKNET", "")
 
 
-@pytest.fixture
-def list_cfgs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def script(monkeypatch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    """A module of benchmarks/, without its bars."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    module = import_module("list_cfgs")
+    module = import_module(name)
     monkeypatch.setattr(module, "set_progress", lambda how: None)
     return module
+
+
+@pytest.fixture
+def list_cfgs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return script(monkeypatch, "list_cfgs")
 
 
 @pytest.fixture
 def compare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    module = import_module("compare_darknet")
-    monkeypatch.setattr(module, "set_progress", lambda how: None)
-    return module
+    return script(monkeypatch, "compare_darknet")
 
 
 def test_each_cfg_is_listed_once_with_its_result(list_cfgs: ModuleType, tmp_path: Path) -> None:
